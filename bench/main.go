@@ -1,0 +1,72 @@
+// Command bench measures the agent against what it stands beside: its DNS against unbound and a
+// raw UDP echo, its start and memory against Envoy alone with the same resources, its capture
+// rules against one bare iptables-restore. Both sides of every ratio are measured in turn in the
+// same run, and medians are shown. Whatever captures or is loaded lives in namespaces of its own.
+//
+// It needs root, bin/pilot-agent, bin/envoy, dnsperf and unbound; `make bench` brings them.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"understudy.mesh/tests/lab"
+)
+
+// settings are the command line.
+type settings struct {
+	rounds   int           // how often each measurement is repeated
+	duration time.Duration // of one DNS load
+	entries  int           // ServiceEntries of the agent
+	only     string        // the sections to run, separated by commas; "" for all
+	out      string        // directory of the JSON files
+	echo     string        // run as the echo server on this address instead
+}
+
+func parse() settings {
+	var s settings
+	flag.IntVar(&s.rounds, "rounds", 5, "how often each measurement is repeated; medians are shown")
+	flag.DurationVar(&s.duration, "duration", 3*time.Second, "how long one DNS load takes")
+	flag.IntVar(&s.entries, "entries", 1000, "number of ServiceEntries")
+	flag.StringVar(&s.only, "only", "", "sections to run: dns,start,iptables (default: all)")
+	flag.StringVar(&s.out, "out", "bench/out", "directory of the JSON files")
+	flag.StringVar(&s.echo, "echo", "", "serve raw UDP echoes on this address, and do nothing else")
+	flag.Parse()
+	return s
+}
+
+func main() {
+	s := parse()
+	if s.echo != "" {
+		slog.Error("the echo server ended", "err", echo(s.echo))
+		os.Exit(1)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var all []result
+	for _, section := range []struct {
+		name    string
+		measure func(lab.T, settings) []result
+	}{{"dns", benchDNS}, {"start", benchStart}, {"iptables", benchIptables}} {
+		if s.only != "" && !strings.Contains(","+s.only+",", ","+section.name+",") {
+			continue
+		}
+		results, err := isolated(ctx, func(t *run) []result { return section.measure(t, s) })
+		if err == nil {
+			err = writeJSON(s.out, section.name, results)
+		}
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %s: %v\n", section.name, err)
+			os.Exit(1)
+		}
+		all = append(all, results...)
+	}
+	fmt.Print(table(all))
+}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// result is one measured quantity of the agent, and its peer's when there is one to compare with.
+type result struct {
+	What      string    `json:"what"`
+	Unit      string    `json:"unit"`
+	Value     float64   `json:"value"` // median of Samples
+	Samples   []float64 `json:"samples"`
+	Reference string    `json:"reference,omitempty"`
+	RefValue  float64   `json:"referenceValue,omitempty"` // median of RefSamples
+	Refs      []float64 `json:"referenceSamples,omitempty"`
+	Ratio     float64   `json:"ratio,omitempty"` // Value / RefValue
+}
+
+// measured makes a result without a peer.
+func measured(what, unit string, samples []float64) result {
+	return result{What: what, Unit: unit, Value: median(samples), Samples: samples}
+}
+
+// against adds the peer.
+func (r result) against(reference string, samples []float64) result {
+	r.Reference, r.Refs, r.RefValue = reference, samples, median(samples)
+	if r.RefValue != 0 {
+		r.Ratio = r.Value / r.RefValue
+	}
+	return r
+}
+
+func median(samples []float64) float64 {
+	if len(samples) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(samples))
+	middle := len(sorted) / 2
+	if len(sorted)%2 == 1 {
+		return sorted[middle]
+	}
+	return (sorted[middle-1] + sorted[middle]) / 2
+}
+
+// table renders results for a terminal.
+func table(results []result) string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "what\tagent\tunit\tagainst\tpeer\tratio")
+	for _, r := range results {
+		if r.Reference == "" {
+			fmt.Fprintf(w, "%s\t%s\t%s\t\t\t\n", r.What, number(r.Value), r.Unit)
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%.2f\n", r.What, number(r.Value), r.Unit, r.Reference, number(r.RefValue), r.Ratio)
+	}
+	_ = w.Flush()
+	return b.String()
+}
+
+// number shows three digits or so.
+func number(v float64) string {
+	if v >= 100 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+// writeJSON writes the results of a section with all their samples.
+func writeJSON(dir, section string, results []result) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make the output directory: %w", err)
+	}
+	data, err := json.MarshalIndent(results, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the results of %s: %w", section, err)
+	}
+	path := filepath.Join(dir, section+".json")
+	if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil {
+		return fmt.Errorf("write the results of %s: %w", section, err)
+	}
+	return nil
+}

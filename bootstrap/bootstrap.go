@@ -1,0 +1,249 @@
+// Package bootstrap owns the configuration that Envoy starts with: one typed
+// bootstrap message, made by a pure function and marshalled once.
+//
+// What is in it is Istio's sidecar bootstrap as far as it makes sense for an
+// agent that serves 15020, 15021 and 15000 itself: Envoy has its admin on a Unix
+// socket of its own generation, takes clusters and listeners over ADS from
+// another Unix socket, and listens on the stats port and nowhere else.
+package bootstrap
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+const (
+	// XDSCluster is the static cluster that leads to the agent's ADS socket. The
+	// name is Istio's: dashboards select cluster.xds-grpc.* by it.
+	XDSCluster = "xds-grpc"
+	// StatsCluster is the static cluster behind the stats port: Envoy's own admin.
+	StatsCluster = "prometheus_stats"
+
+	// maxSocketPath is sizeof(sockaddr_un.sun_path) without the final NUL, unix(7).
+	maxSocketPath = 107
+	// profilePath is where /cpuprofiler writes. Envoy's default, /var/log/envoy,
+	// cannot be written on a read-only root; Istio's data directory can.
+	profilePath = "/var/lib/istio/data/envoy.prof"
+	// adminSocketMode lets nobody but Envoy's own user, and root, at the admin API.
+	adminSocketMode = 0o600
+)
+
+// Istio's log line, in spdlog's pattern language, so that Envoy's lines and the
+// agent's can be read by one parser.
+const (
+	logTime   = "%Y-%m-%dT%T.%fZ"
+	logFormat = logTime + "\t%l\tenvoy %n %g:%#\t%v\tthread=%t"
+)
+
+// Node identifies this Envoy in config dumps and to a control plane
+// (envoy.config.core.v3.Node).
+type Node struct {
+	// ID is Istio's service node: <type>~<IP>~<pod>.<namespace>~<domain>. Required.
+	ID string
+	// Cluster is the service that the pod belongs to. Required.
+	Cluster string
+	// Metadata must hold what JSON can: strings, numbers, booleans, nil, []any and
+	// map[string]any.
+	Metadata map[string]any
+	// Region, Zone and SubZone are the locality; all may be empty.
+	Region, Zone, SubZone string
+}
+
+// Config is everything that a bootstrap depends on.
+type Config struct {
+	Node Node
+	// AdminPath is the Unix socket that Envoy makes for its admin API. Required, at
+	// most 107 bytes; one per generation, since a starting Envoy unlinks what is there.
+	AdminPath string
+	// XDSPath is the agent's Unix socket that serves delta ADS. Required, at most 107
+	// bytes.
+	XDSPath string
+	// StatsPort serves GET /stats/prometheus and nothing else; 0 means no such listener.
+	StatsPort uint16
+	// StatsLoopbackOnly binds StatsPort to 127.0.0.1 and ::1 instead of every address.
+	StatsLoopbackOnly bool
+	// IPv4 and IPv6 say which families the pod has; at least one must be set.
+	IPv4, IPv6 bool
+	// LogJSON makes Envoy's own log JSON lines (time, level, scope, msg) instead of
+	// Istio's text.
+	LogJSON bool
+	// RuntimeValues are ProxyConfig.runtimeValues: they go over the defaults, and ""
+	// deletes a default.
+	RuntimeValues map[string]string
+	// StatsMatcher adds to the statistics that Envoy keeps.
+	StatsMatcher StatsMatcher
+	// ExtraStatTags are names of tags that extensions put into statistics' names as
+	// "<tag>=.=<value>;.;" (annotation sidecar.istio.io/extraStatTags).
+	ExtraStatTags []string
+	// ConnectionStats keeps downstream_cx_active of every listener, which a drain that
+	// waits for the last connection needs.
+	ConnectionStats bool
+	// MaxDownstreamConnections bounds the connections of all listeners together; 0 is
+	// Istio's default, 2147483647, which is to say no bound.
+	MaxDownstreamConnections uint64
+}
+
+// Build makes the bootstrap. It reads and changes nothing; its errors name the
+// field of Config that is wrong.
+func Build(c Config) (*bootstrapv3.Bootstrap, error) {
+	b, err := build(c)
+	if err != nil {
+		return nil, fmt.Errorf("build Envoy's bootstrap: %w", err)
+	}
+	return b, nil
+}
+
+func build(c Config) (*bootstrapv3.Bootstrap, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	metadata, err := structpb.NewStruct(c.Node.Metadata)
+	if err != nil {
+		return nil, fmt.Errorf("Node.Metadata: %w", err)
+	}
+	stats, err := statsConfig(c)
+	if err != nil {
+		return nil, err
+	}
+	static, err := staticResources(c)
+	if err != nil {
+		return nil, err
+	}
+	overload, err := overloadManager(c)
+	if err != nil {
+		return nil, err
+	}
+	return &bootstrapv3.Bootstrap{
+		Node: &corev3.Node{
+			Id:       c.Node.ID,
+			Cluster:  c.Node.Cluster,
+			Metadata: metadata,
+			Locality: &corev3.Locality{Region: c.Node.Region, Zone: c.Node.Zone, SubZone: c.Node.SubZone},
+		},
+		Admin: &bootstrapv3.Admin{
+			Address:               pipe(c.AdminPath, adminSocketMode),
+			ProfilePath:           profilePath,
+			IgnoreGlobalConnLimit: true,
+		},
+		ApplicationLogConfig: logConfig(c.LogJSON),
+		LayeredRuntime:       layeredRuntime(c.RuntimeValues),
+		StatsConfig:          stats,
+		// A pod has many clusters and uses few: their statistics are made when they are
+		// first needed.
+		DeferredStatOptions: &bootstrapv3.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
+		OverloadManager:     overload,
+		DynamicResources:    dynamicResources(),
+		StaticResources:     static,
+	}, nil
+}
+
+// Marshal gives the text of the file that `envoy -c` reads, as indented JSON; the
+// file's name has to end in .json. Equal messages give equal bytes.
+//
+// It makes protobuf's reflection load the description of every type in the
+// message, which then stays on the heap; MarshalBinary does not.
+func Marshal(b *bootstrapv3.Bootstrap) ([]byte, error) {
+	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(b)
+	if err != nil {
+		return nil, fmt.Errorf("marshal Envoy's bootstrap as JSON: %w", err)
+	}
+	// protojson varies its white space on purpose, so that nobody compares its output.
+	var out bytes.Buffer
+	if err := json.Indent(&out, raw, "", "  "); err != nil {
+		return nil, fmt.Errorf("indent Envoy's bootstrap: %w", err)
+	}
+	out.WriteByte('\n')
+	return out.Bytes(), nil
+}
+
+// MarshalBinary gives the same for a file whose name ends in .pb. It costs next to
+// no memory; what Envoy made of it can be read with `GET /config_dump` on the admin.
+func MarshalBinary(b *bootstrapv3.Bootstrap) ([]byte, error) {
+	raw, err := marshalVT(b)
+	if err != nil {
+		return nil, fmt.Errorf("marshal Envoy's bootstrap: %w", err)
+	}
+	return raw, nil
+}
+
+// marshalVT prefers the generated marshaller (build tag vtprotobuf), which works
+// without reflection.
+func marshalVT(m proto.Message) ([]byte, error) {
+	if vt, ok := m.(interface{ MarshalVTStrict() ([]byte, error) }); ok {
+		return vt.MarshalVTStrict()
+	}
+	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
+}
+
+func (c *Config) check() error {
+	var errs []error
+	if c.Node.ID == "" || c.Node.Cluster == "" {
+		errs = append(errs, fmt.Errorf("Node.ID %q and Node.Cluster %q: Envoy asks for both with xDS", c.Node.ID, c.Node.Cluster))
+	}
+	for _, p := range []struct{ name, path string }{{"AdminPath", c.AdminPath}, {"XDSPath", c.XDSPath}} {
+		switch {
+		case p.path == "":
+			errs = append(errs, fmt.Errorf("%s is empty: want the path of a Unix socket", p.name))
+		case len(p.path) > maxSocketPath:
+			errs = append(errs, fmt.Errorf("%s %q has %d bytes: a Unix socket's path has at most %d, choose a shorter directory",
+				p.name, p.path, len(p.path), maxSocketPath))
+		}
+	}
+	if c.AdminPath != "" && c.AdminPath == c.XDSPath {
+		errs = append(errs, fmt.Errorf("AdminPath and XDSPath are both %q: they are two sockets", c.AdminPath))
+	}
+	if !c.IPv4 && !c.IPv6 {
+		errs = append(errs, errors.New("neither IPv4 nor IPv6 is set: a pod has at least one"))
+	}
+	return errors.Join(errs...)
+}
+
+func logConfig(asJSON bool) *bootstrapv3.Bootstrap_ApplicationLogConfig {
+	format := &bootstrapv3.Bootstrap_ApplicationLogConfig_LogFormat{
+		LogFormat: &bootstrapv3.Bootstrap_ApplicationLogConfig_LogFormat_TextFormat{TextFormat: logFormat},
+	}
+	if asJSON {
+		// %j is the message escaped for JSON.
+		format.LogFormat = &bootstrapv3.Bootstrap_ApplicationLogConfig_LogFormat_JsonFormat{
+			JsonFormat: stringStruct(map[string]string{
+				"time": logTime, "level": "%l", "scope": "envoy %n", "msg": "%j", "caller": "%g:%#", "thread": "%t",
+			}),
+		}
+	}
+	return &bootstrapv3.Bootstrap_ApplicationLogConfig{LogFormat: format}
+}
+
+func dynamicResources() *bootstrapv3.Bootstrap_DynamicResources {
+	ads := func() *corev3.ConfigSource {
+		return &corev3.ConfigSource{
+			ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+			ResourceApiVersion:    corev3.ApiVersion_V3,
+			// Envoy must not go on without its configuration, however long that takes:
+			// it would be ready and serve nothing.
+			InitialFetchTimeout: durationpb.New(0),
+		}
+	}
+	return &bootstrapv3.Bootstrap_DynamicResources{
+		CdsConfig: ads(),
+		LdsConfig: ads(),
+		AdsConfig: &corev3.ApiConfigSource{
+			ApiType:                   corev3.ApiConfigSource_DELTA_GRPC,
+			TransportApiVersion:       corev3.ApiVersion_V3,
+			SetNodeOnFirstMessageOnly: true,
+			GrpcServices: []*corev3.GrpcService{{
+				TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
+					EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: XDSCluster},
+				},
+			}},
+		},
+	}
+}

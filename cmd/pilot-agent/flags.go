@@ -1,0 +1,134 @@
+package main
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"understudy.mesh/pkg/config"
+)
+
+// settingFlag is a flag of the settings table. It keeps its text: config.Load parses
+// it, together with every other source, so that all errors come at once.
+type settingFlag struct {
+	text string
+	kind config.Kind
+}
+
+func (f *settingFlag) String() string { return f.text }
+
+func (f *settingFlag) Set(text string) error {
+	f.text = text
+	return nil
+}
+
+// Type is the placeholder that --help shows.
+func (f *settingFlag) Type() string { return f.kind.String() }
+
+// addSettings registers the flags of the settings table: the global ones, which every
+// command takes, or those of `proxy`.
+func addSettings(fs *pflag.FlagSet, global bool) {
+	for _, s := range config.Settings() {
+		if s.Flag == "" || s.Global != global {
+			continue
+		}
+		doc := s.Doc
+		if s.Effect != config.Effective {
+			doc += " (accepted without effect)"
+		}
+		if s.Env != "" {
+			doc += " [$" + s.Env + "]"
+		}
+		flag := fs.VarPF(&settingFlag{text: s.Default, kind: s.Kind}, s.Flag, "", doc)
+		if s.Kind == config.Bool {
+			flag.NoOptDefVal = "true"
+		}
+	}
+}
+
+// givenSettings returns the settings that the command line gives, for config.Sources.
+func givenSettings(cmd *cobra.Command) map[string]string {
+	given := map[string]string{}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if s, ok := f.Value.(*settingFlag); ok {
+			given[f.Name] = s.text
+		}
+	})
+	return given
+}
+
+// knownArgs returns the arguments without the flags that root and `proxy` do not know:
+// manifests of other releases carry flags that are gone, and Istio ignores them too.
+// One warning names them all. Other commands refuse unknown flags.
+func (e *env) knownArgs(root *cobra.Command) []string {
+	cmd, _, err := root.Find(e.Args)
+	if err != nil || (cmd != root && cmd.Name() != "proxy") {
+		return e.Args
+	}
+	cmd.InitDefaultHelpFlag()
+	flags := pflag.NewFlagSet("known", pflag.ContinueOnError)
+	flags.AddFlagSet(cmd.Flags())
+	flags.AddFlagSet(root.PersistentFlags())
+	known, unknown := splitUnknown(flags, e.Args)
+	if len(unknown) > 0 {
+		e.warn("command line: unknown flags, ignored: %s", strings.Join(unknown, " "))
+	}
+	return known
+}
+
+// splitUnknown parts args into those that flags (or nobody's flag) own, and the names
+// of unknown flags. A word after an unknown flag is taken for its value, as Istio's
+// agent does, unless it is a role, which a flag without a value would swallow.
+func splitUnknown(flags *pflag.FlagSet, args []string) (known, unknown []string) {
+	known = []string{} // not nil: cobra would take os.Args instead
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		if arg == "--" {
+			return append(known, args[i:]...), unknown
+		}
+		if len(arg) < 2 || arg[0] != '-' {
+			known = append(known, arg)
+			continue
+		}
+		name, _, hasValue := strings.Cut(arg, "=")
+		flag := flagNamed(flags, name)
+		next := i+1 < len(args) && !hasValue
+		switch {
+		case flag == nil:
+			unknown = append(unknown, name)
+			if next && isValue(args[i+1]) {
+				i++
+			}
+		case next && flag.NoOptDefVal == "" && takesNext(name):
+			known = append(known, arg, args[i+1])
+			i++
+		default:
+			known = append(known, arg)
+		}
+	}
+	return known, unknown
+}
+
+// flagNamed finds "--name", or "-n" and "-nvalue" by their first letter.
+func flagNamed(flags *pflag.FlagSet, name string) *pflag.Flag {
+	if long, ok := strings.CutPrefix(name, "--"); ok {
+		return flags.Lookup(long)
+	}
+	if len(name) < 2 {
+		return nil
+	}
+	return flags.ShorthandLookup(name[1:2])
+}
+
+// takesNext reports whether the value of a flag that needs one is the next argument:
+// of "-nvalue" it is not.
+func takesNext(name string) bool {
+	return strings.HasPrefix(name, "--") || len(name) == 2
+}
+
+func isValue(arg string) bool {
+	roles := []string{string(config.Sidecar), string(config.Router)}
+	return !strings.HasPrefix(arg, "-") && !slices.Contains(roles, arg)
+}

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/user"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/pkg/logging"
+)
+
+// resolvConfPath names the pod's nameservers: resolv.conf(5).
+const resolvConfPath = "/etc/resolv.conf"
+
+func newIptablesCommand(e *env) *cobra.Command {
+	return newCaptureCommand(e, thisHost(), &cobra.Command{
+		Use:   "istio-iptables",
+		Short: "Make the pod's traffic go through the proxy, by iptables rules in this network namespace",
+		Long: "Programs the rules that send the pod's traffic to the proxy and its DNS to the agent, from whatever\n" +
+			"is there: nothing, an earlier configuration, Istio's own rules. Running it again changes nothing.\n" +
+			"Every flag can be given as the environment variable beside it; the flag wins.",
+	})
+}
+
+func newCleanIptablesCommand(e *env) *cobra.Command {
+	cmd := newCaptureCommand(e, thisHost(), &cobra.Command{
+		Use:   "istio-clean-iptables",
+		Short: "Remove everything that istio-iptables has made, whatever its flags were",
+	})
+	cleanup := cmd.Flags().Lookup(cleanupFlag)
+	cleanup.DefValue = "true"
+	if err := cleanup.Value.Set("true"); err != nil {
+		panic(err) // a boolean takes "true"
+	}
+	return cmd
+}
+
+// newCaptureCommand gives cmd the flags of captureSettings and the work behind them.
+func newCaptureCommand(e *env, host captureHost, cmd *cobra.Command) *cobra.Command {
+	cmd.Args = cobra.NoArgs
+	cmd.Flags().SortFlags = false
+	for _, s := range captureSettings() {
+		s.register(cmd.Flags())
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o, err := parseCapture(cmd.Flags(), e.Environ, host)
+		var unsupported *unsupportedError
+		if err != nil && !errors.As(err, &unsupported) {
+			return &usageError{err}
+		}
+		if err != nil {
+			return err
+		}
+		log, err := e.commandLog(cmd)
+		if err != nil {
+			return err
+		}
+		return o.run(cmd.Context(), e.Stdout, logging.For(log, "iptables"))
+	}
+	return cmd
+}
+
+func (o *captureOptions) run(ctx context.Context, stdout io.Writer, log *slog.Logger) error {
+	if o.cleanup {
+		return iptables.Clean(ctx, log)
+	}
+	if err := o.complete(log); err != nil {
+		return err
+	}
+	switch {
+	case o.dryRun:
+		return o.print(stdout)
+	case o.skipApply:
+		log.Info("rules are not applied, as --skip-rule-apply asks")
+		return nil
+	}
+	return iptables.Apply(ctx, o.config, log)
+}
+
+// print writes what iptables-restore and ip6tables-restore would be given in a pod
+// without rules, to w and to the file that DRY_RUN_FILE_PATH names.
+func (o *captureOptions) print(w io.Writer) error {
+	rules := iptables.Rules(o.config)
+	text := "# iptables-restore --noflush\n" + string(iptables.Render(rules, iptables.IPv4))
+	if o.config.IPv6 {
+		text += "# ip6tables-restore --noflush\n" + string(iptables.Render(rules, iptables.IPv6))
+	}
+	if o.dryRunFile != "" {
+		if err := os.WriteFile(o.dryRunFile, []byte(text), 0o644); err != nil {
+			return fmt.Errorf("env DRY_RUN_FILE_PATH: write the dry run: %w", err)
+		}
+	}
+	_, err := io.WriteString(w, text)
+	return err
+}
+
+// captureHost is what the rules depend on besides flags and environment.
+type captureHost struct {
+	addresses   func() ([]netip.Addr, error) // of all interfaces
+	resolvConf  string
+	lookupUser  func(name string) (uid string, err error)
+	lookupGroup func(name string) (gid string, err error)
+}
+
+func thisHost() captureHost {
+	return captureHost{
+		addresses:  interfaceAddresses,
+		resolvConf: resolvConfPath,
+		lookupUser: func(name string) (string, error) {
+			u, err := user.Lookup(name)
+			if err != nil {
+				return "", err
+			}
+			return u.Uid, nil
+		},
+		lookupGroup: func(name string) (string, error) {
+			g, err := user.LookupGroup(name)
+			if err != nil {
+				return "", err
+			}
+			return g.Gid, nil
+		},
+	}
+}
+
+func interfaceAddresses() ([]netip.Addr, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("list the pod's addresses: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			out = append(out, p.Addr())
+		}
+	}
+	return out, nil
+}
+
+// complete adds what the pod itself says: its IP versions and its nameservers.
+func (o *captureOptions) complete(log *slog.Logger) error {
+	addrs, err := o.host.addresses()
+	if err != nil {
+		return err
+	}
+	if o.config.IPv6, err = iptables.PodHasIPv6(addrs, o.dualStack); err != nil {
+		return err
+	}
+	dns := &o.config.DNS
+	if !dns.Capture {
+		return nil
+	}
+	if !dns.All {
+		text, err := os.ReadFile(o.host.resolvConf)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("find the nameservers: %w", err)
+		}
+		dns.Servers = nameservers(string(text))
+	}
+	if !dns.All && len(dns.Servers) == 0 {
+		log.Warn("DNS is not captured: there is no nameserver to capture queries to; --capture-all-dns needs none", "file", o.host.resolvConf)
+		dns.Capture = false
+	}
+	if dns.Capture && o.autoAllocate {
+		o.config = o.config.WithVIPs()
+	}
+	return nil
+}
+
+// nameservers returns the addresses in the text of a resolv.conf(5), as the resolver
+// of glibc reads it: other lines and malformed addresses are passed over.
+func nameservers(text string) []netip.Addr {
+	var out []netip.Addr
+	seen := map[netip.Addr]bool{}
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if len(words) < 2 || words[0] != "nameserver" {
+			continue
+		}
+		a, err := netip.ParseAddr(words[1])
+		if err != nil {
+			continue
+		}
+		a = a.Unmap().WithZone("")
+		if !seen[a] {
+			seen[a] = true
+			out = append(out, a)
+		}
+	}
+	return out
+}

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"understudy.mesh/iptables"
+)
+
+const cleanupFlag = "cleanup-only"
+
+// captureOptions is the command line of istio-iptables as values.
+type captureOptions struct {
+	config       iptables.Config
+	dryRun       bool
+	dryRunFile   string
+	cleanup      bool
+	skipApply    bool
+	dualStack    bool
+	autoAllocate bool
+	envoyUser    string
+	host         captureHost
+}
+
+// captureSetting is one input of istio-iptables: a flag, an environment variable, or
+// both. Names and defaults are Istio's.
+type captureSetting struct {
+	flag, short string
+	env         []string // the first that is set wins
+	def         string
+	boolean     bool
+	always      bool // matters when cleaning up, too
+	doc         string
+	set         func(o *captureOptions, value string) error
+}
+
+// captureSettings returns every setting in the order of --help.
+func captureSettings() []captureSetting {
+	text := func(flag, short, env, def, doc string, set func(*captureOptions, string) error) captureSetting {
+		s := captureSetting{flag: flag, short: short, def: def, doc: doc, set: set}
+		if env != "" {
+			s.env = []string{env}
+		}
+		return s
+	}
+	all := []captureSetting{
+		text("envoy-port", "p", "", "15001", "port of Envoy for outbound TCP", port(func(c *iptables.Config) *uint16 { return &c.ProxyPort })),
+		text("inbound-capture-port", "z", "INBOUND_CAPTURE_PORT", "15006", "port of Envoy for inbound TCP", port(func(c *iptables.Config) *uint16 { return &c.InboundPort })),
+		text("inbound-tunnel-port", "e", "INBOUND_TUNNEL_PORT", "15008", "port of the mesh's tunnel, never captured", port(func(c *iptables.Config) *uint16 { return &c.TunnelPort })),
+		text("", "", "ENVOY_USER", "istio-proxy", "", func(o *captureOptions, v string) error { o.envoyUser = v; return nil }),
+		text("proxy-uid", "u", "PROXY_UID", "", "users whose traffic is not captured (default: of $ENVOY_USER, or 1337)", setUIDs),
+		text("proxy-gid", "g", "PROXY_GID", "", "groups whose traffic is not captured (default: as --proxy-uid)", setGIDs),
+		text("istio-inbound-interception-mode", "m", "ISTIO_INBOUND_INTERCEPTION_MODE", "", "REDIRECT", setMode),
+		text("istio-inbound-ports", "b", "ISTIO_INBOUND_PORTS", "", "inbound ports to capture, or *", setInboundPorts),
+		text("istio-local-exclude-ports", "d", "ISTIO_LOCAL_EXCLUDE_PORTS", "", "inbound ports not to capture, with -b *", ports(func(c *iptables.Config) *[]uint16 { return &c.ExcludeInboundPorts })),
+		text("istio-exclude-interfaces", "c", "ISTIO_EXCLUDE_INTERFACES", "", "interfaces whose traffic is not captured", interfaces(func(c *iptables.Config) *[]string { return &c.ExcludeInterfaces })),
+		text("istio-service-cidr", "i", "ISTIO_SERVICE_CIDR", "", "outbound destinations to capture, or *", setIncludeCIDRs),
+		text("istio-service-exclude-cidr", "x", "ISTIO_SERVICE_EXCLUDE_CIDR", "", "outbound destinations not to capture", setExcludeCIDRs),
+		text("istio-outbound-ports", "q", "ISTIO_OUTBOUND_PORTS", "", "outbound ports to capture whatever the destination", ports(func(c *iptables.Config) *[]uint16 { return &c.IncludeOutboundPorts })),
+		text("istio-local-outbound-ports-exclude", "o", "ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE", "", "outbound ports not to capture", ports(func(c *iptables.Config) *[]uint16 { return &c.ExcludeOutboundPorts })),
+		text("kube-virt-interfaces", "k", "KUBE_VIRT_INTERFACES", "", "interfaces of virtual machines, whose traffic is outbound", interfaces(func(c *iptables.Config) *[]string { return &c.VirtInterfaces })),
+		text("", "", "ISTIO_OUTBOUND_OWNER_GROUPS", "*", "", setIncludeGroups),
+		text("", "", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "", "", setExcludeGroups),
+		text("", "", "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "127.0.0.1/32", "", setLoopback),
+		text("", "", "DRY_RUN_FILE_PATH", "", "", func(o *captureOptions, v string) error { o.dryRunFile = v; return nil }),
+	}
+	return append(append(all, captureSwitches()...), captureModes()...)
+}
+
+// captureSwitches are the booleans, and the back end.
+func captureSwitches() []captureSetting {
+	return []captureSetting{
+		{flag: "redirect-dns", env: []string{"REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"}, doc: "send DNS queries to the agent", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.config.DNS.Capture })},
+		{flag: "capture-all-dns", env: []string{"CAPTURE_ALL_DNS"}, doc: "with --redirect-dns: queries to any server, not just those of resolv.conf", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.config.DNS.All })},
+		{env: []string{"ISTIO_META_DNS_AUTO_ALLOCATE"}, boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.autoAllocate })},
+		{flag: "drop-invalid", env: []string{"DROP_INVALID", "INVALID_DROP"}, doc: "drop packets that conntrack calls INVALID", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.config.DropInvalid })},
+		{flag: "dual-stack", env: []string{"DUAL_STACK", "ISTIO_DUAL_STACK"}, doc: "capture IPv6, too, when the pod's first address is IPv4", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.dualStack })},
+		{flag: "force-iptables-binary", env: []string{"FORCE_IPTABLES_BINARY"}, doc: "legacy or nft (default: where rules are already, else what works)", set: setBackend},
+		{flag: "dry-run", short: "n", env: []string{"DRY_RUN"}, doc: "print the rules, change nothing; needs no privilege", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.dryRun })},
+		{flag: cleanupFlag, env: []string{"CLEANUP_ONLY"}, doc: "remove all rules instead", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.cleanup })},
+		{flag: "skip-rule-apply", env: []string{"SKIP_RULE_APPLY"}, doc: "check the settings only", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.skipApply })},
+		{flag: "reconcile", env: []string{"RECONCILE"}, doc: "accepted: rules of another configuration are always replaced", boolean: true, set: toggle(func(*captureOptions) *bool { return new(bool) })},
+		{flag: "force-apply", env: []string{"FORCE_APPLY"}, doc: "accepted: the rules are always checked and made right", boolean: true, set: toggle(func(*captureOptions) *bool { return new(bool) })},
+	}
+}
+
+// captureModes are Istio's settings for what this agent does not do. Their default
+// is accepted, and so is what has no effect without them.
+func captureModes() []captureSetting {
+	return []captureSetting{
+		{flag: "istio-inbound-tproxy-mark", short: "t", env: []string{"ISTIO_INBOUND_TPROXY_MARK"}, def: "1337", doc: "mark of TPROXY mode; without effect in REDIRECT mode", set: number},
+		{flag: "istio-inbound-tproxy-route-table", short: "r", env: []string{"ISTIO_INBOUND_TPROXY_ROUTE_TABLE"}, def: "133", doc: "route table of TPROXY mode; without effect in REDIRECT mode", set: number},
+		{flag: "iptables-probe-port", env: []string{"IPTABLES_PROBE_PORT"}, def: "15002", doc: "port of --run-validation", set: port(func(*iptables.Config) *uint16 { return new(uint16) })},
+		{flag: "probe-timeout", env: []string{"PROBE_TIMEOUT"}, def: "5s", doc: "time-out of --run-validation", set: duration},
+		{flag: "run-validation", env: []string{"RUN_VALIDATION"}, boolean: true, always: true, doc: "not supported", set: refuse("leave it out; --dry-run shows the rules")},
+		{flag: "native-nftables", env: []string{"NATIVE_NFTABLES"}, boolean: true, always: true, doc: "not supported", set: refuse("use --force-iptables-binary=nft for nf_tables through iptables")},
+		{flag: "cni-mode", env: []string{"CNI_MODE"}, boolean: true, always: true, doc: "not supported", set: refuse("run this command in the pod, as an init container")},
+		{flag: "network-namespace", env: []string{"NETWORK_NAMESPACE"}, always: true, doc: "not supported", set: func(_ *captureOptions, v string) error {
+			if v == "" {
+				return nil
+			}
+			return &unsupportedError{v, "enter the namespace first, for example with nsenter --net=FILE"}
+		}},
+	}
+}
+
+func (s captureSetting) register(flags *pflag.FlagSet) {
+	if s.flag == "" {
+		return
+	}
+	doc := s.doc
+	if len(s.env) > 0 {
+		doc += " [$" + strings.Join(s.env, ", $") + "]"
+	}
+	if s.boolean {
+		flags.BoolP(s.flag, s.short, false, doc)
+		return
+	}
+	flags.StringP(s.flag, s.short, s.def, doc)
+}
+
+// value returns the setting's value and where it comes from. An empty environment
+// variable counts as absent, as with Istio.
+func (s captureSetting) value(flags *pflag.FlagSet, environ map[string]string) (value, source string) {
+	if s.flag != "" && flags.Changed(s.flag) {
+		return flags.Lookup(s.flag).Value.String(), "flag --" + s.flag
+	}
+	for _, name := range s.env {
+		if v := environ[name]; v != "" {
+			return v, "env " + name
+		}
+	}
+	if s.flag != "" {
+		return flags.Lookup(s.flag).Value.String(), "flag --" + s.flag
+	}
+	return s.def, "env " + s.env[0]
+}
+
+// unsupportedError is a value that Istio knows and this agent does not act on.
+// Unlike a value that is wrong, it is no fault of the command line.
+type unsupportedError struct{ value, remedy string }
+
+func (e *unsupportedError) Error() string {
+	return fmt.Sprintf("%q is not supported: %s", e.value, e.remedy)
+}
+
+// parseCapture reads every setting and reports all that are wrong at once. When
+// cleaning up, those that only shape rules are not looked at: what is removed does
+// not depend on them.
+func parseCapture(flags *pflag.FlagSet, environ []string, host captureHost) (*captureOptions, error) {
+	vars := map[string]string{}
+	for _, kv := range environ {
+		k, v, _ := strings.Cut(kv, "=")
+		vars[k] = v
+	}
+	o := &captureOptions{config: iptables.Default(), host: host}
+	var errs []error
+	read := func(always bool) {
+		for _, s := range captureSettings() {
+			if s.always != always {
+				continue
+			}
+			v, source := s.value(flags, vars)
+			if err := s.set(o, v); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", source, err))
+			}
+		}
+	}
+	read(true)
+	if !o.cleanup {
+		read(false)
+	} else if o.dryRun {
+		errs = append(errs, errors.New("flag --dry-run: nothing to print with --cleanup-only: what is removed depends on what is there; see iptables-save"))
+	}
+	if err := errors.Join(errs...); err != nil || o.cleanup {
+		return o, err
+	}
+	return o, o.config.Validate()
+}

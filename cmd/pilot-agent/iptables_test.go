@@ -1,0 +1,329 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/spf13/cobra"
+	"github.com/vishvananda/netns"
+
+	"understudy.mesh/iptables"
+)
+
+// capture runs istio-iptables in a pod with the given addresses and resolv.conf.
+type capture struct {
+	addrs      []string
+	resolvConf string
+	environ    []string
+}
+
+var dualStackPod = []string{"127.0.0.1", "10.1.1.1", "::1", "2001:db8::1"}
+
+func (c capture) host(t *testing.T) captureHost {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	if c.resolvConf != "" {
+		if err := os.WriteFile(path, []byte(c.resolvConf), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ids := func(name string) (string, error) {
+		if name == "java" {
+			return "2001", nil
+		}
+		return "", errors.New("unknown: " + name)
+	}
+	return captureHost{
+		addresses: func() (out []netip.Addr, err error) {
+			for _, a := range c.addrs {
+				out = append(out, netip.MustParseAddr(a))
+			}
+			return out, nil
+		},
+		resolvConf: path, lookupUser: ids, lookupGroup: ids,
+	}
+}
+
+func (c capture) run(t *testing.T, args ...string) (stdout, stderr string, err error) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	e := &env{Environ: c.environ, Stdout: &out, Stderr: &errs}
+	cmd := newCaptureCommand(e, c.host(t), &cobra.Command{Use: "istio-iptables", SilenceErrors: true, SilenceUsage: true})
+	cmd.SetArgs(args)
+	err = cmd.ExecuteContext(t.Context())
+	return out.String(), errs.String(), err
+}
+
+// options returns what a command line means, without doing it.
+func (c capture) options(t *testing.T, args ...string) (*captureOptions, error) {
+	t.Helper()
+	e := &env{Environ: c.environ, Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}}
+	cmd := newCaptureCommand(e, c.host(t), &cobra.Command{})
+	if err := cmd.ParseFlags(args); err != nil {
+		t.Fatal(err)
+	}
+	o, err := parseCapture(cmd.Flags(), c.environ, c.host(t))
+	if err == nil {
+		log, logErr := e.commandLog(cmd)
+		if logErr != nil {
+			t.Fatal(logErr)
+		}
+		err = o.complete(log)
+	}
+	return o, err
+}
+
+func list(s string) []netip.Prefix {
+	p, err := iptables.ParsePrefixList(s)
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+func TestCaptureSettings(t *testing.T) {
+	pod := capture{addrs: []string{"10.1.1.1"}, resolvConf: "search x\nnameserver 10.96.0.10\nnameserver fe80::1%eth0\nnameserver nonsense\n"}
+	nameservers := []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fe80::1")}
+	for _, tt := range []struct {
+		name    string
+		addrs   []string
+		environ []string
+		args    []string
+		edit    func(c *iptables.Config)
+	}{
+		{name: "defaults", edit: func(*iptables.Config) {}},
+		{
+			name: "the manual's command line",
+			args: strings.Fields("-p 15001 -z 15006 -u 1337 -m REDIRECT -i 172.1.1.2/32 -x 192.168.0.1/32,172.1.1.1/32 -b * -d 15090,15021,15081,9191,7013,7014 -o 7011,7012 -q 7015,7016"),
+			edit: func(c *iptables.Config) {
+				c.IncludeCIDRs.List, c.ExcludeCIDRs = list("172.1.1.2/32"), list("192.168.0.1/32,172.1.1.1/32")
+				c.InboundPorts.All, c.ExcludeInboundPorts = true, []uint16{15090, 15021, 15081, 9191, 7013, 7014}
+				c.ExcludeOutboundPorts, c.IncludeOutboundPorts = []uint16{7011, 7012}, []uint16{7015, 7016}
+			},
+		},
+		{
+			name:    "environment",
+			environ: []string{"INBOUND_CAPTURE_PORT=16006", "PROXY_UID=0,7", "ISTIO_INBOUND_PORTS=80,", "KUBE_VIRT_INTERFACES=tap0", "ISTIO_OUTBOUND_OWNER_GROUPS=java,202", "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR=127.0.0.1/8", "FORCE_IPTABLES_BINARY=legacy", "INVALID_DROP=true", "ISTIO_SERVICE_CIDR="},
+			edit: func(c *iptables.Config) {
+				c.InboundPort, c.UIDs, c.GIDs = 16006, []uint32{0, 7}, []uint32{0, 7}
+				c.InboundPorts.List, c.VirtInterfaces = []uint16{80}, []string{"tap0"}
+				c.IncludeGroups, c.LoopbackV4 = []uint32{2001, 202}, netip.MustParsePrefix("127.0.0.0/8")
+				c.Backend, c.DropInvalid = iptables.Legacy, true
+			},
+		},
+		{
+			name: "a flag wins", environ: []string{"ISTIO_SERVICE_CIDR=10.0.0.0/8", "REDIRECT_DNS=true"}, args: []string{"-i", "*", "--redirect-dns=false"},
+			edit: func(c *iptables.Config) { c.IncludeCIDRs.All = true },
+		},
+		{
+			name: "the proxy's user by name", environ: []string{"ENVOY_USER=java"},
+			edit: func(c *iptables.Config) { c.UIDs, c.GIDs = []uint32{2001}, []uint32{2001} },
+		},
+		{
+			name: "DNS by the proxy's own variable", environ: []string{"ISTIO_META_DNS_CAPTURE=true"},
+			edit: func(c *iptables.Config) { c.DNS = iptables.DNS{Capture: true, Servers: nameservers} },
+		},
+		{
+			name: "all DNS", args: []string{"--redirect-dns", "--capture-all-dns"},
+			edit: func(c *iptables.Config) { c.DNS = iptables.DNS{Capture: true, All: true} },
+		},
+		{
+			name: "VIPs among listed destinations", environ: []string{"ISTIO_META_DNS_CAPTURE=true", "ISTIO_META_DNS_AUTO_ALLOCATE=true"}, args: []string{"-i", "10.0.0.0/8"},
+			edit: func(c *iptables.Config) {
+				c.DNS = iptables.DNS{Capture: true, Servers: nameservers}
+				c.IncludeCIDRs.List = list("10.0.0.0/8,240.240.0.0/16,2001:2::/48")
+			},
+		},
+		{
+			name: "no VIPs without DNS", environ: []string{"ISTIO_META_DNS_AUTO_ALLOCATE=true"}, args: []string{"-i", "10.0.0.0/8"},
+			edit: func(c *iptables.Config) { c.IncludeCIDRs.List = list("10.0.0.0/8") },
+		},
+		{name: "IPv4 first", addrs: dualStackPod, edit: func(*iptables.Config) {}},
+		{name: "dual stack", addrs: dualStackPod, args: []string{"--dual-stack"}, edit: func(c *iptables.Config) { c.IPv6 = true }},
+		{name: "what is always so", args: []string{"--reconcile", "--force-apply", "-t", "1337", "-r", "133", "--probe-timeout", "5s"}, edit: func(*iptables.Config) {}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := pod
+			p.environ = tt.environ
+			if tt.addrs != nil {
+				p.addrs = tt.addrs
+			}
+			o, err := p.options(t, tt.args...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := iptables.Default()
+			tt.edit(&want)
+			if d := cmp.Diff(want, o.config, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}), cmpopts.EquateEmpty()); d != "" {
+				t.Errorf("-want +got:\n%s", d)
+			}
+		})
+	}
+}
+
+func TestCaptureRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		addrs   []string
+		environ []string
+		args    []string
+		want    []string // each in the error, all of them at once
+		usage   bool     // the command line's fault: exit status 2
+	}{
+		{name: "every fault at once", environ: []string{"PROXY_UID=nobody-here", "DRY_RUN=maybe", "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR=x"}, args: []string{"-p", "0", "-b", "80,65536", "-i", "10.0.0.0/33", "-x", "*", "--force-iptables-binary", "ebpf", "-c", "-j"}, usage: true,
+			want: []string{`env PROXY_UID: id "nobody-here"`, `env DRY_RUN: "maybe": want true or false`, `env ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR: CIDR "x"`, `flag --envoy-port: port "0"`, `flag --istio-inbound-ports: port "65536"`, `flag --istio-service-cidr: CIDR "10.0.0.0/33"`, `flag --istio-service-exclude-cidr: CIDR "*"`, `flag --force-iptables-binary: "ebpf": want legacy or nft`, `flag --istio-exclude-interfaces: interface "-j"`}},
+		{name: "loopback elsewhere", environ: []string{"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR=10.0.0.0/8"}, usage: true, want: []string{"inside 127.0.0.0/8"}},
+		{name: "misspelt mode", args: []string{"-m", "TPROXI"}, usage: true, want: []string{`mode "TPROXI": want REDIRECT`}},
+		{name: "TPROXY", environ: []string{"ISTIO_INBOUND_INTERCEPTION_MODE=TPROXY"}, want: []string{"env ISTIO_INBOUND_INTERCEPTION_MODE", "not supported"}},
+		{name: "nftables", args: []string{"--native-nftables"}, want: []string{"flag --native-nftables", "--force-iptables-binary=nft"}},
+		{name: "validation", args: []string{"--run-validation"}, want: []string{"flag --run-validation", "not supported"}},
+		{name: "CNI", environ: []string{"CNI_MODE=true"}, want: []string{"env CNI_MODE", "not supported"}},
+		{name: "another namespace, even to clean", args: []string{"--network-namespace", "/x", "--cleanup-only"}, want: []string{"flag --network-namespace", "nsenter"}},
+		{name: "dry clean", args: []string{"--dry-run", "--cleanup-only"}, usage: true, want: []string{"flag --dry-run"}},
+		{name: "no network", addrs: []string{"127.0.0.1"}, args: []string{"--dry-run"}, want: []string{"no interface has an address"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := capture{addrs: tt.addrs, environ: tt.environ}
+			if p.addrs == nil {
+				p.addrs = []string{"10.1.1.1"}
+			}
+			stdout, _, err := p.run(t, tt.args...)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error does not say %q:\n%v", want, err)
+				}
+			}
+			var usage *usageError
+			if got := errors.As(err, &usage); got != tt.usage {
+				t.Errorf("blames the command line: %v, want %v", got, tt.usage)
+			}
+			if stdout != "" {
+				t.Errorf("half done: %s", stdout)
+			}
+		})
+	}
+}
+
+func TestCaptureWithoutNameservers(t *testing.T) {
+	for _, text := range []string{"", "search example.com\n"} {
+		stdout, stderr, err := capture{addrs: []string{"10.1.1.1"}, resolvConf: text}.run(t, "--dry-run", "--redirect-dns")
+		if err != nil || strings.Contains(stdout, "15053") || !strings.Contains(stderr, "DNS is not captured") {
+			t.Errorf("resolv.conf %q: %v\n%s\n%s", text, err, stdout, stderr)
+		}
+	}
+}
+
+// The text of a dry run is what the binaries take.
+func TestCaptureDryRun(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "rules")
+	p := capture{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n", environ: []string{"DRY_RUN_FILE_PATH=" + file}}
+	stdout, stderr, err := p.run(t, "-n", "--dual-stack", "--redirect-dns", "-i", "*", "-b", "*", "--drop-invalid")
+	if err != nil || stderr != "" {
+		t.Fatal(err, stderr)
+	}
+	written, err := os.ReadFile(file)
+	if err != nil || string(written) != stdout {
+		t.Errorf("DRY_RUN_FILE_PATH: %v\n%s", err, cmp.Diff(stdout, string(written)))
+	}
+	v4, v6, found := strings.Cut(stdout, "# ip6tables-restore --noflush\n")
+	if !found || !strings.HasPrefix(v4, "# iptables-restore --noflush\n") {
+		t.Fatalf("no two parts:\n%s", stdout)
+	}
+	ownNamespace(t)
+	for binary, text := range map[string]string{"iptables-restore": v4, "ip6tables-restore": v6} {
+		cmd := exec.Command(binary, "--noflush")
+		cmd.Stdin = strings.NewReader(text)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", binary, err, out)
+		}
+	}
+}
+
+func TestCaptureAndClean(t *testing.T) {
+	ownNamespace(t)
+	p := capture{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n"}
+	for range 2 {
+		if _, stderr, err := p.run(t, "--dual-stack", "--redirect-dns", "-i", "*", "-b", "*"); err != nil {
+			t.Fatal(err, stderr)
+		}
+	}
+	if rules := rulesInForce(t); strings.Count(rules, "-j ISTIO_OUTPUT\n") != 2 {
+		t.Errorf("want one jump for each family:\n%s", rules)
+	}
+	// Neither other flags nor wrong ones matter.
+	if _, stderr, err := p.run(t, "--cleanup-only", "-m", "TPROXY", "-p", "0"); err != nil {
+		t.Fatal(err, stderr)
+	}
+	if rules := rulesInForce(t); strings.Contains(rules, "ISTIO") || strings.Contains(rules, "-A") {
+		t.Errorf("left behind:\n%s", rules)
+	}
+
+	cmd := newCleanIptablesCommand(&env{Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}})
+	cmd.SetArgs(nil)
+	if err := cmd.ExecuteContext(context.Background()); err != nil {
+		t.Errorf("istio-clean-iptables with nothing to clean: %v", err)
+	}
+}
+
+func rulesInForce(t *testing.T) string {
+	t.Helper()
+	var all []byte
+	for _, binary := range []string{"iptables-legacy-save", "iptables-nft-save", "ip6tables-legacy-save", "ip6tables-nft-save"} {
+		out, err := exec.Command(binary).Output()
+		if err != nil {
+			t.Fatal(binary, err)
+		}
+		all = append(all, out...)
+	}
+	return string(all)
+}
+
+// ownNamespace puts the test's thread, and with it what it runs, into a network
+// namespace of its own.
+func ownNamespace(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root: a network namespace and iptables")
+	}
+	runtime.LockOSThread() // the thread ends with the test's goroutine
+	name := "ipt-" + strings.ToLower(rand.Text()[:8])
+	ns, err := netns.NewNamed(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns.Close()
+	t.Cleanup(func() { netns.DeleteNamed(name) })
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+}
+
+func FuzzNameservers(f *testing.F) {
+	f.Add("nameserver 10.0.0.1\nnameserver ::1%lo\n nameserver\t1.1.1.1 #x\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		seen := map[netip.Addr]bool{}
+		for _, a := range nameservers(text) {
+			if !a.IsValid() || a.Zone() != "" || a.Is4In6() || seen[a] {
+				t.Errorf("%q: %v", text, a)
+			}
+			seen[a] = true
+		}
+	})
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"understudy.mesh/iptables"
+)
+
+// What the settings of istio-iptables do with their values. Errors say which value
+// and what would be right; parseCapture adds where it came from.
+
+type setCapture = func(o *captureOptions, value string) error
+
+func port(field func(*iptables.Config) *uint16) setCapture {
+	return func(o *captureOptions, v string) (err error) {
+		*field(&o.config), err = iptables.ParsePort(v)
+		return err
+	}
+}
+
+func ports(field func(*iptables.Config) *[]uint16) setCapture {
+	return func(o *captureOptions, v string) (err error) {
+		*field(&o.config), err = iptables.ParsePortList(v)
+		return err
+	}
+}
+
+func interfaces(field func(*iptables.Config) *[]string) setCapture {
+	return func(o *captureOptions, v string) (err error) {
+		*field(&o.config), err = iptables.ParseInterfaceList(v)
+		return err
+	}
+}
+
+func toggle(field func(*captureOptions) *bool) setCapture {
+	return func(o *captureOptions, v string) error {
+		if v == "" {
+			return nil
+		}
+		b, err := strconv.ParseBool(v)
+		if err != nil {
+			return fmt.Errorf("%q: want true or false", v)
+		}
+		*field(o) = b
+		return nil
+	}
+}
+
+func refuse(remedy string) setCapture {
+	return func(o *captureOptions, v string) error {
+		var on bool
+		if err := toggle(func(*captureOptions) *bool { return &on })(o, v); err != nil || !on {
+			return err
+		}
+		return &unsupportedError{v, remedy}
+	}
+}
+
+func number(_ *captureOptions, v string) error {
+	if _, err := strconv.ParseUint(v, 0, 32); err != nil {
+		return fmt.Errorf("%q: want a number", v)
+	}
+	return nil
+}
+
+func duration(_ *captureOptions, v string) error {
+	if d, err := time.ParseDuration(v); err != nil || d <= 0 {
+		return fmt.Errorf("%q: want a duration, for example 5s", v)
+	}
+	return nil
+}
+
+// setMode takes REDIRECT. Istio takes every word but TPROXY for it; a misspelt
+// TPROXY would then hide the clients' addresses without a word.
+func setMode(_ *captureOptions, v string) error {
+	switch v {
+	case "", "REDIRECT":
+		return nil
+	case "TPROXY":
+		return &unsupportedError{v, "use REDIRECT"}
+	}
+	return fmt.Errorf("mode %q: want REDIRECT", v)
+}
+
+func setInboundPorts(o *captureOptions, v string) (err error) {
+	o.config.InboundPorts, err = iptables.ParsePorts(v)
+	return err
+}
+
+func setIncludeCIDRs(o *captureOptions, v string) (err error) {
+	o.config.IncludeCIDRs, err = iptables.ParsePrefixes(v)
+	return err
+}
+
+func setExcludeCIDRs(o *captureOptions, v string) (err error) {
+	if strings.TrimSpace(v) == "*" {
+		return fmt.Errorf("CIDR %q: every destination cannot be excluded; leave --istio-service-cidr out instead", v)
+	}
+	o.config.ExcludeCIDRs, err = iptables.ParsePrefixList(v)
+	return err
+}
+
+func setLoopback(o *captureOptions, v string) (err error) {
+	o.config.LoopbackV4, err = iptables.ParsePrefix(v)
+	return err
+}
+
+func setBackend(o *captureOptions, v string) error {
+	switch b := iptables.Backend(v); b {
+	case iptables.Auto, iptables.Legacy, iptables.NFT:
+		o.config.Backend = b
+		return nil
+	}
+	return fmt.Errorf("%q: want %s or %s", v, iptables.Legacy, iptables.NFT)
+}
+
+// setUIDs takes the ids of the proxy, by default that of the user in ENVOY_USER, as
+// an image may have it, or else Istio's.
+func setUIDs(o *captureOptions, v string) (err error) {
+	if v == "" {
+		if uid, err := o.host.lookupUser(o.envoyUser); err == nil {
+			v = uid
+		} else {
+			v = strconv.Itoa(iptables.DefaultProxyID)
+		}
+	}
+	o.config.UIDs, err = iptables.ParseIDList(v, o.host.lookupUser)
+	return err
+}
+
+func setGIDs(o *captureOptions, v string) (err error) {
+	if v == "" {
+		o.config.GIDs = o.config.UIDs
+		return nil
+	}
+	o.config.GIDs, err = iptables.ParseIDList(v, o.host.lookupGroup)
+	return err
+}
+
+func setIncludeGroups(o *captureOptions, v string) (err error) {
+	if strings.TrimSpace(v) != "*" {
+		o.config.IncludeGroups, err = iptables.ParseIDList(v, o.host.lookupGroup)
+	}
+	return err
+}
+
+func setExcludeGroups(o *captureOptions, v string) (err error) {
+	o.config.ExcludeGroups, err = iptables.ParseIDList(v, o.host.lookupGroup)
+	return err
+}

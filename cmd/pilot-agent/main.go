@@ -1,0 +1,30 @@
+// Command pilot-agent is the agent of a pod: it captures the pod's traffic, answers its
+// DNS, and runs and configures its Envoy. This package owns the command line: it reads
+// the process's surroundings once, and every other package receives values.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() { os.Exit(Main()) }
+
+// Main runs the command line of this process and returns its exit status: 0, 1 after
+// an error, 2 after a wrong command line, or the status that a command ends with.
+func Main() int {
+	// First of all: PID 1 of a container has no default action for signals. A second
+	// signal changes nothing; what takes too long is ended with SIGKILL.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	e := &env{
+		Args:    os.Args[1:],
+		Environ: os.Environ(),
+		Stdin:   os.Stdin,
+		Stdout:  os.Stdout,
+		Stderr:  os.Stderr,
+	}
+	return e.run(ctx)
+}

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"understudy.mesh/pkg/agent"
+	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/logging"
+)
+
+const (
+	// maxSettingsFile bounds the mesh file and the downward API's files; the API
+	// server keeps a pod's annotations, and a ConfigMap, under 1 MiB.
+	maxSettingsFile = 2 << 20
+	// gcPercent trades a little CPU for memory: the agent's heap is small, its
+	// garbage comes in bursts, and its memory is multiplied by the number of pods.
+	// $GOGC overrides it.
+	gcPercent = 50
+)
+
+func newProxyCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "proxy [sidecar|router]",
+		Short: "Run the agent and its Envoy",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			role := config.Sidecar
+			if len(args) == 1 {
+				var err error
+				if role, err = config.ParseRole(args[0]); err != nil {
+					return &usageError{err}
+				}
+			}
+			return e.proxy(cmd, role)
+		},
+	}
+	addSettings(cmd.Flags(), false)
+	return cmd
+}
+
+// proxy loads the configuration and runs one agent until the command's context ends.
+func (e *env) proxy(cmd *cobra.Command, role config.Role) error {
+	started := time.Now()
+	if !slices.ContainsFunc(e.Environ, func(kv string) bool { return strings.HasPrefix(kv, "GOGC=") }) {
+		debug.SetGCPercent(gcPercent)
+	}
+	cfg, warnings, err := config.Load(config.Sources{
+		Role: role, Version: currentBuild().Version,
+		Flags: givenSettings(cmd), Environ: e.Environ, NodeIPs: interfaceAddrs(),
+		ReadFile: readSettingsFile, IsDir: isDir,
+	})
+	if err != nil {
+		return err
+	}
+	out, err := e.openLog(cfg.LogTarget)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	log := logging.New(out, logging.Options{JSON: cfg.LogJSON, Levels: cfg.LogLevels})
+	announce(logging.For(log, "agent"), cfg, warnings)
+	if cfg.ConfigDir == "" {
+		return fmt.Errorf("istiod at %s: this release runs on files only: give --configDir (or UNDERSTUDY_CONFIG_DIR) a directory with ServiceEntry YAML", cfg.DiscoveryAddress)
+	}
+	a, err := agent.New(cfg, agent.World{
+		Version: currentBuild().Version, Environ: e.Environ,
+		Stdout: asFile(e.Stdout), Stderr: asFile(e.Stderr),
+		Init: os.Getpid() == 1, Started: started,
+		Log: func(scope string) *slog.Logger { return logging.For(log, scope) },
+	})
+	if err != nil {
+		return err
+	}
+	err = a.Run(cmd.Context())
+	var exit *agent.ExitError
+	if errors.As(err, &exit) {
+		return &statusError{exit.Status, err}
+	}
+	return err
+}
+
+// announce writes the first lines of the log: version, mode, every setting that is
+// not at its default, and what was strange about the sources.
+func announce(log *slog.Logger, cfg *config.Config, warnings []config.Warning) {
+	mode := "istiod at " + cfg.DiscoveryAddress
+	if cfg.ConfigDir != "" {
+		mode = "files in " + cfg.ConfigDir
+	}
+	log.Info("starting", "version", currentBuild().Version, "role", string(cfg.Role), "mode", mode)
+	for _, v := range cfg.Effective() {
+		level := slog.LevelInfo
+		if v.Source == "default" {
+			level = slog.LevelDebug
+		}
+		log.Log(context.Background(), level, "setting", "name", v.Name, "value", v.Value, "source", v.Source)
+	}
+	for _, w := range warnings {
+		log.Warn(w.String())
+	}
+	if cfg.HandoffDir != "" {
+		log.Warn("hot upgrade is not in this release: the hand-off directory is not used",
+			"handoffDir", cfg.HandoffDir, "upgradeDrainDuration", cfg.UpgradeDrainDuration)
+	}
+}
+
+// interfaceAddrs returns the addresses of the interfaces that are up, without
+// loopback and link-local ones; none where they cannot be listed.
+func interfaceAddrs() []netip.Addr {
+	var addrs []netip.Addr
+	interfaces, _ := net.Interfaces()
+	for _, i := range interfaces {
+		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		list, _ := i.Addrs()
+		for _, a := range list {
+			prefix, err := netip.ParsePrefix(a.String())
+			if addr := prefix.Addr().Unmap(); err == nil && !addr.IsLinkLocalUnicast() && !addr.IsLoopback() {
+				addrs = append(addrs, addr)
+			}
+		}
+	}
+	return addrs
+}
+
+// readSettingsFile reads a file of a bounded size.
+func readSettingsFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSettingsFile+1))
+	if err == nil && len(data) > maxSettingsFile {
+		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxSettingsFile)
+	}
+	return data, err
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// asFile returns w where it is a file that a child process can inherit.
+func asFile(w io.Writer) *os.File {
+	f, _ := w.(*os.File)
+	return f
+}

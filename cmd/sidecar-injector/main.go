@@ -1,0 +1,85 @@
+// Command sidecar-injector puts the agent into pods. In this release it only
+// says its version.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker (-X main.version=...).
+var version = "dev"
+
+// The exit statuses of the contract.
+const (
+	exitError = 1 // something failed, or is not there yet
+	exitUsage = 2 // a wrong command line
+)
+
+// errMissing marks what a later release will have.
+var errMissing = errors.New("not in this release")
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run is main with the world passed in; it returns the exit status.
+func run(args []string, stdout, stderr io.Writer) int {
+	root := command()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.Execute()
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errMissing):
+		fmt.Fprintf(stderr, "sidecar-injector: %v\n", err)
+		return exitError
+	default:
+		fmt.Fprintf(stderr, "sidecar-injector: %v; see sidecar-injector --help\n", err)
+		return exitUsage
+	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "sidecar-injector",
+		Short:         "Puts the agent into pods",
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(*cobra.Command, []string) error {
+			return errors.New("a command is required")
+		},
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(&cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(c.OutOrStdout(), "client version: %s\n", version)
+			return err
+		},
+	})
+	for use, short := range map[string]string{
+		"serve":      "Serve the admission webhook",
+		"inject":     "Inject into the workloads of a file",
+		"explain":    "Say whether and how a workload would be injected",
+		"sidecarset": "Print the settings as an OpenKruise SidecarSet",
+		"restart":    "Restart the workloads of a namespace",
+	} {
+		root.AddCommand(&cobra.Command{
+			Use:                use,
+			Short:              short + " (not in this release)",
+			DisableFlagParsing: true,
+			RunE: func(*cobra.Command, []string) error {
+				return fmt.Errorf("%s: %w", use, errMissing)
+			},
+		})
+	}
+	return root
+}

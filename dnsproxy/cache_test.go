@@ -1,0 +1,177 @@
+package dnsproxy
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// What may be kept, for how long, and what TTL is served meanwhile.
+func TestCacheTTL(t *testing.T) {
+	const soa = "example. 300 IN SOA a. b. 1 2 3 4 60"
+	for name, tc := range map[string]struct {
+		rcode int
+		text  string
+		life  int // seconds; 0: never kept
+	}{
+		"one record":          {0, "x.example. 60 IN A 192.0.2.1", 60},
+		"the least of two":    {0, "x.example. 60 IN CNAME y.example.\ny.example. 20 IN A 192.0.2.1", 20},
+		"authority counts":    {0, "x.example. 60 IN A 192.0.2.1\n---\nexample. 10 IN NS ns.example.", 10},
+		"ttl zero":            {0, "x.example. 0 IN A 192.0.2.1", 0},
+		"top bit set":         {0, "x.example. 4294967295 IN A 192.0.2.1", 0},
+		"nxdomain, minimum":   {3, "---\n" + soa, 60},
+		"nxdomain, soa's ttl": {3, "---\nexample. 30 IN SOA a. b. 1 2 3 4 60", 30},
+		"nxdomain, no soa":    {3, "", 0},
+		"nodata":              {0, "---\n" + soa, 60},
+		"nodata after cname":  {0, "x.example. 40 IN CNAME y.example.\n---\n" + soa, 40},
+		"nodata, no soa":      {0, "", 0},
+		"referral":            {0, "---\nexample. 300 IN NS ns.example.", 0},
+		"servfail":            {2, "", 0},
+		"refused":             {5, "---\n" + soa, 0},
+		"a day at most":       {0, "x.example. 900000 IN A 192.0.2.1", 86400},
+		"negative, 3 hours":   {3, "---\nexample. 900000 IN SOA a. b. 1 2 3 4 900000", 3 * 3600},
+	} {
+		t.Run(name, func(t *testing.T) {
+			now := newClock()
+			up := newFakeUpstream(t, zone(tc.rcode, tc.text))
+			s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
+			least := func(m *dns.Msg) uint32 {
+				ttl := ^uint32(0)
+				for _, rr := range append(m.Answer, m.Ns...) {
+					ttl = min(ttl, rr.Header().Ttl)
+				}
+				return ttl
+			}
+			first := s.ask(t, "udp", "x.example", dns.TypeA)
+			again := s.ask(t, "udp", "X.EXAMPLE", dns.TypeA)
+			if tc.life == 0 {
+				if n := up.udp.Load(); n < 2 {
+					t.Errorf("kept, though it must not be")
+				}
+				return
+			}
+			if n := up.udp.Load(); n != 1 {
+				t.Fatalf("%d queries reached the upstream, want 1", n)
+			}
+			if again.Question[0].Name != "X.EXAMPLE." || again.Authoritative || again.Rcode != first.Rcode {
+				t.Errorf("cached reply: %v", again)
+			}
+			before := least(again)
+			now.add(time.Duration(tc.life)*time.Second - 500*time.Millisecond)
+			last := s.ask(t, "udp", "x.example", dns.TypeA)
+			if n := up.udp.Load(); n != 1 {
+				t.Errorf("asked again before the TTL ended")
+			}
+			if got, want := least(last), before-uint32(tc.life)+1; got != want {
+				t.Errorf("TTL %d at the end, want %d", got, want)
+			}
+			now.add(time.Second)
+			s.ask(t, "udp", "x.example", dns.TypeA)
+			if n := up.udp.Load(); n != 2 {
+				t.Errorf("%d queries after the TTL ended, want 2", n)
+			}
+		})
+	}
+}
+
+func TestCacheKey(t *testing.T) {
+	up := newFakeUpstream(t, zone(0, goodA))
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	variants := []func(*dns.Msg){
+		func(*dns.Msg) {},
+		edns(1232, true),
+		func(m *dns.Msg) { m.CheckingDisabled = true },
+		func(m *dns.Msg) { m.RecursionDesired = false },
+		func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeANY },
+		func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS },
+	}
+	for i, change := range variants {
+		for range 2 {
+			s.ask(t, "udp", "x.example", dns.TypeA, change)
+		}
+		if n := up.udp.Load(); i != len(variants)-1 && n != int64(i+1) {
+			t.Errorf("variant %d: %d queries reached the upstream, want %d", i, n, i+1)
+		}
+	}
+}
+
+func TestCacheBounds(t *testing.T) {
+	up := newFakeUpstream(t, func(request []byte, tcp bool) []byte {
+		var m dns.Msg
+		if m.Unpack(request) != nil {
+			return nil
+		}
+		return zone(0, m.Question[0].Name+" 60 IN A 192.0.2.1")(request, tcp)
+	})
+	for name, c := range map[string]Config{"entries": {CacheEntries: 5}, "bytes": {CacheBytes: 5 * 340}} {
+		t.Run(name, func(t *testing.T) {
+			c.ResolvConf = writeConf(t, nameserver(up.addr))
+			s := start(t, c)
+			for i := range 30 {
+				s.ask(t, "udp", fmt.Sprintf("n%d.example", i%20), dns.TypeA)
+			}
+			cache := s.Stats().Cache
+			if cache.Entries == 0 || cache.Entries > 5 || cache.Bytes > s.config.CacheBytes {
+				t.Errorf("%+v", cache)
+			}
+			var sum int64
+			for _, e := range s.cache.lru.Values() {
+				sum += e.size()
+			}
+			if sum != cache.Bytes {
+				t.Errorf("counted %d bytes, the entries have %d", cache.Bytes, sum)
+			}
+		})
+	}
+}
+
+func TestSingleFlight(t *testing.T) {
+	const clients = 20
+	release := make(chan struct{})
+	answer := zone(0, goodA)
+	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	var all sync.WaitGroup
+	for range clients {
+		all.Go(func() {
+			if r := s.ask(t, "udp", "x.example", dns.TypeA); len(r.Answer) != 1 {
+				t.Errorf("%v", r)
+			}
+		})
+	}
+	waitFor(t, "all clients", func() bool { return s.Stats().Inflight == clients })
+	close(release)
+	all.Wait()
+	if n := up.udp.Load(); n != 1 {
+		t.Errorf("%d queries reached the upstream, want 1", n)
+	}
+}
+
+// A hit costs no allocation from the query's bytes to the reply's.
+func TestHitsDoNotAllocate(t *testing.T) {
+	up := newFakeUpstream(t, zone(0, goodA))
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	s.Swap(NewTable(testHosts, testSearch, 0))
+	s.ask(t, "udp", "x.example", dns.TypeA)
+	for _, name := range []string{"aliyun.com.", "a.wild.example.svc.cluster.local.", "x.example.", "2.1.240.240.in-addr.arpa."} {
+		qtype := dns.TypeA
+		if name[0] == '2' {
+			qtype = dns.TypePTR
+		}
+		msg, err := new(dns.Msg).SetQuestion(name, qtype).Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, out := new(query), make([]byte, 0, maxQuery)
+		if n := testing.AllocsPerRun(100, func() {
+			if _, done := s.respond(q, msg, 0, out); !done {
+				t.Errorf("%s is no hit", name)
+			}
+		}); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}

@@ -1,0 +1,12 @@
+// Package dnsproxy owns the pod's DNS: the sockets on port 15053, the name
+// table that answers the mesh's names, the cache, the forwarder to the servers
+// of resolv.conf, and the file in which virtual addresses (VIPs) are kept.
+//
+// A query passes table -> cache -> forwarder, three handlers with one narrow
+// interface. What the first two hold is answered on the bytes in the read
+// loop; only what has to wait gets a goroutine, and those are bounded.
+//
+// The server answers as RFC 1034/1035 with RFC 2308 (negative answers), 6891
+// (EDNS0), 7766 (TCP), 8906 (no query is left without an answer for being
+// unusual) and 9619 (one question a query).
+package dnsproxy

@@ -1,0 +1,157 @@
+package dnsproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/miekg/dns"
+)
+
+// Explanation says what the server answers to a question, and why.
+type Explanation struct {
+	Name string `json:"name"`
+	Type string `json:"type"`
+
+	// Source is what decided: vip, table, wildcard or search (a name of the
+	// mesh, the first of these that is true of it), cache, upstream, or
+	// failure. A mesh name's types that the table does not have come from
+	// cache or upstream.
+	Source string `json:"source"`
+
+	Host     string `json:"host,omitempty"`     // the table's name that matched
+	Search   string `json:"search,omitempty"`   // the search domain that was cut off
+	Wildcard bool   `json:"wildcard,omitempty"` // Host is a wildcard
+	VIP      bool   `json:"vip,omitempty"`      // Host's addresses are virtual
+
+	Rcode   string   `json:"rcode"`
+	Records []string `json:"records"` // the answer section, as in a zone file
+
+	Server       string  `json:"server,omitempty"`       // upstream that said so
+	RTTSeconds   float64 `json:"rttSeconds,omitempty"`   // upstream
+	AgeSeconds   float64 `json:"ageSeconds,omitempty"`   // cache
+	RemainingTTL uint32  `json:"remainingTTL,omitempty"` // cache: seconds, the least of the records
+}
+
+// Explain asks as a TCP client would, and returns the answer with its reason.
+// Its question is not counted in Stats, but what an upstream says to it is
+// cached. Errors: name is no DNS name.
+func (s *Server) Explain(ctx context.Context, name string, qtype uint16) (Explanation, error) {
+	q, err := newQuery(name, qtype)
+	if err != nil {
+		return Explanation{}, err
+	}
+	a, ok := s.tables.fast(q, nil)
+	if !ok {
+		a = s.tables.serve(ctx, q)
+	}
+	e := Explanation{
+		Name: dns.Fqdn(name), Type: dns.Type(qtype).String(), Source: a.source.String(), Records: []string{},
+		RTTSeconds: a.rtt.Seconds(), AgeSeconds: a.age.Seconds(),
+	}
+	if a.server.IsValid() {
+		e.Server = a.server.String()
+	}
+	if t := s.Table(); t != nil {
+		e.match(t, q, a.source)
+	}
+	return e, e.read(a)
+}
+
+// newQuery returns the query for a name in presentation form.
+func newQuery(name string, qtype uint16) (*query, error) {
+	var m dns.Msg
+	m.SetQuestion(dns.Fqdn(name), qtype)
+	msg, err := m.Pack()
+	if err != nil {
+		return nil, fmt.Errorf("look up %q: not a DNS name: %w", name, err)
+	}
+	q := new(query)
+	if q.parse(msg, maxMessage) != answerIt {
+		return nil, fmt.Errorf("look up %q: type %s is not answered by a forwarder", name, dns.Type(qtype))
+	}
+	return q, nil
+}
+
+// match adds how the table found the name.
+func (e *Explanation) match(t *Table, q *query, source Source) {
+	m, ok := find(t, q)
+	if !ok {
+		return
+	}
+	e.Search, e.Wildcard, e.VIP = strings.TrimPrefix(m.search, "."), m.wildcard, m.addrs.vip || m.reverse
+	e.Host = m.host
+	if !m.reverse {
+		name := strings.TrimSuffix(strings.ToLower(e.Name), ".")
+		e.Host = t.hostOf(strings.TrimSuffix(name, m.search), m.wildcard)
+	}
+	if source != SourceTable {
+		return
+	}
+	switch {
+	case e.VIP:
+		e.Source = "vip"
+	case e.Wildcard:
+		e.Source = "wildcard"
+	case e.Search != "":
+		e.Source = "search"
+	}
+}
+
+// hostOf returns the table's name that name was found under.
+func (t *Table) hostOf(name string, wildcard bool) string {
+	if !wildcard {
+		return name
+	}
+	for {
+		_, parent, ok := strings.Cut(name, ".")
+		if !ok {
+			return ""
+		}
+		if _, ok := t.wildcards[parent]; ok {
+			return "*." + parent
+		}
+		name = parent
+	}
+}
+
+// read adds what the message says.
+func (e *Explanation) read(a answer) error {
+	var m dns.Msg
+	if err := m.Unpack(a.msg); err != nil {
+		return fmt.Errorf("look up %q: read the answer: %w", e.Name, err)
+	}
+	e.Rcode = dns.RcodeToString[m.Rcode]
+	for i, rr := range append(m.Answer, m.Ns...) {
+		if i < len(m.Answer) {
+			e.Records = append(e.Records, strings.ReplaceAll(rr.String(), "\t", " "))
+		}
+		if ttl := rr.Header().Ttl; a.source == SourceCache && (i == 0 || ttl < e.RemainingTTL) {
+			e.RemainingTTL = ttl
+		}
+	}
+	return nil
+}
+
+// ParseType returns the number of a query type's name (A, aaaa, TYPE65).
+func ParseType(name string) (uint16, error) {
+	name = strings.ToUpper(name)
+	if t, ok := dns.StringToType[name]; ok {
+		return t, nil
+	}
+	var n uint16
+	if _, err := fmt.Sscanf(name, "TYPE%d", &n); err == nil {
+		return n, nil
+	}
+	return 0, fmt.Errorf("query type %q is unknown; use A, AAAA, PTR, SRV, TXT, HTTPS or TYPE<number> (RFC 3597)", name)
+}
+
+// ReverseName returns the name whose PTR record belongs to addr.
+func ReverseName(addr netip.Addr) (string, error) {
+	if !addr.IsValid() {
+		return "", errors.New("make reverse name: no address")
+	}
+	return dns.ReverseAddr(addr.Unmap().WithZone("").String())
+}

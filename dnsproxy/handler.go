@@ -1,0 +1,46 @@
+package dnsproxy
+
+import (
+	"context"
+	"net/netip"
+	"time"
+)
+
+// Source says which part of the server gave an answer.
+type Source uint8
+
+// The sources, in the order in which they are asked.
+const (
+	SourceTable    Source = iota // the name table
+	SourceCache                  // an earlier upstream answer
+	SourceUpstream               // a server of resolv.conf
+	SourceFailure                // nobody: SERVFAIL made here
+	SourceReject                 // a query that RFCs say to refuse
+	sources
+)
+
+// String returns the source as metrics and the command line name it.
+func (s Source) String() string {
+	return [...]string{"table", "cache", "upstream", "failure", "reject"}[s]
+}
+
+// answer is what a handler says to a query. msg is a DNS message whose
+// question has q's name and type, uncompressed at offset 12, and that has no
+// OPT record; id, case and the client's flags are put in by finish. The
+// receiver owns msg.
+type answer struct {
+	msg    []byte
+	source Source
+	server netip.AddrPort // that gave it: upstream and cache
+	rtt    time.Duration  // upstream only
+	age    time.Duration  // cache only
+}
+
+// handler is one stage of table -> cache -> forwarder.
+type handler interface {
+	// fast answers from memory, appending to dst; false when that takes
+	// waiting. It never blocks and keeps neither q nor dst.
+	fast(q *query, dst []byte) (answer, bool)
+	// serve answers q in any case, within ctx. It keeps nothing of q.
+	serve(ctx context.Context, q *query) answer
+}

@@ -1,0 +1,216 @@
+package dnsproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// MaxInflight bounds the queries that wait for an upstream or for the first
+// table at one time; each costs a goroutine and a socket, some 10 KiB. Further
+// ones get SERVFAIL, and their client tries again.
+const MaxInflight = 1024
+
+// Config is what New needs.
+type Config struct {
+	// The sockets, bound by the caller (see Listen). Run closes them at its
+	// end; until then the caller may hand copies to another process.
+	UDP []*net.UDPConn
+	TCP []*net.TCPListener
+
+	// ResolvConf is the path of the file with the servers to forward to. It
+	// is read again when it changes. It need not exist.
+	ResolvConf string
+
+	ForwardTimeout  time.Duration // per try; 0: DefaultForwardTimeout
+	ForwardParallel bool          // ask all servers at once instead of in turn
+
+	CacheEntries int   // 0: 10,000
+	CacheBytes   int64 // 0: 8 MiB
+
+	// HoldBeforeTable is how long a query that comes before the first Swap
+	// waits for it; then it is forwarded. 0: not at all.
+	HoldBeforeTable time.Duration
+
+	TTL uint32           // of table answers, in seconds; 0: DefaultTTL
+	Log *slog.Logger     // nil: slog.Default
+	Now func() time.Time // nil: time.Now
+}
+
+// Server answers DNS queries. It is made by New and runs in Run.
+type Server struct {
+	config    Config
+	log       *slog.Logger
+	tables    *tables
+	cache     *cache
+	forwarder *forwarder
+	counters  counters
+	inflight  chan struct{} // one slot for each query that waits
+	waiting   sync.WaitGroup
+	conns     connSet
+}
+
+// New returns a server on the sockets of c, which it does not read yet. Errors
+// are about c; a resolv.conf that cannot be read is only logged.
+func New(c Config) (*Server, error) {
+	if len(c.UDP)+len(c.TCP) == 0 {
+		return nil, errors.New("start dns proxy: no listening socket given")
+	}
+	if c.CacheEntries < 0 || c.CacheBytes < 0 || c.ForwardTimeout < 0 || c.HoldBeforeTable < 0 {
+		return nil, fmt.Errorf("start dns proxy: negative setting: cache entries %d, cache bytes %d, forward timeout %s, hold %s; use 0 for the default",
+			c.CacheEntries, c.CacheBytes, c.ForwardTimeout, c.HoldBeforeTable)
+	}
+	c = c.withDefaults()
+	s := &Server{config: c, log: c.Log, inflight: make(chan struct{}, MaxInflight)}
+	s.forwarder = newForwarder(c, ownAddrs(c))
+	cache, err := newCache(c, s.forwarder)
+	if err != nil {
+		return nil, fmt.Errorf("start dns proxy: make cache of %d entries: %w", c.CacheEntries, err)
+	}
+	s.cache = cache
+	s.tables = newTables(c, cache)
+	return s, nil
+}
+
+func (c Config) withDefaults() Config {
+	if c.ForwardTimeout == 0 {
+		c.ForwardTimeout = DefaultForwardTimeout
+	}
+	if c.CacheEntries == 0 {
+		c.CacheEntries = defaultCacheEntries
+	}
+	if c.CacheBytes == 0 {
+		c.CacheBytes = defaultCacheBytes
+	}
+	if c.TTL == 0 {
+		c.TTL = DefaultTTL
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+func ownAddrs(c Config) []netip.AddrPort {
+	var own []netip.AddrPort
+	for _, conn := range c.UDP {
+		a := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+		own = append(own, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
+	}
+	for _, l := range c.TCP {
+		a := l.Addr().(*net.TCPAddr).AddrPort()
+		own = append(own, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
+	}
+	return own
+}
+
+// Swap puts t in force for every query that is looked up from now on.
+func (s *Server) Swap(t *Table) { s.tables.swap(t) }
+
+// Table returns the table in force, nil before the first Swap.
+func (s *Server) Table() *Table { return s.tables.current.Load() }
+
+// Stats returns the counters as they are now.
+func (s *Server) Stats() Stats {
+	st := s.counters.snapshot()
+	st.Inflight = len(s.inflight)
+	st.Cache.Hits, st.Cache.Misses = s.cache.hits.Load(), s.cache.misses.Load()
+	st.Cache.Entries, st.Cache.Bytes = s.cache.usage()
+	st.Upstreams = s.forwarder.upstreams()
+	if t := s.Table(); t != nil {
+		st.TableSize = t.Len()
+	}
+	return st
+}
+
+// Run serves until ctx is cancelled, and then returns nil once nothing of it
+// runs any more and its sockets are closed. An error is a socket that broke.
+func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, s.interrupt)
+	defer stop()
+
+	var loops sync.WaitGroup
+	broke := func(err error) {
+		if err != nil && ctx.Err() == nil {
+			cancel(err)
+		}
+	}
+	for _, conn := range s.config.UDP {
+		loops.Go(func() { broke(s.serveUDP(ctx, conn)) })
+	}
+	for _, l := range s.config.TCP {
+		loops.Go(func() { broke(s.serveTCP(ctx, l)) })
+	}
+	<-ctx.Done()
+	loops.Wait()
+	s.waiting.Wait()
+	s.forwarder.tasks.Wait()
+	for _, conn := range s.config.UDP {
+		conn.Close()
+	}
+	for _, l := range s.config.TCP {
+		l.Close()
+	}
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return nil
+}
+
+// interrupt ends all waiting reads and accepts. Deadlines are this process'
+// own; the sockets' copies elsewhere do not notice.
+func (s *Server) interrupt() {
+	past := time.Unix(1, 0)
+	for _, conn := range s.config.UDP {
+		conn.SetReadDeadline(past)
+	}
+	for _, l := range s.config.TCP {
+		l.SetDeadline(past)
+	}
+	s.conns.interrupt()
+}
+
+// respond answers one message, appending to dst (empty, its capacity is used):
+// at once with done true, or it leaves the query in q for wait. A nil reply
+// with done true means silence.
+func (s *Server) respond(q *query, msg []byte, limit int, dst []byte) (reply []byte, done bool) {
+	switch q.parse(msg, limit) {
+	case dropIt:
+		s.counters.dropped.Add(1)
+		return nil, true
+	case rejectIt:
+		s.counters.reply(SourceReject, q.qtype, q.rcode)
+		return appendReject(dst, q), true
+	}
+	a, ok := s.tables.fast(q, dst)
+	if !ok {
+		return nil, false
+	}
+	return s.finish(q, a), true
+}
+
+// wait answers a query that respond could not, however long that takes.
+func (s *Server) wait(ctx context.Context, q *query) []byte {
+	return s.finish(q, s.tables.serve(ctx, q))
+}
+
+// overload is the reply when nobody more can wait.
+func (s *Server) overload(q *query, dst []byte) []byte {
+	s.counters.refused.Add(1)
+	return s.finish(q, answer{msg: appendReply(dst, q, 0, rcodeServFail), source: SourceFailure})
+}
+
+func (s *Server) finish(q *query, a answer) []byte {
+	s.counters.reply(a.source, q.qtype, rcodeOf(a.msg))
+	return finish(q, a.msg)
+}

@@ -1,0 +1,164 @@
+package dnsproxy
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"go.uber.org/goleak"
+)
+
+// testServer is a running server on loopback.
+type testServer struct {
+	*Server
+	addr string
+}
+
+// start runs a server until the test ends, and sees that nothing of it is left.
+func start(t testing.TB, c Config) *testServer {
+	t.Helper()
+	ignore := goleak.IgnoreCurrent()
+	udp, tcp, err := Listen([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.UDP, c.TCP = udp, tcp
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	s, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		goleak.VerifyNone(t, ignore)
+	})
+	return &testServer{s, tcp[0].Addr().String()}
+}
+
+// ask sends one query and returns the reply.
+func (s *testServer) ask(t testing.TB, network, name string, qtype uint16, change ...func(*dns.Msg)) *dns.Msg {
+	t.Helper()
+	m := new(dns.Msg).SetQuestion(dns.Fqdn(name), qtype)
+	for _, f := range change {
+		f(m)
+	}
+	// The buffer is the kernel's: what the server sends must fit what the
+	// query said, which the caller checks.
+	c := &dns.Client{Net: network, UDPSize: 65535, Timeout: 20 * time.Second}
+	conn, err := c.Dial(s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	reply, _, err := c.ExchangeWithConn(m, conn)
+	if err != nil {
+		t.Fatalf("ask %s %s %s: %v", network, name, dns.TypeToString[qtype], err)
+	}
+	return reply
+}
+
+func edns(size uint16, do bool) func(*dns.Msg) {
+	return func(m *dns.Msg) { m.SetEdns0(size, do) }
+}
+
+var testHosts = []Host{
+	{Name: "aliyun.com", Addrs: ips("240.240.1.2"), VIP: true},
+	{Name: "dual.example", Addrs: ips("10.0.0.1", "fd00::1")},
+	{Name: "v6.example", Addrs: ips("fd00::6")},
+	{Name: "*.wild.example", Addrs: ips("10.0.1.1")},
+	{Name: "*.deep.wild.example", Addrs: ips("10.0.1.2")},
+	{Name: "own.wild.example", Addrs: ips("10.0.1.3")},
+}
+
+var testSearch = []string{"default.svc.cluster.local", "svc.cluster.local", "cluster.local"}
+
+func ips(list ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+func TestRunServesAndStops(t *testing.T) {
+	s := start(t, Config{ResolvConf: writeConf(t)})
+	s.Swap(NewTable(testHosts, testSearch, 0))
+	for _, network := range []string{"udp", "tcp"} {
+		r := s.ask(t, network, "AliYun.com", dns.TypeA)
+		if r.Rcode != dns.RcodeSuccess || !r.Authoritative || !r.RecursionAvailable || len(r.Answer) != 1 {
+			t.Fatalf("%s: unexpected reply:\n%v", network, r)
+		}
+		if got, want := r.Answer[0].String(), "AliYun.com.\t30\tIN\tA\t240.240.1.2"; got != want {
+			t.Errorf("%s: got %q, want %q", network, got, want)
+		}
+	}
+	st := s.Stats()
+	if st.Requests != 2 || st.UDP != 1 || st.TCP != 1 || st.BySource["table"] != 2 || st.ByType["A"] != 2 || st.ByRcode["NOERROR"] != 2 {
+		t.Errorf("counters: %+v", st)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	udp, tcp, err := Listen([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp[0].Close()
+	defer tcp[0].Close()
+	for name, c := range map[string]Config{
+		"no sockets":       {},
+		"negative entries": {UDP: udp, CacheEntries: -1},
+		"negative timeout": {UDP: udp, ForwardTimeout: -1},
+	} {
+		if _, err := New(c); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestListenTakenPort(t *testing.T) {
+	l, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	addr := l.LocalAddr().(*net.UDPAddr).AddrPort()
+	if _, _, err := Listen([]netip.AddrPort{addr}); err == nil {
+		t.Fatal("bound a taken port")
+	}
+	// The TCP half must not stay bound.
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
+	if err != nil {
+		t.Fatalf("Listen left its TCP socket open: %v", err)
+	}
+	tcp.Close()
+}
+
+// A socket that breaks ends Run with an error, so that somebody hears of it.
+func TestRunReportsBrokenSocket(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	udp, tcp, err := Listen([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{UDP: udp, TCP: tcp, ResolvConf: writeConf(t), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	udp[0].Close()
+	if err := s.Run(context.Background()); err == nil {
+		t.Error("Run returned nil with a closed socket")
+	}
+}

@@ -1,0 +1,127 @@
+package dnsproxy
+
+import (
+	"net/netip"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// Stats is a snapshot of the server's counters. All count from New on.
+type Stats struct {
+	Requests  uint64            // messages that got a reply
+	Dropped   uint64            // messages that got none: too short, or replies
+	Refused   uint64            // SERVFAIL because MaxInflight queries were waiting
+	BySource  map[string]uint64 // Source names
+	ByType    map[string]uint64 // query types; the rare ones as "other"
+	ByRcode   map[string]uint64 // RCODE names
+	UDP, TCP  uint64            // messages that got a reply, by transport
+	TCPOpen   int64             // connections now
+	TCPCut    uint64            // connections refused or closed to make room
+	Inflight  int               // queries that wait for an upstream now
+	TableSize int               // names
+	Cache     CacheStats
+	Upstreams []UpstreamStats // every server that was ever configured, sorted
+}
+
+// CacheStats is the cache's part of Stats.
+type CacheStats struct {
+	Entries      int
+	Bytes        int64 // the entries' estimated size
+	Hits, Misses uint64
+}
+
+// UpstreamStats is what is known of one server.
+type UpstreamStats struct {
+	Server   netip.AddrPort
+	State    string // healthy, slow, failing
+	Requests uint64 // tries
+	Failures uint64 // tries that ended without an answer
+	Latency  Histogram
+}
+
+// LatencyBuckets are the upper bounds of Histogram's buckets in seconds,
+// those of istio_agent_dns_upstream_request_duration_seconds.
+func LatencyBuckets() [6]float64 { return [...]float64{.001, .005, .01, .1, 1, 5} }
+
+// Histogram counts durations. Buckets are not cumulative; the last one is for
+// those above every bound.
+type Histogram struct {
+	Buckets [7]uint64
+	Count   uint64
+	Sum     time.Duration
+}
+
+func (h *Histogram) observe(d time.Duration) {
+	i := 0
+	for _, bound := range LatencyBuckets() {
+		if d.Seconds() <= bound {
+			break
+		}
+		i++
+	}
+	h.Buckets[i]++
+	h.Count++
+	h.Sum += d
+}
+
+// countedTypes are the query types counted by name: a fixed set, so that no
+// client can make more metrics.
+var countedTypes = [...]uint16{
+	dns.TypeA, dns.TypeAAAA, dns.TypePTR, dns.TypeSRV, dns.TypeTXT, dns.TypeHTTPS, dns.TypeMX,
+	dns.TypeCNAME, dns.TypeNS, dns.TypeSOA, dns.TypeSVCB, dns.TypeCAA, dns.TypeNAPTR, dns.TypeANY,
+}
+
+// counters are Stats' numbers as they are counted.
+type counters struct {
+	dropped, refused atomic.Uint64
+	udp, tcp         atomic.Uint64
+	tcpOpen          atomic.Int64
+	tcpCut           atomic.Uint64
+	bySource         [sources]atomic.Uint64
+	byType           [len(countedTypes) + 1]atomic.Uint64
+	byRcode          [rcodes + 2]atomic.Uint64 // the last one: BADVERS
+}
+
+func (c *counters) reply(source Source, qtype uint16, rcode int) {
+	c.bySource[source].Add(1)
+	i := 0
+	for i < len(countedTypes) && countedTypes[i] != qtype {
+		i++
+	}
+	c.byType[i].Add(1)
+	c.byRcode[min(rcode, len(c.byRcode)-1)].Add(1)
+}
+
+func (c *counters) snapshot() Stats {
+	s := Stats{
+		Dropped: c.dropped.Load(), Refused: c.refused.Load(),
+		UDP: c.udp.Load(), TCP: c.tcp.Load(),
+		TCPOpen: c.tcpOpen.Load(), TCPCut: c.tcpCut.Load(),
+		BySource: map[string]uint64{}, ByType: map[string]uint64{}, ByRcode: map[string]uint64{},
+	}
+	for i := range c.bySource {
+		n := c.bySource[i].Load()
+		s.BySource[Source(i).String()] = n
+		s.Requests += n
+	}
+	for i := range c.byType {
+		name := "other"
+		if i < len(countedTypes) {
+			name = dns.TypeToString[countedTypes[i]]
+		}
+		s.ByType[name] = c.byType[i].Load()
+	}
+	for i := range c.byRcode {
+		name := strconv.Itoa(i)
+		if text, ok := dns.RcodeToString[i]; ok && i != rcodeBadVers {
+			name = text
+		} else if i == rcodeBadVers {
+			name = "BADVERS"
+		}
+		s.ByRcode[name] = c.byRcode[i].Load()
+	}
+	return s
+}

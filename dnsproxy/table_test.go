@@ -1,0 +1,194 @@
+package dnsproxy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/miekg/dns"
+)
+
+// answers are a reply's answer records, sorted, one space between fields.
+func answers(m *dns.Msg) []string {
+	list := []string{}
+	for _, rr := range m.Answer {
+		list = append(list, strings.ReplaceAll(rr.String(), "\t", " "))
+	}
+	slices.Sort(list)
+	return list
+}
+
+func TestTableAnswers(t *testing.T) {
+	up := newFakeUpstream(t, zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 5"))
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	s.Swap(NewTable(testHosts, testSearch, 0))
+	nodata := []string{}
+	for _, tc := range []struct {
+		name  string
+		qtype uint16
+		want  []string // nil: NXDOMAIN
+	}{
+		{"aliyun.com", dns.TypeA, []string{"aliyun.com. 30 IN A 240.240.1.2"}},
+		{"aLiYuN.CoM", dns.TypeA, []string{"aLiYuN.CoM. 30 IN A 240.240.1.2"}},
+		{"aliyun.com", dns.TypeAAAA, nodata},
+		{"dual.example", dns.TypeAAAA, []string{"dual.example. 30 IN AAAA fd00::1"}},
+		{"v6.example", dns.TypeA, nodata},
+		{"aliyun.com", dns.TypeHTTPS, nodata},
+		{"aliyun.com", dns.TypeANY, nodata},
+		{"aliyun.com.default.svc.cluster.local", dns.TypeA, []string{"aliyun.com.default.svc.cluster.local. 30 IN A 240.240.1.2"}},
+		{"aliyun.com.SVC.cluster.local", dns.TypeA, []string{"aliyun.com.SVC.cluster.local. 30 IN A 240.240.1.2"}},
+		{"aliyun.com.cluster.local", dns.TypeAAAA, nodata},
+		{"aliyun.com.local", dns.TypeA, nil},
+		{"xaliyun.com", dns.TypeA, nil},
+		{"www.aliyun.com", dns.TypeA, nil},
+		{"a.wild.example", dns.TypeA, []string{"a.wild.example. 30 IN A 10.0.1.1"}},
+		{"a.b.c.wild.example", dns.TypeA, []string{"a.b.c.wild.example. 30 IN A 10.0.1.1"}},
+		{"a.deep.wild.example", dns.TypeA, []string{"a.deep.wild.example. 30 IN A 10.0.1.2"}},
+		{"deep.wild.example", dns.TypeA, []string{"deep.wild.example. 30 IN A 10.0.1.1"}},
+		{"own.wild.example", dns.TypeA, []string{"own.wild.example. 30 IN A 10.0.1.3"}},
+		{"*.wild.example", dns.TypeA, []string{"*.wild.example. 30 IN A 10.0.1.1"}},
+		{"wild.example", dns.TypeA, nil},
+		{"a.wild.example.cluster.local", dns.TypeA, []string{"a.wild.example.cluster.local. 30 IN A 10.0.1.1"}},
+		{"wild.example.cluster.local", dns.TypeA, nil},
+		{"2.1.240.240.in-addr.arpa", dns.TypePTR, []string{"2.1.240.240.in-addr.arpa. 30 IN PTR aliyun.com."}},
+		{"2.1.240.240.in-addr.arpa", dns.TypeA, nodata},
+		{"3.1.240.240.in-addr.arpa", dns.TypePTR, nil},
+		{"1.0.0.10.in-addr.arpa", dns.TypePTR, nil}, // not virtual: the upstream's
+		{`aliyun\.com`, dns.TypeA, nil},
+		{".", dns.TypeA, nil},
+	} {
+		t.Run(tc.name+"/"+dns.TypeToString[tc.qtype], func(t *testing.T) {
+			r := s.ask(t, "udp", tc.name, tc.qtype)
+			want := dns.RcodeSuccess
+			if tc.want == nil {
+				want = dns.RcodeNameError
+			}
+			if r.Rcode != want {
+				t.Fatalf("rcode %s, want %s", dns.RcodeToString[r.Rcode], dns.RcodeToString[want])
+			}
+			if diff := cmp.Diff(tc.want, answers(r), cmpopts.EquateEmpty()); diff != "" {
+				t.Error(diff)
+			}
+			if len(r.Answer) == 0 && (len(r.Ns) != 1 || r.Ns[0].Header().Rrtype != dns.TypeSOA) {
+				t.Errorf("negative answer without a SOA: %v", r.Ns)
+			}
+		})
+	}
+}
+
+func TestTableOtherTypesFromUpstream(t *testing.T) {
+	up := newFakeUpstream(t, zone(0, "aliyun.com. 60 IN MX 10 mail.aliyun.com."))
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	s.Swap(NewTable(testHosts, nil, 0))
+	if r := s.ask(t, "udp", "aliyun.com", dns.TypeMX); len(r.Answer) != 1 {
+		t.Errorf("MX of the upstream is lost: %v", r)
+	}
+	up.set(zone(dns.RcodeServerFailure, ""))
+	if r := s.ask(t, "udp", "aliyun.com", dns.TypeTXT); r.Rcode != dns.RcodeServerFailure {
+		t.Errorf("a failure became %s", dns.RcodeToString[r.Rcode])
+	}
+	up.set(zone(dns.RcodeNameError, "---\ncom. 60 IN SOA a. b. 1 2 3 4 5"))
+	for range 2 { // from the upstream, then from the cache
+		if r := s.ask(t, "udp", "aliyun.com", dns.TypeSRV); r.Rcode != dns.RcodeSuccess || len(r.Ns) != 1 {
+			t.Errorf("want NODATA with a SOA, got %v", r)
+		}
+	}
+}
+
+func TestManyAddresses(t *testing.T) {
+	var list []netip.Addr
+	for i := range 300 {
+		list = append(list, netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))
+	}
+	s := start(t, Config{ResolvConf: writeConf(t)})
+	s.Swap(NewTable([]Host{{Name: "many.example", Addrs: list}}, nil, 5))
+	for _, tc := range []struct {
+		network string
+		size    uint16
+		want    int // records
+	}{{"udp", 0, 30}, {"udp", 100, 29}, {"udp", 1232, 74}, {"udp", 8192, 300}, {"tcp", 0, 300}, {"tcp", 512, 300}} {
+		t.Run(fmt.Sprint(tc.network, tc.size), func(t *testing.T) {
+			var change []func(*dns.Msg)
+			if tc.size != 0 {
+				change = append(change, edns(tc.size, false))
+			}
+			r := s.ask(t, tc.network, "many.example", dns.TypeA, change...)
+			if len(r.Answer) != tc.want || r.Truncated != (tc.want < 300) {
+				t.Errorf("%d records, truncated %v; want %d", len(r.Answer), r.Truncated, tc.want)
+			}
+			seen := map[string]bool{}
+			for _, rr := range r.Answer {
+				seen[rr.(*dns.A).A.String()] = true
+			}
+			if len(seen) != tc.want {
+				t.Errorf("%d different addresses in %d records", len(seen), tc.want)
+			}
+			if (r.IsEdns0() != nil) != (tc.size != 0) {
+				t.Errorf("OPT in the reply: %v", r.IsEdns0())
+			}
+		})
+	}
+	first := map[string]bool{}
+	for range 20 {
+		first[s.ask(t, "tcp", "many.example", dns.TypeA).Answer[0].String()] = true
+	}
+	if len(first) < 2 {
+		t.Error("20 answers begin with the same address: not shuffled")
+	}
+}
+
+// Swap, the same again, another, nothing: the table is what was put in last.
+func TestSwap(t *testing.T) {
+	s := start(t, Config{ResolvConf: writeConf(t)})
+	a := []Host{{Name: "a.example", Addrs: ips("10.0.0.1", "fd00::1")}, {Name: "*.w.example", Addrs: ips("10.0.0.2"), VIP: true}}
+	b := []Host{{Name: "b.example", Addrs: ips("10.0.0.3")}}
+	for i, hosts := range [][]Host{a, a, b, {}} {
+		s.Swap(NewTable(hosts, testSearch, 0))
+		got := s.Table().Hosts()
+		want := slices.Clone(hosts)
+		slices.SortFunc(want, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			t.Errorf("swap %d: %s", i, diff)
+		}
+	}
+	if r := s.ask(t, "udp", "b.example", dns.TypeA); len(r.Answer) != 0 {
+		t.Errorf("a name that left is still answered: %v", r)
+	}
+}
+
+func TestNewTableSkipsAndMerges(t *testing.T) {
+	long := strings.Repeat("a", 64) + ".example"
+	table := NewTable([]Host{
+		{Name: "UPPER.example.", Addrs: ips("10.0.0.1")},
+		{Name: "upper.example", Addrs: ips("10.0.0.2", "10.0.0.1", "::ffff:10.0.0.3")},
+		{Name: "none.example"}, {Name: "", Addrs: ips("10.0.0.1")}, {Name: "*", Addrs: ips("10.0.0.1")},
+		{Name: "*.", Addrs: ips("10.0.0.1")}, {Name: "a..b", Addrs: ips("10.0.0.1")}, {Name: long, Addrs: ips("10.0.0.1")},
+	}, nil, 0)
+	want := []Host{{Name: "upper.example", Addrs: ips("10.0.0.1", "10.0.0.2", "10.0.0.3")}}
+	if diff := cmp.Diff(want, table.Hosts(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestParseReverse(t *testing.T) {
+	for _, a := range ips("240.240.0.1", "0.0.0.0", "255.1.20.3", "2001:2::ab", "::", "fd00:1234:5678:9abc:def0::ff") {
+		name, err := ReverseName(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, ok := parseReverse([]byte(strings.TrimSuffix(name, ".")))
+		if !ok || got != a {
+			t.Errorf("%s -> %s -> %s, %v", a, name, got, ok)
+		}
+	}
+	for _, bad := range []string{"", "in-addr.arpa", "1.2.3.in-addr.arpa", "1.2.3.4.5.in-addr.arpa", "256.1.1.1.in-addr.arpa",
+		"01.1.1.1.in-addr.arpa", "a.1.1.1.in-addr.arpa", ".1.1.1.in-addr.arpa", "1.ip6.arpa", "1.2.3.4.example"} {
+		if a, ok := parseReverse([]byte(bad)); ok {
+			t.Errorf("%q is read as %s", bad, a)
+		}
+	}
+}

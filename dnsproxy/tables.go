@@ -1,0 +1,179 @@
+package dnsproxy
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// tables is the first handler: it answers what the table in force has and
+// passes on the rest.
+type tables struct {
+	current atomic.Pointer[Table]
+	first   chan struct{} // closed once there is a table
+	once    sync.Once
+	hold    time.Duration
+	held    chan struct{} // one slot for each query that may be held
+	ttl     uint32
+	next    handler
+}
+
+// maxHeld bounds the queries held until the first table comes; further ones
+// are forwarded at once.
+const maxHeld = 512
+
+func newTables(c Config, next handler) *tables {
+	return &tables{
+		first: make(chan struct{}),
+		hold:  c.HoldBeforeTable,
+		held:  make(chan struct{}, maxHeld),
+		ttl:   c.TTL,
+		next:  next,
+	}
+}
+
+func (h *tables) swap(t *Table) {
+	h.current.Store(t)
+	h.once.Do(func() { close(h.first) })
+}
+
+func (h *tables) fast(q *query, dst []byte) (answer, bool) {
+	t := h.current.Load()
+	if t == nil {
+		return answer{}, false
+	}
+	m, ok := find(t, q)
+	if !ok {
+		return h.next.fast(q, dst)
+	}
+	if a, ok := h.local(t, m, q, dst); ok {
+		return a, true
+	}
+	a, ok := h.next.fast(q, dst)
+	return h.exists(t, q, a), ok
+}
+
+func (h *tables) serve(ctx context.Context, q *query) answer {
+	t := h.await(ctx)
+	if t == nil {
+		return h.next.serve(ctx, q)
+	}
+	m, ok := find(t, q)
+	if !ok {
+		return h.next.serve(ctx, q)
+	}
+	if a, ok := h.local(t, m, q, nil); ok {
+		return a
+	}
+	return h.exists(t, q, h.next.serve(ctx, q))
+}
+
+// await returns the table in force. Before the first one it waits for it, as
+// long as a query may be held; nil when none came.
+func (h *tables) await(ctx context.Context) *Table {
+	if t := h.current.Load(); t != nil || h.hold <= 0 {
+		return t
+	}
+	select {
+	case h.held <- struct{}{}:
+		defer func() { <-h.held }()
+	default:
+		return nil
+	}
+	timer := time.NewTimer(h.hold)
+	defer timer.Stop()
+	select {
+	case <-h.first:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return h.current.Load()
+}
+
+// local answers the types that the table has of a name it knows. The others
+// are for the upstream to answer.
+func (h *tables) local(t *Table, m match, q *query, dst []byte) (answer, bool) {
+	ttl := h.ttlOf(t)
+	var list []byte
+	size := 4
+	switch {
+	case m.reverse && q.qtype == typePTR:
+		return answer{msg: appendPTR(dst, q, m.host, ttl)}, true
+	case m.reverse:
+		return answer{}, false
+	case q.qtype == typeA:
+		list = t.v4(m.addrs)
+	case q.qtype == typeAAAA:
+		list, size = t.v6(m.addrs), 16
+	default:
+		return answer{}, false
+	}
+	if len(list) == 0 {
+		return answer{msg: appendNodata(dst, q, ttl)}, true
+	}
+	return answer{msg: appendAddrs(dst, q, list, size, ttl)}, true
+}
+
+// exists sees that a name of the table is never denied: an upstream that does
+// not know the name knows of no such record either. Its failures stay what
+// they are: "try again" must not become "there is none", or a mail client
+// would take a lost MX for a missing one.
+func (h *tables) exists(t *Table, q *query, a answer) answer {
+	if len(a.msg) < headerLen || rcodeOf(a.msg) != rcodeNXDomain {
+		return a
+	}
+	a.msg = appendNodata(a.msg[:0], q, h.ttlOf(t))
+	return a
+}
+
+func (h *tables) ttlOf(t *Table) uint32 {
+	if t.ttl != 0 {
+		return t.ttl
+	}
+	return h.ttl
+}
+
+// find looks q's name up in t. A label with a dot in it has no dotted form
+// that is not another name's, and is in no table.
+func find(t *Table, q *query) (match, bool) {
+	if q.qclass != classIN {
+		return match{}, false
+	}
+	var buf [maxWireName]byte
+	name, ok := dotted(buf[:0], q.wire())
+	if !ok {
+		return match{}, false
+	}
+	return t.lookup(name)
+}
+
+// dotted appends a wire name as labels with dots between them, unescaped.
+// False for the root and for a label that has a dot in it.
+func dotted(dst, wire []byte) ([]byte, bool) {
+	for off := 0; wire[off] != 0; {
+		n := int(wire[off])
+		if off > 0 {
+			dst = append(dst, '.')
+		}
+		for _, c := range wire[off+1:][:n] {
+			if c == '.' {
+				return dst, false
+			}
+			dst = append(dst, c)
+		}
+		off += 1 + n
+	}
+	return dst, len(dst) > 0
+}
+
+func appendPTR(dst []byte, q *query, host string, ttl uint32) []byte {
+	msg := len(dst)
+	var wire [maxWireName]byte
+	name, _ := appendName(wire[:0], host) // NewTable has checked it
+	dst = appendReply(dst, q, flagAA, rcodeSuccess)
+	dst = appendRR(dst, typePTR, ttl, len(name))
+	dst = append(dst, name...)
+	setCount(dst[msg:], sectionAnswer, 1)
+	return dst
+}

@@ -1,0 +1,156 @@
+package dnsproxy
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+const (
+	vipFileVersion = 1
+
+	// maxVIPFile bounds what is read: 65,024 hosts with the longest names
+	// are 19 MB.
+	maxVIPFile = 24 << 20
+
+	// setAside is appended to the name of a file that cannot be used.
+	setAside = ".bad"
+)
+
+// vipFile is the file's content. Indexes count from the first address of Base,
+// so that both families follow from one number.
+type vipFile struct {
+	Version  int                 `json:"version"`
+	Base     netip.Prefix        `json:"base"`
+	Assigned map[string]uint32   `json:"assigned"`
+	Freed    map[string]vipFreed `json:"freed,omitempty"`
+}
+
+type vipFreed struct {
+	Index uint32    `json:"index"`
+	At    time.Time `json:"at"`
+}
+
+// load fills v from its file, or leaves it empty.
+func (v *VIPs) load() {
+	v.reset()
+	if v.config.Path == "" {
+		return
+	}
+	err := v.read()
+	switch {
+	case err == nil:
+		return
+	case errors.Is(err, fs.ErrNotExist):
+	default:
+		bad := v.config.Path + setAside
+		v.log.Warn("cannot use the VIP file; hosts get the address that their name's hash says",
+			"file", v.config.Path, "error", err, "setAside", bad)
+		if err := os.Rename(v.config.Path, bad); err != nil {
+			v.log.Warn("cannot set the VIP file aside", "file", v.config.Path, "error", err)
+		}
+	}
+	v.reset()
+}
+
+func (v *VIPs) reset() {
+	v.assigned, v.freed, v.owner = map[string]uint32{}, map[string]freed{}, map[uint32]string{}
+}
+
+func (v *VIPs) read() error {
+	// Not blocking: a FIFO of that name must not stop the start.
+	f, err := os.OpenFile(v.config.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxVIPFile {
+		return fmt.Errorf("not a regular file of at most %d bytes", maxVIPFile)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxVIPFile))
+	if err != nil {
+		return err
+	}
+	return v.decode(data)
+}
+
+// decode takes over the state that data has. On an error v is in no state.
+func (v *VIPs) decode(data []byte) error {
+	var file vipFile
+	if err := json.Unmarshal(data, &file); err != nil {
+		return err
+	}
+	if file.Version != vipFileVersion {
+		return fmt.Errorf("version %d, this agent reads %d", file.Version, vipFileVersion)
+	}
+	if file.Base != v.config.V4 {
+		return fmt.Errorf("addresses of %s, the range is %s", file.Base, v.config.V4)
+	}
+	now := v.config.Now()
+	for h, index := range file.Assigned {
+		v.assigned[h] = index
+	}
+	for h, f := range file.Freed {
+		at := f.At
+		if at.After(now) { // the clock was set back: begin anew
+			at = now
+		}
+		v.freed[h] = freed{f.Index, at}
+	}
+	return v.index()
+}
+
+// save writes the file when something changed. It goes on without: an agent
+// that cannot write still gives addresses, and says so once.
+func (v *VIPs) save() {
+	if !v.unsaved || v.config.Path == "" {
+		return
+	}
+	if err := v.write(); err != nil {
+		v.failures++
+		if !v.readOnly {
+			v.log.Warn("cannot write the VIP file; addresses are kept in memory only", "file", v.config.Path, "error", err)
+		}
+		v.readOnly = true
+		return
+	}
+	v.unsaved, v.readOnly = false, false
+}
+
+func (v *VIPs) write() error {
+	data, err := v.encode()
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(v.config.Path), filepath.Base(v.config.Path)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), v.config.Path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
+
+func (v *VIPs) encode() ([]byte, error) {
+	file := vipFile{Version: vipFileVersion, Base: v.config.V4, Assigned: v.assigned, Freed: make(map[string]vipFreed, len(v.freed))}
+	for h, f := range v.freed {
+		file.Freed[h] = vipFreed{Index: f.index, At: f.at.UTC().Round(0)}
+	}
+	return json.Marshal(file)
+}

@@ -1,0 +1,310 @@
+package dnsproxy
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// DefaultQuarantine is how long the address of a host that left is given to
+// nobody else: clients keep answers for their TTL and connections for longer.
+const DefaultQuarantine = 10 * time.Minute
+
+// maxIndexBits bounds a range to what a host's index can be: 65,536 hosts, the
+// size of 240.240.0.0/16.
+const maxIndexBits = 16
+
+// VIPConfig is what OpenVIPs needs.
+type VIPConfig struct {
+	Path       string           // the file; "": only in memory
+	V4         netip.Prefix     // 240.240.0.0/16; /16 to /29
+	V6         netip.Prefix     // 2001:2::/48; at least as large as V4
+	IPv6       bool             // give an address of V6 too
+	Quarantine time.Duration    // 0: DefaultQuarantine
+	Now        func() time.Time // nil: time.Now
+	Log        *slog.Logger     // nil: slog.Default
+}
+
+// VIPs gives hosts virtual addresses, and keeps which in a file, so that they
+// stay over restarts. A host's index in the range is a hash of its name, or
+// the next free one: agents that never saw each other's file mostly agree.
+//
+// The file is written whole, beside the old one, and renamed. It is not synced
+// to disk: it lives as long as the pod, and a node that crashes ends the pod.
+type VIPs struct {
+	config   VIPConfig
+	log      *slog.Logger
+	capacity int // addresses that can be given
+
+	mu        sync.Mutex
+	assigned  map[string]uint32
+	freed     map[string]freed  // hosts that left, until another needs the index
+	owner     map[uint32]string // of every index in assigned or freed
+	pending   int               // hosts that got none at the last Assign
+	exhausted uint64
+	unsaved   bool // the file is behind
+	readOnly  bool // the last write failed, and was logged
+	failures  uint64
+}
+
+// freed is the index that a host had, and when it left.
+type freed struct {
+	index uint32
+	at    time.Time
+}
+
+// VIPStats is a snapshot of the pool.
+type VIPStats struct {
+	Capacity    int    // addresses that can be given
+	Assigned    int    // given now
+	Quarantined int    // freed, and not yet for others
+	Pending     int    // hosts that got none at the last Assign
+	Exhausted   uint64 // times a host got none
+	WriteErrors uint64 // times the file could not be written
+}
+
+// OpenVIPs reads the file, if there is one. A file that is not ours or is
+// damaged is set aside with a warning, and hosts get what their hash says.
+// Errors are about c.
+func OpenVIPs(c VIPConfig) (*VIPs, error) {
+	c.V4, c.V6 = c.V4.Masked(), c.V6.Masked()
+	if !c.V4.Addr().Is4() || c.V4.Bits() < 32-maxIndexBits || c.V4.Bits() > 29 {
+		return nil, fmt.Errorf("open VIP pool: IPv4 range %s: use a prefix of /16 to /29, as 240.240.0.0/16", c.V4)
+	}
+	if c.IPv6 && (!c.V6.Addr().Is6() || 128-c.V6.Bits() < 32-c.V4.Bits()) {
+		return nil, fmt.Errorf("open VIP pool: IPv6 range %s: use a prefix that has room for all of %s, as 2001:2::/48", c.V6, c.V4)
+	}
+	if c.Quarantine == 0 {
+		c.Quarantine = DefaultQuarantine
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	v := &VIPs{config: c, log: c.Log}
+	for i := range v.size() {
+		if v.usable(i) {
+			v.capacity++
+		}
+	}
+	v.load()
+	return v, nil
+}
+
+// Assign returns the addresses of hosts, which is the whole set that wants
+// some: IPv4 first, then IPv6 if there is. A host keeps what it has; one that
+// is missing loses it, and gets the same again if it comes back before another
+// needed it, which is never within the quarantine. Where no address is left
+// the error names the hosts without one, and the map has the others.
+func (v *VIPs) Assign(hosts []string) (map[string][]netip.Addr, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	wanted := make(map[string]struct{}, len(hosts))
+	for _, h := range hosts {
+		if h = normalName(h); h != "" {
+			wanted[h] = struct{}{}
+		}
+	}
+	v.free(wanted)
+	unlucky := v.give(v.arrivals(wanted))
+	v.save()
+	given := make(map[string][]netip.Addr, len(v.assigned))
+	for h, index := range v.assigned {
+		given[h] = v.addrs(index)
+	}
+	if v.pending = len(unlucky); v.pending == 0 {
+		return given, nil
+	}
+	v.exhausted += uint64(v.pending)
+	return given, v.exhaustion(unlucky)
+}
+
+// free takes the index from every host that is not wanted any more.
+func (v *VIPs) free(wanted map[string]struct{}) {
+	now := v.config.Now()
+	for h, index := range v.assigned {
+		if _, ok := wanted[h]; !ok {
+			delete(v.assigned, h)
+			v.freed[h] = freed{index, now}
+			v.unsaved = true
+		}
+	}
+}
+
+// arrivals returns the wanted hosts without an index, after giving back to
+// those that had one before. They are sorted, so that the order in which files
+// are read changes nothing.
+func (v *VIPs) arrivals(wanted map[string]struct{}) []string {
+	var fresh []string
+	for h := range wanted {
+		if _, ok := v.assigned[h]; ok {
+			continue
+		}
+		if f, ok := v.freed[h]; ok {
+			delete(v.freed, h)
+			v.assigned[h] = f.index
+			v.unsaved = true
+			continue
+		}
+		fresh = append(fresh, h)
+	}
+	slices.Sort(fresh)
+	return fresh
+}
+
+// give finds an index for each host and returns those for which there is none.
+// First every host whose own index is free takes it; only then those whose is
+// not look further, so that they take no one's.
+func (v *VIPs) give(hosts []string) []string {
+	now := v.config.Now()
+	var displaced, unlucky []string
+	for _, h := range hosts {
+		if index := v.home(h); !v.take(h, index, now) {
+			displaced = append(displaced, h)
+		}
+	}
+	full := false // then every further search would end the same
+	for _, h := range displaced {
+		if full || !v.search(h, now) {
+			full = true
+			unlucky = append(unlucky, h)
+		}
+	}
+	return unlucky
+}
+
+// search gives h the first free index behind its own.
+func (v *VIPs) search(h string, now time.Time) bool {
+	home := v.home(h)
+	for i := uint32(1); i < v.size(); i++ {
+		if v.take(h, (home+i)%v.size(), now) {
+			return true
+		}
+	}
+	return false
+}
+
+// take gives index to h if it may have it.
+func (v *VIPs) take(h string, index uint32, now time.Time) bool {
+	if !v.usable(index) {
+		return false
+	}
+	if last, ok := v.owner[index]; ok {
+		f, left := v.freed[last]
+		if !left || now.Sub(f.at) < v.config.Quarantine {
+			return false
+		}
+		delete(v.freed, last)
+	}
+	v.assigned[h] = index
+	v.owner[index] = h
+	v.unsaved = true
+	return true
+}
+
+// home is the index that a host's name says.
+func (v *VIPs) home(h string) uint32 {
+	hash := fnv.New64a()
+	hash.Write([]byte(h))
+	return uint32(hash.Sum64() % uint64(v.size()))
+}
+
+func (v *VIPs) size() uint32 { return 1 << (32 - v.config.V4.Bits()) }
+
+// usable leaves out x.x.x.0 and x.x.x.255, and the first and last address of
+// the range: some clients and firewalls still take them for a network and its
+// broadcast address, and drop or refuse them.
+func (v *VIPs) usable(index uint32) bool {
+	last := byte(v.base4() + index)
+	return index != 0 && index < v.size()-1 && last != 0 && last != 255
+}
+
+func (v *VIPs) base4() uint32 {
+	b := v.config.V4.Addr().As4()
+	return binary.BigEndian.Uint32(b[:])
+}
+
+// addrs returns the addresses at index: the same offset in both ranges.
+func (v *VIPs) addrs(index uint32) []netip.Addr {
+	var b4 [4]byte
+	binary.BigEndian.PutUint32(b4[:], v.base4()+index)
+	list := []netip.Addr{netip.AddrFrom4(b4)}
+	if v.config.IPv6 {
+		b6 := v.config.V6.Addr().As16()
+		binary.BigEndian.PutUint32(b6[12:], binary.BigEndian.Uint32(b6[12:])+index)
+		list = append(list, netip.AddrFrom16(b6))
+	}
+	return list
+}
+
+// maxNamed is how many hosts an error names; it says how many there are.
+const maxNamed = 10
+
+func (v *VIPs) exhaustion(hosts []string) error {
+	slices.Sort(hosts)
+	more := ""
+	if len(hosts) > maxNamed {
+		more = fmt.Sprintf(" and %d more", len(hosts)-maxNamed)
+	}
+	s := v.stats()
+	return fmt.Errorf("assign VIPs: %s is exhausted (%d of %d addresses in use, %d in quarantine for %s after their host left): no address for %s%s; remove hosts or give them addresses",
+		v.config.V4, s.Assigned, s.Capacity, s.Quarantined, v.config.Quarantine, strings.Join(hosts[:min(len(hosts), maxNamed)], ", "), more)
+}
+
+// Stats returns the pool's numbers as they are now.
+func (v *VIPs) Stats() VIPStats {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.stats()
+}
+
+func (v *VIPs) stats() VIPStats {
+	s := VIPStats{
+		Capacity: v.capacity, Assigned: len(v.assigned), Pending: v.pending,
+		Exhausted: v.exhausted, WriteErrors: v.failures,
+	}
+	now := v.config.Now()
+	for _, f := range v.freed {
+		if now.Sub(f.at) < v.config.Quarantine {
+			s.Quarantined++
+		}
+	}
+	return s
+}
+
+// index records the owner of every index, and refuses two of one.
+func (v *VIPs) index() error {
+	v.owner = make(map[uint32]string, len(v.assigned)+len(v.freed))
+	own := func(h string, index uint32) error {
+		_, assigned := v.assigned[h]
+		_, left := v.freed[h]
+		if h == "" || h != normalName(h) || assigned && left {
+			return fmt.Errorf("host %q", h)
+		}
+		if !v.usable(index) {
+			return fmt.Errorf("host %q has index %d, which is not in %s", h, index, v.config.V4)
+		}
+		if other, taken := v.owner[index]; taken {
+			return fmt.Errorf("hosts %q and %q have one index %d", h, other, index)
+		}
+		v.owner[index] = h
+		return nil
+	}
+	var errs []error
+	for h, index := range v.assigned {
+		errs = append(errs, own(h, index))
+	}
+	for h, f := range v.freed {
+		errs = append(errs, own(h, f.index))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,146 @@
+package iptables
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+)
+
+// Ports and ids that Istio's sidecar uses when nothing else is said. Users' manifests
+// and Envoy's listeners rely on them.
+const (
+	DefaultProxyPort    = 15001
+	DefaultInboundPort  = 15006
+	DefaultTunnelPort   = 15008 // HBONE: encrypted by the mesh itself, never captured
+	DefaultProxyID      = 1337
+	dnsPort             = 53
+	dnsProxyPort        = 15053 // where the agent answers DNS
+	maxIncludedGroups   = 64    // Istio's limit: all of them share one rule
+	maxInterfaceNameLen = 15    // IFNAMSIZ - 1
+)
+
+// Backend names the family of iptables binaries that writes the rules.
+type Backend string
+
+// The back ends. Auto looks at what is already there; see choose.
+const (
+	Auto   Backend = ""
+	Legacy Backend = "legacy" // xtables: iptables-legacy
+	NFT    Backend = "nft"    // nf_tables: iptables-nft
+	Plain  Backend = "plain"  // whatever "iptables" is, where neither of the above is installed
+)
+
+// Config is everything that decides which traffic is captured. The zero value
+// captures nothing useful; start from Default.
+type Config struct {
+	ProxyPort   uint16 // outbound TCP goes here
+	InboundPort uint16 // inbound TCP goes here
+	TunnelPort  uint16 // inbound TCP to this port is left alone
+
+	UIDs, GIDs []uint32 // of Envoy and the agent: what they send is not captured
+
+	InboundPorts        Ports    // of the application; captured on the way in
+	ExcludeInboundPorts []uint16 // only with InboundPorts.All
+
+	IncludeCIDRs         Prefixes // outbound destinations that are captured
+	ExcludeCIDRs         []netip.Prefix
+	IncludeOutboundPorts []uint16 // captured whatever their destination
+	ExcludeOutboundPorts []uint16
+
+	ExcludeInterfaces []string // traffic on these is left alone, both ways
+	VirtInterfaces    []string // of virtual machines in the pod: what comes from them is outbound
+
+	// Owner groups of the application. A non-empty IncludeGroups captures only these;
+	// ExcludeGroups counts only without it.
+	IncludeGroups, ExcludeGroups []uint32
+
+	LoopbackV4  netip.Prefix // IPv4 destinations that count as loopback
+	DropInvalid bool         // drop what conntrack calls INVALID (istio#36566)
+	DNS         DNS
+	IPv6        bool    // the pod has IPv6: its rules are wanted too, and ::6 on lo
+	Backend     Backend // Auto, or forced
+}
+
+// DNS says which queries go to the agent on port 15053.
+type DNS struct {
+	Capture bool
+	All     bool         // every query to port 53, not just those to Servers
+	Servers []netip.Addr // the pod's nameservers
+}
+
+// forFamily reports whether any query of the family f is captured.
+func (d DNS) forFamily(f Family) bool {
+	return d.Capture && (d.All || len(d.serversOf(f)) > 0)
+}
+
+func (d DNS) serversOf(f Family) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range d.Servers {
+		if familyOf(s) == f {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// Default returns Istio's defaults: REDIRECT to 15001 and 15006, proxy id 1337,
+// no inbound port and no outbound destination captured.
+func Default() Config {
+	return Config{
+		ProxyPort:   DefaultProxyPort,
+		InboundPort: DefaultInboundPort,
+		TunnelPort:  DefaultTunnelPort,
+		UIDs:        []uint32{DefaultProxyID},
+		GIDs:        []uint32{DefaultProxyID},
+		LoopbackV4:  netip.MustParsePrefix("127.0.0.1/32"),
+	}
+}
+
+// Validate reports every contradiction in c at once. Values that come from the
+// Parse functions can only fail the checks that concern several of them.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for name, port := range map[string]uint16{"proxy": c.ProxyPort, "inbound capture": c.InboundPort, "inbound tunnel": c.TunnelPort} {
+		if port == 0 {
+			bad("%s port is 0: want 1 to 65535", name)
+		}
+	}
+	if len(c.UIDs) == 0 || len(c.GIDs) == 0 {
+		bad("no proxy uid or gid: without one Envoy's own traffic is captured and loops; want for example %d", DefaultProxyID)
+	}
+	if len(c.IncludeGroups) > maxIncludedGroups {
+		bad("%d owner groups to capture: at most %d", len(c.IncludeGroups), maxIncludedGroups)
+	}
+	if l := c.LoopbackV4; !l.IsValid() || !l.Addr().Is4() || !l.Addr().IsLoopback() || l.Bits() < 8 {
+		bad("IPv4 loopback CIDR %v: want one inside 127.0.0.0/8", l)
+	}
+	if b := c.Backend; b != Auto && b != Legacy && b != NFT {
+		bad("iptables back end %q: want %q or %q", b, Legacy, NFT)
+	}
+	return errors.Join(errs...)
+}
+
+// PodHasIPv6 tells from the addresses of a pod's interfaces whether it needs IPv6
+// rules: as Istio decides it, when its first address is IPv6 or, for a dual-stack
+// pod, when any is. Loopback and link-local addresses do not count. A pod without
+// any other address is an error: the network is not up yet.
+func PodHasIPv6(addrs []netip.Addr, dualStack bool) (bool, error) {
+	seen := false
+	for _, a := range addrs {
+		a = a.Unmap()
+		if a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsLinkLocalMulticast() {
+			continue
+		}
+		if a.Is6() {
+			if dualStack || !seen {
+				return true, nil
+			}
+		}
+		seen = true
+	}
+	if !seen {
+		return false, errors.New("no interface has an address other than loopback and link-local: the pod's network must be up before its traffic can be captured")
+	}
+	return false, nil
+}

@@ -1,0 +1,226 @@
+package iptables
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// The chains. Their names are Istio's: tools and people look for them, and a pod
+// that Istio captured before is taken over.
+const (
+	chainPrefix   = "ISTIO_"
+	preRouting    = "PREROUTING"
+	output        = "OUTPUT"
+	inbound       = chainPrefix + "INBOUND"
+	inRedirect    = chainPrefix + "IN_REDIRECT"
+	outbound      = chainPrefix + "OUTPUT"
+	outRedirect   = chainPrefix + "REDIRECT"
+	outboundDNS   = chainPrefix + "OUTPUT_DNS"
+	dropChain     = chainPrefix + "DROP"
+	loopbackIface = "lo"
+)
+
+// Envoy sends inbound traffic on to the application from these addresses
+// (127.0.0.6 is always there, ::6 must be added to lo).
+var (
+	passthroughV4 = netip.MustParsePrefix("127.0.0.6/32")
+	passthroughV6 = netip.MustParsePrefix("::6/128")
+	loopbackV6    = netip.MustParsePrefix("::1/128")
+)
+
+// Ranges of automatic VIPs: what the DNS proxy gives to hosts without an address.
+var (
+	VIPRangeV4 = netip.MustParsePrefix("240.240.0.0/16")
+	VIPRangeV6 = netip.MustParsePrefix("2001:2::/48")
+)
+
+var (
+	accept = Target{Verdict: "RETURN"} // leave the packet alone: back to the built-in chain
+	drop   = Target{Verdict: "DROP"}
+)
+
+// builder collects rules. Its methods are in the order in which packets, and the
+// rules of a chain, meet them.
+type builder struct {
+	Config
+	rules []Rule
+}
+
+// Rules returns the rules that c asks for, table by table in the order of
+// tableOrder and, within a chain, in the order of evaluation. The set and its order
+// are those of Istio, which people know how to read.
+func Rules(c Config) []Rule {
+	b := &builder{Config: c}
+	if c.DNS.Capture {
+		b.dnsZones()
+	}
+	if c.DropInvalid {
+		b.invalid()
+	}
+	b.interfaces()
+	b.inbound()
+	b.outbound()
+	return b.rules
+}
+
+func (b *builder) add(r Rule) {
+	if !b.IPv6 {
+		r.Family &= IPv4
+	}
+	if r.Family != 0 {
+		b.rules = append(b.rules, r)
+	}
+}
+
+func (b *builder) nat(chain string, m Match, t Target, why string) {
+	b.natFor(Both, chain, m, t, why)
+}
+
+func (b *builder) natFor(f Family, chain string, m Match, t Target, why string) {
+	b.add(Rule{Family: f, Table: NAT, Chain: chain, Match: m, Target: t, Why: why})
+}
+
+// natTop puts a rule before all others of a built-in chain.
+func (b *builder) natTop(f Family, m Match, t Target, why string) {
+	b.add(Rule{Family: f, Table: NAT, Chain: preRouting, Top: true, Match: m, Target: t, Why: why})
+}
+
+func (b *builder) invalid() {
+	b.add(Rule{Both, Mangle, preRouting, false, Match{Invalid: true}, jump(dropChain), "packets that conntrack cannot place"})
+	b.add(Rule{Both, Mangle, dropChain, false, Match{}, drop, "answering them would reset a connection (istio#36566)"})
+}
+
+func (b *builder) interfaces() {
+	for _, name := range b.ExcludeInterfaces {
+		b.nat(preRouting, Match{In: name}, accept, "excluded interface")
+		b.nat(output, Match{Out: name}, accept, "excluded interface")
+	}
+	for _, name := range b.VirtInterfaces {
+		b.natTop(Both, Match{In: name}, accept, "virtual machine's traffic is not inbound")
+	}
+}
+
+func (b *builder) inbound() {
+	b.nat(inbound, tcpTo(b.TunnelPort), accept, "mesh tunnel")
+	b.nat(outRedirect, Match{Proto: TCP}, redirect(b.ProxyPort), "to Envoy, outbound")
+	b.nat(inRedirect, Match{Proto: TCP}, redirect(b.InboundPort), "to Envoy, inbound")
+	if !b.InboundPorts.All && len(b.InboundPorts.List) == 0 {
+		return
+	}
+	b.nat(preRouting, Match{Proto: TCP}, jump(inbound), "inbound")
+	if !b.InboundPorts.All {
+		for _, port := range b.InboundPorts.List {
+			b.nat(inbound, tcpTo(port), jump(inRedirect), "inbound port")
+		}
+		return
+	}
+	for _, port := range b.ExcludeInboundPorts {
+		b.nat(inbound, tcpTo(port), accept, "excluded inbound port")
+	}
+	b.nat(inbound, Match{Proto: TCP}, jump(inRedirect), "every other inbound port")
+}
+
+func (b *builder) outbound() {
+	b.nat(output, Match{}, jump(outbound), "outbound")
+	for _, port := range b.ExcludeOutboundPorts {
+		b.nat(outbound, tcpTo(port), accept, "excluded outbound port")
+		b.nat(outbound, udpTo(port), accept, "excluded outbound port")
+	}
+	b.natFor(IPv4, outbound, Match{Src: passthroughV4, Out: loopbackIface}, accept, "Envoy to its own application")
+	b.natFor(IPv6, outbound, Match{Src: passthroughV6, Out: loopbackIface}, accept, "Envoy to its own application")
+
+	direct := []uint16{b.TunnelPort}
+	uidDirect := direct
+	if b.DNS.Capture {
+		uidDirect = []uint16{dnsPort, b.TunnelPort}
+	}
+	for _, id := range b.UIDs {
+		b.proxy(Owner{ID: id}, uidDirect)
+	}
+	for _, id := range b.GIDs {
+		b.proxy(Owner{ID: id, Group: true}, direct)
+	}
+	b.ownerGroups()
+	b.dnsRedirect()
+	b.natFor(IPv4, outbound, Match{Dst: b.LoopbackV4}, accept, "loopback")
+	b.natFor(IPv6, outbound, Match{Dst: loopbackV6}, accept, "loopback")
+	b.destinations()
+}
+
+// proxy lets Envoy and the agent out, but what Envoy sends to its own pod by a
+// service's address comes in as any other client's would. Ports in direct never do.
+func (b *builder) proxy(o Owner, direct []uint16) {
+	hairpin := Match{Out: loopbackIface, NotDst: true, Proto: TCP, DstPorts: direct, NotPorts: true, Owners: []Owner{o}}
+	hairpin.Dst = b.LoopbackV4
+	b.natFor(IPv4, outbound, hairpin, jump(inRedirect), "the pod calls itself by a service")
+	hairpin.Dst = loopbackV6
+	b.natFor(IPv6, outbound, hairpin, jump(inRedirect), "the pod calls itself by a service")
+
+	if !b.IncludeCIDRs.includesLoopback() {
+		local := Match{Out: loopbackIface, Owners: []Owner{o.negated()}}
+		if b.DNS.Capture { // queries to a resolver on loopback go on to the DNS rules
+			local.Proto, local.DstPorts, local.NotPorts = TCP, []uint16{dnsPort}, true
+		}
+		b.nat(outbound, local, accept, "the application calls itself")
+	}
+	b.nat(outbound, Match{Owners: []Owner{o}}, accept, "from the proxy")
+}
+
+func (b *builder) ownerGroups() {
+	if len(b.IncludeGroups) == 0 {
+		for _, id := range b.ExcludeGroups {
+			b.nat(outbound, Match{Owners: []Owner{{ID: id, Group: true}}}, accept, "excluded owner group")
+		}
+		return
+	}
+	var others []Owner
+	for _, id := range b.IncludeGroups {
+		others = append(others, Owner{ID: id, Group: true, Not: true})
+	}
+	b.nat(outbound, Match{Owners: others}, accept, "owner group not included")
+}
+
+// destinations decides what is left: application traffic to somewhere else.
+func (b *builder) destinations() {
+	for _, c := range b.ExcludeCIDRs {
+		b.natFor(familyOf(c.Addr()), outbound, Match{Dst: c}, accept, "excluded destination")
+	}
+	for _, port := range b.IncludeOutboundPorts {
+		b.nat(outbound, tcpTo(port), jump(outRedirect), "outbound port")
+	}
+	if b.IncludeCIDRs.All {
+		b.nat(outbound, Match{}, jump(outRedirect), "every other destination")
+		for _, name := range b.VirtInterfaces {
+			b.natTop(Both, Match{In: name}, jump(outRedirect), "from a virtual machine")
+		}
+		return
+	}
+	for _, c := range b.IncludeCIDRs.List {
+		f := familyOf(c.Addr())
+		for _, name := range b.VirtInterfaces {
+			b.natTop(f, Match{In: name, Dst: c}, jump(outRedirect), "from a virtual machine")
+		}
+		b.natFor(f, outbound, Match{Dst: c}, jump(outRedirect), "destination")
+	}
+}
+
+func tcpTo(port uint16) Match { return Match{Proto: TCP, DstPorts: []uint16{port}} }
+func udpTo(port uint16) Match { return Match{Proto: UDP, DstPorts: []uint16{port}} }
+
+// WithVIPs returns c with the ranges of automatic VIPs among the captured
+// destinations. Where only listed destinations are captured, a VIP would otherwise
+// leave the pod and be lost (istio#52301). Capturing everything, or nothing, is the
+// user's own word and stays.
+func (c Config) WithVIPs() Config {
+	if c.IncludeCIDRs.All || len(c.IncludeCIDRs.List) == 0 {
+		return c
+	}
+	list := slices.Clone(c.IncludeCIDRs.List)
+	for _, vips := range []netip.Prefix{VIPRangeV4, VIPRangeV6} {
+		if !slices.Contains(list, vips) {
+			list = append(list, vips)
+		}
+	}
+	c.IncludeCIDRs.List = list
+	return c
+}

@@ -1,0 +1,213 @@
+package iptables
+
+import (
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// ruleset is one family's state in one back end, as iptables-save prints it.
+type ruleset []*table
+
+type table struct {
+	name   Table
+	heads  []string // the chain lines, verbatim: ":OUTPUT ACCEPT [0:0]"
+	chains []string // the chains that are not built in
+	rules  []savedRule
+}
+
+// savedRule is one rule line. Two rules are the same when their keys are: the
+// comment's place among the matches and the spelling of addresses differ between
+// versions of iptables.
+type savedRule struct {
+	chain   string
+	top     bool   // -I
+	spec    string // what follows the chain, verbatim: what -D must repeat
+	key     string
+	jump    string // target of -j or -g
+	comment string
+}
+
+// find returns the table called name, or nil.
+func (s ruleset) find(name Table) *table {
+	for _, t := range s {
+		if t.name == name {
+			return t
+		}
+	}
+	return nil
+}
+
+// parseRuleset reads the output of iptables-save, or the input of iptables-restore
+// as Render writes it. Lines that are neither are skipped: iptables-nft-save has
+// warnings among its output.
+func parseRuleset(text string) ruleset {
+	var s ruleset
+	var t *table
+	for line := range strings.Lines(text) {
+		line = strings.TrimRight(line, "\r\n")
+		switch {
+		case strings.HasPrefix(line, "*"):
+			t = &table{name: Table(strings.TrimSpace(line[1:]))}
+			s = append(s, t)
+		case t == nil:
+		case line == "COMMIT":
+			t = nil
+		case strings.HasPrefix(line, ":"):
+			t.heads = append(t.heads, line)
+			if f := strings.Fields(line[1:]); len(f) > 1 && f[1] == "-" {
+				t.chains = append(t.chains, f[0])
+			}
+		default:
+			if r, ok := parseRule(line); ok {
+				t.rules = append(t.rules, r)
+			}
+		}
+	}
+	return s
+}
+
+func parseRule(line string) (savedRule, bool) {
+	command, rest, _ := strings.Cut(line, " ")
+	chain, spec, _ := strings.Cut(rest, " ")
+	words, ok := splitWords(spec)
+	if !ok || chain == "" || (command != "-A" && command != "-I") {
+		return savedRule{}, false
+	}
+	r := savedRule{chain: chain, top: command == "-I", spec: spec}
+	var key []string
+	for i := 0; i < len(words); i++ {
+		word, next := words[i], ""
+		if i+1 < len(words) {
+			next = words[i+1]
+		}
+		switch {
+		case word == "-m" && next == "comment":
+			i++
+			continue
+		case word == "--comment":
+			r.comment = next
+			i++
+			continue
+		case (word == "-s" || word == "-d") && next != "":
+			next = canonicalCIDR(next)
+			key = append(key, word, next)
+			i++
+			continue
+		case word == "-j" || word == "-g":
+			r.jump = next
+		}
+		key = append(key, word)
+	}
+	r.key = strings.Join(key, " ")
+	return r, true
+}
+
+// canonicalCIDR spells a CIDR as net/netip does: inet_ntop has "::127.0.0.53" for
+// what netip calls "::7f00:35".
+func canonicalCIDR(s string) string {
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return p.String()
+	}
+	return s
+}
+
+// splitWords splits a line as iptables-restore does: at blanks, with double quotes
+// around words that have some and backslashes before quotes in them. It fails when
+// a quote is left open.
+func splitWords(line string) (words []string, ok bool) {
+	var word strings.Builder
+	inWord, inQuotes, escaped := false, false, false
+	for _, c := range []byte(line) {
+		switch {
+		case escaped:
+			word.WriteByte(c)
+			escaped = false
+		case inQuotes && c == '\\':
+			escaped = true
+		case c == '"':
+			inWord, inQuotes = true, !inQuotes
+		case !inQuotes && (c == ' ' || c == '\t'):
+			if inWord {
+				words = append(words, word.String())
+				word.Reset()
+			}
+			inWord = false
+		default:
+			inWord = true
+			word.WriteByte(c)
+		}
+	}
+	if inWord {
+		words = append(words, word.String())
+	}
+	return words, !inQuotes && !escaped
+}
+
+// ours returns the part of s that belongs to this package; tables without any are
+// left out.
+func (s ruleset) ours() ruleset {
+	istio := s.hasIstioRules()
+	var out ruleset
+	for _, t := range s {
+		o := &table{name: t.name}
+		for _, c := range t.chains {
+			if isOurChain(c) {
+				o.chains = append(o.chains, c)
+			}
+		}
+		for _, r := range t.rules {
+			if r.isOurs() || istio && r.isIstioShape(t.name) {
+				o.rules = append(o.rules, r)
+			}
+		}
+		if len(o.chains)+len(o.rules) > 0 {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// hasRules reports whether anybody has put anything into s.
+func (s ruleset) hasRules() bool {
+	return slices.ContainsFunc(s, func(t *table) bool { return len(t.rules)+len(t.chains) > 0 })
+}
+
+func isOurChain(name string) bool { return strings.HasPrefix(name, chainPrefix) }
+
+func (r savedRule) isOurs() bool {
+	return r.touchesOurChain() || strings.HasPrefix(r.comment, commentMark)
+}
+
+func (r savedRule) touchesOurChain() bool { return isOurChain(r.chain) || isOurChain(r.jump) }
+
+// hasIstioRules reports whether Istio's own istio-iptables has been here: its rules
+// have no comments.
+func (s ruleset) hasIstioRules() bool {
+	for _, t := range s {
+		for _, r := range t.rules {
+			if r.touchesOurChain() && !strings.HasPrefix(r.comment, commentMark) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// istioShapes are the rules that Istio's istio-iptables, of this and earlier years,
+// puts into built-in chains without a jump to a chain of its own: excluded and
+// virtual interfaces, DNS, conntrack zones, TPROXY marks (1337 and 1338).
+var istioShapes = map[Table]*regexp.Regexp{
+	NAT: regexp.MustCompile(`^(PREROUTING -i \S+ -j RETURN|OUTPUT -o \S+ -j RETURN` +
+		`|OUTPUT -p udp -m udp --dport 53 -m owner --[ug]id-owner \d+ -j RETURN` +
+		`|OUTPUT (-d \S+ )?-p udp -m udp --dport 53 -j REDIRECT --to-ports 15053)$`),
+	Raw: regexp.MustCompile(`^(OUTPUT|PREROUTING) (-[sd] \S+ )?-p udp -m udp --[sd]port (53|15053)` +
+		`( -m owner --[ug]id-owner \d+)? -j CT --zone [12]$`),
+	Mangle: regexp.MustCompile(`^(OUTPUT|PREROUTING) .*(--mark 0x539|--set-xmark 0x53a)\b`),
+}
+
+func (r savedRule) isIstioShape(name Table) bool {
+	shape := istioShapes[name]
+	return shape != nil && shape.MatchString(r.chain+" "+r.key)
+}

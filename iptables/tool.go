@@ -1,0 +1,139 @@
+package iptables
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// lockWait is how many seconds a legacy binary waits for the xtables lock, which
+// kube-proxy and CNI plugins of hostNetwork pods hold for long; Istio's value.
+const lockWait = "--wait=30"
+
+// tool is the pair iptables-save and iptables-restore of one back end and family.
+type tool struct {
+	backend Backend
+	family  Family
+}
+
+func (t tool) name(verb string) string {
+	parts := []string{"iptables"}
+	if t.family == IPv6 {
+		parts[0] = "ip6tables"
+	}
+	if t.backend != Plain {
+		parts = append(parts, string(t.backend))
+	}
+	return strings.Join(append(parts, verb), "-")
+}
+
+// installed reports whether both binaries are in PATH.
+func (t tool) installed() bool {
+	for _, verb := range []string{"save", "restore"} {
+		if _, err := exec.LookPath(t.name(verb)); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// save returns the state of every table in use.
+func (t tool) save(ctx context.Context) (string, error) {
+	return run(ctx, nil, t.name("save"))
+}
+
+// change applies input on top of what is there.
+func (t tool) change(ctx context.Context, input []byte) error {
+	return t.restore(ctx, input, "--noflush")
+}
+
+// replace makes each table in input exactly what input says.
+func (t tool) replace(ctx context.Context, input []byte) error { return t.restore(ctx, input) }
+
+func (t tool) restore(ctx context.Context, input []byte, args ...string) error {
+	if t.backend != NFT { // nf_tables has transactions and needs no lock
+		args = append(args, lockWait)
+	}
+	_, err := run(ctx, input, t.name("restore"), args...)
+	return err
+}
+
+func run(ctx context.Context, input []byte, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", explain(name, err, stderr.String(), input)
+	}
+	return stdout.String(), nil
+}
+
+// errAbsent says that the container or the kernel does not have a back end or family.
+var errAbsent = errors.New("not there")
+
+var failedLine = regexp.MustCompile(`line:? (\d+)`)
+
+// explain makes one line of what a binary said: its own words, the rule it stumbled
+// over, and what can be done about it.
+func explain(name string, err error, stderr string, input []byte) error {
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("%s is %w: install iptables in the image of this container", name, errAbsent)
+	}
+	var said []string
+	for line := range strings.Lines(stderr) {
+		line = strings.TrimSpace(line)
+		if line != "" && !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "Try `") {
+			said = append(said, line)
+		}
+	}
+	text := fmt.Sprintf("%s: %v: %s", name, err, strings.Join(said, "; "))
+	if m := failedLine.FindStringSubmatch(stderr); m != nil {
+		lines := strings.Split(string(input), "\n")
+		if n, _ := strconv.Atoi(m[1]); n > 0 && n <= len(lines) {
+			text += fmt.Sprintf(" (line %d is %q)", n, lines[n-1])
+		}
+	}
+	if hint := remedy(stderr); hint != "" {
+		text += ": " + hint
+	}
+	for _, says := range []string{"Failed to initialize nft: Protocol not supported", "can't initialize", "unable to initialize table"} {
+		if strings.Contains(stderr, says) {
+			return fmt.Errorf("%s (%w)", text, errAbsent)
+		}
+	}
+	return errors.New(text)
+}
+
+// remedies are what can be done about the messages of iptables 1.8, first match first.
+var remedies = []struct{ says, do string }{
+	{"lock file", "make /run writable, or name a writable file in XTABLES_LOCKFILE"},
+	{"xtables lock", "another process holds the xtables lock: see who has /run/xtables.lock open"},
+	{"you must be root", needs},
+	{"Operation not permitted", needs},
+	{"Permission denied", needs},
+	{"Protocol not supported", "the kernel has no nf_tables: use --force-iptables-binary=legacy"},
+	{"does not exist", "the kernel lacks a table: load nf_tables and nft_compat, or ip_tables, iptable_nat, iptable_raw and iptable_mangle (ip6_ for IPv6), on the node"},
+	{"unable to initialize table", "the kernel lacks a table: load iptable_nat, iptable_raw and iptable_mangle (ip6table_ for IPv6) on the node"},
+	{"No chain/target/match by that name", missingModule},
+	{"missing kernel module", missingModule},
+	{"No such file or directory", missingModule},
+}
+
+const (
+	needs         = "needs uid 0 with the capabilities NET_ADMIN and NET_RAW in the pod's network namespace"
+	missingModule = "the kernel lacks a module: load xt_REDIRECT, xt_owner, xt_multiport, xt_comment, xt_conntrack, xt_CT and nf_nat on the node"
+)
+
+func remedy(stderr string) string {
+	for _, r := range remedies {
+		if strings.Contains(stderr, r.says) {
+			return r.do
+		}
+	}
+	return ""
+}

@@ -1,0 +1,124 @@
+package agent
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	generationPrefix = "gen-"
+	lockFile         = "lock"
+	// maxSocketPath is what fits sockaddr_un.sun_path with its terminating zero (unix(7)).
+	maxSocketPath = 107
+	// lockGrace is far longer than the instant between making a directory and locking it.
+	lockGrace = time.Minute
+)
+
+// generation owns the files of one life of the agent: a directory of its own
+// below configPath, which two containers of a pod may share. Its lock tells a
+// later generation whether this one still lives.
+type generation struct {
+	ID   string
+	dir  string
+	lock *os.File
+}
+
+// newGeneration makes a fresh directory below configPath, which it creates when
+// it is missing, and removes those that dead generations left behind.
+func newGeneration(configPath string, log *slog.Logger) (*generation, error) {
+	if err := os.MkdirAll(configPath, 0o755); err != nil {
+		return nil, fmt.Errorf("make configPath %s (it must be writable; set PROXY_CONFIG configPath): %w", configPath, err)
+	}
+	removeDeadGenerations(configPath, log)
+	var random [4]byte
+	rand.Read(random[:])
+	g := &generation{ID: hex.EncodeToString(random[:])}
+	g.dir = filepath.Join(configPath, generationPrefix+g.ID)
+	if longest := g.adminSocket(); len(longest) > maxSocketPath {
+		return nil, fmt.Errorf("configPath %s: the socket path %s has %d bytes, a Unix socket takes %d: choose a shorter configPath",
+			configPath, longest, len(longest), maxSocketPath)
+	}
+	if err := os.Mkdir(g.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make this generation's directory (configPath must be writable for uid %d): %w", os.Geteuid(), err)
+	}
+	lock, err := os.OpenFile(filepath.Join(g.dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
+		os.RemoveAll(g.dir)
+		return nil, fmt.Errorf("lock this generation's directory %s: %w", g.dir, err)
+	}
+	g.lock = lock
+	return g, nil
+}
+
+func (g *generation) bootstrapFile() string { return filepath.Join(g.dir, "envoy.json") }
+func (g *generation) adminSocket() string   { return filepath.Join(g.dir, "admin.sock") }
+func (g *generation) xdsSocket() string     { return filepath.Join(g.dir, "xds.sock") }
+
+// listenXDS binds the socket from which this generation's Envoy gets its
+// resources. The directory is 0700, the socket 0600.
+func (g *generation) listenXDS() (net.Listener, error) {
+	l, err := net.Listen("unix", g.xdsSocket())
+	if err != nil {
+		return nil, fmt.Errorf("bind the XDS socket: %w", err)
+	}
+	if err := os.Chmod(g.xdsSocket(), 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("restrict the XDS socket: %w", err)
+	}
+	return l, nil
+}
+
+// remove deletes everything the generation put on disk.
+func (g *generation) remove() error {
+	err := os.RemoveAll(g.dir)
+	g.lock.Close()
+	return err
+}
+
+// removeDeadGenerations deletes the directories whose owner holds its lock no
+// more: a killed agent cannot clean up after itself.
+func removeDeadGenerations(configPath string, log *slog.Logger) {
+	entries, err := os.ReadDir(configPath)
+	if err != nil {
+		return // the directory was just made; what is wrong with it shows at the next step
+	}
+	for _, e := range entries {
+		if !e.IsDir() || !strings.HasPrefix(e.Name(), generationPrefix) {
+			continue
+		}
+		dir := filepath.Join(configPath, e.Name())
+		if alive(dir) {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			log.Warn("leftover of a dead generation stays", "dir", dir, "err", err)
+		}
+	}
+}
+
+// alive tells whether the lock in dir is held, or cannot be judged. A directory
+// without a lock belongs to a generation that is just being made, unless it is old.
+func alive(dir string) bool {
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR, 0)
+	if os.IsNotExist(err) {
+		made, statErr := os.Stat(dir)
+		return statErr == nil && time.Since(made.ModTime()) < lockGrace
+	}
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil
+}

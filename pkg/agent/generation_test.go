@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestGenerationRemovesOnlyTheDead(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	configPath := filepath.Join(t.TempDir(), "made", "on", "demand")
+	living, err := newGeneration(configPath, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead, err := newGeneration(configPath, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.lock.Close() // as the kernel does when a process is killed
+
+	foreign := filepath.Join(configPath, "somebody-elses")
+	fresh := filepath.Join(configPath, generationPrefix+"fresh") // made a moment ago, not locked yet
+	old := filepath.Join(configPath, generationPrefix+"old")
+	for _, dir := range []string{foreign, fresh, old} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := time.Now().Add(-2 * lockGrace)
+	if err := os.Chtimes(old, long, long); err != nil {
+		t.Fatal(err)
+	}
+
+	third, err := newGeneration(configPath, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]bool{living.dir: true, dead.dir: false, foreign: true, fresh: true, old: false, third.dir: true} {
+		_, err := os.Stat(dir)
+		if got := err == nil; got != want {
+			t.Errorf("%s exists: %v, want %v", filepath.Base(dir), got, want)
+		}
+	}
+	if err := third.remove(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(third.dir); err == nil {
+		t.Error("remove left the directory")
+	}
+}
+
+func TestGenerationRefusesLongPath(t *testing.T) {
+	configPath := filepath.Join(t.TempDir(), strings.Repeat("x", 100))
+	_, err := newGeneration(configPath, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "107") {
+		t.Fatalf("error is %v, want one that names the limit of 107 bytes", err)
+	}
+}
+
+func TestGenerationSocketIsPrivate(t *testing.T) {
+	g, err := newGeneration(t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.remove()
+	l, err := g.listenXDS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for path, want := range map[string]os.FileMode{g.dir: 0o700, g.xdsSocket(): 0o600} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Mode().Perm(); got != want {
+			t.Errorf("%s has mode %v, want %v", path, got, want)
+		}
+	}
+}

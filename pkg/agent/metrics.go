@@ -1,0 +1,114 @@
+package agent
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"understudy.mesh/dnsproxy"
+	"understudy.mesh/pkg/status"
+)
+
+// newRegistry returns the registry of all metrics of the agent: the parts count
+// for themselves and know nothing of Prometheus.
+func (a *Agent) newRegistry() (*prometheus.Registry, error) {
+	reg := status.NewRegistry()
+	for _, read := range []func() []status.Sample{a.lifeSamples, a.xdsSamples, a.dnsSamples, a.vipSamples} {
+		if err := status.Register(reg, read); err != nil {
+			return nil, err
+		}
+	}
+	return reg, nil
+}
+
+func counter(name, help string, value uint64) status.Sample {
+	return status.Sample{Name: name, Help: help, Value: float64(value)}
+}
+
+func gauge(name, help string, value float64) status.Sample {
+	return status.Sample{Name: name, Help: help, Value: value, Gauge: true}
+}
+
+func (a *Agent) lifeSamples() []status.Sample {
+	return []status.Sample{
+		counter("envoy_restarts_total", "Times that Envoy was started again after it ended by itself.", uint64(a.supervisor.restarts.Load())),
+		gauge("config_hosts_refused", "Hosts that DNS does not answer because Envoy refused their configuration.", float64(a.publisher.rejected.Load())),
+	}
+}
+
+func (a *Agent) xdsSamples() []status.Sample {
+	s := a.xds.Stats()
+	return []status.Sample{
+		counter("xds_proxy_requests", "Requests that Envoy sent on its configuration streams.", s.Requests),
+		counter("xds_proxy_responses", "Responses that were sent to Envoy.", s.Responses),
+		counter("xds_streams_total", "Configuration streams that Envoy opened.", s.Streams),
+		counter("xds_resources_total", "Resources that were sent to Envoy or removed from it.", s.Resources),
+		counter("xds_pushes_total", "Configurations that Envoy has answered for in full.", s.Pushes),
+		counter("xds_rejects_total", "Responses that Envoy refused.", s.NACKs),
+	}
+}
+
+func (a *Agent) vipSamples() []status.Sample {
+	s := a.vips.Stats()
+	return []status.Sample{
+		gauge("dns_vips_capacity", "Virtual addresses that can be given.", float64(s.Capacity)),
+		gauge("dns_vips_assigned", "Virtual addresses that hosts have.", float64(s.Assigned)),
+		gauge("dns_vips_quarantined", "Freed virtual addresses that no other host may get yet.", float64(s.Quarantined)),
+		gauge("dns_vips_pending", "Hosts that got no virtual address because there was none left.", float64(s.Pending)),
+		counter("dns_vips_exhausted_total", "Times that a host got no virtual address.", s.Exhausted),
+		counter("dns_vips_write_errors_total", "Times that the allocation could not be saved.", s.WriteErrors),
+	}
+}
+
+func (a *Agent) dnsSamples() []status.Sample {
+	if a.dns == nil {
+		return nil
+	}
+	s := a.dns.Stats()
+	samples := []status.Sample{
+		counter("dns_requests_total", "DNS queries that were answered.", s.Requests),
+		counter("dns_dropped_total", "DNS messages that are no queries.", s.Dropped),
+		counter("dns_refused_total", "DNS queries refused because too many were waiting.", s.Refused),
+		gauge("dns_inflight", "DNS queries that wait for an upstream server.", float64(s.Inflight)),
+		gauge("dns_table_names", "Names that the agent answers itself.", float64(s.TableSize)),
+		gauge("dns_cache_entries", "Answers in the DNS cache.", float64(s.Cache.Entries)),
+		gauge("dns_cache_bytes", "Estimated size of the DNS cache.", float64(s.Cache.Bytes)),
+		counter("dns_cache_hits_total", "DNS queries answered from the cache.", s.Cache.Hits),
+		counter("dns_cache_misses_total", "DNS queries that the cache could not answer.", s.Cache.Misses),
+	}
+	samples = append(samples, labelled("dns_answers_total", "DNS answers by where they came from.", "source", s.BySource)...)
+	samples = append(samples, labelled("dns_questions_total", "DNS questions by record type.", "type", s.ByType)...)
+	samples = append(samples, labelled("dns_responses_total", "DNS responses by their code.", "rcode", s.ByRcode)...)
+	return append(samples, upstreamSamples(s.Upstreams)...)
+}
+
+func labelled(name, help, label string, values map[string]uint64) []status.Sample {
+	var samples []status.Sample
+	for v, n := range values {
+		samples = append(samples, status.Sample{Name: name, Help: help, Labels: map[string]string{label: v}, Value: float64(n)})
+	}
+	return samples
+}
+
+// upstreamSamples has Istio's names; the totals over all servers are a sum in a query.
+func upstreamSamples(upstreams []dnsproxy.UpstreamStats) []status.Sample {
+	var samples []status.Sample
+	for _, u := range upstreams {
+		labels := map[string]string{"upstream": u.Server.String()}
+		samples = append(samples,
+			status.Sample{Name: "dns_upstream_requests_total", Help: "Questions sent to a DNS server.", Labels: labels, Value: float64(u.Requests)},
+			status.Sample{Name: "dns_upstream_failures_total", Help: "Questions that a DNS server did not answer.", Labels: labels, Value: float64(u.Failures)},
+			status.Sample{Name: "dns_upstream_request_duration_seconds", Help: "Time that a DNS server took to answer.", Labels: labels, Histogram: cumulative(u.Latency)},
+		)
+	}
+	return samples
+}
+
+// cumulative turns a histogram into Prometheus' form: each bucket counts all below it.
+func cumulative(h dnsproxy.Histogram) *status.Histogram {
+	out := &status.Histogram{Count: h.Count, Sum: h.Sum.Seconds(), Buckets: map[float64]uint64{}}
+	var below uint64
+	for i, bound := range dnsproxy.LatencyBuckets() {
+		below += h.Buckets[i]
+		out.Buckets[bound] = below
+	}
+	return out
+}

@@ -1,0 +1,204 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"understudy.mesh/bootstrap"
+	"understudy.mesh/dnsproxy"
+	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/envoy"
+	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/status"
+)
+
+const (
+	// outboundPort and inboundPort are where capture sends traffic (Istio's).
+	outboundPort = 15001
+	inboundPort  = 15006
+
+	// dataDir outlives a restart of the container: an emptyDir in Istio's pods.
+	dataDir = "/var/lib/istio/data"
+	vipFile = "vips.json"
+	// quarantine is how long a freed VIP is given to no other host: longer than
+	// any client may keep an answer.
+	quarantine = 10 * time.Minute
+	// resolvConf names the pod's own DNS servers and search domains.
+	resolvConf = "/etc/resolv.conf"
+	// cacheEntries and cacheBytes bound the DNS cache of one pod.
+	cacheEntries = 10_000
+	cacheBytes   = 8 << 20
+	// holdBeforeTable is how long a query that arrives before the first table
+	// waits for it; a resolver's own patience is 5 s (resolv.conf(5)).
+	holdBeforeTable = 2 * time.Second
+	// dnsTTL is the TTL of what the table answers, in seconds (Istio's).
+	dnsTTL = 30
+
+	// Readiness tasks besides taskEnvoy.
+	taskConfig = "config"
+	taskDNS    = "dns"
+)
+
+// vipPrefixes are the ranges of the VIPs that are given to hosts without an
+// address: class E space as Istio's, and a slice of the benchmarking range (RFC 5180).
+func vipPrefixes() (v4, v6 netip.Prefix) {
+	return netip.MustParsePrefix("240.240.0.0/16"), netip.MustParsePrefix("2001:2::/48")
+}
+
+func (a *Agent) meshOptions() mesh.Options {
+	c := a.cfg
+	vip4, vip6 := vipPrefixes()
+	return mesh.Options{
+		Namespace:    c.PodNamespace,
+		IPv4:         c.IPv4,
+		IPv6:         c.IPv6,
+		InboundPort:  inboundPort,
+		OutboundPort: outboundPort,
+		ReservedPorts: []uint16{
+			outboundPort, inboundPort, c.AdminPort, c.StatusPort, c.ReadyPort, c.StatsPort, dnsPort(c),
+		},
+		RegistryOnly:     c.RegistryOnly,
+		AutoAllocate:     c.DNSCapture && c.DNSAutoAllocate,
+		VIPRanges:        []netip.Prefix{vip4, vip6},
+		ConnectTimeout:   c.ConnectTimeout,
+		DetectionTimeout: c.DetectionTimeout,
+		AccessLog:        mesh.AccessLog{Path: c.AccessLogFile, Format: c.AccessLogFormat, JSON: c.AccessLogJSON},
+		AllowIgnored:     c.AllowIgnored,
+	}
+}
+
+// newDNS makes the DNS proxy and the VIP allocation, where they are wanted.
+func (a *Agent) newDNS() (err error) {
+	vip4, vip6 := vipPrefixes()
+	a.vips, err = dnsproxy.OpenVIPs(dnsproxy.VIPConfig{
+		Path: filepath.Join(dataDir, vipFile), V4: vip4, V6: vip6, IPv6: a.cfg.IPv6,
+		Quarantine: quarantine, Now: time.Now, Log: a.world.Log("dnsproxy"),
+	})
+	if err != nil || !a.cfg.DNSCapture {
+		return err
+	}
+	a.ready.Pending(taskDNS, "the DNS table is not ready yet")
+	a.dns, err = dnsproxy.New(dnsproxy.Config{
+		UDP: a.sockets.dnsUDP, TCP: a.sockets.dnsTCP,
+		ResolvConf:     resolvConf,
+		ForwardTimeout: a.cfg.DNSForwardTimeout, ForwardParallel: a.cfg.DNSForwardParallel,
+		CacheEntries: cacheEntries, CacheBytes: cacheBytes,
+		HoldBeforeTable: holdBeforeTable, TTL: dnsTTL,
+		Log: a.world.Log("dnsproxy"), Now: time.Now,
+	})
+	return err
+}
+
+// newEnvoy writes the bootstrap and prepares Envoy's start.
+func (a *Agent) newEnvoy() error {
+	c := a.cfg
+	b, err := bootstrap.Build(bootstrap.Config{
+		Node:      bootstrap.Node(c.Node),
+		AdminPath: a.generation.adminSocket(), XDSPath: a.generation.xdsSocket(),
+		StatsPort: c.StatsPort, StatsLoopbackOnly: c.StatsLoopbackOnly,
+		IPv4: c.IPv4, IPv6: c.IPv6, LogJSON: c.LogJSON, RuntimeValues: c.RuntimeValues,
+	})
+	if err != nil {
+		return fmt.Errorf("build Envoy's bootstrap: %w", err)
+	}
+	data, err := bootstrap.Marshal(b)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(a.generation.bootstrapFile(), data, 0o600); err != nil {
+		return fmt.Errorf("write Envoy's bootstrap: %w", err)
+	}
+	a.supervisor = &supervisor{
+		command: envoy.Command{
+			Path: c.BinaryPath, Args: envoy.Args(a.envoyOptions()), Env: a.world.Environ,
+			Stdout: a.world.Stdout, Stderr: a.world.Stderr,
+		},
+		admin: a.admin, ready: a.ready, log: a.world.Log("envoy"), served: a.envoyServes,
+	}
+	return nil
+}
+
+func (a *Agent) envoyOptions() envoy.Options {
+	c := a.cfg
+	return envoy.Options{
+		ConfigPath: a.generation.bootstrapFile(), DrainDuration: c.DrainDuration,
+		LogLevel: c.ProxyLogLevel, ComponentLogLevel: c.ProxyComponentLogLevel,
+		Concurrency: c.Concurrency, LocalIPv6: !c.IPv4,
+		SkipDeprecatedLogs: c.SkipDeprecatedLogs, CoreDump: c.CoreDump, OverrideYAML: c.BootstrapOverride,
+	}
+}
+
+// envoyServes is called each time an Envoy begins to serve.
+func (a *Agent) envoyServes() {
+	// What reading the files took is given back: the agent's memory is
+	// multiplied by the number of pods.
+	debug.FreeOSMemory()
+}
+
+func (a *Agent) newPublisher() {
+	a.ready.Pending(taskConfig, "the configuration files are not in force yet")
+	a.publisher = &publisher{
+		build: func(r *mesh.Registry, vips map[string][]netip.Addr) (*mesh.Output, error) {
+			return mesh.Build(r, vips, a.meshOptions())
+		},
+		assign:  a.vips.Assign,
+		set:     a.xds.Set,
+		applied: a.xds.Applied,
+		warming: a.admin.Warming,
+		ttl:     dnsTTL * time.Second,
+		now:     time.Now,
+		log:     a.log,
+		published: func([]mesh.Host) {
+			a.ready.Done(taskConfig)
+			if a.dns != nil {
+				a.ready.Done(taskDNS)
+			}
+		},
+	}
+	if a.dns != nil {
+		a.publisher.names = func(hosts []dnsproxy.Host) {
+			conf, _ := dnsproxy.ReadResolvConf(resolvConf) // the DNS server says what is wrong with it
+			a.dns.Swap(dnsproxy.NewTable(hosts, conf.Search, dnsTTL))
+		}
+	}
+}
+
+func (a *Agent) newStatus() error {
+	c := a.cfg
+	registry, err := a.newRegistry()
+	if err != nil {
+		return err
+	}
+	a.status, err = status.New(status.Config{
+		Status: a.sockets.status, Probe: a.sockets.probe,
+		AdminListeners: a.sockets.admin, Admin: a.admin,
+		Ready: a.ready, Quit: a.Quit, Drain: a.Drain,
+		EnvoyStats: a.envoyStats, MergeEnvoyStats: c.MergeEnvoyStats,
+		AppProbers: []byte(c.AppProbers), PrometheusAnnotations: []byte(c.PrometheusAnnotations),
+		PodIPs: c.NodeIPs, LegacyLocalhostProbe: c.ProbeLocalhost,
+		HTTP2Probing: c.HTTP2Probing, MetricsLoopbackOnly: c.MetricsLoopbackOnly, Profiling: c.Profiling,
+		Debug:    a.debugPages(),
+		Registry: registry,
+		Log:      a.world.Log("status"),
+	})
+	return err
+}
+
+// envoyStats streams Envoy's own metrics in Prometheus' text format.
+func (a *Agent) envoyStats(ctx context.Context, query string) (io.ReadCloser, string, error) {
+	return a.admin.Open(ctx, "/stats/prometheus?"+query)
+}
+
+// dnsPort is the port that DNS is redirected to.
+func dnsPort(c *config.Config) uint16 {
+	if len(c.DNSAddrs) == 0 {
+		return 0
+	}
+	return c.DNSAddrs[0].Port()
+}

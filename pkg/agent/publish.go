@@ -1,0 +1,270 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"understudy.mesh/dnsproxy"
+	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/xds"
+)
+
+const (
+	// warmingPoll is how often Envoy is asked whether what it acknowledged is in
+	// force: a listener answers its ACK before it has warmed.
+	warmingPoll = 20 * time.Millisecond
+	// supersededPoll is how often a wait for Envoy's answer looks for a newer
+	// configuration, which makes the wait pointless.
+	supersededPoll = 100 * time.Millisecond
+	// lingerMargin is added to the TTL of a removed name before its listener goes:
+	// a client may have got the last answer just before the name went, and a
+	// resolver rounds its TTL up to a whole second.
+	lingerMargin = 2 * time.Second
+)
+
+// publisher brings registries into force so that a name never resolves to an
+// address that Envoy cannot route: what is added is in force in Envoy before its
+// name appears; what is removed loses its name first, and its listener stays
+// until the last answer's TTL is over.
+type publisher struct {
+	build  func(*mesh.Registry, map[string][]netip.Addr) (*mesh.Output, error)
+	assign func(hosts []string) (map[string][]netip.Addr, error)
+	// set gives Envoy its whole configuration; applied waits until it has taken
+	// that version ([xds.Server]).
+	set     func(xds.Snapshot) uint64
+	applied func(ctx context.Context, version uint64) error
+	// warming returns how many clusters and listeners Envoy has taken but does not use yet.
+	warming func(context.Context) (clusters, listeners uint64, err error)
+	// names publishes what DNS answers; nil without DNS capture.
+	names func([]dnsproxy.Host)
+	ttl   time.Duration
+	now   func() time.Time
+	log   *slog.Logger
+	// published is called after each registry that is in force, with its hosts.
+	published func([]mesh.Host)
+
+	current   *mesh.Output // what Envoy was last given, without what lingers
+	inForce   []mesh.Host  // what DNS answers
+	lingering []lingerer
+	rejected  atomic.Int64 // hosts that Envoy refused, for the metric
+}
+
+// lingerer is a resource that no registry names any more, kept while clients
+// may still hold an answer that leads to it.
+type lingerer struct {
+	cluster  bool
+	resource mesh.Message
+	until    time.Time
+}
+
+// run publishes each registry that arrives on changes until ctx ends; of
+// several that queue up only the last counts.
+func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) error {
+	var expire <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case reg := <-changes:
+			p.publish(ctx, reg, changes)
+		case <-expire:
+			p.send()
+		}
+		expire = p.nextExpiry()
+	}
+}
+
+// publish brings reg into force. It gives up when ctx ends or when a newer
+// registry is waiting; names that are not in force then stay unpublished.
+func (p *publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-chan *mesh.Registry) {
+	vips, err := p.assign(reg.AutoHosts())
+	if err != nil {
+		p.log.Error("some hosts get no VIP and stay unknown to DNS", "err", err)
+	}
+	out, err := p.build(reg, vips)
+	if err != nil {
+		p.log.Error("build Envoy's configuration; the last good one stays", "err", err)
+		return
+	}
+	p.answer(retained(p.inForce, out.Hosts))
+	p.linger(out)
+	p.current = out
+	version := p.send()
+	refused, err := p.await(ctx, version, changes)
+	if err != nil {
+		return // superseded, or ending
+	}
+	p.rejected.Store(int64(len(refused)))
+	hosts := slices.DeleteFunc(slices.Clone(out.Hosts), func(h mesh.Host) bool { return refused.touches(h) })
+	p.answer(hosts)
+	p.log.Debug("configuration in force", "hosts", len(hosts), "clusters", len(out.Clusters), "listeners", len(out.Listeners))
+	p.published(hosts)
+}
+
+// answer makes DNS answer exactly hosts.
+func (p *publisher) answer(hosts []mesh.Host) {
+	p.inForce = hosts
+	if p.names == nil {
+		return
+	}
+	table := make([]dnsproxy.Host, len(hosts))
+	for i, h := range hosts {
+		table[i] = dnsproxy.Host{Name: h.Name, Addrs: h.Addrs, VIP: h.VIP}
+	}
+	p.names(table)
+}
+
+// retained returns the hosts of old that are still wanted, as they were.
+func retained(old, wanted []mesh.Host) []mesh.Host {
+	names := make(map[string]bool, len(wanted))
+	for _, h := range wanted {
+		names[h.Name] = true
+	}
+	return slices.DeleteFunc(slices.Clone(old), func(h mesh.Host) bool { return !names[h.Name] })
+}
+
+// linger keeps what out no longer has for the time that DNS answers live.
+func (p *publisher) linger(out *mesh.Output) {
+	if p.current == nil {
+		return
+	}
+	until := p.now().Add(p.ttl + lingerMargin)
+	keep := func(cluster bool, old, wanted []mesh.Message) {
+		names := nameSet(wanted)
+		p.lingering = slices.DeleteFunc(p.lingering, func(l lingerer) bool {
+			return l.cluster == cluster && names[l.resource.Name]
+		})
+		for _, r := range old {
+			if !names[r.Name] {
+				p.lingering = append(p.lingering, lingerer{cluster, r, until})
+			}
+		}
+	}
+	keep(true, p.current.Clusters, out.Clusters)
+	keep(false, p.current.Listeners, out.Listeners)
+}
+
+func nameSet(rs []mesh.Message) map[string]bool {
+	names := make(map[string]bool, len(rs))
+	for _, r := range rs {
+		names[r.Name] = true
+	}
+	return names
+}
+
+// send gives Envoy the current resources and what still lingers, and returns the snapshot's version.
+func (p *publisher) send() uint64 {
+	now := p.now()
+	p.lingering = slices.DeleteFunc(p.lingering, func(l lingerer) bool { return !now.Before(l.until) })
+	snap := xds.Snapshot{Clusters: resources(p.current.Clusters), Listeners: resources(p.current.Listeners)}
+	for _, l := range p.lingering {
+		r := xds.NewResource(l.resource.Name, l.resource.Body)
+		if l.cluster {
+			snap.Clusters = append(snap.Clusters, r)
+		} else {
+			snap.Listeners = append(snap.Listeners, r)
+		}
+	}
+	return p.set(snap)
+}
+
+func resources(ms []mesh.Message) []xds.Resource {
+	rs := make([]xds.Resource, len(ms))
+	for i, m := range ms {
+		rs[i] = xds.NewResource(m.Name, m.Body)
+	}
+	return rs
+}
+
+// nextExpiry fires when the first lingering resource has to go; nil when none lingers.
+func (p *publisher) nextExpiry() <-chan time.Time {
+	if len(p.lingering) == 0 {
+		return nil
+	}
+	first := slices.MinFunc(p.lingering, func(a, b lingerer) int { return a.until.Compare(b.until) })
+	return time.After(first.until.Sub(p.now()))
+}
+
+// errSuperseded ends the wait for a configuration that a newer one replaces.
+var errSuperseded = errors.New("a newer configuration waits")
+
+// await returns once Envoy uses version: it has taken it and nothing warms any
+// more. It returns what Envoy refused of it; an error says that the wait was given up.
+func (p *publisher) await(ctx context.Context, version uint64, changes <-chan *mesh.Registry) (refusals, error) {
+	refused, err := p.awaitTaken(ctx, version, changes)
+	if err != nil {
+		return nil, err
+	}
+	tick := time.NewTicker(warmingPoll)
+	defer tick.Stop()
+	for {
+		clusters, listeners, err := p.warming(ctx)
+		if err == nil && clusters == 0 && listeners == 0 {
+			return refused, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-tick.C:
+			if len(changes) > 0 {
+				return nil, errSuperseded
+			}
+		}
+	}
+}
+
+// awaitTaken returns once Envoy has answered for everything in version.
+func (p *publisher) awaitTaken(ctx context.Context, version uint64, changes <-chan *mesh.Registry) (refusals, error) {
+	for {
+		attempt, cancel := context.WithTimeout(ctx, supersededPoll)
+		err := p.applied(attempt, version)
+		cancel()
+		var rejected *xds.RejectedError
+		switch {
+		case err == nil:
+			return nil, nil
+		case errors.As(err, &rejected):
+			p.log.Error("hosts whose configuration Envoy refused stay unknown to DNS", "err", err)
+			return newRefusals(rejected.Resources), nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case len(changes) > 0:
+			return nil, errSuperseded
+		case !errors.Is(err, context.DeadlineExceeded):
+			return nil, err
+		}
+	}
+}
+
+// refusals are the names of resources that Envoy refused.
+type refusals map[string]bool
+
+func newRefusals(names []string) refusals {
+	r := make(refusals, len(names))
+	for _, name := range names {
+		r[name] = true
+	}
+	return r
+}
+
+// touches tells whether the host's traffic needs one of them: a listener is
+// named after its address, a cluster after its host.
+func (r refusals) touches(h mesh.Host) bool {
+	for name := range r {
+		if strings.HasSuffix(name, "||"+h.Name) {
+			return true
+		}
+		for _, a := range h.Addrs {
+			if strings.HasPrefix(name, a.String()+"_") {
+				return true
+			}
+		}
+	}
+	return false
+}

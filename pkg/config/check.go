@@ -1,0 +1,94 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// defaultServiceCluster is the value at which Istio's agent prefers the labels.
+	defaultServiceCluster = "istio-proxy"
+	// Envoy's capture ports are Istio's, in the iptables rules of every pod.
+	outboundPort, inboundPort = 15001, 15006
+	// maxSocketPath is sun_path without its final zero: unix(7).
+	maxSocketPath = 107
+	// maxSocketName is the longest name, with its directory of a generation, that a
+	// socket under configPath has, the slash before it not counted.
+	maxSocketName = 40
+)
+
+// check finds values that are right by themselves and wrong together.
+func (l *loader) check(c *Config) {
+	l.checkPorts(c)
+	l.checkPath("configPath", c.ConfigPath)
+	l.checkPath("handoffDir", c.HandoffDir)
+	if c.DrainDuration < time.Second {
+		l.blame("drainDuration", c.DrainDuration.String(), "want at least 1s: Envoy counts whole seconds")
+	}
+	if c.LogTarget == "" {
+		l.blame("logTarget", "", "want stdout, stderr or a file")
+	}
+	for _, role := range []Role{Sidecar, Router} {
+		if c.Role == role {
+			return
+		}
+	}
+	l.problem(SourceFlag, "role", string(c.Role), "want sidecar or router")
+}
+
+// checkPorts refuses two servers on one port. Only the status port and the ready port
+// may be the same: ASM's manifests do that, and one server then does both.
+func (l *loader) checkPorts(c *Config) {
+	type owner struct{ name, use string }
+	taken := map[uint16]owner{
+		outboundPort: {"", "Envoy's capture of outbound traffic"},
+		inboundPort:  {"", "Envoy's capture of inbound traffic"},
+	}
+	claim := func(port uint16, name, use string) {
+		if by, ok := taken[port]; ok {
+			l.blame(name, strconv.Itoa(int(port)), fmt.Sprintf("want another port: this one is %s", by.use))
+			return
+		}
+		taken[port] = owner{name, use}
+	}
+	claim(c.AdminPort, "proxyAdminPort", "Envoy's admin interface (proxyAdminPort)")
+	claim(c.StatsPort, "prometheusPort", "Envoy's statistics (ENVOY_PROMETHEUS_PORT)")
+	if c.DNSCapture && len(c.DNSAddrs) > 0 {
+		claim(c.DNSAddrs[0].Port(), "dnsProxyAddr", "the DNS server (DNS_PROXY_ADDR)")
+	}
+	claim(c.ReadyPort, "readyPort", "the readiness server (ENVOY_STATUS_PORT)")
+	if c.StatusPort != 0 && c.StatusPort != c.ReadyPort {
+		claim(c.StatusPort, "statusPort", "the status server (statusPort)")
+	}
+}
+
+// checkPath refuses a directory under which a socket's path would not fit.
+func (l *loader) checkPath(name, path string) {
+	if len(path)+1+maxSocketName > maxSocketPath {
+		l.blame(name, path, fmt.Sprintf("%d bytes, want at most %d: a Unix socket's path holds %d bytes, and the sockets in it take %d",
+			len(path), maxSocketPath-1-maxSocketName, maxSocketPath, 1+maxSocketName))
+	}
+}
+
+// blame reports a setting under the name and source that gave it its value.
+func (l *loader) blame(name, value, remedy string) {
+	r := l.values[name]
+	i := slices.IndexFunc(l.table, func(s Setting) bool { return s.Name == name })
+	l.problem(r.source, spelled(l.table[i], r.source), value, remedy)
+}
+
+// spelled is a setting's name in a source.
+func spelled(s Setting, source string) string {
+	switch {
+	case source == SourceFlag:
+		return "--" + s.Flag
+	case source == SourceEnv || strings.HasSuffix(source, "proxyMetadata"):
+		return s.Env
+	case source == sourceAnnotation:
+		return s.Annotation
+	}
+	return s.Name
+}

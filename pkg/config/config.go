@@ -1,0 +1,161 @@
+// Package config owns the names of the agent's settings: every flag, environment
+// variable, annotation and ProxyConfig or MeshConfig field that `pilot-agent proxy`
+// reads. One table (Settings) drives parsing, --help, the reference page and the dump
+// at start. The package reads the outside only through Sources, and hands out one
+// immutable, typed Config.
+package config
+
+import (
+	"io/fs"
+	"net/netip"
+	"time"
+
+	"understudy.mesh/pkg/logging"
+)
+
+// Role is what the proxy does in the mesh: the argument of `pilot-agent proxy`.
+type Role string
+
+// The roles of Istio's agent that this one plays; Sidecar is the default.
+const (
+	Sidecar Role = "sidecar"
+	Router  Role = "router"
+)
+
+// ParseRole returns the role named s.
+func ParseRole(s string) (Role, error) {
+	switch r := Role(s); r {
+	case Sidecar, Router:
+		return r, nil
+	}
+	return "", &Problem{Source: SourceFlag, Key: "role", Value: s, Remedy: "want sidecar or router"}
+}
+
+// Files that a pod manifest mounts, relative to the working directory as in Istio.
+const (
+	AnnotationsFile = "./etc/istio/pod/annotations"
+	LabelsFile      = "./etc/istio/pod/labels"
+)
+
+// Sources is what main read of the world for Load.
+type Sources struct {
+	Role    Role
+	Version string            // of the agent: the node metadata ISTIO_VERSION
+	Flags   map[string]string // only those that the command line sets, by name without dashes
+	Environ []string          // "KEY=value", as os.Environ
+	NodeIPs []netip.Addr      // of the interfaces: up, neither loopback nor link-local
+	// ReadFile reads the mesh file and the downward API's files, and fails as os.ReadFile
+	// does: a file that does not exist counts as empty. It must bound what it reads.
+	ReadFile func(path string) ([]byte, error)
+	// IsDir says whether path is a directory; nil means no directory is there.
+	IsDir func(path string) bool
+}
+
+// Config is the effective configuration. Settings names the source of each field that
+// a table row fills; the others say here what they derive from.
+type Config struct {
+	Role Role
+
+	// The pod.
+	PodName, PodNamespace, ServiceAccount string
+	InstanceIP, HostIP                    netip.Addr
+	NodeIPs                               []netip.Addr // InstanceIP first, then Sources.NodeIPs; loopback when there is none
+	IPv4, IPv6                            bool         // families in NodeIPs
+	Domain                                string       // DNS domain of the namespace
+	Node                                  Node         // what Envoy says it is
+
+	// The control plane.
+	ConfigDir            string // "" is istiod at DiscoveryAddress
+	AllowIgnored         bool
+	DiscoveryAddress     string // host:port
+	RegistryOnly         bool   // refuse outbound traffic to unknown destinations
+	AccessLogFile        string // "" is none
+	AccessLogFormat      string // "" is Envoy's default format
+	AccessLogJSON        bool
+	ConnectTimeout       time.Duration
+	DetectionTimeout     time.Duration // 0 waits for ever
+	HandoffDir           string        // "" is no hot upgrade
+	UpgradeDrainDuration time.Duration // ParentShutdownDuration unless set
+
+	// Envoy.
+	BinaryPath, ConfigPath      string
+	ServiceCluster              string
+	ProxyLogLevel               string // one level
+	ProxyComponentLogLevel      string // "component:level,..." or ""
+	Concurrency                 int    // 0 lets Envoy use every core
+	CPULimit                    int    // cores; 0 is none
+	SkipDeprecatedLogs          bool
+	CoreDump                    bool
+	BootstrapOverride           string // path of a file
+	OutlierLogPath              string
+	RuntimeValues               map[string]string
+	StatsInclusionPrefixes      []string
+	StatsInclusionSuffixes      []string
+	StatsInclusionRegexps       []string
+	FileFlushInterval           time.Duration // of Envoy's access logs
+	FileFlushMinSizeKB          uint32        // 0 is Envoy's default
+	DrainDuration               time.Duration
+	ParentShutdownDuration      time.Duration
+	TerminationDrainDuration    time.Duration
+	MinimumDrainDuration        time.Duration
+	ExitOnZeroActiveConnections bool
+
+	// The agent's servers.
+	StatusPort, ReadyPort uint16 // StatusPort 0 is no status server besides ReadyPort
+	StatsPort, AdminPort  uint16
+	MetricsLoopbackOnly   bool // the agent's /metrics and /stats/prometheus
+	StatsLoopbackOnly     bool // Envoy's StatsPort
+	MergeEnvoyStats       bool
+	Profiling             bool
+	AppProbers            string // JSON, "" is none
+	PrometheusAnnotations string // JSON, "" is none
+	HTTP2Probing          bool
+	ProbeLocalhost        bool
+	DNSCapture            bool // also false for a router, unless DNSServer
+	DNSServer             bool
+	DNSAutoAllocate       bool
+	DNSAddrs              []netip.AddrPort
+	DNSForwardParallel    bool
+	DNSForwardTimeout     time.Duration
+	LogLevels             logging.Levels
+	LogJSON               bool
+	LogTarget             string // stdout, stderr or a path
+
+	effective []Value
+}
+
+// Node is Envoy's identity (envoy.config.core.v3.Node): the same fields, in the same
+// order, as bootstrap.Node, to which it converts.
+type Node struct {
+	ID, Cluster           string
+	Metadata              map[string]any
+	Region, Zone, SubZone string
+}
+
+// Load reads every source and returns the effective configuration. Precedence, from
+// low to high: default, mesh file, PROXY_CONFIG, annotations, proxyMetadata,
+// environment, flag. The error joins every Problem that was found, one line each;
+// the Config is nil then. Warnings are returned in either case.
+func Load(src Sources) (*Config, []Warning, error) {
+	l := newLoader(src)
+	l.defaults()
+	l.meshFile()
+	l.proxyConfig(sourceProxyConfig, l.env[sourceProxyConfig])
+	l.podAnnotations()
+	l.proxyMetadata()
+	l.environment()
+	l.flags()
+	cfg := l.assign()
+	l.derive(cfg)
+	l.check(cfg)
+	if len(l.problems) > 0 {
+		return nil, l.warnings, join(l.problems)
+	}
+	cfg.effective = l.effective()
+	return cfg, l.warnings, nil
+}
+
+// missing is the ReadFile of a Sources without one.
+func missing(path string) ([]byte, error) {
+	return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+}

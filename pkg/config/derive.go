@@ -1,0 +1,109 @@
+package config
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+const (
+	// defaultHandoffDir is where the ASM manual's manifests mount the shared volume.
+	defaultHandoffDir = "/etc/asm/uds"
+	// clusterDomain is the suffix of Kubernetes' own service names.
+	clusterDomain = "svc.cluster.local"
+)
+
+// derive fills what follows from other settings.
+func (l *loader) derive(c *Config) {
+	l.deriveAddresses(c)
+	if !l.isSet("domain") || c.Domain == "" {
+		c.Domain = c.PodNamespace + "." + clusterDomain
+		l.derived("domain", c.Domain)
+	}
+	if !l.isSet("upgradeDrainDuration") {
+		c.UpgradeDrainDuration = c.ParentShutdownDuration
+		l.derived("upgradeDrainDuration", c.UpgradeDrainDuration)
+	}
+	if !l.isSet("handoffDir") && l.src.IsDir(defaultHandoffDir) {
+		c.HandoffDir = defaultHandoffDir
+		l.derived("handoffDir", c.HandoffDir)
+	}
+	if !l.isSet("concurrency") && c.CPULimit > 0 {
+		c.Concurrency = c.CPULimit
+		l.derived("concurrency", c.Concurrency)
+	}
+	level, components := splitLevels(c.ProxyLogLevel)
+	c.ProxyLogLevel = level
+	if components != "" {
+		c.ProxyComponentLogLevel = components
+	}
+	// Istio captures the DNS of sidecars; a gateway asks for the server itself.
+	c.DNSCapture = (c.DNSCapture && c.Role == Sidecar) || c.DNSServer
+	l.deriveNode(c)
+}
+
+// deriveAddresses orders the pod's addresses as Istio does and finds its families.
+func (l *loader) deriveAddresses(c *Config) {
+	if c.InstanceIP.IsValid() {
+		c.NodeIPs = append(c.NodeIPs, c.InstanceIP)
+	}
+	for _, ip := range l.src.NodeIPs {
+		if ip = ip.Unmap(); ip.IsValid() && !slices.Contains(c.NodeIPs, ip) {
+			c.NodeIPs = append(c.NodeIPs, ip)
+		}
+	}
+	if len(c.NodeIPs) == 0 {
+		c.NodeIPs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+	}
+	c.IPv4 = slices.ContainsFunc(c.NodeIPs, netip.Addr.Is4)
+	c.IPv6 = slices.ContainsFunc(c.NodeIPs, netip.Addr.Is6)
+	if len(c.DNSAddrs) > 1 && !c.IPv6 { // localhost and the wildcard stand for both families
+		c.DNSAddrs = slices.DeleteFunc(c.DNSAddrs, func(a netip.AddrPort) bool { return a.Addr().Is6() })
+	}
+}
+
+// deriveNode builds the identity that Envoy sends to the control plane, by the rules of
+// Istio's agent (pilot/cmd/pilot-agent, pkg/bootstrap).
+func (l *loader) deriveNode(c *Config) {
+	m := l.nodeMetadata(c)
+	labels, _ := m["LABELS"].(map[string]any)
+	c.Node = Node{
+		ID: strings.Join([]string{
+			string(c.Role), c.NodeIPs[0].String(), c.PodName + "." + c.PodNamespace, c.Domain,
+		}, "~"),
+		Cluster:  clusterName(c, labels, m),
+		Metadata: m,
+	}
+	c.Node.Region, c.Node.Zone, c.Node.SubZone = locality(labels)
+}
+
+// clusterName is the service cluster where one was set, else the name by which the
+// pod's labels call its workload.
+func clusterName(c *Config, labels, metadata map[string]any) string {
+	if c.ServiceCluster != "" && c.ServiceCluster != defaultServiceCluster {
+		return c.ServiceCluster
+	}
+	for _, label := range []string{"app", "app.kubernetes.io/name", "service.istio.io/canonical-name"} {
+		if name, _ := labels[label].(string); name != "" {
+			return name + "." + c.PodNamespace
+		}
+	}
+	if name, _ := metadata["WORKLOAD_NAME"].(string); name != "" {
+		return name + "." + c.PodNamespace
+	}
+	return defaultServiceCluster + "." + c.PodNamespace
+}
+
+// locality reads region/zone/subzone from the pod's labels; the older label may write
+// dots, as a label's value cannot hold a slash.
+func locality(labels map[string]any) (region, zone, subZone string) {
+	text, _ := labels["topology.istio.io/locality"].(string)
+	if text == "" {
+		text, _ = labels["istio-locality"].(string)
+	}
+	if !strings.Contains(text, "/") {
+		text = strings.ReplaceAll(text, ".", "/")
+	}
+	parts := append(strings.SplitN(text, "/", 3), "", "")
+	return parts[0], parts[1], parts[2]
+}

@@ -1,0 +1,131 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v2"
+)
+
+// maxExpanded bounds what a document's aliases may expand to, in bytes of keys and
+// scalars: the parser bounds how many nodes they make, not how long each one is.
+const maxExpanded = 8 << 20
+
+// parseDocument reads one YAML or JSON document whose top is a map. An empty document
+// is an empty map.
+func parseDocument(data []byte) (map[string]any, error) {
+	if len(data) > maxInput {
+		return nil, fmt.Errorf("%d bytes, want at most %d", len(data), maxInput)
+	}
+	var raw any
+	if err := yaml.UnmarshalStrict(data, &raw); err != nil {
+		return nil, fmt.Errorf("want YAML or JSON: %s", strings.Join(strings.Fields(err.Error()), " "))
+	}
+	if raw == nil {
+		return map[string]any{}, nil
+	}
+	budget := maxExpanded
+	tree, err := jsonable(raw, &budget)
+	if err != nil {
+		return nil, err
+	}
+	top, ok := tree.(map[string]any)
+	if !ok {
+		return nil, fmt.Errorf("want a map of settings, not %T", raw)
+	}
+	return top, nil
+}
+
+// jsonable turns what the YAML parser returns into what encoding/json takes, and
+// charges every key and scalar to the budget.
+func jsonable(v any, budget *int) (any, error) {
+	const perNode = 16 // a nested list of empty nodes is not free either
+	*budget -= perNode
+	if s, ok := v.(string); ok {
+		*budget -= len(s)
+		if !utf8.ValidString(s) { // YAML's !!binary
+			return nil, errNotText
+		}
+	}
+	if *budget < 0 {
+		return nil, fmt.Errorf("aliases expand to more than %d bytes", maxExpanded)
+	}
+	switch v := v.(type) {
+	case map[any]any:
+		out := make(map[string]any, len(v))
+		for key, member := range v {
+			name, err := keyName(key)
+			if err != nil {
+				return nil, err
+			}
+			*budget -= len(name)
+			if out[name], err = jsonable(member, budget); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	case []any:
+		out := make([]any, len(v))
+		for i, member := range v {
+			var err error
+			if out[i], err = jsonable(member, budget); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return nil, fmt.Errorf("%v is not a number that JSON knows", v)
+		}
+		return v, nil
+	case nil, string, bool, int, int64, uint64:
+		return v, nil
+	}
+	return fmt.Sprint(v), nil // a date, which JSON spells as a string
+}
+
+// keyName is a map key as JSON would spell it.
+func keyName(key any) (string, error) {
+	switch key := key.(type) {
+	case string:
+		if !utf8.ValidString(key) {
+			return "", errNotText
+		}
+		return key, nil
+	case int:
+		return strconv.Itoa(key), nil
+	case bool:
+		return strconv.FormatBool(key), nil
+	}
+	return "", fmt.Errorf("want plain names as keys, not %T", key)
+}
+
+// textOf is a JSON value as the text that a Kind parses: a string as it is, anything
+// else as JSON.
+func textOf(v any) string {
+	if s, ok := v.(string); ok {
+		return s
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Sprint(v) // unreachable: parseDocument admits only what JSON knows
+	}
+	return string(b)
+}
+
+// lookup finds a dotted path in a tree.
+func lookup(tree map[string]any, path []string) (any, bool) {
+	v, ok := tree[path[0]]
+	if !ok || len(path) == 1 {
+		return v, ok
+	}
+	sub, ok := v.(map[string]any)
+	if !ok {
+		return nil, false
+	}
+	return lookup(sub, path[1:])
+}

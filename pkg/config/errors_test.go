@@ -1,0 +1,149 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// TestProblems has one case for each way to be wrong: the line must name the source,
+// the key, the value and what would be right.
+func TestProblems(t *testing.T) {
+	long := strings.Repeat("a", 67)
+	flag := func(name, value string) Sources { return Sources{Flags: map[string]string{name: value}} }
+	env := func(entry string) Sources { return Sources{Environ: []string{entry}} }
+	file := func(path, text string) Sources { return Sources{ReadFile: files(map[string]string{path: text})} }
+	for _, tc := range []struct {
+		name string
+		src  Sources
+		want string // the whole error, or its beginning before "..."
+	}{
+		{"port", flag("statusPort", "99999"), `command line: --statusPort="99999": want a port from 1 to 65535, or 0 to turn it off`},
+		{"port zero", flag("proxyAdminPort", "0"), `command line: --proxyAdminPort="0": want a port from 1 to 65535`},
+		{"bool", env("ISTIO_META_DNS_CAPTURE=yes"), `environment: ISTIO_META_DNS_CAPTURE="yes": want true or false`},
+		{"duration", flag("drainDuration", "45"), `command line: --drainDuration="45": want a duration from 0s to 720h0m0s, such as 45s or 1m30s`},
+		{"negative duration", flag("drainDuration", "-1s"), `command line: --drainDuration="-1s": want a duration...`},
+		{"too short", flag("drainDuration", "10ms"), `command line: --drainDuration="10ms": want at least 1s...`},
+		{"seconds", env("TERMINATION_DRAIN_DURATION_SECONDS=5s"), `environment: TERMINATION_DRAIN_DURATION_SECONDS="5s": want a whole number of seconds...`},
+		{"count", flag("concurrency", "-1"), `command line: --concurrency="-1": want a whole number...`},
+		{"cores", env("ISTIO_CPU_LIMIT=many"), `environment: ISTIO_CPU_LIMIT="many": want a number of cores...`},
+		{"not a number of cores", env("ISTIO_CPU_LIMIT=NaN"), `environment: ISTIO_CPU_LIMIT="NaN": want a number of cores...`},
+		{"ip", env("INSTANCE_IP=10.0.0"), `environment: INSTANCE_IP="10.0.0": want an IP address`},
+		{"host and port", flag("discoveryAddress", "istiod"), `command line: --discoveryAddress="istiod": want host:port...`},
+		{"listening address", env("DNS_PROXY_ADDR=example.org:53"), `environment: DNS_PROXY_ADDR="example.org:53": want address:port...`},
+		{"log levels", flag("log_output_level", "dnsproxy:loud"), `command line: --log_output_level="dnsproxy:loud": scope "dnsproxy": level "loud" is not one of debug...`},
+		{"Envoy's level", flag("proxyLogLevel", "verbose"), `command line: --proxyLogLevel="verbose": "verbose" is not one of trace...`},
+		{"only component levels", flag("proxyLogLevel", "misc:error"), `command line: --proxyLogLevel="misc:error": want a level besides...`},
+		{"Envoy's components", flag("proxyComponentLogLevel", "error"), `command line: --proxyComponentLogLevel="error": want component:level parts...`},
+		{"regexp", file(AnnotationsFile, `sidecar.istio.io/statsInclusionRegexps="a("`), `annotation: sidecar.istio.io/statsInclusionRegexps="a(": want regular expressions...`},
+		{"empty path", flag("binaryPath", ""), `command line: --binaryPath: want a path`},
+		{"long path", flag("configPath", long), `command line: --configPath="` + long + `": 67 bytes, want at most 66: a Unix socket's path holds 107 bytes...`},
+		{"role", Sources{Role: "waypoint"}, `command line: role="waypoint": want sidecar or router`},
+		{"PROXY_CONFIG type", env(`PROXY_CONFIG={"statusPort":"abc"}`), `PROXY_CONFIG: statusPort="abc": want a number of type int32`},
+		{"PROXY_CONFIG duration", env("PROXY_CONFIG=drainDuration: 1m"), `PROXY_CONFIG: drainDuration="1m": want a duration in seconds, such as "45s"`},
+		{"PROXY_CONFIG metadata", env("PROXY_CONFIG=proxyMetadata: {A: true}"), `PROXY_CONFIG: proxyMetadata.A="true": want a string (in quotes)`},
+		{"PROXY_CONFIG nested", env("PROXY_CONFIG=proxyStatsMatcher: {inclusionPrefixes: [a, {}]}"), `PROXY_CONFIG: proxyStatsMatcher.inclusionPrefixes[1]="{}": want a string (in quotes)`},
+		{"PROXY_CONFIG map", env("PROXY_CONFIG=gatewayTopology: 3"), `PROXY_CONFIG: gatewayTopology="3": want a map of settings`},
+		{"PROXY_CONFIG dropped field", env("PROXY_CONFIG=parentShutdownDuration: soon"), `PROXY_CONFIG: parentShutdownDuration="soon": want a duration...`},
+		{"PROXY_CONFIG syntax", env("PROXY_CONFIG={"), `PROXY_CONFIG: ProxyConfig: want YAML or JSON: ...`},
+		{"PROXY_CONFIG twice", env("PROXY_CONFIG=statusPort: 1\nstatusPort: 2"), `PROXY_CONFIG: ProxyConfig: want YAML or JSON: yaml: unmarshal errors: line 2: key "statusPort" already set in map`},
+		{"PROXY_CONFIG list", env("PROXY_CONFIG=[1]"), `PROXY_CONFIG: ProxyConfig: want a map of settings...`},
+		{"PROXY_CONFIG size", env("PROXY_CONFIG=" + strings.Repeat("#", maxInput+1)), `PROXY_CONFIG: ProxyConfig: 1048577 bytes, want at most 1048576`},
+		{"annotation's ProxyConfig", file(AnnotationsFile, `proxy.istio.io/config="concurrency: x"`), `annotation proxy.istio.io/config: concurrency="x": want a number`},
+		{"annotations file", file(AnnotationsFile, "a=\"b\"\nc"), AnnotationsFile + `: downward API: line 2: want key="quoted value"`},
+		{"unreadable labels", file(LabelsFile, "unreadable"), LabelsFile + `: downward API: want a readable file: open ` + LabelsFile + `: permission denied`},
+		{"mesh file", file(meshPath, "accessLogEncoding: XML"), meshPath + `: accessLogEncoding="XML": want one of TEXT, JSON`},
+		{"mesh file's ProxyConfig", file(meshPath, "defaultConfig: {proxyAdminPort: 70000}"), meshPath + `: defaultConfig.proxyAdminPort="70000": want a port from 1 to 65535`},
+		{"mesh file unreadable", file(meshPath, "unreadable"), meshPath + `: mesh config: want a readable file: ...`},
+		{"bytes", env("ISTIO_META_X=\xff"), `environment: ISTIO_META_X="\xff": want UTF-8 text`},
+		{"bytes in a setting", env("POD_NAME=\xff"), `environment: POD_NAME="\xff": want UTF-8 text`},
+		{"bytes in an annotation", file(AnnotationsFile, `a="\xff"`), AnnotationsFile + `: downward API: line 1: want key="quoted value"`},
+		{"token is masked", env("PROXY_CONFIG=tracing: {lightstep: {accessToken: 5}}"), `PROXY_CONFIG: tracing.lightstep.accessToken="(masked)": want a string (in quotes)`},
+		{"metadata JSON", env("ISTIO_METAJSON_LABELS=[]"), `environment: ISTIO_METAJSON_LABELS="[]": want a JSON object of at most 1048576 bytes`},
+		{"prober JSON is masked", env("ISTIO_KUBE_APP_PROBERS=token=abc"), `environment: ISTIO_KUBE_APP_PROBERS="(masked)": want a JSON object`},
+		{"capture port", flag("statusPort", "15001"), `command line: --statusPort="15001": want another port: this one is Envoy's capture of outbound traffic`},
+		{"two servers", env("ENVOY_STATUS_PORT=15090"), `environment: ENVOY_STATUS_PORT="15090": want another port: this one is Envoy's statistics (ENVOY_PROMETHEUS_PORT)`},
+		{"DNS port", Sources{Environ: []string{"ISTIO_META_DNS_CAPTURE=true"}, Flags: map[string]string{"statusPort": "15053"}}, `command line: --statusPort="15053": want another port: this one is the DNS server (DNS_PROXY_ADDR)`},
+		{"no log target", flag("log_target", ""), `command line: --log_target: want stdout, stderr or a file`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			cfg, _, err := Load(tc.src)
+			if err == nil || cfg != nil {
+				t.Fatalf("Load accepted it: %v", cfg)
+			}
+			want, open := strings.CutSuffix(tc.want, "...")
+			if got := err.Error(); got != want && !(open && strings.HasPrefix(got, want)) {
+				t.Errorf("error\n got %s\nwant %s", got, tc.want)
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("more than one line: %q", err)
+			}
+			if got, want := IsUsage(err), strings.HasPrefix(tc.want, SourceFlag); got != want {
+				t.Errorf("IsUsage is %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+func TestAllProblemsAtOnce(t *testing.T) {
+	_, _, err := Load(Sources{
+		Flags:   map[string]string{"statusPort": "x", "concurrency": "y"},
+		Environ: []string{`PROXY_CONFIG={"statusPort":"z","drainDuration":1}`, "INSTANCE_IP=w"},
+	})
+	if err == nil {
+		t.Fatal("Load accepted it")
+	}
+	if lines := strings.Split(err.Error(), "\n"); len(lines) != 5 {
+		t.Errorf("%d lines, want 5:\n%s", len(lines), err)
+	}
+	if !IsUsage(err) || !IsUsage(fmt.Errorf("start: %w", &Problem{Source: SourceFlag})) || IsUsage(errors.New("other")) {
+		t.Error("IsUsage is wrong")
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		src  Sources
+		want []string
+	}{
+		{"unknown fields, one each", Sources{Environ: []string{"PROXY_CONFIG=zzz: 1\nproxyStatsMatcher: {aaa: 2}\nstatusPort: 16000"}},
+			[]string{"PROXY_CONFIG: proxyStatsMatcher.aaa: unknown field, ignored", "PROXY_CONFIG: zzz: unknown field, ignored"}},
+		{"dropped field is known", Sources{Environ: []string{"PROXY_CONFIG=parentShutdownDuration: 5s\nconnectTimeout: 1s"}}, nil},
+		{"unknown field of the mesh file", Sources{ReadFile: files(map[string]string{meshPath: "defaultConfig: {zzz: 1}\nyyy: 1"})},
+			[]string{meshPath + ": defaultConfig.zzz: unknown field, ignored", meshPath + ": yyy: unknown field, ignored"}},
+		{"bootstrap template, once", Sources{Flags: map[string]string{"templateFile": "x"}, Environ: []string{"ISTIO_BOOTSTRAP=y", "PROXY_CONFIG=proxyBootstrapTemplatePath: z"}},
+			[]string{"PROXY_CONFIG: proxyBootstrapTemplatePath: has no effect: the bootstrap is built from typed parts, not from a template"}},
+		{"mesh file that is not there", Sources{Flags: map[string]string{"meshConfig": "/nowhere"}},
+			[]string{`command line: --meshConfig: no file at "/nowhere": the defaults hold`}},
+		{"old flags are silent", Sources{Flags: map[string]string{"zipkinAddress": "z:9411", "stsPort": "0"}}, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, warnings := mustLoad(t, tc.src)
+			var got []string
+			for _, w := range warnings {
+				got = append(got, w.String())
+			}
+			if strings.Join(got, "\n") != strings.Join(tc.want, "\n") {
+				t.Errorf("warnings\n got %q\nwant %q", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestAliasBombs(t *testing.T) {
+	nested := "a: &a [x,x,x,x,x,x,x,x,x]\n"
+	for i := 'b'; i <= 'j'; i++ {
+		nested += fmt.Sprintf("%c: &%c [%s*%c]\n", i, i, strings.Repeat(fmt.Sprintf("*%c,", i-1), 8), i-1)
+	}
+	wide := "a: &a " + strings.Repeat("x", 1<<18) + "\nb: [" + strings.Repeat("*a,", 1000) + strings.Repeat("1,", 1000) + "]\n"
+	for name, doc := range map[string]string{"nested": nested, "wide": wide} {
+		if _, _, err := Load(Sources{Environ: []string{"PROXY_CONFIG=" + doc}}); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, _, err := Load(Sources{Environ: []string{"PROXY_CONFIG=x: &a {ISTIO_META_A: b}\nproxyMetadata: *a"}}); err != nil {
+		t.Errorf("a plain alias: %v", err)
+	}
+}

@@ -1,0 +1,195 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// fields checks a tree of JSON values against a message of Istio's API, which is the
+// authority on names and types (protojson's rules), field by field, so that every
+// wrong one is named and the others still count.
+type fields struct {
+	known   func(path string) bool // fields that the API has dropped and the table still reads
+	unknown func(path string)
+	wrong   func(path, value, want string)
+}
+
+// check returns the part of tree that is right, with fields under their JSON names
+// and enumerations by name. msg is only a factory of messages of its type.
+func (f fields) check(msg protoreflect.Message, tree map[string]any, prefix string) map[string]any {
+	out := make(map[string]any, len(tree))
+	names := msg.Descriptor().Fields()
+	for _, key := range sortedKeys(tree) {
+		value := tree[key]
+		if value == nil { // JSON null is an unset field
+			continue
+		}
+		fd := names.ByJSONName(key)
+		if fd == nil {
+			fd = names.ByTextName(key)
+		}
+		switch {
+		case fd != nil:
+			if v, ok := f.field(msg, fd, value, prefix+fd.JSONName()); ok {
+				out[fd.JSONName()] = v
+			}
+		case f.known(prefix + camel(key)):
+			out[camel(key)] = value
+		default:
+			f.unknown(prefix + key)
+		}
+	}
+	return out
+}
+
+// field checks one field, whose path is path.
+func (f fields) field(msg protoreflect.Message, fd protoreflect.FieldDescriptor, value any, path string) (any, bool) {
+	switch {
+	case fd.IsMap():
+		return f.mapField(msg, fd, value, path)
+	case fd.IsList():
+		return f.listField(msg, fd, value, path)
+	case isPlainMessage(fd):
+		tree, ok := value.(map[string]any)
+		if !ok {
+			f.wrong(path, textOf(value), "want a map of settings")
+			return nil, false
+		}
+		return f.check(msg.NewField(fd).Message(), tree, path+"."), true
+	}
+	return f.leaf(msg, fd, value, value, path)
+}
+
+func (f fields) mapField(msg protoreflect.Message, fd protoreflect.FieldDescriptor, value any, path string) (any, bool) {
+	tree, ok := value.(map[string]any)
+	if !ok {
+		f.wrong(path, textOf(value), "want a map")
+		return nil, false
+	}
+	out := make(map[string]any, len(tree))
+	for _, key := range sortedKeys(tree) {
+		member, at := tree[key], path+"."+key
+		if isPlainMessage(fd.MapValue()) {
+			sub, ok := member.(map[string]any)
+			if !ok {
+				f.wrong(at, textOf(member), "want a map of settings")
+				continue
+			}
+			out[key] = f.check(msg.NewField(fd).Map().NewValue().Message(), sub, at+".")
+			continue
+		}
+		if _, ok := f.leaf(msg, fd, map[string]any{key: member}, member, at); ok {
+			out[key] = member
+		}
+	}
+	return out, true
+}
+
+func (f fields) listField(msg protoreflect.Message, fd protoreflect.FieldDescriptor, value any, path string) (any, bool) {
+	list, ok := value.([]any)
+	if !ok {
+		f.wrong(path, textOf(value), "want a list")
+		return nil, false
+	}
+	out := make([]any, 0, len(list))
+	for i, member := range list {
+		at := path + "[" + strconv.Itoa(i) + "]"
+		if isPlainMessage(fd) {
+			sub, ok := member.(map[string]any)
+			if !ok {
+				f.wrong(at, textOf(member), "want a map of settings")
+				continue
+			}
+			out = append(out, f.check(msg.NewField(fd).List().NewElement().Message(), sub, at+"."))
+			continue
+		}
+		if _, ok := f.leaf(msg, fd, []any{member}, member, at); ok {
+			out = append(out, member)
+		}
+	}
+	return out, true
+}
+
+// leaf lets protojson judge one value: whole is what the field gets (the value, or a
+// list or map of just the value).
+func (f fields) leaf(msg protoreflect.Message, fd protoreflect.FieldDescriptor, whole, value any, path string) (any, bool) {
+	doc, err := json.Marshal(map[string]any{fd.JSONName(): whole})
+	if err != nil {
+		f.wrong(path, textOf(value), want(fd))
+		return nil, false
+	}
+	probe := msg.New()
+	if err := protojson.Unmarshal(doc, probe.Interface()); err != nil {
+		f.wrong(path, textOf(value), want(fd))
+		return nil, false
+	}
+	if fd.Kind() == protoreflect.EnumKind && !fd.IsList() && !fd.IsMap() {
+		name := fd.Enum().Values().ByNumber(probe.Get(fd).Enum())
+		if name == nil {
+			f.wrong(path, textOf(value), want(fd))
+			return nil, false
+		}
+		return string(name.Name()), true
+	}
+	return value, true
+}
+
+// isPlainMessage reports whether a field holds a message that JSON spells field by
+// field; google.protobuf's own (Duration, wrappers, Struct, Any) have other forms.
+func isPlainMessage(fd protoreflect.FieldDescriptor) bool {
+	return fd.Kind() == protoreflect.MessageKind && fd.Message().FullName().Parent() != "google.protobuf"
+}
+
+// want says in words what a field takes.
+func want(fd protoreflect.FieldDescriptor) string {
+	if fd.IsMap() {
+		fd = fd.MapValue()
+	}
+	switch fd.Kind() {
+	case protoreflect.BoolKind:
+		return "want true or false"
+	case protoreflect.StringKind:
+		return "want a string (in quotes)"
+	case protoreflect.EnumKind:
+		var names []string
+		for i := range fd.Enum().Values().Len() {
+			names = append(names, string(fd.Enum().Values().Get(i).Name()))
+		}
+		return "want one of " + strings.Join(names, ", ")
+	case protoreflect.MessageKind:
+		return wantMessage(fd.Message().FullName())
+	}
+	return "want a number of type " + fd.Kind().String()
+}
+
+func wantMessage(name protoreflect.FullName) string {
+	switch name.Name() {
+	case "Duration":
+		return `want a duration in seconds, such as "45s"`
+	case "BoolValue":
+		return "want true or false"
+	case "StringValue":
+		return "want a string (in quotes)"
+	case "Struct":
+		return "want a map"
+	case "Int32Value", "UInt32Value", "Int64Value", "UInt64Value", "DoubleValue", "FloatValue":
+		return "want a number"
+	}
+	return fmt.Sprintf("want a %s", name)
+}
+
+// camel turns a proto field name into its JSON name; a JSON name stays as it is.
+func camel(name string) string {
+	parts := strings.Split(name, "_")
+	for i, part := range parts[1:] {
+		if part != "" {
+			parts[i+1] = strings.ToUpper(part[:1]) + part[1:]
+		}
+	}
+	return strings.Join(parts, "")
+}

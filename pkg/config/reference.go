@@ -1,0 +1,117 @@
+package config
+
+import (
+	"fmt"
+	"strings"
+)
+
+// String is the word for a kind in --help and on the reference page.
+func (k Kind) String() string {
+	switch k {
+	case Bool:
+		return "bool"
+	case Duration:
+		return "duration"
+	case Seconds:
+		return "seconds"
+	case Port, PortOrOff:
+		return "port"
+	case Count, Size:
+		return "number"
+	case Cores:
+		return "cores"
+	case IP:
+		return "ip"
+	case HostPort, ListenAddrs:
+		return "host:port"
+	case StringList, RegexpList:
+		return "list"
+	case StringMap:
+		return "map"
+	case JSONObject:
+		return "json"
+	case LogLevels, EnvoyLevels, EnvoyComponents:
+		return "levels"
+	case TrafficPolicy, LogEncoding:
+		return "enum"
+	}
+	return "string"
+}
+
+// referenceHead opens the reference page.
+const referenceHead = `# Settings of ` + "`pilot-agent proxy`" + `
+
+This page is made from the table in ` + "`pkg/config`" + ` by ` + "`go generate ./pkg/config`" + `; do not edit it.
+
+Precedence, from low to high: default; mesh config file (` + "`--meshConfig`" + `, its ` + "`defaultConfig`" + ` is a
+ProxyConfig); the variable ` + "`PROXY_CONFIG`" + `; the pod's annotation ` + "`" + proxyConfigAnnotation + "`" + ` and then its
+other annotations; entries of ` + "`proxyMetadata`" + ` that are spelled like a variable; variables of the environment;
+flags. ` + "`proxyMetadata`" + ` is merged key by key, every other field is replaced whole. An empty variable is not set.
+
+Under "File": ` + "`proxy:`" + ` is a field of ProxyConfig, ` + "`mesh:`" + ` a field of MeshConfig, ` + "`metadata:`" + ` an entry of
+proxyMetadata. Variables ` + "`ISTIO_META_*`" + ` and ` + "`ISTIO_METAJSON_*`" + ` become metadata of Envoy's node as well.
+Durations of flags and variables are Go's (` + "`1m30s`" + `), in files seconds (` + "`90s`" + `).
+Values marked secret are masked in the log and in errors.
+`
+
+// Reference renders the reference page of all settings, in Markdown.
+func Reference() string {
+	var b strings.Builder
+	b.WriteString(referenceHead)
+	var group Group
+	for _, s := range Settings() {
+		if s.Group != group {
+			group = s.Group
+			fmt.Fprintf(&b, "\n## %s\n\n| setting | type | default | flag | variable | annotation | file | meaning |\n|---|---|---|---|---|---|---|---|\n", group)
+		}
+		flag := s.Flag
+		if flag != "" {
+			flag = "--" + flag
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n",
+			s.Name, s.kinds(), code(s.Default), code(flag), code(s.Env), code(s.Annotation), s.files(), s.meaning())
+	}
+	return b.String()
+}
+
+func (s Setting) kinds() string {
+	if s.EnvKind != s.Kind && s.Env != "" {
+		return fmt.Sprintf("%s (variable: %s)", s.Kind, s.EnvKind)
+	}
+	return s.Kind.String()
+}
+
+// files names the setting's fields in files.
+func (s Setting) files() string {
+	var names []string
+	for _, n := range []struct{ kind, path string }{{"proxy", s.Proxy}, {"mesh", s.Mesh}, {"metadata", s.Metadata}} {
+		if n.path != "" {
+			names = append(names, n.kind+": "+code(n.path))
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+func (s Setting) meaning() string {
+	text := strings.ReplaceAll(s.Doc, "|", `\|`)
+	if s.Global {
+		text += " (every command)"
+	}
+	if s.Secret {
+		text += " (secret)"
+	}
+	switch s.Effect {
+	case NoEffect:
+		text += ". No effect: " + s.Why
+	case Warned:
+		text += ". No effect, with a warning: " + s.Why
+	}
+	return text
+}
+
+func code(s string) string {
+	if s == "" {
+		return ""
+	}
+	return "`" + s + "`"
+}

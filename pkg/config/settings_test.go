@@ -1,0 +1,132 @@
+package config
+
+import (
+	"flag"
+	"os"
+	"reflect"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+)
+
+//go:generate go test -tags vtprotobuf -run TestReferencePage -update .
+
+var update = flag.Bool("update", false, "write golden files anew")
+
+const referencePage = "../../docs/settings.md"
+
+// TestReferencePage fails when docs/settings.md is not what the table says.
+func TestReferencePage(t *testing.T) {
+	want := Reference()
+	if *update {
+		if err := os.WriteFile(referencePage, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(referencePage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("docs/settings.md is stale, run `go generate ./pkg/config` (-table +page):\n%s", diff)
+	}
+}
+
+// TestTable checks each row by itself: names are unique, a field takes what the kind
+// parses, the default parses, and a row without effect says why.
+func TestTable(t *testing.T) {
+	names := map[string]string{}
+	unique := func(space, name, setting string) {
+		if name == "" {
+			return
+		}
+		if other, taken := names[space+name]; taken {
+			t.Errorf("%s %q belongs to %s and to %s", space, name, other, setting)
+		}
+		names[space+name] = setting
+	}
+	for _, s := range Settings() {
+		unique("setting", s.Name, s.Name)
+		unique("flag", s.Flag, s.Name)
+		unique("variable", s.Env, s.Name)
+		unique("annotation", s.Annotation, s.Name)
+		unique("ProxyConfig field", s.Proxy, s.Name)
+		unique("MeshConfig field", s.Mesh, s.Name)
+		unique("Config field", s.Field, s.Name)
+		if s.Doc == "" || s.Name == "" || s.Group == "" {
+			t.Errorf("%+v: name, doc and group must not be empty", s)
+		}
+		if (s.Effect != Effective || s.Field == "") == (s.Why == "") {
+			t.Errorf("%s: a row without effect or field, and no other, says why", s.Name)
+		}
+		if s.Effect != Effective && s.Field != "" {
+			t.Errorf("%s has a field and no effect", s.Name)
+		}
+		checkKind(t, s)
+	}
+}
+
+// checkKind makes the kind parse the default, or something that every kind takes.
+func checkKind(t *testing.T, s Setting) {
+	t.Helper()
+	text := s.Default
+	if text == "" {
+		text = map[Kind]string{IP: "::1", Size: "1", Count: "1", Cores: "1", StringMap: "{}", JSONObject: "{}", Duration: "1s", Bool: "true", PortOrOff: "0"}[s.Kind]
+	}
+	value, err := s.Kind.parse(text)
+	if err != nil {
+		t.Errorf("%s: %q: %v", s.Name, text, err)
+		return
+	}
+	if s.Field == "" {
+		return
+	}
+	field, ok := reflect.TypeFor[Config]().FieldByName(s.Field)
+	if !ok {
+		t.Errorf("%s: Config has no field %s", s.Name, s.Field)
+	} else if got := reflect.TypeOf(value); got != field.Type {
+		t.Errorf("%s: the kind gives %s, the field is %s", s.Name, got, field.Type)
+	}
+}
+
+// TestPathsExist finds rows whose path is in no API message and in no list of dropped
+// fields: a misspelt path would never be read.
+func TestPathsExist(t *testing.T) {
+	dropped := map[string]bool{"parentShutdownDuration": true, "connectTimeout": true}
+	for _, s := range Settings() {
+		for _, f := range []struct {
+			path string
+			msg  interface{ ProtoReflect() protoMessage }
+		}{{s.Proxy, &meshv1alpha1.ProxyConfig{}}, {s.Mesh, &meshv1alpha1.MeshConfig{}}} {
+			if f.path != "" && !dropped[f.path] && !hasPath(f.msg.ProtoReflect().Descriptor(), f.path) {
+				t.Errorf("%s: no field %s in %T", s.Name, f.path, f.msg)
+			}
+		}
+	}
+}
+
+func TestEffective(t *testing.T) {
+	cfg, _ := mustLoad(t, Sources{
+		Environ: []string{`ISTIO_KUBE_APP_PROBERS={"/app-health/a/readyz":{"httpGet":{"httpHeaders":[{"name":"Authorization","value":"s3cret"}]}}}`, "POD_NAME=a"},
+		Flags:   map[string]string{"lightstepAccessToken": "t0ken"},
+	})
+	values := map[string]Value{}
+	for _, v := range cfg.Effective() {
+		values[v.Name] = v
+	}
+	want := map[string]Value{
+		"appProbers":           {"appProbers", masked, SourceEnv},
+		"podName":              {"podName", "a", SourceEnv},
+		"drainDuration":        {"drainDuration", "45s", SourceDefault},
+		"upgradeDrainDuration": {"upgradeDrainDuration", "1m0s", sourceDerived},
+	}
+	for name, w := range want {
+		if values[name] != w {
+			t.Errorf("%+v, want %+v", values[name], w)
+		}
+	}
+	if _, ok := values["lightstepAccessToken"]; ok {
+		t.Error("the dump shows a setting without effect")
+	}
+}

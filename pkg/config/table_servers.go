@@ -1,0 +1,117 @@
+package config
+
+func serverSettings() []Setting {
+	return []Setting{
+		{Name: "statusPort", Flag: "statusPort", Annotation: "status.sidecar.istio.io/port", Proxy: "statusPort", Kind: PortOrOff, Default: "15020", Field: "StatusPort",
+			Doc: "Port of the agent's status server; 0 turns it off"},
+		{Name: "proxyAdminPort", Flag: "proxyAdminPort", Proxy: "proxyAdminPort", Kind: Port, Default: "15000", Field: "AdminPort",
+			Doc: "Loopback port of Envoy's admin interface, served by the agent"},
+		{Name: "readyPort", Env: "ENVOY_STATUS_PORT", Kind: Port, Default: "15021", Field: "ReadyPort",
+			Doc: "Port of /healthz/ready for the kubelet"},
+		{Name: "prometheusPort", Env: "ENVOY_PROMETHEUS_PORT", Kind: Port, Default: "15090", Field: "StatsPort",
+			Doc: "Port of Envoy's own Prometheus statistics"},
+		{Name: "metricsLocalhostAccessOnly", Env: "METRICS_LOCALHOST_ACCESS_ONLY", Kind: Bool, Default: "false", Field: "MetricsLoopbackOnly",
+			Doc: "Answer /metrics and /stats/prometheus of the status port on loopback only"},
+		{Name: "envoyMetricsLocalhostAccessOnly", Metadata: "METRICS_LOCALHOST_ACCESS_ONLY", Kind: Bool, Default: "false", Field: "StatsLoopbackOnly",
+			Doc: "Listen on loopback only at prometheusPort"},
+		{Name: "mergeEnvoyStats", Env: "PILOT_AGENT_MERGE_ENVOY_STATS", Kind: Bool, Default: "true", Field: "MergeEnvoyStats",
+			Doc: "Add Envoy's statistics to /stats/prometheus"},
+		{Name: "profiling", Flag: "profiling", Kind: Bool, Default: "true", Field: "Profiling",
+			Doc: "Serve /debug/pprof on the status port, on loopback only"},
+		{Name: "appProbers", Env: "ISTIO_KUBE_APP_PROBERS", Kind: JSONObject, Field: "AppProbers", Secret: true,
+			Doc: "The application's probes that the injector rewrote; their headers may carry credentials"},
+		{Name: "prometheusAnnotations", Env: "ISTIO_PROMETHEUS_ANNOTATIONS", Kind: JSONObject, Field: "PrometheusAnnotations",
+			Doc: "Where the application's own metrics are scraped"},
+		{Name: "http2Probing", Env: "ISTIO_ENABLE_HTTP2_PROBING", Kind: Bool, Default: "true", Field: "HTTP2Probing",
+			Doc: "Let probes of HTTPS applications use HTTP/2"},
+		{Name: "probeLocalhost", Env: "REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION", Kind: Bool, Default: "false", Field: "ProbeLocalhost",
+			Doc: "Probe the application at localhost instead of the pod's address"},
+	}
+}
+
+func dnsSettings() []Setting {
+	return []Setting{
+		{Name: "dnsCapture", Env: "ISTIO_META_DNS_CAPTURE", Kind: Bool, Default: "false", Field: "DNSCapture",
+			Doc: "Answer the pod's DNS (sidecars only)"},
+		{Name: "dnsServer", Env: "ISTIO_META_ENABLE_DNS_SERVER", Kind: Bool, Default: "false", Field: "DNSServer",
+			Doc: "Answer the pod's DNS in every role"},
+		{Name: "dnsAutoAllocate", Env: "ISTIO_META_DNS_AUTO_ALLOCATE", Kind: Bool, Default: "false", Field: "DNSAutoAllocate",
+			Doc: "Give a virtual address to every ServiceEntry host that has none"},
+		{Name: "dnsProxyAddr", Env: "DNS_PROXY_ADDR", Kind: ListenAddrs, Default: "localhost:15053", Field: "DNSAddrs",
+			Doc: "Where the DNS server listens; localhost is 127.0.0.1 and, in a pod with IPv6, ::1"},
+		{Name: "dnsForwardParallel", Env: "DNS_FORWARD_PARALLEL", Kind: Bool, Default: "false", Field: "DNSForwardParallel",
+			Doc: "Ask all servers of resolv.conf at once instead of one after the other"},
+		{Name: "dnsForwardTimeout", Env: "DNS_FORWARD_TIMEOUT", Kind: Duration, Default: "5s", Field: "DNSForwardTimeout",
+			Doc: "Longest wait for the answer of one server"},
+	}
+}
+
+func logSettings() []Setting {
+	return []Setting{
+		{Name: "logOutputLevel", Flag: "log_output_level", Kind: LogLevels, Default: "default:info", Field: "LogLevels", Global: true,
+			Doc: "Levels per scope (= package): default:info,dnsproxy:debug; debug, info, warn, error, fatal, none"},
+		{Name: "logAsJSON", Flag: "log_as_json", Kind: Bool, Default: "false", Field: "LogJSON", Global: true,
+			Doc: "Log JSON lines instead of text, Envoy's log included"},
+		{Name: "logTarget", Flag: "log_target", Kind: String, Default: "stdout", Field: "LogTarget", Global: true,
+			Doc: "Where the log goes: stdout, stderr or a file"},
+	}
+}
+
+// acceptedSettings are names of Istio's agent, past and present, that manifests carry
+// and that nothing here depends on.
+func acceptedSettings() []Setting {
+	const (
+		template = "the bootstrap is built from typed parts, not from a template"
+		tracing  = "tracing is configured by the control plane"
+		mtls     = "this release has no workload certificates"
+		sinks    = "statistics are scraped, not pushed"
+	)
+	return []Setting{
+		{Name: "templateFile", Flag: "templateFile", Env: "ISTIO_BOOTSTRAP", Proxy: "proxyBootstrapTemplatePath", Kind: String, Effect: Warned, Why: template,
+			Doc: "Istio's bootstrap template"},
+		{Name: "customConfigFile", Flag: "customConfigFile", Proxy: "customConfigFile", Kind: String, Effect: Warned, Why: template,
+			Doc: "A bootstrap file instead of the generated one"},
+		{Name: "trustDomain", Flag: "trust-domain", Env: "TRUST_DOMAIN", Mesh: "trustDomain", Kind: String, Default: "cluster.local", Effect: NoEffect, Why: mtls,
+			Doc: "SPIFFE trust domain"},
+		{Name: "controlPlaneAuthPolicy", Flag: "controlPlaneAuthPolicy", Proxy: "controlPlaneAuthPolicy", Kind: String, Effect: NoEffect, Why: mtls,
+			Doc: "Authentication towards istiod: NONE or MUTUAL_TLS"},
+		{Name: "zipkinAddress", Flag: "zipkinAddress", Proxy: "zipkinAddress", Kind: String, Effect: NoEffect, Why: tracing,
+			Doc: "Address of a Zipkin collector"},
+		{Name: "lightstepAddress", Flag: "lightstepAddress", Kind: String, Effect: NoEffect, Why: tracing,
+			Doc: "Address of a LightStep collector"},
+		{Name: "lightstepAccessToken", Flag: "lightstepAccessToken", Kind: String, Effect: NoEffect, Why: tracing, Secret: true,
+			Doc: "Token for the LightStep collector"},
+		{Name: "lightstepSecure", Flag: "lightstepSecure", Kind: Bool, Effect: NoEffect, Why: tracing,
+			Doc: "Whether LightStep is reached over TLS"},
+		{Name: "lightstepCacertPath", Flag: "lightstepCacertPath", Kind: String, Effect: NoEffect, Why: tracing,
+			Doc: "CA of the LightStep collector"},
+		{Name: "datadogAgentAddress", Flag: "datadogAgentAddress", Kind: String, Effect: NoEffect, Why: tracing,
+			Doc: "Address of a Datadog agent"},
+		{Name: "statsdUdpAddress", Flag: "statsdUdpAddress", Proxy: "statsdUdpAddress", Kind: String, Effect: NoEffect, Why: sinks,
+			Doc: "Address of a statsd listener"},
+		{Name: "envoyMetricsServiceAddress", Flag: "envoyMetricsServiceAddress", Proxy: "envoyMetricsServiceAddress", Kind: String, Effect: NoEffect, Why: sinks,
+			Doc: "Address of an Envoy metrics service"},
+		{Name: "dnsRefreshRate", Flag: "dnsRefreshRate", Mesh: "dnsRefreshRate", Kind: Duration, Effect: NoEffect, Why: "Envoy refreshes at the records' own TTL",
+			Doc: "How often Envoy resolves upstream names"},
+		{Name: "proxyConnectTimeout", Flag: "connectTimeout", Proxy: "connectTimeout", Kind: Duration, Effect: NoEffect, Why: "the control plane is a Unix socket; upstreams follow the mesh file",
+			Doc: "Connect time-out of Envoy towards supporting services"},
+		{Name: "controlPlaneBootstrap", Flag: "controlPlaneBootstrap", Kind: Bool, Effect: NoEffect, Why: "it has had no meaning since Istio 1.5",
+			Doc: "Whether the bootstrap is for the control plane"},
+		{Name: "disableInternalTelemetry", Flag: "disableInternalTelemetry", Kind: Bool, Effect: NoEffect, Why: "there is no internal telemetry",
+			Doc: "Switch internal telemetry off"},
+		{Name: "serviceregistry", Flag: "serviceregistry", Kind: String, Effect: NoEffect, Why: "the registry is the control plane's business",
+			Doc: "The platform's service registry"},
+		{Name: "stsPort", Flag: "stsPort", Kind: PortOrOff, Effect: NoEffect, Why: "there is no token exchange server",
+			Doc: "Port of the token exchange server"},
+		{Name: "tokenManagerPlugin", Flag: "tokenManagerPlugin", Kind: String, Effect: NoEffect, Why: "there is no token exchange server",
+			Doc: "Plug-in of the token exchange server"},
+		{Name: "dualStack", Env: "ISTIO_DUAL_STACK", Kind: Bool, Effect: NoEffect, Why: "every address family of the pod is served",
+			Doc: "Serve both address families"},
+		{Name: "logStacktraceLevel", Flag: "log_stacktrace_level", Kind: String, Effect: NoEffect, Why: "records carry no stack traces", Global: true,
+			Doc: "Levels from which records carry a stack trace"},
+		{Name: "logCaller", Flag: "log_caller", Kind: String, Effect: NoEffect, Why: "records carry no caller", Global: true,
+			Doc: "Scopes whose records name the caller"},
+		{Name: "vklog", Flag: "vklog", Kind: String, Effect: NoEffect, Why: "no Kubernetes client logs here", Global: true,
+			Doc: "Verbosity of the Kubernetes client's log"},
+	}
+}

@@ -1,0 +1,149 @@
+package envoy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+const (
+	// adminTimeout bounds every request of ours (not what is relayed): the admin runs on
+	// Envoy's main thread, which a large update keeps busy. It is Istio's.
+	adminTimeout = 3 * time.Second
+	// maxAdminReply bounds what is read of a reply: 4 MiB is about 50,000 statistics,
+	// a thousand times what our filters select.
+	maxAdminReply = 4 << 20
+	// maxAdminError is how much of the body of a failed request is quoted.
+	maxAdminError = 200
+	// maxIdleConns and idleTimeout keep a connection between polls of readiness, and
+	// none after.
+	maxIdleConns = 2
+	idleTimeout  = 10 * time.Second
+)
+
+// Admin is a client of the admin API of one Envoy, on a Unix socket. It is also an
+// http.Handler that relays to it. It is safe for concurrent use.
+type Admin struct {
+	path      string
+	transport *http.Transport
+	client    *http.Client
+}
+
+// NewAdmin returns a client for the socket at path, which need not be there yet.
+func NewAdmin(path string) *Admin {
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", path)
+		},
+		// Compression on a local socket only costs, and a relayed reply must stay as it is.
+		DisableCompression: true,
+		MaxIdleConns:       maxIdleConns,
+		IdleConnTimeout:    idleTimeout,
+	}
+	return &Admin{
+		path:      path,
+		transport: transport,
+		client:    &http.Client{Transport: transport, Timeout: adminTimeout},
+	}
+}
+
+// Close closes the connections that are kept idle. The client can still be used.
+func (a *Admin) Close() { a.transport.CloseIdleConnections() }
+
+// DrainOptions select what POST /drain_listeners does.
+type DrainOptions struct {
+	// InboundOnly leaves listeners alone whose traffic direction is not INBOUND.
+	InboundOnly bool
+	// Graceful asks clients to go away first (connection: close, GOAWAY), and closes
+	// the listeners after the drain time. Without it they close at once.
+	Graceful bool
+	// SkipExit keeps Envoy running, and its listeners open, after a graceful drain.
+	SkipExit bool
+}
+
+// Drain asks Envoy to drain its listeners, and returns once it has begun to.
+func (a *Admin) Drain(ctx context.Context, o DrainOptions) error {
+	var query []string
+	if o.InboundOnly {
+		query = append(query, "inboundonly")
+	}
+	if o.Graceful {
+		query = append(query, "graceful")
+	}
+	if o.SkipExit {
+		query = append(query, "skip_exit")
+	}
+	path := "/drain_listeners"
+	if len(query) > 0 {
+		path += "?" + strings.Join(query, "&")
+	}
+	return a.do(ctx, http.MethodPost, path, func(io.Reader) error { return nil })
+}
+
+// Stats gives the counters and gauges whose whole names match filter, an RE2
+// expression, and that were written to since Envoy's start. Histograms and texts are
+// left out. Only what the bootstrap's stats matcher keeps can be asked for.
+func (a *Admin) Stats(ctx context.Context, filter string) (map[string]uint64, error) {
+	var stats map[string]uint64
+	err := a.do(ctx, http.MethodGet, "/stats?usedonly&filter="+url.QueryEscape(filter), func(body io.Reader) (err error) {
+		stats, err = parseStats(body)
+		return err
+	})
+	return stats, err
+}
+
+// Version gives Envoy's version from /server_info, in the form
+// "<commit>/<version>/<state of the tree>/<build>/<TLS library>".
+func (a *Admin) Version(ctx context.Context) (string, error) {
+	var info struct {
+		Version string `json:"version"`
+	}
+	err := a.do(ctx, http.MethodGet, "/server_info", func(body io.Reader) error {
+		return json.NewDecoder(body).Decode(&info)
+	})
+	return info.Version, err
+}
+
+// do makes one request and hands the reply's body, cut at maxAdminReply, to read.
+func (a *Admin) do(ctx context.Context, method, path string, read func(io.Reader) error) error {
+	wrap := func(err error) error {
+		return fmt.Errorf("ask Envoy's admin on %s: %s %s: %w", a.path, method, path, err)
+	}
+	// The host means nothing on a Unix socket, but HTTP/1.1 wants one.
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+adminHost+path, nil)
+	if err != nil {
+		return wrap(err)
+	}
+	resp, err := a.client.Do(req)
+	if err != nil {
+		// The URL in a url.Error says nothing that wrap does not.
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err
+		}
+		return wrap(err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end, or given up
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxAdminError))
+		return wrap(fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(text))))
+	}
+	body := &io.LimitedReader{R: resp.Body, N: maxAdminReply}
+	if err := read(body); err != nil {
+		return wrap(err)
+	}
+	// What is left unread would cost the connection.
+	_, _ = io.Copy(io.Discard, body)
+	if body.N == 0 {
+		return wrap(fmt.Errorf("the reply has more than %d bytes: use a narrower filter", maxAdminReply))
+	}
+	return nil
+}

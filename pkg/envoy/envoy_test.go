@@ -1,0 +1,111 @@
+package envoy
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func envoyBinary(t *testing.T) string {
+	t.Helper()
+	path := os.Getenv("ENVOY_BINARY")
+	if path == "" {
+		path, _ = filepath.Abs("../../bin/envoy")
+	}
+	if _, err := os.Stat(path); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("no Envoy: %v (make envoy)", err)
+		}
+		t.Skipf("no Envoy: %v (make envoy)", err)
+	}
+	return path
+}
+
+// await polls a until its Envoy is live.
+func await(t *testing.T, a *Admin, p *Process) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(patience); ; {
+		if state, err := a.State(t.Context()); err == nil && state.Server == Live && state.WorkersStarted {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-p.Done():
+			t.Fatalf("Envoy ended: %v", p.Exit())
+		case <-deadline:
+			t.Fatal("Envoy does not become live")
+		}
+	}
+}
+
+func bootstrapFile(t *testing.T, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "bootstrap.json")
+	text := fmt.Sprintf(`{"admin": {"address": {"pipe": {"path": %q}}}}`, filepath.Join(dir, "admin"))
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestWithoutSharedMemory: a read-only /dev/shm, as under a read-only root, must not
+// matter to an Envoy that does not take part in a hot restart.
+func TestWithoutSharedMemory(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	args := append([]string{
+		"--mount", "--propagation", "private", "/bin/sh", "-c",
+		`mount -t tmpfs -o ro none /dev/shm && ! touch /dev/shm/x 2>/dev/null && exec "$0" "$@"`, envoyBinary(t),
+	}, Args(Options{ConfigPath: bootstrapFile(t, dir), Concurrency: 1})...)
+	p, err := Start(Command{Path: "/usr/bin/unshare", Args: args})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := NewAdmin(filepath.Join(dir, "admin"))
+	defer a.Close()
+	await(t, a, p)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	p.Stop(ctx)
+	if p.Exit() != (Exit{}) {
+		t.Errorf("after SIGTERM: %v, want exit status 0", p.Exit())
+	}
+}
+
+// TestRealArguments: Envoy takes every flag that Args can give.
+func TestRealArguments(t *testing.T) {
+	dir := t.TempDir()
+	output, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer output.Close()
+	args := Args(Options{
+		ConfigPath: bootstrapFile(t, dir), DrainDuration: time.Second, LogLevel: "info,misc:error", ComponentLogLevel: "http:debug",
+		Concurrency: 1, LocalIPv6: true, SkipDeprecatedLogs: true, CoreDump: true,
+		OverrideYAML: `{"node": {"id": "overridden", "cluster": "c"}}`, FileFlushMinSizeKB: 4,
+	})
+	p, err := Start(Command{Path: envoyBinary(t), Args: args, Stdout: output, Stderr: output})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { p.Kill(); <-p.Done() }()
+	a := NewAdmin(filepath.Join(dir, "admin"))
+	defer a.Close()
+	await(t, a, p)
+	version, err := a.Version(t.Context())
+	if err != nil || !strings.Contains(version, "/1.") {
+		t.Errorf("version %q, %v", version, err)
+	}
+	p.Stop(t.Context())
+	if p.Exit() != (Exit{}) {
+		log, _ := os.ReadFile(output.Name())
+		t.Errorf("%v\n%s", p.Exit(), log)
+	}
+}

@@ -1,0 +1,27 @@
+package envoy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+)
+
+// Open asks the admin for path and returns the reply's body as it comes, with its
+// content type; the caller closes it. Nothing of it is held: it may have tens of
+// megabytes. Only ctx bounds the time.
+func (a *Admin) Open(ctx context.Context, path string) (body io.ReadCloser, contentType string, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+adminHost+path, nil)
+	if err != nil {
+		return nil, "", fmt.Errorf("ask Envoy's admin for %q: %w", path, err)
+	}
+	resp, err := a.transport.RoundTrip(req)
+	if err != nil {
+		return nil, "", fmt.Errorf("ask Envoy's admin on %s for %s: %w", a.path, path, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
+		return nil, "", fmt.Errorf("ask Envoy's admin on %s for %s: %s", a.path, path, resp.Status)
+	}
+	return resp.Body, resp.Header.Get("Content-Type"), nil
+}

@@ -1,0 +1,34 @@
+package envoy
+
+import (
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httputil"
+)
+
+// adminHost is the Host header of every request to the admin: the agent's callers
+// write whatever they like, and Envoy should not have to care.
+const adminHost = "localhost"
+
+// ServeHTTP relays a request to Envoy's admin and the reply back as it comes, without
+// holding more of it than one buffer: /stats of a large mesh has tens of megabytes.
+// Where there is no Envoy it answers 503 and the reason.
+func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	relay := httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme = "http"
+			r.Out.URL.Host = adminHost
+			r.Out.Host = adminHost
+		},
+		Transport:     a.transport,
+		FlushInterval: -1, // at once: some replies never end
+		// A client that goes away in the middle is not worth a line.
+		ErrorLog: log.New(io.Discard, "", 0),
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			http.Error(w, fmt.Sprintf("Envoy's admin on %s does not answer: %v", a.path, err), http.StatusServiceUnavailable)
+		},
+	}
+	relay.ServeHTTP(w, r)
+}

@@ -1,0 +1,161 @@
+package envoy
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+)
+
+// Names of the statistics that readiness and the drain look at.
+const (
+	statServerState     = "server.state"
+	statWorkersStarted  = "listener_manager.workers_started"
+	statCDSSuccess      = "cluster_manager.cds.update_success"
+	statCDSRejected     = "cluster_manager.cds.update_rejected"
+	statLDSSuccess      = "listener_manager.lds.update_success"
+	statLDSRejected     = "listener_manager.lds.update_rejected"
+	statWarmingCluster  = "cluster_manager.warming_clusters"
+	statWarmingListener = "listener_manager.total_listeners_warming"
+
+	stateFilter = `^(server\.state|listener_manager\.workers_started|` +
+		`cluster_manager\.cds\.update_(success|rejected)|listener_manager\.lds\.update_(success|rejected))$`
+	warmingFilter = `^(cluster_manager\.warming_clusters|listener_manager\.total_listeners_warming)$`
+
+	// maxStatLine bounds a line of /stats. A text readout may be long; a counter's name
+	// holds at most a few cluster names of 60 KiB each at the very worst.
+	maxStatLine = 256 << 10
+)
+
+// ServerState is Envoy's life-cycle (envoy.admin.v3.ServerInfo.State, the gauge
+// server.state).
+type ServerState uint64
+
+// The states of an Envoy.
+const (
+	Live ServerState = iota
+	Draining
+	PreInitializing
+	Initializing
+	// NoState is that of an Envoy that has not yet published one.
+	NoState ServerState = 1<<64 - 1
+)
+
+// String gives the name that Envoy's own API has for the state.
+func (s ServerState) String() string {
+	switch s {
+	case Live:
+		return "LIVE"
+	case Draining:
+		return "DRAINING"
+	case PreInitializing:
+		return "PRE_INITIALIZING"
+	case Initializing:
+		return "INITIALIZING"
+	case NoState:
+		return "UNKNOWN"
+	default:
+		return "STATE_" + strconv.FormatUint(uint64(s), 10)
+	}
+}
+
+// Updates counts the configuration updates of one type that Envoy took or refused.
+type Updates struct{ Success, Rejected uint64 }
+
+// State is what readiness depends on.
+type State struct {
+	Server         ServerState
+	WorkersStarted bool
+	CDS, LDS       Updates
+}
+
+// State asks Envoy for its state. An error means that Envoy could not be asked; what
+// is pending in an Envoy that answers is State.Ready's matter.
+func (a *Admin) State(ctx context.Context) (State, error) {
+	stats, err := a.Stats(ctx, stateFilter)
+	if err != nil {
+		return State{Server: NoState}, err
+	}
+	return stateOf(stats), nil
+}
+
+func stateOf(stats map[string]uint64) State {
+	s := State{
+		Server:         NoState,
+		WorkersStarted: stats[statWorkersStarted] > 0,
+		CDS:            Updates{stats[statCDSSuccess], stats[statCDSRejected]},
+		LDS:            Updates{stats[statLDSSuccess], stats[statLDSRejected]},
+	}
+	if v, ok := stats[statServerState]; ok {
+		s.Server = ServerState(v)
+	}
+	return s
+}
+
+// Ready is nil when Envoy serves its whole configuration. The error says what is
+// pending, in the words of Istio's agent where it has them.
+//
+// Envoy counts updates, not resources: with a configuration in several responses it
+// is ready in this sense after the first. xds.Server.Applied knows about all of them.
+func (s State) Ready() error {
+	for _, t := range []struct {
+		name string
+		Updates
+	}{{"cds", s.CDS}, {"lds", s.LDS}} {
+		switch {
+		case t.Success > 0:
+		case t.Rejected > 0:
+			return fmt.Errorf("configuration was received, but rejected: %s", s.updates())
+		default:
+			return fmt.Errorf("configuration has not been fully received (waiting for %s): %s", t.name, s.updates())
+		}
+	}
+	if s.Server != Live {
+		return fmt.Errorf("server is not live, current state is: %v", s.Server)
+	}
+	if !s.WorkersStarted {
+		return errors.New("workers have not yet started")
+	}
+	return nil
+}
+
+func (s State) updates() string {
+	return fmt.Sprintf("cds updates: %d successful, %d rejected; lds updates: %d successful, %d rejected",
+		s.CDS.Success, s.CDS.Rejected, s.LDS.Success, s.LDS.Rejected)
+}
+
+// Warming gives the numbers of clusters and of listeners that Envoy has accepted but
+// does not use yet, because something that they need (a DNS answer) is not there.
+func (a *Admin) Warming(ctx context.Context) (clusters, listeners uint64, err error) {
+	stats, err := a.Stats(ctx, warmingFilter)
+	if err != nil {
+		return 0, 0, err
+	}
+	return stats[statWarmingCluster], stats[statWarmingListener], nil
+}
+
+// parseStats reads the text form of /stats, "<name>: <number>" a line. Histograms and
+// text readouts, whose values are no numbers, are left out.
+func parseStats(r io.Reader) (map[string]uint64, error) {
+	stats := make(map[string]uint64)
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxStatLine)
+	for lines.Scan() {
+		line := lines.Text()
+		// Names hold ": " only in theory, addresses in them hold ":".
+		i := strings.LastIndex(line, ": ")
+		if i <= 0 {
+			continue
+		}
+		if v, err := strconv.ParseUint(strings.TrimSpace(line[i+2:]), 10, 64); err == nil {
+			stats[line[:i]] = v
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read statistics: %w", err)
+	}
+	return stats, nil
+}

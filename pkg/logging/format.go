@@ -1,0 +1,111 @@
+package logging
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// timeLayout is RFC 3339 in UTC with microseconds, the column that Istio's agent and
+// Envoy's log format print.
+const timeLayout = "2006-01-02T15:04:05.000000Z"
+
+// defaultScope is printed for a record of no scope, as Istio does.
+const defaultScope = "default"
+
+// appendText appends time, level, scope, message and key=value, tab-separated.
+func (h *Handler) appendText(b []byte, r slog.Record) []byte {
+	b = r.Time.UTC().AppendFormat(b, timeLayout)
+	b = append(b, '\t')
+	b = append(b, levelName(r.Level)...)
+	b = append(b, '\t')
+	b = append(b, h.scopeName()...)
+	b = append(b, '\t')
+	b = append(b, oneLine(r.Message)...)
+	for _, a := range h.attrs {
+		b = append(b, '\t')
+		b = append(b, quoted(a.Key)...)
+		b = append(b, '=')
+		b = append(b, quoted(text(a.Value))...)
+	}
+	return append(b, '\n')
+}
+
+// appendJSON appends one object: time, level, scope, msg and the attributes. A key
+// that appears twice is printed twice, as slog.JSONHandler does.
+func (h *Handler) appendJSON(b []byte, r slog.Record) []byte {
+	b = append(b, `{"time":"`...)
+	b = r.Time.UTC().AppendFormat(b, timeLayout)
+	b = append(b, `","level":"`...)
+	b = append(b, levelName(r.Level)...)
+	b = append(b, `","scope":`...)
+	b = append(b, jsonValue(h.scopeName())...)
+	b = append(b, `,"msg":`...)
+	b = append(b, jsonValue(r.Message)...)
+	for _, a := range h.attrs {
+		b = append(b, ',')
+		b = append(b, jsonValue(a.Key)...)
+		b = append(b, ':')
+		switch a.Value.Kind() {
+		case slog.KindBool, slog.KindInt64, slog.KindUint64, slog.KindFloat64:
+			b = append(b, jsonValue(a.Value.Any())...)
+		default:
+			b = append(b, jsonValue(text(a.Value))...)
+		}
+	}
+	return append(b, '}', '\n')
+}
+
+func (h *Handler) scopeName() string {
+	if h.scope == "" {
+		return defaultScope
+	}
+	return quoted(h.scope)
+}
+
+// text is the plain form of a value: what fmt prints, with times in the log's form.
+func text(v slog.Value) string {
+	if v.Kind() == slog.KindTime {
+		return v.Time().UTC().Format(timeLayout)
+	}
+	if v.Kind() == slog.KindDuration {
+		return v.Duration().Round(time.Microsecond).String()
+	}
+	return v.String()
+}
+
+// jsonValue is v as JSON; what JSON cannot say (NaN) becomes its text.
+func jsonValue(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		b, _ = json.Marshal(fmt.Sprint(v)) // a string always marshals
+	}
+	return b
+}
+
+// quoted is s as it is when it is one plain word, and a Go string literal otherwise,
+// so that a value can neither end its column nor its line.
+func quoted(s string) string {
+	if s == "" || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool {
+		return r == '"' || r == '=' || unicode.IsSpace(r) || !unicode.IsPrint(r)
+	}) {
+		return strconv.Quote(s)
+	}
+	return s
+}
+
+// oneLine is a message with everything that could break the line or the columns
+// escaped; unlike a value it keeps its spaces and quotes.
+func oneLine(s string) string {
+	clean := func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }
+	if !strings.ContainsFunc(s, clean) {
+		return s
+	}
+	q := strconv.Quote(s)
+	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
+}

@@ -1,0 +1,103 @@
+package logging
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+)
+
+// Levels that log/slog has no name for.
+const (
+	levelFatal = slog.LevelError + 4
+	levelNone  = slog.Level(math.MaxInt)
+)
+
+// Levels says from which level on each scope is printed. The zero value is info for
+// every scope. It is a value: nothing changes it after ParseLevels.
+type Levels struct {
+	fallback slog.Level
+	scopes   map[string]slog.Level
+}
+
+// ParseLevels reads Istio's --log_output_level: "scope:level,...", where the scope
+// "default" (or "all", or no scope) stands for every scope that is not named. Levels
+// are debug, info, warn, error, fatal and none. Scopes that nothing logs to are
+// accepted, because manifests carry the scopes of Istio's own agent.
+func ParseLevels(s string) (Levels, error) {
+	l := Levels{scopes: map[string]slog.Level{}}
+	for part := range strings.SplitSeq(s, ",") {
+		part = strings.TrimSpace(part)
+		if part == "" {
+			continue
+		}
+		scope, name, found := strings.Cut(part, ":")
+		if !found {
+			scope, name = "default", part
+		}
+		level, err := parseLevel(name)
+		if err != nil {
+			return Levels{}, fmt.Errorf("scope %q: %w", scope, err)
+		}
+		if scope == "default" || scope == "all" {
+			l.fallback = level
+			continue
+		}
+		l.scopes[scope] = level
+	}
+	return l, nil
+}
+
+// Level is the lowest level that is printed for a scope.
+func (l Levels) Level(scope string) slog.Level {
+	if level, ok := l.scopes[scope]; ok {
+		return level
+	}
+	return l.fallback
+}
+
+// String is the form that ParseLevels reads, scopes sorted.
+func (l Levels) String() string {
+	parts := []string{"default:" + levelName(l.fallback)}
+	for _, scope := range slices.Sorted(maps.Keys(l.scopes)) {
+		parts = append(parts, scope+":"+levelName(l.scopes[scope]))
+	}
+	return strings.Join(parts, ",")
+}
+
+func parseLevel(name string) (slog.Level, error) {
+	switch name {
+	case "debug":
+		return slog.LevelDebug, nil
+	case "info":
+		return slog.LevelInfo, nil
+	case "warn":
+		return slog.LevelWarn, nil
+	case "error":
+		return slog.LevelError, nil
+	case "fatal":
+		return levelFatal, nil
+	case "none":
+		return levelNone, nil
+	}
+	return 0, fmt.Errorf("level %q is not one of debug, info, warn, error, fatal, none", name)
+}
+
+// levelName is the name of the highest level that is not above l.
+func levelName(l slog.Level) string {
+	switch {
+	case l == levelNone:
+		return "none"
+	case l >= levelFatal:
+		return "fatal"
+	case l >= slog.LevelError:
+		return "error"
+	case l >= slog.LevelWarn:
+		return "warn"
+	case l >= slog.LevelInfo:
+		return "info"
+	}
+	return "debug"
+}

@@ -1,0 +1,107 @@
+package mesh
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+)
+
+// place is the key of a binding.
+type place struct {
+	addr netip.Addr
+	port uint16
+}
+
+func (p place) compare(q place) int {
+	return cmp.Or(p.addr.Compare(q.addr), cmp.Compare(p.port, q.port))
+}
+
+func comparePrefixes(p, q netip.Prefix) int {
+	return cmp.Or(p.Addr().Compare(q.Addr()), cmp.Compare(p.Bits(), q.Bits()))
+}
+
+// bind lays out the listeners of the services that have no VIP, and reports those that can not have theirs.
+func (a *assembly) bind() (exact, wild []binding) {
+	at := map[place]map[netip.Prefix][]member{}
+	put := func(pl place, prefix netip.Prefix, m member) {
+		if at[pl] == nil {
+			at[pl] = map[netip.Prefix][]member{}
+		}
+		at[pl][prefix] = append(at[pl][prefix], m)
+	}
+	for _, s := range a.services {
+		if s.wantsVIP {
+			continue
+		}
+		for i, p := range s.ports {
+			if p.protocol == protoUDP {
+				continue
+			}
+			for _, prefix := range s.destinations(a.o) {
+				own := prefix.IsValid() && prefix.IsSingleIP()
+				switch {
+				case a.o.reserved(p.number) && (!own || prefix.Addr().IsLoopback()):
+					a.conflict(a.owner[s], fieldErrorf(indexed("spec.ports", i)+".number", "%d belongs to the agent or Envoy, and %s has no address of its own to tell it apart; give it one in spec.addresses", p.number, s.host))
+				case own:
+					put(place{prefix.Addr(), p.number}, netip.Prefix{}, member{s, p})
+				default:
+					put(place{port: p.number}, prefix, member{s, p})
+				}
+			}
+		}
+	}
+	// In order, so that the same documents give the same report.
+	for _, pl := range slices.SortedFunc(maps.Keys(at), place.compare) {
+		b := binding{addr: pl.addr, port: pl.port}
+		for _, prefix := range slices.SortedFunc(maps.Keys(at[pl]), comparePrefixes) {
+			b.scopes = append(b.scopes, scope{prefix, a.oneTCP(at[pl][prefix])})
+		}
+		if pl.addr.IsValid() {
+			exact = append(exact, b)
+		} else {
+			wild = append(wild, b)
+		}
+	}
+	return exact, wild
+}
+
+// destinations returns what identifies the service by destination address: its addresses and CIDRs of the families
+// that the pod has, or the zero prefix, any address, when it declares none.
+func (s *service) destinations(o *Options) []netip.Prefix {
+	if len(s.addresses) == 0 {
+		return []netip.Prefix{{}}
+	}
+	var out []netip.Prefix
+	for _, p := range s.addresses {
+		if o.hasFamily(p.Addr()) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// oneTCP leaves the oldest plain TCP service of those that share addresses and port, since nothing in a TCP connection
+// tells them apart, and reports the others. With resolution NONE it makes no difference which one it is.
+func (a *assembly) oneTCP(members []member) []member {
+	var first *member
+	return slices.DeleteFunc(members, func(m member) bool {
+		if m.port.protocol != protoTCP {
+			return false
+		}
+		if first == nil {
+			kept := m
+			first = &kept
+			return false
+		}
+		if m.port.resolution != resolveNone || first.port.resolution != resolveNone {
+			winner := a.owner[first.service]
+			a.conflict(a.owner[m.service], fieldErrorf("spec.ports", "TCP port %d of %s goes to %s already, by ServiceEntry %s/%s, which is older; give the hosts different spec.addresses, or turn on automatic addresses (ISTIO_META_DNS_AUTO_ALLOCATE)",
+				m.port.number, m.service.host, first.service.host, winner.namespace, winner.name))
+		}
+		return true
+	})
+}
+
+func indexed(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }

@@ -1,0 +1,228 @@
+package mesh
+
+import (
+	"net/netip"
+	"slices"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	httpinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
+	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// cleartextHTTP is what the HTTP inspector reports of HTTP/1 and of HTTP/2 without TLS.
+var cleartextHTTP = [...]string{"http/1.0", "http/1.1", "h2c"}
+
+// newListener returns a listener that gets the connections which virtualOutbound accepted for addrs and port; it binds
+// nothing itself.
+func (b *builder) newListener(addrs []netip.Addr, port uint16) *listenerv3.Listener {
+	l := &listenerv3.Listener{
+		Name:             listenerName(addrs[0], port),
+		Address:          socketAddress(addrs[0].String(), port),
+		BindToPort:       wrapperspb.Bool(false),
+		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
+	}
+	for _, a := range addrs[1:] {
+		l.AdditionalAddresses = append(l.AdditionalAddresses, &listenerv3.AdditionalAddress{Address: socketAddress(a.String(), port)})
+	}
+	return l
+}
+
+// vipListeners makes the listeners of a service that has its addresses for itself: one a port, and nothing to tell
+// apart, so that a TLS client without SNI and a server that speaks first work too.
+func (b *builder) vipListeners(s *service, addrs []netip.Addr) ([]resource, error) {
+	var out []resource
+	for _, p := range s.ports {
+		if p.protocol == protoUDP {
+			continue
+		}
+		l := b.newListener(addrs, p.number)
+		filter, err := b.onlyFilter(l.Name, member{s, p})
+		if err != nil {
+			return nil, err
+		}
+		l.FilterChains = []*listenerv3.FilterChain{newChain(nil, filter)}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// onlyFilter sends all connections of a listener, or of a prefix, to one service: the address has told which.
+func (b *builder) onlyFilter(listener string, m member) (*listenerv3.Filter, error) {
+	if m.port.protocol.isHTTP() {
+		return b.outboundHTTP(listener, []member{m}, false)
+	}
+	name := clusterName(m.port.number, m.service.host)
+	return b.tcpFilter(name, name)
+}
+
+// sharedListener makes the listener of an address, or of a port on every address, that several services may share.
+func (b *builder) sharedListener(share binding) ([]resource, error) {
+	exact := share.addr.IsValid()
+	addrs := []netip.Addr{share.addr}
+	if !exact {
+		addrs = b.anyAddresses()
+	}
+	d := &dispatch{builder: b, listener: b.newListener(addrs, share.port)}
+	for _, s := range share.scopes {
+		if len(s.members) == 1 && (exact || s.prefix.IsValid()) {
+			d.append(match(s.prefix), d.keep(b.onlyFilter(d.listener.Name, s.members[0])))
+		} else {
+			d.add(s)
+		}
+	}
+	if !exact {
+		d.refuseVIPs(share.scopes)
+	}
+	if d.listener.DefaultFilterChain == nil && (!exact || d.shared) {
+		d.listener.DefaultFilterChain = newChain(nil, d.keep(b.unknownFilter()))
+	}
+	d.inspect()
+	return []resource{d.listener}, d.err
+}
+
+// dispatch fills a listener with the filter chains that tell services apart. Envoy picks a chain by destination address
+// first, the most specific prefix, then by SNI, then by the transport, then by the application protocol, and does not
+// go back on a choice (envoy.config.listener.v3.FilterChainMatch): so each prefix needs a chain for what is left.
+type dispatch struct {
+	*builder
+	listener  *listenerv3.Listener
+	tls, http bool  // some chain needs its inspector
+	shared    bool  // some chain leaves connections over
+	err       error // the first one
+}
+
+// add adds the chains of a scope with several services, or with one that its address does not single out.
+func (d *dispatch) add(s scope) {
+	d.shared = true
+	var http []member
+	var tcp *listenerv3.Filter
+	for _, m := range s.members {
+		name := clusterName(m.port.number, m.service.host)
+		switch {
+		case m.port.protocol.isHTTP():
+			http = append(http, m)
+		case m.port.protocol == protoTLS:
+			match := match(s.prefix)
+			match.ServerNames = []string{m.service.host}
+			d.tls = true
+			d.append(match, d.keep(d.tcpFilter(name, name)))
+		default:
+			tcp = d.keep(d.tcpFilter(name, name))
+		}
+	}
+	if len(http) > 0 {
+		match := match(s.prefix)
+		match.ApplicationProtocols = cleartextHTTP[:]
+		d.http = true
+		d.append(match, d.keep(d.outboundHTTP(d.listener.Name, http, true)))
+	}
+	switch {
+	case !s.prefix.IsValid() && tcp != nil:
+		d.listener.DefaultFilterChain = newChain(nil, tcp)
+	case s.prefix.IsValid():
+		if tcp == nil {
+			tcp = d.keep(d.unknownFilter())
+		}
+		d.append(match(s.prefix), tcp)
+	}
+}
+
+// refuseVIPs closes connections to VIPs that no listener of their own takes: a port that the VIP's service does not
+// declare is refused, and is not some other service's. A document that declares a VIP range as its own address has it.
+func (d *dispatch) refuseVIPs(scopes []scope) {
+	free := slices.DeleteFunc(slices.Clone(d.o.VIPRanges), func(p netip.Prefix) bool {
+		return slices.ContainsFunc(scopes, func(s scope) bool { return s.prefix == p.Masked() })
+	})
+	if m := d.matchAll(free); m != nil {
+		d.append(m, d.keep(d.tcpFilter(blackHoleCluster, blackHoleCluster)))
+	}
+}
+
+// matchAll matches destinations in any of prefixes of the pod's families; nil when there is none.
+func (b *builder) matchAll(prefixes []netip.Prefix) *listenerv3.FilterChainMatch {
+	m := &listenerv3.FilterChainMatch{}
+	for _, p := range prefixes {
+		if b.o.hasFamily(p.Addr()) {
+			m.PrefixRanges = append(m.PrefixRanges, cidr(p.Masked()))
+		}
+	}
+	if len(m.PrefixRanges) == 0 {
+		return nil
+	}
+	return m
+}
+
+func (d *dispatch) append(m *listenerv3.FilterChainMatch, f *listenerv3.Filter) {
+	d.listener.FilterChains = append(d.listener.FilterChains, newChain(m, f))
+}
+
+func newChain(m *listenerv3.FilterChainMatch, f *listenerv3.Filter) *listenerv3.FilterChain {
+	return &listenerv3.FilterChain{FilterChainMatch: m, Filters: []*listenerv3.Filter{f}}
+}
+
+// keep returns f, and remembers the first error.
+func (d *dispatch) keep(f *listenerv3.Filter, err error) *listenerv3.Filter {
+	if d.err == nil {
+		d.err = err
+	}
+	return f
+}
+
+// unknownFilter takes connections that are nobody's: on to where they were going, or nowhere.
+func (b *builder) unknownFilter() (*listenerv3.Filter, error) {
+	if b.o.RegistryOnly {
+		return b.tcpFilter(blackHoleCluster, blackHoleCluster)
+	}
+	return b.tcpFilter(passthroughCluster, passthroughCluster)
+}
+
+// inspect adds the listener filters that the chains need. A connection that says nothing for DetectionTimeout is a
+// server-first protocol, and goes where unrecognised bytes go.
+func (d *dispatch) inspect() {
+	if d.tls {
+		d.addInspector("envoy.filters.listener.tls_inspector", &tlsinspectorv3.TlsInspector{})
+	}
+	if d.http {
+		d.addInspector("envoy.filters.listener.http_inspector", &httpinspectorv3.HttpInspector{})
+	}
+	if d.tls || d.http {
+		d.setDetection(d.listener)
+	}
+}
+
+func (b *builder) setDetection(l *listenerv3.Listener) {
+	l.ListenerFiltersTimeout = durationpb.New(b.o.DetectionTimeout)
+	l.ContinueOnListenerFiltersTimeout = true
+}
+
+func (d *dispatch) addInspector(name string, config proto.Message) {
+	f, err := listenerFilter(name, config)
+	if d.err == nil {
+		d.err = err
+	}
+	d.listener.ListenerFilters = append(d.listener.ListenerFilters, f)
+}
+
+func listenerFilter(name string, config proto.Message) (*listenerv3.ListenerFilter, error) {
+	packed, err := toAny(config)
+	return &listenerv3.ListenerFilter{
+		Name: name, ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: packed},
+	}, err
+}
+
+// match matches destinations in p, or all of them when p is the zero prefix.
+func match(p netip.Prefix) *listenerv3.FilterChainMatch {
+	m := &listenerv3.FilterChainMatch{}
+	if p.IsValid() {
+		m.PrefixRanges = []*corev3.CidrRange{cidr(p)}
+	}
+	return m
+}
+
+func cidr(p netip.Prefix) *corev3.CidrRange {
+	return &corev3.CidrRange{AddressPrefix: p.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(p.Bits()))}
+}

@@ -1,0 +1,153 @@
+package mesh
+
+import (
+	"net/netip"
+	"strings"
+)
+
+// resolution is how the endpoints of a service are found (ServiceEntry.resolution).
+type resolution uint8
+
+const (
+	resolveNone   resolution = iota // the address the application dialled
+	resolveStatic                   // the endpoints' IP addresses
+	resolveDNS                      // every address of the endpoints' names
+	resolveDNSRR                    // one address of the one name at a time
+)
+
+func (r resolution) String() string {
+	return [...]string{"NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN"}[r]
+}
+
+// protocol is what Envoy does with the bytes of a port; Istio's names with the same treatment share one.
+type protocol uint8
+
+const (
+	protoTCP protocol = iota
+	protoTLS          // TLS and HTTPS: opaque, routed by SNI where the address does not tell
+	protoHTTP
+	protoHTTP2 // HTTP2 and GRPC
+	protoGRPCWeb
+	protoUDP // declared but not captured: iptables redirects TCP only
+)
+
+// protocols are the values of ServicePort.protocol, from Istio's pkg/config/protocol.
+var protocols = map[string]protocol{
+	"": protoTCP, "TCP": protoTCP, "MONGO": protoTCP, "REDIS": protoTCP, "MYSQL": protoTCP,
+	"TLS": protoTLS, "HTTPS": protoTLS, "HTTP": protoHTTP, "HTTP2": protoHTTP2, "GRPC": protoHTTP2,
+	"GRPC-WEB": protoGRPCWeb, "UDP": protoUDP,
+}
+
+func (p protocol) isHTTP() bool { return p == protoHTTP || p == protoHTTP2 || p == protoGRPCWeb }
+
+func (p protocol) String() string {
+	return [...]string{"TCP", "TLS", "HTTP", "HTTP2", "GRPC-WEB", "UDP"}[p]
+}
+
+// port is one port of a ServiceEntry.
+type port struct {
+	name           string
+	number, target uint16 // target is number where targetPort is not given
+	protocol       protocol
+}
+
+// endpoint is one place where a service is served.
+type endpoint struct {
+	address  string // IP, host name, or unix:// path
+	locality string // region/zone/subzone
+	ports    []portOverride
+	weight   uint32 // 0 counts as 1
+}
+
+// portOverride is an endpoint's own number for a named port.
+type portOverride struct {
+	name   string
+	number uint16
+}
+
+// on returns the number under which the endpoint serves p.
+func (e *endpoint) on(p port) uint16 {
+	for _, o := range e.ports {
+		if o.name == p.name {
+			return o.number
+		}
+	}
+	return p.target
+}
+
+const unixPrefix = "unix://"
+
+func (e *endpoint) isUnix() bool { return strings.HasPrefix(e.address, unixPrefix) }
+
+// entry is a valid ServiceEntry.
+type entry struct {
+	hosts      []string // lower case
+	addresses  []netip.Prefix
+	ports      []port
+	endpoints  []endpoint
+	selector   []label // nil: no selector
+	exportTo   []string
+	resolution resolution
+}
+
+// workload is a valid WorkloadEntry.
+type workload struct {
+	endpoint endpoint
+	labels   []label
+}
+
+// label is one key and value; slices of them are sorted by key.
+type label struct{ key, value string }
+
+// matches says whether every label of selector is among labels.
+func matches(selector, labels []label) bool {
+	for _, want := range selector {
+		found := false
+		for _, have := range labels {
+			found = found || have == want
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
+}
+
+// object is one good document: the unit of "last good state". It is immutable once decoded.
+type object struct {
+	kind            string
+	namespace, name string
+	created         int64  // metadata.creationTimestamp, Unix seconds; 0 when absent, as in files
+	sum             uint64 // of the document's bytes
+	entry           *entry
+	workload        *workload
+}
+
+// key identifies an object across files and edits.
+type key struct{ kind, namespace, name string }
+
+func (o *object) key() key { return key{o.kind, o.namespace, o.name} }
+
+// older is the order in which documents win conflicts: Istio's, by creation time, then name.
+func older(a, b *object) int {
+	if a.created != b.created {
+		if a.created < b.created {
+			return -1
+		}
+		return 1
+	}
+	if c := strings.Compare(a.namespace, b.namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(a.name, b.name)
+}
+
+// fieldError is what is wrong with a document: the path of the field, and the reason with its remedy.
+type fieldError struct{ field, reason string }
+
+func (e *fieldError) Error() string {
+	if e.field == "" {
+		return e.reason
+	}
+	return e.field + ": " + e.reason
+}

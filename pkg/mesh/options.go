@@ -1,0 +1,115 @@
+package mesh
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+const (
+	// defaultInboundPort and defaultOutboundPort are Istio's capture ports, the targets of the iptables REDIRECT.
+	defaultInboundPort  = 15006
+	defaultOutboundPort = 15001
+	// defaultConnectTimeout is MeshConfig.connectTimeout's default in Istio.
+	defaultConnectTimeout = 10 * time.Second
+	// defaultDetectionTimeout is how long a connection may say nothing before it is taken for a server-first
+	// protocol. Long enough for the first packet of a client in the same pod, short enough that MySQL and SMTP
+	// clients do not notice.
+	defaultDetectionTimeout = 100 * time.Millisecond
+	// defaultMaxFileBytes holds about 30,000 ServiceEntries; a file above it is a mistake, and is not read.
+	defaultMaxFileBytes = 16 << 20
+	// defaultMaxFiles bounds the work of one scan. A ConfigMap holds 1 MiB; 20,000 files is beyond any real directory.
+	defaultMaxFiles = 20000
+)
+
+// Options are the settings of the embedded control plane. The zero value of a field means its default, where one is
+// named; the caller owns the slices and must not change them afterwards.
+type Options struct {
+	// Namespace is the pod's. Documents without a namespace are in it, and exportTo "." is measured against it.
+	Namespace string
+	// IPv4 and IPv6 say which families the pod has. At least one is needed.
+	IPv4, IPv6 bool
+	// InboundPort and OutboundPort are where Envoy captures; default 15006 and 15001.
+	InboundPort, OutboundPort uint16
+	// ReservedPorts belong to the agent and Envoy: captured inbound traffic is never forwarded to them, and no
+	// wildcard listener may take them.
+	ReservedPorts []uint16
+	// RegistryOnly refuses outbound traffic to unknown destinations (outboundTrafficPolicy REGISTRY_ONLY) instead of
+	// passing it through.
+	RegistryOnly bool
+	// AutoAllocate asks for a VIP for every ServiceEntry host that has no address, see Registry.AutoHosts.
+	AutoAllocate bool
+	// VIPRanges are where VIPs come from. A connection into them that no listener declares is refused.
+	VIPRanges []netip.Prefix
+	// ConnectTimeout bounds Envoy's upstream TCP connects; default 10 s.
+	ConnectTimeout time.Duration
+	// DetectionTimeout is how long protocol detection waits for a client's first bytes; default 100 ms.
+	DetectionTimeout time.Duration
+	// AccessLog is MeshConfig's accessLogFile, accessLogFormat and accessLogEncoding. An empty path is no access log,
+	// an empty format Istio's default format.
+	AccessLog AccessLog
+	// AllowIgnored makes kinds that restrict access (security.istio.io, Sidecar) ignored instead of an error.
+	AllowIgnored bool
+	// MaxFileBytes is the largest file that is read; default 16 MiB.
+	MaxFileBytes int64
+	// MaxFiles is how many files of the directory are read, in the order of their names; default 20,000.
+	MaxFiles int
+	// Now is the clock; default time.Now.
+	Now func() time.Time
+}
+
+// AccessLog says where Envoy logs each request and connection, and how.
+type AccessLog struct {
+	// Path is a file such as /dev/stdout; empty means no access log.
+	Path string
+	// Format is an Envoy format string, or with JSON a JSON object of such strings; empty means Istio's default.
+	Format string
+	// JSON selects accessLogEncoding JSON.
+	JSON bool
+}
+
+// withDefaults returns o with its zero fields filled in, or an error when no resources can be made of it.
+func (o Options) withDefaults() (Options, error) {
+	if !o.IPv4 && !o.IPv6 {
+		return o, fmt.Errorf("mesh options: neither IPv4 nor IPv6 is on, the pod needs an address of one of them")
+	}
+	setDefault(&o.InboundPort, defaultInboundPort)
+	setDefault(&o.OutboundPort, defaultOutboundPort)
+	setDefault(&o.ConnectTimeout, defaultConnectTimeout)
+	setDefault(&o.DetectionTimeout, defaultDetectionTimeout)
+	setDefault(&o.MaxFileBytes, defaultMaxFileBytes)
+	setDefault(&o.MaxFiles, defaultMaxFiles)
+	setDefault(&o.Namespace, "default")
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return o, nil
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// reserved says whether port belongs to the agent or Envoy, so that no wildcard listener may be made for it.
+func (o *Options) reserved(port uint16) bool {
+	if port == o.InboundPort || port == o.OutboundPort {
+		return true
+	}
+	for _, p := range o.ReservedPorts {
+		if p == port {
+			return true
+		}
+	}
+	return false
+}
+
+// hasFamily says whether the pod has the family of a.
+func (o *Options) hasFamily(a netip.Addr) bool {
+	if a.Is4() {
+		return o.IPv4
+	}
+	return o.IPv6
+}

@@ -1,0 +1,297 @@
+package mesh
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// Registry is the services that a good state of the directory declares: validated, merged by host, compact. It is
+// immutable and safe for concurrent use.
+type Registry struct {
+	services []*service // by host
+	exact    []binding  // listeners for addresses that the documents give, by address and port
+	wild     []binding  // listeners that match a port on any address, by port
+	sum      uint64     // two registries of one Source with the same sum are the same
+	o        Options
+	memo     *memo
+}
+
+// service is one host and what serves it.
+type service struct {
+	host      string
+	namespace string // of the oldest entry that declares it
+	sum       uint64 // of everything that the service was made from
+	addresses []netip.Prefix
+	ports     []servicePort // by the age of the entry, then in its order
+	none      bool          // an entry has resolution NONE
+	wantsVIP  bool
+}
+
+// servicePort is one port of a service.
+type servicePort struct {
+	port
+	resolution resolution
+	endpoints  []endpoint
+}
+
+// binding is one shared listener: an address and a port, or, without an address, a port on every address.
+type binding struct {
+	addr   netip.Addr
+	port   uint16
+	scopes []scope // by prefix; just one, without a prefix, when there is an address
+}
+
+// scope is the services that share the destination addresses of prefix; no prefix means all addresses.
+type scope struct {
+	prefix  netip.Prefix
+	members []member // oldest first
+}
+
+type member struct {
+	service *service
+	port    servicePort
+}
+
+// assembly is a Registry in the making.
+type assembly struct {
+	o         *Options
+	memo      *memo
+	conflict  func(*object, *fieldError) // reports what of a document is not in force
+	workloads map[string][]*object       // by namespace
+	byHost    map[string]*service
+	owner     map[*service]*object // the document that declared it first
+	services  []*service           // oldest first
+}
+
+// newRegistry merges good documents into services. Conflicts go to conflict, with the document that lost.
+func newRegistry(objects []*object, o Options, m *memo, conflict func(*object, *fieldError)) *Registry {
+	slices.SortFunc(objects, older)
+	a := &assembly{
+		o: &o, memo: m, conflict: conflict, workloads: map[string][]*object{},
+		byHost: make(map[string]*service, len(objects)), owner: make(map[*service]*object, len(objects)),
+	}
+	for _, obj := range objects {
+		if obj.workload != nil {
+			a.workloads[obj.namespace] = append(a.workloads[obj.namespace], obj)
+		}
+	}
+	for _, obj := range objects {
+		if obj.entry != nil && visible(obj, o.Namespace) {
+			a.add(obj)
+		}
+	}
+	r := &Registry{memo: m, o: o}
+	for _, s := range a.services {
+		s.wantsVIP = o.AutoAllocate && len(s.addresses) == 0 && !s.none && !isWildcard(s.host)
+	}
+	r.exact, r.wild = a.bind()
+	r.services = a.services
+	slices.SortFunc(r.services, func(x, y *service) int { return cmp.Compare(x.host, y.host) })
+	for _, s := range r.services {
+		r.sum = mix(r.sum, s.sum)
+	}
+	return r
+}
+
+// visible applies exportTo: "*" or nothing is everybody, "." the entry's own namespace, "~" nobody.
+func visible(obj *object, namespace string) bool {
+	if len(obj.entry.exportTo) == 0 {
+		return true
+	}
+	for _, to := range obj.entry.exportTo {
+		if to == "*" || to == namespace || (to == "." && obj.namespace == namespace) {
+			return true
+		}
+	}
+	return false
+}
+
+// add adds the hosts of one entry.
+func (a *assembly) add(obj *object) {
+	e := obj.entry
+	endpoints, sum := e.endpoints, obj.sum
+	if e.selector != nil {
+		endpoints, sum = a.selected(obj)
+	}
+	ports := make([]servicePort, len(e.ports))
+	for i, p := range e.ports {
+		ports[i] = servicePort{port: p, resolution: e.resolution, endpoints: endpoints}
+	}
+	for _, host := range e.hosts {
+		s := a.byHost[host]
+		if s == nil {
+			s = &service{
+				host: host, namespace: obj.namespace, sum: mix(a.memo.hash(host), sum),
+				addresses: e.addresses, ports: ports, none: e.resolution == resolveNone,
+			}
+			if e.resolution >= resolveDNS && len(e.endpoints) == 0 && e.selector == nil {
+				s.ports = resolvingItself(ports, host)
+			}
+			a.byHost[host], a.owner[s] = s, obj
+			a.services = append(a.services, s)
+			continue
+		}
+		a.merge(s, obj, ports)
+		s.sum = mix(s.sum, sum)
+	}
+}
+
+// resolvingItself gives DNS ports without endpoints the host as their endpoint.
+func resolvingItself(ports []servicePort, host string) []servicePort {
+	out := slices.Clone(ports)
+	for i := range out {
+		out[i].endpoints = []endpoint{{address: host}}
+	}
+	return out
+}
+
+// selected returns the endpoints of the WorkloadEntries that an entry selects, and the hash of all that went in.
+func (a *assembly) selected(obj *object) ([]endpoint, uint64) {
+	out, sum := []endpoint{}, obj.sum
+	for _, w := range a.workloads[obj.namespace] {
+		if !matches(obj.entry.selector, w.workload.labels) {
+			continue
+		}
+		ep := w.workload.endpoint
+		if reason := unfit(ep, obj.entry); reason != "" {
+			a.conflict(obj, fieldErrorf("spec.workloadSelector", "selects WorkloadEntry %s/%s, whose address %s %s", w.namespace, w.name, ep.address, reason))
+			continue
+		}
+		out, sum = append(out, ep), mix(sum, w.sum)
+	}
+	return out, sum
+}
+
+// unfit says why an entry can not use a workload's endpoint, or "".
+func unfit(ep endpoint, e *entry) string {
+	_, err := netip.ParseAddr(ep.address)
+	switch {
+	case ep.isUnix() && e.resolution != resolveStatic:
+		return "needs resolution STATIC"
+	case ep.isUnix() && len(e.ports) != 1:
+		return "needs an entry with exactly one port"
+	case !ep.isUnix() && err != nil && e.resolution == resolveStatic:
+		return "is a name, which needs resolution DNS"
+	}
+	return ""
+}
+
+// merge adds the ports of a later entry for the same host, as Istio does: new ports are added, endpoints of the same
+// port are put together within one namespace, and where the two contradict each other the older entry wins.
+func (a *assembly) merge(s *service, obj *object, ports []servicePort) {
+	e, first := obj.entry, a.owner[s]
+	s.ports = slices.Clone(s.ports)
+	if len(e.endpoints) == 0 && e.selector == nil && e.resolution >= resolveDNS {
+		ports = resolvingItself(ports, s.host)
+	}
+	for i, p := range ports {
+		at := slices.IndexFunc(s.ports, func(have servicePort) bool { return have.number == p.number })
+		switch {
+		case at < 0:
+			s.ports = append(s.ports, p)
+			s.none = s.none || p.resolution == resolveNone
+		case s.ports[at].protocol != p.protocol || s.ports[at].resolution != p.resolution:
+			have := s.ports[at]
+			a.conflict(obj, fieldErrorf(indexed("spec.ports", i), "port %d of %s is %s with resolution %s in ServiceEntry %s/%s, which is older, and %s with %s here; make them agree",
+				p.number, s.host, have.protocol, have.resolution, first.namespace, first.name, p.protocol, p.resolution))
+		case s.namespace != obj.namespace:
+			a.conflict(obj, fieldErrorf(indexed("spec.ports", i), "port %d of %s is declared in another namespace, by ServiceEntry %s/%s, which is older; remove one of the two",
+				p.number, s.host, first.namespace, first.name))
+		case p.resolution == resolveDNSRR && !slices.EqualFunc(s.ports[at].endpoints, p.endpoints, sameEndpoint):
+			a.conflict(obj, fieldErrorf(indexed("spec.ports", i), "port %d of %s has another endpoint in ServiceEntry %s/%s, which is older, and resolution DNS_ROUND_ROBIN takes one only; say resolution DNS",
+				p.number, s.host, first.namespace, first.name))
+		default:
+			s.ports[at].endpoints = union(s.ports[at].endpoints, p.endpoints)
+		}
+	}
+	for _, p := range e.addresses {
+		if !slices.Contains(s.addresses, p) {
+			s.addresses = append(slices.Clip(s.addresses), p)
+		}
+	}
+}
+
+// union returns the endpoints of a, and those of b that a has not.
+func union(a, b []endpoint) []endpoint {
+	out := slices.Clip(a)
+	for _, ep := range b {
+		if !slices.ContainsFunc(a, func(have endpoint) bool { return sameEndpoint(have, ep) }) {
+			out = append(out, ep)
+		}
+	}
+	return out
+}
+
+func sameEndpoint(a, b endpoint) bool {
+	return a.address == b.address && slices.Equal(a.ports, b.ports)
+}
+
+// AutoHosts returns the hosts that want a VIP, sorted: those without an address, but for wildcards, for resolution NONE
+// and for entries whose addresses are all CIDRs. It is empty unless Options.AutoAllocate.
+func (r *Registry) AutoHosts() []string {
+	var out []string
+	for _, s := range r.services {
+		if s.wantsVIP {
+			out = append(out, s.host)
+		}
+	}
+	return out
+}
+
+// Host is a name that DNS must answer.
+type Host struct {
+	Name  string       // lower case; "*.example.com" for a wildcard
+	Addrs []netip.Addr // at least one
+	VIP   bool         // Addrs were allocated by us, not declared
+}
+
+// Hosts returns the names that DNS must answer, sorted, with the addresses that the documents give or, where they give
+// none, those of vips. Hosts with neither are left out: they are resolved upstream.
+func (r *Registry) Hosts(vips map[string][]netip.Addr) []Host {
+	out := make([]Host, 0, len(r.services))
+	taken := r.declared()
+	for _, s := range r.services {
+		h := Host{Name: s.host}
+		if s.wantsVIP {
+			h.Addrs, h.VIP = r.vipsOf(s, vips, taken), true
+		} else {
+			h.Addrs = s.singles(&r.o)
+		}
+		if len(h.Addrs) > 0 {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// singles returns the service's declared addresses, CIDRs apart, of the families that the pod has.
+func (s *service) singles(o *Options) []netip.Addr {
+	var out []netip.Addr
+	for _, p := range s.addresses {
+		if p.IsSingleIP() && o.hasFamily(p.Addr()) {
+			out = append(out, p.Addr())
+		}
+	}
+	return out
+}
+
+// vipsOf returns the VIPs of a service that can be used: an address that a document declares beats one that we gave.
+func (r *Registry) vipsOf(s *service, vips map[string][]netip.Addr, taken map[netip.Addr]bool) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range vips[s.host] {
+		if r.o.hasFamily(a) && !taken[a] {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// declared returns the addresses that documents give.
+func (r *Registry) declared() map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for _, b := range r.exact {
+		out[b.addr] = true
+	}
+	return out
+}

@@ -1,0 +1,52 @@
+package mesh
+
+import "fmt"
+
+// Status says what a document of the directory contributes.
+type Status string
+
+const (
+	// StatusOK: the document is in force.
+	StatusOK Status = "ok"
+	// StatusError: the document is bad, or part of it lost a conflict; Reason says what and why.
+	StatusError Status = "error"
+	// StatusStale: the document is bad, and its last good version is still in force.
+	StatusStale Status = "stale"
+	// StatusIgnored: nothing here uses the document.
+	StatusIgnored Status = "ignored"
+)
+
+// Document is one line of a Report: a document, or a file that could not be read (Index 0).
+type Document struct {
+	File      string `json:"file"`            // its name in the directory
+	Index     int    `json:"index,omitempty"` // the document's number in the file, from 1
+	Item      int    `json:"item,omitempty"`  // the item's number in a List, from 1
+	Line      int    `json:"line,omitempty"`  // where the document begins, from 1
+	Kind      string `json:"kind,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	Status    Status `json:"status"`
+	Field     string `json:"field,omitempty"`  // the path of the field that is wrong
+	Reason    string `json:"reason,omitempty"` // what is wrong, and what would be right
+	ofBadFile bool   // the file's own line says it all
+}
+
+// Where returns the document's place as people write it: file, document number, item, line.
+func (d Document) Where() string {
+	if d.Index == 0 {
+		return d.File
+	}
+	s := fmt.Sprintf("%s: document %d", d.File, d.Index)
+	if d.Item > 0 {
+		s += fmt.Sprintf(" item %d", d.Item)
+	}
+	return s + fmt.Sprintf(" (line %d)", d.Line)
+}
+
+// Report is the state of the directory, for people.
+type Report struct {
+	Directory string     `json:"directory"`
+	Problem   string     `json:"problem,omitempty"` // why the directory itself can not be read now; the documents are the last good ones
+	Services  int        `json:"services"`          // hosts in force
+	Documents []Document `json:"documents"`         // in the order of file and document
+}

@@ -1,0 +1,215 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Source owns a directory of Istio YAML and the watch on it. Load, then Run; Report at any time.
+type Source struct {
+	o   Options
+	log *slog.Logger
+
+	mu       sync.Mutex // guards what follows
+	dir      *directory
+	memo     *memo
+	registry *Registry
+	problem  string          // why the directory can not be read
+	told     map[string]bool // what was logged and still holds
+}
+
+// NewSource returns the source of a directory, and reads nothing of it yet. It is an error when dir can not be read or
+// is no directory, or when o can not work.
+func NewSource(dir string, o Options, log *slog.Logger) (*Source, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, fmt.Errorf("open configuration directory: %w", err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open configuration directory: %w", err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("open configuration directory: %w", err)
+	}
+	if !st.IsDir() {
+		return nil, fmt.Errorf("open configuration directory: %s is not a directory", dir)
+	}
+	return &Source{o: o, log: log, dir: newDirectory(dir, o), memo: newMemo(), told: map[string]bool{}}, nil
+}
+
+// Load reads the directory for the first time. Bad documents are logged and reported, and do not fail it; what does is a
+// directory that can not be read, and documents of kinds that restrict access, unless Options.AllowIgnored: to serve
+// without a restriction that somebody wrote down is worse than not to serve.
+func (s *Source) Load() (*Registry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.dir.scan(); err != nil {
+		return nil, fmt.Errorf("read configuration directory %s: %w", s.dir.path, err)
+	}
+	s.registry = s.dir.registry(s.o, s.memo)
+	s.tell()
+	var refused []error
+	for _, f := range s.dir.files {
+		for i := range f.docs {
+			if f.docs[i].forbidden {
+				refused = append(refused, errors.New(documentOf(f, &f.docs[i]).text()))
+			}
+		}
+	}
+	if len(refused) > 0 {
+		return nil, fmt.Errorf("read configuration directory %s: %w", s.dir.path, errors.Join(refused...))
+	}
+	return s.registry, nil
+}
+
+// rescan reads what changed and returns the new registry, or nil when the good state is as before.
+func (s *Source) rescan() (changed *Registry, unsettled bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.dir.scan(); err != nil {
+		if s.problem == "" {
+			s.log.Warn("configuration directory can not be read, the last good state stays", "directory", s.dir.path, "error", err)
+		}
+		s.problem = err.Error()
+		return nil, false
+	}
+	if s.problem != "" {
+		s.log.Info("configuration directory is back", "directory", s.dir.path)
+		s.problem = ""
+	}
+	next := s.dir.registry(s.o, s.memo)
+	s.tell()
+	if s.registry != nil && next.sum == s.registry.sum {
+		return nil, s.dir.unsettled
+	}
+	s.registry = next
+	return next, s.dir.unsettled
+}
+
+// tell logs each trouble once, and once more when it is over.
+func (s *Source) tell() {
+	now := map[string]bool{}
+	for doc := range s.documents() {
+		if doc.Status == StatusOK || doc.ofBadFile {
+			continue
+		}
+		line := doc.text()
+		now[line] = true
+		if s.told[line] {
+			continue
+		}
+		switch doc.Status {
+		case StatusIgnored:
+			s.log.Info("document ignored: " + line)
+		case StatusStale:
+			s.log.Error("bad document, its last good version stays: " + line)
+		default:
+			s.log.Error("bad document: " + line)
+		}
+	}
+	for line := range s.told {
+		if !now[line] {
+			s.log.Info("no longer so: " + line)
+		}
+	}
+	s.told = now
+}
+
+// text is the document's place, name and trouble in one line.
+func (d Document) text() string {
+	var b strings.Builder
+	b.WriteString(d.Where())
+	if d.Kind != "" {
+		fmt.Fprintf(&b, ": %s %s/%s", d.Kind, d.Namespace, d.Name)
+	}
+	if d.Field != "" {
+		b.WriteString(": " + d.Field)
+	}
+	return b.String() + ": " + d.Reason
+}
+
+// Report returns the state of every document, for people; it may be called at any time from any goroutine.
+func (s *Source) Report() Report {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := Report{Directory: s.dir.path, Problem: s.problem, Documents: slices.Collect(s.documents())}
+	if s.registry != nil {
+		r.Services = len(s.registry.services)
+	}
+	return r
+}
+
+// documents yields what the report has to say, in the order of files and documents.
+func (s *Source) documents() iter.Seq[Document] {
+	return func(yield func(Document) bool) {
+		for _, f := range s.dir.files {
+			switch {
+			case f.err != nil:
+				if !yield(Document{File: f.name, Status: StatusError, Reason: f.err.Error()}) {
+					return
+				}
+			case len(f.docs) == 0:
+				if !yield(Document{File: f.name, Status: StatusIgnored, Reason: "holds no document"}) {
+					return
+				}
+			}
+			for i := range f.docs {
+				if !yield(documentOf(f, &f.docs[i])) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func documentOf(f *fileState, doc *docState) Document {
+	d := Document{
+		File: f.name, Index: doc.index, Item: doc.item, Line: doc.line, ofBadFile: f.err != nil,
+		Kind: doc.kind, Namespace: doc.namespace, Name: doc.name, Status: doc.status,
+	}
+	err := doc.err
+	if doc.conflict != nil && err == nil {
+		d.Status, err = StatusError, doc.conflict
+	}
+	if err != nil {
+		d.Field, d.Reason = err.field, err.reason
+	}
+	return d
+}
+
+// Run watches the directory until ctx ends, and calls changed, one call at a time, whenever the good state has changed
+// since Load or the last call. A change is seen within 2 s, whatever the watch of the kernel misses. It returns nil once
+// ctx was cancelled, and no goroutine is left then.
+func (s *Source) Run(ctx context.Context, changed func(*Registry)) error {
+	w := newWatch(s.dir.path, s.log)
+	defer w.close()
+	for {
+		next, unsettled := s.rescan()
+		if next != nil {
+			changed(next)
+		}
+		if !w.wait(ctx, unsettled, s.foreign()) {
+			return nil
+		}
+	}
+}
+
+func (s *Source) foreign() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dir.foreign
+}

@@ -1,0 +1,261 @@
+package mesh
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// docState is one document (or item of a List) as of the last scan.
+type docState struct {
+	decoded
+	chunk             uint64 // hash of the whole document
+	index, item, line int    // its place; item is 0 outside of Lists
+	// conflict is why a good document is not in force, or not wholly: another one has its name, host or port.
+	conflict *fieldError
+}
+
+// fileState is one file as of the last scan.
+type fileState struct {
+	name  string
+	id    stamp
+	fresh bool // id can be trusted: the file did not change just before it was read
+	err   error
+	docs  []docState
+}
+
+// directory is the state of all files; it owns the rules of "last good". It is not safe for concurrent use.
+type directory struct {
+	path      string
+	o         Options
+	dec       *decoder
+	files     []*fileState    // by name
+	good      map[key]*object // in force
+	foreign   bool            // a file is a link that leads out of the directory, whose changes no watch reports
+	unsettled bool            // a file was just emptied: perhaps its writer is not done
+}
+
+func newDirectory(path string, o Options) *directory {
+	return &directory{path: path, o: o, dec: newDecoder(o), good: map[key]*object{}}
+}
+
+// emptyGrace is how long a file that was just emptied counts as one that somebody is about to fill: an editor that
+// rewrites a file in place truncates it first, and nobody's services should flicker for that.
+const emptyGrace = 500 * time.Millisecond
+
+// scan reads what changed and works out the new state. On an error the state is the old one.
+func (d *directory) scan() error {
+	names, err := d.list()
+	if err != nil {
+		return err
+	}
+	old := make(map[string]*fileState, len(d.files))
+	for _, f := range d.files {
+		old[f.name] = f
+	}
+	d.unsettled = false
+	files := make([]*fileState, 0, len(names))
+	for _, name := range names {
+		files = append(files, d.file(name, old[name]))
+	}
+	d.files = files
+	d.settle()
+	return nil
+}
+
+// list returns the names of the configuration files, sorted, and notes whether one of them leads elsewhere.
+func (d *directory) list() ([]string, error) {
+	entries, err := os.ReadDir(d.path)
+	if err != nil {
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			return nil, pe.Err
+		}
+		return nil, err
+	}
+	d.foreign = false
+	var names []string
+	for _, e := range entries {
+		if !configName(e.Name()) {
+			continue
+		}
+		names = append(names, e.Name())
+		if e.Type()&fs.ModeSymlink != 0 {
+			d.foreign = d.foreign || d.leadsOut(e.Name())
+		}
+	}
+	return names, nil
+}
+
+// leadsOut says whether a link's target is changed without this directory changing. The links of a ConfigMap
+// (x.yaml -> ..data/x.yaml) are not such: they change when ..data, in this directory, is replaced.
+func (d *directory) leadsOut(name string) bool {
+	target, err := os.Readlink(filepath.Join(d.path, name))
+	return err != nil || filepath.IsAbs(target) || filepath.Dir(filepath.Clean(target)) != "..data"
+}
+
+// file returns the state of one file: the old one when the file did not change.
+func (d *directory) file(name string, old *fileState) *fileState {
+	path := filepath.Join(d.path, name)
+	id, err := statFile(path, d.o.MaxFileBytes)
+	if err != nil {
+		return failedFile(name, err, old)
+	}
+	if old != nil && old.err == nil && old.fresh && old.id == id {
+		return old
+	}
+	data, id, err := readFile(path, d.o.MaxFileBytes)
+	if err != nil {
+		return failedFile(name, err, old)
+	}
+	now, chunks := d.o.Now(), split(data)
+	if len(chunks) == 0 && old != nil && len(old.docs) > 0 && id.youngerThan(emptyGrace, now) {
+		d.unsettled = true
+		return &fileState{name: name, docs: old.docs}
+	}
+	f := &fileState{name: name, id: id, fresh: !id.youngerThan(stampStep, now)}
+	f.docs = d.documents(chunks, old)
+	if old != nil {
+		f.docs = d.keepLastGood(f.docs, old.docs)
+	}
+	return f
+}
+
+// documents decodes the documents of a file, but for those that the file had before.
+func (d *directory) documents(chunks []chunk, old *fileState) []docState {
+	known := map[uint64][]docState{} // by hash of the document
+	items := map[uint64]decoded{}    // by hash of the item
+	if old != nil {
+		for _, doc := range old.docs {
+			if doc.status == StatusOK || doc.status == StatusIgnored {
+				known[doc.chunk] = append(known[doc.chunk], doc)
+				items[doc.sum] = doc.decoded
+			}
+		}
+	}
+	docs := make([]docState, 0, len(chunks))
+	for i, c := range chunks {
+		sum := d.dec.sum(c.text)
+		if same := known[sum]; len(same) == 1 && same[0].item == 0 {
+			same[0].index, same[0].line = i+1, c.line
+			docs = append(docs, same[0])
+			continue
+		}
+		results := d.dec.document(c, func(sum uint64) (decoded, bool) { r, ok := items[sum]; return r, ok })
+		for j, r := range results {
+			doc := docState{decoded: r, chunk: sum, index: i + 1, line: c.line}
+			if len(results) > 1 {
+				doc.item = j + 1
+			}
+			docs = append(docs, doc)
+		}
+	}
+	return docs
+}
+
+// keepLastGood puts the last good version in the place of each bad document of a file. A bad document that still says
+// what it is keeps its own; one that does not may be any, so it keeps all that the file has lost.
+func (d *directory) keepLastGood(docs, old []docState) []docState {
+	claimed := map[key]bool{}
+	nameless := -1
+	for i := range docs {
+		doc := &docs[i]
+		k := key{doc.kind, doc.namespace, doc.name}
+		switch {
+		case doc.kind != "" && doc.name != "":
+			claimed[k] = true
+			if doc.status == StatusError && d.good[k] != nil {
+				doc.obj, doc.status = d.good[k], StatusStale
+			}
+		case doc.status == StatusError && nameless < 0:
+			nameless = i
+		}
+	}
+	if nameless < 0 {
+		return docs
+	}
+	bad, replaced := docs[nameless], false
+	for _, o := range old {
+		if o.obj == nil || claimed[o.obj.key()] {
+			continue
+		}
+		kept := bad
+		kept.kind, kept.namespace, kept.name = o.obj.kind, o.obj.namespace, o.obj.name
+		kept.obj, kept.status = o.obj, StatusStale
+		if replaced {
+			docs = append(docs, kept)
+		} else {
+			docs[nameless], replaced = kept, true
+		}
+	}
+	return docs
+}
+
+// failedFile keeps the documents of a file that can not be read any more.
+func failedFile(name string, err error, old *fileState) *fileState {
+	f := &fileState{name: name, err: err}
+	if old == nil {
+		return f
+	}
+	for _, doc := range old.docs {
+		if doc.obj != nil {
+			doc.status, doc.err = StatusStale, &fieldError{"", "the file " + err.Error()}
+			f.docs = append(f.docs, doc)
+		}
+	}
+	return f
+}
+
+// settle works out which objects are in force. Where two documents have one name, the first in the order of files and
+// documents is; a good one always comes before a stale one.
+func (d *directory) settle() {
+	good := make(map[key]*object, len(d.good))
+	first := make(map[key]Document, len(d.good))
+	for _, pass := range []Status{StatusOK, StatusStale} {
+		for _, f := range d.files {
+			for i := range f.docs {
+				doc := &f.docs[i]
+				if doc.status != pass {
+					continue
+				}
+				doc.conflict = nil
+				k := doc.obj.key()
+				other, taken := first[k]
+				switch {
+				case !taken:
+					first[k], good[k] = Document{File: f.name, Index: doc.index, Item: doc.item, Line: doc.line}, doc.obj
+				case pass == StatusStale: // its last good version lives on elsewhere
+					doc.status, doc.obj = StatusError, nil
+				default:
+					doc.conflict = fieldErrorf("metadata.name", "%s %s/%s is declared before, in %s; remove one of the two",
+						k.kind, k.namespace, k.name, other.Where())
+				}
+			}
+		}
+	}
+	d.good = good
+}
+
+// registry merges the objects in force, and notes at their documents what lost a conflict.
+func (d *directory) registry(o Options, m *memo) *Registry {
+	objects := make([]*object, 0, len(d.good))
+	for _, obj := range d.good {
+		objects = append(objects, obj)
+	}
+	lost := map[*object]*fieldError{}
+	r := newRegistry(objects, o, m, func(obj *object, err *fieldError) {
+		if lost[obj] == nil {
+			lost[obj] = err
+		}
+	})
+	for _, f := range d.files {
+		for i := range f.docs {
+			if doc := &f.docs[i]; doc.obj != nil && lost[doc.obj] != nil && doc.conflict == nil {
+				doc.conflict = lost[doc.obj]
+			}
+		}
+	}
+	return r
+}

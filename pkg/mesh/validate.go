@@ -1,0 +1,316 @@
+package mesh
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"sort"
+	"strings"
+
+	networking "istio.io/api/networking/v1alpha3"
+)
+
+// The rules below are those of Istio's validation of ServiceEntry and WorkloadEntry (pkg/config/validation), so that
+// what istiod takes is taken here and the other way round. Each error names the field and what would be right.
+
+func fieldErrorf(field, format string, args ...any) *fieldError {
+	return &fieldError{field, fmt.Sprintf(format, args...)}
+}
+
+// newEntry makes the compact form of a ServiceEntry, or says which field is wrong.
+func (d *decoder) newEntry(m *networking.ServiceEntry) (*entry, *fieldError) {
+	e := &entry{resolution: resolution(m.Resolution), exportTo: m.ExportTo}
+	steps := []func(*networking.ServiceEntry) *fieldError{e.setHosts, e.setAddresses}
+	for _, step := range steps {
+		if ferr := step(m); ferr != nil {
+			return nil, ferr
+		}
+	}
+	var ferr *fieldError
+	if e.ports, ferr = d.newPorts(m.Ports); ferr != nil {
+		return nil, ferr
+	}
+	for i, ep := range m.Endpoints {
+		path := fmt.Sprintf("spec.endpoints[%d]", i)
+		one, ferr := d.newEndpoint(ep, path, e.resolution)
+		if ferr == nil {
+			ferr = e.checkEndpointPorts(one, path)
+		}
+		if ferr != nil {
+			return nil, ferr
+		}
+		e.endpoints = append(e.endpoints, one)
+	}
+	if m.WorkloadSelector != nil {
+		if e.selector, ferr = d.newLabels(m.WorkloadSelector.Labels, "spec.workloadSelector.labels"); ferr != nil {
+			return nil, ferr
+		}
+		if len(e.selector) == 0 {
+			return nil, fieldErrorf("spec.workloadSelector.labels", "is empty, should name at least one label")
+		}
+	}
+	if ferr := e.checkResolution(); ferr != nil {
+		return nil, ferr
+	}
+	return e, e.checkExportTo()
+}
+
+func (e *entry) setHosts(m *networking.ServiceEntry) *fieldError {
+	if len(m.Hosts) == 0 {
+		return fieldErrorf("spec.hosts", "is empty, should name at least one host")
+	}
+	for i, h := range m.Hosts {
+		path := fmt.Sprintf("spec.hosts[%d]", i)
+		host := strings.ToLower(h)
+		if reason := checkHost(host, true); reason != "" {
+			return fieldErrorf(path, "is %q, %s", abridge(h), reason)
+		}
+		for _, other := range e.hosts {
+			if other == host {
+				return fieldErrorf(path, "%q is named twice", host)
+			}
+		}
+		e.hosts = append(e.hosts, host)
+	}
+	return nil
+}
+
+func (e *entry) setAddresses(m *networking.ServiceEntry) *fieldError {
+	for i, a := range m.Addresses {
+		path := fmt.Sprintf("spec.addresses[%d]", i)
+		p, ok := parsePrefix(a)
+		switch {
+		case !ok:
+			return fieldErrorf(path, "is %q, should be an IP address or a CIDR such as 10.0.0.0/8", abridge(a))
+		case p.IsSingleIP() && p.Addr().IsUnspecified():
+			return fieldErrorf(path, "is %q, which nothing can dial; leave addresses out to match every address", a)
+		case !p.IsSingleIP() && e.resolution != resolveNone && e.resolution != resolveStatic:
+			return fieldErrorf(path, "is the CIDR %s, which needs resolution NONE or STATIC, not %s", a, e.resolution)
+		}
+		if !slices.Contains(e.addresses, p) {
+			e.addresses = append(e.addresses, p)
+		}
+	}
+	return nil
+}
+
+// parsePrefix reads an address or a CIDR; host bits of a CIDR are cleared, and IPv4-mapped addresses are IPv4.
+func parsePrefix(s string) (netip.Prefix, bool) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		a = a.Unmap()
+		return netip.PrefixFrom(a, a.BitLen()), true
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil || p.Addr().Is4In6() {
+		return netip.Prefix{}, false
+	}
+	return p.Masked(), true
+}
+
+func (d *decoder) newPorts(in []*networking.ServicePort) ([]port, *fieldError) {
+	out := make([]port, 0, len(in))
+	for i, p := range in {
+		path := fmt.Sprintf("spec.ports[%d].", i)
+		proto, known := protocols[strings.ToUpper(p.Protocol)]
+		switch {
+		case p.Number < 1 || p.Number > 65535:
+			return nil, fieldErrorf(path+"number", "is %d, should be 1 to 65535", p.Number)
+		case p.TargetPort > 65535:
+			return nil, fieldErrorf(path+"targetPort", "is %d, should be 1 to 65535", p.TargetPort)
+		case !known:
+			return nil, fieldErrorf(path+"protocol", "is %q, should be one of HTTP, HTTPS, GRPC, GRPC-WEB, HTTP2, MONGO, TCP, TLS", abridge(p.Protocol))
+		case !isLabel(strings.ToLower(p.Name)):
+			return nil, fieldErrorf(path+"name", "is %q, should be 1 to 63 letters, digits and '-'", abridge(p.Name))
+		}
+		for _, other := range out {
+			if other.number == uint16(p.Number) {
+				return nil, fieldErrorf(path+"number", "%d is declared twice, as %q and %q", p.Number, other.name, p.Name)
+			}
+			if other.name == p.Name {
+				return nil, fieldErrorf(path+"name", "%q is declared twice, on %d and %d", p.Name, other.number, p.Number)
+			}
+		}
+		target := p.TargetPort
+		if target == 0 {
+			target = p.Number
+		}
+		out = append(out, port{name: d.intern(p.Name), number: uint16(p.Number), target: uint16(target), protocol: proto})
+	}
+	return out, nil
+}
+
+func (e *entry) checkEndpointPorts(ep endpoint, path string) *fieldError {
+	if ep.isUnix() && len(e.ports) != 1 {
+		return fieldErrorf("spec.ports", "has %d ports, a Unix domain socket needs exactly one", len(e.ports))
+	}
+	for _, o := range ep.ports {
+		declared := false
+		for _, p := range e.ports {
+			declared = declared || p.name == o.name
+		}
+		if !declared {
+			return fieldErrorf(path+".ports["+o.name+"]", "is no name of spec.ports; name one of them")
+		}
+	}
+	return nil
+}
+
+// checkResolution holds the rules that tie resolution, endpoints, selector and hosts together.
+func (e *entry) checkResolution() *fieldError {
+	switch {
+	case e.selector != nil && len(e.endpoints) > 0:
+		return fieldErrorf("spec.workloadSelector", "can not stand beside endpoints; keep one of the two")
+	case e.resolution == resolveNone && len(e.endpoints) > 0:
+		return fieldErrorf("spec.endpoints", "has no meaning with resolution NONE; remove it, or say resolution STATIC or DNS")
+	case e.resolution == resolveNone && e.selector != nil:
+		return fieldErrorf("spec.workloadSelector", "has no meaning with resolution NONE; say resolution STATIC or DNS")
+	case e.resolution == resolveStatic && len(e.endpoints) == 0 && e.selector == nil:
+		return fieldErrorf("spec.endpoints", "is empty, resolution STATIC needs endpoints or a workloadSelector")
+	case e.resolution == resolveDNSRR && len(e.endpoints) > 1:
+		return fieldErrorf("spec.endpoints", "has %d endpoints, resolution DNS_ROUND_ROBIN takes one at most; say resolution DNS", len(e.endpoints))
+	case e.resolution == resolveDNSRR && e.selector != nil:
+		return fieldErrorf("spec.workloadSelector", "needs resolution STATIC or DNS, not DNS_ROUND_ROBIN")
+	}
+	if e.resolution >= resolveDNS && len(e.endpoints) == 0 && e.selector == nil {
+		for i, h := range e.hosts {
+			if isWildcard(h) {
+				return fieldErrorf(fmt.Sprintf("spec.hosts[%d]", i), "is the wildcard %q, which resolution %s can not resolve without endpoints; add endpoints, or say resolution NONE", h, e.resolution)
+			}
+		}
+	}
+	return nil
+}
+
+func (e *entry) checkExportTo() *fieldError {
+	for i, ns := range e.exportTo {
+		if ns != "*" && ns != "." && ns != "~" && !isLabel(ns) {
+			return fieldErrorf(fmt.Sprintf("spec.exportTo[%d]", i), "is %q, should be \".\", \"*\", \"~\" or a namespace", abridge(ns))
+		}
+	}
+	return nil
+}
+
+// newWorkload makes the compact form of a WorkloadEntry, or says which field is wrong.
+func (d *decoder) newWorkload(m *networking.WorkloadEntry) (*workload, *fieldError) {
+	// A WorkloadEntry does not say how it will be resolved: a name is as good as an address until something selects it.
+	ep, ferr := d.newEndpoint(m, "spec", resolveDNS)
+	if ferr != nil {
+		return nil, ferr
+	}
+	labels, ferr := d.newLabels(m.Labels, "spec.labels")
+	return &workload{endpoint: ep, labels: labels}, ferr
+}
+
+func (d *decoder) newEndpoint(m *networking.WorkloadEntry, path string, r resolution) (endpoint, *fieldError) {
+	ep := endpoint{address: m.Address, locality: d.intern(m.Locality), weight: m.Weight}
+	if ferr := checkAddress(&ep, path+".address", r); ferr != nil {
+		return ep, ferr
+	}
+	for _, name := range sortedKeys(m.Ports) {
+		n := m.Ports[name]
+		switch {
+		case ep.isUnix():
+			return ep, fieldErrorf(path+".ports", "has no meaning for a Unix domain socket; remove it")
+		case n < 1 || n > 65535:
+			return ep, fieldErrorf(path+".ports["+name+"]", "is %d, should be 1 to 65535", n)
+		}
+		ep.ports = append(ep.ports, portOverride{d.intern(name), uint16(n)})
+	}
+	_, ferr := d.newLabels(m.Labels, path+".labels")
+	return ep, ferr
+}
+
+// checkAddress holds the rules for one endpoint's address under a resolution, and puts it in its canonical form.
+func checkAddress(ep *endpoint, path string, r resolution) *fieldError {
+	if name, unix := strings.CutPrefix(ep.address, unixPrefix); unix {
+		const most = 107 // sockaddr_un.sun_path less its NUL, unix(7)
+		switch {
+		case r != resolveStatic && path != "spec.address":
+			return fieldErrorf(path, "is a Unix domain socket, which needs resolution STATIC, not %s", r)
+		case !strings.HasPrefix(name, "/") && (!strings.HasPrefix(name, "@") || len(name) < 2):
+			return fieldErrorf(path, "is %q, should be unix:///absolute/path or unix://@abstract", abridge(ep.address))
+		case len(name) > most || strings.ContainsRune(name, 0):
+			return fieldErrorf(path, "is a socket path of %d bytes, should have at most %d and no NUL", len(name), most)
+		}
+		return nil
+	}
+	if a, err := netip.ParseAddr(ep.address); err == nil && a.Zone() == "" {
+		ep.address = a.Unmap().String()
+		return nil
+	}
+	switch {
+	case ep.address == "":
+		return fieldErrorf(path, "is missing")
+	case r == resolveNone:
+		return nil // checkResolution has the better message
+	case r == resolveStatic:
+		return fieldErrorf(path, "is %q, resolution STATIC needs an IP address; say resolution DNS for a name", abridge(ep.address))
+	}
+	ep.address = strings.ToLower(ep.address)
+	if reason := checkHost(ep.address, false); reason != "" {
+		return fieldErrorf(path, "is %q, should be an IP address or a host name: %s", abridge(ep.address), reason)
+	}
+	return nil
+}
+
+func (d *decoder) newLabels(in map[string]string, path string) ([]label, *fieldError) {
+	out := make([]label, 0, len(in))
+	for k, v := range in {
+		if k == "" || len(v) > 63 {
+			return nil, fieldErrorf(path+"["+abridge(k)+"]", "is %q, label keys are not empty and values have at most 63 characters", abridge(v))
+		}
+		out = append(out, label{d.intern(k), d.intern(v)})
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].key < out[j].key })
+	return out, nil
+}
+
+func isWildcard(host string) bool { return strings.HasPrefix(host, "*") }
+
+// checkHost returns what is wrong with a lower-case host name (RFC 1123, RFC 1035 2.3.4), or "".
+func checkHost(host string, wildcard bool) string {
+	const most = 253 // RFC 1035: 255 octets on the wire
+	name := host
+	if rest, ok := strings.CutPrefix(host, "*."); ok && wildcard {
+		name = rest
+	}
+	switch {
+	case host == "*":
+		return "should name a domain, such as *.example.com"
+	case name == "":
+		return "should be a host name"
+	case len(host) > most:
+		return fmt.Sprintf("should have at most %d characters", most)
+	case strings.HasSuffix(name, "."):
+		return "should have no dot at its end"
+	}
+	labels := strings.Split(name, ".")
+	for _, l := range labels {
+		switch {
+		case strings.Contains(l, "*"):
+			return "should have its wildcard as the whole first label, such as *.example.com"
+		case !isHostLabel(l):
+			return fmt.Sprintf("the label %q should be 1 to 63 letters, digits and '-'", abridge(l))
+		}
+	}
+	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" {
+		return "should be a host name, not an address or a number; addresses go to spec.addresses"
+	}
+	return ""
+}
+
+// isHostLabel takes '_' too, which RFC 1123 does not and real names (SRV owners, docker compose) have.
+func isHostLabel(s string) bool { return isLabel(strings.ReplaceAll(s, "_", "x")) }
+
+// isLabel says whether s is a DNS label in lower case (RFC 1123 2.1).
+func isLabel(s string) bool {
+	if len(s) < 1 || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
+}

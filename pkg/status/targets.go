@@ -1,0 +1,115 @@
+package status
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// annotationsSource names the environment variable in errors.
+const annotationsSource = "ISTIO_PROMETHEUS_ANNOTATIONS"
+
+const (
+	defaultMetricsPort = "80"       // Istio's, when prometheus.io/port is not set
+	defaultMetricsPath = "/metrics" // Prometheus's
+)
+
+// reservedPorts returns those that a pod's metrics never come from, because
+// the agent or Envoy has them: a scrape of them would merge what is merged
+// already, without end.
+func reservedPorts() []uint16 {
+	return []uint16{15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090}
+}
+
+// scrapeTarget is one place where the application exposes metrics.
+type scrapeTarget struct {
+	url *url.URL // http://localhost:<port><path>
+}
+
+// annotations is what the injector makes of the pod's prometheus.io/*
+// annotations. Every value is a string there, and may be a bare number or
+// boolean here.
+type annotations struct {
+	Scrape  text `json:"scrape"`
+	Path    text `json:"path"`
+	Port    text `json:"port"`
+	Targets []struct {
+		Port text `json:"port"`
+		Path text `json:"path"`
+	} `json:"targets"`
+}
+
+// text is a JSON string, or the literal text of a number or boolean.
+type text string
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (t *text) UnmarshalJSON(b []byte) error {
+	switch {
+	case string(b) == "null":
+		return nil
+	case b[0] == '"':
+		return json.Unmarshal(b, (*string)(t))
+	case b[0] == '{' || b[0] == '[':
+		return fmt.Errorf("want a string, not %s", b)
+	}
+	*t = text(b)
+	return nil
+}
+
+// parseScrapeTargets reads ISTIO_PROMETHEUS_ANNOTATIONS. The list of targets,
+// where there is one, replaces the single port and path. No target when
+// scraping is off. status are the status server's own ports.
+func parseScrapeTargets(data []byte, status []uint16) ([]scrapeTarget, error) {
+	if len(bytes.TrimSpace(data)) == 0 {
+		return nil, nil
+	}
+	var a annotations
+	if err := json.Unmarshal(data, &a); err != nil {
+		return nil, fmt.Errorf("%s: want a JSON object with scrape, path and port: %w", annotationsSource, err)
+	}
+	if a.Scrape != "true" {
+		return nil, nil
+	}
+	if len(a.Targets) == 0 {
+		t, err := newScrapeTarget(string(a.Port), string(a.Path), status)
+		if err != nil {
+			return nil, err
+		}
+		return []scrapeTarget{t}, nil
+	}
+	targets := make([]scrapeTarget, 0, len(a.Targets))
+	for _, at := range a.Targets {
+		t, err := newScrapeTarget(string(at.Port), string(at.Path), status)
+		if err != nil {
+			return nil, err
+		}
+		targets = append(targets, t)
+	}
+	return targets, nil
+}
+
+func newScrapeTarget(port, path string, status []uint16) (scrapeTarget, error) {
+	if port == "" {
+		port = defaultMetricsPort
+	}
+	if path == "" {
+		path = defaultMetricsPath
+	}
+	n, err := parsePort(strings.TrimSpace(port))
+	if err != nil {
+		return scrapeTarget{}, fmt.Errorf("%s: %w", annotationsSource, err)
+	}
+	if slices.Contains(status, n) || slices.Contains(reservedPorts(), n) {
+		return scrapeTarget{}, fmt.Errorf("%s: port %d belongs to the agent or Envoy: set prometheus.io/port to the application's own port (was the pod injected twice?)",
+			annotationsSource, n)
+	}
+	u, err := url.Parse("/" + strings.TrimPrefix(path, "/"))
+	if err != nil || u.Host != "" {
+		return scrapeTarget{}, fmt.Errorf("%s: path %q is not a URL path like /metrics", annotationsSource, path)
+	}
+	u.Scheme, u.Host, u.Fragment = "http", "localhost:"+portString(n), ""
+	return scrapeTarget{url: u}, nil
+}

@@ -1,0 +1,80 @@
+package xds
+
+import (
+	"cmp"
+	"hash/fnv"
+	"slices"
+	"strconv"
+)
+
+// Type URLs of the resources that are served.
+const (
+	ClusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	ListenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+)
+
+// Resource is one cluster or listener, ready to be sent.
+type Resource struct {
+	// Name is unique within its type.
+	Name string
+	// Body is the serialized message itself, not an Any. It must not change any more.
+	Body []byte
+	// Version is a hash of Body, never 0.
+	Version uint64
+}
+
+// NewResource makes a resource of body, which it keeps.
+func NewResource(name string, body []byte) Resource {
+	h := fnv.New64a()
+	h.Write(body)
+	// 0 is what a stream believes of a resource whose version it does not know.
+	return Resource{Name: name, Body: body, Version: max(h.Sum64(), 1)}
+}
+
+// Snapshot is a whole desired state. The order of resources means nothing.
+type Snapshot struct{ Clusters, Listeners []Resource }
+
+// versionText and parseVersion are the two directions of a version on the wire, which
+// to Envoy is opaque. What is not of our making is 0: unknown.
+func versionText(v uint64) string { return strconv.FormatUint(v, 16) }
+
+func parseVersion(s string) uint64 {
+	v, err := strconv.ParseUint(s, 16, 64)
+	if err != nil {
+		return 0
+	}
+	return v
+}
+
+// state is a snapshot as the streams use it: numbered, and each type sorted by name.
+type state struct {
+	version   uint64
+	resources map[string][]Resource // by type URL
+}
+
+// newState copies the slices, not the bodies. Of two resources with one name the first
+// stays; the names of the others are given back.
+func newState(version uint64, snap Snapshot) (st *state, duplicates []string) {
+	st = &state{version: version, resources: map[string][]Resource{
+		ClusterType:  slices.Clone(snap.Clusters),
+		ListenerType: slices.Clone(snap.Listeners),
+	}}
+	for url, list := range st.resources {
+		slices.SortStableFunc(list, func(a, b Resource) int { return cmp.Compare(a.Name, b.Name) })
+		st.resources[url] = slices.CompactFunc(list, func(a, b Resource) bool {
+			if a.Name == b.Name {
+				duplicates = append(duplicates, b.Name)
+			}
+			return a.Name == b.Name
+		})
+	}
+	return st, duplicates
+}
+
+// has says whether the state holds a resource of this type and name.
+func (st *state) has(url, name string) bool {
+	_, found := slices.BinarySearchFunc(st.resources[url], name, func(r Resource, name string) int {
+		return cmp.Compare(r.Name, name)
+	})
+	return found
+}

@@ -1,0 +1,258 @@
+// Package xds owns the configuration stream to Envoy: one gRPC server that speaks
+// delta ADS (aggregated discovery service) on a Unix socket.
+//
+// The whole desired state goes in with Set; each connected Envoy gets what it lacks of
+// the newest one, make before break: clusters that are new or changed, then, when it
+// has acknowledged them, listeners, and when it has acknowledged these, the removal of
+// clusters. A push is finished before a newer state is looked at, so states that come
+// in quick succession are skipped but for the last.
+//
+// Resources are passed on as bytes. Nothing here knows what is in a cluster.
+package xds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+)
+
+const (
+	// maxRequest bounds a request of Envoy's. The largest is the first one of a new
+	// stream: it has name and version of every resource, about 100 bytes each, so that
+	// this is enough for 160,000. (gRPC's default, 4 MiB, is Istio's.)
+	maxRequest = 16 << 20
+	// maxStreams bounds the streams of one connection; Envoy opens one.
+	maxStreams = 16
+	// keepaliveTime and keepaliveTimeout find an Envoy that is stopped; keepaliveMin is
+	// how often Envoy may do the same to us. The values are Istio's.
+	keepaliveTime    = 30 * time.Second
+	keepaliveTimeout = 10 * time.Second
+	keepaliveMin     = 15 * time.Second
+	// connBuffer is the size of gRPC's read buffer and of its write buffer for each
+	// connection, which it allocates at 32 KiB and keeps: a system call on a Unix socket
+	// is cheap, an agent's memory is multiplied by the number of pods.
+	connBuffer = 4 << 10
+)
+
+// Server serves the latest snapshot to every Envoy that connects. It is made by New.
+type Server struct {
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+
+	listener net.Listener
+	grpc     *grpc.Server
+	log      *slog.Logger
+	counters counters
+
+	mu      sync.Mutex
+	current *state               // nil until the first Set
+	streams map[*stream]progress // what each connected Envoy has
+	changed chan struct{}        // closed and replaced when streams or stopped change
+	stopped bool
+}
+
+// progress is how far one stream is; Server.mu guards it.
+type progress struct {
+	waiting string // what the push waits for
+	done    uint64 // version that was sent and answered in full
+	failed  error  // what Envoy refused of done; nil when it took everything
+}
+
+// New returns a server for l, a Unix listener whose file mode (0600) says who may
+// connect. It starts nothing; Run owns l from then on. Envoys that connect before the
+// first Set are kept waiting, since an empty configuration would make them ready.
+func New(l net.Listener, log *slog.Logger) *Server {
+	s := &Server{
+		listener: l,
+		log:      log,
+		streams:  make(map[*stream]progress),
+		changed:  make(chan struct{}),
+		grpc: grpc.NewServer(
+			grpc.ForceServerCodecV2(codec{}),
+			grpc.MaxRecvMsgSize(maxRequest),
+			grpc.MaxConcurrentStreams(maxStreams),
+			grpc.ReadBufferSize(connBuffer),
+			grpc.WriteBufferSize(connBuffer),
+			grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+			grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMin, PermitWithoutStream: true}),
+			grpc.WaitForHandlers(true),
+		),
+	}
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.grpc, s)
+	return s
+}
+
+// Run serves until ctx ends, and returns once every stream is closed and every
+// goroutine gone: nil when ctx was cancelled, else why it could not serve. It closes
+// the listener. A server runs once.
+func (s *Server) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, s.grpc.Stop)
+	err := s.grpc.Serve(s.listener)
+	stop()
+	s.grpc.Stop() // waits for the handlers, also when AfterFunc called it first
+	s.mu.Lock()
+	s.stopped = true
+	s.broadcast()
+	s.mu.Unlock()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("serve xDS on %s: %w", s.listener.Addr(), err)
+}
+
+// Set makes snap the desired state and gives its version, which is higher than that of
+// every earlier one. It does not wait for anyone; see Applied. It keeps the resources'
+// bodies, not the slices.
+func (s *Server) Set(snap Snapshot) (version uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	version = 1
+	if s.current != nil {
+		version = s.current.version + 1
+	}
+	next, duplicates := newState(version, snap)
+	if len(duplicates) > 0 {
+		s.log.Warn("resources with a name that another one has were left out", "version", version, "names", duplicates)
+	}
+	s.current = next
+	for st := range s.streams {
+		st.wake()
+	}
+	return version
+}
+
+// RejectedError says what Envoy refused of a configuration; everything else of it is
+// in force.
+type RejectedError struct {
+	Version uint64
+	// Resources are the names that Envoy's messages have; a message may have none.
+	Resources []string
+	// Reasons are Envoy's messages, with the kind and the names of the resources.
+	Reasons []string
+}
+
+func (e *RejectedError) Error() string {
+	return fmt.Sprintf("Envoy refused configuration version %d: %s", e.Version, strings.Join(e.Reasons, "; "))
+}
+
+// Applied blocks until a connected Envoy has answered for version, or a newer one, in
+// full. It is nil when Envoy took everything; when it refused something the error is a
+// *RejectedError (the rest is in force). When ctx ends first, the
+// error wraps ctx.Err() and says what was being waited for.
+//
+// An ACK of a listener does not say that it serves: it may be warming.
+func (s *Server) Applied(ctx context.Context, version uint64) error {
+	for {
+		waiting, changed, done, err := s.look(version)
+		if done {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("configuration version %d is not in force: %s: %w", version, waiting, ctx.Err())
+		case <-changed:
+		}
+	}
+}
+
+// look is one try of Applied. When done is false, changed is closed when it is worth
+// trying again.
+func (s *Server) look(version uint64) (waiting string, changed <-chan struct{}, done bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	waiting = "no Envoy is connected"
+	for _, p := range s.streams {
+		switch {
+		case p.done >= version && p.failed == nil:
+			return "", nil, true, nil
+		case p.done >= version:
+			err = p.failed
+		default:
+			waiting = p.waiting
+		}
+	}
+	if err != nil {
+		return "", nil, true, err
+	}
+	if s.stopped {
+		return "", nil, true, errors.New("the xDS server has stopped")
+	}
+	return waiting, s.changed, false, nil
+}
+
+// Connected says whether an Envoy has a stream open.
+func (s *Server) Connected() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.streams) > 0
+}
+
+// DeltaAggregatedResources serves one stream; gRPC calls it.
+func (s *Server) DeltaAggregatedResources(conn discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	st := newStream(s, conn)
+	s.counters.streams.Add(1)
+	s.report(st, progress{waiting: "Envoy has not asked for clusters yet"})
+	defer s.forget(st)
+	return st.serve()
+}
+
+// desired is the newest state, nil before the first Set.
+func (s *Server) desired() *state {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current
+}
+
+func (s *Server) report(st *stream, p progress) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.streams[st] = p
+	s.broadcast()
+}
+
+func (s *Server) forget(st *stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.streams, st)
+	s.broadcast()
+}
+
+// broadcast wakes everyone in Applied; the caller holds mu.
+func (s *Server) broadcast() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+type counters struct {
+	streams, requests, responses, resources, pushes, acks, nacks atomic.Uint64
+}
+
+// Stats are counters since the server was made.
+type Stats struct {
+	// Streams were opened by Envoy, Requests came on them, and Responses went.
+	Streams, Requests, Responses uint64
+	// Resources were sent or removed by name.
+	Resources uint64
+	// Pushes were completed: every response to it answered.
+	Pushes uint64
+	// ACKs and NACKs are responses that Envoy took and refused.
+	ACKs, NACKs uint64
+}
+
+// Stats gives the counters.
+func (s *Server) Stats() Stats {
+	c := &s.counters
+	return Stats{
+		Streams: c.streams.Load(), Requests: c.requests.Load(), Responses: c.responses.Load(),
+		Resources: c.resources.Load(), Pushes: c.pushes.Load(), ACKs: c.acks.Load(), NACKs: c.nacks.Load(),
+	}
+}

@@ -1,0 +1,401 @@
+package xds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
+
+// TestOrder: clusters come, then listeners, then clusters go, and no step begins
+// before the one before it was acknowledged.
+func TestOrder(t *testing.T) {
+	s, c := start(t, Snapshot{list("b", "a"), list("l2", "l1")})
+	version := s.Set(Snapshot{list("a=new", "c"), list("l1=new", "l3")})
+	clusters := c.next()
+	if got := describe(clusters); got != "Cluster +a +c" {
+		t.Fatal(got)
+	}
+	c.nothing()
+	if why := notApplied(t, s, version); !strings.Contains(why, "clusters") {
+		t.Error(why)
+	}
+	c.ack(clusters)
+	listeners := c.next()
+	if got := describe(listeners); got != "Listener +l1 +l3 -l2" {
+		t.Fatal(got)
+	}
+	c.nothing()
+	if why := notApplied(t, s, version); !strings.Contains(why, "listeners") {
+		t.Error(why)
+	}
+	c.ack(listeners)
+	c.expect("Cluster -b")
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+	c.nothing()
+}
+
+// TestTransitions: A, A again, B, empty; the whole response sequence of each.
+func TestTransitions(t *testing.T) {
+	a := Snapshot{list("a", "b"), list("l")}
+	s, c := start(t, a)
+	if err := applied(t, s, s.Set(a)); err != nil {
+		t.Error(err)
+	}
+	c.nothing()
+	s.Set(Snapshot{list("b", "c"), list("l")})
+	c.expect("Cluster +c")
+	c.expect("Cluster -a")
+	version := s.Set(Snapshot{})
+	c.expect("Listener -l")
+	c.expect("Cluster -b -c")
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestBodies: the Any holds the very bytes and the type.
+func TestBodies(t *testing.T) {
+	s, path := startServer(t)
+	s.Set(Snapshot{Clusters: list("a=\x00\xffnot protobuf")})
+	c := connect(t, path)
+	c.subscribe(ClusterType)
+	r := c.expect("Cluster +a").Resources[0]
+	if string(r.Resource.Value) != "\x00\xffnot protobuf" || r.Resource.TypeUrl != ClusterType || r.Version == "" {
+		t.Errorf("got %v", r)
+	}
+}
+
+func TestNothingBeforeFirstSet(t *testing.T) {
+	s, path := startServer(t)
+	c := connect(t, path)
+	c.subscribe(ClusterType)
+	c.nothing()
+	if !s.Connected() {
+		t.Error("not connected")
+	}
+	s.Set(Snapshot{})
+	c.expect("Cluster") // empty, but an answer
+	c.subscribe(ListenerType)
+	c.expect("Listener")
+}
+
+func TestCoalesces(t *testing.T) {
+	s, c := start(t, Snapshot{list("a"), list("l")})
+	s.Set(Snapshot{list("a=0"), list("l")})
+	first := c.next() // not yet acknowledged: the rest queues up behind it
+	var version uint64
+	for i := range 100 {
+		version = s.Set(Snapshot{list(fmt.Sprintf("a=%d", i+1)), list("l")})
+	}
+	c.ack(first)
+	last := c.expect("Cluster +a")
+	if got := string(last.Resources[0].Resource.Value); got != "100" {
+		t.Errorf("body is %q, want that of the last Set", got)
+	}
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+	c.nothing()
+}
+
+// TestNeverAcks: such a client gets one step and no more, and hurts no other.
+func TestNeverAcks(t *testing.T) {
+	s, path := startServer(t)
+	s.Set(Snapshot{Clusters: list("a")})
+	deaf := connect(t, path)
+	deaf.subscribe(ClusterType)
+	deaf.next()
+	var version uint64
+	for i := range 10 {
+		version = s.Set(Snapshot{Clusters: list(fmt.Sprintf("a=%d", i))})
+	}
+	deaf.nothing()
+	if why := notApplied(t, s, version); !strings.Contains(why, "not answered 1 responses") {
+		t.Error(why)
+	}
+	good := connect(t, path)
+	good.subscribe(ClusterType)
+	good.expect("Cluster +a")
+	good.subscribe(ListenerType)
+	good.expect("Listener")
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNACK(t *testing.T) {
+	s, c := start(t, Snapshot{list("a", "b"), list("l")})
+	version := s.Set(Snapshot{list("a=bad", "b=good"), list("l=new")})
+	resp := c.next()
+	c.nack(resp, "Error adding/updating cluster(s) a: no such filter")
+	c.expect("Listener +l") // the stream goes on, and nothing is sent again in this push
+	err := applied(t, s, version)
+	if err == nil || !strings.Contains(err.Error(), `Cluster "a"`) || !strings.Contains(err.Error(), "no such filter") {
+		t.Fatalf("got %v, want the resource and the reason", err)
+	}
+	if strings.Contains(err.Error(), `"b"`) {
+		t.Errorf("%v names a resource that Envoy did not", err)
+	}
+	c.nothing()
+	// The repair: b goes again as well, since Envoy may not have taken it.
+	version = s.Set(Snapshot{list("a=repaired", "b=good"), list("l=new")})
+	c.expect("Cluster +a +b")
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+	if stats := s.Stats(); stats.NACKs != 1 {
+		t.Errorf("%d NACKs, want 1", stats.NACKs)
+	}
+}
+
+// TestNACKThenRemove: what Envoy refused an update of it still has in an older form.
+func TestNACKThenRemove(t *testing.T) {
+	s, c := start(t, Snapshot{list("a"), nil})
+	s.Set(Snapshot{list("a=bad"), nil})
+	c.nack(c.next(), "bad")
+	version := s.Set(Snapshot{})
+	c.expect("Cluster -a")
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNACKWithoutName: Envoy's message may name nothing.
+func TestNACKWithoutName(t *testing.T) {
+	s, c := start(t, Snapshot{})
+	version := s.Set(Snapshot{Listeners: list("l1", "l2", "l3", "l4")})
+	c.nack(c.next(), "cannot parse")
+	if err := applied(t, s, version); err == nil || !strings.Contains(err.Error(), `one of 4 resources Listener ["l1" "l2" "l3"]`) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestReconnect: a new stream says what Envoy has, and gets the rest, in order.
+func TestReconnect(t *testing.T) {
+	s, path := startServer(t)
+	snap := Snapshot{list("a", "b=2"), list("l")}
+	version := s.Set(snap)
+	c := connect(t, path)
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: ClusterType, InitialResourceVersions: map[string]string{
+		"a":     versionText(snap.Clusters[0].Version), // has it
+		"b":     "old",                                 // has another
+		"stale": "1",                                   // is to go
+	}})
+	c.send(&discoveryv3.DeltaDiscoveryRequest{
+		TypeUrl: ListenerType, ResourceNamesSubscribe: []string{"*"},
+		InitialResourceVersions: map[string]string{"l": versionText(snap.Listeners[0].Version), "old": "1"},
+	})
+	c.expect("Cluster +b")
+	c.expect("Listener -old")
+	c.expect("Cluster -stale")
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+	c.nothing()
+}
+
+// TestDisconnect: what a gone Envoy had counts for nothing.
+func TestDisconnect(t *testing.T) {
+	s, c := start(t, Snapshot{})
+	version := s.Set(Snapshot{})
+	if err := applied(t, s, version); err != nil {
+		t.Fatal(err)
+	}
+	c.close()
+	for deadline := time.Now().Add(patience); s.Connected(); {
+		if time.Now().After(deadline) {
+			t.Fatal("still connected")
+		}
+	}
+	if why := notApplied(t, s, version); !strings.Contains(why, "no Envoy is connected") {
+		t.Error(why)
+	}
+}
+
+func TestExplicitNames(t *testing.T) {
+	s, path := startServer(t)
+	s.Set(Snapshot{Clusters: list("a", "b", "c")})
+	c := connect(t, path)
+	c.subscribe(ClusterType, "a", "missing")
+	c.subscribe(ListenerType)
+	c.expect("Cluster +a")
+	c.expect("Listener")
+	c.expect("Cluster -missing")
+	// Asked for again, it is sent again; b is new.
+	c.subscribe(ClusterType, "a", "b")
+	c.expect("Cluster +a +b")
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: ClusterType, ResourceNamesUnsubscribe: []string{"b"}})
+	c.settle("one")
+	s.Set(Snapshot{Clusters: list("a=2", "b=2", "missing")})
+	c.expect("Cluster +a +missing")
+	// The wildcard brings the rest; without it only what was named is left.
+	c.subscribe(ClusterType, "*")
+	c.expect("Cluster +b")
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: ClusterType, ResourceNamesUnsubscribe: []string{"*"}})
+	c.settle("two")
+	s.Set(Snapshot{Clusters: list("a=3", "b=3", "missing")})
+	c.expect("Cluster +a")
+	c.nothing()
+}
+
+// TestUnsubscribeUnderWildcard: the protocol wants the resource sent again.
+func TestUnsubscribeUnderWildcard(t *testing.T) {
+	_, c := start(t, Snapshot{Clusters: list("a", "b")})
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: ClusterType, ResourceNamesUnsubscribe: []string{"a"}})
+	c.expect("Cluster +a")
+	c.nothing()
+}
+
+// TestChunks: a large state goes in responses of bounded size, all in flight at once.
+func TestChunks(t *testing.T) {
+	const n = 20
+	body := strings.Repeat("x", maxResponse/4)
+	var clusters []Resource
+	for i := range n {
+		clusters = append(clusters, NewResource(fmt.Sprintf("c%02d", i), []byte(body)))
+	}
+	clusters = append(clusters, NewResource("huge", []byte(strings.Repeat("x", 3*maxResponse))))
+	s, path := startServer(t)
+	version := s.Set(Snapshot{Clusters: clusters})
+	c := connect(t, path)
+	c.subscribe(ClusterType)
+	var got []string
+	var unanswered []*discoveryv3.DeltaDiscoveryResponse
+	for len(got) < len(clusters) {
+		resp := c.next()
+		size := 0
+		for _, r := range resp.Resources {
+			size += len(r.Resource.Value)
+			got = append(got, r.Name)
+		}
+		if size > maxResponse && len(resp.Resources) > 1 {
+			t.Errorf("a response has %d resources of %d bytes", len(resp.Resources), size)
+		}
+		unanswered = append(unanswered, resp)
+	}
+	if !slices.IsSorted(got) || len(slices.Compact(got)) != len(clusters) {
+		t.Errorf("got %q", got)
+	}
+	c.subscribe(ListenerType)
+	slices.Reverse(unanswered) // the order of ACKs means nothing
+	for i, resp := range unanswered {
+		if i == len(unanswered)-1 {
+			c.nothing()
+		}
+		c.ack(resp)
+	}
+	c.expect("Listener")
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOtherTypes: Envoy asks for types that are not served; it hears that there is
+// nothing, once, and the stream goes on.
+func TestOtherTypes(t *testing.T) {
+	s, c := start(t, Snapshot{})
+	const secret = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+	c.subscribe(secret, "default")
+	resp := c.next()
+	if got := describe(resp); got != "Secret -default" {
+		t.Error(got)
+	}
+	c.nack(resp, "I want it")
+	c.subscribe("no type at all")
+	if resp := c.next(); resp.TypeUrl != "no type at all" {
+		t.Error(resp)
+	}
+	c.nothing()
+	version := s.Set(Snapshot{Clusters: list("a")})
+	c.expect("Cluster +a")
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStrayAnswers: nonces that mean nothing change nothing.
+func TestStrayAnswers(t *testing.T) {
+	s, c := start(t, Snapshot{})
+	version := s.Set(Snapshot{Clusters: list("a")})
+	resp := c.next()
+	c.nack(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: ClusterType, Nonce: "stray"}, "no")
+	c.nack(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: ListenerType, Nonce: resp.Nonce}, "the type of another")
+	c.nothing()
+	c.ack(resp)
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+	c.ack(resp) // twice
+	if stats := s.Stats(); stats.NACKs != 0 {
+		t.Errorf("%d NACKs, want 0", stats.NACKs)
+	}
+}
+
+// TestNewerWhileWaiting: until Envoy asks for listeners a newer state takes over.
+func TestNewerWhileWaiting(t *testing.T) {
+	s, path := startServer(t)
+	s.Set(Snapshot{list("a"), list("l=1")})
+	c := connect(t, path)
+	c.subscribe(ClusterType)
+	c.expect("Cluster +a")
+	version := s.Set(Snapshot{list("a", "b"), list("l=2")})
+	c.expect("Cluster +b")
+	if why := notApplied(t, s, version); !strings.Contains(why, "has not asked for listeners") {
+		t.Error(why)
+	}
+	c.subscribe(ListenerType)
+	if resp := c.expect("Listener +l"); string(resp.Resources[0].Resource.Value) != "2" {
+		t.Errorf("got %v", resp)
+	}
+}
+
+func TestDuplicatesAreLeftOut(t *testing.T) {
+	s, path := startServer(t)
+	s.Set(Snapshot{Clusters: list("a=first", "b", "a=second")})
+	c := connect(t, path)
+	c.subscribe(ClusterType)
+	if resp := c.expect("Cluster +a +b"); string(resp.Resources[0].Resource.Value) != "first" {
+		t.Errorf("got %v", resp)
+	}
+}
+
+// TestAppliedAfterStop: nobody waits for a server that is gone.
+func TestAppliedAfterStop(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(l, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := s.Run(ctx); err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if err := s.Applied(t.Context(), 1); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// FuzzVersion: a version comes back from Envoy as it was given, and anything else is
+// taken for unknown or for a version, never for a fault.
+func FuzzVersion(f *testing.F) {
+	f.Add(uint64(1), "ff")
+	f.Fuzz(func(t *testing.T, v uint64, s string) {
+		if got := parseVersion(versionText(v)); got != v {
+			t.Errorf("%d came back as %d", v, got)
+		}
+		parseVersion(s)
+	})
+}

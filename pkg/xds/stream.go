@@ -1,0 +1,337 @@
+package xds
+
+import (
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+const (
+	// maxResponse bounds the resources of one response in bytes. Smaller responses mean
+	// less memory on both sides, and Envoy's main thread in between is free for others;
+	// one resource that is larger goes alone.
+	maxResponse = 256 << 10
+	// maxNamed is how many resources an error names when Envoy did not say which.
+	maxNamed = 3
+)
+
+// phase is a step of a push, in their order.
+type phase int
+
+const (
+	idle phase = iota
+	addClusters
+	setListeners
+	removeClusters
+)
+
+// stream is one Envoy. Everything in it belongs to the goroutine of run.
+type stream struct {
+	server *Server
+	conn   discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	log    *slog.Logger
+	woken  chan struct{} // a token when a newer state may be there
+
+	subs  map[string]*subscription // by type URL
+	nonce uint64
+
+	pushed   *state // the state of the running push, or of the last one
+	phase    phase
+	again    bool          // a subscription changed since the push began
+	refused  RejectedError // what Envoy refused in this push
+	lastNACK string        // what was logged last
+	progress progress
+}
+
+func newStream(s *Server, conn discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) *stream {
+	return &stream{
+		server: s, conn: conn, log: s.log,
+		woken: make(chan struct{}, 1),
+		subs:  make(map[string]*subscription),
+	}
+}
+
+// wake tells the stream to look for a newer state. It never blocks.
+func (st *stream) wake() {
+	select {
+	case st.woken <- struct{}{}:
+	default:
+	}
+}
+
+// serve reads requests until the stream ends, and returns once run has.
+func (st *stream) serve() error {
+	requests := make(chan *discoveryv3.DeltaDiscoveryRequest)
+	ended := make(chan error, 1)
+	go func() { ended <- st.run(requests) }()
+	for {
+		req, err := st.conn.Recv()
+		if err != nil {
+			close(requests)
+			<-ended // a Send that still blocks fails, for the stream is over
+			return nil
+		}
+		select {
+		case requests <- req:
+		case err := <-ended:
+			return err
+		}
+	}
+}
+
+// run is the stream's state machine. It ends when requests is closed, or when nothing
+// can be sent any more.
+func (st *stream) run(requests <-chan *discoveryv3.DeltaDiscoveryRequest) error {
+	for {
+		select {
+		case req, ok := <-requests:
+			if !ok {
+				return nil
+			}
+			st.server.counters.requests.Add(1)
+			if err := st.handle(req); err != nil {
+				return err
+			}
+		case <-st.woken:
+		}
+		if err := st.advance(); err != nil {
+			return err
+		}
+	}
+}
+
+// handle takes in one request: an ACK or NACK, a change of subscription, or both.
+func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
+	url := req.GetTypeUrl()
+	sub, known := st.subs[url]
+	if !known {
+		sub = newSubscription(req)
+		st.subs[url] = sub
+		st.again = true
+	} else {
+		st.answer(sub, req)
+		if sub.update(req) {
+			st.again = true
+		}
+	}
+	if url == ClusterType || url == ListenerType {
+		return nil
+	}
+	return st.sendNothing(sub)
+}
+
+// answer matches a request with the response that it answers, if it does.
+func (st *stream) answer(sub *subscription, req *discoveryv3.DeltaDiscoveryRequest) {
+	names, ok := sub.inflight[req.GetResponseNonce()]
+	if !ok {
+		return // not an answer, or one that we no longer wait for
+	}
+	delete(sub.inflight, req.GetResponseNonce())
+	detail := req.GetErrorDetail()
+	if detail == nil {
+		st.server.counters.acks.Add(1)
+		return
+	}
+	st.server.counters.nacks.Add(1)
+	sub.refuse(names)
+	named := namedIn(detail.GetMessage(), names)
+	text := refusal(sub.url, named, names, detail.GetMessage())
+	st.refused.Resources = append(st.refused.Resources, named...)
+	st.refused.Reasons = append(st.refused.Reasons, text)
+	if text != st.lastNACK {
+		st.lastNACK = text
+		st.log.Warn("Envoy refused configuration", "resources", text)
+	}
+	st.report()
+}
+
+// namedIn returns those of names that message has.
+func namedIn(message string, names []string) []string {
+	var named []string
+	for _, name := range names {
+		if strings.Contains(message, name) {
+			named = append(named, name)
+		}
+	}
+	return named
+}
+
+// refusal words a NACK: the resources that Envoy's message names, or else the first of
+// those that were in the response.
+func refusal(url string, named, names []string, message string) string {
+	kind := url[strings.LastIndexByte(url, '.')+1:]
+	switch {
+	case len(named) > 0:
+		return fmt.Sprintf("%s %s: %s", kind, strings.Trim(fmt.Sprintf("%q", named), "[]"), message)
+	case len(names) > maxNamed:
+		return fmt.Sprintf("one of %d resources %s %q...: %s", len(names), kind, names[:maxNamed], message)
+	default:
+		return fmt.Sprintf("%s %q: %s", kind, names, message)
+	}
+}
+
+// advance takes the push as far as it goes without another answer of Envoy's.
+func (st *stream) advance() error {
+	for {
+		if st.phase == idle && !st.begin() {
+			return nil
+		}
+		sub := st.subs[st.phase.url()]
+		if sub == nil {
+			// Envoy asks for listeners when it has its clusters, and these are warm. Until
+			// then nothing is under way, and a newer state can take the place of this one.
+			if st.pushed == st.server.desired() {
+				st.wait("Envoy has not asked for " + st.phase.String() + " yet")
+				return nil
+			}
+			st.phase = idle
+			continue
+		}
+		if len(sub.inflight) > 0 {
+			st.wait(fmt.Sprintf("Envoy has not answered %d responses with %s yet", len(sub.inflight), st.phase))
+			return nil
+		}
+		sent, err := st.send(sub)
+		if err != nil {
+			return err
+		}
+		if !sent {
+			st.next()
+		}
+	}
+}
+
+// begin starts a push when there is something newer than the last one.
+func (st *stream) begin() bool {
+	desired := st.server.desired()
+	if desired == nil || (desired == st.pushed && !st.again) {
+		return false
+	}
+	st.pushed, st.phase, st.again, st.refused = desired, addClusters, false, RejectedError{Version: desired.version}
+	for _, sub := range st.subs {
+		sub.retry()
+	}
+	return true
+}
+
+// next goes to the next phase; after the last the push is complete.
+func (st *stream) next() {
+	if st.phase != removeClusters {
+		st.phase++
+		return
+	}
+	st.phase = idle
+	st.server.counters.pushes.Add(1)
+	st.progress = progress{done: st.pushed.version, waiting: "it is about to be sent"}
+	if len(st.refused.Reasons) > 0 {
+		rejected := st.refused
+		st.progress.failed = &rejected
+	}
+	st.report()
+}
+
+func (st *stream) wait(what string) {
+	if st.progress.waiting != what {
+		st.progress.waiting = what
+		st.report()
+	}
+}
+
+func (st *stream) report() { st.server.report(st, st.progress) }
+
+// send sends what the phase calls for, in as many responses as it takes; sent is false
+// when there is nothing to send.
+func (st *stream) send(sub *subscription) (sent bool, err error) {
+	var changed []Resource
+	var removed []string
+	if st.phase != removeClusters {
+		changed = sub.changed(st.pushed)
+	}
+	if st.phase != addClusters {
+		removed = sub.removed(st.pushed)
+	}
+	for len(changed) > 0 || len(removed) > 0 || !sub.answered {
+		n := chunk(changed)
+		// What is removed goes with the last chunk.
+		gone := removed
+		if n < len(changed) {
+			gone = nil
+		}
+		if err := st.respond(sub, changed[:n], gone); err != nil {
+			return sent, err
+		}
+		sent = true
+		changed = changed[n:]
+		removed = removed[len(gone):]
+	}
+	return sent, nil
+}
+
+// chunk is how many of the resources go into one response.
+func chunk(resources []Resource) int {
+	size := 0
+	for i, r := range resources {
+		if size += len(r.Name) + len(r.Body); size > maxResponse && i > 0 {
+			return i
+		}
+	}
+	return len(resources)
+}
+
+// sendNothing answers for a type that is not served here. Envoy waits for what it asks
+// for, with a start-up time-out that may be without end; so it hears that there is none.
+func (st *stream) sendNothing(sub *subscription) error {
+	var none []string
+	for name := range sub.known {
+		none = append(none, name)
+	}
+	if len(none) == 0 && (sub.answered || !sub.wildcard) {
+		return nil
+	}
+	return st.respond(sub, nil, none)
+}
+
+func (st *stream) respond(sub *subscription, changed []Resource, removed []string) error {
+	st.nonce++
+	nonce := strconv.FormatUint(st.nonce, 10)
+	resp := &discoveryv3.DeltaDiscoveryResponse{
+		TypeUrl:          sub.url,
+		Nonce:            nonce,
+		Resources:        make([]*discoveryv3.Resource, len(changed)),
+		RemovedResources: removed,
+	}
+	if st.pushed != nil {
+		resp.SystemVersionInfo = strconv.FormatUint(st.pushed.version, 10)
+	}
+	for i, r := range changed {
+		resp.Resources[i] = &discoveryv3.Resource{
+			Name: r.Name, Version: versionText(r.Version),
+			Resource: &anypb.Any{TypeUrl: sub.url, Value: r.Body},
+		}
+	}
+	sub.sent(nonce, changed, removed)
+	st.server.counters.responses.Add(1)
+	st.server.counters.resources.Add(uint64(len(changed) + len(removed)))
+	if err := st.conn.Send(resp); err != nil {
+		return fmt.Errorf("send to Envoy: %w", err)
+	}
+	return nil
+}
+
+func (p phase) url() string {
+	if p == setListeners {
+		return ListenerType
+	}
+	return ClusterType
+}
+
+func (p phase) String() string {
+	if p == setListeners {
+		return "listeners"
+	}
+	return "clusters"
+}

@@ -1,0 +1,216 @@
+package tests
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const modulePath = "understudy.mesh"
+
+// goPackage is what we read of `go list -json`.
+type goPackage struct {
+	ImportPath, Name, Dir, Doc string
+	GoFiles                    []string
+	Imports, Deps              []string
+	TestImports, XTestImports  []string
+}
+
+// short is the package's path inside the module: "pkg/mesh".
+func (p goPackage) short() string { return strings.TrimPrefix(p.ImportPath, modulePath+"/") }
+
+// listPackages is every package of the module, as the release is built.
+func listPackages(t *testing.T) []goPackage {
+	t.Helper()
+	// -e: a package that does not build is the compiler's to report, and no reason to check none.
+	cmd := exec.Command("go", "list", "-e", "-tags", "vtprotobuf", "-json=ImportPath,Name,Dir,Doc,GoFiles,Imports,Deps,TestImports,XTestImports", "./...")
+	cmd.Dir = repoRoot(t)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s", cmd, err, stderr.String())
+	}
+	var packages []goPackage
+	for decoder := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p goPackage
+		if err := decoder.Decode(&p); errors.Is(err, io.EOF) {
+			return packages
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+}
+
+// layer says what the packages at a path may import. A prefix covers the paths below it.
+type layer struct {
+	path    string
+	module  []string // of this module
+	outside []string // of others', besides the standard library and everywhere
+}
+
+var everywhere = []string{"golang.org/x/sync"}
+
+// The types of Envoy's API, and what carries them.
+var (
+	envoyTypes = []string{"github.com/envoyproxy/go-control-plane", "google.golang.org/protobuf"}
+	grpcTypes  = append([]string{"google.golang.org/grpc", "google.golang.org/genproto"}, envoyTypes...)
+)
+
+// layers: imports go one way, from cmd over pkg/agent to the rest. The first match counts; a package
+// that none matches is an error, so that a new one states its place here.
+var layers = []layer{
+	{path: "cmd/sidecar-injector", module: []string{"pkg/inject", "pkg/logging"},
+		outside: []string{"github.com/spf13", "k8s.io", "sigs.k8s.io"}},
+	{path: "cmd/pilot-agent-standby"},
+	{path: "cmd", module: []string{"pkg", "iptables", "dnsproxy", "hotrestart", "bootstrap"},
+		outside: []string{"github.com/spf13", "sigs.k8s.io/yaml", "golang.org/x/sys"}},
+	{path: "pkg/agent", module: []string{"pkg", "iptables", "dnsproxy", "hotrestart", "bootstrap"},
+		outside: []string{"golang.org/x/sys", "github.com/miekg/dns"}},
+
+	{path: "iptables", outside: []string{"github.com/coreos/go-iptables", "github.com/google/nftables", "github.com/vishvananda/netlink", "golang.org/x/sys"}},
+	{path: "dnsproxy", outside: []string{"github.com/miekg/dns", "github.com/hashicorp/golang-lru/v2", "golang.org/x/net", "golang.org/x/sys"}},
+	{path: "hotrestart", outside: []string{"golang.org/x/sys", "google.golang.org/protobuf"}},
+	{path: "bootstrap", outside: envoyTypes},
+
+	// istio.io/api: MeshConfig and ProxyConfig are its messages.
+	{path: "pkg/config", module: []string{"pkg/logging"}, outside: []string{"istio.io/api", "google.golang.org/protobuf", "go.yaml.in/yaml", "sigs.k8s.io/yaml"}},
+	{path: "pkg/envoy", outside: []string{"golang.org/x/sys"}},
+	{path: "pkg/inject", outside: []string{"k8s.io", "sigs.k8s.io"}},
+	{path: "pkg/logging"},
+	// x/sys: a file of the directory is opened so that a FIFO or a device cannot block.
+	{path: "pkg/mesh", outside: append([]string{"istio.io/api", "sigs.k8s.io/yaml", "github.com/fsnotify/fsnotify", "golang.org/x/sys"}, grpcTypes...)},
+	{path: "pkg/security", outside: grpcTypes},
+	// grpc: the health check of an application's gRPC probe.
+	{path: "pkg/status", outside: []string{"github.com/prometheus", "google.golang.org/grpc"}},
+	{path: "pkg/wasm", outside: []string{"oras.land/oras-go/v2"}},
+	{path: "pkg/xds", outside: append([]string{"istio.io/api", "sigs.k8s.io/yaml"}, grpcTypes...)},
+
+	// What measures and tests the whole may use the whole.
+	{path: "bench", module: []string{""}, outside: []string{""}},
+	{path: "tests", module: []string{""}, outside: []string{""}},
+}
+
+// forTests may be imported by test files, besides what their package may import.
+var forTests = []string{
+	"github.com/google/go-cmp", "github.com/rogpeppe/go-internal", "go.uber.org/goleak",
+	"github.com/vishvananda/netlink", "github.com/vishvananda/netns", "golang.org/x/sys", "google.golang.org/protobuf",
+}
+
+func layerOf(short string) (layer, bool) {
+	for _, l := range layers {
+		if within(short, l.path) {
+			return l, true
+		}
+	}
+	return layer{}, false
+}
+
+// within reports whether an import path is prefix or below it; the empty prefix covers all.
+func within(importPath, prefix string) bool {
+	return prefix == "" || importPath == prefix || strings.HasPrefix(importPath, prefix+"/")
+}
+
+func withinAny(importPath string, prefixes []string) bool {
+	return slices.ContainsFunc(prefixes, func(p string) bool { return within(importPath, p) })
+}
+
+// isStandard reports whether a path is the standard library's: no dot in its first element.
+func isStandard(importPath string) bool {
+	first, _, _ := strings.Cut(importPath, "/")
+	return !strings.Contains(first, ".")
+}
+
+// mayImport reports whether a package of layer l, which may use extra besides, may import a path.
+// A package and those below it are one unit.
+func mayImport(l layer, importPath string, extra []string) bool {
+	if inner, ours := strings.CutPrefix(importPath, modulePath+"/"); ours {
+		return within(inner, l.path) || withinAny(inner, l.module)
+	}
+	return isStandard(importPath) || withinAny(importPath, everywhere) || withinAny(importPath, l.outside) || withinAny(importPath, extra)
+}
+
+func TestImportsGoOneWay(t *testing.T) {
+	for _, p := range listPackages(t) {
+		l, known := layerOf(p.short())
+		if !known {
+			t.Errorf("%s: no layer in the table of tests/arch_test.go: say there what it may import", p.ImportPath)
+			continue
+		}
+		for _, imported := range p.Imports {
+			if !mayImport(l, imported, nil) {
+				t.Errorf("%s imports %s, which its layer %q may not", p.short(), imported, l.path)
+			}
+			if imported == modulePath+"/pkg/agent" && !within(p.short(), "cmd") && !within(p.short(), "bench") && !within(p.short(), "tests") {
+				t.Errorf("%s imports pkg/agent: only cmd does", p.short())
+			}
+		}
+		for _, imported := range slices.Concat(p.TestImports, p.XTestImports) {
+			// A test may stand above its package, to read back what it made; it brings no new library.
+			inner := strings.HasPrefix(imported, modulePath+"/")
+			if !inner && !mayImport(l, imported, forTests) {
+				t.Errorf("a test of %s imports %s, which is neither for tests nor for its layer", p.short(), imported)
+			}
+		}
+	}
+}
+
+// The injector runs once in a cluster, next to the API server; whatever the agent links would make it larger and
+// give it the agent's faults.
+func TestInjectorLinksNoAgentPackage(t *testing.T) {
+	allowed := []string{"cmd/sidecar-injector", "pkg/inject", "pkg/logging"}
+	for _, p := range listPackages(t) {
+		if p.short() != "cmd/sidecar-injector" && p.short() != "pkg/inject" {
+			continue
+		}
+		for _, dep := range p.Deps {
+			if inner, ours := strings.CutPrefix(dep, modulePath+"/"); ours && !withinAny(inner, allowed) {
+				t.Errorf("%s links %s", p.short(), inner)
+			}
+		}
+	}
+}
+
+func TestPackagesAreNamedForWhatTheyOwn(t *testing.T) {
+	forbidden := []string{"util", "utils", "common", "helper", "helpers", "types", "constants", "misc", "shared"}
+	for _, p := range listPackages(t) {
+		if slices.Contains(forbidden, p.Name) || slices.Contains(forbidden, path.Base(p.ImportPath)) {
+			t.Errorf("%s: the name says nothing: name it for the one thing it owns", p.ImportPath)
+		}
+		if len(p.GoFiles) > 0 && p.Doc == "" {
+			t.Errorf("%s: no package comment: start it with what the package owns", p.ImportPath)
+		}
+	}
+}
+
+func TestImportRuleTable(t *testing.T) {
+	tests := []struct {
+		from, to string
+		want     bool
+	}{
+		{"dnsproxy", "net/netip", true},
+		{"dnsproxy", "github.com/miekg/dns", true},
+		{"dnsproxy", modulePath + "/pkg/mesh", false},
+		{"iptables", "github.com/miekg/dns", false},
+		{"pkg/mesh", modulePath + "/pkg/agent", false},
+		{"pkg/mesh", modulePath + "/pkg/mesh/inner", true},
+		{"pkg/meshy", "istio.io/api/networking/v1", false},
+		{"pkg/agent", modulePath + "/dnsproxy", true},
+		{"cmd/pilot-agent", modulePath + "/pkg/agent", true},
+		{"cmd/sidecar-injector", modulePath + "/pkg/agent", false},
+		{"cmd/pilot-agent-standby", "github.com/spf13/cobra", false},
+	}
+	for _, tt := range tests {
+		l, _ := layerOf(tt.from)
+		if got := mayImport(l, tt.to, nil); got != tt.want {
+			t.Errorf("%s may import %s: %v, want %v", tt.from, tt.to, got, tt.want)
+		}
+	}
+}

@@ -109,7 +109,7 @@ capture() {
   title '2. The init step: capture'
   say 'Root with NET_ADMIN and NET_RAW writes the iptables rules: TCP goes to Envoy, DNS to the agent,' \
     "and only uid $PROXY_UID, Envoy's and the agent's, passes."
-  run init env ISTIO_META_DNS_CAPTURE=true pilot-agent istio-iptables \
+  run init env ISTIO_META_DNS_CAPTURE=true ISTIO_DUAL_STACK=true pilot-agent istio-iptables \
     -p 15001 -z 15006 -u "$PROXY_UID" -m REDIRECT -i '*' -x '' -b '*' -d 15090,15021,15020
   check 'the rules are in place' succeeds
 }
@@ -142,7 +142,7 @@ the_manuals_service_entry() {
     'puts the real one in its place.'
   run app dig +short aliyun.com
   check 'aliyun.com resolves to 240.240.x.x now' is_vip
-  SHOW='Trying|Connected to|subject:|SSL certificate verify|< HTTP|aliyun.com here' run app curl -v https://aliyun.com
+  SHOW='Trying|Connected to|subject:|SSL certificate verify|< HTTP|aliyun.com here' run app curl -sv https://aliyun.com
   check 'curl was connected to the VIP' says 'Connected to aliyun.com \(240\.240\.'
   check 'and aliyun.com itself answered, with its own certificate' says 'aliyun.com here, port 443'
   if [[ $IPV6 == yes ]]; then
@@ -166,7 +166,7 @@ envoy_was_there() {
   check 'and to shop.example.com' says 'shop\.example\.com.*upstream_cx_total: [1-9]'
   within 5 access_log_says 'shop\.example\.com' || true
   SHOW='aliyun|shop' run agent tail -n 4 "$WORK/log/access.log"
-  check "aliyun.com's real address is in the access log" access_log_says "$ALIYUN_IP:443"
+  check "aliyun.com's real address is in the access log" access_log_says "\"($ALIYUN_IP|\[$ALIYUN_IP6\]):443\".*aliyun\.com"
   check "and a request to shop.example.com" access_log_says '"?GET / HTTP/1\.1.*shop\.example\.com'
 }
 

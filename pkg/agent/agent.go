@@ -55,6 +55,7 @@ type Agent struct {
 	publisher  *publisher
 	status     *status.Server
 
+	settled  sync.Once     // the first configuration is in force
 	stop     chan struct{} // closed by the first request to stop
 	stopOnce sync.Once
 	// noDrain is closed when the stop must not wait for connections: they were
@@ -177,7 +178,7 @@ func (a *Agent) runServers(g *errgroup.Group, ctx context.Context) {
 func (a *Agent) shutDown() {
 	a.ready.Off("the agent is stopping")
 	a.supervisor.release()
-	if a.supervisor.everServed.Load() {
+	if a.supervisor.served.Load() > 0 {
 		cut, cancel := context.WithCancel(context.Background())
 		go func() { // ends the drain early when somebody asks for it
 			select {

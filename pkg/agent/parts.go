@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"understudy.mesh/bootstrap"
@@ -34,6 +35,8 @@ const (
 	// cacheEntries and cacheBytes bound the DNS cache of one pod.
 	cacheEntries = 10_000
 	cacheBytes   = 8 << 20
+	// maxOverride is what one argument of execve(2) may have (MAX_ARG_STRLEN).
+	maxOverride = 128<<10 - 1
 	// holdBeforeTable is how long a query that arrives before the first table
 	// waits for it; a resolver's own patience is 5 s (resolv.conf(5)).
 	holdBeforeTable = 2 * time.Second
@@ -103,6 +106,10 @@ func (a *Agent) newEnvoy() error {
 		AdminPath: a.generation.adminSocket(), XDSPath: a.generation.xdsSocket(),
 		StatsPort: c.StatsPort, StatsLoopbackOnly: c.StatsLoopbackOnly,
 		IPv4: c.IPv4, IPv6: c.IPv6, LogJSON: c.LogJSON, RuntimeValues: c.RuntimeValues,
+		StatsMatcher: bootstrap.StatsMatcher{
+			Prefixes: c.StatsInclusionPrefixes, Suffixes: c.StatsInclusionSuffixes, Regexps: c.StatsInclusionRegexps,
+		},
+		ConnectionStats: c.ExitOnZeroActiveConnections,
 	})
 	if err != nil {
 		return fmt.Errorf("build Envoy's bootstrap: %w", err)
@@ -114,31 +121,69 @@ func (a *Agent) newEnvoy() error {
 	if err := os.WriteFile(a.generation.bootstrapFile(), data, 0o600); err != nil {
 		return fmt.Errorf("write Envoy's bootstrap: %w", err)
 	}
+	override, err := readOverride(c.BootstrapOverride, c.HostIP)
+	if err != nil {
+		return err
+	}
 	a.supervisor = &supervisor{
 		command: envoy.Command{
-			Path: c.BinaryPath, Args: envoy.Args(a.envoyOptions()), Env: a.world.Environ,
+			Path: c.BinaryPath, Args: envoy.Args(a.envoyOptions(override)), Env: a.world.Environ,
 			Stdout: a.world.Stdout, Stderr: a.world.Stderr,
 		},
-		admin: a.admin, ready: a.ready, log: a.world.Log("envoy"), served: a.envoyServes,
+		admin: a.admin, ready: a.ready, log: a.world.Log("envoy"),
 	}
 	return nil
 }
 
-func (a *Agent) envoyOptions() envoy.Options {
+func (a *Agent) envoyOptions(override string) envoy.Options {
 	c := a.cfg
 	return envoy.Options{
 		ConfigPath: a.generation.bootstrapFile(), DrainDuration: c.DrainDuration,
 		LogLevel: c.ProxyLogLevel, ComponentLogLevel: c.ProxyComponentLogLevel,
 		Concurrency: c.Concurrency, LocalIPv6: !c.IPv4,
-		SkipDeprecatedLogs: c.SkipDeprecatedLogs, CoreDump: c.CoreDump, OverrideYAML: c.BootstrapOverride,
+		SkipDeprecatedLogs: c.SkipDeprecatedLogs, CoreDump: c.CoreDump, OverrideYAML: override,
+		FileFlushInterval: c.FileFlushInterval, FileFlushMinSizeKB: c.FileFlushMinSizeKB,
 	}
 }
 
-// envoyServes is called each time an Envoy begins to serve.
-func (a *Agent) envoyServes() {
-	// What reading the files took is given back: the agent's memory is
-	// multiplied by the number of pods.
-	debug.FreeOSMemory()
+// readOverride returns what Envoy merges over its bootstrap, with the node's
+// address in place of $(HOST_IP), as Istio's agent does; "" without a path.
+func readOverride(path string, hostIP netip.Addr) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	info, err := os.Stat(path)
+	if err == nil && info.Size() > maxOverride {
+		err = fmt.Errorf("%d bytes, at most %d fit Envoy's command line", info.Size(), maxOverride)
+	}
+	var data []byte
+	if err == nil {
+		data, err = os.ReadFile(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("environment: ISTIO_BOOTSTRAP_OVERRIDE=%s: name a readable YAML or JSON file: %w", path, err)
+	}
+	override := string(data)
+	switch {
+	case hostIP.Is6():
+		override = strings.ReplaceAll(override, "$(HOST_IP)", "["+hostIP.String()+"]")
+	case hostIP.Is4():
+		override = strings.ReplaceAll(override, "$(HOST_IP)", hostIP.String())
+	}
+	return override, nil
+}
+
+// inForce is called after each configuration that Envoy uses.
+func (a *Agent) inForce([]mesh.Host) {
+	a.ready.Done(taskConfig)
+	if a.dns != nil {
+		a.ready.Done(taskDNS)
+	}
+	a.settled.Do(func() {
+		a.status.Started(time.Since(a.world.Started))
+		// What the start took is given back: the agent's memory is multiplied by the number of pods.
+		debug.FreeOSMemory()
+	})
 }
 
 func (a *Agent) newPublisher() {
@@ -147,19 +192,14 @@ func (a *Agent) newPublisher() {
 		build: func(r *mesh.Registry, vips map[string][]netip.Addr) (*mesh.Output, error) {
 			return mesh.Build(r, vips, a.meshOptions())
 		},
-		assign:  a.vips.Assign,
-		set:     a.xds.Set,
-		applied: a.xds.Applied,
-		warming: a.admin.Warming,
-		ttl:     dnsTTL * time.Second,
-		now:     time.Now,
-		log:     a.log,
-		published: func([]mesh.Host) {
-			a.ready.Done(taskConfig)
-			if a.dns != nil {
-				a.ready.Done(taskDNS)
-			}
-		},
+		assign:    a.vips.Assign,
+		set:       a.xds.Set,
+		applied:   a.xds.Applied,
+		warming:   a.admin.Warming,
+		ttl:       dnsTTL * time.Second,
+		now:       time.Now,
+		log:       a.log,
+		published: a.inForce,
 	}
 	if a.dns != nil {
 		a.publisher.names = func(hosts []dnsproxy.Host) {

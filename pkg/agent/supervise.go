@@ -44,15 +44,13 @@ type supervisor struct {
 	admin   *envoy.Admin
 	ready   *status.Readiness
 	log     *slog.Logger
-	// served is called each time an Envoy begins to serve.
-	served func()
 
 	mu       sync.Mutex
 	process  *envoy.Process
 	stopping bool
 
-	everServed atomic.Bool
-	restarts   atomic.Int64
+	served   atomic.Int64 // how many Envoys did
+	restarts atomic.Int64
 }
 
 // run starts Envoy again and again until stop is called (nil), or until it is
@@ -73,7 +71,7 @@ func (s *supervisor) run(ctx context.Context) error {
 			return nil
 		}
 		s.ready.Pending(taskEnvoy, "Envoy ended ("+p.Exit().String()+") and is being started again")
-		if s.everServed.Load() {
+		if s.served.Load() > 0 {
 			deaths = 0
 			s.log.Warn("Envoy ended and is started again", "exit", p.Exit().String(), "pid", p.PID())
 		} else if deaths++; deaths >= maxEarlyDeaths {
@@ -125,9 +123,8 @@ func (s *supervisor) watchReady(ctx context.Context, p *envoy.Process) {
 			err = state.Ready()
 		}
 		if err == nil {
-			s.everServed.Store(true)
+			s.served.Add(1)
 			s.log.Info("Envoy serves", "pid", p.PID(), "after", time.Since(started).Round(time.Millisecond))
-			s.served()
 			s.ready.Done(taskEnvoy)
 			return
 		}

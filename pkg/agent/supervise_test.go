@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -59,17 +58,16 @@ func (f *fakeAdmin) set(stats string) {
 	f.stats = stats
 }
 
-func newSupervisor(admin *fakeAdmin, path string, args ...string) (*supervisor, *atomic.Int64) {
-	var served atomic.Int64
+func newSupervisor(admin *fakeAdmin, path string, args ...string) *supervisor {
 	return &supervisor{
 		command: envoy.Command{Path: path, Args: args, Env: os.Environ()},
 		admin:   envoy.NewAdmin(admin.path), ready: &status.Readiness{},
-		log: slog.New(slog.DiscardHandler), served: func() { served.Add(1) },
-	}, &served
+		log: slog.New(slog.DiscardHandler),
+	}
 }
 
 func TestEarlyDeathsEndTheAgentWithEnvoysStatus(t *testing.T) {
-	s, _ := newSupervisor(newFakeAdmin(t, ""), "/bin/sh", "-c", "exit 3")
+	s := newSupervisor(newFakeAdmin(t, ""), "/bin/sh", "-c", "exit 3")
 	err := s.run(t.Context())
 	var exit *ExitError
 	if !errors.As(err, &exit) || exit.Status != 3 {
@@ -81,7 +79,7 @@ func TestEarlyDeathsEndTheAgentWithEnvoysStatus(t *testing.T) {
 }
 
 func TestMissingBinaryIsNotRetried(t *testing.T) {
-	s, _ := newSupervisor(newFakeAdmin(t, ""), "/nonexistent/envoy")
+	s := newSupervisor(newFakeAdmin(t, ""), "/nonexistent/envoy")
 	if err := s.run(t.Context()); err == nil {
 		t.Fatal("no error")
 	}
@@ -91,11 +89,11 @@ func TestMissingBinaryIsNotRetried(t *testing.T) {
 }
 
 func TestServedEnvoyIsRestartedHoweverOften(t *testing.T) {
-	s, served := newSupervisor(newFakeAdmin(t, liveStats), "/bin/sleep", "1000")
+	s := newSupervisor(newFakeAdmin(t, liveStats), "/bin/sleep", "1000")
 	done := make(chan error, 1)
 	go func() { done <- s.run(t.Context()) }()
 	for life := int64(1); life <= maxEarlyDeaths+3; life++ {
-		waitFor(t, fmt.Sprintf("life %d to serve", life), func() bool { return served.Load() == life })
+		waitFor(t, fmt.Sprintf("life %d to serve", life), func() bool { return s.served.Load() == life })
 		if ready, pending := s.ready.Check(); life == 1 && !ready && len(pending) == 0 {
 			t.Error("not ready without a reason")
 		}
@@ -113,7 +111,7 @@ func TestServedEnvoyIsRestartedHoweverOften(t *testing.T) {
 }
 
 func TestStopDuringBackOffReturns(t *testing.T) {
-	s, _ := newSupervisor(newFakeAdmin(t, ""), "/bin/false")
+	s := newSupervisor(newFakeAdmin(t, ""), "/bin/false")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.run(ctx) }()

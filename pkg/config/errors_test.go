@@ -50,6 +50,14 @@ func TestProblems(t *testing.T) {
 		{"PROXY_CONFIG twice", env("PROXY_CONFIG=statusPort: 1\nstatusPort: 2"), `PROXY_CONFIG: ProxyConfig: want YAML or JSON: yaml: unmarshal errors: line 2: key "statusPort" already set in map`},
 		{"PROXY_CONFIG list", env("PROXY_CONFIG=[1]"), `PROXY_CONFIG: ProxyConfig: want a map of settings...`},
 		{"PROXY_CONFIG size", env("PROXY_CONFIG=" + strings.Repeat("#", maxInput+1)), `PROXY_CONFIG: ProxyConfig: 1048577 bytes, want at most 1048576`},
+		{"PROXY_CONFIG map of messages", env("PROXY_CONFIG=tracing: {customTags: {a: 1}}"), `PROXY_CONFIG: tracing.customTags.a="1": want a map of settings`},
+		{"PROXY_CONFIG field in a map", env("PROXY_CONFIG=tracing: {customTags: {a: {literal: {value: 1}}}}"), `PROXY_CONFIG: tracing.customTags.a.literal.value="1": want a string (in quotes)`},
+		{"PROXY_CONFIG list of messages", file(meshPath, "extensionProviders: [1, {name: 2}]"), meshPath + `: extensionProviders[0]="1": want a map of settings...`},
+		{"PROXY_CONFIG no list", env("PROXY_CONFIG=extraStatTags: a"), `PROXY_CONFIG: extraStatTags="a": want a list`},
+		{"PROXY_CONFIG no map", env("PROXY_CONFIG=proxyMetadata: a"), `PROXY_CONFIG: proxyMetadata="a": want a map`},
+		{"PROXY_CONFIG key", env("PROXY_CONFIG={[a]: b}"), `PROXY_CONFIG: ProxyConfig: want ...`},
+		{"PROXY_CONFIG infinity", env("PROXY_CONFIG=statusPort: .inf"), `PROXY_CONFIG: ProxyConfig: +Inf is not a number that JSON knows`},
+		{"long value is cut", env("PROXY_CONFIG=statusPort: " + strings.Repeat("é", 100)), `PROXY_CONFIG: statusPort="` + strings.Repeat("é", 60) + `"...: want a number of type int32`},
 		{"annotation's ProxyConfig", file(AnnotationsFile, `proxy.istio.io/config="concurrency: x"`), `annotation proxy.istio.io/config: concurrency="x": want a number`},
 		{"annotations file", file(AnnotationsFile, "a=\"b\"\nc"), AnnotationsFile + `: downward API: line 2: want key="quoted value"`},
 		{"unreadable labels", file(LabelsFile, "unreadable"), LabelsFile + `: downward API: want a readable file: open ` + LabelsFile + `: permission denied`},
@@ -76,7 +84,7 @@ func TestProblems(t *testing.T) {
 			if got := err.Error(); got != want && !(open && strings.HasPrefix(got, want)) {
 				t.Errorf("error\n got %s\nwant %s", got, tc.want)
 			}
-			if strings.Contains(err.Error(), "\n") {
+			if !open && strings.Contains(err.Error(), "\n") {
 				t.Errorf("more than one line: %q", err)
 			}
 			if got, want := IsUsage(err), strings.HasPrefix(tc.want, SourceFlag); got != want {
@@ -129,6 +137,17 @@ func TestWarnings(t *testing.T) {
 				t.Errorf("warnings\n got %q\nwant %q", got, tc.want)
 			}
 		})
+	}
+}
+
+func TestParseRole(t *testing.T) {
+	for _, want := range []Role{Sidecar, Router} {
+		if got, err := ParseRole(string(want)); got != want || err != nil {
+			t.Errorf("%s: %q, %v", want, got, err)
+		}
+	}
+	if _, err := ParseRole("waypoint"); !IsUsage(err) {
+		t.Errorf("waypoint: %v, want an error of usage", err)
 	}
 }
 

@@ -190,6 +190,8 @@ func TestDerived(t *testing.T) {
 		{"runtime values", Sources{Environ: []string{`PROXY_CONFIG={"runtimeValues":{"a":"1","b":""}}`}}, func(c *Config) any { return c.RuntimeValues["a"] + "|" + c.RuntimeValues["b"] }, "1|"},
 		{"statistics", Sources{Environ: []string{`PROXY_CONFIG={"proxyStatsMatcher":{"inclusionPrefixes":["x","y"]}}`}}, func(c *Config) any { return strings.Join(c.StatsInclusionPrefixes, "+") }, "x+y"},
 		{"statistics by annotation", Sources{ReadFile: files(map[string]string{AnnotationsFile: `sidecar.istio.io/statsInclusionRegexps="a.*, b"`})}, func(c *Config) any { return strings.Join(c.StatsInclusionRegexps, "+") }, "a.*+b"},
+		{"DNS on one address", Sources{Environ: []string{"DNS_PROXY_ADDR=[fd00::1]:53"}}, func(c *Config) any { return c.DNSAddrs[0].String() }, "[fd00::1]:53"},
+		{"DNS on every address", Sources{Environ: []string{"DNS_PROXY_ADDR=:53"}}, func(c *Config) any { return c.DNSAddrs[0].String() + c.DNSAddrs[1].String() }, "0.0.0.0:53[::]:53"},
 		{"status port off", Sources{ReadFile: files(map[string]string{AnnotationsFile: `status.sidecar.istio.io/port="0"`})}, func(c *Config) any { return c.StatusPort }, uint16(0)},
 		{"empty mesh file", Sources{ReadFile: files(map[string]string{meshPath: "# nothing\n"})}, func(c *Config) any { return c.StatusPort }, uint16(15020)},
 	} {

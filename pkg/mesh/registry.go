@@ -278,13 +278,12 @@ func (s *service) singles(o *Options) []netip.Addr {
 
 // vipsOf returns the VIPs of a service that can be used: an address that a document declares beats one that we gave.
 func (r *Registry) vipsOf(s *service, vips map[string][]netip.Addr, taken map[netip.Addr]bool) []netip.Addr {
-	var out []netip.Addr
-	for _, a := range vips[s.host] {
-		if r.o.hasFamily(a) && !taken[a] {
-			out = append(out, a)
-		}
+	usable := func(a netip.Addr) bool { return r.o.hasFamily(a) && !taken[a] }
+	all := vips[s.host]
+	if !slices.ContainsFunc(all, func(a netip.Addr) bool { return !usable(a) }) {
+		return all // nearly always, and 10,000 copies fewer
 	}
-	return out
+	return slices.DeleteFunc(slices.Clone(all), func(a netip.Addr) bool { return !usable(a) })
 }
 
 // declared returns the addresses that documents give.

@@ -135,53 +135,6 @@ func TestNeverAcks(t *testing.T) {
 	}
 }
 
-func TestNACK(t *testing.T) {
-	s, c := start(t, Snapshot{list("a", "b"), list("l")})
-	version := s.Set(Snapshot{list("a=bad", "b=good"), list("l=new")})
-	resp := c.next()
-	c.nack(resp, "Error adding/updating cluster(s) a: no such filter")
-	c.expect("Listener +l") // the stream goes on, and nothing is sent again in this push
-	err := applied(t, s, version)
-	if err == nil || !strings.Contains(err.Error(), `Cluster "a"`) || !strings.Contains(err.Error(), "no such filter") {
-		t.Fatalf("got %v, want the resource and the reason", err)
-	}
-	if strings.Contains(err.Error(), `"b"`) {
-		t.Errorf("%v names a resource that Envoy did not", err)
-	}
-	c.nothing()
-	// The repair: b goes again as well, since Envoy may not have taken it.
-	version = s.Set(Snapshot{list("a=repaired", "b=good"), list("l=new")})
-	c.expect("Cluster +a +b")
-	if err := applied(t, s, version); err != nil {
-		t.Error(err)
-	}
-	if stats := s.Stats(); stats.NACKs != 1 {
-		t.Errorf("%d NACKs, want 1", stats.NACKs)
-	}
-}
-
-// TestNACKThenRemove: what Envoy refused an update of it still has in an older form.
-func TestNACKThenRemove(t *testing.T) {
-	s, c := start(t, Snapshot{list("a"), nil})
-	s.Set(Snapshot{list("a=bad"), nil})
-	c.nack(c.next(), "bad")
-	version := s.Set(Snapshot{})
-	c.expect("Cluster -a")
-	if err := applied(t, s, version); err != nil {
-		t.Error(err)
-	}
-}
-
-// TestNACKWithoutName: Envoy's message may name nothing.
-func TestNACKWithoutName(t *testing.T) {
-	s, c := start(t, Snapshot{})
-	version := s.Set(Snapshot{Listeners: list("l1", "l2", "l3", "l4")})
-	c.nack(c.next(), "cannot parse")
-	if err := applied(t, s, version); err == nil || !strings.Contains(err.Error(), `one of 4 resources Listener ["l1" "l2" "l3"]`) {
-		t.Errorf("got %v", err)
-	}
-}
-
 // TestReconnect: a new stream says what Envoy has, and gets the rest, in order.
 func TestReconnect(t *testing.T) {
 	s, path := startServer(t)

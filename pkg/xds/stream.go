@@ -137,8 +137,12 @@ func (st *stream) answer(sub *subscription, req *discoveryv3.DeltaDiscoveryReque
 		return
 	}
 	st.server.counters.nacks.Add(1)
-	sub.refuse(names)
 	named := namedIn(detail.GetMessage(), names)
+	if len(named) > 0 {
+		sub.refuse(named) // Envoy has taken the others
+	} else {
+		sub.refuse(names)
+	}
 	text := refusal(sub.url, named, names, detail.GetMessage())
 	st.refused.Resources = append(st.refused.Resources, named...)
 	st.refused.Reasons = append(st.refused.Reasons, text)
@@ -149,11 +153,14 @@ func (st *stream) answer(sub *subscription, req *discoveryv3.DeltaDiscoveryReque
 	st.report()
 }
 
-// namedIn returns those of names that message has.
+// namedIn returns those of names that message blames. Envoy writes "<name>: <reason>",
+// several of them parted by ", " or a line break; a bare occurrence would take svc-1 for
+// svc-10's fault.
 func namedIn(message string, names []string) []string {
 	var named []string
+	text := " " + strings.ReplaceAll(message, "\n", " ")
 	for _, name := range names {
-		if strings.Contains(message, name) {
+		if strings.Contains(text, " "+name+": ") {
 			named = append(named, name)
 		}
 	}

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -118,8 +119,7 @@ func (b badInput) put(t *testing.T, c *lab.Container) {
 func TestBadDocuments(t *testing.T) {
 	t.Parallel()
 	p := newPod(t, podOptions{files: map[string]string{"good.yaml": documents(aliyun, aliyunHTTP)}})
-	lab.ServeHTTP(t, p.Out.Listen(t, "198.51.100.10:80"), "aliyun")
-	p.dns.Set("aliyun.com", "198.51.100.10")
+	serveAliyun(t, p)
 	vip := p.vip(t, "aliyun.com", dns.TypeA)
 	for i, bad := range badInputs() {
 		t.Run(bad.name, func(t *testing.T) {
@@ -176,7 +176,16 @@ func rssOf(t *testing.T, pid int) int {
 	return 0
 }
 
-// TestBadDocumentsAtStart starts an agent with everything that is wrong at once.
+// serveAliyun serves HTTP at both addresses of aliyun.com.
+func serveAliyun(t *testing.T, p *pod) {
+	t.Helper()
+	for _, ip := range outside["aliyun.com"] {
+		lab.ServeHTTP(t, p.Out.Listen(t, net.JoinHostPort(ip, "80")), "aliyun")
+	}
+}
+
+// TestBadDocumentsAtStart starts an agent with everything that is wrong at once. Documents that
+// restrict access stop a start, unless --allowIgnored says otherwise.
 func TestBadDocumentsAtStart(t *testing.T) {
 	t.Parallel()
 	p := newPod(t, podOptions{noAgent: true})
@@ -184,18 +193,24 @@ func TestBadDocumentsAtStart(t *testing.T) {
 		bad.put(t, p.c)
 	}
 	p.c.Write(t, "good.yaml", aliyunHTTP)
-	lab.ServeHTTP(t, p.Out.Listen(t, "198.51.100.10:80"), "aliyun")
-	p.dns.Set("aliyun.com", "198.51.100.10")
-	p.agent = p.c.StartAgent(t, lab.AgentOptions{})
+	serveAliyun(t, p)
+	refused := p.c.StartAgent(t, lab.AgentOptions{})
+	code := refused.Wait(t, lab.Deadline)
+	if err := contains(refused.Log.String(), "restricting-kind.yaml", "sidecar-kind.yaml", "allowIgnored"); code != 1 || err != nil {
+		t.Errorf("with kinds that restrict access: exit status %d; %v", code, err)
+	}
+	p.agent = p.c.StartAgent(t, lab.AgentOptions{Args: []string{"--allowIgnored"}})
 	p.agent.WaitReady(t)
 	if got := get(t, p.dialHost(t, "aliyun.com", 80), "aliyun.com"); got["server"] != "aliyun" {
 		t.Errorf("the good host: %v", got)
 	}
 	for _, bad := range badInputs() {
-		if bad.words != nil {
-			if err := configz(p, append(bad.words, bad.name)...); err != nil {
-				t.Errorf("%s: %v", bad.name, err)
-			}
+		words := append([]string{bad.name}, bad.words...)
+		if bad.words == nil || strings.HasSuffix(bad.name, "-kind.yaml") {
+			words = words[:1] // allowed, or nothing is wrong with it
+		}
+		if err := configz(p, words...); bad.words != nil && err != nil {
+			t.Errorf("%s: %v", bad.name, err)
 		}
 	}
 }

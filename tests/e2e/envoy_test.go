@@ -68,20 +68,3 @@ func TestEnvoyKilled(t *testing.T) {
 		t.Errorf("no istio_agent_envoy_restarts_total in the metrics (%d, %v)", status, err)
 	}
 }
-
-// TestNotReadyWhileEnvoyIsStopped demands that readiness and the admin page say what is wrong
-// with an Envoy that hangs, instead of hanging too.
-func TestNotReadyWhileEnvoyIsStopped(t *testing.T) {
-	t.Parallel()
-	p := newPod(t, podOptions{files: map[string]string{"mesh.yaml": aliyun}})
-	pid := p.agent.EnvoyPID()
-	must(t, syscall.Kill(pid, syscall.SIGSTOP))
-	eventually(t, "the agent is not ready", func() error {
-		if err := p.agent.Ready(); err != nil && strings.Contains(err.Error(), "status 503") {
-			return nil
-		}
-		return fmt.Errorf("it is still ready")
-	})
-	must(t, syscall.Kill(pid, syscall.SIGCONT))
-	p.agent.WaitReady(t)
-}

@@ -1,0 +1,74 @@
+package mesh
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/txtar"
+)
+
+// FuzzDocuments feeds the parser what a file may hold. It must not panic, every trouble must be one line, and what it
+// takes must build, into resources of which no two have one name or one address.
+func FuzzDocuments(f *testing.F) {
+	paths, err := filepath.Glob("testdata/*.txtar")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, p := range paths {
+		archive, err := txtar.ParseFile(p)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for _, file := range archive.Files {
+			if file.Name != "want" {
+				f.Add(string(file.Data))
+			}
+		}
+	}
+	f.Add(se("a", "a.x", 1) + "---\n" + strings.Replace(se("b", "a.x", 1), "TCP", "HTTP", 1))
+	f.Add("{apiVersion: v1, kind: List, items: [" + flow("a", "a.x") + ", null, 1]}")
+	f.Add("a: &a [*a]\n--- |\n x\n...\n%YAML 1.1\n---\n? {a: b}\n: c\n")
+	dir := f.TempDir()
+	path := filepath.Join(dir, "x.yaml")
+	f.Fuzz(func(t *testing.T, text string) {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		o := testOptions()
+		o.AllowIgnored = true
+		s, _ := newTestSource(t, dir, o)
+		r, err := s.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range s.Report().Documents {
+			if (d.Status == StatusOK) != (d.Reason == "") || strings.Contains(d.Field+d.Reason, "\n") {
+				t.Errorf("%+v", d)
+			}
+		}
+		checkDistinct(t, build(t, r, o))
+	})
+}
+
+// checkDistinct wants what Envoy refuses otherwise: distinct names and listener addresses.
+func checkDistinct(t *testing.T, out *Output) {
+	seen := map[string]bool{}
+	once := func(what string) {
+		if seen[what] {
+			t.Errorf("%s twice", what)
+		}
+		seen[what] = true
+	}
+	for _, c := range out.Clusters {
+		once("cluster " + c.Name)
+	}
+	for _, l := range parseListeners(t, out.Listeners) {
+		once("listener " + l.Name)
+		once("address " + l.Address.String())
+		for _, a := range l.AdditionalAddresses {
+			once("address " + a.Address.String())
+		}
+	}
+}

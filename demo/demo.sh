@@ -53,7 +53,7 @@ on_exit() {
 
 how_to_enter() {
   local container
-  container="nsenter --target $(cat "$WORK/container.pid") --net --mount"
+  container="nsenter --target $(cat "$WORK/container.pid") --net --mount --root"
   title 'The pod goes on running'
   say 'as the application:' \
     "  ip netns exec $POD env CURL_CA_BUNDLE=$WORK/ca.pem setpriv --reuid $APP_UID --regid $APP_UID --clear-groups bash" \

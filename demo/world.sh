@@ -26,7 +26,7 @@ readonly NO_RIGHTS='--clear-groups --inh-caps=-all --bounding-set=-all'
 
 enter_outside() { ENTER=(ip netns exec "$OUTSIDE" env -i PATH="$PATH"); }
 enter_container() {
-  ENTER=(nsenter --target "$(cat "$WORK/container.pid")" --net --mount env -i PATH="$WORK/bin:$PATH")
+  ENTER=(nsenter --target "$(cat "$WORK/container.pid")" --net --mount --root env -i PATH="$WORK/bin:$PATH")
 }
 enter_as_app() {
   # shellcheck disable=SC2206 # NO_RIGHTS is several words

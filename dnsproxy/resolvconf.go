@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -42,7 +43,8 @@ const (
 // does not know are ignored, as every resolver does; the error is that of
 // opening or reading the file.
 func ReadResolvConf(path string) (ResolvConf, error) {
-	f, err := os.Open(path)
+	// Not blocking: a FIFO of that name must not stop the start.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return ResolvConf{}, fmt.Errorf("read resolver configuration: %w", err)
 	}

@@ -101,7 +101,7 @@ var layers = []layer{
 // forTests may be imported by test files, besides what their package may import.
 var forTests = []string{
 	"github.com/google/go-cmp", "github.com/rogpeppe/go-internal", "go.uber.org/goleak",
-	"github.com/vishvananda/netlink", "github.com/vishvananda/netns", "golang.org/x/sys", "google.golang.org/protobuf",
+	"github.com/vishvananda/netlink", "github.com/vishvananda/netns", "golang.org/x/sys", "golang.org/x/tools/go/packages", "google.golang.org/protobuf",
 }
 
 func layerOf(short string) (layer, bool) {

@@ -62,7 +62,7 @@ func newGeneration(configPath string, log *slog.Logger) (*generation, error) {
 	return g, nil
 }
 
-func (g *generation) bootstrapFile() string { return filepath.Join(g.dir, "envoy.json") }
+func (g *generation) bootstrapFile() string { return filepath.Join(g.dir, "envoy.pb") }
 func (g *generation) adminSocket() string   { return filepath.Join(g.dir, "admin.sock") }
 func (g *generation) xdsSocket() string     { return filepath.Join(g.dir, "xds.sock") }
 

@@ -114,7 +114,7 @@ func (a *Agent) newEnvoy() error {
 	if err != nil {
 		return fmt.Errorf("build Envoy's bootstrap: %w", err)
 	}
-	data, err := bootstrap.Marshal(b)
+	data, err := bootstrap.MarshalBinary(b)
 	if err != nil {
 		return err
 	}

@@ -221,7 +221,7 @@ func stringField(m map[string]json.RawMessage, name, prefix string, into *string
 		return nil
 	}
 	if json.Unmarshal(raw, into) != nil {
-		return &fieldError{prefix + name, "is " + abridge(string(raw)) + ", should be a string"}
+		return &fieldError{prefix + name, "is " + abridge(string(raw)) + ", should be a string; quote it"}
 	}
 	return nil
 }

@@ -93,7 +93,7 @@ func checkValue(fd protoreflect.FieldDescriptor, v any, path string) *fieldError
 		}
 	case protoreflect.StringKind:
 		if _, ok := v.(string); !ok {
-			return wrongType(path, v, "a string")
+			return wrongType(path, v, "a string; quote it")
 		}
 	case protoreflect.BoolKind:
 		if _, ok := v.(bool); !ok {

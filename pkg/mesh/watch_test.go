@@ -140,15 +140,15 @@ func TestRunDirectoryVanishes(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.awaitProblem(true)
-		if rep := r.Report(); rep.Services != 1 || rep.Documents[0].Status != StatusOK {
+		if rep := r.Report(); rep.Services != i+1 || rep.Documents[0].Status != StatusOK {
 			t.Errorf("without the directory: %+v", rep)
 		}
 		create(se("a", fmt.Sprintf("b%d.x", i), 1))
 		r.await(fmt.Sprintf("b%d.x", i))
 		r.awaitProblem(false)
 		// The watch is on the new directory.
-		writeFile(t, filepath.Join(dir, "y.yaml"), se("y", "y.x", 1))
-		r.await(fmt.Sprintf("b%d.x", i), "y.x")
+		writeFile(t, filepath.Join(dir, "y.yaml"), se("z", "z.x", 1))
+		r.await(fmt.Sprintf("b%d.x", i), "z.x")
 	}
 }
 

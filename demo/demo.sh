@@ -109,7 +109,7 @@ capture() {
   title '2. The init step: capture'
   say 'Root with NET_ADMIN and NET_RAW writes the iptables rules: TCP goes to Envoy, DNS to the agent,' \
     "and only uid $PROXY_UID, Envoy's and the agent's, passes."
-  run init env ISTIO_META_DNS_CAPTURE=true ISTIO_DUAL_STACK=true pilot-agent istio-iptables \
+  run init env ISTIO_META_DNS_CAPTURE=true pilot-agent istio-iptables \
     -p 15001 -z 15006 -u "$PROXY_UID" -m REDIRECT -i '*' -x '' -b '*' -d 15090,15021,15020
   check 'the rules are in place' succeeds
 }

@@ -196,6 +196,11 @@ func canonical(reply []byte, q *query) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("repack upstream answer: %w", err)
 	}
+	// Unpack forgives data that is missing at a message's end or altogether,
+	// and Pack then writes what nobody can read.
+	if err := m.Unpack(msg); err != nil {
+		return nil, fmt.Errorf("read repacked upstream answer: %w", err)
+	}
 	return msg, nil
 }
 

@@ -77,7 +77,7 @@ func captureSwitches() []captureSetting {
 		{flag: "capture-all-dns", env: []string{"CAPTURE_ALL_DNS"}, doc: "with --redirect-dns: queries to any server, not just those of resolv.conf", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.config.DNS.All })},
 		{env: []string{"ISTIO_META_DNS_AUTO_ALLOCATE"}, boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.autoAllocate })},
 		{flag: "drop-invalid", env: []string{"DROP_INVALID", "INVALID_DROP"}, doc: "drop packets that conntrack calls INVALID", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.config.DropInvalid })},
-		{flag: "dual-stack", env: []string{"DUAL_STACK", "ISTIO_DUAL_STACK"}, doc: "capture IPv6, too, when the pod's first address is IPv4", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.dualStack })},
+		{flag: "dual-stack", env: []string{"DUAL_STACK", "ISTIO_DUAL_STACK"}, def: "true", doc: "capture IPv6, too, when the pod's first address is IPv4", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.dualStack })},
 		{flag: "force-iptables-binary", env: []string{"FORCE_IPTABLES_BINARY"}, doc: "legacy or nft (default: where rules are already, else what works)", set: setBackend},
 		{flag: "dry-run", short: "n", env: []string{"DRY_RUN"}, doc: "print the rules, change nothing; needs no privilege", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.dryRun })},
 		{flag: cleanupFlag, env: []string{"CLEANUP_ONLY"}, doc: "remove all rules instead", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.cleanup })},
@@ -116,7 +116,7 @@ func (s captureSetting) register(flags *pflag.FlagSet) {
 		doc += " [$" + strings.Join(s.env, ", $") + "]"
 	}
 	if s.boolean {
-		flags.BoolP(s.flag, s.short, false, doc)
+		flags.BoolP(s.flag, s.short, s.def == "true", doc)
 		return
 	}
 	flags.StringP(s.flag, s.short, s.def, doc)

@@ -149,8 +149,9 @@ func TestCaptureSettings(t *testing.T) {
 			name: "no VIPs without DNS", environ: []string{"ISTIO_META_DNS_AUTO_ALLOCATE=true"}, args: []string{"-i", "10.0.0.0/8"},
 			edit: func(c *iptables.Config) { c.IncludeCIDRs.List = list("10.0.0.0/8") },
 		},
-		{name: "IPv4 first", addrs: dualStackPod, edit: func(*iptables.Config) {}},
-		{name: "dual stack", addrs: dualStackPod, args: []string{"--dual-stack"}, edit: func(c *iptables.Config) { c.IPv6 = true }},
+		{name: "IPv4 first", addrs: dualStackPod, edit: func(c *iptables.Config) { c.IPv6 = true }},
+		{name: "not dual stack", addrs: dualStackPod, args: []string{"--dual-stack=false"}, edit: func(*iptables.Config) {}},
+		{name: "not dual stack by environment", addrs: dualStackPod, environ: []string{"ISTIO_DUAL_STACK=false"}, edit: func(*iptables.Config) {}},
 		{name: "what is always so", args: []string{"--reconcile", "--force-apply", "-t", "1337", "-r", "133", "--probe-timeout", "5s"}, edit: func(*iptables.Config) {}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

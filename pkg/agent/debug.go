@@ -1,11 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
-	"strings"
 
-	"github.com/miekg/dns"
+	"understudy.mesh/dnsproxy"
 )
 
 // Debug pages of the status port, for loopback only.
@@ -36,13 +36,10 @@ func (a *Agent) dnsLookup(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, noDNS, http.StatusNotFound)
 		return
 	}
-	name, qtype := r.FormValue("name"), strings.ToUpper(r.FormValue("type"))
-	t, known := dns.StringToType[qtype]
-	if qtype == "" {
-		t, known = dns.TypeA, true
-	}
-	if !known {
-		http.Error(w, "type "+qtype+": not a DNS record type; give A, AAAA, SRV, TXT ...", http.StatusBadRequest)
+	name, qtype := r.FormValue("name"), r.FormValue("type")
+	t, err := dnsproxy.ParseType(cmp.Or(qtype, "A"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	explanation, err := a.dns.Explain(r.Context(), name, t)

@@ -1,22 +1,14 @@
 package agent
 
 import (
-	"github.com/prometheus/client_golang/prometheus"
-
 	"understudy.mesh/dnsproxy"
 	"understudy.mesh/pkg/status"
 )
 
-// newRegistry returns the registry of all metrics of the agent: the parts count
-// for themselves and know nothing of Prometheus.
-func (a *Agent) newRegistry() (*prometheus.Registry, error) {
-	reg := status.NewRegistry()
-	for _, read := range []func() []status.Sample{a.lifeSamples, a.xdsSamples, a.dnsSamples, a.vipSamples} {
-		if err := status.Register(reg, read); err != nil {
-			return nil, err
-		}
-	}
-	return reg, nil
+// samples are all metrics of the agent: the parts count for themselves and know
+// nothing of Prometheus.
+func (a *Agent) samples() []func() []status.Sample {
+	return []func() []status.Sample{a.lifeSamples, a.xdsSamples, a.dnsSamples, a.vipSamples}
 }
 
 func counter(name, help string, value uint64) status.Sample {

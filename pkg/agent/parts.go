@@ -211,10 +211,13 @@ func (a *Agent) newPublisher() {
 
 func (a *Agent) newStatus() error {
 	c := a.cfg
-	registry, err := a.newRegistry()
-	if err != nil {
-		return err
+	registry := status.NewRegistry()
+	for _, read := range a.samples() {
+		if err := status.Register(registry, read); err != nil {
+			return err
+		}
 	}
+	var err error
 	a.status, err = status.New(status.Config{
 		Status: a.sockets.status, Probe: a.sockets.probe,
 		AdminListeners: a.sockets.admin, Admin: a.admin,

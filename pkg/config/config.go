@@ -60,9 +60,10 @@ type Config struct {
 	PodName, PodNamespace, ServiceAccount string
 	InstanceIP, HostIP                    netip.Addr
 	NodeIPs                               []netip.Addr // InstanceIP first, then Sources.NodeIPs; loopback when there is none
-	IPv4, IPv6                            bool         // families in NodeIPs
-	Domain                                string       // DNS domain of the namespace
-	Node                                  Node         // what Envoy says it is
+	DualStack                             bool
+	IPv4, IPv6                            bool   // families in NodeIPs that are served
+	Domain                                string // DNS domain of the namespace
+	Node                                  Node   // what Envoy says it is
 
 	// The control plane.
 	ConfigDir            string // "" is istiod at DiscoveryAddress

@@ -56,7 +56,7 @@ func (l *loader) deriveAddresses(c *Config) {
 		c.NodeIPs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 	}
 	c.IPv4 = slices.ContainsFunc(c.NodeIPs, netip.Addr.Is4)
-	c.IPv6 = slices.ContainsFunc(c.NodeIPs, netip.Addr.Is6)
+	c.IPv6 = slices.ContainsFunc(c.NodeIPs, netip.Addr.Is6) && (c.DualStack || c.NodeIPs[0].Is6())
 	if len(c.DNSAddrs) > 1 && !c.IPv6 { // localhost and the wildcard stand for both families
 		c.DNSAddrs = slices.DeleteFunc(c.DNSAddrs, func(a netip.AddrPort) bool { return a.Addr().Is6() })
 	}

@@ -10,6 +10,8 @@ func podSettings() []Setting {
 			Doc: "Service account of the pod: node metadata"},
 		{Name: "instanceIP", Flag: "ip", Env: "INSTANCE_IP", Kind: IP, Field: "InstanceIP",
 			Doc: "The pod's first address; the addresses of its interfaces follow it"},
+		{Name: "dualStack", Env: "ISTIO_DUAL_STACK", Kind: Bool, Default: "true", Field: "DualStack",
+			Doc: "Serve IPv6 too in a pod whose first address is IPv4; give istio-iptables the same"},
 		{Name: "hostIP", Env: "HOST_IP", Kind: IP, Field: "HostIP",
 			Doc: "Address of the node, put in place of $(HOST_IP) in the bootstrap override"},
 		{Name: "domain", Flag: "domain", Kind: String, Field: "Domain",

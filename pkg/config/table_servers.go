@@ -105,8 +105,6 @@ func acceptedSettings() []Setting {
 			Doc: "Port of the token exchange server"},
 		{Name: "tokenManagerPlugin", Flag: "tokenManagerPlugin", Kind: String, Effect: NoEffect, Why: "there is no token exchange server",
 			Doc: "Plug-in of the token exchange server"},
-		{Name: "dualStack", Env: "ISTIO_DUAL_STACK", Kind: Bool, Effect: NoEffect, Why: "every address family of the pod is served",
-			Doc: "Serve both address families"},
 		{Name: "logStacktraceLevel", Flag: "log_stacktrace_level", Kind: String, Effect: NoEffect, Why: "records carry no stack traces", Global: true,
 			Doc: "Levels from which records carry a stack trace"},
 		{Name: "logCaller", Flag: "log_caller", Kind: String, Effect: NoEffect, Why: "records carry no caller", Global: true,

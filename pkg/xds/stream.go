@@ -11,10 +11,12 @@ import (
 )
 
 const (
-	// maxResponse bounds the resources of one response in bytes. Smaller responses mean
-	// less memory on both sides, and Envoy's main thread in between is free for others;
-	// one resource that is larger goes alone.
-	maxResponse = 256 << 10
+	// maxResponse bounds the resources of one response in bytes. It is made in one
+	// piece and so costs that much memory for a moment; but Envoy starts its workers
+	// after its first response with listeners, and each listener that comes later has
+	// to be added to all of them, which for thousands takes minutes. This is enough for
+	// 30,000.
+	maxResponse = 8 << 20
 	// maxNamed is how many resources an error names when Envoy did not say which.
 	maxNamed = 3
 )

@@ -99,7 +99,7 @@ func (l *Lab) Capture(t T, extra ...string) {
 // The environment says what an injected pod of a dual-stack cluster says.
 func (c *Container) Iptables(t T, extra ...string) Result {
 	t.Helper()
-	return c.IptablesAs(t, InitUser("ISTIO_DUAL_STACK=true"), extra...)
+	return c.IptablesAs(t, InitUser(), extra...)
 }
 
 // IptablesAs is Iptables as somebody else.
@@ -247,7 +247,13 @@ func (a *Agent) Wait(t T, d time.Duration) int {
 // WaitReady waits until the kubelet's probe would find the agent ready.
 func (a *Agent) WaitReady(t T) {
 	t.Helper()
-	Eventually(t, Deadline, "the agent is ready", func() error {
+	a.WaitReadyWithin(t, Deadline)
+}
+
+// WaitReadyWithin is WaitReady with another deadline.
+func (a *Agent) WaitReadyWithin(t T, d time.Duration) {
+	t.Helper()
+	Eventually(t, d, "the agent is ready", func() error {
 		select {
 		case <-a.done:
 			t.Fatalf("the agent ended before it was ready: %v", a.cmd.ProcessState)

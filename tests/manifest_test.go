@@ -1,0 +1,172 @@
+package tests
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"istio.io/api/networking/v1alpha3"
+	"sigs.k8s.io/yaml"
+)
+
+// manifest is as much of a ConfigMap, Pod or Istio resource as is looked at.
+type manifest struct {
+	APIVersion string            `json:"apiVersion"`
+	Kind       string            `json:"kind"`
+	Data       map[string]string `json:"data"`
+	Spec       json.RawMessage   `json:"spec"`
+}
+
+type podSpec struct {
+	InitContainers, Containers []struct {
+		Name, Image   string
+		Args, Command []string
+		Lifecycle     struct {
+			PostStart struct {
+				Exec struct{ Command []string }
+			}
+		}
+		VolumeMounts []struct{ Name, MountPath string }
+	}
+	Volumes []struct{ Name string }
+}
+
+// manifests is every document of every YAML block.
+func manifests(t *testing.T, blocks []block) map[string]manifest {
+	t.Helper()
+	found := make(map[string]manifest)
+	for _, b := range blocks {
+		if b.language != "yaml" {
+			continue
+		}
+		for i, text := range strings.Split(b.text, "\n---\n") {
+			var m manifest
+			where := fmt.Sprintf("%s, document %d", b.where(), i+1)
+			if err := yaml.Unmarshal([]byte(text), &m); err != nil {
+				t.Errorf("%s: %v", where, err)
+				continue
+			}
+			found[where] = m
+		}
+	}
+	return found
+}
+
+func TestManifestsAreWhatTheyClaim(t *testing.T) {
+	for _, document := range []string{"README.md", "README.zh.md"} {
+		found := manifests(t, codeBlocks(t, document))
+		if len(found) == 0 {
+			t.Errorf("%s: no manifest", document)
+		}
+		for where, m := range found {
+			switch m.APIVersion + " " + m.Kind {
+			case "v1 ConfigMap":
+				for name, text := range m.Data {
+					checkServiceEntries(t, where+", "+name, text)
+				}
+			case "v1 Pod":
+				checkPod(t, where, m)
+			default:
+				t.Errorf("%s: %s %s: say here how such a one is checked", where, m.APIVersion, m.Kind)
+			}
+		}
+	}
+}
+
+func TestDemoConfigurationIsValid(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(repoRoot(t), "demo", "*", "*.yaml"))
+	if err != nil || len(files) < 4 {
+		t.Fatalf("demo/*/*.yaml: %q, %v", files, err)
+	}
+	for _, file := range files {
+		if filepath.Base(file) == "broken.yaml" {
+			continue // it is
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkServiceEntries(t, file, string(text))
+	}
+}
+
+// checkServiceEntries reads every document as istio.io/api has it: an unknown field is an error.
+func checkServiceEntries(t *testing.T, where, text string) {
+	t.Helper()
+	for _, document := range strings.Split(text, "\n---\n") {
+		var m manifest
+		if err := yaml.Unmarshal([]byte(document), &m); err != nil {
+			t.Errorf("%s: %v", where, err)
+			continue
+		}
+		var spec proto.Message
+		switch m.Kind {
+		case "ServiceEntry":
+			spec = &v1alpha3.ServiceEntry{}
+		case "WorkloadEntry":
+			spec = &v1alpha3.WorkloadEntry{}
+		}
+		version, istio := strings.CutPrefix(m.APIVersion, "networking.istio.io/")
+		if spec == nil || !istio || !slices.Contains([]string{"v1alpha3", "v1beta1", "v1"}, version) {
+			t.Errorf("%s: %s %s is not what this release reads", where, m.APIVersion, m.Kind)
+			continue
+		}
+		if err := protojson.Unmarshal(m.Spec, spec); err != nil {
+			t.Errorf("%s: %v", where, err)
+		}
+	}
+}
+
+// checkPod looks at what a reader would stumble over: a mount of no volume, an image that no stage makes.
+func checkPod(t *testing.T, where string, m manifest) {
+	t.Helper()
+	var spec podSpec
+	if err := json.Unmarshal(m.Spec, &spec); err != nil {
+		t.Errorf("%s: %v", where, err)
+		return
+	}
+	volumes := make(map[string]bool)
+	for _, v := range spec.Volumes {
+		volumes[v.Name] = true
+	}
+	for _, c := range append(spec.InitContainers, spec.Containers...) {
+		for _, mount := range c.VolumeMounts {
+			if !volumes[mount.Name] {
+				t.Errorf("%s: container %s mounts %s, which is no volume", where, c.Name, mount.Name)
+			}
+		}
+	}
+	if len(spec.Containers) == 0 || spec.Containers[0].Name != "istio-proxy" {
+		t.Errorf("%s: istio-proxy is not the first container, so nothing waits for it", where)
+	}
+}
+
+// podCommands is the agent's command lines in the manifests: arguments of its image, and hooks.
+func podCommands(t *testing.T) []agentCommand {
+	t.Helper()
+	var commands []agentCommand
+	for where, m := range manifests(t, codeBlocks(t, "README.md")) {
+		var spec podSpec
+		if m.Kind != "Pod" {
+			continue
+		}
+		if err := json.Unmarshal(m.Spec, &spec); err != nil {
+			t.Fatalf("%s: %v", where, err)
+		}
+		for _, c := range append(spec.InitContainers, spec.Containers...) {
+			if strings.HasPrefix(c.Image, "understudy/proxy") {
+				commands = append(commands, agentCommand{where + ", " + c.Name, c.Args})
+			}
+			if hook := c.Lifecycle.PostStart.Exec.Command; len(hook) > 0 {
+				commands = append(commands, agentCommand{where + ", " + c.Name + " postStart", hook[1:]})
+			}
+		}
+	}
+	return commands
+}

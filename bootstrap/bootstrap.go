@@ -122,6 +122,10 @@ func build(c Config) (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
+	resolver, err := dnsResolver()
+	if err != nil {
+		return nil, err
+	}
 	return &bootstrapv3.Bootstrap{
 		Node: &corev3.Node{
 			Id:       c.Node.ID,
@@ -143,6 +147,8 @@ func build(c Config) (*bootstrapv3.Bootstrap, error) {
 		OverloadManager:     overload,
 		DynamicResources:    dynamicResources(),
 		StaticResources:     static,
+
+		TypedDnsResolverConfig: resolver,
 	}, nil
 }
 

@@ -22,7 +22,7 @@ func gauge(name, help string, value float64) status.Sample {
 func (a *Agent) lifeSamples() []status.Sample {
 	return []status.Sample{
 		counter("envoy_restarts_total", "Times that Envoy was started again after it ended by itself.", uint64(a.supervisor.restarts.Load())),
-		gauge("config_hosts_refused", "Hosts that DNS does not answer because Envoy refused their configuration.", float64(a.publisher.rejected.Load())),
+		gauge("config_hosts_refused", "Hosts that DNS does not answer because Envoy refused their configuration.", float64(a.publisher.unknown.Load())),
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/status"
+	"understudy.mesh/pkg/xds"
 )
 
 const (
@@ -173,8 +175,14 @@ func readOverride(path string, hostIP netip.Addr) (string, error) {
 	return override, nil
 }
 
-// inForce is called after each configuration that Envoy uses.
-func (a *Agent) inForce([]mesh.Host) {
+// inForce is called after each configuration that Envoy has answered for. Without
+// the capture listeners the pod has no traffic at all; anything else that Envoy
+// refuses concerns only whoever needs it.
+func (a *Agent) inForce(refused *xds.RejectedError) {
+	if refused != nil && (slices.Contains(refused.Resources, mesh.OutboundListener) || slices.Contains(refused.Resources, mesh.InboundListener)) {
+		a.ready.Fail(taskConfig, refused)
+		return
+	}
 	a.ready.Done(taskConfig)
 	if a.dns != nil {
 		a.ready.Done(taskDNS)
@@ -192,14 +200,14 @@ func (a *Agent) newPublisher() {
 		build: func(r *mesh.Registry, vips map[string][]netip.Addr) (*mesh.Output, error) {
 			return mesh.Build(r, vips, a.meshOptions())
 		},
-		assign:    a.vips.Assign,
-		set:       a.xds.Set,
-		applied:   a.xds.Applied,
-		warming:   a.admin.Warming,
-		ttl:       dnsTTL * time.Second,
-		now:       time.Now,
-		log:       a.log,
-		published: a.inForce,
+		assign:  a.vips.Assign,
+		set:     a.xds.Set,
+		applied: a.xds.Applied,
+		warming: a.admin.Warming,
+		ttl:     dnsTTL * time.Second,
+		now:     time.Now,
+		log:     a.log,
+		settled: a.inForce,
 	}
 	if a.dns != nil {
 		a.publisher.names = func(hosts []dnsproxy.Host) {

@@ -22,6 +22,9 @@ const (
 	// supersededPoll is how often a wait for Envoy's answer looks for a newer
 	// configuration, which makes the wait pointless.
 	supersededPoll = 100 * time.Millisecond
+	// retryRefused is how long Envoy is left alone with what it refused: the port that
+	// a listener could not bind may become free.
+	retryRefused = 5 * time.Second
 	// lingerMargin is added to the TTL of a removed name before its listener goes:
 	// a client may have got the last answer just before the name went, and a
 	// resolver rounds its TTL up to a whole second.
@@ -46,13 +49,15 @@ type publisher struct {
 	ttl   time.Duration
 	now   func() time.Time
 	log   *slog.Logger
-	// published is called after each registry that is in force, with its hosts.
-	published func([]mesh.Host)
+	// settled is called each time Envoy has answered for a configuration; refused is
+	// nil when it took everything.
+	settled func(refused *xds.RejectedError)
 
 	current   *mesh.Output // what Envoy was last given, without what lingers
 	inForce   []mesh.Host  // what DNS answers
 	lingering []lingerer
-	rejected  atomic.Int64 // hosts that Envoy refused, for the metric
+	refused   string       // what was logged last of Envoy's refusals; "" when it took everything
+	unknown   atomic.Int64 // hosts that DNS does not answer because Envoy refused them, for the metric
 }
 
 // lingerer is a resource that no registry names any more, kept while clients
@@ -66,22 +71,26 @@ type lingerer struct {
 // run publishes each registry that arrives on changes until ctx ends; of
 // several that queue up only the last counts.
 func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) error {
-	var expire <-chan time.Time
+	var expire, retry <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case reg := <-changes:
 			p.publish(ctx, reg, changes)
+		case <-retry:
+			p.settle(ctx, changes)
 		case <-expire:
 			p.send()
 		}
-		expire = p.nextExpiry()
+		expire, retry = p.nextExpiry(), nil
+		if p.refused != "" {
+			retry = time.After(retryRefused)
+		}
 	}
 }
 
-// publish brings reg into force. It gives up when ctx ends or when a newer
-// registry is waiting; names that are not in force then stay unpublished.
+// publish brings reg into force.
 func (p *publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-chan *mesh.Registry) {
 	vips, err := p.assign(reg.AutoHosts())
 	if err != nil {
@@ -95,16 +104,43 @@ func (p *publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-c
 	p.answer(retained(p.inForce, out.Hosts))
 	p.linger(out)
 	p.current = out
-	version := p.send()
-	refused, err := p.await(ctx, version, changes)
+	p.settle(ctx, changes)
+}
+
+// settle gives Envoy the current resources and, once it uses them, publishes the
+// names of those that it took. It gives up when ctx ends or when a newer registry
+// is waiting; names that are not in force then stay unpublished.
+func (p *publisher) settle(ctx context.Context, changes <-chan *mesh.Registry) {
+	refused, err := p.await(ctx, p.send(), changes)
 	if err != nil {
 		return // superseded, or ending
 	}
-	p.rejected.Store(int64(len(refused)))
-	hosts := slices.DeleteFunc(slices.Clone(out.Hosts), func(h mesh.Host) bool { return refused.touches(h) })
+	hosts := p.current.Hosts
+	if refused != nil {
+		hosts = slices.DeleteFunc(slices.Clone(hosts), func(h mesh.Host) bool { return touches(refused.Resources, h) })
+	}
+	p.unknown.Store(int64(len(p.current.Hosts) - len(hosts)))
 	p.answer(hosts)
-	p.log.Debug("configuration in force", "hosts", len(hosts), "clusters", len(out.Clusters), "listeners", len(out.Listeners))
-	p.published(hosts)
+	p.report(refused, len(hosts))
+	p.settled(refused)
+}
+
+// report logs what Envoy refuses once, however often it is tried again.
+func (p *publisher) report(refused *xds.RejectedError, hosts int) {
+	reasons := ""
+	if refused != nil {
+		reasons = strings.Join(refused.Reasons, "; ")
+	}
+	switch {
+	case reasons == p.refused:
+	case reasons == "":
+		p.log.Info("Envoy takes the whole configuration again")
+	default:
+		p.log.Error("Envoy refused a part of the configuration: names that need it stay unknown to DNS, and it is tried again",
+			"every", retryRefused, "reason", reasons)
+	}
+	p.refused = reasons
+	p.log.Debug("configuration in force", "hosts", hosts, "clusters", len(p.current.Clusters), "listeners", len(p.current.Listeners))
 }
 
 // answer makes DNS answer exactly hosts.
@@ -196,7 +232,7 @@ var errSuperseded = errors.New("a newer configuration waits")
 
 // await returns once Envoy uses version: it has taken it and nothing warms any
 // more. It returns what Envoy refused of it; an error says that the wait was given up.
-func (p *publisher) await(ctx context.Context, version uint64, changes <-chan *mesh.Registry) (refusals, error) {
+func (p *publisher) await(ctx context.Context, version uint64, changes <-chan *mesh.Registry) (*xds.RejectedError, error) {
 	refused, err := p.awaitTaken(ctx, version, changes)
 	if err != nil {
 		return nil, err
@@ -220,7 +256,7 @@ func (p *publisher) await(ctx context.Context, version uint64, changes <-chan *m
 }
 
 // awaitTaken returns once Envoy has answered for everything in version.
-func (p *publisher) awaitTaken(ctx context.Context, version uint64, changes <-chan *mesh.Registry) (refusals, error) {
+func (p *publisher) awaitTaken(ctx context.Context, version uint64, changes <-chan *mesh.Registry) (*xds.RejectedError, error) {
 	for {
 		attempt, cancel := context.WithTimeout(ctx, supersededPoll)
 		err := p.applied(attempt, version)
@@ -230,8 +266,7 @@ func (p *publisher) awaitTaken(ctx context.Context, version uint64, changes <-ch
 		case err == nil:
 			return nil, nil
 		case errors.As(err, &rejected):
-			p.log.Error("hosts whose configuration Envoy refused stay unknown to DNS", "err", err)
-			return newRefusals(rejected.Resources), nil
+			return rejected, nil
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case len(changes) > 0:
@@ -242,29 +277,12 @@ func (p *publisher) awaitTaken(ctx context.Context, version uint64, changes <-ch
 	}
 }
 
-// refusals are the names of resources that Envoy refused.
-type refusals map[string]bool
-
-func newRefusals(names []string) refusals {
-	r := make(refusals, len(names))
-	for _, name := range names {
-		r[name] = true
-	}
-	return r
-}
-
-// touches tells whether the host's traffic needs one of them: a listener is
-// named after its address, a cluster after its host.
-func (r refusals) touches(h mesh.Host) bool {
-	for name := range r {
-		if strings.HasSuffix(name, "||"+h.Name) {
-			return true
-		}
-		for _, a := range h.Addrs {
-			if strings.HasPrefix(name, a.String()+"_") {
-				return true
-			}
-		}
-	}
-	return false
+// touches tells whether the host's traffic needs one of the resources: a listener
+// is named after its address, a cluster after its host.
+func touches(resources []string, h mesh.Host) bool {
+	return slices.ContainsFunc(resources, func(name string) bool {
+		return strings.HasSuffix(name, "||"+h.Name) || slices.ContainsFunc(h.Addrs, func(a netip.Addr) bool {
+			return strings.HasPrefix(name, a.String()+"_")
+		})
+	})
 }

@@ -60,7 +60,7 @@ func newStage() *stage {
 			s.events = append(s.events, "names")
 		},
 		ttl: 30 * time.Second, now: time.Now, log: slog.New(slog.DiscardHandler),
-		published: func([]mesh.Host) { s.events = append(s.events, "published") },
+		settled: func(*xds.RejectedError) { s.events = append(s.events, "settled") },
 	}
 	return s
 }
@@ -100,7 +100,7 @@ func TestNameAppearsAfterItsListenerIsInForce(t *testing.T) {
 		}
 		s.warming = 0
 		<-done
-		if want := []string{"names", "set", "applied", "names", "published"}; !slices.Equal(s.events, want) {
+		if want := []string{"names", "set", "applied", "names", "settled"}; !slices.Equal(s.events, want) {
 			t.Errorf("order is %v, want %v", s.events, want)
 		}
 		if !slices.Equal(s.names, []string{"a.example"}) {
@@ -195,6 +195,30 @@ func TestRefusedHostStaysUnknown(t *testing.T) {
 	}
 }
 
+func TestRefusedResourceIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage()
+		ctx, cancel := context.WithCancel(t.Context())
+		changes, done := newMailbox(), make(chan struct{})
+		s.out = output(map[string]string{"a.example": "240.240.0.1"})
+		s.applied <- &xds.RejectedError{Resources: []string{"240.240.0.1_80"}, Reasons: []string{"port taken"}}
+		go func() { s.p.run(ctx, changes.ch); close(done) }()
+		changes.put(&mesh.Registry{})
+		synctest.Wait()
+		if len(s.names) != 0 {
+			t.Errorf("names are %v while Envoy refuses the listener", s.names)
+		}
+		s.applied <- nil // the port is free now
+		time.Sleep(2 * retryRefused)
+		synctest.Wait()
+		if !slices.Equal(s.names, []string{"a.example"}) {
+			t.Errorf("names are %v after Envoy took the listener", s.names)
+		}
+		cancel()
+		<-done
+	})
+}
+
 func TestBuildFailureKeepsWhatIsThere(t *testing.T) {
 	s := newStage()
 	s.p.build = func(*mesh.Registry, map[string][]netip.Addr) (*mesh.Output, error) {
@@ -213,8 +237,8 @@ func TestNewerConfigurationCutsTheWait(t *testing.T) {
 		changes := make(chan *mesh.Registry, 1)
 		changes <- &mesh.Registry{}
 		s.publish(t.Context(), changes) // Envoy never answers; it returns all the same
-		if slices.Contains(s.events, "published") {
-			t.Error("a configuration that was given up counts as published")
+		if slices.Contains(s.events, "settled") {
+			t.Error("a configuration that was given up counts as settled")
 		}
 	})
 }

@@ -12,10 +12,11 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// Istio's names of the two listeners that iptables redirects to.
+// Istio's names of the two listeners that iptables redirects to; without them nothing
+// that is captured gets anywhere.
 const (
-	virtualOutbound = "virtualOutbound"
-	virtualInbound  = "virtualInbound"
+	OutboundListener = "virtualOutbound"
+	InboundListener  = "virtualInbound"
 )
 
 // family is one IP family of captured inbound traffic.
@@ -55,7 +56,7 @@ func (b *builder) captureListener(name string, port uint16, direction corev3.Tra
 // outbound accepts the application's connections and hands each to the listener of its original destination; what no
 // listener takes is unknown traffic.
 func (b *builder) outbound() (*listenerv3.Listener, error) {
-	l := b.captureListener(virtualOutbound, b.o.OutboundPort, corev3.TrafficDirection_OUTBOUND)
+	l := b.captureListener(OutboundListener, b.o.OutboundPort, corev3.TrafficDirection_OUTBOUND)
 	l.UseOriginalDst = wrapperspb.Bool(true)
 	hole, err := b.tcpFilter(blackHoleCluster, blackHoleCluster)
 	if err != nil {
@@ -77,7 +78,7 @@ func (b *builder) outbound() (*listenerv3.Listener, error) {
 // inbound forwards captured connections to the application on the port that the client dialled. HTTP/1 and HTTP/2
 // without TLS go through an HTTP filter, so that they can be drained politely; everything else is bytes.
 func (b *builder) inbound() (*listenerv3.Listener, error) {
-	l := b.captureListener(virtualInbound, b.o.InboundPort, corev3.TrafficDirection_INBOUND)
+	l := b.captureListener(InboundListener, b.o.InboundPort, corev3.TrafficDirection_INBOUND)
 	b.setDetection(l)
 	refused := b.refusedPorts()
 	if err := b.setInboundFilters(l, refused); err != nil {

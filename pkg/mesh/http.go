@@ -22,8 +22,8 @@ const (
 	// own are 60 KiB and 100 headers, nginx takes 32 KiB, Tomcat 8 KiB.
 	maxHeadersKB = 1024
 	maxHeaders   = 5000
-	// outboundRetries and outboundRetryOn are Istio's default retry policy for HTTP.
-	outboundRetries = 2
+	// retries and outboundRetryOn are Istio's default retry policy for HTTP.
+	retries         = 2
 	outboundRetryOn = "connect-failure,refused-stream,unavailable,cancelled"
 	// inboundRetryOn covers the race between a request and the application closing an idle connection; nothing of such
 	// a request was sent (Istio's ENABLE_INBOUND_RETRY_POLICY).
@@ -94,7 +94,7 @@ func (b *builder) outboundHTTP(statPrefix string, members []member, byHost bool)
 		grpcWeb = grpcWeb || m.port.protocol == protoGRPCWeb
 		routes.VirtualHosts = append(routes.VirtualHosts, &routev3.VirtualHost{
 			Name: fmt.Sprintf("%s:%d", m.service.host, m.port.number), Domains: []string{domain},
-			Routes: []*routev3.Route{routeTo(clusterName(m.port.number, m.service.host), outboundRetryOn, outboundRetries)},
+			Routes: []*routev3.Route{routeTo(clusterName(m.port.number, m.service.host), outboundRetryOn, retries)},
 		})
 	}
 	if byHost {
@@ -108,16 +108,21 @@ func (b *builder) outboundHTTP(statPrefix string, members []member, byHost bool)
 	}, grpcWeb)
 }
 
-// routeTo sends everything ("" is a prefix of every path, "*" of OPTIONS included) to a cluster, without a time-out.
-func routeTo(cluster, retryOn string, retries uint32) *routev3.Route {
+// everyPath matches every request but CONNECT. (OPTIONS * never gets as far: Envoy answers 404 itself.)
+func everyPath() *routev3.RouteMatch {
+	return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}
+}
+
+// routeTo sends every request to a cluster, without a time-out; 0 retries is none.
+func routeTo(cluster, retryOn string, tries uint32) *routev3.Route {
 	action := &routev3.RouteAction{
 		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster}, Timeout: never(),
 	}
-	if retries > 0 {
-		action.RetryPolicy = &routev3.RetryPolicy{RetryOn: retryOn, NumRetries: wrapperspb.UInt32(retries)}
+	if tries > 0 {
+		action.RetryPolicy = &routev3.RetryPolicy{RetryOn: retryOn, NumRetries: wrapperspb.UInt32(tries)}
 	}
 	return &routev3.Route{
-		Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: ""}},
+		Match:  everyPath(),
 		Action: &routev3.Route_Route{Route: action},
 	}
 }
@@ -131,7 +136,7 @@ func (b *builder) unknownHosts() *routev3.VirtualHost {
 	}
 	const badGateway = 502 // Istio's answer to an unknown host under REGISTRY_ONLY
 	return &routev3.VirtualHost{Name: "block_all", Domains: []string{"*"}, Routes: []*routev3.Route{{
-		Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: ""}},
+		Match:  everyPath(),
 		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: badGateway}},
 	}}}
 }
@@ -143,8 +148,8 @@ func (b *builder) inboundHTTP(cluster string) (*listenerv3.Filter, error) {
 		return nil, err
 	}
 	h1.AcceptHttp_10, h1.DefaultHostForHttp_10 = true, hostless
-	everything := routeTo(cluster, inboundRetryOn, outboundRetries)
-	connect := routeTo(cluster, inboundRetryOn, outboundRetries)
+	everything := routeTo(cluster, inboundRetryOn, retries)
+	connect := routeTo(cluster, inboundRetryOn, retries)
 	connect.Match = &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}}
 	m := &hcmv3.HttpConnectionManager{
 		StatPrefix: "inbound_0.0.0.0",

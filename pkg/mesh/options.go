@@ -18,8 +18,6 @@ const (
 	defaultDetectionTimeout = 100 * time.Millisecond
 	// defaultMaxFileBytes holds about 30,000 ServiceEntries; a file above it is a mistake, and is not read.
 	defaultMaxFileBytes = 16 << 20
-	// defaultMaxFiles bounds the work of one scan. A ConfigMap holds 1 MiB; 20,000 files is beyond any real directory.
-	defaultMaxFiles = 20000
 )
 
 // Options are the settings of the embedded control plane. The zero value of a field means its default, where one is
@@ -52,8 +50,6 @@ type Options struct {
 	AllowIgnored bool
 	// MaxFileBytes is the largest file that is read; default 16 MiB.
 	MaxFileBytes int64
-	// MaxFiles is how many files of the directory are read, in the order of their names; default 20,000.
-	MaxFiles int
 	// Now is the clock; default time.Now.
 	Now func() time.Time
 }
@@ -78,7 +74,6 @@ func (o Options) withDefaults() (Options, error) {
 	setDefault(&o.ConnectTimeout, defaultConnectTimeout)
 	setDefault(&o.DetectionTimeout, defaultDetectionTimeout)
 	setDefault(&o.MaxFileBytes, defaultMaxFileBytes)
-	setDefault(&o.MaxFiles, defaultMaxFiles)
 	setDefault(&o.Namespace, "default")
 	if o.Now == nil {
 		o.Now = time.Now

@@ -83,7 +83,7 @@ func newRegistry(objects []*object, o Options, m *memo, conflict func(*object, *
 	}
 	r := &Registry{memo: m, o: o}
 	for _, s := range a.services {
-		s.wantsVIP = o.AutoAllocate && len(s.addresses) == 0 && !s.none && !isWildcard(s.host)
+		s.wantsVIP = o.AutoAllocate && len(s.addresses) == 0 && !s.none && !isWildcard(s.host) && s.captured()
 	}
 	r.exact, r.wild = a.bind()
 	r.services = a.services
@@ -92,6 +92,11 @@ func newRegistry(objects []*object, o Options, m *memo, conflict func(*object, *
 		r.sum = mix(r.sum, s.sum)
 	}
 	return r
+}
+
+// captured says whether Envoy serves any port of the service. A VIP without one would be a black hole.
+func (s *service) captured() bool {
+	return slices.ContainsFunc(s.ports, func(p servicePort) bool { return p.protocol != protoUDP })
 }
 
 // visible applies exportTo: "*" or nothing is everybody, "." the entry's own namespace, "~" nobody.
@@ -227,8 +232,8 @@ func sameEndpoint(a, b endpoint) bool {
 	return a.address == b.address && slices.Equal(a.ports, b.ports)
 }
 
-// AutoHosts returns the hosts that want a VIP, sorted: those without an address, but for wildcards, for resolution NONE
-// and for entries whose addresses are all CIDRs. It is empty unless Options.AutoAllocate.
+// AutoHosts returns the hosts that want a VIP, sorted: those without an address, but for wildcards, for resolution NONE,
+// for entries whose addresses are all CIDRs, and for hosts without a TCP port. It is empty unless Options.AutoAllocate.
 func (r *Registry) AutoHosts() []string {
 	var out []string
 	for _, s := range r.services {

@@ -123,6 +123,8 @@ func TestHosts(t *testing.T) {
 		doc("name: wild", "hosts: ['*.wild.x'], resolution: STATIC, endpoints: [{address: 10.0.0.1}], "+ports) +
 		doc("name: addressed", "hosts: [own.x, '*.own.x'], addresses: [10.1.0.1, 10.1.0.1/32, '2001:db8::1', 10.2.0.0/16], resolution: NONE, "+ports) +
 		doc("name: cidr", "hosts: [cidr.x], addresses: [10.3.0.0/16], resolution: NONE, "+ports) +
+		doc("name: portless", "hosts: [portless.x], resolution: DNS") +
+		doc("name: udp", "hosts: [udp.x], resolution: DNS, ports: [{number: 53, name: p, protocol: UDP}]") +
 		doc("name: pinned", "hosts: [pinned.x], addresses: [240.240.0.1], resolution: DNS, "+ports)
 	o := testOptions()
 	r, _ := load(t, text, o)

@@ -2,7 +2,6 @@ package mesh
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -60,19 +59,11 @@ func (s *Source) Load() (*Registry, error) {
 	if err := s.dir.scan(); err != nil {
 		return nil, fmt.Errorf("read configuration directory %s: %w", s.dir.path, err)
 	}
+	if refused := s.dir.refused(); len(refused) > 0 {
+		return nil, fmt.Errorf("read configuration directory %s: %s", s.dir.path, strings.Join(refused, "; "))
+	}
 	s.registry = s.dir.registry(s.o, s.memo)
 	s.tell()
-	var refused []error
-	for _, f := range s.dir.files {
-		for i := range f.docs {
-			if f.docs[i].forbidden {
-				refused = append(refused, errors.New(documentOf(f, &f.docs[i]).text()))
-			}
-		}
-	}
-	if len(refused) > 0 {
-		return nil, fmt.Errorf("read configuration directory %s: %w", s.dir.path, errors.Join(refused...))
-	}
 	return s.registry, nil
 }
 

@@ -125,25 +125,36 @@ func (d *directory) file(name string, old *fileState) *fileState {
 
 // documents decodes the documents of a file, but for those that the file had before.
 func (d *directory) documents(chunks []chunk, old *fileState) []docState {
-	known := map[uint64][]docState{} // by hash of the document
-	items := map[uint64]decoded{}    // by hash of the item
+	var before []docState
 	if old != nil {
-		for _, doc := range old.docs {
-			if doc.status == StatusOK || doc.status == StatusIgnored {
-				known[doc.chunk] = append(known[doc.chunk], doc)
-				items[doc.sum] = doc.decoded
-			}
+		before = old.docs
+	}
+	known := make(map[uint64]int, len(before)) // where in before, by hash of the document
+	items := map[uint64]int{}                  // by hash of the item of a List
+	for i := range before {
+		switch doc := &before[i]; {
+		case doc.status != StatusOK && doc.status != StatusIgnored:
+		case doc.item == 0:
+			known[doc.chunk] = i
+		default:
+			items[doc.sum] = i
 		}
 	}
 	docs := make([]docState, 0, len(chunks))
 	for i, c := range chunks {
 		sum := d.dec.sum(c.text)
-		if same := known[sum]; len(same) == 1 && same[0].item == 0 {
-			same[0].index, same[0].line = i+1, c.line
-			docs = append(docs, same[0])
+		if at, same := known[sum]; same {
+			docs = append(docs, before[at])
+			docs[len(docs)-1].index, docs[len(docs)-1].line = i+1, c.line
 			continue
 		}
-		results := d.dec.document(c, func(sum uint64) (decoded, bool) { r, ok := items[sum]; return r, ok })
+		results := d.dec.document(c, func(sum uint64) (decoded, bool) {
+			at, same := items[sum]
+			if !same {
+				return decoded{}, false
+			}
+			return before[at].decoded, true
+		})
 		for j, r := range results {
 			doc := docState{decoded: r, chunk: sum, index: i + 1, line: c.line}
 			if len(results) > 1 {
@@ -158,32 +169,42 @@ func (d *directory) documents(chunks []chunk, old *fileState) []docState {
 // keepLastGood puts the last good version in the place of each bad document of a file. A bad document that still says
 // what it is keeps its own; one that does not may be any, so it keeps all that the file has lost.
 func (d *directory) keepLastGood(docs, old []docState) []docState {
-	claimed := map[key]bool{}
 	nameless := -1
 	for i := range docs {
 		doc := &docs[i]
+		if doc.status != StatusError {
+			continue
+		}
 		k := key{doc.kind, doc.namespace, doc.name}
-		switch {
-		case doc.kind != "" && doc.name != "":
-			claimed[k] = true
-			if doc.status == StatusError && d.good[k] != nil {
-				doc.obj, doc.status = d.good[k], StatusStale
+		if k.kind == "" || k.name == "" {
+			if nameless < 0 {
+				nameless = i
 			}
-		case doc.status == StatusError && nameless < 0:
-			nameless = i
+		} else if last := d.good[k]; last != nil {
+			doc.obj, doc.status = last, StatusStale
 		}
 	}
 	if nameless < 0 {
 		return docs
 	}
+	return keepUnclaimed(docs, old, nameless)
+}
+
+// keepUnclaimed lets the document at nameless stand for all objects of the file that no document names any more.
+func keepUnclaimed(docs, old []docState, nameless int) []docState {
+	claimed := make(map[key]bool, len(docs))
+	for i := range docs {
+		claimed[key{docs[i].kind, docs[i].namespace, docs[i].name}] = true
+	}
 	bad, replaced := docs[nameless], false
-	for _, o := range old {
-		if o.obj == nil || claimed[o.obj.key()] {
+	for i := range old {
+		o := old[i].obj
+		if o == nil || claimed[o.key()] {
 			continue
 		}
 		kept := bad
-		kept.kind, kept.namespace, kept.name = o.obj.kind, o.obj.namespace, o.obj.name
-		kept.obj, kept.status = o.obj, StatusStale
+		kept.kind, kept.namespace, kept.name = o.kind, o.namespace, o.name
+		kept.obj, kept.status = o, StatusStale
 		if replaced {
 			docs = append(docs, kept)
 		} else {
@@ -212,7 +233,6 @@ func failedFile(name string, err error, old *fileState) *fileState {
 // documents is; a good one always comes before a stale one.
 func (d *directory) settle() {
 	good := make(map[key]*object, len(d.good))
-	first := make(map[key]Document, len(d.good))
 	for _, pass := range []Status{StatusOK, StatusStale} {
 		for _, f := range d.files {
 			for i := range f.docs {
@@ -222,20 +242,31 @@ func (d *directory) settle() {
 				}
 				doc.conflict = nil
 				k := doc.obj.key()
-				other, taken := first[k]
 				switch {
-				case !taken:
-					first[k], good[k] = Document{File: f.name, Index: doc.index, Item: doc.item, Line: doc.line}, doc.obj
+				case good[k] == nil:
+					good[k] = doc.obj
 				case pass == StatusStale: // its last good version lives on elsewhere
 					doc.status, doc.obj = StatusError, nil
 				default:
 					doc.conflict = fieldErrorf("metadata.name", "%s %s/%s is declared before, in %s; remove one of the two",
-						k.kind, k.namespace, k.name, other.Where())
+						k.kind, k.namespace, k.name, d.declaring(good[k]))
 				}
 			}
 		}
 	}
 	d.good = good
+}
+
+// declaring says where the document of an object is.
+func (d *directory) declaring(o *object) string {
+	for _, f := range d.files {
+		for i := range f.docs {
+			if f.docs[i].obj == o {
+				return documentOf(f, &f.docs[i]).Where()
+			}
+		}
+	}
+	return "another document"
 }
 
 // registry merges the objects in force, and notes at their documents what lost a conflict.
@@ -258,4 +289,17 @@ func (d *directory) registry(o Options, m *memo) *Registry {
 		}
 	}
 	return r
+}
+
+// refused describes the documents that must not be ignored, a line each.
+func (d *directory) refused() []string {
+	var out []string
+	for _, f := range d.files {
+		for i := range f.docs {
+			if f.docs[i].forbidden {
+				out = append(out, documentOf(f, &f.docs[i]).text())
+			}
+		}
+	}
+	return out
 }

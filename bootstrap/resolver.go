@@ -1,0 +1,36 @@
+package bootstrap
+
+import (
+	"fmt"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	caresv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/network/dns_resolver/cares/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+const (
+	// queryTimeoutSeconds and queryTries bound one look-up of Envoy's. A cluster is not
+	// used before its first look-up has ended, and a name is not published before its
+	// cluster is used: with Envoy's defaults, 5 s and 4 tries, a dead name server would
+	// hold back names for half a minute.
+	queryTimeoutSeconds = 2
+	queryTries          = 2
+	// udpMaxQueries makes the resolver take a new socket, and so another source port,
+	// now and then: a load balancer in front of the cluster's DNS pins a socket to one
+	// server (istio#53577).
+	udpMaxQueries = 100
+)
+
+// dnsResolver is how Envoy looks up names: with the servers of resolv.conf, and never
+// by way of the agent, whose answers for mesh names are Envoy's own listeners.
+func dnsResolver() (*corev3.TypedExtensionConfig, error) {
+	config, err := typed(&caresv3.CaresDnsResolverConfig{
+		QueryTimeoutSeconds: wrapperspb.UInt64(queryTimeoutSeconds),
+		QueryTries:          wrapperspb.UInt32(queryTries),
+		UdpMaxQueries:       wrapperspb.UInt32(udpMaxQueries),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("DNS resolver: %w", err)
+	}
+	return &corev3.TypedExtensionConfig{Name: "envoy.network.dns_resolver.cares", TypedConfig: config}, nil
+}

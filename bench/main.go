@@ -51,6 +51,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var all []result
+	failed := false
 	for _, section := range []struct {
 		name    string
 		measure func(lab.T, settings) []result
@@ -64,9 +65,15 @@ func main() {
 		}
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "bench: %s: %v\n", section.name, err)
-			os.Exit(1)
+			failed = true
+		}
+		if ctx.Err() != nil {
+			break
 		}
 		all = append(all, results...)
 	}
 	fmt.Print(table(all))
+	if failed {
+		os.Exit(1)
+	}
 }

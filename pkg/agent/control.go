@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -30,6 +31,8 @@ const (
 	controlHeaderTimeout = 5 * time.Second
 	// controlCloseTimeout bounds how long requests in flight may take when the agent ends.
 	controlCloseTimeout = time.Second
+	// proxyUID is the user that Istio's manifests run the proxy's container as.
+	proxyUID = 1337
 )
 
 // ErrNoAgent says that no agent of this process's mount namespace listens.
@@ -133,7 +136,7 @@ func serveControl(ctx context.Context, l net.Listener, status, admin http.Handle
 // agent of this process's own mount namespace; the host of a URL is ignored, its
 // path begins with [ControlStatus] or [ControlAdmin]. Requests fail with
 // [ErrNoAgent] when no agent is there, and when whoever holds the name is
-// neither root, nor this user, nor (for root) a process of this mount namespace.
+// neither root, nor this user, nor (for root) believable as this container's agent.
 func NewControlClient() *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -171,20 +174,19 @@ func checkServer(c net.Conn) error {
 		return fmt.Errorf("identify the control socket's owner: %w", err)
 	}
 	me := uint32(os.Geteuid())
-	if cred.Uid == 0 || cred.Uid == me {
-		return nil
-	}
-	if me == 0 && sameMountNamespace(cred.Pid) {
+	if cred.Uid == 0 || cred.Uid == me || me == 0 && trustedByRoot(cred) {
 		return nil
 	}
 	return fmt.Errorf("the control socket is held by uid %d, pid %d, which is no agent of this container: end that process", cred.Uid, cred.Pid)
 }
 
-// sameMountNamespace tells whether a process lives in this one's mount namespace.
-func sameMountNamespace(pid int32) bool {
-	theirs, err := os.Readlink(filepath.Join("/proc", fmt.Sprint(pid), "ns/mnt"))
+// trustedByRoot tells whether root may believe an agent of another user: one of its
+// own mount namespace or, where root lacks the capability to look (CAP_SYS_PTRACE),
+// one of the proxy's user, as whom no application may run: capture lets it pass.
+func trustedByRoot(cred *unix.Ucred) bool {
+	theirs, err := os.Readlink(filepath.Join("/proc", fmt.Sprint(cred.Pid), "ns/mnt"))
 	if err != nil {
-		return false
+		return errors.Is(err, fs.ErrPermission) && cred.Uid == proxyUID
 	}
 	ours, err := os.Readlink("/proc/self/ns/mnt")
 	return err == nil && ours == theirs

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 	"understudy.mesh/tests/lab"
@@ -17,6 +18,10 @@ import (
 
 // manyEntries is how many ServiceEntries TestDelta has; E2E_ENTRIES overrides it.
 const manyEntries = 2000
+
+// loadDeadline bounds the start with many entries. Envoy alone needs 38 s for the resources of
+// 10,000 of them on two cores: adding a listener takes longer the more there are.
+const loadDeadline = 5 * time.Minute
 
 // changes is how many configuration changes TestNoLeaks makes.
 const changes = 100
@@ -62,7 +67,7 @@ func TestDelta(t *testing.T) {
 	lab.ServeTCP(p.Out.Listen(t, "198.51.100.21:9000"), lab.Banner("before"))
 	lab.ServeTCP(p.Out.Listen(t, "198.51.100.22:9000"), lab.Banner("after"))
 	p.agent = p.c.StartAgent(t, lab.AgentOptions{})
-	p.agent.WaitReady(t)
+	p.agent.WaitReadyWithin(t, loadDeadline)
 	vip := p.vip(t, "changing.example", dns.TypeA)
 	expect(t, dial(t, p.Pod, netip.AddrPortFrom(vip, 80).String()), "before\r\n")
 

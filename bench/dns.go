@@ -22,6 +22,7 @@ const (
 	unboundDNS = "127.0.0.1:5301"
 	echoDNS    = "127.0.0.1:5302"
 	hotNames   = 100    // forwarded names that are asked for again and again
+	hotTTL     = 3600   // seconds: no forwarded name expires while it is measured
 	outstand   = "100"  // dnsperf's queries in flight
 	latencyQPS = "5000" // the rate at which latency is measured: far from any of the servers' limits
 	// dnsperfExtra is what a load may take beyond its time: dnsperf waits for lost queries.
@@ -104,6 +105,7 @@ func entriesYAML(n int) string {
 
 func startDNSAgent(t lab.T, l *lab.Lab, entries int) *lab.Agent {
 	upstream := l.StartDNS(t, nil)
+	upstream.SetTTL(hotTTL)
 	for i := range hotNames {
 		upstream.Set(fmt.Sprintf("hot-%d.forwarded.example", i), "198.51.100.7")
 	}
@@ -119,6 +121,7 @@ func startDNSAgent(t lab.T, l *lab.Lab, entries int) *lab.Agent {
 func startUnbound(t lab.T, l *lab.Lab, entries int) func() int {
 	var conf strings.Builder
 	fmt.Fprintf(&conf, `server:
+  verbosity: 0
   interface: 127.0.0.1@5301
   username: ""
   chroot: ""

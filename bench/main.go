@@ -72,7 +72,9 @@ func main() {
 		}
 		all = append(all, results...)
 	}
-	fmt.Print(table(all))
+	if len(all) > 0 {
+		fmt.Print(table(all))
+	}
 	if failed {
 		os.Exit(1)
 	}

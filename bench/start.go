@@ -98,8 +98,11 @@ func startEnvoyOnce(t lab.T, l *lab.Lab, c *lab.Container) startSample {
 	return sample
 }
 
-// envoyServes is the agent's own condition for ready: LIVE, and the workers run.
+// envoyServes is the agent's own condition for ready, and its own way to ask: LIVE, and the workers run.
 func envoyServes(l *lab.Lab) bool {
+	if status, _, err := l.Pod.Get("http://" + aloneAdmin + "/ready"); err != nil || status != http.StatusOK {
+		return false
+	}
 	status, body, err := l.Pod.Get("http://" + aloneAdmin + "/stats?filter=^(server.state|listener_manager.workers_started)$")
 	return err == nil && status == http.StatusOK &&
 		strings.Contains(body, "server.state: 0") && strings.Contains(body, "listener_manager.workers_started: 1")

@@ -25,10 +25,11 @@ const (
 	// maxSettingsFile bounds the mesh file and the downward API's files; the API
 	// server keeps a pod's annotations, and a ConfigMap, under 1 MiB.
 	maxSettingsFile = 2 << 20
-	// gcPercent trades a little CPU for memory: the agent's heap is small, its
-	// garbage comes in bursts, and its memory is multiplied by the number of pods.
-	// $GOGC overrides it.
-	gcPercent = 50
+	// While the agent starts, a pod waits for it, and its garbage may pile up; from
+	// then on a little CPU is traded for memory, which is multiplied by the number of
+	// pods. $GOGC overrides both.
+	startGCPercent   = 100
+	settledGCPercent = 50
 )
 
 func newProxyCommand(e *env) *cobra.Command {
@@ -54,8 +55,13 @@ func newProxyCommand(e *env) *cobra.Command {
 // proxy loads the configuration and runs one agent until the command's context ends.
 func (e *env) proxy(cmd *cobra.Command, role config.Role) error {
 	started := time.Now()
+	settled := debug.FreeOSMemory
 	if !slices.ContainsFunc(e.Environ, func(kv string) bool { return strings.HasPrefix(kv, "GOGC=") }) {
-		debug.SetGCPercent(gcPercent)
+		debug.SetGCPercent(startGCPercent)
+		settled = func() {
+			debug.SetGCPercent(settledGCPercent)
+			debug.FreeOSMemory()
+		}
 	}
 	cfg, warnings, err := config.Load(config.Sources{
 		Role: role, Version: currentBuild().Version,
@@ -78,7 +84,7 @@ func (e *env) proxy(cmd *cobra.Command, role config.Role) error {
 	a, err := agent.New(cfg, agent.World{
 		Version: currentBuild().Version, Environ: e.Environ,
 		Stdout: asFile(e.Stdout), Stderr: asFile(e.Stderr),
-		Init: os.Getpid() == 1, Started: started,
+		Init: os.Getpid() == 1, Started: started, Settled: settled,
 		Log: func(scope string) *slog.Logger { return logging.For(log, scope) },
 	})
 	if err != nil {

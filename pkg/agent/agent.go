@@ -32,8 +32,10 @@ type World struct {
 	Stdout, Stderr *os.File
 	// Init says that the process is PID 1 of its container and must reap orphans.
 	Init bool
-	// Started is when the process began.
+	// Started is when the process began; Settled is called once, when the first
+	// configuration is in force.
 	Started time.Time
+	Settled func()
 	Log     func(scope string) *slog.Logger
 }
 

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -189,8 +188,7 @@ func (a *Agent) inForce(refused *xds.RejectedError) {
 	}
 	a.settled.Do(func() {
 		a.status.Started(time.Since(a.world.Started))
-		// What the start took is given back: the agent's memory is multiplied by the number of pods.
-		debug.FreeOSMemory()
+		a.world.Settled()
 	})
 }
 

@@ -22,6 +22,9 @@ const (
 	// readyPoll is how often a starting Envoy is asked whether it serves; it adds
 	// to the time that a pod waits, and a question costs Envoy well under 1 ms.
 	readyPoll = 10 * time.Millisecond
+	// reasonPoll is how often an Envoy that does not serve yet is asked why, which
+	// costs it far more than the question whether it does.
+	reasonPoll = time.Second
 	// killTimeout is how long Envoy has to end after SIGTERM before SIGKILL.
 	killTimeout = 3 * time.Second
 
@@ -117,18 +120,17 @@ func (s *supervisor) watchReady(ctx context.Context, p *envoy.Process) {
 	tick := time.NewTicker(readyPoll)
 	defer tick.Stop()
 	started := time.Now()
+	asked := started
 	for {
-		state, err := s.admin.State(ctx)
-		if err == nil {
-			err = state.Ready()
-		}
-		if err == nil {
+		live := s.admin.Live(ctx)
+		if live != nil && time.Since(asked) < reasonPoll {
+			s.ready.Pending(taskEnvoy, live.Error())
+		} else if asked = time.Now(); s.serves(ctx) {
 			s.served.Add(1)
 			s.log.Info("Envoy serves", "pid", p.PID(), "after", time.Since(started).Round(time.Millisecond))
 			s.ready.Done(taskEnvoy)
 			return
 		}
-		s.ready.Pending(taskEnvoy, err.Error())
 		select {
 		case <-ctx.Done():
 			return
@@ -137,6 +139,18 @@ func (s *supervisor) watchReady(ctx context.Context, p *envoy.Process) {
 		case <-tick.C:
 		}
 	}
+}
+
+// serves asks Envoy for all that it takes to serve, and notes what is missing.
+func (s *supervisor) serves(ctx context.Context) bool {
+	state, err := s.admin.State(ctx)
+	if err == nil {
+		err = state.Ready()
+	}
+	if err != nil {
+		s.ready.Pending(taskEnvoy, err.Error())
+	}
+	return err == nil
 }
 
 func (s *supervisor) isStopping() bool {

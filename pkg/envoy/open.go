@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 )
 
 // Open asks the admin for path and returns the reply's body as it comes, with its
@@ -20,8 +21,9 @@ func (a *Admin) Open(ctx context.Context, path string) (body io.ReadCloser, cont
 		return nil, "", fmt.Errorf("ask Envoy's admin on %s for %s: %w", a.path, path, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		resp.Body.Close()
-		return nil, "", fmt.Errorf("ask Envoy's admin on %s for %s: %s", a.path, path, resp.Status)
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxAdminError))
+		return nil, "", fmt.Errorf("ask Envoy's admin on %s for %s: %s: %s", a.path, path, resp.Status, strings.TrimSpace(string(text)))
 	}
 	return resp.Body, resp.Header.Get("Content-Type"), nil
 }

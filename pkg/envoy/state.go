@@ -72,6 +72,17 @@ type State struct {
 	CDS, LDS       Updates
 }
 
+// Live is nil when Envoy says of itself that it is live (GET /ready). It costs Envoy
+// next to nothing, where State makes it look at every statistic that it has: tens of
+// milliseconds of its main thread in a large mesh. The error says what state it is in.
+func (a *Admin) Live(ctx context.Context) error {
+	body, _, err := a.Open(ctx, "/ready")
+	if err != nil {
+		return err
+	}
+	return body.Close()
+}
+
 // State asks Envoy for its state. An error means that Envoy could not be asked; what
 // is pending in an Envoy that answers is State.Ready's matter.
 func (a *Admin) State(ctx context.Context) (State, error) {
@@ -130,7 +141,7 @@ func (s State) updates() string {
 // Warming gives the numbers of clusters and of listeners that Envoy has accepted but
 // does not use yet, because something that they need (a DNS answer) is not there.
 func (a *Admin) Warming(ctx context.Context) (clusters, listeners uint64, err error) {
-	stats, err := a.Stats(ctx, warmingFilter)
+	stats, err := a.stats(ctx, "type=Gauges&", warmingFilter)
 	if err != nil {
 		return 0, 0, err
 	}

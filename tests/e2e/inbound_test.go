@@ -19,6 +19,9 @@ func testInboundHTTP(t *testing.T, p *pod, _ *lab.CA) {
 	for _, ip := range podAddrs {
 		keepAlive(t, dial(t, p.Out, net.JoinHostPort(ip, "8080")))
 	}
+	if got := get(t, dial(t, p.Pod, net.JoinHostPort(lab.PodIP, "8080")), "app"); got["server"] != "app" {
+		t.Errorf("the pod calls itself: %v", got)
+	}
 	http2(t, p.Out, net.JoinHostPort(lab.PodIP, "8080"), "HTTP/2.0")
 	http10(t, dial(t, p.Out, net.JoinHostPort(lab.PodIP, "8080")))
 	upgrade(t, dial(t, p.Out, net.JoinHostPort(lab.PodIP, "8081")))

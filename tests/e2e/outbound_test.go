@@ -33,6 +33,8 @@ func testOutboundHTTP(t *testing.T, p *pod, _ *lab.CA) {
 	h2 := p.vip(t, "h2.example", dns.TypeA)
 	http2(t, p.Pod, netip.AddrPortFrom(h2, 82).String(), "HTTP/2.0")
 	http2(t, p.Pod, netip.AddrPortFrom(h2, 83).String(), "HTTP/2.0")
+	http10(t, p.dialHost(t, "http.example", 80))
+	upgrade(t, p.dialHost(t, "raw.example", 80))
 	over6 := netip.AddrPortFrom(p.vip(t, "http.example", dns.TypeAAAA), 80).String()
 	if got := get(t, dial(t, p.Pod, over6), "http.example"); !oneOf(got["server"], []string{"http", "http6"}) {
 		t.Errorf("by the IPv6 VIP: %v", got)
@@ -77,6 +79,8 @@ func testOutboundTCP(t *testing.T, p *pod, _ *lab.CA) {
 	c := p.dialHost(t, "echo.example", 7)
 	send(t, c, "to the target port")
 	expect(t, c, "to the target port")
+
+	halfClose(t, p.dialHost(t, "count.example", 5000))
 
 	// Ports that a VIP's ServiceEntry does not declare are refused, even those of other hosts.
 	for _, port := range []uint16{80, 443, 3307, 9999} {

@@ -96,6 +96,31 @@ func TestPortsTaken(t *testing.T) {
 	}
 }
 
+// TestEnvoyPortsTaken occupies one of Envoy's ports: the agent either ends and says so, or its
+// readiness does.
+func TestEnvoyPortsTaken(t *testing.T) {
+	t.Parallel()
+	for _, port := range []string{lab.OutboundPort, lab.InboundPort, lab.EnvoyStats} {
+		t.Run(port, func(t *testing.T) {
+			l := lab.New(t)
+			l.Pod.Listen(t, ":"+port)
+			a := l.NewContainer(t, lab.ContainerOptions{ReadOnly: true, Envoy: lab.EnvoyBinary(t)}).StartAgent(t, lab.AgentOptions{})
+			eventually(t, "the port is named", func() error {
+				select {
+				case <-a.Done():
+					return contains(a.Log.String(), port)
+				default:
+				}
+				err := a.Ready()
+				if err == nil {
+					t.Fatal("the agent is ready without the port")
+				}
+				return contains(err.Error(), port)
+			})
+		})
+	}
+}
+
 // TestOddStart starts agents in places that are unusual but good enough: they have to get ready.
 func TestOddStart(t *testing.T) {
 	t.Parallel()

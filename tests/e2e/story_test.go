@@ -65,7 +65,8 @@ func newStory(t *testing.T, p *pod) *story {
 	ca := lab.NewCA(t)
 	s := &story{t: t, p: p, app: p.NewContainer(t, lab.ContainerOptions{})}
 	ca.WriteFile(t, filepath.Join(s.app.HostConfig, "ca.pem"))
-	p.dns.Set("aliyun.com", "198.51.100.10")
+	p.dns.Set("aliyun.com", "198.51.100.10") // one server each, so that it is clear who answers
+	p.dns.Set("plain.example", "198.51.100.40")
 	lab.ServeHTTP(t, p.Out.Listen(t, "198.51.100.10:80"), "aliyun")
 	lab.ServeHTTP(t, tls.NewListener(p.Out.Listen(t, "198.51.100.10:443"), ca.Server(t, "aliyun.com")), "aliyun-tls")
 	lab.ServeHTTP(t, p.Out.Listen(t, "198.51.100.40:80"), "plain")

@@ -39,6 +39,8 @@ func trafficConfig() string {
 		static("static", "static.example", 81, "HTTP", "198.51.100.12", 8012),
 		static("h2", "h2.example", 82, "HTTP2", "198.51.100.12", 8012),
 		static("grpc", "h2.example", 83, "GRPC", "198.51.100.12", 8012),
+		static("raw", "raw.example", 80, "HTTP", "198.51.100.11", 8081),
+		static("count", "count.example", 5000, "TCP", "198.51.100.40", 9002),
 		static("static-tcp", "echo.example", 7, "TCP", "198.51.100.13", 7007),
 		entry("wild", "*.wild.example", 443, "TLS", "NONE"),
 		entry("listed", "listed.example", 9100, "TCP", "NONE")+"  addresses: [198.51.100.50]\n",

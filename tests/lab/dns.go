@@ -21,6 +21,7 @@ const serverTTL = 77
 // It answers for every name: with the addresses that it was given, else NXDOMAIN. It counts.
 type DNSServer struct {
 	mu      sync.Mutex
+	ttl     uint32
 	hosts   map[string][]netip.Addr // fully qualified, lower case
 	queries map[string]int          // "name TYPE"
 	servers []*dns.Server
@@ -29,7 +30,7 @@ type DNSServer struct {
 // StartDNS starts the server with hosts like "aliyun.com": {"198.51.100.10", "2001:db8::10"}.
 func (l *Lab) StartDNS(t T, hosts map[string][]string) *DNSServer {
 	t.Helper()
-	s := &DNSServer{hosts: map[string][]netip.Addr{}, queries: map[string]int{}}
+	s := &DNSServer{ttl: serverTTL, hosts: map[string][]netip.Addr{}, queries: map[string]int{}}
 	for host, addrs := range hosts {
 		s.Set(host, addrs...)
 	}
@@ -68,6 +69,13 @@ func (s *DNSServer) Set(host string, addrs ...string) {
 	s.hosts[dns.CanonicalName(host)] = list
 }
 
+// SetTTL changes the TTL of all answers, in seconds.
+func (s *DNSServer) SetTTL(ttl uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ttl = ttl
+}
+
 // Queries returns how often name was asked for with the type ("A", "AAAA").
 func (s *DNSServer) Queries(name, qtype string) int {
 	s.mu.Lock()
@@ -80,7 +88,7 @@ func (s *DNSServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	question := q.Question[0]
 	name := dns.CanonicalName(question.Name)
 	s.mu.Lock()
-	addrs := s.hosts[name]
+	addrs, ttl := s.hosts[name], s.ttl
 	s.queries[name+" "+dns.TypeToString[question.Qtype]]++
 	s.mu.Unlock()
 
@@ -89,7 +97,7 @@ func (s *DNSServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	if len(addrs) == 0 {
 		m.Rcode = dns.RcodeNameError
 	}
-	header := dns.RR_Header{Name: question.Name, Rrtype: question.Qtype, Class: dns.ClassINET, Ttl: serverTTL}
+	header := dns.RR_Header{Name: question.Name, Rrtype: question.Qtype, Class: dns.ClassINET, Ttl: ttl}
 	for _, a := range addrs {
 		switch {
 		case question.Qtype == dns.TypeA && a.Is4():

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -122,15 +123,20 @@ func (s *supervisor) watchReady(ctx context.Context, p *envoy.Process) {
 	started := time.Now()
 	asked := started
 	for {
-		live := s.admin.Live(ctx)
-		if live != nil && time.Since(asked) < reasonPoll {
-			s.ready.Pending(taskEnvoy, live.Error())
-		} else if asked = time.Now(); s.serves(ctx) {
+		err := s.admin.Serves(ctx)
+		if err == nil {
 			s.served.Add(1)
 			s.log.Info("Envoy serves", "pid", p.PID(), "after", time.Since(started).Round(time.Millisecond))
 			s.ready.Done(taskEnvoy)
 			return
 		}
+		if time.Since(asked) > reasonPoll {
+			asked = time.Now()
+			if state, stateErr := s.admin.State(ctx); stateErr == nil {
+				err = cmp.Or(state.Ready(), err)
+			}
+		}
+		s.ready.Pending(taskEnvoy, err.Error())
 		select {
 		case <-ctx.Done():
 			return
@@ -139,18 +145,6 @@ func (s *supervisor) watchReady(ctx context.Context, p *envoy.Process) {
 		case <-tick.C:
 		}
 	}
-}
-
-// serves asks Envoy for all that it takes to serve, and notes what is missing.
-func (s *supervisor) serves(ctx context.Context) bool {
-	state, err := s.admin.State(ctx)
-	if err == nil {
-		err = state.Ready()
-	}
-	if err != nil {
-		s.ready.Pending(taskEnvoy, err.Error())
-	}
-	return err == nil
 }
 
 func (s *supervisor) isStopping() bool {

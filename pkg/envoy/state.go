@@ -23,6 +23,7 @@ const (
 
 	stateFilter = `^(server\.state|listener_manager\.workers_started|` +
 		`cluster_manager\.cds\.update_(success|rejected)|listener_manager\.lds\.update_(success|rejected))$`
+	workersFilter = `^listener_manager\.workers_started$`
 	warmingFilter = `^(cluster_manager\.warming_clusters|listener_manager\.total_listeners_warming)$`
 
 	// maxStatLine bounds a line of /stats. A text readout may be long; a counter's name
@@ -72,16 +73,25 @@ type State struct {
 	CDS, LDS       Updates
 }
 
-// Live is nil when Envoy says of itself that it is live (GET /ready). It costs Envoy
-// next to nothing, where State makes it look at every statistic that it has: tens of
-// milliseconds of its main thread in a large mesh. The error says what state it is in.
-func (a *Admin) Live(ctx context.Context) error {
+// Serves is nil when Envoy serves: it is live (GET /ready), which it is once it has had
+// its first configuration, and its workers run. The question costs Envoy next to
+// nothing until it is live, where State makes it look at every statistic that it has:
+// tens of milliseconds of its main thread in a large mesh.
+func (a *Admin) Serves(ctx context.Context) error {
 	body, _, err := a.Open(ctx, "/ready")
 	if err != nil {
 		return err
 	}
-	return body.Close()
+	body.Close()
+	stats, err := a.stats(ctx, "type=Gauges&", workersFilter)
+	if err == nil && stats[statWorkersStarted] == 0 {
+		err = errWorkers
+	}
+	return err
 }
+
+// errWorkers is what is pending last, in the words of Istio's agent.
+var errWorkers = errors.New("workers have not yet started")
 
 // State asks Envoy for its state. An error means that Envoy could not be asked; what
 // is pending in an Envoy that answers is State.Ready's matter.
@@ -128,7 +138,7 @@ func (s State) Ready() error {
 		return fmt.Errorf("server is not live, current state is: %v", s.Server)
 	}
 	if !s.WorkersStarted {
-		return errors.New("workers have not yet started")
+		return errWorkers
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	fileaccesslogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	streamaccesslogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -41,7 +42,8 @@ const defaultJSONLogFormat = `{"start_time":"%START_TIME%","route_name":"%ROUTE_
 type builder struct {
 	o             Options
 	accessLog     []*accesslogv3.AccessLog
-	http2Upstream map[string]*anypb.Any // for services that speak HTTP/2
+	http1Upstream map[string]*anypb.Any // for services that speak HTTP/1, and
+	http2Upstream map[string]*anypb.Any // HTTP/2
 }
 
 func newBuilder(o Options) (*builder, error) {
@@ -50,17 +52,30 @@ func newBuilder(o Options) (*builder, error) {
 	if b.accessLog, err = newAccessLog(o.AccessLog); err != nil {
 		return nil, err
 	}
-	options, err := toAny(&httpv3.HttpProtocolOptions{
-		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
-			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
-				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
-					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
-				},
-			},
+	h1, err := transparentHTTP1()
+	if err != nil {
+		return nil, err
+	}
+	b.http1Upstream, err = explicitUpstream(&httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: h1},
+	})
+	if err != nil {
+		return nil, err
+	}
+	b.http2Upstream, err = explicitUpstream(&httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
+			Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
 		},
 	})
-	b.http2Upstream = optionsMap(options)
 	return b, err
+}
+
+// explicitUpstream makes a cluster speak the protocol of config.
+func explicitUpstream(config *httpv3.HttpProtocolOptions_ExplicitHttpConfig) (map[string]*anypb.Any, error) {
+	options, err := toAny(&httpv3.HttpProtocolOptions{
+		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: config},
+	})
+	return optionsMap(options), err
 }
 
 func optionsMap(options *anypb.Any) map[string]*anypb.Any {
@@ -86,20 +101,36 @@ func newAccessLog(l AccessLog) ([]*accesslogv3.AccessLog, error) {
 			Specifier: &corev3.DataSource_InlineString{InlineString: l.Format},
 		}}
 	}
-	config := &fileaccesslogv3.FileAccessLog{
-		Path: l.Path, AccessLogFormat: &fileaccesslogv3.FileAccessLog_LogFormat{LogFormat: format},
-	}
+	name, config := accessLogger(l.Path, format)
 	// Not marshal: the fields of a JSON format are a map.
 	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(config)
 	if err != nil {
 		return nil, fmt.Errorf("serialize access log: %w", err)
 	}
 	return []*accesslogv3.AccessLog{{
-		Name: "envoy.access_loggers.file",
+		Name: name,
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: &anypb.Any{
 			TypeUrl: typePrefix + string(proto.MessageName(config)), Value: body,
 		}},
 	}}, nil
+}
+
+// accessLogger picks Envoy's logger for a path. The standard streams are written to as
+// they are: they cannot be opened by name where they are a pipe of another user's.
+func accessLogger(path string, format *corev3.SubstitutionFormatString) (name string, config proto.Message) {
+	switch path {
+	case "/dev/stdout":
+		return "envoy.access_loggers.stdout", &streamaccesslogv3.StdoutAccessLog{
+			AccessLogFormat: &streamaccesslogv3.StdoutAccessLog_LogFormat{LogFormat: format},
+		}
+	case "/dev/stderr":
+		return "envoy.access_loggers.stderr", &streamaccesslogv3.StderrAccessLog{
+			AccessLogFormat: &streamaccesslogv3.StderrAccessLog_LogFormat{LogFormat: format},
+		}
+	}
+	return "envoy.access_loggers.file", &fileaccesslogv3.FileAccessLog{
+		Path: path, AccessLogFormat: &fileaccesslogv3.FileAccessLog_LogFormat{LogFormat: format},
+	}
 }
 
 // toAny packs m for a typed_config.

@@ -54,7 +54,10 @@ func (b *builder) clusters(s *service) ([]resource, error) {
 		if p.resolution != resolveNone {
 			c.LoadAssignment = b.assignment(c.Name, p)
 		}
-		if p.protocol == protoHTTP2 || p.protocol == protoGRPCWeb {
+		switch p.protocol {
+		case protoHTTP:
+			c.TypedExtensionProtocolOptions = b.http1Upstream
+		case protoHTTP2, protoGRPCWeb:
 			c.TypedExtensionProtocolOptions = b.http2Upstream
 		}
 		out = append(out, c)

@@ -100,10 +100,15 @@ func (b *builder) outboundHTTP(statPrefix string, members []member, byHost bool)
 	if byHost {
 		routes.VirtualHosts = append(routes.VirtualHosts, b.unknownHosts())
 	}
+	h1, err := transparentHTTP1()
+	if err != nil {
+		return nil, err
+	}
+	h1.AcceptHttp_10, h1.DefaultHostForHttp_10 = true, hostless
 	return b.httpFilter(&hcmv3.HttpConnectionManager{
 		StatPrefix:          "outbound_" + statPrefix,
 		RouteSpecifier:      &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: routes},
-		HttpProtocolOptions: &corev3.Http1ProtocolOptions{AcceptHttp_10: true, DefaultHostForHttp_10: hostless},
+		HttpProtocolOptions: h1,
 		UpgradeConfigs:      []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 	}, grpcWeb)
 }

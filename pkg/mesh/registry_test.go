@@ -194,6 +194,8 @@ func TestAccessLogFormat(t *testing.T) {
 		want string
 	}{
 		{AccessLog{Path: "/dev/null", Format: "%PROTOCOL%\n"}, "%PROTOCOL%\\n"},
+		{AccessLog{Path: "/dev/stdout"}, "StdoutAccessLog"},
+		{AccessLog{Path: "/dev/stderr", JSON: true}, "StderrAccessLog"},
 		{AccessLog{Path: "/dev/null", Format: `{"p": "%PROTOCOL%"}`, JSON: true}, `"p": "%PROTOCOL%"`},
 	} {
 		o := testOptions()

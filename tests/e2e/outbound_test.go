@@ -35,6 +35,7 @@ func testOutboundHTTP(t *testing.T, p *pod, _ *lab.CA) {
 	http2(t, p.Pod, netip.AddrPortFrom(h2, 83).String(), "HTTP/2.0")
 	http10(t, p.dialHost(t, "http.example", 80))
 	upgrade(t, p.dialHost(t, "raw.example", 80))
+	headerCase(t, p.dialHost(t, "raw.example", 80))
 	over6 := netip.AddrPortFrom(p.vip(t, "http.example", dns.TypeAAAA), 80).String()
 	if got := get(t, dial(t, p.Pod, over6), "http.example"); !oneOf(got["server"], []string{"http", "http6"}) {
 		t.Errorf("by the IPv6 VIP: %v", got)

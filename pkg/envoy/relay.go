@@ -30,5 +30,9 @@ func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, fmt.Sprintf("Envoy's admin on %s does not answer: %v", a.path, err), http.StatusServiceUnavailable)
 		},
 	}
+	// Otherwise the server closes the request's body when the reply begins, and the
+	// transport, which may still look for the body's end, gives the connection up. A
+	// writer that cannot do it has no such server behind it.
+	_ = http.NewResponseController(w).EnableFullDuplex()
 	relay.ServeHTTP(w, r)
 }

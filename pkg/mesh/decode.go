@@ -1,17 +1,13 @@
 package mesh
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"hash/maphash"
-	"regexp"
-	"strconv"
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	networking "istio.io/api/networking/v1alpha3"
-	"sigs.k8s.io/yaml"
 )
 
 // The kinds that make resources, and the groups that classify the others.
@@ -24,7 +20,6 @@ const (
 
 // decoded is what one document, or one item of a List, turned out to be.
 type decoded struct {
-	sum                   uint64 // of the bytes it came from
 	kind, namespace, name string
 	obj                   *object // nil unless status is StatusOK
 	status                Status
@@ -38,6 +33,7 @@ type decoder struct {
 	allowIgnored bool
 	seed         maphash.Seed
 	names        map[string]string // interned port names, namespaces, labels
+	budget       int               // bytes of text that the document at hand may still have
 }
 
 func newDecoder(o Options) *decoder {
@@ -49,39 +45,43 @@ func newDecoder(o Options) *decoder {
 // sum is the hash by which a document is known again.
 func (d *decoder) sum(text []byte) uint64 { return maphash.Bytes(d.seed, text) }
 
-// document decodes one document: to one result, or one for each item of a List. known gives the result of an item
-// that was decoded before, by its sum.
-func (d *decoder) document(c chunk, known func(sum uint64) (decoded, bool)) []decoded {
-	sum := d.sum(c.text)
-	text, err := toJSON(c)
+// aliasAllowance is how many bytes of text a document may have beyond its own. The parser bounds how many nodes the
+// aliases of a document make, not how long each one is.
+const aliasAllowance = 8 << 20
+
+// document decodes one document, whose hash is sum: to one result, or one for each item of a List.
+func (d *decoder) document(c chunk, sum uint64) []decoded {
+	tree, err := parse(c)
 	if err != nil {
-		return []decoded{{sum: sum, status: StatusError, err: &fieldError{"", err.Error()}}}
+		return []decoded{{status: StatusError, err: &fieldError{"", err.Error()}}}
 	}
-	env, ferr := parseEnvelope(text)
+	d.budget = 2*len(c.text) + aliasAllowance // 2: an escape of two bytes may stand for three, as \L does
+	env, ferr := d.envelope(tree)
 	if ferr != nil || env.items == nil || !strings.HasSuffix(env.kind, "List") {
 		return []decoded{d.value(env, ferr, sum)}
 	}
 	out := make([]decoded, 0, len(env.items))
 	for _, item := range env.items {
-		itemSum := d.sum(item)
-		one, ok := known(itemSum)
-		if !ok {
-			env, ferr := parseEnvelope(item)
-			one = d.value(env, ferr, itemSum)
+		env, ferr := d.envelope(item)
+		out = append(out, d.value(env, ferr, ofContent))
+		if d.budget < 0 { // so has each item that follows
+			return out
 		}
-		out = append(out, one)
 	}
 	return out
 }
 
+// ofContent asks for an object whose sum is that of its content, as it has no text of its own.
+const ofContent = 0
+
 // value makes the object of an envelope; ferr is what was wrong with the envelope itself.
 func (d *decoder) value(env envelope, ferr *fieldError, sum uint64) decoded {
-	dec := decoded{sum: sum, kind: d.intern(env.kind), namespace: d.intern(env.namespace), name: env.name}
+	dec := decoded{kind: d.intern(env.kind), namespace: d.intern(env.namespace), name: env.name}
 	if dec.namespace == "" {
 		dec.namespace = d.namespace
 	}
 	if ferr == nil {
-		ferr = d.object(&dec, env)
+		ferr = d.object(&dec, env, sum)
 	}
 	if ferr != nil {
 		dec.status, dec.err, dec.obj = StatusError, ferr, nil
@@ -90,7 +90,7 @@ func (d *decoder) value(env envelope, ferr *fieldError, sum uint64) decoded {
 }
 
 // object classifies the document by its kind and fills in dec.
-func (d *decoder) object(dec *decoded, env envelope) *fieldError {
+func (d *decoder) object(dec *decoded, env envelope, sum uint64) *fieldError {
 	group, version, _ := strings.Cut(env.apiVersion, "/")
 	switch {
 	case restrictsAccess(group, env.kind):
@@ -110,7 +110,7 @@ func (d *decoder) object(dec *decoded, env envelope) *fieldError {
 	case env.spec == nil:
 		return &fieldError{"spec", "is missing"}
 	}
-	o := &object{kind: dec.kind, namespace: dec.namespace, name: dec.name, created: env.created, sum: dec.sum}
+	o := &object{kind: dec.kind, namespace: dec.namespace, name: dec.name, created: env.created, sum: sum}
 	if ferr := d.spec(o, env.spec); ferr != nil {
 		return ferr
 	}
@@ -118,19 +118,42 @@ func (d *decoder) object(dec *decoded, env envelope) *fieldError {
 	return nil
 }
 
-func (d *decoder) spec(o *object, spec json.RawMessage) (ferr *fieldError) {
+// spec fills in what the kind of o says, from the tree of its spec.
+func (d *decoder) spec(o *object, spec any) (ferr *fieldError) {
+	var m proto.Message
 	if o.kind == kindServiceEntry {
-		var m networking.ServiceEntry
-		if ferr = decodeSpec(spec, &m); ferr == nil {
-			o.entry, ferr = d.newEntry(&m)
+		entry := &networking.ServiceEntry{}
+		if ferr = d.fill(entry.ProtoReflect(), spec); ferr != nil {
+			return ferr.in("spec")
 		}
-		return ferr
+		m = entry
+		o.entry, ferr = d.newEntry(entry)
+	} else {
+		workload := &networking.WorkloadEntry{}
+		if ferr = d.fill(workload.ProtoReflect(), spec); ferr != nil {
+			return ferr.in("spec")
+		}
+		m = workload
+		o.workload, ferr = d.newWorkload(workload)
 	}
-	var m networking.WorkloadEntry
-	if ferr = decodeSpec(spec, &m); ferr == nil {
-		o.workload, ferr = d.newWorkload(&m)
+	if ferr == nil && o.sum == ofContent {
+		o.sum, ferr = d.contentSum(o, m)
 	}
 	return ferr
+}
+
+// contentSum is the hash of all that o was made of; spec is its message.
+func (d *decoder) contentSum(o *object, spec proto.Message) (uint64, *fieldError) {
+	text, err := proto.MarshalOptions{Deterministic: true}.Marshal(spec)
+	if err != nil {
+		return 0, &fieldError{"spec", err.Error()}
+	}
+	type content struct {
+		key     key
+		created int64
+		spec    string
+	}
+	return maphash.Comparable(d.seed, content{o.key(), o.created, string(text)}), nil
 }
 
 // intern returns one copy of a string that many documents share.
@@ -164,14 +187,14 @@ func restrictsAccess(group, kind string) bool {
 type envelope struct {
 	apiVersion, kind, namespace, name string
 	created                           int64
-	spec                              json.RawMessage
-	items                             []json.RawMessage
+	spec                              any
+	items                             []any
 }
 
-// parseEnvelope reads the envelope as far as it can: what it returns beside an error still identifies the document.
-func parseEnvelope(text []byte) (env envelope, ferr *fieldError) {
-	fields := map[string]json.RawMessage{}
-	if err := json.Unmarshal(text, &fields); err != nil {
+// envelope reads the envelope as far as it can: what it returns beside an error still identifies the document.
+func (d *decoder) envelope(tree any) (env envelope, ferr *fieldError) {
+	fields, ok := tree.(map[any]any)
+	if !ok && tree != nil {
 		return env, &fieldError{"", "is not an object with apiVersion, kind, metadata and spec"}
 	}
 	keep := func(e *fieldError) {
@@ -179,16 +202,16 @@ func parseEnvelope(text []byte) (env envelope, ferr *fieldError) {
 			ferr = e
 		}
 	}
-	keep(stringField(fields, "apiVersion", "", &env.apiVersion))
-	keep(stringField(fields, "kind", "", &env.kind))
-	meta := map[string]json.RawMessage{}
-	if raw := fields["metadata"]; raw != nil && json.Unmarshal(raw, &meta) != nil {
+	keep(d.stringField(fields, "apiVersion", &env.apiVersion))
+	keep(d.stringField(fields, "kind", &env.kind))
+	meta, ok := fields["metadata"].(map[any]any)
+	if !ok && fields["metadata"] != nil {
 		keep(&fieldError{"metadata", "should be an object"})
 	}
-	keep(stringField(meta, "name", "metadata.", &env.name))
-	keep(stringField(meta, "namespace", "metadata.", &env.namespace))
-	keep(creationTime(meta, &env.created))
-	if raw := fields["items"]; raw != nil && json.Unmarshal(raw, &env.items) != nil {
+	keep(d.stringField(meta, "name", &env.name).in("metadata."))
+	keep(d.stringField(meta, "namespace", &env.namespace).in("metadata."))
+	keep(d.creationTime(meta, &env.created).in("metadata."))
+	if env.items, ok = fields["items"].([]any); !ok && fields["items"] != nil {
 		keep(&fieldError{"items", "should be a list"})
 	}
 	env.spec = fields["spec"]
@@ -204,8 +227,17 @@ func parseEnvelope(text []byte) (env envelope, ferr *fieldError) {
 }
 
 // unknownKey finds a key that no Kubernetes object of ours has; "sepc:" must not read as an empty spec.
-func unknownKey(fields map[string]json.RawMessage) *fieldError {
-	for _, k := range sortedKeys(fields) {
+func unknownKey(fields map[any]any) *fieldError {
+	known := 0
+	for _, name := range []string{"apiVersion", "kind", "metadata", "spec", "status"} {
+		if _, ok := fields[name]; ok {
+			known++
+		}
+	}
+	if known == len(fields) {
+		return nil
+	}
+	for _, k := range keyNames(fields) {
 		switch k {
 		case "apiVersion", "kind", "metadata", "spec", "status":
 		default:
@@ -215,51 +247,23 @@ func unknownKey(fields map[string]json.RawMessage) *fieldError {
 	return nil
 }
 
-func stringField(m map[string]json.RawMessage, name, prefix string, into *string) *fieldError {
-	raw := m[name]
-	if raw == nil || bytes.Equal(raw, []byte("null")) {
-		return nil
+func (d *decoder) stringField(fields map[any]any, name string, into *string) (ferr *fieldError) {
+	if v := fields[name]; v != nil {
+		*into, ferr = d.text(v)
 	}
-	if json.Unmarshal(raw, into) != nil {
-		return &fieldError{prefix + name, "is " + abridge(string(raw)) + ", should be a string; quote it"}
-	}
-	return nil
+	return ferr.in(name)
 }
 
-func creationTime(meta map[string]json.RawMessage, into *int64) *fieldError {
+func (d *decoder) creationTime(meta map[any]any, into *int64) *fieldError {
+	const name = "creationTimestamp"
 	var s string
-	if ferr := stringField(meta, "creationTimestamp", "metadata.", &s); ferr != nil || s == "" {
+	if ferr := d.stringField(meta, name, &s); ferr != nil || s == "" {
 		return ferr
 	}
 	t, err := time.Parse(time.RFC3339, s)
 	if err != nil {
-		return &fieldError{"metadata.creationTimestamp", fmt.Sprintf("is %q, should be a time such as 2026-01-02T15:04:05Z", abridge(s))}
+		return fieldErrorf(name, "is %q, should be a time such as 2026-01-02T15:04:05Z", abridge(s))
 	}
 	*into = t.Unix()
 	return nil
-}
-
-// toJSON returns the document as JSON. Line numbers in the YAML parser's errors are made those of the file.
-func toJSON(c chunk) ([]byte, error) {
-	trimmed := bytes.TrimSpace(c.text)
-	if len(trimmed) > 0 && trimmed[0] == '{' && json.Valid(trimmed) {
-		return trimmed, nil // JSON indented with tabs is not YAML
-	}
-	text, err := yaml.YAMLToJSONStrict(c.text)
-	if err != nil {
-		return nil, fmt.Errorf("is not YAML: %s", fileLines(err.Error(), c.line-1))
-	}
-	return text, nil
-}
-
-// fileLines adds offset to the line number of a message of the YAML parser, and makes the message one line.
-func fileLines(msg string, offset int) string {
-	msg = strings.Join(strings.Fields(strings.TrimPrefix(msg, "yaml: ")), " ")
-	return regexp.MustCompile(`\bline (\d+)\b`).ReplaceAllStringFunc(msg, func(m string) string {
-		n, err := strconv.Atoi(strings.TrimPrefix(m, "line "))
-		if err != nil {
-			return m
-		}
-		return "line " + strconv.Itoa(n+offset)
-	})
 }

@@ -110,20 +110,34 @@ func (st *stream) run(requests <-chan *discoveryv3.DeltaDiscoveryRequest) error 
 func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 	url := req.GetTypeUrl()
 	sub, known := st.subs[url]
-	if !known {
+	changed := !known
+	if known {
+		st.answer(sub, req)
+		changed = sub.update(req)
+	} else {
 		sub = newSubscription(req)
 		st.subs[url] = sub
+	}
+	if changed && st.passed(url) {
 		st.again = true
-	} else {
-		st.answer(sub, req)
-		if sub.update(req) {
-			st.again = true
-		}
 	}
 	if url == ClusterType || url == ListenerType {
 		return nil
 	}
 	return st.sendNothing(sub)
+}
+
+// passed says whether the running push is done with a type, so that it takes another
+// one to follow a change of its subscription.
+func (st *stream) passed(url string) bool {
+	switch st.phase {
+	case addClusters:
+		return false
+	case setListeners:
+		return url != ListenerType
+	default:
+		return true
+	}
 }
 
 // answer matches a request with the response that it answers, if it does.

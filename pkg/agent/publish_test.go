@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,50 +18,83 @@ import (
 
 // stage stands in for Envoy and DNS, and writes down what the publisher does in order.
 type stage struct {
-	p         *publisher
-	events    []string
+	p       *publisher
+	applied chan error // Envoy's answers
+
+	mu        sync.Mutex
 	out       *mesh.Output // what the next registry builds to
-	applied   chan error   // Envoy's answers
 	warming   uint64
+	events    []string
 	names     []string
 	listeners []string
 }
+
+// locked runs f while the publisher is kept from the stage.
+func (s *stage) locked(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
+func (s *stage) event(e string) { s.locked(func() { s.events = append(s.events, e) }) }
+
+// next is what the next registry builds to.
+func (s *stage) next(out *mesh.Output) { s.locked(func() { s.out = out }) }
+
+func (s *stage) setWarming(n uint64) { s.locked(func() { s.warming = n }) }
+
+// seen returns what happened, what DNS answers, and what Envoy was given, so far.
+func (s *stage) seen() (events, names, listeners []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.events), slices.Clone(s.names), slices.Clone(s.listeners)
+}
+
+func (s *stage) nowNames() []string     { _, names, _ := s.seen(); return names }
+func (s *stage) nowListeners() []string { _, _, listeners := s.seen(); return listeners }
+func (s *stage) nowEvents() []string    { events, _, _ := s.seen(); return events }
 
 func newStage() *stage {
 	s := &stage{applied: make(chan error, 10)}
 	s.p = &publisher{
 		assign: func([]string) (map[string][]netip.Addr, error) { return nil, nil },
-		build: func(*mesh.Registry, map[string][]netip.Addr) (*mesh.Output, error) {
-			return s.out, nil
+		build: func(*mesh.Registry, map[string][]netip.Addr) (out *mesh.Output, err error) {
+			s.locked(func() { out = s.out })
+			return out, nil
 		},
 		set: func(snap xds.Snapshot) uint64 {
-			s.listeners = nil
+			var given []string
 			for _, l := range snap.Listeners {
-				s.listeners = append(s.listeners, l.Name)
+				given = append(given, l.Name)
 			}
-			slices.Sort(s.listeners)
-			s.events = append(s.events, "set")
+			slices.Sort(given)
+			s.locked(func() { s.listeners = given })
+			s.event("set")
 			return 1
 		},
 		applied: func(ctx context.Context, _ uint64) error {
 			select {
 			case err := <-s.applied:
-				s.events = append(s.events, "applied")
+				s.event("applied")
 				return err
 			case <-ctx.Done():
 				return ctx.Err()
 			}
 		},
-		warming: func(context.Context) (uint64, uint64, error) { return s.warming, 0, nil },
+		warming: func(context.Context) (n, _ uint64, _ error) {
+			s.locked(func() { n = s.warming })
+			return n, 0, nil
+		},
 		names: func(hosts []dnsproxy.Host) {
-			s.names = nil
+			var names []string
 			for _, h := range hosts {
-				s.names = append(s.names, h.Name)
+				names = append(names, h.Name)
 			}
-			s.events = append(s.events, "names")
+			s.locked(func() { s.names = names })
+			s.event("names")
 		},
 		ttl: 30 * time.Second, now: time.Now, log: slog.New(slog.DiscardHandler),
-		settled: func(*xds.RejectedError) { s.events = append(s.events, "settled") },
+		settled: func(*xds.RejectedError) { s.event("settled") },
 	}
 	return s
 }
@@ -78,33 +112,33 @@ func output(addrs map[string]string) *mesh.Output {
 }
 
 func (s *stage) publish(ctx context.Context, changes chan *mesh.Registry) {
-	s.events = nil
+	s.locked(func() { s.events = nil })
 	s.p.publish(ctx, &mesh.Registry{}, changes)
 }
 
 func TestNameAppearsAfterItsListenerIsInForce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
-		s.out = output(map[string]string{"a.example": "240.240.0.1"})
-		s.warming = 1
+		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
+		s.setWarming(1)
 		done := make(chan struct{})
 		go func() { s.publish(t.Context(), nil); close(done) }()
 		synctest.Wait()
-		if slices.Contains(s.names, "a.example") {
+		if slices.Contains(s.nowNames(), "a.example") {
 			t.Fatal("the name is out before Envoy acknowledged anything")
 		}
 		s.applied <- nil
 		time.Sleep(time.Second)
-		if slices.Contains(s.names, "a.example") {
+		if slices.Contains(s.nowNames(), "a.example") {
 			t.Fatal("the name is out while its cluster still warms")
 		}
-		s.warming = 0
+		s.setWarming(0)
 		<-done
-		if want := []string{"names", "set", "applied", "names", "settled"}; !slices.Equal(s.events, want) {
-			t.Errorf("order is %v, want %v", s.events, want)
+		if want := []string{"names", "set", "applied", "names", "settled"}; !slices.Equal(s.nowEvents(), want) {
+			t.Errorf("order is %v, want %v", s.nowEvents(), want)
 		}
-		if !slices.Equal(s.names, []string{"a.example"}) {
-			t.Errorf("names are %v", s.names)
+		if !slices.Equal(s.nowNames(), []string{"a.example"}) {
+			t.Errorf("names are %v", s.nowNames())
 		}
 	})
 }
@@ -112,27 +146,27 @@ func TestNameAppearsAfterItsListenerIsInForce(t *testing.T) {
 func TestRemovedNameGoesFirstAndItsListenerLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
-		s.out = output(map[string]string{"a.example": "240.240.0.1", "b.example": "240.240.0.2"})
+		s.next(output(map[string]string{"a.example": "240.240.0.1", "b.example": "240.240.0.2"}))
 		s.applied <- nil
 		s.publish(t.Context(), nil)
 
-		s.out = output(map[string]string{"b.example": "240.240.0.2"})
+		s.next(output(map[string]string{"b.example": "240.240.0.2"}))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { s.publish(ctx, nil); close(done) }()
 		synctest.Wait() // Envoy has not answered yet
-		if !slices.Equal(s.names, []string{"b.example"}) {
-			t.Errorf("names while Envoy is slow: %v, want only b.example", s.names)
+		if !slices.Equal(s.nowNames(), []string{"b.example"}) {
+			t.Errorf("names while Envoy is slow: %v, want only b.example", s.nowNames())
 		}
-		if want := []string{"240.240.0.1_80", "240.240.0.2_80"}; !slices.Equal(s.listeners, want) {
-			t.Errorf("listeners within the TTL: %v, want %v", s.listeners, want)
+		if want := []string{"240.240.0.1_80", "240.240.0.2_80"}; !slices.Equal(s.nowListeners(), want) {
+			t.Errorf("listeners within the TTL: %v, want %v", s.nowListeners(), want)
 		}
 		cancel()
 		<-done
 		time.Sleep(33 * time.Second)
 		s.p.send()
-		if want := []string{"240.240.0.2_80"}; !slices.Equal(s.listeners, want) {
-			t.Errorf("listeners after the TTL: %v, want %v", s.listeners, want)
+		if want := []string{"240.240.0.2_80"}; !slices.Equal(s.nowListeners(), want) {
+			t.Errorf("listeners after the TTL: %v, want %v", s.nowListeners(), want)
 		}
 	})
 }
@@ -143,22 +177,22 @@ func TestRunDropsLingerersByItself(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		changes := newMailbox()
 		done := make(chan struct{})
-		s.out = output(map[string]string{"a.example": "240.240.0.1"})
+		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
 		s.applied <- nil
 		s.applied <- nil
 		go func() { s.p.run(ctx, changes.ch); close(done) }()
 		changes.put(&mesh.Registry{})
 		synctest.Wait()
-		s.out = output(nil)
+		s.next(output(nil))
 		changes.put(&mesh.Registry{})
 		synctest.Wait()
-		if len(s.listeners) != 1 {
-			t.Fatalf("listeners just after the removal: %v, want the old one", s.listeners)
+		if len(s.nowListeners()) != 1 {
+			t.Fatalf("listeners just after the removal: %v, want the old one", s.nowListeners())
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if len(s.listeners) != 0 {
-			t.Errorf("listeners a minute later: %v, want none", s.listeners)
+		if len(s.nowListeners()) != 0 {
+			t.Errorf("listeners a minute later: %v, want none", s.nowListeners())
 		}
 		cancel()
 		<-done
@@ -170,7 +204,7 @@ func TestReturningHostStopsLingering(t *testing.T) {
 		s := newStage()
 		both := map[string]string{"a.example": "240.240.0.1", "b.example": "240.240.0.2"}
 		for _, hosts := range []map[string]string{both, {"b.example": "240.240.0.2"}, both} {
-			s.out = output(hosts)
+			s.next(output(hosts))
 			s.applied <- nil
 			s.publish(t.Context(), nil)
 		}
@@ -179,19 +213,19 @@ func TestReturningHostStopsLingering(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		s.p.send()
-		if len(s.listeners) != 2 {
-			t.Errorf("listeners: %v, want both", s.listeners)
+		if len(s.nowListeners()) != 2 {
+			t.Errorf("listeners: %v, want both", s.nowListeners())
 		}
 	})
 }
 
 func TestRefusedHostStaysUnknown(t *testing.T) {
 	s := newStage()
-	s.out = output(map[string]string{"a.example": "240.240.0.1", "b.example": "240.240.0.2"})
+	s.next(output(map[string]string{"a.example": "240.240.0.1", "b.example": "240.240.0.2"}))
 	s.applied <- &xds.RejectedError{Resources: []string{"240.240.0.1_80"}}
 	s.publish(t.Context(), nil)
-	if !slices.Equal(s.names, []string{"b.example"}) {
-		t.Errorf("names are %v, want only the host whose listener Envoy took", s.names)
+	if !slices.Equal(s.nowNames(), []string{"b.example"}) {
+		t.Errorf("names are %v, want only the host whose listener Envoy took", s.nowNames())
 	}
 }
 
@@ -200,19 +234,19 @@ func TestRefusedResourceIsTriedAgain(t *testing.T) {
 		s := newStage()
 		ctx, cancel := context.WithCancel(t.Context())
 		changes, done := newMailbox(), make(chan struct{})
-		s.out = output(map[string]string{"a.example": "240.240.0.1"})
+		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
 		s.applied <- &xds.RejectedError{Resources: []string{"240.240.0.1_80"}, Reasons: []string{"port taken"}}
 		go func() { s.p.run(ctx, changes.ch); close(done) }()
 		changes.put(&mesh.Registry{})
 		synctest.Wait()
-		if len(s.names) != 0 {
-			t.Errorf("names are %v while Envoy refuses the listener", s.names)
+		if len(s.nowNames()) != 0 {
+			t.Errorf("names are %v while Envoy refuses the listener", s.nowNames())
 		}
 		s.applied <- nil // the port is free now
 		time.Sleep(2 * retryRefused)
 		synctest.Wait()
-		if !slices.Equal(s.names, []string{"a.example"}) {
-			t.Errorf("names are %v after Envoy took the listener", s.names)
+		if !slices.Equal(s.nowNames(), []string{"a.example"}) {
+			t.Errorf("names are %v after Envoy took the listener", s.nowNames())
 		}
 		cancel()
 		<-done
@@ -225,19 +259,19 @@ func TestBuildFailureKeepsWhatIsThere(t *testing.T) {
 		return nil, errors.New("no")
 	}
 	s.publish(t.Context(), nil)
-	if len(s.events) != 0 {
-		t.Errorf("a failed build had effects: %v", s.events)
+	if len(s.nowEvents()) != 0 {
+		t.Errorf("a failed build had effects: %v", s.nowEvents())
 	}
 }
 
 func TestNewerConfigurationCutsTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
-		s.out = output(map[string]string{"a.example": "240.240.0.1"})
+		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
 		changes := make(chan *mesh.Registry, 1)
 		changes <- &mesh.Registry{}
 		s.publish(t.Context(), changes) // Envoy never answers; it returns all the same
-		if slices.Contains(s.events, "settled") {
+		if slices.Contains(s.nowEvents(), "settled") {
 			t.Error("a configuration that was given up counts as settled")
 		}
 	})

@@ -50,8 +50,8 @@ func (d *decoder) sum(text []byte) uint64 { return maphash.Bytes(d.seed, text) }
 const aliasAllowance = 8 << 20
 
 // document decodes one document, whose hash is sum: to one result, or one for each item of a List.
-func (d *decoder) document(c chunk, sum uint64) []decoded {
-	tree, err := parse(c)
+func (d *decoder) document(s *stream, c chunk, sum uint64) []decoded {
+	tree, err := s.next(c)
 	if err != nil {
 		return []decoded{{status: StatusError, err: &fieldError{"", err.Error()}}}
 	}
@@ -63,10 +63,11 @@ func (d *decoder) document(c chunk, sum uint64) []decoded {
 	out := make([]decoded, 0, len(env.items))
 	for _, item := range env.items {
 		env, ferr := d.envelope(item)
-		out = append(out, d.value(env, ferr, ofContent))
-		if d.budget < 0 { // so has each item that follows
-			return out
+		one := d.value(env, ferr, ofContent)
+		if d.budget < 0 { // none of the items that follow could be read, so none of them is gone
+			return []decoded{{status: StatusError, err: one.err.in("items")}}
 		}
+		out = append(out, one)
 	}
 	return out
 }

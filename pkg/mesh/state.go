@@ -125,38 +125,30 @@ func (d *directory) file(name string, old *fileState) *fileState {
 
 // documents decodes the documents of a file, but for those that the file had before.
 func (d *directory) documents(chunks []chunk, old *fileState) []docState {
-	var before []docState
+	var known map[uint64][]docState
 	if old != nil {
-		before = old.docs
+		known = wholeDocuments(old.docs)
 	}
-	known := make(map[uint64]int, len(before)) // where in before, by hash of the document
-	items := map[uint64]int{}                  // by hash of the item of a List
-	for i := range before {
-		switch doc := &before[i]; {
-		case doc.status != StatusOK && doc.status != StatusIgnored:
-		case doc.item == 0:
-			known[doc.chunk] = i
-		default:
-			items[doc.sum] = i
+	sums := make([]uint64, len(chunks))
+	var fresh []chunk
+	for i, c := range chunks {
+		sums[i] = d.dec.sum(c.text)
+		if known[sums[i]] == nil {
+			fresh = append(fresh, c)
 		}
 	}
-	docs := make([]docState, 0, len(chunks))
+	docs, trees := make([]docState, 0, len(chunks)), newStream(fresh)
 	for i, c := range chunks {
-		sum := d.dec.sum(c.text)
-		if at, same := known[sum]; same {
-			docs = append(docs, before[at])
-			docs[len(docs)-1].index, docs[len(docs)-1].line = i+1, c.line
+		if same := known[sums[i]]; same != nil {
+			for _, doc := range same {
+				doc.index, doc.line = i+1, c.line
+				docs = append(docs, doc)
+			}
 			continue
 		}
-		results := d.dec.document(c, func(sum uint64) (decoded, bool) {
-			at, same := items[sum]
-			if !same {
-				return decoded{}, false
-			}
-			return before[at].decoded, true
-		})
+		results := d.dec.document(trees, c, sums[i])
 		for j, r := range results {
-			doc := docState{decoded: r, chunk: sum, index: i + 1, line: c.line}
+			doc := docState{decoded: r, chunk: sums[i], index: i + 1, line: c.line}
 			if len(results) > 1 {
 				doc.item = j + 1
 			}
@@ -164,6 +156,22 @@ func (d *directory) documents(chunks []chunk, old *fileState) []docState {
 		}
 	}
 	return docs
+}
+
+// wholeDocuments returns the documents that need not be decoded again, by hash: those without a bad item.
+func wholeDocuments(docs []docState) map[uint64][]docState {
+	known := make(map[uint64][]docState, len(docs))
+	for begin := 0; begin < len(docs); {
+		end, good := begin, true
+		for ; end < len(docs) && docs[end].index == docs[begin].index; end++ {
+			good = good && (docs[end].status == StatusOK || docs[end].status == StatusIgnored)
+		}
+		if good {
+			known[docs[begin].chunk] = docs[begin:end]
+		}
+		begin = end
+	}
+	return known
 }
 
 // keepLastGood puts the last good version in the place of each bad document of a file. A bad document that still says

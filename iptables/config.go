@@ -124,7 +124,8 @@ func (c Config) Validate() error {
 // PodHasIPv6 tells from the addresses of a pod's interfaces whether it needs IPv6
 // rules: when any is IPv6 or, if the pod is not to be treated as a dual-stack one,
 // when the first one is (which is what Istio does unless told otherwise; but the
-// names of this mesh have IPv6 addresses in every pod that has IPv6). Loopback and link-local addresses do not count. A pod without
+// names of this mesh have IPv6 addresses in every pod that has IPv6). Loopback and
+// link-local addresses do not count. A pod without
 // any other address is an error: the network is not up yet.
 func PodHasIPv6(addrs []netip.Addr, dualStack bool) (bool, error) {
 	seen := false

@@ -28,7 +28,9 @@ var (
 	loopbackV6    = netip.MustParsePrefix("::1/128")
 )
 
-// Ranges of automatic VIPs: what the DNS proxy gives to hosts without an address.
+// Ranges of automatic VIPs: what the DNS proxy gives to hosts without an address, out of
+// class E space as Istio's, and of the range for benchmarking (RFC 5180). They are here
+// because a VIP that is not captured leads nowhere.
 var (
 	VIPRangeV4 = netip.MustParsePrefix("240.240.0.0/16")
 	VIPRangeV6 = netip.MustParsePrefix("2001:2::/48")

@@ -13,6 +13,7 @@ import (
 
 	"understudy.mesh/bootstrap"
 	"understudy.mesh/dnsproxy"
+	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/mesh"
@@ -33,31 +34,19 @@ const (
 	quarantine = 10 * time.Minute
 	// resolvConf names the pod's own DNS servers and search domains.
 	resolvConf = "/etc/resolv.conf"
-	// cacheEntries and cacheBytes bound the DNS cache of one pod.
-	cacheEntries = 10_000
-	cacheBytes   = 8 << 20
 	// maxOverride is what one argument of execve(2) may have (MAX_ARG_STRLEN).
 	maxOverride = 128<<10 - 1
 	// holdBeforeTable is how long a query that arrives before the first table
 	// waits for it; a resolver's own patience is 5 s (resolv.conf(5)).
 	holdBeforeTable = 2 * time.Second
-	// dnsTTL is the TTL of what the table answers, in seconds (Istio's).
-	dnsTTL = 30
 
 	// Readiness tasks besides taskEnvoy.
 	taskConfig = "config"
 	taskDNS    = "dns"
 )
 
-// vipPrefixes are the ranges of the VIPs that are given to hosts without an
-// address: class E space as Istio's, and a slice of the benchmarking range (RFC 5180).
-func vipPrefixes() (v4, v6 netip.Prefix) {
-	return netip.MustParsePrefix("240.240.0.0/16"), netip.MustParsePrefix("2001:2::/48")
-}
-
 func (a *Agent) meshOptions() mesh.Options {
 	c := a.cfg
-	vip4, vip6 := vipPrefixes()
 	return mesh.Options{
 		Namespace:    c.PodNamespace,
 		IPv4:         c.IPv4,
@@ -69,7 +58,7 @@ func (a *Agent) meshOptions() mesh.Options {
 		},
 		RegistryOnly:     c.RegistryOnly,
 		AutoAllocate:     c.DNSCapture && c.DNSAutoAllocate,
-		VIPRanges:        []netip.Prefix{vip4, vip6},
+		VIPRanges:        []netip.Prefix{iptables.VIPRangeV4, iptables.VIPRangeV6},
 		ConnectTimeout:   c.ConnectTimeout,
 		DetectionTimeout: c.DetectionTimeout,
 		AccessLog:        mesh.AccessLog{Path: c.AccessLogFile, Format: c.AccessLogFormat, JSON: c.AccessLogJSON},
@@ -79,9 +68,8 @@ func (a *Agent) meshOptions() mesh.Options {
 
 // newDNS makes the DNS proxy and the VIP allocation, where they are wanted.
 func (a *Agent) newDNS() (err error) {
-	vip4, vip6 := vipPrefixes()
 	a.vips, err = dnsproxy.OpenVIPs(dnsproxy.VIPConfig{
-		Path: filepath.Join(dataDir, vipFile), V4: vip4, V6: vip6, IPv6: a.cfg.IPv6,
+		Path: filepath.Join(dataDir, vipFile), V4: iptables.VIPRangeV4, V6: iptables.VIPRangeV6, IPv6: a.cfg.IPv6,
 		Quarantine: quarantine, Now: time.Now, Log: a.world.Log("dnsproxy"),
 	})
 	if err != nil || !a.cfg.DNSCapture {
@@ -92,9 +80,8 @@ func (a *Agent) newDNS() (err error) {
 		UDP: a.sockets.dnsUDP, TCP: a.sockets.dnsTCP,
 		ResolvConf:     resolvConf,
 		ForwardTimeout: a.cfg.DNSForwardTimeout, ForwardParallel: a.cfg.DNSForwardParallel,
-		CacheEntries: cacheEntries, CacheBytes: cacheBytes,
-		HoldBeforeTable: holdBeforeTable, TTL: dnsTTL,
-		Log: a.world.Log("dnsproxy"), Now: time.Now,
+		HoldBeforeTable: holdBeforeTable,
+		Log:             a.world.Log("dnsproxy"), Now: time.Now,
 	})
 	return err
 }
@@ -202,7 +189,7 @@ func (a *Agent) newPublisher() {
 		set:     a.xds.Set,
 		applied: a.xds.Applied,
 		warming: a.admin.Warming,
-		ttl:     dnsTTL * time.Second,
+		ttl:     dnsproxy.DefaultTTL * time.Second,
 		now:     time.Now,
 		log:     a.log,
 		settled: a.inForce,
@@ -210,7 +197,7 @@ func (a *Agent) newPublisher() {
 	if a.dns != nil {
 		a.publisher.names = func(hosts []dnsproxy.Host) {
 			conf, _ := dnsproxy.ReadResolvConf(resolvConf) // the DNS server says what is wrong with it
-			a.dns.Swap(dnsproxy.NewTable(hosts, conf.Search, dnsTTL))
+			a.dns.Swap(dnsproxy.NewTable(hosts, conf.Search, dnsproxy.DefaultTTL))
 		}
 	}
 }

@@ -100,11 +100,11 @@ func (p *publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-c
 		p.log.Error("some hosts get no VIP and stay unknown to DNS", "err", err)
 	}
 	out, err := p.build(reg, vips)
-	p.log.Debug("built Envoy's configuration", "err", err)
 	if err != nil {
 		p.log.Error("build Envoy's configuration; the last good one stays", "err", err)
 		return
 	}
+	p.log.Debug("built Envoy's configuration")
 	if p.current != nil { // before the first table DNS holds queries, which an empty one would end
 		p.answer(retained(p.inForce, out.Hosts))
 		p.linger(out)

@@ -100,11 +100,10 @@ func (b *builder) outboundHTTP(statPrefix string, members []member, byHost bool)
 	if byHost {
 		routes.VirtualHosts = append(routes.VirtualHosts, b.unknownHosts())
 	}
-	h1, err := transparentHTTP1()
+	h1, err := downstreamHTTP1()
 	if err != nil {
 		return nil, err
 	}
-	h1.AcceptHttp_10, h1.DefaultHostForHttp_10 = true, hostless
 	return b.httpFilter(&hcmv3.HttpConnectionManager{
 		StatPrefix:          "outbound_" + statPrefix,
 		RouteSpecifier:      &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: routes},
@@ -148,11 +147,10 @@ func (b *builder) unknownHosts() *routev3.VirtualHost {
 
 // inboundHTTP forwards captured requests to the application, which should see what it would see without a proxy.
 func (b *builder) inboundHTTP(cluster string) (*listenerv3.Filter, error) {
-	h1, err := transparentHTTP1()
+	h1, err := downstreamHTTP1()
 	if err != nil {
 		return nil, err
 	}
-	h1.AcceptHttp_10, h1.DefaultHostForHttp_10 = true, hostless
 	everything := routeTo(cluster, inboundRetryOn, retries)
 	connect := routeTo(cluster, inboundRetryOn, retries)
 	connect.Match = &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}}
@@ -176,6 +174,13 @@ func (b *builder) inboundHTTP(cluster string) (*listenerv3.Filter, error) {
 		m.UpgradeConfigs = append(m.UpgradeConfigs, &hcmv3.HttpConnectionManager_UpgradeConfig{UpgradeType: upgrade})
 	}
 	return b.httpFilter(m, false)
+}
+
+// downstreamHTTP1 is transparentHTTP1 that takes HTTP/1.0 too, with and without a Host.
+func downstreamHTTP1() (*corev3.Http1ProtocolOptions, error) {
+	h1, err := transparentHTTP1()
+	h1.AcceptHttp_10, h1.DefaultHostForHttp_10 = true, hostless
+	return h1, err
 }
 
 // transparentHTTP1 keeps HTTP/1 as the two ends wrote it: the case of header names, and trailers.

@@ -1,0 +1,72 @@
+package agent
+
+import "time"
+
+// Paths of the control socket that only commands of this container use.
+const (
+	// ControlRole answers a [RoleStatus] as JSON.
+	ControlRole = "/role"
+	// ControlUpgrade answers an [UpgradeStatus] as JSON.
+	ControlUpgrade = "/upgrade"
+)
+
+// RoleStatus is what `wait` asks its own container's agent for.
+type RoleStatus struct {
+	// Role is starting, serving, handing-off, draining or standby.
+	Role string `json:"role"`
+	// Settled: this agent serves and holds every socket for good, or it stands by
+	// because a newer generation serves.
+	Settled bool `json:"settled"`
+	// Drained: settled, and the Envoy of the generation before has exited, if there was one.
+	Drained bool `json:"drained"`
+	// Reason says what is pending, or why the last take-over failed; "" once drained.
+	Reason string `json:"reason,omitempty"`
+	// UpgradeDrainSeconds is --upgradeDrainDuration.
+	UpgradeDrainSeconds float64 `json:"upgradeDrainSeconds"`
+}
+
+// UpgradeStatus is what `upgrade-status` shows: every generation of the pod that lives.
+type UpgradeStatus struct {
+	// HandoffDir is where generations meet; "" when hot upgrade is off, and Off then says why.
+	HandoffDir string `json:"handoffDir,omitempty"`
+	Off        string `json:"off,omitempty"`
+	// Generations begins with the agent that was asked; the others follow, the latest start first.
+	Generations []GenerationStatus `json:"generations"`
+}
+
+// GenerationStatus is one life of an agent with its Envoy.
+type GenerationStatus struct {
+	ID    string    `json:"id"`
+	Self  bool      `json:"self,omitempty"` // the agent that was asked
+	Role  string    `json:"role,omitempty"`
+	Since time.Time `json:"since,omitzero"` // of the role
+	// Started is when the agent's process did.
+	Started           time.Time `json:"started,omitzero"`
+	AgentVersion      string    `json:"agent,omitempty"`
+	EnvoyVersion      string    `json:"envoy,omitempty"`
+	HotRestartVersion string    `json:"hotRestart,omitempty"`
+	// SidecarSetVersion and its Alt are what OpenKruise wrote; "" when unset.
+	SidecarSetVersion    string `json:"sidecarSetVersion,omitempty"`
+	SidecarSetVersionAlt string `json:"sidecarSetVersionAlt,omitempty"`
+	// Connections are those that its Envoy still serves, while draining.
+	Connections int `json:"connections,omitempty"`
+	// Sockets are the names of the listening sockets that it holds.
+	Sockets []string `json:"sockets,omitempty"`
+	// LastAttempt is the last hand-off that it took part in, from either side.
+	LastAttempt *Attempt `json:"lastAttempt,omitempty"`
+	// Error says why it did not answer; nothing but ID is known of it then.
+	Error string `json:"error,omitempty"`
+}
+
+// Attempt is one hand-off, as one side saw it.
+type Attempt struct {
+	At time.Time `json:"at"`
+	// With is the other generation's ID.
+	With string `json:"with"`
+	// TakingOver: this side was the newcomer.
+	TakingOver bool `json:"takingOver"`
+	// Result is running, success, failure or refused; Reason says why it failed.
+	Result  string  `json:"result"`
+	Reason  string  `json:"reason,omitempty"`
+	Seconds float64 `json:"seconds,omitempty"` // from its beginning to its end
+}

@@ -59,10 +59,19 @@ func givenSettings(cmd *cobra.Command) map[string]string {
 	return given
 }
 
+// completeFlag gives the shell the values of a flag. An error is a flag that the command
+// does not have: the tests run completion for each.
+func completeFlag(cmd *cobra.Command, flag string, values ...string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+}
+
 // knownArgs returns the arguments without the flags that root and `proxy` do not know:
 // manifests of other releases carry flags that are gone, and Istio ignores them too.
 // One warning names them all. Other commands refuse unknown flags.
 func (e *env) knownArgs(root *cobra.Command) []string {
+	if len(e.Args) > 0 && (e.Args[0] == cobra.ShellCompRequestCmd || e.Args[0] == cobra.ShellCompNoDescRequestCmd) {
+		return e.Args // the shell asks about another command's line
+	}
 	cmd, _, err := root.Find(e.Args)
 	if err != nil || (cmd != root && cmd.Name() != "proxy") {
 		return e.Args

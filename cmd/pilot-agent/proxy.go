@@ -49,6 +49,7 @@ func newProxyCommand(e *env) *cobra.Command {
 		},
 	}
 	addSettings(cmd.Flags(), false)
+	completeFlag(cmd, "takeover", string(config.TakeoverAuto), string(config.TakeoverForce))
 	return cmd
 }
 
@@ -115,10 +116,6 @@ func announce(log *slog.Logger, cfg *config.Config, warnings []config.Warning) {
 	}
 	for _, w := range warnings {
 		log.Warn(w.String())
-	}
-	if cfg.HandoffDir != "" {
-		log.Warn("hot upgrade is not in this release: the hand-off directory is not used",
-			"handoffDir", cfg.HandoffDir, "upgradeDrainDuration", cfg.UpgradeDrainDuration)
 	}
 }
 

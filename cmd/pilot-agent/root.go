@@ -90,6 +90,7 @@ func newRootCommand(e *env) *cobra.Command {
 		newProxyCommand(e),
 		newWaitCommand(e),
 		newRequestCommand(e),
+		newUpgradeStatusCommand(e),
 		newDNSCommand(e),
 		newIptablesCommand(e),
 		newCleanIptablesCommand(e),

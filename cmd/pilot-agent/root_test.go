@@ -39,10 +39,17 @@ func TestUsageErrors(t *testing.T) {
 		{"version -o xml", `"xml": give yaml or json`},
 		{"version --log_output_level", "flag needs an argument"},
 		{"wait --nonsense", "unknown flag: --nonsense"},
+		{"wait --for=ever", `flag --for: "ever": give serving or drained`},
+		{"wait --timeoutSeconds=0", "flag --timeoutSeconds: 0: give a positive number"},
+		{"wait --periodMillis=-1", "flag --periodMillis: -1: give a positive number"},
+		{"upgrade-status -o yaml", `flag --output: "yaml": give table or json`},
+		{"upgrade-status extra", "unknown command"},
+		{"request --debug-port=80 GET /", "flag --debug-port: 80: give one of [15000 15004 15020 15021]"},
 		{"request GET", "accepts between 2 and 3 arg(s)"},
 		{"istio-iptables --nonsense", "unknown flag: --nonsense"},
 		{"proxy waypoint", `role="waypoint": want sidecar or router`},
 		{"proxy sidecar router", "accepts at most 1 arg(s)"},
+		{"proxy --takeover=yes", `command line: --takeover="yes": want auto or force`},
 		{"proxy --statusPort=x", `command line: --statusPort="x": want a port`},
 		{"proxy --concurrency", "flag needs an argument: --concurrency"},
 	} {
@@ -96,6 +103,21 @@ func TestGivenSettings(t *testing.T) {
 	want := map[string]string{"domain": "a.b", "concurrency": "2", "log_as_json": "true", "controlPlaneBootstrap": "false", "handoffDir": ""}
 	if diff := cmp.Diff(want, givenSettings(cmd)); diff != "" {
 		t.Errorf("given (-want +got):\n%s", diff)
+	}
+}
+
+// TestCompletion asks for the values of each flag that has a few fixed ones.
+func TestCompletion(t *testing.T) {
+	for line, want := range map[string]string{
+		"wait --for":              "serving drained",
+		"upgrade-status --output": "table json",
+		"proxy --takeover":        "auto force",
+	} {
+		status, stdout, _ := runArgs(append(append([]string{"__complete"}, strings.Fields(line)...), "")...)
+		values, _, _ := strings.Cut(stdout, ":")
+		if got := strings.Join(strings.Fields(values), " "); status != exitOK || got != want {
+			t.Errorf("%s: status %d, %q, want %q", line, status, got, want)
+		}
 	}
 }
 

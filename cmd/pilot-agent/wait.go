@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,16 +16,29 @@ import (
 )
 
 const (
-	// readyURL is where Istio's `wait` looks, and ours when no agent of this
-	// container's own is to be found.
+	// readyURL is where Istio's `wait` looks, and ours where no agent of this container's
+	// own can be, see foreignPorts.
 	readyURL = "http://localhost:15021/healthz/ready"
 	// maxReason bounds what is read of an answer that says why an agent is not ready.
 	maxReason = 4 << 10
+	// startAllowance is how long `wait` gives an agent to start by default, as Istio's
+	// does. In a hot upgrade the drain of the generation before comes on top of it.
+	startAllowance = 60 * time.Second
+	// longestDrain bounds the drain time that an agent can make `wait` wait for; no
+	// setting of the agent is longer.
+	longestDrain = 30 * 24 * time.Hour
+)
+
+// What --for takes.
+const (
+	forServing = "serving"
+	forDrained = "drained"
 )
 
 // waitOptions are the flags of `wait`; names and defaults are Istio's.
 type waitOptions struct {
 	timeoutSeconds       int
+	timeoutGiven         bool
 	requestTimeoutMillis int
 	periodMillis         int
 	url                  string
@@ -37,23 +51,29 @@ func newWaitCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait",
 		Short: "Wait until this container's agent serves",
-		Long: "Waits until the agent of this container serves, and returns 0; made for a postStart hook.\n" +
-			"Where no agent runs in this container's mount namespace, the URL is polled instead.",
+		Long: `Waits until the agent of this container serves, or stands by because a newer one serves in the pod's
+other container, and returns 0; made for a postStart hook. With --for=drained it waits until the
+generation before has ended as well: not for a hook, as the kubelet does nothing else for the pod meanwhile.
+Once this container's agent serves, a time-out is a warning; before that it is an error, status 1.
+
+Where no agent runs in this container, nor in another one of the pod, the URL is polled instead.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.urlGiven = cmd.Flags().Changed("url")
+			o.timeoutGiven = cmd.Flags().Changed("timeoutSeconds")
 			if err := o.validate(); err != nil {
 				return err
 			}
-			return wait(cmd.Context(), o)
+			return newWaiter(e, o).wait(cmd.Context())
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&o.timeoutSeconds, "timeoutSeconds", 60, "seconds to wait in all")
+	f.IntVar(&o.timeoutSeconds, "timeoutSeconds", int(startAllowance.Seconds()), "seconds to wait in all; unless given, --upgradeDrainDuration of the agent is added")
 	f.IntVar(&o.requestTimeoutMillis, "requestTimeoutMillis", 500, "milliseconds to wait for one answer")
 	f.IntVar(&o.periodMillis, "periodMillis", 500, "milliseconds between two questions")
 	f.StringVar(&o.url, "url", readyURL, "poll this URL, whoever answers there")
-	f.StringVar(&o.event, "for", "serving", "what to wait for: serving, or drained (no earlier generation's Envoy is left)")
+	f.StringVar(&o.event, "for", forServing, "what to wait for: serving, or drained (no earlier generation's Envoy is left)")
+	completeFlag(cmd, "for", forServing, forDrained)
 	return cmd
 }
 
@@ -66,61 +86,134 @@ func (o waitOptions) validate() error {
 			return &usageError{fmt.Errorf("flag --%s: %d: give a positive number", f.name, f.value)}
 		}
 	}
-	if o.event != "serving" && o.event != "drained" {
+	if o.event != forServing && o.event != forDrained {
 		return &usageError{fmt.Errorf("flag --for: %q: give serving or drained", o.event)}
 	}
 	return nil
 }
 
-// wait polls until the agent is ready; the first question is asked at once.
-func wait(ctx context.Context, o waitOptions) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(o.timeoutSeconds)*time.Second)
-	defer cancel()
-	tick := time.NewTicker(time.Duration(o.periodMillis) * time.Millisecond)
-	defer tick.Stop()
+// waiter asks again and again until what it waits for has come.
+type waiter struct {
+	// ask puts one question, within ctx.
+	ask     func(ctx context.Context) (agent.RoleStatus, error)
+	warn    func(format string, args ...any)
+	drained bool
+	timeout time.Duration
+	// extend adds the agent's drain time to timeout, as soon as it is known.
+	extend          bool
+	request, period time.Duration
+}
+
+func newWaiter(e *env, o waitOptions) waiter {
+	w := waiter{
+		warn:    e.warn,
+		drained: o.event == forDrained,
+		timeout: time.Duration(o.timeoutSeconds) * time.Second,
+		extend:  !o.timeoutGiven,
+		request: time.Duration(o.requestTimeoutMillis) * time.Millisecond,
+		period:  time.Duration(o.periodMillis) * time.Millisecond,
+	}
+	c := e.container()
+	w.ask = func(ctx context.Context) (agent.RoleStatus, error) { return c.role(ctx, o.url) }
+	if o.urlGiven {
+		w.ask = func(ctx context.Context) (agent.RoleStatus, error) { return ready(ctx, c.ports, o.url) }
+	}
+	return w
+}
+
+// wait asks until the agent is where it is wanted; the first question is asked at once.
+// An agent that is settled already can only be late with what follows, and never makes
+// it fail: a hook that fails ends the container, and with it the generation that serves.
+func (w waiter) wait(ctx context.Context) error {
+	start := time.Now()
+	deadline := start.Add(w.timeout)
+	settled := false
+	var last error
 	for {
-		last := askReady(ctx, o)
-		if last == nil {
+		status, err := w.askOnce(ctx, deadline)
+		switch {
+		case err == nil && w.reached(status):
 			return nil
+		case err == nil:
+			settled, last = status.Settled, pending(status)
+			if w.extend {
+				deadline = start.Add(w.timeout + drainTime(status))
+			}
+		case errors.Is(err, agent.ErrNoAgent): // whatever was settled is gone with it
+			settled, last = false, err
+		case last == nil || ctx.Err() == nil && time.Now().Before(deadline): // else it was cut off, which says nothing
+			last = err
+		}
+		rest := time.Until(deadline)
+		if rest <= 0 {
+			return w.end(settled, "timeout waiting", last)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("timeout waiting for Envoy proxy to become ready. Last error: %w", last)
-		case <-tick.C:
+			return w.end(settled, "interrupted while waiting", last)
+		case <-time.After(min(w.period, rest)):
 		}
 	}
 }
 
-// askReady asks this container's own agent, and the URL only where there is
-// none: the containers of a pod share their ports, so the URL may be answered
-// by another container's agent.
-func askReady(ctx context.Context, o waitOptions) error {
-	timeout := time.Duration(o.requestTimeoutMillis) * time.Millisecond
-	if o.urlGiven {
-		return get(ctx, http.DefaultClient, o.url, timeout)
+func (w waiter) askOnce(ctx context.Context, deadline time.Time) (agent.RoleStatus, error) {
+	if limit := time.Now().Add(w.request); limit.Before(deadline) {
+		deadline = limit
 	}
-	err := get(ctx, agent.NewControlClient(), "http://agent"+agent.ControlStatus+"/healthz/ready", timeout)
-	if errors.Is(err, agent.ErrNoAgent) {
-		return get(ctx, http.DefaultClient, o.url, timeout)
-	}
-	return err
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	return w.ask(ctx)
 }
 
-func get(ctx context.Context, client *http.Client, url string, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
+func (w waiter) reached(s agent.RoleStatus) bool {
+	return s.Settled && (s.Drained || !w.drained)
+}
+
+// pending says what is still to come, in the agent's words.
+func pending(s agent.RoleStatus) error {
+	return fmt.Errorf("the agent is %s: %s", cmp.Or(s.Role, "in no role"), cmp.Or(s.Reason, "it gives no reason"))
+}
+
+// drainTime is the longest time for which the generation before may go on serving.
+func drainTime(s agent.RoleStatus) time.Duration {
+	seconds := min(max(s.UpgradeDrainSeconds, 0), longestDrain.Seconds())
+	return time.Duration(seconds * float64(time.Second))
+}
+
+func (w waiter) end(settled bool, how string, last error) error {
+	if settled {
+		w.warn("%s for the generation before to end, while this one serves: %v", how, last)
+		return nil
 	}
-	resp, err := client.Do(req)
+	return fmt.Errorf("%s for Envoy proxy to become ready. Last error: %w", how, last)
+}
+
+// role asks this container's own agent, and the URL only where there can be none.
+func (c container) role(ctx context.Context, url string) (s agent.RoleStatus, err error) {
+	_, err = c.askJSON(ctx, agent.ControlRole, &s)
+	switch {
+	case errors.Is(err, errUnknownPath): // a release before hot upgrades: what serves there has no generation before it
+		return ready(ctx, c.control, "http://agent"+agent.ControlStatus+"/healthz/ready")
+	case errors.Is(err, agent.ErrNoAgent):
+		if s, err = ready(ctx, c.ports, url); err != nil {
+			return s, fmt.Errorf("%w; %w", agent.ErrNoAgent, err)
+		}
+		// Only now: an agent that has answered had bound its control socket before.
+		err = c.foreign()
+	}
+	return s, err
+}
+
+// ready asks a readiness endpoint. It is ready, in every respect, when it answers 200.
+func ready(ctx context.Context, client *http.Client, url string) (agent.RoleStatus, error) {
+	resp, err := do(ctx, client, http.MethodGet, url, "")
 	if err != nil {
-		return err
+		return agent.RoleStatus{}, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusOK {
-		return nil
+		return agent.RoleStatus{Settled: true, Drained: true}, nil
 	}
 	reason, _ := io.ReadAll(io.LimitReader(resp.Body, maxReason))
-	return fmt.Errorf("HTTP status code %d: %s", resp.StatusCode, strings.TrimSpace(string(reason)))
+	return agent.RoleStatus{}, fmt.Errorf("HTTP status code %d: %s", resp.StatusCode, strings.TrimSpace(string(reason)))
 }

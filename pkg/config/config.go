@@ -31,6 +31,17 @@ func ParseRole(s string) (Role, error) {
 	return "", &Problem{Source: SourceFlag, Key: "role", Value: s, Remedy: "want sidecar or router"}
 }
 
+// Takeover says when a generation takes over from a live one.
+type Takeover string
+
+// TakeoverAuto lets the newer of two generations take over. TakeoverForce takes over
+// from whichever serves: for a cluster that was restored, whose numbers of OpenKruise
+// went backwards.
+const (
+	TakeoverAuto  Takeover = "auto"
+	TakeoverForce Takeover = "force"
+)
+
 // Files that a pod manifest mounts, relative to the working directory as in Istio.
 const (
 	AnnotationsFile = "./etc/istio/pod/annotations"
@@ -58,6 +69,7 @@ type Config struct {
 
 	// The pod.
 	PodName, PodNamespace, ServiceAccount string
+	PodUID                                string // "" is unknown
 	InstanceIP, HostIP                    netip.Addr
 	NodeIPs                               []netip.Addr // InstanceIP first, then Sources.NodeIPs; loopback when there is none
 	DualStack                             bool
@@ -66,17 +78,24 @@ type Config struct {
 	Node                                  Node   // what Envoy says it is
 
 	// The control plane.
-	ConfigDir            string // "" is istiod at DiscoveryAddress
-	AllowIgnored         bool
-	DiscoveryAddress     string // host:port
-	RegistryOnly         bool   // refuse outbound traffic to unknown destinations
-	AccessLogFile        string // "" is none
-	AccessLogFormat      string // "" is Envoy's default format
-	AccessLogJSON        bool
-	ConnectTimeout       time.Duration
-	DetectionTimeout     time.Duration // 0 waits for ever
+	ConfigDir        string // "" is istiod at DiscoveryAddress
+	AllowIgnored     bool
+	DiscoveryAddress string // host:port
+	RegistryOnly     bool   // refuse outbound traffic to unknown destinations
+	AccessLogFile    string // "" is none
+	AccessLogFormat  string // "" is Envoy's default format
+	AccessLogJSON    bool
+	ConnectTimeout   time.Duration
+	DetectionTimeout time.Duration // 0 waits for ever
+
+	// The hot upgrade.
 	HandoffDir           string        // "" is no hot upgrade
 	UpgradeDrainDuration time.Duration // ParentShutdownDuration unless set
+	Takeover             Takeover
+	UpgradeStats         bool // carry the old Envoy's statistics over
+	// SidecarSetVersion and SidecarSetVersionAlt are what OpenKruise wrote, whatever it
+	// is: package hotrestart judges them; "" is unset.
+	SidecarSetVersion, SidecarSetVersionAlt string
 
 	// Envoy.
 	BinaryPath, ConfigPath      string

@@ -7,8 +7,10 @@ import (
 )
 
 const (
-	// defaultHandoffDir is where the ASM manual's manifests mount the shared volume.
-	defaultHandoffDir = "/etc/asm/uds"
+	// DefaultHandoffDir is where the ASM manual's manifests mount the volume that both
+	// containers of a hot upgrade share: the hand-off directory where it exists and no
+	// other was set.
+	DefaultHandoffDir = "/etc/asm/uds"
 	// clusterDomain is the suffix of Kubernetes' own service names.
 	clusterDomain = "svc.cluster.local"
 )
@@ -24,8 +26,8 @@ func (l *loader) derive(c *Config) {
 		c.UpgradeDrainDuration = c.ParentShutdownDuration
 		l.derived("upgradeDrainDuration", c.UpgradeDrainDuration)
 	}
-	if !l.isSet("handoffDir") && l.src.IsDir(defaultHandoffDir) {
-		c.HandoffDir = defaultHandoffDir
+	if !l.isSet("handoffDir") && l.src.IsDir(DefaultHandoffDir) {
+		c.HandoffDir = DefaultHandoffDir
 		l.derived("handoffDir", c.HandoffDir)
 	}
 	if !l.isSet("concurrency") && c.CPULimit > 0 {

@@ -73,6 +73,14 @@ func TestProblems(t *testing.T) {
 		{"capture port", flag("statusPort", "15001"), `command line: --statusPort="15001": want another port: this one is Envoy's capture of outbound traffic`},
 		{"two servers", env("ENVOY_STATUS_PORT=15090"), `environment: ENVOY_STATUS_PORT="15090": want another port: this one is Envoy's statistics (ENVOY_PROMETHEUS_PORT)`},
 		{"DNS port", Sources{Environ: []string{"ISTIO_META_DNS_CAPTURE=true"}, Flags: map[string]string{"statusPort": "15053"}}, `command line: --statusPort="15053": want another port: this one is the DNS server (DNS_PROXY_ADDR)`},
+		{"take-over", flag("takeover", "Force"), `command line: --takeover="Force": want auto or force`},
+		{"take-over by variable", env("UNDERSTUDY_TAKEOVER=1"), `environment: UNDERSTUDY_TAKEOVER="1": want auto or force`},
+		{"statistics of an upgrade", env("UNDERSTUDY_UPGRADE_STATS=no"), `environment: UNDERSTUDY_UPGRADE_STATS="no": want true or false`},
+		{"upgrade drain", flag("upgradeDrainDuration", "300"), `command line: --upgradeDrainDuration="300": want a duration...`},
+		{"upgrade drain by variable", env("UNDERSTUDY_UPGRADE_DRAIN_DURATION=-1s"), `environment: UNDERSTUDY_UPGRADE_DRAIN_DURATION="-1s": want a duration...`},
+		{"upgrade drain too long", flag("upgradeDrainDuration", "8000h"), `command line: --upgradeDrainDuration="8000h": want a duration from 0s to 720h0m0s...`},
+		{"long hand-off directory", env("UNDERSTUDY_HANDOFF_DIR=/" + long), `environment: UNDERSTUDY_HANDOFF_DIR="/` + long + `": 68 bytes, want at most 66...`},
+		{"bytes in OpenKruise's number", env("SIDECARSET_VERSION=\xff"), `environment: SIDECARSET_VERSION="\xff": want UTF-8 text`},
 		{"no log target", flag("log_target", ""), `command line: --log_target: want stdout, stderr or a file`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -38,6 +38,7 @@ const (
 	JSONObject                      // string: a JSON object
 	TrafficPolicy                   // bool: whether REGISTRY_ONLY
 	LogEncoding                     // bool: whether JSON
+	TakeoverMode                    // Takeover
 	LogLevels                       // logging.Levels
 	EnvoyLevels                     // string
 	EnvoyComponents                 // string
@@ -80,6 +81,8 @@ func (k Kind) parse(text string) (any, error) {
 		return oneOf(text, "ALLOW_ANY", "REGISTRY_ONLY")
 	case LogEncoding:
 		return oneOf(text, "TEXT", "JSON")
+	case TakeoverMode:
+		return parseTakeover(text)
 	}
 	return k.parseText(text)
 }
@@ -271,4 +274,16 @@ func oneOf(text, no, yes string) (bool, error) {
 		return false, fmt.Errorf("want %s or %s", no, yes)
 	}
 	return text == yes, nil
+}
+
+// parseTakeover reads a Takeover; nothing is the default, as a manifest may fill it from
+// a variable that is not set.
+func parseTakeover(text string) (Takeover, error) {
+	switch t := Takeover(text); t {
+	case "":
+		return TakeoverAuto, nil
+	case TakeoverAuto, TakeoverForce:
+		return t, nil
+	}
+	return "", fmt.Errorf("want %s or %s", TakeoverAuto, TakeoverForce)
 }

@@ -227,7 +227,7 @@ func (l *loader) downward(path string) map[string]string {
 // injector makes them variables of the container, so they act as such.
 func (l *loader) proxyMetadata() {
 	for _, s := range l.table {
-		if m, ok := l.metadata[s.Env]; ok && s.Env != "" && m.value != "" {
+		if m, ok := l.metadata[s.Env]; ok && s.Env != "" && (m.value != "" || s.EmptyEnv) {
 			l.set(s, s.EnvKind, m.value, m.source, s.Env)
 		}
 		if m, ok := l.metadata[s.Metadata]; ok && s.Metadata != "" && m.value != "" {
@@ -237,10 +237,10 @@ func (l *loader) proxyMetadata() {
 }
 
 // environment reads the variables; an empty one is not set, as manifests fill optional
-// ones from the downward API.
+// ones from the downward API, unless the setting says otherwise.
 func (l *loader) environment() {
 	for _, s := range l.table {
-		if text := l.env[s.Env]; s.Env != "" && text != "" {
+		if text, ok := l.env[s.Env]; ok && s.Env != "" && (text != "" || s.EmptyEnv) {
 			l.set(s, s.EnvKind, text, SourceEnv, s.Env)
 		}
 	}

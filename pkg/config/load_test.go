@@ -165,7 +165,7 @@ func TestManualManifest(t *testing.T) {
 }
 
 func TestDerived(t *testing.T) {
-	isDir := func(path string) bool { return path == defaultHandoffDir }
+	isDir := func(path string) bool { return path == DefaultHandoffDir }
 	for _, tc := range []struct {
 		name string
 		src  Sources
@@ -173,8 +173,26 @@ func TestDerived(t *testing.T) {
 		want any
 	}{
 		{"hand-off directory that exists", Sources{IsDir: isDir}, func(c *Config) any { return c.HandoffDir }, "/etc/asm/uds"},
+		{"hand-off directory that is not there", Sources{}, func(c *Config) any { return c.HandoffDir }, ""},
 		{"hand-off switched off", Sources{IsDir: isDir, Flags: map[string]string{"handoffDir": ""}}, func(c *Config) any { return c.HandoffDir }, ""},
+		{"hand-off switched off by an empty variable", Sources{IsDir: isDir, Environ: []string{"UNDERSTUDY_HANDOFF_DIR="}}, func(c *Config) any { return c.HandoffDir }, ""},
+		{"hand-off switched off in proxyMetadata", Sources{IsDir: isDir, Environ: []string{`PROXY_CONFIG={"proxyMetadata":{"UNDERSTUDY_HANDOFF_DIR":""}}`}}, func(c *Config) any { return c.HandoffDir }, ""},
+		{"hand-off directory by a variable", Sources{IsDir: isDir, Environ: []string{"UNDERSTUDY_HANDOFF_DIR=/run/uds"}}, func(c *Config) any { return c.HandoffDir }, "/run/uds"},
+		{"hand-off directory by flag over an empty variable", Sources{IsDir: isDir, Environ: []string{"UNDERSTUDY_HANDOFF_DIR="}, Flags: map[string]string{"handoffDir": "/run/uds"}}, func(c *Config) any { return c.HandoffDir }, "/run/uds"},
 		{"upgrade drain follows the parent's", Sources{Environ: []string{"PROXY_CONFIG=parentShutdownDuration: 90s"}}, func(c *Config) any { return c.UpgradeDrainDuration }, 90 * time.Second},
+		{"upgrade drain follows the parent's flag", Sources{Flags: map[string]string{"parentShutdownDuration": "1m30s"}}, func(c *Config) any { return c.UpgradeDrainDuration }, 90 * time.Second},
+		{"upgrade drain of its own", Sources{Environ: []string{"UNDERSTUDY_UPGRADE_DRAIN_DURATION=10m"}, Flags: map[string]string{"parentShutdownDuration": "1m30s"}}, func(c *Config) any { return c.UpgradeDrainDuration }, 10 * time.Minute},
+		{"take-over", Sources{}, func(c *Config) any { return c.Takeover }, TakeoverAuto},
+		{"take-over of nothing", Sources{Flags: map[string]string{"takeover": ""}}, func(c *Config) any { return c.Takeover }, TakeoverAuto},
+		{"take-over by force", Sources{Environ: []string{"UNDERSTUDY_TAKEOVER=force"}}, func(c *Config) any { return c.Takeover }, TakeoverForce},
+		{"take-over by flag over the variable", Sources{Environ: []string{"UNDERSTUDY_TAKEOVER=force"}, Flags: map[string]string{"takeover": "auto"}}, func(c *Config) any { return c.Takeover }, TakeoverAuto},
+		{"statistics are carried over", Sources{}, func(c *Config) any { return c.UpgradeStats }, true},
+		{"statistics are not carried over", Sources{Environ: []string{"UNDERSTUDY_UPGRADE_STATS=false"}}, func(c *Config) any { return c.UpgradeStats }, false},
+		{"OpenKruise's numbers", Sources{Environ: []string{"SIDECARSET_VERSION=3", "SIDECARSET_VERSION_ALT=2"}}, func(c *Config) any { return c.SidecarSetVersion + "/" + c.SidecarSetVersionAlt }, "3/2"},
+		{"OpenKruise's numbers, unset", Sources{Environ: []string{"SIDECARSET_VERSION="}}, func(c *Config) any { return c.SidecarSetVersion + "/" + c.SidecarSetVersionAlt }, "/"},
+		{"OpenKruise's numbers that are none", Sources{Environ: []string{"SIDECARSET_VERSION=-1 apples", "SIDECARSET_VERSION_ALT=x"}}, func(c *Config) any { return c.SidecarSetVersion + "/" + c.SidecarSetVersionAlt }, "-1 apples/x"},
+		{"pod UID", Sources{Environ: []string{"POD_UID=6f7c"}}, func(c *Config) any { return c.PodUID }, "6f7c"},
+		{"pod UID unknown", Sources{}, func(c *Config) any { return c.PodUID }, ""},
 		{"CPU limit", Sources{Environ: []string{"ISTIO_CPU_LIMIT=1500m"}}, func(c *Config) any { return c.Concurrency }, 2},
 		{"concurrency over CPU limit", Sources{Environ: []string{"ISTIO_CPU_LIMIT=4", "PROXY_CONFIG=concurrency: 3"}}, func(c *Config) any { return c.Concurrency }, 3},
 		{"all cores over CPU limit", Sources{Environ: []string{"ISTIO_CPU_LIMIT=4", "PROXY_CONFIG=concurrency: 0"}}, func(c *Config) any { return c.Concurrency }, 0},

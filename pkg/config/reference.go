@@ -32,7 +32,7 @@ func (k Kind) String() string {
 		return "json"
 	case LogLevels, EnvoyLevels, EnvoyComponents:
 		return "levels"
-	case TrafficPolicy, LogEncoding:
+	case TrafficPolicy, LogEncoding, TakeoverMode:
 		return "enum"
 	}
 	return "string"
@@ -46,7 +46,8 @@ This page is made from the table in ` + "`pkg/config`" + ` by ` + "`go generate 
 Precedence, from low to high: default; mesh config file (` + "`--meshConfig`" + `, its ` + "`defaultConfig`" + ` is a
 ProxyConfig); the variable ` + "`PROXY_CONFIG`" + `; the pod's annotation ` + "`" + proxyConfigAnnotation + "`" + ` and then its
 other annotations; entries of ` + "`proxyMetadata`" + ` that are spelled like a variable; variables of the environment;
-flags. ` + "`proxyMetadata`" + ` is merged key by key, every other field is replaced whole. An empty variable is not set.
+flags. ` + "`proxyMetadata`" + ` is merged key by key, every other field is replaced whole. An empty variable is not set
+(only ` + "`UNDERSTUDY_HANDOFF_DIR`" + ` is: it turns the hot upgrade off).
 
 Under "File": ` + "`proxy:`" + ` is a field of ProxyConfig, ` + "`mesh:`" + ` a field of MeshConfig, ` + "`metadata:`" + ` an entry of
 proxyMetadata. Variables ` + "`ISTIO_META_*`" + ` and ` + "`ISTIO_METAJSON_*`" + ` become metadata of Envoy's node as well.

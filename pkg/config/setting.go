@@ -21,6 +21,7 @@ const (
 	GroupMesh     Group = "The control plane and the mesh"
 	GroupEnvoy    Group = "Envoy"
 	GroupLife     Group = "Draining and ending"
+	GroupUpgrade  Group = "Hot upgrade"
 	GroupServers  Group = "The agent's servers"
 	GroupDNS      Group = "DNS"
 	GroupLog      Group = "The log"
@@ -47,6 +48,7 @@ type Setting struct {
 	Global     bool // a flag of every command, not of `proxy` alone
 	Secret     bool // masked wherever values are shown
 	FlagZero   bool // "0" on the command line means not set, as in Istio
+	EmptyEnv   bool // an empty variable is set too: it turns the setting off
 }
 
 // Settings returns the whole table, in the order of the reference page. It is made
@@ -61,6 +63,7 @@ func Settings() []Setting {
 		{GroupMesh, meshSettings()},
 		{GroupEnvoy, envoySettings()},
 		{GroupLife, lifeSettings()},
+		{GroupUpgrade, upgradeSettings()},
 		{GroupServers, serverSettings()},
 		{GroupDNS, dnsSettings()},
 		{GroupLog, logSettings()},

@@ -10,7 +10,7 @@ import (
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 )
 
-//go:generate go test -tags vtprotobuf -run TestReferencePage -update .
+//go:generate go test -tags vtprotobuf,grpcnotrace -run TestReferencePage -update .
 
 var update = flag.Bool("update", false, "write golden files anew")
 

@@ -6,6 +6,8 @@ func podSettings() []Setting {
 			Doc: "Name of the pod: part of the node id"},
 		{Name: "podNamespace", Env: "POD_NAMESPACE", Kind: String, Default: "default", Field: "PodNamespace",
 			Doc: "Namespace of the pod: part of the node id, and of resources that name none"},
+		{Name: "podUID", Env: "POD_UID", Kind: String, Field: "PodUID",
+			Doc: "UID of the pod (metadata.uid of the downward API): generations of two pods never hand over to one another"},
 		{Name: "serviceAccount", Env: "SERVICE_ACCOUNT", Kind: String, Field: "ServiceAccount",
 			Doc: "Service account of the pod: node metadata"},
 		{Name: "instanceIP", Flag: "ip", Env: "INSTANCE_IP", Kind: IP, Field: "InstanceIP",
@@ -43,8 +45,6 @@ func meshSettings() []Setting {
 			Doc: "Longest time that Envoy takes to connect to an upstream"},
 		{Name: "protocolDetectionTimeout", Mesh: "protocolDetectionTimeout", Kind: Duration, Default: "100ms", Field: "DetectionTimeout",
 			Doc: "How long a connection may stay silent before it counts as TCP; 0s waits for ever"},
-		{Name: "handoffDir", Flag: "handoffDir", Env: "UNDERSTUDY_HANDOFF_DIR", Kind: String, Field: "HandoffDir",
-			Doc: "Where generations meet; " + defaultHandoffDir + " when it exists, else no hot upgrade"},
 	}
 }
 
@@ -90,14 +90,29 @@ func lifeSettings() []Setting {
 		{Name: "drainDuration", Flag: "drainDuration", Proxy: "drainDuration", Kind: Duration, Default: "45s", Field: "DrainDuration",
 			Doc: "How long Envoy takes to close connections that it drains; at least 1s"},
 		{Name: "parentShutdownDuration", Flag: "parentShutdownDuration", Proxy: "parentShutdownDuration", Kind: Duration, Default: "60s", Field: "ParentShutdownDuration",
-			Doc: "How long the old Envoy lives on in a hot upgrade"},
-		{Name: "upgradeDrainDuration", Flag: "upgradeDrainDuration", Env: "UNDERSTUDY_UPGRADE_DRAIN_DURATION", Kind: Duration, Field: "UpgradeDrainDuration",
-			Doc: "Longest time an old generation may serve connections it already has; parentShutdownDuration unless set"},
+			Doc: "How long the old Envoy lives on in a hot upgrade; upgradeDrainDuration goes before it"},
 		{Name: "terminationDrainDuration", Env: "TERMINATION_DRAIN_DURATION_SECONDS", Proxy: "terminationDrainDuration", Kind: Duration, EnvKind: Seconds, Default: "5s", Field: "TerminationDrainDuration",
 			Doc: "How long Envoy drains after SIGTERM before it is ended"},
 		{Name: "minimumDrainDuration", Env: "MINIMUM_DRAIN_DURATION", Kind: Duration, Default: "5s", Field: "MinimumDrainDuration",
 			Doc: "Shortest drain with exitOnZeroActiveConnections"},
 		{Name: "exitOnZeroActiveConnections", Env: "EXIT_ON_ZERO_ACTIVE_CONNECTIONS", Kind: Bool, Default: "false", Field: "ExitOnZeroActiveConnections",
 			Doc: "End Envoy when its last connection has ended, instead of after terminationDrainDuration"},
+	}
+}
+
+func upgradeSettings() []Setting {
+	return []Setting{
+		{Name: "handoffDir", Flag: "handoffDir", Env: "UNDERSTUDY_HANDOFF_DIR", Kind: String, EmptyEnv: true, Field: "HandoffDir",
+			Doc: "Where generations meet: a directory that both containers share. Unset: " + DefaultHandoffDir + " when that exists. Empty: no hot upgrade"},
+		{Name: "upgradeDrainDuration", Flag: "upgradeDrainDuration", Env: "UNDERSTUDY_UPGRADE_DRAIN_DURATION", Kind: Duration, Field: "UpgradeDrainDuration",
+			Doc: "Longest time an old generation may go on serving connections it already has; parentShutdownDuration unless set"},
+		{Name: "takeover", Flag: "takeover", Env: "UNDERSTUDY_TAKEOVER", Kind: TakeoverMode, Default: string(TakeoverAuto), Field: "Takeover",
+			Doc: "auto: the newer generation takes over; force: this one does, whatever the numbers of OpenKruise say, such as after a cluster was restored"},
+		{Name: "upgradeStats", Env: "UNDERSTUDY_UPGRADE_STATS", Kind: Bool, Default: "true", Field: "UpgradeStats",
+			Doc: "Carry the old Envoy's counters and gauges over to the new one"},
+		{Name: "sidecarSetVersion", Env: "SIDECARSET_VERSION", Kind: String, Field: "SidecarSetVersion",
+			Doc: "OpenKruise's number of this container's generation; read once, at the start"},
+		{Name: "sidecarSetVersionAlt", Env: "SIDECARSET_VERSION_ALT", Kind: String, Field: "SidecarSetVersionAlt",
+			Doc: "OpenKruise's number of the other container's generation; read once, at the start"},
 	}
 }

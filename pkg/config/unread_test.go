@@ -44,7 +44,7 @@ func loadModule(t *testing.T) []*packages.Package {
 		Mode: packages.NeedName | packages.NeedFiles | packages.NeedSyntax | packages.NeedTypes |
 			packages.NeedTypesInfo | packages.NeedImports,
 		Dir:        "../..",
-		BuildFlags: []string{"-tags=vtprotobuf"},
+		BuildFlags: []string{"-tags=vtprotobuf,grpcnotrace"},
 	}, "./...")
 	if err != nil {
 		t.Fatalf("load the module: %v", err)

@@ -47,7 +47,7 @@ func codeBlocks(t *testing.T, document string) []block {
 }
 
 func TestReadmeOrder(t *testing.T) {
-	want := []string{"Understudy", "The 60-second demo", "The tests", "A first pod", "Five words", "What it is not", "Supported versions", "Trouble"}
+	want := []string{"Understudy", "The 60-second demo", "The tests", "A first pod", "Five words", "Hot upgrade", "What it is not", "Supported versions", "Trouble"}
 	if got := headings(t, "README.md"); !slices.Equal(got, want) {
 		t.Errorf("README.md has the sections %q, want %q", got, want)
 	}
@@ -145,7 +145,7 @@ type agentCommand struct {
 // TestAgentCommandsExist asks the agent for help on every command that is shown; help knows the flags.
 func TestAgentCommandsExist(t *testing.T) {
 	agent := buildAgent(t)
-	commands := append(shownCommands(t), podCommands(t)...)
+	commands := slices.Concat(shownCommands(t), podCommands(t))
 	if len(commands) < 8 {
 		t.Fatalf("found only %d commands of pilot-agent: the test no longer sees them", len(commands))
 	}
@@ -200,7 +200,7 @@ func shownCommands(t *testing.T) []agentCommand {
 
 func TestLinksLeadSomewhere(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
-	for _, document := range documents {
+	for _, document := range append(documents, "ARCHITECTURE.md", "SECURITY.md") {
 		for _, found := range link.FindAllStringSubmatch(readRepoFile(t, document), -1) {
 			readRepoFile(t, found[1]) // fails when it is not there
 		}

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
-	"golang.org/x/sync/singleflight"
 )
 
 const (
@@ -39,7 +38,6 @@ type cache struct {
 	seed maphash.Seed
 
 	hits, misses atomic.Uint64
-	flights      singleflight.Group
 
 	mu       sync.Mutex
 	lru      *simplelru.LRU[uint64, *entry] // by hash; the entry has the key
@@ -68,8 +66,17 @@ func newCache(c Config, next handler) (*cache, error) {
 	return h, err
 }
 
-// maxKey is the longest key: a name, type, class and the flags.
-const maxKey = maxWireName + 5
+const (
+	// maxKey is the longest key: a name, type, class and the flags.
+	maxKey = maxWireName + keyFixed
+	// keyFixed is what stands before the name.
+	keyFixed = 5
+
+	// The flags are those of the query.
+	keyDO = 1 << 0
+	keyCD = 1 << 1
+	keyRD = 1 << 2
+)
 
 // appendKey appends what tells answers apart: name, type, class, and the bits
 // of the query that change what a server says. RD is one of them: an answer to
@@ -77,13 +84,13 @@ const maxKey = maxWireName + 5
 func appendKey(dst []byte, q *query) []byte {
 	var flags byte
 	if q.do {
-		flags |= 1
+		flags |= keyDO
 	}
 	if q.has(flagCD) {
-		flags |= 2
+		flags |= keyCD
 	}
 	if q.has(flagRD) {
-		flags |= 4
+		flags |= keyRD
 	}
 	dst = binary.BigEndian.AppendUint16(dst, q.qtype)
 	dst = binary.BigEndian.AppendUint16(dst, q.qclass)
@@ -127,7 +134,7 @@ func (h *cache) serve(ctx context.Context, q *query) answer {
 	key := string(appendKey(nil, q))
 	// The leader asks within its own ctx, which has the budget of a query;
 	// it began before those that wait here, and so ends before theirs.
-	v, _, shared := h.flights.Do(key, func() (any, error) {
+	v, _, shared := q.scope.flights.Do(key, func() (any, error) {
 		// Another flight may have landed since fast looked.
 		if a, ok := h.get([]byte(key), nil); ok {
 			h.hits.Add(1)
@@ -150,19 +157,30 @@ func (h *cache) put(key string, a answer) {
 	if a.source != SourceUpstream {
 		return
 	}
-	e := newEntry(key, a, h.now())
-	if e == nil || e.size() > h.maxBytes {
-		return
+	if e := newEntry(key, a, h.now()); e != nil {
+		h.keep(e)
 	}
-	hash := maphash.String(h.seed, key)
+}
+
+// keep adds e in place of an older answer to the same question. False: it does
+// not fit, or what is there is as new.
+func (h *cache) keep(e *entry) bool {
+	if e.size() > h.maxBytes {
+		return false
+	}
+	hash := maphash.String(h.seed, e.key)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if last, ok := h.lru.Peek(hash); ok && last.key == e.key && !last.stored.Before(e.stored) {
+		return false
+	}
 	h.lru.Remove(hash) // Add would not tell onEvict about the one it replaces
 	h.bytes += e.size()
 	h.lru.Add(hash, e)
 	for h.bytes > h.maxBytes {
 		h.lru.RemoveOldest()
 	}
+	return true
 }
 
 func (h *cache) usage() (entries int, size int64) {
@@ -183,7 +201,7 @@ func newEntry(key string, a answer, now time.Time) *entry {
 	}
 	binary.BigEndian.PutUint16(e.msg[2:], flags&^flagAA) // the cache is no authority
 	f := freshness{qtype: binary.BigEndian.Uint16([]byte(key)), nxdomain: rcode == rcodeNXDomain}
-	walk := recordsOf(e.msg, headerLen+len(key)-5+4)
+	walk := recordsOf(e.msg, headerLen+len(key)-keyFixed+4)
 	for rec, ok := walk.next(); ok; rec, ok = walk.next() {
 		e.ttls = append(e.ttls, uint16(rec.ttlAt))
 		f.add(e.msg, rec)

@@ -43,6 +43,11 @@ func (s *Server) Explain(ctx context.Context, name string, qtype uint16) (Explan
 	if err != nil {
 		return Explanation{}, err
 	}
+	var own scope
+	q.scope = &own
+	defer own.tasks.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	a, ok := s.tables.fast(q, nil)
 	if !ok {
 		a = s.tables.serve(ctx, q)

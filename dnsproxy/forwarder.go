@@ -38,7 +38,6 @@ type forwarder struct {
 	parallel bool
 	conf     *confFile
 	own      []netip.AddrPort // where we listen: never ask these
-	tasks    sync.WaitGroup   // probes and parallel tries that still run
 
 	mu      sync.Mutex
 	known   map[netip.AddrPort]*upstream
@@ -51,14 +50,14 @@ type plan struct {
 	servers []*upstream
 }
 
-func newForwarder(c Config, own []netip.AddrPort) *forwarder {
+func newForwarder(c Config) *forwarder {
 	f := &forwarder{
 		log:      c.Log,
 		now:      c.Now,
 		timeout:  c.ForwardTimeout,
 		parallel: c.ForwardParallel,
 		conf:     &confFile{path: c.ResolvConf, log: c.Log},
-		own:      own,
+		own:      c.Own,
 		known:    map[netip.AddrPort]*upstream{},
 	}
 	f.plan()
@@ -134,7 +133,7 @@ func (f *forwarder) allAtOnce(ctx context.Context, p plan, q *query) (answer, er
 	results := make(chan result, len(p.servers))
 	own := *q // tries may outlive this call
 	for _, u := range p.servers {
-		f.tasks.Go(func() {
+		q.scope.tasks.Go(func() {
 			a, err := f.try(ctx, u, p, &own, f.timeout)
 			results <- result{a, err}
 		})
@@ -179,13 +178,14 @@ func (f *forwarder) try(ctx context.Context, u *upstream, p plan, q *query, limi
 }
 
 // probe sends a copy of q to servers that fail and were long not asked. Nobody
-// waits for what they say; it is for their health. ctx is the server's.
+// waits for what they say; it is for their health. ctx is not the query's, but
+// that of all of its scope.
 func (f *forwarder) probe(ctx context.Context, p plan, q *query) {
 	now := f.now()
 	for _, u := range p.servers[1:] {
 		if u.due(now) {
 			own := *q
-			f.tasks.Go(func() { f.try(ctx, u, p, &own, f.tryTime(p)) })
+			q.scope.tasks.Go(func() { f.try(ctx, u, p, &own, f.tryTime(p)) })
 		}
 	}
 }

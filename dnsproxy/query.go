@@ -25,6 +25,7 @@ type query struct {
 	lowerN     uint16
 	questionAt [maxWireName + 4]byte
 	lowerAt    [maxWireName]byte
+	scope      *scope // whose it is; parse leaves it
 }
 
 // question returns the question section as the client wrote it, in its case.

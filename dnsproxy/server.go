@@ -2,12 +2,9 @@ package dnsproxy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
-	"sync"
 	"time"
 )
 
@@ -18,10 +15,9 @@ const MaxInflight = 1024
 
 // Config is what New needs.
 type Config struct {
-	// The sockets, bound by the caller (see Listen). Run closes them at its
-	// end; until then the caller may hand copies to another process.
-	UDP []*net.UDPConn
-	TCP []*net.TCPListener
+	// Own is where this proxy listens: a server of resolv.conf that is one of
+	// these is never asked, for the query would come back.
+	Own []netip.AddrPort
 
 	// ResolvConf is the path of the file with the servers to forward to. It
 	// is read again when it changes. It need not exist.
@@ -42,7 +38,7 @@ type Config struct {
 	Now func() time.Time // nil: time.Now
 }
 
-// Server answers DNS queries. It is made by New and runs in Run.
+// Server answers DNS queries from whatever sockets it is given, see Start.
 type Server struct {
 	config    Config
 	log       *slog.Logger
@@ -51,23 +47,19 @@ type Server struct {
 	forwarder *forwarder
 	counters  counters
 	inflight  chan struct{} // one slot for each query that waits
-	waiting   sync.WaitGroup
 	conns     connSet
 }
 
-// New returns a server on the sockets of c, which it does not read yet. Errors
-// are about c; a resolv.conf that cannot be read is only logged.
+// New returns a server that serves nothing yet. Errors are about c; a
+// resolv.conf that cannot be read is only logged.
 func New(c Config) (*Server, error) {
-	if len(c.UDP)+len(c.TCP) == 0 {
-		return nil, errors.New("start dns proxy: no listening socket given")
-	}
 	if c.CacheEntries < 0 || c.CacheBytes < 0 || c.ForwardTimeout < 0 || c.HoldBeforeTable < 0 {
 		return nil, fmt.Errorf("start dns proxy: negative setting: cache entries %d, cache bytes %d, forward timeout %s, hold %s; use 0 for the default",
 			c.CacheEntries, c.CacheBytes, c.ForwardTimeout, c.HoldBeforeTable)
 	}
 	c = c.withDefaults()
 	s := &Server{config: c, log: c.Log, inflight: make(chan struct{}, MaxInflight)}
-	s.forwarder = newForwarder(c, ownAddrs(c))
+	s.forwarder = newForwarder(c)
 	cache, err := newCache(c, s.forwarder)
 	if err != nil {
 		return nil, fmt.Errorf("start dns proxy: make cache of %d entries: %w", c.CacheEntries, err)
@@ -96,20 +88,12 @@ func (c Config) withDefaults() Config {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	own := make([]netip.AddrPort, 0, len(c.Own))
+	for _, a := range c.Own {
+		own = append(own, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
+	}
+	c.Own = own
 	return c
-}
-
-func ownAddrs(c Config) []netip.AddrPort {
-	var own []netip.AddrPort
-	for _, conn := range c.UDP {
-		a := conn.LocalAddr().(*net.UDPAddr).AddrPort()
-		own = append(own, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
-	}
-	for _, l := range c.TCP {
-		a := l.Addr().(*net.TCPAddr).AddrPort()
-		own = append(own, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
-	}
-	return own
 }
 
 // Swap puts t in force for every query that is looked up from now on.
@@ -129,55 +113,6 @@ func (s *Server) Stats() Stats {
 		st.TableSize = t.Len()
 	}
 	return st
-}
-
-// Run serves until ctx is cancelled, and then returns nil once nothing of it
-// runs any more and its sockets are closed. An error is a socket that broke.
-func (s *Server) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stop := context.AfterFunc(ctx, s.interrupt)
-	defer stop()
-
-	var loops sync.WaitGroup
-	broke := func(err error) {
-		if err != nil && ctx.Err() == nil {
-			cancel(err)
-		}
-	}
-	for _, conn := range s.config.UDP {
-		loops.Go(func() { broke(s.serveUDP(ctx, conn)) })
-	}
-	for _, l := range s.config.TCP {
-		loops.Go(func() { broke(s.serveTCP(ctx, l)) })
-	}
-	<-ctx.Done()
-	loops.Wait()
-	s.waiting.Wait()
-	s.forwarder.tasks.Wait()
-	for _, conn := range s.config.UDP {
-		conn.Close()
-	}
-	for _, l := range s.config.TCP {
-		l.Close()
-	}
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
-		return err
-	}
-	return nil
-}
-
-// interrupt ends all waiting reads and accepts. Deadlines are this process'
-// own; the sockets' copies elsewhere do not notice.
-func (s *Server) interrupt() {
-	past := time.Unix(1, 0)
-	for _, conn := range s.config.UDP {
-		conn.SetReadDeadline(past)
-	}
-	for _, l := range s.config.TCP {
-		l.SetDeadline(past)
-	}
-	s.conns.interrupt()
 }
 
 // respond answers one message, appending to dst (empty, its capacity is used):

@@ -22,11 +22,28 @@ type testServer struct {
 func start(t testing.TB, c Config) *testServer {
 	t.Helper()
 	ignore := goleak.IgnoreCurrent()
+	udp, tcp := listen(t)
+	c.Own = append(c.Own, tcp[0].Addr().(*net.TCPAddr).AddrPort())
+	s := newServer(t, c)
+	v := s.Start(udp, tcp)
+	t.Cleanup(func() {
+		closeNow(t, v)
+		goleak.VerifyNone(t, ignore)
+	})
+	return &testServer{s, tcp[0].Addr().String()}
+}
+
+func listen(t testing.TB) ([]*net.UDPConn, []*net.TCPListener) {
+	t.Helper()
 	udp, tcp, err := Listen([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.UDP, c.TCP = udp, tcp
+	return udp, tcp
+}
+
+func newServer(t testing.TB, c Config) *Server {
+	t.Helper()
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -34,17 +51,20 @@ func start(t testing.TB, c Config) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+// closeNow waits for nobody.
+func closeNow(t testing.TB, v *Serving) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-		goleak.VerifyNone(t, ignore)
-	})
-	return &testServer{s, tcp[0].Addr().String()}
+	cancel()
+	v.Close(ctx)
+	select {
+	case err := <-v.Failed():
+		t.Errorf("failed: %v", err)
+	default:
+	}
 }
 
 // ask sends one query and returns the reply.
@@ -92,7 +112,7 @@ func ips(list ...string) []netip.Addr {
 	return out
 }
 
-func TestRunServesAndStops(t *testing.T) {
+func TestServes(t *testing.T) {
 	s := start(t, Config{ResolvConf: writeConf(t)})
 	s.Swap(NewTable(testHosts, testSearch, 0))
 	for _, network := range []string{"udp", "tcp"} {
@@ -111,16 +131,11 @@ func TestRunServesAndStops(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	udp, tcp, err := Listen([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer udp[0].Close()
-	defer tcp[0].Close()
 	for name, c := range map[string]Config{
-		"no sockets":       {},
-		"negative entries": {UDP: udp, CacheEntries: -1},
-		"negative timeout": {UDP: udp, ForwardTimeout: -1},
+		"negative entries": {CacheEntries: -1},
+		"negative bytes":   {CacheBytes: -1},
+		"negative timeout": {ForwardTimeout: -1},
+		"negative hold":    {HoldBeforeTable: -1},
 	} {
 		if _, err := New(c); err == nil {
 			t.Errorf("%s: no error", name)
@@ -144,21 +159,4 @@ func TestListenTakenPort(t *testing.T) {
 		t.Fatalf("Listen left its TCP socket open: %v", err)
 	}
 	tcp.Close()
-}
-
-// A socket that breaks ends Run with an error, so that somebody hears of it.
-func TestRunReportsBrokenSocket(t *testing.T) {
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	udp, tcp, err := Listen([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := New(Config{UDP: udp, TCP: tcp, ResolvConf: writeConf(t), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	udp[0].Close()
-	if err := s.Run(context.Background()); err == nil {
-		t.Error("Run returned nil with a closed socket")
-	}
 }

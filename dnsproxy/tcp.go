@@ -20,6 +20,10 @@ const (
 	// 6.2.3 wants seconds.
 	tcpIdle = 10 * time.Second
 
+	// releasedIdle is the same after Release: as long as the client of a new
+	// connection may take to send its first query, so that none is lost.
+	releasedIdle = tcpMessage
+
 	// tcpMessage is how long a begun message may take to arrive, and a
 	// reply to be taken: over loopback only a malicious client needs it.
 	tcpMessage = 2 * time.Second
@@ -34,38 +38,37 @@ const (
 // tcpConn is one client's connection.
 type tcpConn struct {
 	net.Conn
-	slots  chan struct{} // one for each query that waits
-	write  sync.Mutex
-	active time.Time // the last query; guarded by connSet.mu
+	serving *Serving
+	slots   chan struct{} // one for each query that waits
+	write   sync.Mutex
+	active  time.Time // the last query; guarded by connSet.mu
 }
 
-// serveTCP accepts connections from l until ctx ends.
-func (s *Server) serveTCP(ctx context.Context, l *net.TCPListener) error {
+// serveTCP accepts connections from l until Release.
+func (v *Serving) serveTCP(l *net.TCPListener) {
 	failed := 0
 	for {
 		conn, err := l.Accept()
-		if ctx.Err() != nil {
-			if err == nil {
-				conn.Close()
-			}
-			return nil
-		}
 		if err != nil {
-			if failed++; errors.Is(err, net.ErrClosed) || failed > maxReadErrors {
-				return fmt.Errorf("accept dns connections on %s: %w", l.Addr(), err)
+			if v.taking.Err() != nil {
+				return
 			}
-			pause(ctx, acceptPause)
+			if failed++; errors.Is(err, net.ErrClosed) || failed > maxReadErrors {
+				v.failed <- fmt.Errorf("accept dns connections on %s: %w", l.Addr(), err)
+				return
+			}
+			pause(v.taking, acceptPause)
 			continue
 		}
 		failed = 0
-		c := &tcpConn{Conn: conn, slots: make(chan struct{}, maxPipelined)}
-		if !s.conns.add(c, &s.counters) {
+		c := &tcpConn{Conn: conn, serving: v, slots: make(chan struct{}, maxPipelined)}
+		if !v.server.conns.add(c, &v.server.counters) {
 			conn.Close()
 			continue
 		}
-		s.waiting.Go(func() {
-			defer s.conns.remove(c, &s.counters)
-			s.serveConn(ctx, c)
+		v.scope.tasks.Go(func() {
+			defer v.server.conns.remove(c, &v.server.counters)
+			v.serveConn(c)
 		})
 	}
 }
@@ -79,41 +82,44 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// serveConn reads queries until the client ends, is too slow, or ctx ends.
+// serveConn reads queries until the client ends, is too slow, or Close cuts.
 // Replies may overtake each other (RFC 7766 section 7).
-func (s *Server) serveConn(ctx context.Context, c *tcpConn) {
+func (v *Serving) serveConn(c *tcpConn) {
 	var pending sync.WaitGroup
 	defer c.Close()
 	defer pending.Wait()
 	in := bufio.NewReaderSize(c, 2048)
 	msg := make([]byte, maxQuery)
 	out := make([]byte, 2, 2+maxQuery)
-	q := new(query)
+	q := &query{scope: &v.scope}
 	for {
-		n, err := c.read(ctx, in, msg)
+		n, err := c.read(in, msg)
 		if err != nil {
 			return
 		}
-		s.conns.touch(c)
-		reply, done := s.respond(q, msg[:n], maxMessage, out[2:2])
+		v.server.conns.touch(c)
+		reply, done := v.server.respond(q, msg[:n], maxMessage, out[2:2])
 		if !done {
-			reply = s.dispatchTCP(ctx, c, &pending, q, out[2:2])
+			reply = v.dispatchTCP(c, &pending, q, out[2:2])
 		}
-		if reply != nil && s.sendTCP(c, reply) != nil {
+		if reply != nil && v.server.sendTCP(c, reply) != nil {
 			return
 		}
 	}
 }
 
 // read returns the length of the next message, which it puts into msg.
-func (c *tcpConn) read(ctx context.Context, in *bufio.Reader, msg []byte) (int, error) {
+func (c *tcpConn) read(in *bufio.Reader, msg []byte) (int, error) {
 	if in.Buffered() == 0 {
-		c.readWithin(ctx, tcpIdle)
+		c.SetReadDeadline(deadlineIn(tcpIdle))
+		if c.serving.taking.Err() != nil { // Release may have come before the deadline above
+			c.SetReadDeadline(deadlineIn(releasedIdle))
+		}
 		if _, err := in.Peek(1); err != nil {
 			return 0, err
 		}
 	}
-	c.readWithin(ctx, tcpMessage)
+	c.SetReadDeadline(deadlineIn(tcpMessage))
 	var size [2]byte
 	if _, err := io.ReadFull(in, size[:]); err != nil {
 		return 0, err
@@ -126,31 +132,23 @@ func (c *tcpConn) read(ctx context.Context, in *bufio.Reader, msg []byte) (int, 
 	return n, err
 }
 
-// readWithin sets the deadline of the next read; it is over when ctx is.
-func (c *tcpConn) readWithin(ctx context.Context, d time.Duration) {
-	c.SetReadDeadline(deadlineIn(d))
-	if ctx.Err() != nil { // interrupt may have come before the deadline above
-		c.SetReadDeadline(time.Unix(1, 0))
-	}
-}
-
-func (s *Server) dispatchTCP(ctx context.Context, c *tcpConn, pending *sync.WaitGroup, q *query, out []byte) []byte {
+func (v *Serving) dispatchTCP(c *tcpConn, pending *sync.WaitGroup, q *query, out []byte) []byte {
 	select {
 	case c.slots <- struct{}{}:
-	case <-ctx.Done():
+	case <-v.queries.Done():
 		return nil
 	}
 	select {
-	case s.inflight <- struct{}{}:
+	case v.server.inflight <- struct{}{}:
 	default:
 		<-c.slots
-		return s.overload(q, out)
+		return v.server.overload(q, out)
 	}
 	own := *q
 	pending.Go(func() {
-		defer func() { <-s.inflight; <-c.slots }()
-		s.sendTCP(c, s.wait(ctx, &own))
-		s.conns.touch(c)
+		defer func() { <-v.server.inflight; <-c.slots }()
+		v.server.sendTCP(c, v.server.wait(v.queries, &own))
+		v.server.conns.touch(c)
 	})
 	return nil
 }
@@ -168,11 +166,10 @@ func (s *Server) sendTCP(c *tcpConn, reply []byte) error {
 	return err
 }
 
-// connSet is the open TCP connections.
+// connSet is the open TCP connections, of every Serving.
 type connSet struct {
-	mu     sync.Mutex
-	open   map[*tcpConn]struct{}
-	closed bool
+	mu   sync.Mutex
+	open map[*tcpConn]struct{}
 }
 
 // add admits c. When there are too many, the one that has been idle longest
@@ -182,9 +179,6 @@ func (s *connSet) add(c *tcpConn, count *counters) bool {
 	defer s.mu.Unlock()
 	if s.open == nil {
 		s.open = map[*tcpConn]struct{}{}
-	}
-	if s.closed {
-		return false
 	}
 	if len(s.open) >= maxConns {
 		count.tcpCut.Add(1)
@@ -227,12 +221,13 @@ func (s *connSet) remove(c *tcpConn, count *counters) {
 	}
 }
 
-// interrupt ends all connections' reads and admits no more.
-func (s *connSet) interrupt() {
+// each calls do for the connections that v accepted.
+func (s *connSet) each(v *Serving, do func(*tcpConn)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closed = true
 	for c := range s.open {
-		c.SetReadDeadline(time.Unix(1, 0))
+		if c.serving == v {
+			do(c)
+		}
 	}
 }

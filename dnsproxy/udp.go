@@ -1,12 +1,10 @@
 package dnsproxy
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"time"
 )
 
@@ -20,47 +18,48 @@ const (
 	maxReadErrors = 100
 )
 
-// serveUDP reads queries from conn until ctx ends. It answers what it has in
+// serveUDP reads queries from conn until Release. It answers what it has in
 // memory itself, for a goroutine a query costs more than the answer.
-func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) error {
+func (v *Serving) serveUDP(conn *net.UDPConn) {
 	in := make([]byte, maxQuery)
 	out := make([]byte, 0, maxQuery)
-	q := new(query)
+	q := &query{scope: &v.scope}
 	failed := 0
 	for {
 		n, from, err := conn.ReadFromUDPAddrPort(in)
-		if ctx.Err() != nil {
-			return nil
-		}
 		if err != nil {
+			if v.taking.Err() != nil {
+				return
+			}
 			if failed++; errors.Is(err, net.ErrClosed) || failed > maxReadErrors {
-				return fmt.Errorf("read dns queries from %s: %w", conn.LocalAddr(), err)
+				v.failed <- fmt.Errorf("read dns queries from %s: %w", conn.LocalAddr(), err)
+				return
 			}
 			continue
 		}
 		failed = 0
-		reply, done := s.respond(q, in[:n], 0, out)
+		reply, done := v.server.respond(q, in[:n], 0, out)
 		if !done {
-			reply = s.dispatchUDP(ctx, conn, from, q, out)
+			reply = v.dispatchUDP(conn, from, q, out)
 		}
 		if reply != nil {
-			s.sendUDP(conn, reply, from)
+			v.server.sendUDP(conn, reply, from)
 		}
 	}
 }
 
 // dispatchUDP lets q wait in a goroutine of its own; where there is no room
 // it returns the reply that says so.
-func (s *Server) dispatchUDP(ctx context.Context, conn *net.UDPConn, from netip.AddrPort, q *query, out []byte) []byte {
+func (v *Serving) dispatchUDP(conn *net.UDPConn, from netip.AddrPort, q *query, out []byte) []byte {
 	select {
-	case s.inflight <- struct{}{}:
+	case v.server.inflight <- struct{}{}:
 	default:
-		return s.overload(q, out)
+		return v.server.overload(q, out)
 	}
 	own := *q
-	s.waiting.Go(func() {
-		defer func() { <-s.inflight }()
-		s.sendUDP(conn, s.wait(ctx, &own), from)
+	v.waiting.Go(func() {
+		defer func() { <-v.server.inflight }()
+		v.server.sendUDP(conn, v.server.wait(v.queries, &own), from)
 	})
 	return nil
 }
@@ -69,7 +68,7 @@ func (s *Server) dispatchUDP(ctx context.Context, conn *net.UDPConn, from netip.
 func (s *Server) sendUDP(conn *net.UDPConn, reply []byte, to netip.AddrPort) {
 	s.counters.udp.Add(1)
 	_, err := conn.WriteToUDPAddrPort(reply, to)
-	if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err != nil {
 		s.log.Debug("send dns reply", "to", to, "bytes", len(reply), "error", err)
 	}
 }

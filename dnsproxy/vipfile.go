@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -40,14 +41,14 @@ type vipFreed struct {
 
 // load fills v from its file, or leaves it empty.
 func (v *VIPs) load() {
-	v.reset()
+	v.allocation = newAllocation()
 	if v.config.Path == "" {
 		return
 	}
-	err := v.read()
+	a, err := v.read()
 	switch {
 	case err == nil:
-		return
+		v.allocation = a
 	case errors.Is(err, fs.ErrNotExist):
 	default:
 		bad := v.config.Path + setAside
@@ -57,58 +58,58 @@ func (v *VIPs) load() {
 			v.log.Warn("cannot set the VIP file aside", "file", v.config.Path, "error", err)
 		}
 	}
-	v.reset()
 }
 
-func (v *VIPs) reset() {
-	v.assigned, v.freed, v.owner = map[string]uint32{}, map[string]freed{}, map[uint32]string{}
-}
-
-func (v *VIPs) read() error {
+func (v *VIPs) read() (allocation, error) {
 	// Not blocking: a FIFO of that name must not stop the start.
 	f, err := os.OpenFile(v.config.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return err
+		return allocation{}, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return err
+		return allocation{}, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxVIPFile {
-		return fmt.Errorf("not a regular file of at most %d bytes", maxVIPFile)
+		return allocation{}, fmt.Errorf("not a regular file of at most %d bytes", maxVIPFile)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxVIPFile))
 	if err != nil {
-		return err
+		return allocation{}, err
 	}
 	return v.decode(data)
 }
 
-// decode takes over the state that data has. On an error v is in no state.
-func (v *VIPs) decode(data []byte) error {
+// decode returns the allocation that data has.
+func (v *VIPs) decode(data []byte) (allocation, error) {
+	if len(data) > maxVIPFile {
+		return allocation{}, fmt.Errorf("more than %d bytes", maxVIPFile)
+	}
 	var file vipFile
 	if err := json.Unmarshal(data, &file); err != nil {
-		return err
+		return allocation{}, err
 	}
 	if file.Version != vipFileVersion {
-		return fmt.Errorf("version %d, this agent reads %d", file.Version, vipFileVersion)
+		return allocation{}, fmt.Errorf("version %d, this agent reads %d", file.Version, vipFileVersion)
 	}
 	if file.Base != v.config.V4 {
-		return fmt.Errorf("addresses of %s, the range is %s", file.Base, v.config.V4)
+		return allocation{}, fmt.Errorf("addresses of %s, the range is %s", file.Base, v.config.V4)
 	}
 	now := v.config.Now()
-	for h, index := range file.Assigned {
-		v.assigned[h] = index
-	}
+	a := newAllocation()
+	maps.Copy(a.assigned, file.Assigned)
 	for h, f := range file.Freed {
 		at := f.At
 		if at.After(now) { // the clock was set back: begin anew
 			at = now
 		}
-		v.freed[h] = freed{f.Index, at}
+		if at.Before(time.Unix(0, 0)) { // RFC 3339 cannot say every time in UTC
+			at = time.Unix(0, 0)
+		}
+		a.freed[h] = freed{f.Index, at}
 	}
-	return v.index()
+	return a, v.index(a)
 }
 
 // save writes the file when something changed. It goes on without: an agent
@@ -128,6 +129,8 @@ func (v *VIPs) save() {
 	v.unsaved, v.readOnly = false, false
 }
 
+// write renames a new file over the old one: whoever reads it, another agent
+// that shares the directory during an upgrade included, sees a whole one.
 func (v *VIPs) write() error {
 	data, err := v.encode()
 	if err != nil {

@@ -2,7 +2,6 @@ package dnsproxy
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"log/slog"
@@ -43,15 +42,24 @@ type VIPs struct {
 	log      *slog.Logger
 	capacity int // addresses that can be given
 
-	mu        sync.Mutex
-	assigned  map[string]uint32
-	freed     map[string]freed  // hosts that left, until another needs the index
-	owner     map[uint32]string // of every index in assigned or freed
-	pending   int               // hosts that got none at the last Assign
+	mu sync.Mutex
+	allocation
+	pending   int // hosts that got none at the last Assign
 	exhausted uint64
 	unsaved   bool // the file is behind
 	readOnly  bool // the last write failed, and was logged
 	failures  uint64
+}
+
+// allocation says who has what.
+type allocation struct {
+	assigned map[string]uint32
+	freed    map[string]freed  // hosts that left, until another needs the index
+	owner    map[uint32]string // of every index in assigned or freed
+}
+
+func newAllocation() allocation {
+	return allocation{assigned: map[string]uint32{}, freed: map[string]freed{}, owner: map[uint32]string{}}
 }
 
 // freed is the index that a host had, and when it left.
@@ -281,30 +289,32 @@ func (v *VIPs) stats() VIPStats {
 	return s
 }
 
-// index records the owner of every index, and refuses two of one.
-func (v *VIPs) index() error {
-	v.owner = make(map[uint32]string, len(v.assigned)+len(v.freed))
+// index records the owner of every index of a, and refuses two of one.
+func (v *VIPs) index(a allocation) error {
 	own := func(h string, index uint32) error {
-		_, assigned := v.assigned[h]
-		_, left := v.freed[h]
+		_, assigned := a.assigned[h]
+		_, left := a.freed[h]
 		if h == "" || h != normalName(h) || assigned && left {
 			return fmt.Errorf("host %q", h)
 		}
 		if !v.usable(index) {
 			return fmt.Errorf("host %q has index %d, which is not in %s", h, index, v.config.V4)
 		}
-		if other, taken := v.owner[index]; taken {
+		if other, taken := a.owner[index]; taken {
 			return fmt.Errorf("hosts %q and %q have one index %d", h, other, index)
 		}
-		v.owner[index] = h
+		a.owner[index] = h
 		return nil
 	}
-	var errs []error
-	for h, index := range v.assigned {
-		errs = append(errs, own(h, index))
+	for h, index := range a.assigned {
+		if err := own(h, index); err != nil {
+			return err
+		}
 	}
-	for h, f := range v.freed {
-		errs = append(errs, own(h, f.index))
+	for h, f := range a.freed {
+		if err := own(h, f.index); err != nil {
+			return err
+		}
 	}
-	return errors.Join(errs...)
+	return nil
 }

@@ -85,7 +85,7 @@ func (e *env) proxy(cmd *cobra.Command, role config.Role) error {
 	a, err := agent.New(cfg, agent.World{
 		Version: currentBuild().Version, Environ: e.Environ,
 		Stdout: asFile(e.Stdout), Stderr: asFile(e.Stderr),
-		Init: os.Getpid() == 1, Started: started, Settled: settled,
+		Init: os.Getpid() == 1, Started: started, Boot: bootTime(), Settled: settled,
 		Log: func(scope string) *slog.Logger { return logging.For(log, scope) },
 	})
 	if err != nil {

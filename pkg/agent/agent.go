@@ -1,25 +1,24 @@
-// Package agent owns one life of the agent beside one Envoy: it puts together
-// the embedded control plane, DNS, XDS, status and Envoy itself, and runs them
-// from the first bound socket to the last drained connection.
+// Package agent owns one life of the agent's process: its role among the generations
+// of its pod, and, while it serves, one Envoy with all that the agent does for it: the
+// embedded control plane, DNS, XDS, status, from the first bound socket to the last
+// drained connection.
 package agent
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
-	"understudy.mesh/dnsproxy"
+	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
-	"understudy.mesh/pkg/mesh"
-	"understudy.mesh/pkg/status"
-	"understudy.mesh/pkg/xds"
 )
 
 // World is what `main` has read of its surroundings.
@@ -32,47 +31,50 @@ type World struct {
 	Stdout, Stderr *os.File
 	// Init says that the process is PID 1 of its container and must reap orphans.
 	Init bool
-	// Started is when the process began; Settled is called once, when the first
-	// configuration is in force.
+	// Started is when the process began, and Boot the same as the time since the node's
+	// boot (CLOCK_BOOTTIME), 0 when unknown.
 	Started time.Time
+	Boot    time.Duration
+	// Settled is called whenever there is memory to give back: the first configuration
+	// is in force, or the agent has become a standby.
 	Settled func()
 	Log     func(scope string) *slog.Logger
 }
 
-// Agent is one generation: its sockets, its files below configPath, and its Envoy.
+// Agent is one generation of the agent: a process, whatever its role.
 type Agent struct {
 	cfg   *config.Config
 	world World
 	log   *slog.Logger
 
-	generation *generation
-	sockets    *sockets
-	ready      *status.Readiness
-	admin      *envoy.Admin
-	xds        *xds.Server
-	source     *mesh.Source
-	dns        *dnsproxy.Server // nil without DNS capture
-	vips       *dnsproxy.VIPs
-	supervisor *supervisor
-	publisher  *publisher
-	status     *status.Server
+	me      hotrestart.Identity
+	control net.Listener
+	dir     *hotrestart.Dir    // nil: no hot upgrade
+	server  *hotrestart.Server // nil with dir
+	off     string             // why there is no hot upgrade; "" while there is
 
-	settled  sync.Once     // the first configuration is in force
+	events   chan event
 	stop     chan struct{} // closed by the first request to stop
 	stopOnce sync.Once
 	// noDrain is closed when the stop must not wait for connections: they were
 	// drained already, or whoever asked does not want to.
 	noDrain     chan struct{}
 	noDrainOnce sync.Once
+
+	// loop is what only the goroutine of Run touches, see roles.go.
+	loop loop
+
+	mu    sync.Mutex
+	shown shown
 }
 
-// New checks cfg against the world and binds every socket; it starts nothing.
-// What it bound or wrote is undone when it fails.
+// New checks what can be checked before anything starts, and takes this generation's
+// places: the control socket, and the hand-off directory. What it took is given back
+// when it fails.
 func New(cfg *config.Config, world World) (_ *Agent, err error) {
 	a := &Agent{
-		cfg: cfg, world: world, log: world.Log("agent"),
-		ready: &status.Readiness{},
-		stop:  make(chan struct{}), noDrain: make(chan struct{}),
+		cfg: cfg, world: world, log: world.Log("agent"), me: identity(cfg, world),
+		events: make(chan event, eventQueue), stop: make(chan struct{}), noDrain: make(chan struct{}),
 	}
 	defer func() {
 		if err != nil {
@@ -82,129 +84,84 @@ func New(cfg *config.Config, world World) (_ *Agent, err error) {
 	if err := checkBinary(cfg.BinaryPath); err != nil {
 		return nil, err
 	}
-	if a.source, err = mesh.NewSource(cfg.ConfigDir, a.meshOptions(), world.Log("mesh")); err != nil {
+	if a.control, err = listenControl(); err != nil && (cfg.HandoffDir == "" || !errors.Is(err, errControlTaken)) {
 		return nil, err
 	}
-	if a.generation, err = newGeneration(cfg.ConfigPath, a.log); err != nil {
+	if cfg.HandoffDir == "" {
+		a.off = "no hand-off directory: give --handoffDir, or mount a volume that both containers share at /etc/asm/uds"
+	} else if openErr := a.openHandoff(); openErr != nil {
+		a.off = openErr.Error()
+		a.log.Warn("no hot upgrade: this agent neither takes over nor can be taken over", "err", openErr)
+	}
+	if err != nil && a.dir == nil { // nothing can come of two agents in one place
 		return nil, err
 	}
-	if a.sockets, err = bindSockets(cfg, a.generation, a.log); err != nil {
-		return nil, err
-	}
-	a.admin = envoy.NewAdmin(a.generation.adminSocket())
-	a.xds = xds.New(a.sockets.xds, world.Log("xds"))
-	if err := a.newDNS(); err != nil {
-		return nil, err
-	}
-	if err := a.newEnvoy(); err != nil {
-		return nil, err
-	}
-	a.newPublisher()
-	return a, a.newStatus()
+	return a, nil
 }
 
-// checkBinary refuses a binaryPath that cannot be executed, before anything starts.
-func checkBinary(path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("binaryPath %s: %w: install Envoy there, or set PROXY_CONFIG binaryPath", path, errors.Unwrap(err))
+func identity(cfg *config.Config, world World) hotrestart.Identity {
+	var random [4]byte
+	rand.Read(random[:])
+	return hotrestart.Identity{
+		ID: hex.EncodeToString(random[:]), PodUID: cfg.PodUID, AgentVersion: world.Version,
+		Version: cfg.SidecarSetVersion, Alt: cfg.SidecarSetVersionAlt,
+		Started: world.Started, Boot: world.Boot, Force: cfg.Takeover == config.TakeoverForce,
 	}
-	if info.IsDir() || info.Mode()&0o111 == 0 {
-		return fmt.Errorf("binaryPath %s: not an executable file (mode %s): set PROXY_CONFIG binaryPath to Envoy", path, info.Mode())
-	}
-	return nil
 }
 
-// Run serves until ctx ends or somebody asks for a stop, then drains; it returns
-// when every goroutine and Envoy are gone. An *ExitError carries the status that
-// the process should end with; nil is a stop that was asked for.
-func (a *Agent) Run(ctx context.Context) error {
-	defer a.close()
-	// Two life times: what must outlive the drain (DNS, status, XDS), and what ends with the stop.
-	base, endBase := context.WithCancel(context.WithoutCancel(ctx))
-	defer endBase()
-	g, base := errgroup.WithContext(base)
-	work, endWork := context.WithCancel(base)
-	defer endWork()
-
-	a.runServers(g, base)
-	g.Go(func() error { return a.supervisor.run(base) }) // first: Envoy starts while the files are read
-	changes := newMailbox()
-	g.Go(func() error { return a.publisher.run(work, changes.ch) })
-	g.Go(func() error { return a.readFiles(work, changes) })
-	g.Go(func() error {
-		select {
-		case <-base.Done(): // something failed
-			a.supervisor.stop()
-			return nil
-		case <-ctx.Done():
-		case <-a.stop:
-		}
-		endWork()
-		a.shutDown()
-		endBase()
-		return nil
-	})
-	return g.Wait()
-}
-
-// readFiles puts the first good state of the files and every later one into changes.
-func (a *Agent) readFiles(ctx context.Context, changes mailbox) error {
-	registry, err := a.source.Load()
+// openHandoff takes this generation's place in the hand-off directory.
+func (a *Agent) openHandoff() error {
+	dir, err := hotrestart.OpenDir(a.cfg.HandoffDir, a.me)
 	if err != nil {
 		return err
 	}
-	changes.put(registry)
-	return a.source.Run(ctx, changes.put)
+	server, err := hotrestart.NewServer(dir, hotrestart.Report{Role: hotrestart.RoleStarting, Since: a.world.Started}, a.world.Log("hotrestart"))
+	if err != nil {
+		return errors.Join(err, dir.Close())
+	}
+	a.dir, a.server = dir, server
+	return nil
 }
 
-// runServers starts what goes on during a drain.
-func (a *Agent) runServers(g *errgroup.Group, ctx context.Context) {
-	if a.world.Init {
-		g.Go(func() error { envoy.ReapOrphans(ctx, a.log); return nil })
-	}
-	g.Go(func() error { return a.status.Run(ctx) })
-	g.Go(func() error { return a.xds.Run(ctx) })
-	if a.sockets.control != nil {
-		g.Go(func() error {
-			return serveControl(ctx, a.sockets.control, a.status.Local(), a.status.LocalAdmin(), a.log)
+// Run lives through the roles until a stop that was asked for is over (nil), or until
+// something ends the agent; an *ExitError carries the status that the process should
+// end with. It returns when every goroutine and Envoy are gone.
+func (a *Agent) Run(ctx context.Context) error {
+	base, endBase := context.WithCancel(context.WithoutCancel(ctx))
+	var servers sync.WaitGroup
+	serve := func(what string, run func(context.Context) error) {
+		servers.Go(func() {
+			if err := run(base); err != nil {
+				a.log.Error(what+" serves no more", "err", err)
+			}
 		})
 	}
-	if a.dns != nil {
-		g.Go(func() error { return a.dns.Run(ctx) })
+	if a.world.Init {
+		serve("the reaper of orphans", func(ctx context.Context) error { envoy.ReapOrphans(ctx, a.log); return nil })
 	}
-}
-
-// shutDown is the ordinary stop: readiness off, inbound drained, then Envoy
-// ended; DNS and status go on until it is gone.
-func (a *Agent) shutDown() {
-	a.ready.Off("the agent is stopping")
-	a.supervisor.release()
-	if a.supervisor.served.Load() > 0 {
-		cut, cancel := context.WithCancel(context.Background())
-		go func() { // ends the drain early when somebody asks for it
-			select {
-			case <-a.noDrain:
-				cancel()
-			case <-cut.Done():
-			}
-		}()
-		if !isClosed(a.noDrain) {
-			drain(cut, a.drainPlan(), a.admin, a.supervisor.alive(), a.log)
-		}
-		cancel()
+	serve("the control socket", a.serveCommands)
+	if a.server != nil {
+		serve("the hand-off socket", a.server.Run)
 	}
-	a.supervisor.stop()
+	err := a.runRoles(ctx, base)
+	endBase()
+	servers.Wait()
+	a.close()
 	a.log.Info("stopped")
+	return err
 }
 
-func (a *Agent) drainPlan() drainPlan {
-	return drainPlan{
-		inboundOnly: a.cfg.Role == config.Sidecar,
-		duration:    a.cfg.TerminationDrainDuration,
-		untilIdle:   a.cfg.ExitOnZeroActiveConnections,
-		minimum:     a.cfg.MinimumDrainDuration,
+// serveCommands serves the control socket, as soon as it can be had.
+func (a *Agent) serveCommands(ctx context.Context) error {
+	l := a.control
+	if l == nil {
+		a.log.Warn("commands reach the other agent of this mount namespace, until it has ended: run each generation in one of its own")
+		var err error
+		if l, err = claimControl(ctx); l == nil {
+			return err
+		}
 	}
+	return serveControl(ctx, l, a.controlHandler(), a.log)
 }
 
 // Quit ends the agent without a drain (POST /quitquitquit).
@@ -217,8 +174,12 @@ func (a *Agent) Quit(context.Context) error {
 // Drain closes Envoy's listeners to new connections while everything goes on
 // serving; a later stop does not drain again (POST /drain).
 func (a *Agent) Drain(ctx context.Context) error {
+	s := a.current()
+	if s == nil {
+		return errors.New("this agent stands by and has no Envoy to drain")
+	}
 	opts := envoy.DrainOptions{InboundOnly: a.cfg.Role == config.Sidecar, Graceful: true, SkipExit: true}
-	if err := a.admin.Drain(ctx, opts); err != nil {
+	if err := s.admin.Drain(ctx, opts); err != nil {
 		return fmt.Errorf("drain Envoy: %w", err)
 	}
 	a.skipDrain()
@@ -227,36 +188,12 @@ func (a *Agent) Drain(ctx context.Context) error {
 
 func (a *Agent) skipDrain() { a.noDrainOnce.Do(func() { close(a.noDrain) }) }
 
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
 // close gives back what New took.
 func (a *Agent) close() {
-	if a.sockets != nil {
-		a.sockets.close()
+	if a.control != nil {
+		a.control.Close()
 	}
-	if a.generation != nil {
-		if err := a.generation.remove(); err != nil {
-			a.log.Warn("this generation's files stay", "err", err)
-		}
+	if a.dir != nil {
+		a.dir.Close()
 	}
-}
-
-// mailbox holds the newest registry; what was not taken yet is replaced.
-type mailbox struct{ ch chan *mesh.Registry }
-
-func newMailbox() mailbox { return mailbox{make(chan *mesh.Registry, 1)} }
-
-func (m mailbox) put(r *mesh.Registry) {
-	select {
-	case <-m.ch:
-	default:
-	}
-	m.ch <- r
 }

@@ -31,6 +31,9 @@ const (
 	controlHeaderTimeout = 5 * time.Second
 	// controlCloseTimeout bounds how long requests in flight may take when the agent ends.
 	controlCloseTimeout = time.Second
+	// controlClaim is how often a generation tries to get the control socket that
+	// another one of its mount namespace has.
+	controlClaim = 500 * time.Millisecond
 	// proxyUID is the user that Istio's manifests run the proxy's container as.
 	proxyUID = 1337
 )
@@ -60,10 +63,35 @@ func listenControl() (net.Listener, error) {
 		return nil, err
 	}
 	l, err := net.Listen("unix", name)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, fmt.Errorf("bind the control socket %s: %w", name, errControlTaken)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("bind the control socket %s (does another agent run in this container?): %w", name, err)
+		return nil, fmt.Errorf("bind the control socket %s: %w", name, err)
 	}
 	return &peerListener{Listener: l}, nil
+}
+
+// errControlTaken says that another agent of this mount namespace has the name.
+var errControlTaken = errors.New("another agent runs in this container")
+
+// claimControl binds the control socket once the agent that has it lets it go, or
+// returns nil at the end of ctx. Two generations on a plain server share a mount
+// namespace: the one that stays gets the name when the other has ended.
+func claimControl(ctx context.Context) (net.Listener, error) {
+	tick := time.NewTicker(controlClaim)
+	defer tick.Stop()
+	for {
+		l, err := listenControl()
+		if !errors.Is(err, errControlTaken) {
+			return l, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-tick.C:
+		}
+	}
 }
 
 // peerListener hands out only connections of root and of the agent's own user:
@@ -105,13 +133,10 @@ func peerCredentials(c net.Conn) (*unix.Ucred, error) {
 }
 
 // serveControl serves the agent's own endpoints to commands of its container
-// until ctx ends. status and admin get requests with the prefix taken off.
-func serveControl(ctx context.Context, l net.Listener, status, admin http.Handler, log *slog.Logger) error {
-	mux := http.NewServeMux()
-	mux.Handle(ControlStatus+"/", http.StripPrefix(ControlStatus, status))
-	mux.Handle(ControlAdmin+"/", http.StripPrefix(ControlAdmin, admin))
+// until ctx ends.
+func serveControl(ctx context.Context, l net.Listener, handler http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
-		Handler:           mux,
+		Handler:           handler,
 		ReadHeaderTimeout: controlHeaderTimeout,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}

@@ -50,7 +50,10 @@ func startControl(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- serveControl(ctx, l, echo("status"), echo("admin"), slog.New(slog.DiscardHandler)) }()
+	mux := http.NewServeMux()
+	mux.Handle(ControlStatus+"/", http.StripPrefix(ControlStatus, echo("status")))
+	mux.Handle(ControlAdmin+"/", http.StripPrefix(ControlAdmin, echo("admin")))
+	go func() { done <- serveControl(ctx, l, mux, slog.New(slog.DiscardHandler)) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

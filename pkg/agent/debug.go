@@ -20,19 +20,19 @@ const (
 	debugFiles = "/debug/configz"
 )
 
-func (a *Agent) debugPages() map[string]http.Handler {
+func (s *sidecar) debugPages() map[string]http.Handler {
 	return map[string]http.Handler{
-		DebugDNSLookup: http.HandlerFunc(a.dnsLookup),
-		DebugDNSTable:  http.HandlerFunc(a.dnsTable),
-		debugNames:     http.HandlerFunc(a.nameTable),
+		DebugDNSLookup: http.HandlerFunc(s.dnsLookup),
+		DebugDNSTable:  http.HandlerFunc(s.dnsTable),
+		debugNames:     http.HandlerFunc(s.nameTable),
 		debugFiles: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			writeJSON(w, a.source.Report())
+			writeJSON(w, s.source.Report())
 		}),
 	}
 }
 
-func (a *Agent) dnsLookup(w http.ResponseWriter, r *http.Request) {
-	if a.dns == nil {
+func (s *sidecar) dnsLookup(w http.ResponseWriter, r *http.Request) {
+	if s.dns == nil {
 		http.Error(w, noDNS, http.StatusNotFound)
 		return
 	}
@@ -42,7 +42,7 @@ func (a *Agent) dnsLookup(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	explanation, err := a.dns.Explain(r.Context(), name, t)
+	explanation, err := s.dns.Explain(r.Context(), name, t)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -50,30 +50,30 @@ func (a *Agent) dnsLookup(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, explanation)
 }
 
-func (a *Agent) dnsTable(w http.ResponseWriter, _ *http.Request) {
-	if a.dns == nil {
+func (s *sidecar) dnsTable(w http.ResponseWriter, _ *http.Request) {
+	if s.dns == nil {
 		http.Error(w, noDNS, http.StatusNotFound)
 		return
 	}
-	writeJSON(w, a.dns.Table().Hosts())
+	writeJSON(w, s.dns.Table().Hosts())
 }
 
 // noDNS says why a DNS page has nothing to show.
 const noDNS = "DNS capture is off: set ISTIO_META_DNS_CAPTURE=true"
 
 // nameTable answers as Istio's agent does: each name with its addresses.
-func (a *Agent) nameTable(w http.ResponseWriter, _ *http.Request) {
+func (s *sidecar) nameTable(w http.ResponseWriter, _ *http.Request) {
 	type info struct {
 		IPs      []string `json:"ips"`
 		Registry string   `json:"registry"`
 	}
-	if a.dns == nil {
+	if s.dns == nil {
 		w.WriteHeader(http.StatusNotFound)
 		writeJSON(w, struct{}{})
 		return
 	}
 	table := map[string]info{}
-	for _, h := range a.dns.Table().Hosts() {
+	for _, h := range s.dns.Table().Hosts() {
 		i := info{Registry: "External"}
 		for _, addr := range h.Addrs {
 			i.IPs = append(i.IPs, addr.String())

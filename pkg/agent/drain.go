@@ -83,6 +83,31 @@ func drainUntilIdle(cut context.Context, admin *envoy.Admin, gone <-chan struct{
 	}
 }
 
+// drainConnections returns when count says that no connection is left, when Envoy is
+// gone, or when ctx ends. left is told the number whenever they were counted.
+func drainConnections(ctx context.Context, count func(context.Context) (int, error), gone <-chan struct{}, left func(int), log *slog.Logger) {
+	tick := time.NewTicker(connectionPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-gone:
+			return
+		case <-tick.C:
+		}
+		n, err := count(ctx)
+		if err != nil {
+			log.Debug("count Envoy's connections", "err", err)
+			continue
+		}
+		left(n)
+		if n == 0 {
+			return
+		}
+	}
+}
+
 // activeConnections counts downstream connections of the application's traffic:
 // admin, statistics and internal listeners do not hold a drain up.
 func activeConnections(ctx context.Context, admin *envoy.Admin) (uint64, error) {

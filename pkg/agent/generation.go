@@ -1,8 +1,6 @@
 package agent
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"net"
@@ -27,22 +25,19 @@ const (
 // below configPath, which two containers of a pod may share. Its lock tells a
 // later generation whether this one still lives.
 type generation struct {
-	ID   string
 	dir  string
 	lock *os.File
 }
 
-// newGeneration makes a fresh directory below configPath, which it creates when
+// newGeneration makes a fresh directory, named after id, below configPath, which it creates when
 // it is missing, and removes those that dead generations left behind.
-func newGeneration(configPath string, log *slog.Logger) (*generation, error) {
+func newGeneration(configPath, id string, log *slog.Logger) (*generation, error) {
 	if err := os.MkdirAll(configPath, 0o755); err != nil {
 		return nil, fmt.Errorf("make configPath %s (it must be writable; set PROXY_CONFIG configPath): %w", configPath, err)
 	}
 	removeDeadGenerations(configPath, log)
-	var random [4]byte
-	rand.Read(random[:])
-	g := &generation{ID: hex.EncodeToString(random[:])}
-	g.dir = filepath.Join(configPath, generationPrefix+g.ID)
+	g := &generation{}
+	g.dir = filepath.Join(configPath, generationPrefix+id)
 	if longest := g.adminSocket(); len(longest) > maxSocketPath {
 		return nil, fmt.Errorf("configPath %s: the socket path %s has %d bytes, a Unix socket takes %d: choose a shorter configPath",
 			configPath, longest, len(longest), maxSocketPath)
@@ -64,7 +59,10 @@ func newGeneration(configPath string, log *slog.Logger) (*generation, error) {
 
 func (g *generation) bootstrapFile() string { return filepath.Join(g.dir, "envoy.pb") }
 func (g *generation) adminSocket() string   { return filepath.Join(g.dir, "admin.sock") }
-func (g *generation) xdsSocket() string     { return filepath.Join(g.dir, "xds.sock") }
+
+// hotRestartSockets is where the paths of the sockets between agent and Envoy begin.
+func (g *generation) hotRestartSockets() string { return filepath.Join(g.dir, "hr") }
+func (g *generation) xdsSocket() string         { return filepath.Join(g.dir, "xds.sock") }
 
 // listenXDS binds the socket from which this generation's Envoy gets its
 // resources. The directory is 0700, the socket 0600.

@@ -12,11 +12,11 @@ import (
 func TestGenerationRemovesOnlyTheDead(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	configPath := filepath.Join(t.TempDir(), "made", "on", "demand")
-	living, err := newGeneration(configPath, log)
+	living, err := newGeneration(configPath, "living", log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	dead, err := newGeneration(configPath, log)
+	dead, err := newGeneration(configPath, "dead", log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +35,7 @@ func TestGenerationRemovesOnlyTheDead(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	third, err := newGeneration(configPath, log)
+	third, err := newGeneration(configPath, "third", log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,14 +55,14 @@ func TestGenerationRemovesOnlyTheDead(t *testing.T) {
 
 func TestGenerationRefusesLongPath(t *testing.T) {
 	configPath := filepath.Join(t.TempDir(), strings.Repeat("x", 100))
-	_, err := newGeneration(configPath, slog.New(slog.DiscardHandler))
+	_, err := newGeneration(configPath, "long", slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "107") {
 		t.Fatalf("error is %v, want one that names the limit of 107 bytes", err)
 	}
 }
 
 func TestGenerationSocketIsPrivate(t *testing.T) {
-	g, err := newGeneration(t.TempDir(), slog.New(slog.DiscardHandler))
+	g, err := newGeneration(t.TempDir(), "one", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,8 +7,8 @@ import (
 
 // samples are all metrics of the agent: the parts count for themselves and know
 // nothing of Prometheus.
-func (a *Agent) samples() []func() []status.Sample {
-	return []func() []status.Sample{a.lifeSamples, a.xdsSamples, a.dnsSamples, a.vipSamples}
+func (s *sidecar) samples() []func() []status.Sample {
+	return []func() []status.Sample{s.lifeSamples, s.xdsSamples, s.dnsSamples, s.vipSamples}
 }
 
 func counter(name, help string, value uint64) status.Sample {
@@ -19,57 +19,57 @@ func gauge(name, help string, value float64) status.Sample {
 	return status.Sample{Name: name, Help: help, Value: value, Gauge: true}
 }
 
-func (a *Agent) lifeSamples() []status.Sample {
+func (s *sidecar) lifeSamples() []status.Sample {
 	return []status.Sample{
-		counter("envoy_restarts_total", "Times that Envoy was started again after it ended by itself.", uint64(a.supervisor.restarts.Load())),
-		gauge("config_hosts_refused", "Hosts that DNS does not answer because Envoy refused their configuration.", float64(a.publisher.unknown.Load())),
+		counter("envoy_restarts_total", "Times that Envoy was started again after it ended by itself.", uint64(s.supervisor.restarts.Load())),
+		gauge("config_hosts_refused", "Hosts that DNS does not answer because Envoy refused their configuration.", float64(s.publisher.unknown.Load())),
 	}
 }
 
-func (a *Agent) xdsSamples() []status.Sample {
-	s := a.xds.Stats()
+func (s *sidecar) xdsSamples() []status.Sample {
+	x := s.xds.Stats()
 	return []status.Sample{
-		counter("xds_proxy_requests", "Requests that Envoy sent on its configuration streams.", s.Requests),
-		counter("xds_proxy_responses", "Responses that were sent to Envoy.", s.Responses),
-		counter("xds_streams_total", "Configuration streams that Envoy opened.", s.Streams),
-		counter("xds_resources_total", "Resources that were sent to Envoy or removed from it.", s.Resources),
-		counter("xds_pushes_total", "Configurations that Envoy has answered for in full.", s.Pushes),
-		counter("xds_rejects_total", "Responses that Envoy refused.", s.NACKs),
+		counter("xds_proxy_requests", "Requests that Envoy sent on its configuration streams.", x.Requests),
+		counter("xds_proxy_responses", "Responses that were sent to Envoy.", x.Responses),
+		counter("xds_streams_total", "Configuration streams that Envoy opened.", x.Streams),
+		counter("xds_resources_total", "Resources that were sent to Envoy or removed from it.", x.Resources),
+		counter("xds_pushes_total", "Configurations that Envoy has answered for in full.", x.Pushes),
+		counter("xds_rejects_total", "Responses that Envoy refused.", x.NACKs),
 	}
 }
 
-func (a *Agent) vipSamples() []status.Sample {
-	s := a.vips.Stats()
+func (s *sidecar) vipSamples() []status.Sample {
+	v := s.vips.Stats()
 	return []status.Sample{
-		gauge("dns_vips_capacity", "Virtual addresses that can be given.", float64(s.Capacity)),
-		gauge("dns_vips_assigned", "Virtual addresses that hosts have.", float64(s.Assigned)),
-		gauge("dns_vips_quarantined", "Freed virtual addresses that no other host may get yet.", float64(s.Quarantined)),
-		gauge("dns_vips_pending", "Hosts that got no virtual address because there was none left.", float64(s.Pending)),
-		counter("dns_vips_exhausted_total", "Times that a host got no virtual address.", s.Exhausted),
-		counter("dns_vips_write_errors_total", "Times that the allocation could not be saved.", s.WriteErrors),
+		gauge("dns_vips_capacity", "Virtual addresses that can be given.", float64(v.Capacity)),
+		gauge("dns_vips_assigned", "Virtual addresses that hosts have.", float64(v.Assigned)),
+		gauge("dns_vips_quarantined", "Freed virtual addresses that no other host may get yet.", float64(v.Quarantined)),
+		gauge("dns_vips_pending", "Hosts that got no virtual address because there was none left.", float64(v.Pending)),
+		counter("dns_vips_exhausted_total", "Times that a host got no virtual address.", v.Exhausted),
+		counter("dns_vips_write_errors_total", "Times that the allocation could not be saved.", v.WriteErrors),
 	}
 }
 
-func (a *Agent) dnsSamples() []status.Sample {
-	if a.dns == nil {
+func (s *sidecar) dnsSamples() []status.Sample {
+	if s.dns == nil {
 		return nil
 	}
-	s := a.dns.Stats()
+	d := s.dns.Stats()
 	samples := []status.Sample{
-		counter("dns_requests_total", "DNS queries that were answered.", s.Requests),
-		counter("dns_dropped_total", "DNS messages that are no queries.", s.Dropped),
-		counter("dns_refused_total", "DNS queries refused because too many were waiting.", s.Refused),
-		gauge("dns_inflight", "DNS queries that wait for an upstream server.", float64(s.Inflight)),
-		gauge("dns_table_names", "Names that the agent answers itself.", float64(s.TableSize)),
-		gauge("dns_cache_entries", "Answers in the DNS cache.", float64(s.Cache.Entries)),
-		gauge("dns_cache_bytes", "Estimated size of the DNS cache.", float64(s.Cache.Bytes)),
-		counter("dns_cache_hits_total", "DNS queries answered from the cache.", s.Cache.Hits),
-		counter("dns_cache_misses_total", "DNS queries that the cache could not answer.", s.Cache.Misses),
+		counter("dns_requests_total", "DNS queries that were answered.", d.Requests),
+		counter("dns_dropped_total", "DNS messages that are no queries.", d.Dropped),
+		counter("dns_refused_total", "DNS queries refused because too many were waiting.", d.Refused),
+		gauge("dns_inflight", "DNS queries that wait for an upstream server.", float64(d.Inflight)),
+		gauge("dns_table_names", "Names that the agent answers itself.", float64(d.TableSize)),
+		gauge("dns_cache_entries", "Answers in the DNS cache.", float64(d.Cache.Entries)),
+		gauge("dns_cache_bytes", "Estimated size of the DNS cache.", float64(d.Cache.Bytes)),
+		counter("dns_cache_hits_total", "DNS queries answered from the cache.", d.Cache.Hits),
+		counter("dns_cache_misses_total", "DNS queries that the cache could not answer.", d.Cache.Misses),
 	}
-	samples = append(samples, labelled("dns_answers_total", "DNS answers by where they came from.", "source", s.BySource)...)
-	samples = append(samples, labelled("dns_questions_total", "DNS questions by record type.", "type", s.ByType)...)
-	samples = append(samples, labelled("dns_responses_total", "DNS responses by their code.", "rcode", s.ByRcode)...)
-	return append(samples, upstreamSamples(s.Upstreams)...)
+	samples = append(samples, labelled("dns_answers_total", "DNS answers by where they came from.", "source", d.BySource)...)
+	samples = append(samples, labelled("dns_questions_total", "DNS questions by record type.", "type", d.ByType)...)
+	samples = append(samples, labelled("dns_responses_total", "DNS responses by their code.", "rcode", d.ByRcode)...)
+	return append(samples, upstreamSamples(d.Upstreams)...)
 }
 
 func labelled(name, help, label string, values map[string]uint64) []status.Sample {

@@ -13,6 +13,7 @@ import (
 
 	"understudy.mesh/bootstrap"
 	"understudy.mesh/dnsproxy"
+	"understudy.mesh/hotrestart"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
@@ -40,13 +41,15 @@ const (
 	// waits for it; a resolver's own patience is 5 s (resolv.conf(5)).
 	holdBeforeTable = 2 * time.Second
 
+	// maxCacheState bounds what of the DNS cache a successor gets: the hottest of it.
+	maxCacheState = 4 << 20
+
 	// Readiness tasks besides taskEnvoy.
 	taskConfig = "config"
 	taskDNS    = "dns"
 )
 
-func (a *Agent) meshOptions() mesh.Options {
-	c := a.cfg
+func meshOptions(c *config.Config) mesh.Options {
 	return mesh.Options{
 		Namespace:    c.PodNamespace,
 		IPv4:         c.IPv4,
@@ -67,31 +70,31 @@ func (a *Agent) meshOptions() mesh.Options {
 }
 
 // newDNS makes the DNS proxy and the VIP allocation, where they are wanted.
-func (a *Agent) newDNS() (err error) {
-	a.vips, err = dnsproxy.OpenVIPs(dnsproxy.VIPConfig{
-		Path: filepath.Join(dataDir, vipFile), V4: iptables.VIPRangeV4, V6: iptables.VIPRangeV6, IPv6: a.cfg.IPv6,
-		Quarantine: quarantine, Now: time.Now, Log: a.world.Log("dnsproxy"),
+func (s *sidecar) newDNS() (err error) {
+	s.vips, err = dnsproxy.OpenVIPs(dnsproxy.VIPConfig{
+		Path: filepath.Join(dataDir, vipFile), V4: iptables.VIPRangeV4, V6: iptables.VIPRangeV6, IPv6: s.cfg.IPv6,
+		Quarantine: quarantine, Now: time.Now, Log: s.world.Log("dnsproxy"),
 	})
-	if err != nil || !a.cfg.DNSCapture {
+	if err != nil || !s.cfg.DNSCapture {
 		return err
 	}
-	a.ready.Pending(taskDNS, "the DNS table is not ready yet")
-	a.dns, err = dnsproxy.New(dnsproxy.Config{
-		UDP: a.sockets.dnsUDP, TCP: a.sockets.dnsTCP,
+	s.ready.Pending(taskDNS, "the DNS table is not ready yet")
+	s.dns, err = dnsproxy.New(dnsproxy.Config{
+		Own:            s.cfg.DNSAddrs,
 		ResolvConf:     resolvConf,
-		ForwardTimeout: a.cfg.DNSForwardTimeout, ForwardParallel: a.cfg.DNSForwardParallel,
+		ForwardTimeout: s.cfg.DNSForwardTimeout, ForwardParallel: s.cfg.DNSForwardParallel,
 		HoldBeforeTable: holdBeforeTable,
-		Log:             a.world.Log("dnsproxy"), Now: time.Now,
+		Log:             s.world.Log("dnsproxy"), Now: time.Now,
 	})
 	return err
 }
 
 // newEnvoy writes the bootstrap and prepares Envoy's start.
-func (a *Agent) newEnvoy() error {
-	c := a.cfg
+func (s *sidecar) newEnvoy() error {
+	c := s.cfg
 	b, err := bootstrap.Build(bootstrap.Config{
 		Node:      bootstrap.Node(c.Node),
-		AdminPath: a.generation.adminSocket(), XDSPath: a.generation.xdsSocket(),
+		AdminPath: s.generation.adminSocket(), XDSPath: s.generation.xdsSocket(),
 		StatsPort: c.StatsPort, StatsLoopbackOnly: c.StatsLoopbackOnly,
 		IPv4: c.IPv4, IPv6: c.IPv6, LogJSON: c.LogJSON, RuntimeValues: c.RuntimeValues,
 		StatsMatcher: bootstrap.StatsMatcher{
@@ -106,31 +109,41 @@ func (a *Agent) newEnvoy() error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(a.generation.bootstrapFile(), data, 0o600); err != nil {
+	if err := os.WriteFile(s.generation.bootstrapFile(), data, 0o600); err != nil {
 		return fmt.Errorf("write Envoy's bootstrap: %w", err)
 	}
 	override, err := readOverride(c.BootstrapOverride, c.HostIP)
 	if err != nil {
 		return err
 	}
-	a.supervisor = &supervisor{
-		command: envoy.Command{
-			Path: c.BinaryPath, Args: envoy.Args(a.envoyOptions(override)), Env: a.world.Environ,
-			Stdout: a.world.Stdout, Stderr: a.world.Stderr,
+	s.launcher = &launcher{
+		binary: c.BinaryPath, path: s.generation.hotRestartSockets(), version: usualVersion,
+		command: func(hotRestart []string) envoy.Command {
+			return envoy.Command{
+				Path: c.BinaryPath, Args: envoy.Args(s.envoyOptions(override, hotRestart)), Env: s.world.Environ,
+				Stdout: s.world.Stdout, Stderr: s.world.Stderr,
+			}
 		},
-		admin: a.admin, ready: a.ready, log: a.world.Log("envoy"),
+		sockets: s.sockets.forEnvoy, accepts: s.moveSockets, startTime: s.world.Started, log: s.world.Log("envoy"),
+	}
+	if c.UpgradeStats {
+		s.launcher.stats = s.stats.next
+	}
+	s.supervisor = &supervisor{
+		launcher: s.launcher, admin: s.admin, ready: s.ready, log: s.world.Log("envoy"), serves: s.progress,
 	}
 	return nil
 }
 
-func (a *Agent) envoyOptions(override string) envoy.Options {
-	c := a.cfg
+func (s *sidecar) envoyOptions(override string, hotRestart []string) envoy.Options {
+	c := s.cfg
 	return envoy.Options{
-		ConfigPath: a.generation.bootstrapFile(), DrainDuration: c.DrainDuration,
+		ConfigPath: s.generation.bootstrapFile(), DrainDuration: c.DrainDuration,
 		LogLevel: c.ProxyLogLevel, ComponentLogLevel: c.ProxyComponentLogLevel,
 		Concurrency: c.Concurrency, LocalIPv6: !c.IPv4,
 		SkipDeprecatedLogs: c.SkipDeprecatedLogs, CoreDump: c.CoreDump, OverrideYAML: override,
 		FileFlushInterval: c.FileFlushInterval, FileFlushMinSizeKB: c.FileFlushMinSizeKB,
+		HotRestart: hotRestart,
 	}
 }
 
@@ -161,74 +174,125 @@ func readOverride(path string, hostIP netip.Addr) (string, error) {
 	return override, nil
 }
 
-// inForce is called after each configuration that Envoy has answered for. Without
+// settled is called after each configuration that Envoy has answered for. Without
 // the capture listeners the pod has no traffic at all; anything else that Envoy
 // refuses concerns only whoever needs it.
-func (a *Agent) inForce(refused *xds.RejectedError) {
+func (s *sidecar) settled(refused *xds.RejectedError) {
 	if refused != nil && (slices.Contains(refused.Resources, mesh.OutboundListener) || slices.Contains(refused.Resources, mesh.InboundListener)) {
-		a.ready.Fail(taskConfig, refused)
+		s.ready.Fail(taskConfig, refused)
 		return
 	}
-	a.ready.Done(taskConfig)
-	if a.dns != nil {
-		a.ready.Done(taskDNS)
+	s.ready.Done(taskConfig)
+	if s.dns != nil {
+		s.ready.Done(taskDNS)
 	}
-	a.settled.Do(func() {
-		a.status.Started(time.Since(a.world.Started))
-		a.world.Settled()
-	})
+	s.progress()
 }
 
-func (a *Agent) newPublisher() {
-	a.ready.Pending(taskConfig, "the configuration files are not in force yet")
-	a.publisher = &publisher{
+// inherit warms the sidecar with what the generation before knew: Envoy starts with the
+// resources that it had last, and what the files say then is a change of these. What
+// cannot be read is left out; the files say it as well.
+func (s *sidecar) inherit(state hotrestart.State) {
+	if data, ok := state[stateResources]; ok {
+		out, err := unmarshalOutput(data)
+		if err != nil {
+			s.log.Warn("Envoy starts without them", "err", err)
+		} else {
+			s.publisher.seed(out)
+		}
+	}
+	s.adopt(state)
+}
+
+// adopt takes over what may have changed up to the moment at which the generation
+// before let go: VIPs, and the DNS cache. true when the VIPs are others than before.
+func (s *sidecar) adopt(state hotrestart.State) (changed bool) {
+	if data, ok := state[stateVIPs]; ok {
+		var err error
+		if changed, err = s.vips.Import(data); err != nil {
+			s.log.Warn("the VIPs of the generation before are not taken over: those in the file are in force", "err", err)
+		}
+	}
+	if data, ok := state[stateCache]; ok && s.dns != nil {
+		if n, err := s.dns.ImportCache(data); err != nil {
+			s.log.Warn("the DNS cache of the generation before is not taken over", "err", err)
+		} else {
+			s.log.Debug("took the DNS cache over", "answers", n)
+		}
+	}
+	if data, ok := state[stateStats]; ok {
+		s.stats.add(data, s.log)
+	}
+	return changed
+}
+
+// bequeath is what a successor is told as it arrives: all that warms it.
+func (s *sidecar) bequeath() hotrestart.State {
+	state := s.bequeathLast()
+	if s.dns != nil {
+		state[stateCache] = s.dns.ExportCache(maxCacheState)
+	}
+	if out := s.publisher.published(); out != nil {
+		state[stateResources] = marshalOutput(out)
+	}
+	return state
+}
+
+// bequeathLast is what a successor is told as this generation lets go: what must not
+// have changed behind its back since it arrived.
+func (s *sidecar) bequeathLast() hotrestart.State {
+	return hotrestart.State{stateVIPs: s.vips.Export()}
+}
+
+func (s *sidecar) newPublisher() {
+	s.ready.Pending(taskConfig, "the configuration files are not in force yet")
+	s.publisher = &publisher{
 		build: func(r *mesh.Registry, vips map[string][]netip.Addr) (*mesh.Output, error) {
-			return mesh.Build(r, vips, a.meshOptions())
+			return mesh.Build(r, vips, meshOptions(s.cfg))
 		},
-		assign:  a.vips.Assign,
-		set:     a.xds.Set,
-		applied: a.xds.Applied,
-		warming: a.admin.Warming,
+		assign:  s.vips.Assign,
+		set:     s.xds.Set,
+		applied: s.xds.Applied,
+		warming: s.admin.Warming,
 		ttl:     dnsproxy.DefaultTTL * time.Second,
 		now:     time.Now,
-		log:     a.log,
-		settled: a.inForce,
+		log:     s.log,
+		settled: s.settled,
 	}
-	if a.dns != nil {
-		a.publisher.names = func(hosts []dnsproxy.Host) {
+	if s.dns != nil {
+		s.publisher.names = func(hosts []dnsproxy.Host) {
 			conf, _ := dnsproxy.ReadResolvConf(resolvConf) // the DNS server says what is wrong with it
-			a.dns.Swap(dnsproxy.NewTable(hosts, conf.Search, dnsproxy.DefaultTTL))
+			s.dns.Swap(dnsproxy.NewTable(hosts, conf.Search, dnsproxy.DefaultTTL))
 		}
 	}
 }
 
-func (a *Agent) newStatus() error {
-	c := a.cfg
+func (s *sidecar) newStatus(h hooks) error {
+	c := s.cfg
 	registry := status.NewRegistry()
-	for _, read := range a.samples() {
+	for _, read := range append(s.samples(), h.samples) {
 		if err := status.Register(registry, read); err != nil {
 			return err
 		}
 	}
 	var err error
-	a.status, err = status.New(status.Config{
-		Status: a.sockets.status, Probe: a.sockets.probe,
-		AdminListeners: a.sockets.admin, Admin: a.admin,
-		Ready: a.ready, Quit: a.Quit, Drain: a.Drain,
-		EnvoyStats: a.envoyStats, MergeEnvoyStats: c.MergeEnvoyStats,
+	s.status, err = status.New(status.Config{
+		Ports: []uint16{statusPort(c)}, Admin: s.admin,
+		Ready: s.ready, Quit: h.quit, Drain: h.drain,
+		EnvoyStats: s.envoyStats, MergeEnvoyStats: c.MergeEnvoyStats,
 		AppProbers: []byte(c.AppProbers), PrometheusAnnotations: []byte(c.PrometheusAnnotations),
 		PodIPs: c.NodeIPs, LegacyLocalhostProbe: c.ProbeLocalhost,
 		HTTP2Probing: c.HTTP2Probing, MetricsLoopbackOnly: c.MetricsLoopbackOnly, Profiling: c.Profiling,
-		Debug:    a.debugPages(),
+		Debug:    s.debugPages(),
 		Registry: registry,
-		Log:      a.world.Log("status"),
+		Log:      s.world.Log("status"),
 	})
 	return err
 }
 
 // envoyStats streams Envoy's own metrics in Prometheus' text format.
-func (a *Agent) envoyStats(ctx context.Context, query string) (io.ReadCloser, string, error) {
-	return a.admin.Open(ctx, "/stats/prometheus?"+query)
+func (s *sidecar) envoyStats(ctx context.Context, query string) (io.ReadCloser, string, error) {
+	return s.admin.Open(ctx, "/stats/prometheus?"+query)
 }
 
 // dnsPort is the port that DNS is redirected to.

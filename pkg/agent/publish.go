@@ -56,8 +56,12 @@ type publisher struct {
 	// nil when it took everything.
 	settled func(refused *xds.RejectedError)
 
-	current   *mesh.Output // what Envoy was last given, without what lingers
-	inForce   []mesh.Host  // what DNS answers
+	// current is what Envoy was last given, without what lingers; shown is the same for
+	// other goroutines.
+	current   *mesh.Output
+	shown     atomic.Pointer[mesh.Output]
+	inherited bool        // current is the generation before's, not the files' yet
+	inForce   []mesh.Host // what DNS answers
 	lingering []lingerer
 	refused   string       // what was logged last of Envoy's refusals; "" when it took everything
 	unknown   atomic.Int64 // hosts that DNS does not answer because Envoy refused them, for the metric
@@ -71,10 +75,22 @@ type lingerer struct {
 	until    time.Time
 }
 
+// seed makes out, of the generation before, what the first registry is a change of.
+func (p *publisher) seed(out *mesh.Output) {
+	p.current, p.inForce, p.inherited = out, out.Hosts, true
+}
+
+// published is what Envoy was given last and the names that DNS answers; nil before the first.
+func (p *publisher) published() *mesh.Output { return p.shown.Load() }
+
 // run publishes each registry that arrives on changes until ctx ends; of
 // several that queue up only the last counts.
 func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) error {
 	var expire, retry <-chan time.Time
+	if p.current != nil { // inherited, or interrupted
+		p.settle(ctx, changes)
+		expire = p.nextExpiry()
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -109,7 +125,7 @@ func (p *publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-c
 		p.answer(retained(p.inForce, out.Hosts))
 		p.linger(out)
 	}
-	p.current = out
+	p.current, p.inherited = out, false
 	p.settle(ctx, changes)
 }
 
@@ -128,7 +144,10 @@ func (p *publisher) settle(ctx context.Context, changes <-chan *mesh.Registry) {
 	p.unknown.Store(int64(len(p.current.Hosts) - len(hosts)))
 	p.answer(hosts)
 	p.report(refused, len(hosts))
-	p.settled(refused)
+	p.shown.Store(&mesh.Output{Clusters: p.current.Clusters, Listeners: p.current.Listeners, Hosts: hosts})
+	if !p.inherited {
+		p.settled(refused)
+	}
 }
 
 // report logs what Envoy refuses once, however often it is tried again.

@@ -2,67 +2,288 @@ package agent
 
 import (
 	"cmp"
+	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
 
 	"understudy.mesh/dnsproxy"
+	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/status"
 )
 
-// sockets are all that the agent itself listens on.
+// fetchTimeout bounds how long Envoy may take to say what it listens on. It runs on
+// Envoy's main thread, which a large update keeps busy; a newcomer waits 10 s.
+const fetchTimeout = 4 * time.Second
+
+// socketUse is what a socket of the agent's is for.
+type socketUse string
+
+const (
+	useStatus socketUse = "status" // --statusPort
+	useProbe  socketUse = "probe"  // what the kubelet asks, where that is another port
+	useAdmin  socketUse = "admin"
+	useDNS    socketUse = "dns"
+)
+
+// sockets owns a copy of every listening socket of a generation: the agent's own, and
+// those of its Envoy. They are what a hand-off gives, and what an Envoy that is started
+// again after a crash listens on: no connection is refused meanwhile.
 type sockets struct {
-	status, probe, admin []net.Listener
-	dnsUDP               []*net.UDPConn
-	dnsTCP               []*net.TCPListener
-	xds, control         net.Listener
+	cfg *config.Config
+	log *slog.Logger
+
+	mu sync.Mutex
+	// own are the agent's, envoy those that its Envoy had when it was last asked.
+	own, envoy *hotrestart.Sockets
+	// given came from the generation before; nil once this one stands for itself.
+	given *hotrestart.Sockets
 }
 
-// bindSockets binds everything or nothing.
-func bindSockets(cfg *config.Config, g *generation, log *slog.Logger) (_ *sockets, err error) {
-	s := &sockets{}
+// newSockets takes the agent's own sockets from given (nil: there is no generation
+// before), and binds those that are not there. It binds everything or nothing. given
+// stays the caller's if it fails.
+func newSockets(cfg *config.Config, given *hotrestart.Sockets, log *slog.Logger) (_ *sockets, err error) {
+	s := &sockets{cfg: cfg, log: log, own: new(hotrestart.Sockets), envoy: new(hotrestart.Sockets), given: given}
 	defer func() {
 		if err != nil {
+			s.given = nil
 			s.close()
 		}
 	}()
-	statusPort := cmp.Or(cfg.StatusPort, cfg.ReadyPort) // 0: what the kubelet asks is all that is served
-	if s.status, err = status.Listen(status.Socket{Port: statusPort, Use: "the status server", Setting: "--statusPort"}); err != nil {
+	statusPort := statusPort(cfg)
+	if err := s.listen(useStatus, status.Socket{Port: statusPort, Use: "the status server", Setting: "--statusPort"}); err != nil {
 		return nil, err
 	}
 	if cfg.ReadyPort != statusPort {
-		if s.probe, err = status.Listen(status.Socket{Port: cfg.ReadyPort, Use: "the kubelet's readiness probe", Setting: "ENVOY_STATUS_PORT"}); err != nil {
+		if err := s.listen(useProbe, status.Socket{Port: cfg.ReadyPort, Use: "the kubelet's readiness probe", Setting: "ENVOY_STATUS_PORT"}); err != nil {
 			return nil, err
 		}
 	}
-	if s.admin, err = status.Listen(status.Socket{Port: cfg.AdminPort, Loopback: true, Use: "Envoy's admin API", Setting: "--proxyAdminPort"}); err != nil {
+	if err := s.listen(useAdmin, status.Socket{Port: cfg.AdminPort, Loopback: true, Use: "Envoy's admin API", Setting: "--proxyAdminPort"}); err != nil {
 		return nil, err
 	}
 	if cfg.DNSCapture {
-		if s.dnsUDP, s.dnsTCP, err = dnsproxy.Listen(cfg.DNSAddrs); err != nil {
-			return nil, err
-		}
+		err = s.listenDNS(cfg.DNSAddrs)
 	}
-	if s.xds, err = g.listenXDS(); err != nil {
-		return nil, err
-	}
-	s.control, err = listenControl()
 	return s, err
 }
 
-// close closes what is still open; a server that took a socket has closed it before.
-func (s *sockets) close() {
-	for _, group := range [][]net.Listener{s.status, s.probe, s.admin, {s.xds, s.control}} {
-		for _, l := range group {
-			if l != nil {
-				l.Close()
-			}
+// statusPort is --statusPort; 0 there means that what the kubelet asks is all that is served.
+func statusPort(cfg *config.Config) uint16 { return cmp.Or(cfg.StatusPort, cfg.ReadyPort) }
+
+func tcpName(use socketUse, port uint16, i int) string {
+	return fmt.Sprintf("agent %s tcp %d %d", use, port, i)
+}
+
+func dnsName(network string, addr netip.AddrPort) string {
+	return fmt.Sprintf("agent %s %s %s", useDNS, network, addr)
+}
+
+// listen takes the sockets of one port over, or binds them.
+func (s *sockets) listen(use socketUse, socket status.Socket) error {
+	if s.inherit(tcpName(use, socket.Port, 0)) {
+		s.inherit(tcpName(use, socket.Port, 1)) // the other family's
+		return nil
+	}
+	listeners, err := status.Listen(socket)
+	if err != nil {
+		return err
+	}
+	for i, l := range listeners {
+		err = errors.Join(err, s.adopt(tcpName(use, socket.Port, i), l.(*net.TCPListener)))
+	}
+	return err
+}
+
+func (s *sockets) listenDNS(addrs []netip.AddrPort) error {
+	for _, addr := range addrs {
+		udp, tcp := s.inherit(dnsName("udp", addr)), s.inherit(dnsName("tcp", addr))
+		if udp && tcp {
+			continue
+		}
+		if udp || tcp {
+			return fmt.Errorf("the generation before gave one of the two DNS sockets of %s", addr)
+		}
+		conns, listeners, err := dnsproxy.Listen([]netip.AddrPort{addr})
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(s.adopt(dnsName("udp", addr), conns[0]), s.adopt(dnsName("tcp", addr), listeners[0])); err != nil {
+			return err
 		}
 	}
-	for _, c := range s.dnsUDP {
-		c.Close()
+	return nil
+}
+
+// inherit copies a socket of the generation before into this one's own.
+func (s *sockets) inherit(name string) bool {
+	if s.given == nil {
+		return false
 	}
-	for _, l := range s.dnsTCP {
-		l.Close()
+	fd, err := s.given.Copy(name)
+	return err == nil && s.own.AddDescriptor(name, fd) == nil
+}
+
+// adopt puts a copy of a socket that was just bound into the set, and closes it.
+func (s *sockets) adopt(name string, bound interface {
+	File() (*os.File, error)
+	Close() error
+}) error {
+	defer bound.Close()
+	f, err := bound.File()
+	if err != nil {
+		return fmt.Errorf("copy the socket %q: %w", name, err)
+	}
+	return s.own.Add(hotrestart.Socket{Name: name, File: f})
+}
+
+// listeners returns copies of the sockets of one port, which the caller closes.
+func (s *sockets) listeners(use socketUse, port uint16) (listeners []net.Listener, err error) {
+	for i := range 2 {
+		f, err := s.own.Get(tcpName(use, port, i))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return listeners, err
+		}
+		l, err := net.FileListener(f)
+		f.Close()
+		if err != nil {
+			return listeners, fmt.Errorf("listen on the socket %q: %w", f.Name(), err)
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+// dns returns copies of the DNS sockets, which the caller closes.
+func (s *sockets) dns() (udp []*net.UDPConn, tcp []*net.TCPListener, err error) {
+	for _, addr := range s.cfg.DNSAddrs {
+		u, err := s.own.Get(dnsName("udp", addr))
+		if err != nil {
+			return udp, tcp, err
+		}
+		conn, err := net.FilePacketConn(u)
+		u.Close()
+		if err != nil {
+			return udp, tcp, fmt.Errorf("read from the socket %q: %w", u.Name(), err)
+		}
+		udp = append(udp, conn.(*net.UDPConn))
+		t, err := s.own.Get(dnsName("tcp", addr))
+		if err != nil {
+			return udp, tcp, err
+		}
+		l, err := net.FileListener(t)
+		t.Close()
+		if err != nil {
+			return udp, tcp, fmt.Errorf("listen on the socket %q: %w", t.Name(), err)
+		}
+		tcp = append(tcp, l.(*net.TCPListener))
+	}
+	return udp, tcp, nil
+}
+
+// forEnvoy copies the socket of one worker of a listener of Envoy's: what its
+// predecessor in this generation had, or what the generation before gave.
+func (s *sockets) forEnvoy(address string, worker uint32) (fd int, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if fd, ok = s.envoy.CopyForEnvoy(address, worker); ok || s.given == nil {
+		return fd, ok
+	}
+	return s.given.CopyForEnvoy(address, worker)
+}
+
+// refresh asks Envoy what it listens on. When Envoy cannot say, what it said last stays.
+func (s *sockets) refresh(ctx context.Context, i *instance) error {
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	fetched, err := i.fetch(ctx)
+	if err != nil {
+		return fmt.Errorf("ask Envoy for its listening sockets: %w", err)
+	}
+	s.mu.Lock()
+	old := s.envoy
+	s.envoy = fetched
+	s.mu.Unlock()
+	s.warn(old.Close())
+	return nil
+}
+
+// predecessors are the sockets that the generation before has given, for it to add to
+// and to take from; an empty set once they are settled.
+func (s *sockets) predecessors() *hotrestart.Sockets {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.given == nil {
+		return new(hotrestart.Sockets)
+	}
+	return s.given
+}
+
+// settle ends the time of what the generation before gave: what was not taken is closed,
+// so that nobody queues in a socket on which nobody accepts.
+func (s *sockets) settle() {
+	s.mu.Lock()
+	given := s.given
+	s.given = nil
+	s.mu.Unlock()
+	if given != nil {
+		s.warn(given.Close())
+	}
+}
+
+// all returns copies of every socket, which the caller closes.
+func (s *sockets) all() (*hotrestart.Sockets, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all, err := s.own.Dup()
+	if err != nil {
+		return nil, err
+	}
+	envoys, err := s.envoy.Dup()
+	if err != nil {
+		return nil, errors.Join(err, all.Close())
+	}
+	defer envoys.Close()
+	for _, name := range envoys.Names() {
+		fd, err := envoys.Copy(name)
+		if err == nil {
+			err = all.AddDescriptor(name, fd)
+		}
+		if err != nil {
+			return nil, errors.Join(err, all.Close())
+		}
+	}
+	return all, nil
+}
+
+// names are those of all sockets, sorted.
+func (s *sockets) names() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(slices.Values(append(s.own.Names(), s.envoy.Names()...)))
+}
+
+// close closes every copy; sockets that others have live on.
+func (s *sockets) close() {
+	s.settle()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.warn(errors.Join(s.own.Close(), s.envoy.Close()))
+}
+
+func (s *sockets) warn(err error) {
+	if err != nil {
+		s.log.Warn("close sockets", "err", err)
 	}
 }

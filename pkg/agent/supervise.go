@@ -44,13 +44,15 @@ func (e *ExitError) Error() string { return e.Reason }
 // supervisor keeps one Envoy running: before one ever served it gives up after
 // maxEarlyDeaths, and afterwards it starts the next one at once, however often.
 type supervisor struct {
-	command envoy.Command
-	admin   *envoy.Admin
-	ready   *status.Readiness
-	log     *slog.Logger
+	launcher *launcher
+	admin    *envoy.Admin
+	ready    *status.Readiness
+	log      *slog.Logger
+	// serves is called each time an Envoy begins to; nil is allowed.
+	serves func()
 
 	mu       sync.Mutex
-	process  *envoy.Process
+	process  *instance
 	stopping bool
 
 	served   atomic.Int64 // how many Envoys did
@@ -68,7 +70,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		watch, stopWatch := context.WithCancel(ctx)
 		var watching sync.WaitGroup
 		watching.Go(func() { s.watchReady(watch, p) })
-		<-p.Done()
+		<-p.cleared
 		stopWatch()
 		watching.Wait()
 		if s.isStopping() {
@@ -80,7 +82,7 @@ func (s *supervisor) run(ctx context.Context) error {
 			s.log.Warn("Envoy ended and is started again", "exit", p.Exit().String(), "pid", p.PID())
 		} else if deaths++; deaths >= maxEarlyDeaths {
 			return &ExitError{p.Exit().Status(), fmt.Sprintf("Envoy ended %d times before it ever served, the last time with %s: its own log says why", deaths, p.Exit())}
-		} else if !s.backOff(ctx, deaths, p.Exit()) {
+		} else if !s.launcher.recheck(ctx) && !s.backOff(ctx, deaths, p.Exit()) {
 			return nil
 		}
 		s.restarts.Add(1)
@@ -88,19 +90,19 @@ func (s *supervisor) run(ctx context.Context) error {
 }
 
 // start launches Envoy, unless the supervisor is stopping (nil, nil).
-func (s *supervisor) start() (*envoy.Process, error) {
+func (s *supervisor) start() (*instance, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopping {
 		return nil, nil
 	}
 	s.ready.Pending(taskEnvoy, "Envoy is starting")
-	p, err := envoy.Start(s.command)
+	p, err := s.launcher.start()
 	if err != nil {
 		return nil, err
 	}
 	s.process = p
-	s.log.Info("Envoy started", "pid", p.PID(), "path", s.command.Path)
+	s.log.Info("Envoy started", "pid", p.PID(), "path", s.launcher.binary)
 	return p, nil
 }
 
@@ -117,7 +119,7 @@ func (s *supervisor) backOff(ctx context.Context, deaths int, exit envoy.Exit) b
 }
 
 // watchReady marks the agent's Envoy as ready once it serves.
-func (s *supervisor) watchReady(ctx context.Context, p *envoy.Process) {
+func (s *supervisor) watchReady(ctx context.Context, p *instance) {
 	tick := time.NewTicker(readyPoll)
 	defer tick.Stop()
 	started := time.Now()
@@ -128,6 +130,9 @@ func (s *supervisor) watchReady(ctx context.Context, p *envoy.Process) {
 			s.served.Add(1)
 			s.log.Info("Envoy serves", "pid", p.PID(), "after", time.Since(started).Round(time.Millisecond))
 			s.ready.Done(taskEnvoy)
+			if s.serves != nil {
+				s.serves()
+			}
 			return
 		}
 		if time.Since(asked) > reasonPoll {
@@ -161,6 +166,13 @@ func (s *supervisor) alive() <-chan struct{} {
 		return nil
 	}
 	return s.process.Done()
+}
+
+// current returns the running Envoy, or the one that ended last; nil when none was started.
+func (s *supervisor) current() *instance {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.process
 }
 
 // release lets the next death of Envoy end the supervision: a draining agent

@@ -60,8 +60,12 @@ func (f *fakeAdmin) set(stats string) {
 
 func newSupervisor(admin *fakeAdmin, path string, args ...string) *supervisor {
 	return &supervisor{
-		command: envoy.Command{Path: path, Args: args, Env: os.Environ()},
-		admin:   envoy.NewAdmin(admin.path), ready: &status.Readiness{},
+		launcher: &launcher{
+			binary:  path,
+			command: func([]string) envoy.Command { return envoy.Command{Path: path, Args: args, Env: os.Environ()} },
+			off:     errNoHotRestart, log: slog.New(slog.DiscardHandler),
+		},
+		admin: envoy.NewAdmin(admin.path), ready: &status.Readiness{},
 		log: slog.New(slog.DiscardHandler),
 	}
 }

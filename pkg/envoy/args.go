@@ -48,6 +48,9 @@ type Options struct {
 	// FileFlushMinSizeKB is the size of the buffer of an access log in KiB; 0 is Envoy's
 	// default, 64.
 	FileFlushMinSizeKB uint32
+	// HotRestart are the arguments that make Envoy part of a hot restart; none is
+	// --disable-hot-restart.
+	HotRestart []string
 }
 
 // Args gives Envoy's arguments, without the program's name, in the order in which
@@ -70,9 +73,12 @@ func Args(o Options) []string {
 		"--drain-strategy", "immediate",
 		"--local-address-ip-version", version,
 		"--file-flush-interval-msec", strconv.FormatInt(max(or(o.FileFlushInterval, defaultFlush).Milliseconds(), 1), 10),
-		"--disable-hot-restart",
-		"--allow-unknown-static-fields",
 	}
+	if len(o.HotRestart) == 0 {
+		args = append(args, "--disable-hot-restart")
+	}
+	args = append(args, o.HotRestart...)
+	args = append(args, "--allow-unknown-static-fields")
 	if o.FileFlushMinSizeKB > 0 {
 		args = append(args, "--file-flush-min-size-kb", strconv.FormatUint(uint64(o.FileFlushMinSizeKB), 10))
 	}

@@ -158,6 +158,11 @@ func (a *Admin) Warming(ctx context.Context) (clusters, listeners uint64, err er
 	return stats[statWarmingCluster], stats[statWarmingListener], nil
 }
 
+// Counters gives every counter that was written to since Envoy's start.
+func (a *Admin) Counters(ctx context.Context) (map[string]uint64, error) {
+	return a.stats(ctx, "type=Counters&", ".*")
+}
+
 // parseStats reads the text form of /stats, "<name>: <number>" a line. Histograms and
 // text readouts, whose values are no numbers, are left out.
 func parseStats(r io.Reader) (map[string]uint64, error) {

@@ -199,14 +199,8 @@ func TestAccessRealSockets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	closeListeners(c.Status)
-	c.Status = dual
-	admin, err := Listen(Socket{Use: "a test", Loopback: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.AdminListeners = admin
-	run(t, c)
+	admin := listen(t)
+	runOn(t, c, Listeners{Status: dual, Admin: admin})
 	_, statusPort, _ := net.SplitHostPort(dual[0].Addr().String())
 	_, adminPort, _ := net.SplitHostPort(admin[0].Addr().String())
 	targets := []string{"127.0.0.1:" + statusPort, "[::1]:" + statusPort, "127.0.0.1:" + adminPort, "[::1]:" + adminPort}

@@ -9,7 +9,6 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -22,17 +21,23 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // testDeadline is how long a test waits for what must happen.
 const testDeadline = 20 * time.Second
 
-// testConfig is the least that New takes, on a port of the kernel's choice.
+// testConfig is the least that New takes.
 func testConfig(t *testing.T) Config {
+	t.Helper()
+	ready := &Readiness{}
+	ready.Done("everything")
+	return Config{Ready: ready, Registry: NewRegistry()}
+}
+
+// listen binds loopback on a port of the kernel's choice.
+func listen(t *testing.T) []net.Listener {
 	t.Helper()
 	ls, err := Listen(Socket{Use: "a test", Loopback: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { closeListeners(ls) })
-	ready := &Readiness{}
-	ready.Done("everything")
-	return Config{Status: ls, Ready: ready, Registry: NewRegistry()}
+	return ls
 }
 
 func closeListeners(ls []net.Listener) {
@@ -50,21 +55,34 @@ func newServer(t *testing.T, c Config) *Server {
 	return s
 }
 
-// run starts the server, and stops it at the end of the test. It returns the
-// URL of the status port.
+// run serves the status port until the end of the test, and returns its URL.
 func run(t *testing.T, c Config) string {
 	t.Helper()
-	s := newServer(t, c)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := receive(t, done); err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	return "http://" + c.Status[0].Addr().String()
+	ls := listen(t)
+	runOn(t, c, Listeners{Status: ls})
+	return "http://" + ls[0].Addr().String()
+}
+
+func runOn(t *testing.T, c Config, l Listeners) {
+	t.Helper()
+	v := newServer(t, c).Start(l)
+	t.Cleanup(func() { closeServing(t, v) })
+}
+
+// closeServing lets what is under way finish.
+func closeServing(t *testing.T, v *Serving) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), testDeadline)
+	defer cancel()
+	v.Close(ctx)
+	if ctx.Err() != nil {
+		t.Error("Close had to cut")
+	}
+	select {
+	case err := <-v.Failed():
+		t.Errorf("failed: %v", err)
+	default:
+	}
 }
 
 // receive fails the test when nothing comes.
@@ -169,7 +187,6 @@ func TestNewRejects(t *testing.T) {
 		change func(*Config)
 		want   string
 	}{
-		{"no listener", func(c *Config) { c.Status = nil }, "Status"},
 		{"no readiness", func(c *Config) { c.Ready = nil }, "Ready"},
 		{"no registry", func(c *Config) { c.Registry = nil }, "Registry"},
 		{"page elsewhere", func(c *Config) { c.Debug = map[string]http.Handler{"/x": page} }, `"/x"`},
@@ -179,8 +196,8 @@ func TestNewRejects(t *testing.T) {
 		{"probers", func(c *Config) { c.AppProbers = []byte("[]") }, probersSource},
 		{"annotations", func(c *Config) { c.PrometheusAnnotations = []byte("[]") }, annotationsSource},
 		{"the status port as the application's", func(c *Config) {
-			port := strconv.Itoa(c.Status[0].Addr().(*net.TCPAddr).Port)
-			c.PrometheusAnnotations = []byte(`{"scrape":"true","port":"` + port + `"}`)
+			c.Ports = []uint16{4242}
+			c.PrometheusAnnotations = []byte(`{"scrape":"true","port":"4242"}`)
 		}, "belongs to the agent"},
 	}
 	for _, tt := range tests {
@@ -194,109 +211,10 @@ func TestNewRejects(t *testing.T) {
 	}
 }
 
-// A request in flight finishes after the stop, while no new one is accepted.
-func TestRunFinishesRequests(t *testing.T) {
-	c := testConfig(t)
-	started, release := make(chan struct{}), make(chan struct{})
-	c.Debug = map[string]http.Handler{
-		"/debug/slow": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			started <- struct{}{}
-			<-release
-			io.WriteString(w, "finished")
-		}),
-	}
-	s := newServer(t, c)
-	s.grace = testDeadline
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	addr := c.Status[0].Addr().String()
-	answer := make(chan string, 1)
-	go func() {
-		_, body := get(t, "http://"+addr+"/debug/slow")
-		answer <- body
-	}()
-	receive(t, started)
-	cancel()
-	waitRefused(t, addr)
-	close(release)
-	if got := receive(t, answer); got != "finished" {
-		t.Errorf("the request in flight got %q", got)
-	}
-	if err := receive(t, done); err != nil {
-		t.Errorf("Run: %v", err)
-	}
-}
-
-// One that would never finish is cut, and a connection that says nothing too.
-func TestRunCutsRequests(t *testing.T) {
-	c := testConfig(t)
-	started := make(chan struct{})
-	var cut atomic.Bool
-	c.Debug = map[string]http.Handler{
-		"/debug/stuck": http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-			close(started)
-			<-r.Context().Done()
-			cut.Store(true)
-		}),
-	}
-	s := newServer(t, c)
-	s.grace = time.Millisecond
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	addr := c.Status[0].Addr().String()
-	for _, request := range []string{"", "GET /debug/stuck HTTP/1.1\r\nHost: localhost\r\n\r\n"} {
-		conn, err := net.Dial("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		if _, err := io.WriteString(conn, request); err != nil {
-			t.Fatal(err)
-		}
-	}
-	receive(t, started)
-	cancel()
-	if err := receive(t, done); err != nil {
-		t.Errorf("Run: %v", err)
-	}
-	if !cut.Load() {
-		t.Error("Run returned while a handler ran")
-	}
-}
-
-// waitRefused returns once the address accepts no more connections.
-func waitRefused(t *testing.T, addr string) {
-	t.Helper()
-	deadline := time.Now().Add(testDeadline)
-	for time.Now().Before(deadline) {
-		conn, err := net.Dial("tcp", addr)
-		if err != nil {
-			return
-		}
-		conn.Close()
-	}
-	t.Fatal("the port still accepts connections")
-}
-
-func TestRunReportsFailure(t *testing.T) {
-	c := testConfig(t)
-	c.Status[0].Close()
-	s := newServer(t, c)
-	if err := s.Run(context.Background()); err == nil || !strings.Contains(err.Error(), "serve HTTP on") {
-		t.Errorf("Run on a closed listener: %v", err)
-	}
-}
-
 func TestProbePort(t *testing.T) {
 	c := testConfig(t)
-	probe, err := Listen(Socket{Use: "a test", Loopback: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Probe = probe
-	run(t, c)
+	probe := listen(t)
+	runOn(t, c, Listeners{Probe: probe})
 	for path, want := range map[string]int{"/healthz/ready": 200, "/metrics": 404, "/debug/": 404, "/": 404} {
 		if resp, _ := get(t, "http://"+probe[0].Addr().String()+path); resp.StatusCode != want {
 			t.Errorf("GET %s: %d, want %d", path, resp.StatusCode, want)

@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"understudy.mesh/dnsproxy"
+	"understudy.mesh/pkg/status"
+)
+
+// front is the agent's own servers while they accept: on the status, probe, admin and DNS sockets.
+type front struct {
+	status *status.Serving
+	dns    *dnsproxy.Serving // nil without DNS capture
+}
+
+// accept begins to serve on copies of the agent's own sockets.
+func (s *sidecar) accept() error {
+	var l status.Listeners
+	var err error
+	if l.Status, err = s.sockets.listeners(useStatus, statusPort(s.cfg)); err != nil {
+		return err
+	}
+	if s.cfg.ReadyPort != statusPort(s.cfg) {
+		if l.Probe, err = s.sockets.listeners(useProbe, s.cfg.ReadyPort); err != nil {
+			return err
+		}
+	}
+	if l.Admin, err = s.sockets.listeners(useAdmin, s.cfg.AdminPort); err != nil {
+		return err
+	}
+	f := &front{}
+	if s.dns != nil {
+		udp, tcp, err := s.sockets.dns()
+		if err != nil {
+			return err
+		}
+		f.dns = s.dns.Start(udp, tcp)
+	}
+	f.status = s.status.Start(l)
+	s.mu.Lock()
+	s.front = f
+	s.mu.Unlock()
+	go func() {
+		if err := f.failed(s.base); err != nil {
+			s.fail(err)
+		}
+	}()
+	return nil
+}
+
+// accepting tells whether it does.
+func (s *sidecar) accepting() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.front != nil
+}
+
+// failed returns when a server has, or at the end of ctx (nil).
+func (f *front) failed(ctx context.Context) error {
+	var dns <-chan error
+	if f.dns != nil {
+		dns = f.dns.Failed()
+	}
+	select {
+	case err := <-f.status.Failed():
+		return err
+	case err := <-dns:
+		return fmt.Errorf("serve DNS: %w", err)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// letGo stops accepting, in an instant; what was accepted is served on. Nothing is
+// published until takeBack.
+func (s *sidecar) letGo() {
+	s.release()
+	s.suspend()
+}
+
+// release stops accepting and lets what was accepted finish in the background.
+func (s *sidecar) release() {
+	s.mu.Lock()
+	f := s.front
+	s.front = nil
+	s.mu.Unlock()
+	if f == nil {
+		return
+	}
+	f.status.Release()
+	if f.dns != nil {
+		f.dns.Release()
+	}
+	s.closing.Go(func() { f.finish(s.base) })
+}
+
+// finish waits for the requests in flight: a minute, or a moment when the sidecar ends.
+func (f *front) finish(base context.Context) {
+	ctx, cancel := context.WithTimeout(context.Background(), letGoGrace)
+	defer cancel()
+	defer context.AfterFunc(base, func() {
+		time.AfterFunc(serverGrace, cancel)
+	})()
+	f.status.Close(ctx)
+	if f.dns != nil {
+		f.dns.Close(ctx)
+	}
+}
+
+// takeBack undoes letGo: a successor failed.
+func (s *sidecar) takeBack() error {
+	s.publish()
+	return s.accept()
+}

@@ -1,0 +1,217 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/envoy"
+)
+
+// neverTerminate keeps Envoy from ending its parent, which is the agent: only while it
+// has one does it ask for the socket of a listener that comes later.
+const neverTerminate = math.MaxInt32 * time.Second
+
+// usualVersion is what every Envoy from 1.20 to 1.40 says to --hot-restart-version.
+// Envoy checks it by itself as it starts, and asking it takes as long as half a start: so
+// it is asked only when one ended before it served.
+var usualVersion = hotrestart.Version{Version: 11, Size: 104}
+
+// launcher starts Envoys, one after the other, each as the heir of an Envoy that the
+// agent plays: it asks the agent for its listening sockets, and would do so of an Envoy.
+type launcher struct {
+	binary string
+	// command makes the command line of an Envoy that takes part in a hot restart, or of
+	// one that does not (nil).
+	command func(hotRestart []string) envoy.Command
+	// path is where the sockets of the hot restart begin, see hotrestart.Rendezvous.
+	path      string
+	sockets   func(address string, worker uint32) (fd int, ok bool)
+	accepts   func()                                               // called when an Envoy accepts on all its first listeners
+	stats     func(context.Context) (hotrestart.StatsReply, error) // nil: none
+	startTime time.Time
+	log       *slog.Logger
+
+	mu      sync.Mutex
+	version hotrestart.Version
+	off     error // why Envoys take no part in hot restarts; nil while they do
+}
+
+// instance is one running Envoy, and what it needs to be one of a hot restart.
+type instance struct {
+	*envoy.Process
+	// accepts is closed when Envoy accepts on all its first listeners.
+	accepts chan struct{}
+	child   *hotrestart.Child // nil: it takes no part
+	// cleared is closed when Envoy has ended and nothing that it needed is left.
+	cleared chan struct{}
+
+	mu    sync.Mutex
+	asked []string // the addresses of its bound listeners: for these it asked for sockets
+}
+
+// start launches an Envoy. Where hot restart is impossible it says why, once, and
+// launches one that takes no part in any.
+func (l *launcher) start() (*instance, error) {
+	if l.disabled() == nil {
+		i, err := l.startHot()
+		if err == nil || !errors.As(err, new(*impossibleError)) {
+			return i, err
+		}
+		l.disable(err)
+	}
+	process, err := envoy.Start(l.command(nil))
+	if err != nil {
+		return nil, err
+	}
+	i := &instance{Process: process, cleared: make(chan struct{})}
+	go func() {
+		<-i.Done()
+		close(i.cleared)
+	}()
+	return i, nil
+}
+
+// impossibleError says why an Envoy cannot take part in a hot restart, though it may run.
+type impossibleError struct{ err error }
+
+func (e *impossibleError) Error() string { return e.err.Error() }
+func (e *impossibleError) Unwrap() error { return e.err }
+
+func (l *launcher) disabled() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.off
+}
+
+func (l *launcher) disable(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.off == nil {
+		l.log.Warn("Envoy runs without hot restart: it cannot be upgraded in place, and a crash closes its ports", "err", why)
+	}
+	l.off = why
+}
+
+// recheck asks the binary for its version after an Envoy has ended early; true when
+// the next start will be another one.
+func (l *launcher) recheck(ctx context.Context) bool {
+	if l.disabled() != nil {
+		return false
+	}
+	version, err := hotrestart.ReadVersion(ctx, l.binary)
+	if err == nil {
+		err = version.Check()
+	}
+	if err != nil {
+		l.disable(err)
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	changed := version != l.version
+	l.version = version
+	return changed
+}
+
+func (l *launcher) currentVersion() hotrestart.Version {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.version
+}
+
+// startHot launches an Envoy with a shared memory, a parent and a child of its own.
+func (l *launcher) startHot() (*instance, error) {
+	memory, err := hotrestart.CreateSharedMemory(hotrestart.SharedMemoryDir, l.currentVersion())
+	if err != nil {
+		return nil, &impossibleError{err}
+	}
+	where := hotrestart.Rendezvous{Path: l.path, Base: memory.Base()}
+	i := &instance{accepts: make(chan struct{}), cleared: make(chan struct{})}
+	parent, err := hotrestart.NewParent(hotrestart.ParentConfig{
+		Rendezvous: where, StartTime: l.startTime, Log: l.log, Stats: l.stats,
+		Sockets: func(address string, worker uint32) (int, bool) {
+			i.note(address)
+			return l.sockets(address, worker)
+		},
+		OnServing: sync.OnceFunc(func() {
+			close(i.accepts)
+			l.accepts()
+		}),
+	})
+	if err != nil {
+		return nil, &impossibleError{errors.Join(err, memory.Close())}
+	}
+	if i.child, err = hotrestart.NewChild(where); err != nil {
+		return nil, &impossibleError{errors.Join(err, parent.Close(), memory.Close())}
+	}
+	speaking, quiet := context.WithCancel(context.Background())
+	var speakers sync.WaitGroup
+	for _, run := range []func(context.Context) error{parent.Run, i.child.Run} {
+		speakers.Go(func() {
+			if err := run(speaking); err != nil {
+				l.log.Error("Envoy cannot be spoken to any more", "err", err)
+			}
+		})
+	}
+	cleanUp := func() {
+		quiet()
+		speakers.Wait()
+		if err := errors.Join(parent.Close(), i.child.Close(), where.RemoveLeftovers(), memory.Close()); err != nil {
+			l.log.Warn("something of an Envoy that ended stays behind", "err", err)
+		}
+	}
+	i.Process, err = envoy.Start(l.command(hotrestart.EnvoyArgs(hotrestart.ArgsConfig{
+		Rendezvous: where, ParentShutdown: neverTerminate, SkipStats: l.stats == nil,
+	})))
+	if err != nil {
+		cleanUp()
+		return nil, err
+	}
+	go func() {
+		<-i.Done()
+		cleanUp()
+		close(i.cleared)
+	}()
+	return i, nil
+}
+
+// note remembers that Envoy has a listener at address.
+func (i *instance) note(address string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if !slices.Contains(i.asked, address) {
+		i.asked = append(i.asked, address)
+	}
+}
+
+// addresses are those of the listeners that Envoy has, or had, bound.
+func (i *instance) addresses() []string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return slices.Clone(i.asked)
+}
+
+// fetch returns copies of the sockets that Envoy listens on, which the caller closes.
+func (i *instance) fetch(ctx context.Context) (*hotrestart.Sockets, error) {
+	if i.child == nil {
+		return nil, errNoHotRestart
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-i.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return i.child.Fetch(ctx, i.addresses()...)
+}
+
+var errNoHotRestart = errors.New("this Envoy takes no part in hot restarts")

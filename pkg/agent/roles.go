@@ -1,0 +1,300 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"understudy.mesh/hotrestart"
+)
+
+// eventQueue lets those who report go on: no event waits for the loop for long.
+const eventQueue = 16
+
+// eventKind says what has happened to a generation.
+type eventKind uint8
+
+const (
+	// What was found in the hand-off directory.
+	foundNobody eventKind = iota + 1 // nobody serves, or is about to
+	foundOlder                       // an older generation serves, or is about to
+	foundNewer                       // a newer generation does
+	lookAgain                        // time to look
+	peerServes                       // the generation that is followed serves
+	peerGone                         // the generation that was followed does no more
+
+	// What became of this generation's own work.
+	inForce       // the sidecar serves all its configuration
+	wentAlone     // the generation before died in the middle of the hand-off; its sockets are here
+	tookOver      // everything is here for good
+	failedToTake  // the generation before serves on
+	sidecarEnded  // by itself
+	predecessor   // news about the drain of the generation before
+	drainedToStop // the drain of an ordinary stop is over
+	retired       // the drain after a hand-off is over
+	draining      // news about it
+
+	// What a newcomer wants, see hotrestart.EventKind.
+	arrived
+	wantsSockets
+	isReady
+	settledIn
+	terminates
+	handoffEnded
+
+	// Stops.
+	stopAsked
+	nobodyStarts // no newcomer is about to take over from the one that was asked to stop
+)
+
+var eventNames = [...]string{
+	foundNobody: "found nobody", foundOlder: "found an older one", foundNewer: "found a newer one", lookAgain: "look again",
+	peerServes: "the followed one serves", peerGone: "the followed one is gone",
+	inForce: "in force", wentAlone: "went alone", tookOver: "took over", failedToTake: "failed to take over",
+	sidecarEnded: "sidecar ended", predecessor: "news of the one before", drainedToStop: "drained to stop", retired: "retired", draining: "news of the drain",
+	arrived: "a newcomer arrived", wantsSockets: "it wants the sockets", isReady: "it is ready", settledIn: "it settled",
+	terminates: "it wants the drain to end", handoffEnded: "the hand-off ended",
+	stopAsked: "stop asked", nobodyStarts: "nobody starts",
+}
+
+func (k eventKind) String() string { return eventNames[k] }
+
+// event is one thing that happened, with what belongs to it.
+type event struct {
+	kind     eventKind
+	peer     hotrestart.Identity  // of found*
+	reason   string               // of found*
+	sidecar  *sidecar             // whom it is about
+	newcomer *hotrestart.Newcomer // of the hand-off's
+	outcome  hotrestart.Outcome   // of handoffEnded
+	drained  hotrestart.Drained   // of predecessor, draining
+	err      error
+}
+
+// reaction does what an event asks for in a role, and returns the role after it.
+type reaction func(*Agent, event) hotrestart.Role
+
+// roles is the whole life of a generation. What has no row is of no consequence in
+// that role: it came too late.
+var roles = map[hotrestart.Role]map[eventKind]reaction{
+	hotrestart.RoleStarting: {
+		foundNobody:  (*Agent).startCold,
+		foundOlder:   (*Agent).takeOver,
+		foundNewer:   (*Agent).standBy,
+		lookAgain:    (*Agent).look,
+		wentAlone:    (*Agent).goAlone,
+		inForce:      (*Agent).serve,
+		tookOver:     (*Agent).serve,
+		failedToTake: (*Agent).tryLater,
+		sidecarEnded: (*Agent).fail,
+		arrived:      (*Agent).welcome,
+		stopAsked:    (*Agent).stopStarting,
+	},
+	hotrestart.RoleServing: {
+		predecessor:   (*Agent).notePredecessor,
+		arrived:       (*Agent).welcome,
+		sidecarEnded:  (*Agent).fail,
+		stopAsked:     (*Agent).considerStop,
+		nobodyStarts:  (*Agent).reconsiderStop,
+		drainedToStop: (*Agent).finish,
+	},
+	hotrestart.RoleHandingOff: {
+		predecessor:   (*Agent).notePredecessor,
+		inForce:       (*Agent).noteInForce,
+		wantsSockets:  (*Agent).give,
+		isReady:       (*Agent).letGo,
+		settledIn:     (*Agent).retire,
+		handoffEnded:  (*Agent).serveOn,
+		sidecarEnded:  (*Agent).fail,
+		stopAsked:     (*Agent).postponeStop,
+		drainedToStop: (*Agent).postponeFinish,
+	},
+	hotrestart.RoleDraining: {
+		predecessor:  (*Agent).notePredecessor,
+		draining:     (*Agent).tellDrain,
+		terminates:   (*Agent).hurryDrain,
+		retired:      (*Agent).endRetirement,
+		peerGone:     (*Agent).look,
+		lookAgain:    (*Agent).look,
+		foundNobody:  (*Agent).startBesideDrain,
+		foundOlder:   (*Agent).followFound,
+		foundNewer:   (*Agent).followFound,
+		handoffEnded: (*Agent).forgetNewcomer,
+		arrived:      (*Agent).sendOn,
+		stopAsked:    (*Agent).drainThenStop,
+	},
+	hotrestart.RoleStandby: {
+		peerServes:   (*Agent).noteSuccessor,
+		peerGone:     (*Agent).comeBack,
+		handoffEnded: (*Agent).forgetNewcomer,
+		arrived:      (*Agent).sendOn,
+		stopAsked:    (*Agent).finish,
+	},
+}
+
+// loop is the state of the goroutine that lives through the roles.
+type loop struct {
+	role     hotrestart.Role
+	over     bool  // the life is
+	err      error // why, unless it was asked for
+	stopping bool  // a stop was asked for
+	replaced bool  // a newer generation has taken over: never take over from a live one again
+
+	sidecar  *sidecar
+	lives    int       // how many sidecars there were
+	failures int       // to take over, in a row
+	taking   func()    // ends the attempt to take over that runs, and waits; nil: none
+	follow   *follower // of the generation that serves instead
+	newcomer *hotrestart.Newcomer
+	began    time.Time       // when the newcomer arrived
+	before   hotrestart.Role // the role to go back to when it fails
+	orphaned bool            // a newcomer died for which a stop was put off
+	letGoAt  time.Time       // when this generation let go
+
+	cutDrain  func() // ends the ordinary drain; nil: none runs
+	drainOver bool   // it is over, and waits for the newcomer
+	hurry     func() // ends the drain after a hand-off; nil: none runs
+
+	ctx      context.Context // ends with the life
+	children sync.WaitGroup  // goroutines that report events
+}
+
+// runRoles handles one event after the other until the life is over. asked ends when a
+// stop is asked for, base with the process.
+func (a *Agent) runRoles(asked, base context.Context) error {
+	ctx, cancel := context.WithCancel(base)
+	a.loop.ctx, a.loop.role = ctx, hotrestart.RoleStarting
+	var handoffs <-chan hotrestart.Event
+	if a.server != nil {
+		handoffs = a.server.Events()
+	}
+	a.enter(a.look(event{}))
+	stop, quit := asked.Done(), (<-chan struct{})(a.stop)
+	for !a.loop.over {
+		select {
+		case <-stop:
+			stop, quit = nil, nil
+			a.handle(event{kind: stopAsked})
+		case <-quit:
+			stop, quit = nil, nil
+			a.handle(event{kind: stopAsked})
+		case e := <-handoffs:
+			a.handle(fromHandoff(e))
+		case e := <-a.events:
+			a.handle(e)
+		}
+	}
+	a.leave(cancel, handoffs)
+	return a.loop.err
+}
+
+// handle looks the event up in the table and does what it says.
+func (a *Agent) handle(e event) {
+	react, ok := roles[a.loop.role][e.kind]
+	if !ok {
+		a.log.Debug("of no consequence", "event", e.kind, "role", a.loop.role)
+		a.decline(e)
+		return
+	}
+	a.log.Debug("event", "event", e.kind, "role", a.loop.role)
+	a.enter(react(a, e))
+}
+
+// enter notes the role, and tells everybody.
+func (a *Agent) enter(role hotrestart.Role) {
+	changed := role != a.loop.role
+	a.loop.role = role
+	a.show(changed)
+	if changed {
+		a.log.Info("role", "role", role, "generation", a.me.ID)
+	}
+}
+
+// decline answers a newcomer whom no row provides for, which would else wait in vain.
+func (a *Agent) decline(e event) {
+	if e.kind == arrived {
+		a.warnUnlessLost(e.newcomer.Refuse(hotrestart.RefusedUnready, "this generation is "+string(a.loop.role)))
+	}
+}
+
+// report delivers an event of a goroutine of the loop's.
+func (a *Agent) report(ctx context.Context, e event) {
+	select {
+	case a.events <- e:
+	case <-ctx.Done():
+	}
+}
+
+// spawn runs work, whose event is reported, until the life is over.
+func (a *Agent) spawn(work func(ctx context.Context) (event, bool)) {
+	ctx := a.loop.ctx
+	a.loop.children.Go(func() {
+		if e, ok := work(ctx); ok {
+			a.report(ctx, e)
+		}
+	})
+}
+
+// leave ends everything that the life has begun.
+func (a *Agent) leave(cancel func(), handoffs <-chan hotrestart.Event) {
+	if a.loop.taking != nil {
+		a.loop.taking()
+	}
+	cancel()
+	if s := a.current(); s != nil {
+		s.end()
+	}
+	if a.loop.follow != nil {
+		a.loop.follow.close()
+	}
+	done := make(chan struct{})
+	go func() {
+		a.loop.children.Wait()
+		close(done)
+	}()
+	for {
+		select {
+		case <-done:
+			return
+		case <-handoffs: // the server goes on until it is ended, after this
+		}
+	}
+}
+
+// fromHandoff translates the hand-off server's events into the loop's.
+func fromHandoff(e hotrestart.Event) event {
+	kinds := map[hotrestart.EventKind]eventKind{
+		hotrestart.Arrived: arrived, hotrestart.WantSockets: wantsSockets, hotrestart.Ready: isReady,
+		hotrestart.Settled: settledIn, hotrestart.Terminate: terminates, hotrestart.Ended: handoffEnded,
+	}
+	return event{kind: kinds[e.Kind], newcomer: e.Newcomer, outcome: e.Outcome, err: e.Err}
+}
+
+func (a *Agent) warnUnlessLost(err error) {
+	if err != nil && !errors.Is(err, hotrestart.ErrLost) {
+		a.log.Warn("answer a newcomer", "err", err)
+	}
+}
+
+// stay is the role as it is, for a reaction that changes none.
+func (a *Agent) stay() hotrestart.Role { return a.loop.role }
+
+// finish ends the life.
+func (a *Agent) finish(event) hotrestart.Role {
+	a.loop.over = true
+	return a.stay()
+}
+
+// fail ends the life because its sidecar has ended by itself.
+func (a *Agent) fail(e event) hotrestart.Role {
+	if e.sidecar != a.loop.sidecar {
+		return a.stay()
+	}
+	a.loop.over, a.loop.err = true, e.err
+	if e.err == nil && !a.loop.stopping {
+		a.loop.err = fmt.Errorf("the agent's servers ended")
+	}
+	return a.stay()
+}

@@ -1,0 +1,242 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"understudy.mesh/hotrestart"
+)
+
+const (
+	// heirPoll is how often a generation that was asked to stop looks whether the newcomer
+	// for which it waits is still there: one that has come so far that it speaks is an event.
+	heirPoll = 300 * time.Millisecond
+	// statsTimeout bounds how long the counters of Envoy may take: a newcomer waits for them.
+	statsTimeout = time.Second
+)
+
+// welcome answers a newcomer: it may take over if it is the newer one.
+func (a *Agent) welcome(e event) hotrestart.Role {
+	if refusal := a.judge(e.newcomer.Identity()); refusal != nil {
+		a.log.Info("a newcomer was refused", "generation", e.newcomer.Identity().ID, "reason", refusal.Reason)
+		a.warnUnlessLost(e.newcomer.Refuse(refusal.Code, refusal.Reason))
+		if refusal.Code == hotrestart.RefusedMoved { // both are about to start: this one yields
+			return a.look(e)
+		}
+		return a.stay()
+	}
+	state := a.loop.sidecar.bequeath()
+	err := e.newcomer.Accept(state)
+	if err != nil && !errors.Is(err, hotrestart.ErrLost) {
+		a.log.Warn("the newcomer starts without the resources", "err", err)
+		delete(state, stateResources)
+		err = e.newcomer.Accept(state)
+	}
+	if err != nil {
+		a.warnUnlessLost(err)
+		return a.stay()
+	}
+	a.log.Info("a newcomer takes over", "generation", e.newcomer.Identity().ID, "agent", e.newcomer.Identity().AgentVersion)
+	a.loop.newcomer, a.loop.began, a.loop.before = e.newcomer, time.Now(), a.loop.role
+	a.beginAttempt(e.newcomer.Identity().ID, false)
+	return hotrestart.RoleHandingOff
+}
+
+// judge says why a newcomer may not take over; nil when it may.
+func (a *Agent) judge(newcomer hotrestart.Identity) *hotrestart.RefusedError {
+	verdict := hotrestart.Newer(newcomer, a.me)
+	starting := a.loop.role == hotrestart.RoleStarting
+	switch {
+	case !verdict.TakeOver:
+		return &hotrestart.RefusedError{Code: hotrestart.RefusedOlder, Reason: fmt.Sprintf("generation %s serves: %s", a.me.ID, verdict.Reason)}
+	case starting && a.me.Force && !newcomer.Force:
+		return &hotrestart.RefusedError{Code: hotrestart.RefusedBusy, Reason: fmt.Sprintf("generation %s is starting with --takeover=force", a.me.ID)}
+	case a.loop.taking != nil:
+		return &hotrestart.RefusedError{Code: hotrestart.RefusedBusy, Reason: fmt.Sprintf("generation %s is taking over itself", a.me.ID)}
+	case a.loop.sidecar == nil:
+		return &hotrestart.RefusedError{Code: hotrestart.RefusedMoved, Reason: fmt.Sprintf("generation %s has nothing to hand over, and stands by", a.me.ID)}
+	}
+	if err := a.loop.sidecar.upgradable(); err != nil {
+		return &hotrestart.RefusedError{Code: hotrestart.RefusedUnready, Reason: fmt.Sprintf("generation %s cannot be taken over: %v", a.me.ID, err)}
+	}
+	return nil
+}
+
+// give hands copies of every socket to the newcomer. Nothing changes for this generation.
+func (a *Agent) give(e event) hotrestart.Role {
+	s := a.loop.sidecar
+	if i := s.supervisor.current(); i != nil && isClosed(i.accepts) {
+		if err := s.sockets.refresh(a.loop.ctx, i); err != nil {
+			a.log.Warn("the newcomer gets the sockets that Envoy had when it was asked last", "err", err)
+		}
+	}
+	all, err := s.sockets.all()
+	if err == nil {
+		err = errors.Join(e.newcomer.Give(all), all.Close())
+	}
+	a.warnUnlessLost(err)
+	return a.stay()
+}
+
+// letGo: the newcomer accepts on every socket. The agent's own servers accept no more
+// from here on, Envoy does until the newcomer has settled.
+func (a *Agent) letGo(e event) hotrestart.Role {
+	s := a.loop.sidecar
+	a.loop.letGoAt = time.Now()
+	s.letGo()
+	state := s.bequeathLast()
+	if a.cfg.UpgradeStats {
+		ctx, cancel := context.WithTimeout(a.loop.ctx, statsTimeout)
+		if data, err := s.counters(ctx); err != nil {
+			a.log.Warn("Envoy's counters are not carried over", "err", err)
+		} else {
+			state[stateStats] = data
+		}
+		cancel()
+	}
+	all, err := s.sockets.all()
+	if err == nil {
+		err = errors.Join(e.newcomer.Release(all, state), all.Close())
+	}
+	a.warnUnlessLost(err)
+	return a.stay()
+}
+
+// serveOn: the hand-off ended without a successor.
+func (a *Agent) serveOn(e event) hotrestart.Role {
+	if e.newcomer != a.loop.newcomer {
+		return a.stay()
+	}
+	a.loop.newcomer = nil
+	a.finishAttempt(resultFailure, e.err)
+	a.log.Warn("the hand-off failed: this generation serves on", "err", e.err, "after", time.Since(a.loop.began).Round(time.Millisecond))
+	if !a.loop.sidecar.accepting() {
+		if err := a.loop.sidecar.takeBack(); err != nil {
+			return a.fail(event{sidecar: a.loop.sidecar, err: err})
+		}
+	}
+	if a.loop.drainOver {
+		return a.finish(e)
+	}
+	if a.loop.stopping && a.loop.cutDrain == nil {
+		if strings.Contains(e.err.Error(), stoppingReason) { // the whole pod stops
+			a.loop.role = a.loop.before
+			return a.drainToStop(e)
+		}
+		a.loop.orphaned = true // it may be started again
+	}
+	return a.loop.before
+}
+
+// noteInForce: a cold start came into force while a newcomer was already taking over.
+func (a *Agent) noteInForce(e event) hotrestart.Role {
+	a.loop.before = hotrestart.RoleServing
+	a.world.Settled()
+	return a.stay()
+}
+
+// considerStop: a generation that was asked to stop serves on while a newer one is
+// about to take over from it.
+func (a *Agent) considerStop(event) hotrestart.Role {
+	a.loop.stopping = true
+	a.spawn(func(ctx context.Context) (event, bool) {
+		for said := false; a.heirStarts(ctx); said = true {
+			if !said {
+				a.log.Info("asked to stop: serving on until a newer generation that starts has taken over")
+			}
+			select {
+			case <-ctx.Done():
+				return event{}, false
+			case <-time.After(heirPoll):
+			}
+		}
+		return event{kind: nobodyStarts}, true
+	})
+	return a.stay()
+}
+
+// heirStarts tells whether a newer generation is about to take over from this one.
+func (a *Agent) heirStarts(ctx context.Context) bool {
+	if a.dir == nil || isClosed(a.noDrain) {
+		return false
+	}
+	neighbours, err := a.dir.Look(ctx)
+	if err != nil {
+		return false
+	}
+	for _, n := range neighbours {
+		if n.Err == nil && n.Report.Role == hotrestart.RoleStarting && hotrestart.Newer(n.Report.Identity, a.me).TakeOver {
+			return true
+		}
+	}
+	return false
+}
+
+// reconsiderStop: the newer generation for which this one served on is gone. One that
+// died in the middle may be started again, and this one is all that the pod has.
+func (a *Agent) reconsiderStop(e event) hotrestart.Role {
+	if a.loop.orphaned {
+		return a.stay()
+	}
+	return a.drainToStop(e)
+}
+
+// drainToStop is the ordinary stop. A newcomer may still take over meanwhile.
+func (a *Agent) drainToStop(event) hotrestart.Role {
+	cut, cancel := context.WithCancel(a.loop.ctx)
+	a.loop.cutDrain = cancel
+	s := a.loop.sidecar
+	a.spawn(func(ctx context.Context) (event, bool) {
+		defer cancel()
+		defer context.AfterFunc(cut, cancel)()
+		go func() { // whoever asks for it ends the drain early
+			select {
+			case <-a.noDrain:
+				cancel()
+			case <-cut.Done():
+			}
+		}()
+		s.drain(cut)
+		return event{kind: drainedToStop}, true
+	})
+	return a.stay()
+}
+
+// postponeStop: the newcomer that is taking over decides.
+func (a *Agent) postponeStop(event) hotrestart.Role {
+	a.loop.stopping = true
+	a.log.Info("asked to stop: serving on until the newcomer has taken over", "generation", a.loop.newcomer.Identity().ID)
+	return a.stay()
+}
+
+// postponeFinish: Envoy serves on behind its drain until the newcomer holds the sockets.
+func (a *Agent) postponeFinish(event) hotrestart.Role {
+	a.loop.drainOver = true
+	return a.stay()
+}
+
+// retire: the newcomer holds everything for good. What is left here is to let
+// connections end.
+func (a *Agent) retire(event) hotrestart.Role {
+	if a.loop.cutDrain != nil {
+		a.loop.cutDrain()
+		a.loop.cutDrain = nil
+	}
+	a.finishAttempt(resultSuccess, nil)
+	a.loop.replaced, a.loop.drainOver = true, false
+	a.followSuccessor(a.loop.newcomer.Identity().ID)
+	s, until := a.loop.sidecar, a.loop.letGoAt.Add(a.cfg.UpgradeDrainDuration)
+	ctx, hurry := context.WithDeadline(a.loop.ctx, until)
+	a.loop.hurry = hurry
+	a.spawn(func(life context.Context) (event, bool) {
+		defer hurry()
+		s.retire(ctx, func(left int) {
+			a.report(life, event{kind: draining, drained: hotrestart.Drained{Left: left}})
+		})
+		return event{kind: retired, sidecar: s}, true
+	})
+	return hotrestart.RoleDraining
+}

@@ -1,0 +1,396 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"understudy.mesh/dnsproxy"
+	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/envoy"
+	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/status"
+	"understudy.mesh/pkg/xds"
+)
+
+const (
+	// serverGrace is how long requests to the agent's own ports may take to finish once it stops.
+	serverGrace = 2 * time.Second
+	// letGoGrace is the same for a generation that lives on after it let go of its
+	// sockets: a profile or a scrape takes a minute at most.
+	letGoGrace = time.Minute
+)
+
+// sidecar is one Envoy beside the application with all that the agent serves for it:
+// DNS, XDS, status, admin. An agent has at most one that is not draining; a standby has none.
+type sidecar struct {
+	cfg   *config.Config
+	world World
+	log   *slog.Logger
+
+	generation *generation
+	sockets    *sockets
+	ready      *status.Readiness
+	admin      *envoy.Admin
+	xds        *xds.Server
+	source     *mesh.Source
+	dns        *dnsproxy.Server // nil without DNS capture
+	vips       *dnsproxy.VIPs
+	launcher   *launcher
+	supervisor *supervisor
+	publisher  *publisher
+	status     *status.Server
+	stats      *relay
+	version    atomic.Value // string: the running Envoy's, once known
+
+	changes *mailbox
+	// inForce is closed once everything is: Envoy serves its whole configuration, DNS
+	// has its names.
+	inForce     chan struct{}
+	inForceOnce sync.Once
+	moved       chan struct{} // holds a token when Envoy's listeners may have changed
+
+	group   *errgroup.Group
+	base    context.Context // ends with the sidecar
+	endBase context.CancelFunc
+	work    context.Context // ends when it takes no more changes
+	endWork context.CancelFunc
+	done    chan struct{} // closed when nothing of it runs any more; err is set then
+	err     error
+	// failures takes the error of a server that broke, which ends the sidecar.
+	failures chan error
+
+	mu         sync.Mutex
+	front      *front         // nil while it accepts nothing
+	closing    sync.WaitGroup // fronts that were let go
+	publishing func()         // ends the publisher and waits for it; nil while there is none
+}
+
+// hooks are what the sidecar's servers need of its agent.
+type hooks struct {
+	samples     func() []status.Sample // what the agent counts besides
+	quit, drain func(context.Context) error
+}
+
+// newSidecar checks cfg against the world and takes or binds every socket; it starts
+// nothing. inherited is nil for a cold start; its sockets are the sidecar's from here
+// on. samples are what the agent has to count besides. What it bound or wrote is undone when it fails.
+func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *inheritance) (_ *sidecar, err error) {
+	s := &sidecar{
+		cfg: cfg, world: world, log: world.Log("agent"),
+		ready: &status.Readiness{}, stats: &relay{}, changes: newMailbox(),
+		inForce: make(chan struct{}), moved: make(chan struct{}, 1), done: make(chan struct{}),
+		failures: make(chan error, 1),
+	}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if err := checkBinary(cfg.BinaryPath); err != nil {
+		return nil, err
+	}
+	if s.source, err = mesh.NewSource(cfg.ConfigDir, meshOptions(cfg), world.Log("mesh")); err != nil {
+		return nil, err
+	}
+	if s.generation, err = newGeneration(cfg.ConfigPath, id, s.log); err != nil {
+		return nil, err
+	}
+	var given *hotrestart.Sockets
+	if inherited != nil {
+		given = inherited.sockets
+	}
+	if s.sockets, err = newSockets(cfg, given, s.log); err != nil {
+		return nil, err
+	}
+	listener, err := s.generation.listenXDS()
+	if err != nil {
+		return nil, err
+	}
+	s.xds = xds.New(listener, world.Log("xds"))
+	s.admin = envoy.NewAdmin(s.generation.adminSocket())
+	if err := s.newDNS(); err != nil {
+		return nil, err
+	}
+	if err := s.newEnvoy(); err != nil {
+		return nil, err
+	}
+	s.newPublisher()
+	if inherited != nil {
+		s.inherit(inherited.state)
+	}
+	return s, s.newStatus(h)
+}
+
+// checkBinary refuses a binaryPath that cannot be executed, before anything starts.
+func checkBinary(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("binaryPath %s: %w: install Envoy there, or set PROXY_CONFIG binaryPath", path, errors.Unwrap(err))
+	}
+	if info.IsDir() || info.Mode()&0o111 == 0 {
+		return fmt.Errorf("binaryPath %s: not an executable file (mode %s): set PROXY_CONFIG binaryPath to Envoy", path, info.Mode())
+	}
+	return nil
+}
+
+// start runs the sidecar until stop, retire or kill; what ends it early is in err once
+// done is closed. Envoy starts first and boots while the files are read.
+func (s *sidecar) start() {
+	base, endBase := context.WithCancel(context.Background())
+	s.endBase = endBase
+	s.group, s.base = errgroup.WithContext(base)
+	s.work, s.endWork = context.WithCancel(s.base)
+	s.group.Go(func() error { return s.supervisor.run(s.base) })
+	feed, endFeed := context.WithCancel(context.Background())
+	s.group.Go(func() error { return s.xds.Run(feed) })
+	s.group.Go(func() error { return s.readFiles(s.work) })
+	s.group.Go(func() error { s.followSockets(s.base); return nil })
+	s.group.Go(func() error {
+		select {
+		case err := <-s.failures:
+			return err
+		case <-s.base.Done():
+			return nil
+		}
+	})
+	s.publish()
+	go func() {
+		<-s.base.Done() // something failed, or it is over
+		s.supervisor.stop()
+		endFeed() // Envoy would warn of a control plane that goes first
+		s.err = s.group.Wait()
+		s.suspend()
+		s.release()
+		s.closing.Wait()
+		s.close()
+		close(s.done)
+	}()
+}
+
+func (s *sidecar) fail(err error) {
+	select {
+	case s.failures <- err:
+	default: // an earlier one counts
+	}
+}
+
+// readFiles puts the first good state of the files and every later one into changes.
+func (s *sidecar) readFiles(ctx context.Context) error {
+	registry, err := s.source.Load()
+	if err != nil {
+		return err
+	}
+	s.changes.put(registry)
+	return s.source.Run(ctx, s.changes.put)
+}
+
+// publish begins, or goes on, to bring changes into force.
+func (s *sidecar) publish() {
+	ctx, cancel := context.WithCancel(s.work)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.publisher.run(ctx, s.changes.ch)
+	}()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.publishing = func() { cancel(); <-done }
+}
+
+// publishAgain brings the same files into force once more: VIPs have changed.
+func (s *sidecar) publishAgain() { s.changes.again() }
+
+// suspend leaves everything as it is in force now, until the next publish.
+func (s *sidecar) suspend() {
+	s.mu.Lock()
+	end := s.publishing
+	s.publishing = nil
+	s.mu.Unlock()
+	if end != nil {
+		end()
+	}
+}
+
+// progress is called when Envoy, or a configuration, has come into force.
+func (s *sidecar) progress() {
+	s.moveSockets()
+	if ready, _ := s.ready.Check(); !ready {
+		return
+	}
+	s.inForceOnce.Do(func() {
+		s.status.Started(time.Since(s.world.Started))
+		close(s.inForce)
+	})
+}
+
+// moveSockets has followSockets ask Envoy.
+func (s *sidecar) moveSockets() {
+	select {
+	case s.moved <- struct{}{}:
+	default:
+	}
+}
+
+// followSockets asks Envoy for its sockets whenever its listeners may have changed.
+func (s *sidecar) followSockets(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.moved:
+		}
+		i := s.supervisor.current()
+		if i == nil || i.child == nil || !isClosed(i.accepts) {
+			continue
+		}
+		s.learnVersion(ctx)
+		if err := s.sockets.refresh(ctx, i); err != nil && ctx.Err() == nil && !isClosed(i.Done()) {
+			s.log.Warn("after a crash Envoy would start without its sockets, and an upgrade cannot have them", "err", err)
+		}
+	}
+}
+
+// learnVersion asks Envoy for its version, "1.40.0" out of what its admin says.
+func (s *sidecar) learnVersion(ctx context.Context) {
+	if s.envoyVersion() != "" {
+		return
+	}
+	full, err := s.admin.Version(ctx)
+	if err != nil {
+		s.log.Debug("ask Envoy for its version", "err", err)
+		return
+	}
+	if parts := strings.Split(full, "/"); len(parts) > 1 {
+		full = parts[1]
+	}
+	s.version.Store(full)
+}
+
+// upgradable says why the sidecar could not be taken over; nil when it can.
+func (s *sidecar) upgradable() error {
+	if err := s.launcher.disabled(); err != nil {
+		return fmt.Errorf("its Envoy takes no part in hot restarts: %w", err)
+	}
+	return nil
+}
+
+// drain is the first half of an ordinary stop, and end the other: readiness off, inbound drained, then Envoy ended; DNS and
+// status go on until it is gone. cut ends the drain early.
+func (s *sidecar) drain(cut context.Context) {
+	s.ready.Off("the agent is stopping")
+	s.endWork()
+	s.supervisor.release()
+	if s.supervisor.served.Load() == 0 || cut.Err() != nil {
+		return
+	}
+	drain(cut, drainPlan{
+		inboundOnly: s.cfg.Role == config.Sidecar,
+		duration:    s.cfg.TerminationDrainDuration,
+		untilIdle:   s.cfg.ExitOnZeroActiveConnections,
+		minimum:     s.cfg.MinimumDrainDuration,
+	}, s.admin, s.supervisor.alive(), s.log)
+}
+
+// retire lets connections end after a successor took over: Envoy stops accepting and asks
+// its clients to go, and every copy of a socket is closed, so that nobody queues in one on
+// which nobody accepts. It returns when no connection is left, or at the end of ctx, with
+// Envoy gone. left is called with the number of connections now and then.
+func (s *sidecar) retire(ctx context.Context, left func(int)) {
+	s.endWork()
+	s.suspend()
+	s.supervisor.release()
+	if i := s.supervisor.current(); i != nil && i.child != nil {
+		tell, cancel := context.WithTimeout(ctx, adminTimeout)
+		if err := i.child.Drain(tell); err != nil && !isClosed(i.Done()) {
+			s.log.Warn("Envoy was not told to drain", "err", err)
+		}
+		cancel()
+	}
+	s.sockets.close()
+	s.log.Info("draining after the hand-off")
+	drainConnections(ctx, s.connections, s.supervisor.alive(), left, s.log)
+	s.end()
+}
+
+// connections are those that Envoy serves, on whatever listener.
+func (s *sidecar) connections(ctx context.Context) (int, error) {
+	i := s.supervisor.current()
+	if i == nil || i.child == nil {
+		return 0, errNoHotRestart
+	}
+	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	defer cancel()
+	reply, err := i.child.Stats(ctx)
+	return int(reply.Connections), err
+}
+
+// end stops everything at once, Envoy with SIGTERM and only then SIGKILL, and returns
+// when nothing is left.
+func (s *sidecar) end() {
+	s.endBase()
+	<-s.done
+}
+
+// close gives back what newSidecar took.
+func (s *sidecar) close() {
+	if s.sockets != nil {
+		s.sockets.close()
+	}
+	if s.admin != nil {
+		s.admin.Close()
+	}
+	if s.generation != nil {
+		if err := s.generation.remove(); err != nil {
+			s.log.Warn("this generation's files stay", "err", err)
+		}
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// mailbox holds the newest registry; what was not taken yet is replaced.
+type mailbox struct {
+	ch   chan *mesh.Registry
+	mu   sync.Mutex
+	last *mesh.Registry
+}
+
+func newMailbox() *mailbox { return &mailbox{ch: make(chan *mesh.Registry, 1)} }
+
+func (m *mailbox) put(r *mesh.Registry) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last = r
+	select {
+	case <-m.ch:
+	default:
+	}
+	m.ch <- r
+}
+
+// again puts the last one in once more, if there was one.
+func (m *mailbox) again() {
+	m.mu.Lock()
+	last := m.last
+	m.mu.Unlock()
+	if last != nil {
+		m.put(last)
+	}
+}

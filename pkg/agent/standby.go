@@ -1,0 +1,183 @@
+package agent
+
+import (
+	"context"
+	"sync"
+
+	"understudy.mesh/hotrestart"
+)
+
+// follower watches the generation that serves instead of this one.
+type follower struct {
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+}
+
+func (f *follower) close() {
+	f.cancel()
+	f.done.Wait()
+}
+
+// followSuccessor reports when the generation serves, and when it is gone or serves no more.
+func (a *Agent) followSuccessor(id string) {
+	if a.loop.follow != nil {
+		a.loop.follow.close()
+	}
+	ctx, cancel := context.WithCancel(a.loop.ctx)
+	f := &follower{cancel: cancel}
+	a.loop.follow = f
+	f.done.Go(func() {
+		watch, err := a.dir.Watch(ctx, id)
+		if err != nil {
+			a.log.Debug("the generation that serves cannot be followed", "generation", id, "err", err)
+			a.report(ctx, event{kind: peerGone, err: err})
+			return
+		}
+		defer watch.Close()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case r, ok := <-watch.Reports():
+				switch {
+				case !ok:
+					a.report(ctx, event{kind: peerGone, err: watch.Err()})
+					return
+				case importance(r.Role) == importance(hotrestart.RoleServing):
+					a.report(ctx, event{kind: peerServes})
+				case importance(r.Role) == 0:
+					a.report(ctx, event{kind: peerGone})
+					return
+				}
+			}
+		}
+	})
+}
+
+// standBy: a newer generation serves, or is about to.
+func (a *Agent) standBy(e event) hotrestart.Role {
+	if a.loop.stopping {
+		return a.finish(e)
+	}
+	a.log.Info("standing by", "for", e.peer.ID, "because", e.reason)
+	a.shownSuccessor(e.peer.ID, false)
+	a.followSuccessor(e.peer.ID)
+	a.world.Settled()
+	return hotrestart.RoleStandby
+}
+
+// followFound is standBy for a generation that still drains.
+func (a *Agent) followFound(e event) hotrestart.Role {
+	a.followSuccessor(e.peer.ID)
+	return a.stay()
+}
+
+func (a *Agent) noteSuccessor(event) hotrestart.Role {
+	a.shownSuccessor("", true)
+	return a.stay()
+}
+
+// comeBack: the generation for which this one stood by is gone.
+func (a *Agent) comeBack(e event) hotrestart.Role {
+	a.log.Info("the generation that served is gone, or serves no more", "err", e.err)
+	a.shownSuccessor("", false)
+	a.loop.role = hotrestart.RoleStarting
+	return a.look(e)
+}
+
+// sendOn: this generation serves no more; another does.
+func (a *Agent) sendOn(e event) hotrestart.Role {
+	a.warnUnlessLost(e.newcomer.Refuse(hotrestart.RefusedMoved, "generation "+a.me.ID+" serves no more"))
+	return a.stay()
+}
+
+// tellDrain passes on how many connections are left.
+func (a *Agent) tellDrain(e event) hotrestart.Role {
+	a.mu.Lock()
+	a.shown.left = e.drained.Left
+	a.mu.Unlock()
+	a.tellNewcomer(e.drained)
+	return a.stay()
+}
+
+func (a *Agent) tellNewcomer(d hotrestart.Drained) {
+	if a.loop.newcomer != nil {
+		a.warnUnlessLost(a.loop.newcomer.Drained(d))
+	}
+}
+
+// hurryDrain: whoever took over wants the drain to end now.
+func (a *Agent) hurryDrain(event) hotrestart.Role {
+	a.loop.hurry()
+	return a.stay()
+}
+
+// drainThenStop: connections end by themselves, by --upgradeDrainDuration, or by SIGKILL.
+func (a *Agent) drainThenStop(event) hotrestart.Role {
+	a.loop.stopping = true
+	if isClosed(a.noDrain) && a.loop.hurry != nil {
+		a.loop.hurry()
+	}
+	return a.stay()
+}
+
+// endRetirement: the old Envoy has exited, and nothing is left of it.
+func (a *Agent) endRetirement(e event) hotrestart.Role {
+	a.loop.hurry = nil
+	a.tellNewcomer(hotrestart.Drained{Done: true})
+	a.mu.Lock()
+	a.shown.left = 0
+	a.mu.Unlock()
+	if a.loop.sidecar == e.sidecar {
+		a.adopt(nil)
+	}
+	a.world.Settled()
+	if a.loop.stopping {
+		return a.finish(e)
+	}
+	return hotrestart.RoleStandby
+}
+
+// startBesideDrain: the successor is gone while this generation still drains. It serves
+// again, with another Envoy; the first one goes on draining.
+func (a *Agent) startBesideDrain(e event) hotrestart.Role {
+	if a.loop.stopping {
+		return a.stay()
+	}
+	a.log.Warn("the successor is gone while this generation drains: it starts again")
+	a.loop.replaced = false
+	return a.startCold(e)
+}
+
+func (a *Agent) forgetNewcomer(e event) hotrestart.Role {
+	if e.newcomer == a.loop.newcomer {
+		a.loop.newcomer = nil
+	}
+	return a.stay()
+}
+
+// followDrain reports how the drain of the generation before goes, until it has ended.
+func (a *Agent) followDrain(client *hotrestart.Client) {
+	a.setPredecessor(&hotrestart.Drained{})
+	a.spawn(func(ctx context.Context) (event, bool) {
+		defer client.Close()
+		for {
+			d, err := client.Next(ctx)
+			if err != nil {
+				d = hotrestart.Drained{Done: true} // it ended
+			}
+			if d.Done {
+				return event{kind: predecessor, drained: d}, true
+			}
+			a.report(ctx, event{kind: predecessor, drained: d})
+		}
+	})
+}
+
+func (a *Agent) notePredecessor(e event) hotrestart.Role {
+	a.setPredecessor(&e.drained)
+	if e.drained.Done {
+		a.log.Info("the generation before has drained")
+	}
+	return a.stay()
+}

@@ -1,0 +1,180 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/mesh"
+)
+
+// Components of what a generation tells its successor. A name, once released, keeps its
+// meaning: another form of the same thing gets another name.
+const (
+	// stateVIPs is dnsproxy.VIPs.Export: who has which VIP, and which are in quarantine.
+	stateVIPs = "vips"
+	// stateCache is dnsproxy.Server.ExportCache.
+	stateCache = "dns-cache"
+	// stateResources is what Envoy was given last and the names that DNS answers, as
+	// marshalOutput writes it.
+	stateResources = "resources"
+	// stateStats is hotrestart.StatsReply.Marshal: the counters of the old Envoy.
+	stateStats = "stats"
+)
+
+// Fields of the serialized resources: clusters and listeners are messages of a name and
+// a body, hosts of a name, addresses and whether these are VIPs.
+const (
+	fieldCluster  protowire.Number = 1
+	fieldListener protowire.Number = 2
+	fieldHost     protowire.Number = 3
+
+	fieldName protowire.Number = 1
+	fieldBody protowire.Number = 2 // of a cluster, a listener
+	fieldAddr protowire.Number = 2 // of a host, 4 or 16 bytes, repeated
+	fieldVIP  protowire.Number = 3 // of a host, varint
+)
+
+// marshalOutput serializes what was in force in Envoy, in the wire format of protobuf,
+// so that a release that knows more can add fields.
+func marshalOutput(out *mesh.Output) []byte {
+	var b []byte
+	for number, messages := range map[protowire.Number][]mesh.Message{fieldCluster: out.Clusters, fieldListener: out.Listeners} {
+		for _, m := range messages {
+			var e []byte
+			e = protowire.AppendTag(e, fieldName, protowire.BytesType)
+			e = protowire.AppendString(e, m.Name)
+			e = protowire.AppendTag(e, fieldBody, protowire.BytesType)
+			e = protowire.AppendBytes(e, m.Body)
+			b = protowire.AppendTag(b, number, protowire.BytesType)
+			b = protowire.AppendBytes(b, e)
+		}
+	}
+	for _, h := range out.Hosts {
+		var e []byte
+		e = protowire.AppendTag(e, fieldName, protowire.BytesType)
+		e = protowire.AppendString(e, h.Name)
+		for _, a := range h.Addrs {
+			e = protowire.AppendTag(e, fieldAddr, protowire.BytesType)
+			e = protowire.AppendBytes(e, a.AsSlice())
+		}
+		if h.VIP {
+			e = protowire.AppendTag(e, fieldVIP, protowire.VarintType)
+			e = protowire.AppendVarint(e, 1)
+		}
+		b = protowire.AppendTag(b, fieldHost, protowire.BytesType)
+		b = protowire.AppendBytes(b, e)
+	}
+	return b
+}
+
+// errState says that a component is not what its name promises.
+var errState = errors.New("not what this release understands")
+
+// unmarshalOutput reads what marshalOutput wrote, here or in another release. Fields
+// that it does not know are skipped.
+func unmarshalOutput(b []byte) (*mesh.Output, error) {
+	out := &mesh.Output{}
+	err := eachField(b, func(number protowire.Number, value []byte, _ uint64) error {
+		switch number {
+		case fieldCluster, fieldListener:
+			m, err := unmarshalMessage(value)
+			if err != nil {
+				return err
+			}
+			if number == fieldCluster {
+				out.Clusters = append(out.Clusters, m)
+			} else {
+				out.Listeners = append(out.Listeners, m)
+			}
+		case fieldHost:
+			h, err := unmarshalHost(value)
+			if err != nil {
+				return err
+			}
+			out.Hosts = append(out.Hosts, h)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the resources of the generation before: %w", err)
+	}
+	return out, nil
+}
+
+func unmarshalMessage(b []byte) (m mesh.Message, err error) {
+	err = eachField(b, func(number protowire.Number, value []byte, _ uint64) error {
+		switch number {
+		case fieldName:
+			m.Name = string(value)
+		case fieldBody:
+			m.Body = value
+		}
+		return nil
+	})
+	if err == nil && m.Name == "" {
+		err = fmt.Errorf("a resource without a name: %w", errState)
+	}
+	return m, err
+}
+
+func unmarshalHost(b []byte) (h mesh.Host, err error) {
+	err = eachField(b, func(number protowire.Number, value []byte, n uint64) error {
+		switch number {
+		case fieldName:
+			h.Name = string(value)
+		case fieldAddr:
+			a, ok := netip.AddrFromSlice(value)
+			if !ok {
+				return fmt.Errorf("host %q: an address of %d bytes: %w", h.Name, len(value), errState)
+			}
+			h.Addrs = append(h.Addrs, a)
+		case fieldVIP:
+			h.VIP = n != 0
+		}
+		return nil
+	})
+	if err == nil && (h.Name == "" || len(h.Addrs) == 0) {
+		err = fmt.Errorf("host %q with %d addresses: %w", h.Name, len(h.Addrs), errState)
+	}
+	return h, err
+}
+
+// eachField calls visit for every field of a message: with its bytes, or with its number.
+func eachField(b []byte, visit func(number protowire.Number, value []byte, n uint64) error) error {
+	for len(b) > 0 {
+		number, kind, size := protowire.ConsumeTag(b)
+		if size < 0 {
+			return fmt.Errorf("%w: %w", errState, protowire.ParseError(size))
+		}
+		b = b[size:]
+		var value []byte
+		var n uint64
+		switch kind {
+		case protowire.BytesType:
+			value, size = protowire.ConsumeBytes(b)
+		case protowire.VarintType:
+			n, size = protowire.ConsumeVarint(b)
+		default:
+			size = protowire.ConsumeFieldValue(number, kind, b)
+		}
+		if size < 0 {
+			return fmt.Errorf("%w: %w", errState, protowire.ParseError(size))
+		}
+		b = b[size:]
+		if err := visit(number, value, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inheritance is what a generation has from the one before: its sockets, and what it
+// knew. It owns the sockets.
+type inheritance struct {
+	sockets *hotrestart.Sockets
+	state   hotrestart.State
+}

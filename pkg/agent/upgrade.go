@@ -1,0 +1,302 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"time"
+
+	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/status"
+)
+
+// Results of an Attempt.
+const (
+	resultRunning = "running"
+	resultSuccess = "success"
+	resultFailure = "failure"
+	resultRefused = "refused"
+)
+
+// lookTimeout bounds how long a command waits for what the other generations say.
+const lookTimeout = 3 * time.Second
+
+// shown is what others than the loop may see of it.
+type shown struct {
+	role    hotrestart.Role
+	since   time.Time
+	sidecar *sidecar
+	left    int // connections, while draining
+	attempt *Attempt
+	// successor is for whom this generation stands by, and whether that one serves.
+	successor       string
+	successorServes bool
+	predecessor     *hotrestart.Drained // nil: there is none
+	upgrades        map[[2]string]int   // by result and reason
+	durations       durations
+}
+
+// durations sums up how long hand-offs took that succeeded.
+type durations struct {
+	count uint64
+	sum   time.Duration
+}
+
+func (a *Agent) current() *sidecar {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.shown.sidecar
+}
+
+// show publishes the loop's role.
+func (a *Agent) show(changed bool) {
+	a.mu.Lock()
+	a.shown.role = a.loop.role
+	if changed || a.shown.since.IsZero() {
+		a.shown.since = time.Now()
+	}
+	a.mu.Unlock()
+	if a.server == nil {
+		return
+	}
+	self := a.self()
+	details, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
+	if err == nil {
+		err = a.server.SetReport(hotrestart.Report{Role: a.loop.role, Since: self.Since, Left: self.Connections, Details: details})
+	}
+	if err != nil {
+		a.log.Warn("the other generations are not told of this one's role", "err", err)
+	}
+}
+
+// details is what a generation tells of itself for people.
+type details struct {
+	EnvoyVersion      string   `json:"envoy,omitempty"`
+	HotRestartVersion string   `json:"hotRestart,omitempty"`
+	Sockets           []string `json:"sockets,omitempty"`
+	LastAttempt       *Attempt `json:"lastAttempt,omitempty"`
+}
+
+// self is what upgrade-status shows of this generation.
+func (a *Agent) self() GenerationStatus {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g := generationStatus(a.me)
+	g.Self, g.Role, g.Since, g.Connections = true, string(a.shown.role), a.shown.since, a.shown.left
+	if a.shown.attempt != nil {
+		attempt := *a.shown.attempt
+		g.LastAttempt = &attempt
+	}
+	if s := a.shown.sidecar; s != nil {
+		g.Sockets = s.sockets.names()
+		g.EnvoyVersion, g.HotRestartVersion = s.envoyVersion(), s.launcher.currentVersion().String()
+	}
+	return g
+}
+
+func generationStatus(i hotrestart.Identity) GenerationStatus {
+	return GenerationStatus{
+		ID: i.ID, Started: i.Started, AgentVersion: i.AgentVersion, EnvoyVersion: i.EnvoyVersion,
+		HotRestartVersion: i.HotRestartVersion, SidecarSetVersion: i.Version, SidecarSetVersionAlt: i.Alt,
+	}
+}
+
+func (a *Agent) beginAttempt(with string, takingOver bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.shown.attempt = &Attempt{At: time.Now(), With: with, TakingOver: takingOver, Result: resultRunning}
+}
+
+// finishAttempt notes how the hand-off ended.
+func (a *Agent) finishAttempt(result string, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.shown.attempt == nil {
+		return
+	}
+	took := time.Since(a.shown.attempt.At)
+	finished := *a.shown.attempt
+	finished.Result, finished.Seconds = result, took.Seconds()
+	if err != nil {
+		finished.Reason = err.Error()
+	}
+	a.shown.attempt = &finished
+	if a.shown.upgrades == nil {
+		a.shown.upgrades = map[[2]string]int{}
+	}
+	a.shown.upgrades[[2]string{result, reasonClass(result, finished.TakingOver, err)}]++
+	if result == resultSuccess {
+		a.shown.durations.count++
+		a.shown.durations.sum += took
+	}
+}
+
+// reasonClass is the reason in a word, for a metric's label.
+func reasonClass(result string, takingOver bool, err error) string {
+	var refused *hotrestart.RefusedError
+	switch {
+	case result == resultSuccess && takingOver:
+		return "took_over"
+	case result == resultSuccess:
+		return "handed_over"
+	case errors.As(err, &refused):
+		return string(refused.Code)
+	case errors.As(err, new(*hotrestart.AbortedError)):
+		return "aborted"
+	case errors.Is(err, hotrestart.ErrLost):
+		return "lost"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	}
+	return "other"
+}
+
+func (a *Agent) shownSuccessor(id string, serves bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if id != "" {
+		a.shown.successor = id
+	}
+	a.shown.successorServes = serves
+}
+
+func (a *Agent) setPredecessor(d *hotrestart.Drained) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.shown.predecessor = d
+}
+
+// roleStatus is what `wait` asks for.
+func (a *Agent) roleStatus() RoleStatus {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := RoleStatus{Role: string(a.shown.role), UpgradeDrainSeconds: a.cfg.UpgradeDrainDuration.Seconds()}
+	switch a.shown.role {
+	case hotrestart.RoleServing, hotrestart.RoleHandingOff, hotrestart.RoleDraining:
+		r.Settled = true
+	case hotrestart.RoleStandby:
+		r.Settled = a.shown.successorServes
+		if !r.Settled {
+			r.Reason = "standing by for generation " + a.shown.successor + ", which does not serve yet"
+		}
+	default:
+		r.Reason = a.pending()
+	}
+	switch {
+	case !r.Settled:
+	case a.shown.role == hotrestart.RoleDraining:
+		r.Reason = "this generation drains"
+	case a.shown.predecessor != nil && !a.shown.predecessor.Done:
+		r.Reason = "the generation before drains"
+	default:
+		r.Drained = true
+	}
+	return r
+}
+
+// pending says what a starting generation waits for. a.mu is held.
+func (a *Agent) pending() string {
+	if t := a.shown.attempt; t != nil && t.Result != resultRunning && t.Result != resultSuccess {
+		return "the last take-over failed: " + t.Reason
+	}
+	if s := a.shown.sidecar; s != nil {
+		if _, pending := s.ready.Check(); len(pending) > 0 {
+			return pending[0].Task + ": " + pending[0].Reason
+		}
+		return "everything is in force; the generation before has not let go for good yet"
+	}
+	return "the agent is starting"
+}
+
+// upgradeStatus is what `upgrade-status` asks for.
+func (a *Agent) upgradeStatus(ctx context.Context) UpgradeStatus {
+	u := UpgradeStatus{HandoffDir: a.cfg.HandoffDir, Off: a.off, Generations: []GenerationStatus{a.self()}}
+	if a.dir == nil {
+		u.HandoffDir = ""
+		return u
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	neighbours, err := a.dir.Look(ctx)
+	if err != nil {
+		u.Off = err.Error()
+	}
+	var others []GenerationStatus
+	for _, n := range neighbours {
+		others = append(others, neighbourStatus(n))
+	}
+	slices.SortFunc(others, func(x, y GenerationStatus) int { return y.Started.Compare(x.Started) })
+	u.Generations = append(u.Generations, others...)
+	return u
+}
+
+func neighbourStatus(n hotrestart.Neighbour) GenerationStatus {
+	if n.Err != nil {
+		return GenerationStatus{ID: n.ID, Error: n.Err.Error()}
+	}
+	g := generationStatus(n.Report.Identity)
+	g.ID, g.Role, g.Since, g.Connections = n.ID, string(n.Report.Role), n.Report.Since, n.Report.Left
+	var d details
+	if err := json.Unmarshal(n.Report.Details, &d); err != nil && len(n.Report.Details) > 0 {
+		g.Error = "its details cannot be read: " + err.Error()
+	}
+	g.Sockets, g.LastAttempt = d.Sockets, d.LastAttempt
+	if d.EnvoyVersion != "" {
+		g.EnvoyVersion, g.HotRestartVersion = d.EnvoyVersion, d.HotRestartVersion
+	}
+	return g
+}
+
+// controlHandler answers the commands of this container, whatever the agent's role.
+func (a *Agent) controlHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(ControlStatus+"/", http.StripPrefix(ControlStatus, a.ofSidecar(func(s *sidecar) http.Handler { return s.status.Local() })))
+	mux.Handle(ControlAdmin+"/", http.StripPrefix(ControlAdmin, a.ofSidecar(func(s *sidecar) http.Handler { return s.status.LocalAdmin() })))
+	mux.HandleFunc(ControlRole, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.roleStatus()) })
+	mux.HandleFunc(ControlUpgrade, func(w http.ResponseWriter, r *http.Request) { writeJSON(w, a.upgradeStatus(r.Context())) })
+	return mux
+}
+
+// ofSidecar passes requests to the sidecar that there is at the moment.
+func (a *Agent) ofSidecar(handler func(*sidecar) http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := a.current()
+		if s == nil {
+			http.Error(w, "this agent has no Envoy: its role is "+a.roleStatus().Role, http.StatusServiceUnavailable)
+			return
+		}
+		handler(s).ServeHTTP(w, r)
+	})
+}
+
+// upgradeSamples are the metrics of hot upgrades.
+func (a *Agent) upgradeSamples() []status.Sample {
+	self := a.self()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	left := float64(a.shown.left)
+	if p := a.shown.predecessor; p != nil {
+		left += float64(p.Left)
+	}
+	samples := []status.Sample{
+		gauge("draining_connections", "Connections that the generation before still serves.", left),
+		{Name: "generation_info", Help: "The generation that answers.", Gauge: true, Value: 1, Labels: map[string]string{
+			"generation": self.ID, "role": self.Role, "agent": self.AgentVersion, "envoy": self.EnvoyVersion,
+		}},
+	}
+	for labels, n := range a.shown.upgrades {
+		samples = append(samples, status.Sample{
+			Name: "upgrade_total", Help: "Hand-offs in which this generation took part.", Value: float64(n),
+			Labels: map[string]string{"result": labels[0], "reason": labels[1]},
+		})
+	}
+	if d := a.shown.durations; d.count > 0 {
+		samples = append(samples, status.Sample{
+			Name: "upgrade_duration_seconds", Help: "How long hand-offs took.",
+			Histogram: &status.Histogram{Count: d.count, Sum: d.sum.Seconds(), Buckets: map[float64]uint64{}},
+		})
+	}
+	return samples
+}

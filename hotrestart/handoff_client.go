@@ -193,17 +193,26 @@ func (c *Client) Commit(ctx context.Context) error {
 	return nil
 }
 
-// Next waits for the next word about the old generation's drain. It fails with ErrLost
+// Next waits for the next word about the old generation's drain, and what has become of
+// its state since (nil: nothing that it tells). It fails with ErrLost
 // when the old generation has ended, which is as it should be.
-func (c *Client) Next(ctx context.Context) (drained Drained, err error) {
+func (c *Client) Next(ctx context.Context) (drained Drained, news State, err error) {
+	var reader stateReader
 	err = c.collect(ctx, 0, func(f handoffFrame) (done bool, err error) {
+		switch f.kind {
+		case msgState:
+			return false, reader.add(f)
+		case msgStateEnd:
+			news, err = reader.end(f)
+			return false, err
+		}
 		drained, err = decodeHead[Drained](f)
 		return true, err
 	})
 	if err != nil {
-		return Drained{}, fmt.Errorf("follow the old generation's drain: %w", err)
+		return Drained{}, nil, fmt.Errorf("follow the old generation's drain: %w", err)
 	}
-	return drained, nil
+	return drained, news, nil
 }
 
 // Terminate asks the old generation, which drains, to end its connections now. What

@@ -75,6 +75,7 @@ type oldGeneration struct {
 	sockets *Sockets
 	state   State
 	late    State // what Release adds
+	news    State // what the first word of the drain brings
 	seen    chan Event
 	answer  func(Event) (handled bool)
 	stop    func()
@@ -140,9 +141,9 @@ func (o *oldGeneration) agree(e Event) {
 	case Ready:
 		err = e.Newcomer.Release(o.sockets, o.late)
 	case Settled:
-		err = e.Newcomer.Drained(Drained{Left: 3})
+		err = e.Newcomer.Drained(Drained{Left: 3}, o.news)
 	case Terminate:
-		err = e.Newcomer.Drained(Drained{Done: true})
+		err = e.Newcomer.Drained(Drained{Done: true}, nil)
 	}
 	if err != nil && !errors.Is(err, ErrLost) {
 		o.t.Errorf("%s: %v", e.Kind, err)

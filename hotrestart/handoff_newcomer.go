@@ -102,10 +102,14 @@ func (n *Newcomer) Release(all *Sockets, state State) error {
 	return n.tellSockets(command{act: actRelease, state: state}, all)
 }
 
-// Drained tells a newcomer that has settled how the drain goes. When it is slow to
-// read, the newest word may be dropped: say Done again with the next one.
-func (n *Newcomer) Drained(d Drained) error {
-	return n.tell(command{act: actReport, drained: d})
+// Drained tells a newcomer that has settled how the drain goes and, with news (nil: none),
+// what has become of state that it should know of. When it is slow to read, the word is
+// dropped, and an error returned: say Done, and the news, again with the next one.
+func (n *Newcomer) Drained(d Drained, news State) error {
+	if err := news.check(); err != nil {
+		return err
+	}
+	return n.tell(command{act: actReport, drained: d, state: news})
 }
 
 func (n *Newcomer) tellSockets(c command, all *Sockets) error {

@@ -160,6 +160,11 @@ func (n *Newcomer) obey(c command) error {
 		if from == parentWatched {
 			return n.link.send(msgReport, n.server.currentReport())
 		}
+		if len(c.state) > 0 {
+			if err := sendState(n.link, c.state); err != nil {
+				return err
+			}
+		}
 		return n.link.send(msgDrained, c.drained)
 	}
 	return nil

@@ -145,6 +145,8 @@ var moves = []move{
 	{childReleasing, got(msgReleased), childServing},
 	{childServing, did(actCommit), childCommitting},
 	{childCommitting, got(msgSettled), childSettled},
+	{childSettled, got(msgState), childSettled}, // news, before the word that they come with
+	{childSettled, got(msgStateEnd), childSettled},
 	{childSettled, got(msgDrained), childSettled},
 	{childSettled, did(actEnd), childSettled},
 }

@@ -19,6 +19,7 @@ func TestTakeOver(t *testing.T) {
 	old := startParent(t, path, "old", func(o *oldGeneration) {
 		o.state = State{"vips": []byte("v1"), "xds": big, "empty": {}}
 		o.late = State{"vips": []byte("v2")}
+		o.news = State{"stats": big}
 	})
 	address := old.listen("agent status tcp 0")
 	for i := range 2*maxFrameSockets + 5 { // more than two frames
@@ -89,13 +90,13 @@ func TestTakeOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	old.expect(Settled)
-	if d, err := c.Next(ctx); err != nil || d != (Drained{Left: 3}) {
-		t.Errorf("%+v, %v", d, err)
+	if d, news, err := c.Next(ctx); err != nil || d != (Drained{Left: 3}) || !bytes.Equal(news["stats"], big) {
+		t.Errorf("%+v, %d bytes of news, %v", d, len(news["stats"]), err)
 	}
 	if err := c.Terminate(); err != nil {
 		t.Fatal(err)
 	}
-	if d, err := c.Next(ctx); err != nil || d != (Drained{Done: true}) {
+	if d, _, err := c.Next(ctx); err != nil || d != (Drained{Done: true}) {
 		t.Errorf("%+v, %v", d, err)
 	}
 	// While it lives, the old one sends others away.
@@ -105,7 +106,7 @@ func TestTakeOver(t *testing.T) {
 	}
 	old.stop()
 	<-c.Lost()
-	if _, err := c.Next(ctx); !errors.Is(err, ErrLost) {
+	if _, _, err := c.Next(ctx); !errors.Is(err, ErrLost) {
 		t.Errorf("after the end: %v", err)
 	}
 }
@@ -396,7 +397,7 @@ func TestParentEnds(t *testing.T) {
 			if step == "commit" {
 				var err error
 				for err == nil { // what was said of the drain, then the end
-					_, err = c.Next(testContext(t))
+					_, _, err = c.Next(testContext(t))
 				}
 				if !errors.Is(err, ErrLost) {
 					t.Fatal(err)

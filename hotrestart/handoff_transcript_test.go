@@ -112,13 +112,13 @@ func followTranscript(t *testing.T, c *Client, into *Sockets) {
 	t.Helper()
 	ctx := testContext(t)
 	takeOver(t, c, into)
-	if d, err := c.Next(ctx); err != nil || d.Left != 3 {
+	if d, _, err := c.Next(ctx); err != nil || d.Left != 3 {
 		t.Fatalf("%+v, %v", d, err)
 	}
 	if err := c.Terminate(); err != nil {
 		t.Fatal(err)
 	}
-	if d, err := c.Next(ctx); err != nil || !d.Done {
+	if d, _, err := c.Next(ctx); err != nil || !d.Done {
 		t.Fatalf("%+v, %v", d, err)
 	}
 }

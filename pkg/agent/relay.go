@@ -42,9 +42,15 @@ func (r *relay) next(context.Context) (hotrestart.StatsReply, error) {
 	return reply, nil
 }
 
-// counters are Envoy's, as they are now, for the next Envoy: serialized as
-// hotrestart.StatsReply.Marshal does.
-func (s *sidecar) counters(ctx context.Context) ([]byte, error) {
+// census is what an Envoy has counted up to a moment.
+type census struct {
+	counters map[string]uint64
+	rest     []byte // of hotrestart.StatsReply: how names are to be read
+}
+
+// counters asks Envoy. Its own protocol tells what they grew by since its last flush;
+// its admin knows all of it.
+func (s *sidecar) counters(ctx context.Context) (*census, error) {
 	i := s.supervisor.current()
 	if i == nil || i.child == nil {
 		return nil, errNoHotRestart
@@ -53,12 +59,48 @@ func (s *sidecar) counters(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Envoy tells what they grew by since its own last flush; its admin knows all of it.
-	if reply.CounterDeltas, err = s.admin.Counters(ctx); err != nil {
+	counters, err := s.admin.Counters(ctx)
+	if err != nil {
 		return nil, err
 	}
-	reply.Gauges, reply.MemoryAllocated, reply.Connections = nil, 0, 0
-	return reply.Marshal(), nil
+	return &census{counters, reply.Rest}, nil
+}
+
+// growth is by how much the counters of later have grown since c (nil: since nothing),
+// serialized as hotrestart.StatsReply.Marshal does; nil when there is nothing to tell.
+func (c *census) growth(later *census) []byte {
+	if later == nil {
+		return nil
+	}
+	deltas := map[string]uint64{}
+	for name, n := range later.counters {
+		if c != nil {
+			n -= min(n, c.counters[name])
+		}
+		if n > 0 {
+			deltas[name] = n
+		}
+	}
+	if len(deltas) == 0 {
+		return nil
+	}
+	return hotrestart.StatsReply{CounterDeltas: deltas, Rest: later.rest}.Marshal()
+}
+
+// count is counters for a drain: now and then it is asked what Envoy counted meanwhile.
+// It returns last when that is not wanted, or not known.
+func (a *Agent) count(ctx context.Context, s *sidecar, last *census) *census {
+	if !a.cfg.UpgradeStats {
+		return last
+	}
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	counters, err := s.counters(ctx)
+	if err != nil {
+		a.log.Debug("Envoy's counters", "err", err)
+		return last
+	}
+	return counters
 }
 
 // envoyVersion is the running Envoy's, "" while it is not known.

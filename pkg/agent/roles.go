@@ -70,6 +70,7 @@ type event struct {
 	newcomer *hotrestart.Newcomer // of the hand-off's
 	outcome  hotrestart.Outcome   // of handoffEnded
 	drained  hotrestart.Drained   // of predecessor, draining
+	counters *census              // of draining, retired: Envoy's; nil when unknown
 	err      error
 }
 
@@ -152,6 +153,7 @@ type loop struct {
 	before   hotrestart.Role // the role to go back to when it fails
 	orphaned bool            // a newcomer died for which a stop was put off
 	letGoAt  time.Time       // when this generation let go
+	counted  *census         // what the newcomer knows of Envoy's counters
 
 	cutDrain  func() // ends the ordinary drain; nil: none runs
 	drainOver bool   // it is over, and waits for the newcomer

@@ -304,8 +304,9 @@ func (s *sidecar) drain(cut context.Context) {
 // retire lets connections end after a successor took over: Envoy stops accepting and asks
 // its clients to go, and every copy of a socket is closed, so that nobody queues in one on
 // which nobody accepts. It returns when no connection is left, or at the end of ctx, with
-// Envoy gone. left is called with the number of connections now and then.
-func (s *sidecar) retire(ctx context.Context, left func(int)) {
+// Envoy gone. left is called with the number of connections now and then, and as it ends
+// (final).
+func (s *sidecar) retire(ctx context.Context, left func(n int, final bool)) {
 	s.endWork()
 	s.suspend()
 	s.supervisor.release()
@@ -318,7 +319,12 @@ func (s *sidecar) retire(ctx context.Context, left func(int)) {
 	}
 	s.sockets.close()
 	s.log.Info("draining after the hand-off")
-	drainConnections(ctx, s.connections, s.supervisor.alive(), left, s.log)
+	drainConnections(ctx, s.connections, s.supervisor.alive(), func(n int) { left(n, false) }, s.log)
+	last, cancel := context.WithTimeout(context.Background(), adminTimeout)
+	if n, err := s.connections(last); err == nil {
+		left(n, true)
+	}
+	cancel()
 	s.end()
 }
 

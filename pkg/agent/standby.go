@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"sync"
 
@@ -96,14 +97,25 @@ func (a *Agent) tellDrain(e event) hotrestart.Role {
 	a.mu.Lock()
 	a.shown.left = e.drained.Left
 	a.mu.Unlock()
-	a.tellNewcomer(e.drained)
+	a.tellNewcomer(e.drained, e.counters)
 	return a.stay()
 }
 
-func (a *Agent) tellNewcomer(d hotrestart.Drained) {
-	if a.loop.newcomer != nil {
-		a.warnUnlessLost(a.loop.newcomer.Drained(d))
+// tellNewcomer passes on how the drain goes, and what Envoy counted since the last word.
+func (a *Agent) tellNewcomer(d hotrestart.Drained, counters *census) {
+	if a.loop.newcomer == nil {
+		return
 	}
+	var news hotrestart.State
+	grown := a.loop.counted.growth(counters)
+	if grown != nil {
+		news = hotrestart.State{stateStats: grown}
+	}
+	if err := a.loop.newcomer.Drained(d, news); err != nil {
+		a.warnUnlessLost(err)
+		return
+	}
+	a.loop.counted = cmp.Or(counters, a.loop.counted)
 }
 
 // hurryDrain: whoever took over wants the drain to end now.
@@ -124,7 +136,8 @@ func (a *Agent) drainThenStop(event) hotrestart.Role {
 // endRetirement: the old Envoy has exited, and nothing is left of it.
 func (a *Agent) endRetirement(e event) hotrestart.Role {
 	a.loop.hurry = nil
-	a.tellNewcomer(hotrestart.Drained{Done: true})
+	a.tellNewcomer(hotrestart.Drained{Done: true}, e.counters)
+	a.loop.counted = nil
 	a.mu.Lock()
 	a.shown.left = 0
 	a.mu.Unlock()
@@ -157,14 +170,18 @@ func (a *Agent) forgetNewcomer(e event) hotrestart.Role {
 }
 
 // followDrain reports how the drain of the generation before goes, until it has ended.
-func (a *Agent) followDrain(client *hotrestart.Client) {
+// What the Envoy before went on to count goes to s.
+func (a *Agent) followDrain(client *hotrestart.Client, s *sidecar) {
 	a.setPredecessor(&hotrestart.Drained{})
 	a.spawn(func(ctx context.Context) (event, bool) {
 		defer client.Close()
 		for {
-			d, err := client.Next(ctx)
+			d, news, err := client.Next(ctx)
 			if err != nil {
 				d = hotrestart.Drained{Done: true} // it ended
+			}
+			if data, ok := news[stateStats]; ok {
+				s.stats.add(data, s.log)
 			}
 			if d.Done {
 				return event{kind: predecessor, drained: d}, true

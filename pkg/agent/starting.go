@@ -230,7 +230,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	}
 	switch {
 	case err == nil:
-		a.followDrain(client)
+		a.followDrain(client, s)
 		return event{kind: tookOver, sidecar: s}
 	case errors.Is(err, hotrestart.ErrLost):
 		client.Close()

@@ -40,8 +40,30 @@ type shown struct {
 
 // durations sums up how long hand-offs took that succeeded.
 type durations struct {
-	count uint64
-	sum   time.Duration
+	count   uint64
+	sum     time.Duration
+	buckets [len(durationBounds)]uint64
+}
+
+// durationBounds, in seconds, lie around the probation, which is 2 s of every hand-off.
+var durationBounds = [...]float64{2.25, 2.5, 3, 4, 6, 10, 20, 60, 120, 300}
+
+func (d *durations) observe(took time.Duration) {
+	d.count++
+	d.sum += took
+	for i, bound := range durationBounds {
+		if took.Seconds() <= bound {
+			d.buckets[i]++
+		}
+	}
+}
+
+func (d *durations) histogram() *status.Histogram {
+	h := &status.Histogram{Count: d.count, Sum: d.sum.Seconds(), Buckets: map[float64]uint64{}}
+	for i, bound := range durationBounds {
+		h.Buckets[bound] = d.buckets[i]
+	}
+	return h
 }
 
 func (a *Agent) current() *sidecar {
@@ -128,8 +150,7 @@ func (a *Agent) finishAttempt(result string, err error) {
 	}
 	a.shown.upgrades[[2]string{result, reasonClass(result, finished.TakingOver, err)}]++
 	if result == resultSuccess {
-		a.shown.durations.count++
-		a.shown.durations.sum += took
+		a.shown.durations.observe(took)
 	}
 }
 
@@ -293,10 +314,7 @@ func (a *Agent) upgradeSamples() []status.Sample {
 		})
 	}
 	if d := a.shown.durations; d.count > 0 {
-		samples = append(samples, status.Sample{
-			Name: "upgrade_duration_seconds", Help: "How long hand-offs took.",
-			Histogram: &status.Histogram{Count: d.count, Sum: d.sum.Seconds(), Buckets: map[float64]uint64{}},
-		})
+		samples = append(samples, status.Sample{Name: "upgrade_duration_seconds", Help: "How long hand-offs took.", Histogram: d.histogram()})
 	}
 	return samples
 }

@@ -118,6 +118,7 @@ func (a *Agent) serveOn(e event) hotrestart.Role {
 	a.loop.newcomer = nil
 	a.finishAttempt(resultFailure, e.err)
 	a.log.Warn("the hand-off failed: this generation serves on", "err", e.err, "after", time.Since(a.loop.began).Round(time.Millisecond))
+	a.loop.sidecar.sockets.widen()
 	if !a.loop.sidecar.accepting() {
 		if err := a.loop.sidecar.takeBack(); err != nil {
 			return a.fail(event{sidecar: a.loop.sidecar, err: err})
@@ -196,7 +197,6 @@ func (a *Agent) drainToStop(event) hotrestart.Role {
 	s := a.loop.sidecar
 	a.spawn(func(ctx context.Context) (event, bool) {
 		defer cancel()
-		defer context.AfterFunc(cut, cancel)()
 		go func() { // whoever asks for it ends the drain early
 			select {
 			case <-a.noDrain:

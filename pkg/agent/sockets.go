@@ -230,6 +230,29 @@ func (s *sockets) predecessors() *hotrestart.Sockets {
 	return s.given
 }
 
+// narrow keeps new connections from what the generation before gave and this one's Envoy,
+// with fewer workers, has not taken, as long as the old Envoy still empties it.
+func (s *sockets) narrow() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.given == nil {
+		return
+	}
+	listeners, err := hotrestart.Narrow(s.given, s.envoy)
+	if err != nil {
+		s.log.Warn("this generation has fewer workers than the one before: connections that reach a surplus socket in the last moment are reset", "err", err)
+	} else if listeners > 0 {
+		s.log.Info("this generation has fewer workers than the one before: the old ones get no new connections", "listeners", listeners)
+	}
+}
+
+// widen undoes narrow, whichever generation did it.
+func (s *sockets) widen() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.warn(hotrestart.Widen(s.envoy))
+}
+
 // settle ends the time of what the generation before gave: what was not taken is closed,
 // so that nobody queues in a socket on which nobody accepts.
 func (s *sockets) settle() {

@@ -194,6 +194,9 @@ func (a *Agent) followDrain(client *hotrestart.Client, s *sidecar) {
 func (a *Agent) notePredecessor(e event) hotrestart.Role {
 	a.setPredecessor(&e.drained)
 	if e.drained.Done {
+		if a.loop.role == hotrestart.RoleServing { // else it is the successor who narrowed
+			a.loop.sidecar.sockets.widen()
+		}
 		a.log.Info("the generation before has drained")
 	}
 	return a.stay()

@@ -177,6 +177,9 @@ func (a *Agent) serve(e event) hotrestart.Role {
 		a.finishAttempt(resultSuccess, nil)
 	}
 	a.loop.sidecar.sockets.settle()
+	if e.kind == inForce {
+		a.loop.sidecar.sockets.widen() // nobody is left who would empty a surplus socket
+	}
 	a.world.Settled()
 	if a.loop.stopping {
 		a.loop.role = hotrestart.RoleServing
@@ -236,6 +239,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 		client.Close()
 		return event{kind: wentAlone, sidecar: s, err: err}
 	}
+	s.sockets.widen()
 	a.giveUp(client, err.Error())
 	s.end()
 	a.mu.Lock()
@@ -300,6 +304,7 @@ func (a *Agent) commit(ctx context.Context, s *sidecar, client *hotrestart.Clien
 	if err := s.accept(); err != nil {
 		return &ownError{err}
 	}
+	s.sockets.narrow()
 	_, state, err := client.Ready(ctx, s.sockets.predecessors())
 	if err != nil {
 		return err

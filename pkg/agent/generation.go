@@ -37,7 +37,11 @@ func newGeneration(configPath, id string, log *slog.Logger) (*generation, error)
 	}
 	removeDeadGenerations(configPath, log)
 	g := &generation{}
-	g.dir = filepath.Join(configPath, generationPrefix+id)
+	var err error
+	// Istio's default is relative, and Envoy's hot restart takes only absolute paths.
+	if g.dir, err = filepath.Abs(filepath.Join(configPath, generationPrefix+id)); err != nil {
+		return nil, fmt.Errorf("make configPath %s absolute: %w", configPath, err)
+	}
 	if longest := g.adminSocket(); len(longest) > maxSocketPath {
 		return nil, fmt.Errorf("configPath %s: the socket path %s has %d bytes, a Unix socket takes %d: choose a shorter configPath",
 			configPath, longest, len(longest), maxSocketPath)

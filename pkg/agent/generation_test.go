@@ -82,3 +82,20 @@ func TestGenerationSocketIsPrivate(t *testing.T) {
 		}
 	}
 }
+
+// TestGenerationPathsAreAbsolute: Istio's default for configPath is relative to the working directory.
+func TestGenerationPathsAreAbsolute(t *testing.T) {
+	t.Chdir(t.TempDir())
+	g, err := newGeneration("./etc/istio/proxy", "one", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{g.hotRestartSockets(), g.adminSocket(), g.xdsSocket(), g.bootstrapFile()} {
+		if !filepath.IsAbs(path) {
+			t.Errorf("%s is relative", path)
+		}
+	}
+	if err := g.remove(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -150,25 +150,26 @@ func (c *Container) StartAgent(t T, o AgentOptions) *Agent {
 		argv = append(inPIDNamespace(uid), argv...)
 	}
 	a.cmd = c.Command(context.Background(), as, argv...)
-	a.start(t, uid)
+	if err := a.start(uid, a.cmd.Start); err != nil {
+		t.Fatalf("lab: %v", err)
+	}
 	t.Cleanup(func() { a.end(t) })
 	return a
 }
 
-// start runs the command with its output on a pipe that belongs to its user, as a container
-// runtime makes it: /dev/stdout can be opened.
-func (a *Agent) start(t T, uid int) {
-	t.Helper()
+// start runs the command, by calling run, with its output on a pipe that belongs to its user, as a
+// container runtime makes it: /dev/stdout can be opened.
+func (a *Agent) start(uid int, run func() error) error {
 	r, w, err := os.Pipe()
-	if err == nil {
-		err = w.Chown(uid, uid)
-	}
 	if err != nil {
-		t.Fatalf("lab: make the agent's pipe: %v", err)
+		return fmt.Errorf("make the agent's pipe: %w", err)
+	}
+	if err := w.Chown(uid, uid); err != nil {
+		return fmt.Errorf("give the agent its pipe: %w", err)
 	}
 	a.cmd.Stdout, a.cmd.Stderr = w, w
-	if err := a.cmd.Start(); err != nil {
-		t.Fatalf("lab: start the agent: %v", err)
+	if err := run(); err != nil {
+		return fmt.Errorf("start the agent: %w", err)
 	}
 	_ = w.Close()
 	copied := make(chan struct{})
@@ -185,6 +186,7 @@ func (a *Agent) start(t T, uid int) {
 		}
 		close(a.done)
 	}()
+	return nil
 }
 
 // inPIDNamespace is what goes before a command to make it PID 1 as the given user.
@@ -220,13 +222,15 @@ func (a *Agent) Signal(s syscall.Signal) { _ = syscall.Kill(a.PID(), s) }
 // WaitExec waits until the process is the agent's program, and none of those that prepare it.
 func (a *Agent) WaitExec(t T) {
 	t.Helper()
-	Eventually(t, Deadline, "the agent is executed", func() error {
-		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", a.PID()))
-		if err == nil && filepath.Base(exe) != filepath.Base(AgentPath) {
-			err = fmt.Errorf("it is still %s", exe)
-		}
-		return err
-	})
+	Eventually(t, Deadline, "the agent is executed", a.executed)
+}
+
+func (a *Agent) executed() error {
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", a.PID()))
+	if err == nil && filepath.Base(exe) != filepath.Base(AgentPath) {
+		err = fmt.Errorf("it is still %s", exe)
+	}
+	return err
 }
 
 // Done is closed when the agent has ended.

@@ -24,6 +24,8 @@ const (
 	EnvoyPath = "/usr/local/bin/envoy"
 	// ConfigMount shows the container's HostConfig directory, read-only.
 	ConfigMount = "/config"
+
+	defaultPath = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
 // ContainerOptions describe a container. The zero value has a writable root, the lab's
@@ -62,10 +64,12 @@ const DefaultResolvConf = "nameserver " + NameServer + "\n" +
 
 // buildRoot makes a root on a tmpfs and moves into it. Arguments: the mount point, read-only
 // (0/1), read-only shm (0/1), the agent, the Envoy ("" for none), the config directory, the
-// resolv.conf ("" for none). It prints "ready" and then keeps the mount namespace alive.
+// resolv.conf ("" for none), the volumes as "source:destination" words, and then a command, which
+// takes the place of the shell. Without one it prints "ready" and keeps the mount namespace alive.
 const buildRoot = `
 set -eu
-root=$1 ro=$2 roshm=$3 agent=$4 envoy=$5 config=$6 resolv=$7
+root=$1 ro=$2 roshm=$3 agent=$4 envoy=$5 config=$6 resolv=$7 volumes=$8
+shift 8
 mount --make-rprivate /
 mount -t tmpfs -o mode=0755 root "$root"
 cd "$root"
@@ -82,7 +86,8 @@ cp -a /etc/alternatives /etc/passwd /etc/group /etc/services /etc/protocols etc/
 printf 'hosts: files dns\npasswd: files\ngroup: files\n' >etc/nsswitch.conf
 printf '127.0.0.1 localhost\n::1 localhost\n' >etc/hosts
 [ -z "$resolv" ] || cp "$resolv" etc/resolv.conf
-mount --rbind /proc proc
+# In a PID namespace of its own, /proc is that namespace's.
+if [ $$ = 1 ]; then mount -t proc proc proc; else mount --rbind /proc proc; fi
 mount --rbind /sys sys
 for f in null zero full random urandom; do : >"dev/$f"; mount --bind "/dev/$f" "dev/$f"; done
 ln -s /proc/self/fd dev/fd
@@ -95,13 +100,19 @@ mount --bind "$config" config
 mount -o remount,bind,ro config
 for d in etc/istio/proxy var/lib/istio/data; do mount -t tmpfs -o mode=0777 emptydir "$d"; done
 mount -t tmpfs -o mode=1777 shm dev/shm
-[ "$roshm" = 0 ] || mount -o remount,ro dev/shm
+for v in $volumes; do
+	if [ -f "${v%%:*}" ]; then bind "${v%%:*}" "${v#*:}"; continue; fi
+	mkdir -p "${v#*:}"
+	mount --bind "${v%%:*}" "${v#*:}"
+done
+[ "$roshm" = 0 ] || mount -o remount,bind,ro dev/shm
 chmod 1777 tmp
 pivot_root . old
 cd /
 umount -l old
 rmdir old
 [ "$ro" = 0 ] || mount -o remount,bind,ro /
+[ $# = 0 ] || exec "$@"
 echo ready
 exec sleep infinity
 `
@@ -115,7 +126,7 @@ func (l *Lab) NewContainer(t T, o ContainerOptions) *Container {
 	}
 	c := &Container{lab: l, HostConfig: filepath.Join(dir, "config"), path: o.Path}
 	if c.path == "" {
-		c.path = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+		c.path = defaultPath
 	}
 	root := filepath.Join(dir, "root")
 	for _, d := range []string{c.HostConfig, root} {
@@ -128,7 +139,7 @@ func (l *Lab) NewContainer(t T, o ContainerOptions) *Container {
 		t.Fatalf("lab: open a container's directory: %v", err)
 	}
 	cmd := l.Pod.Command(context.Background(), "unshare", "--mount", "sh", "-c", buildRoot, "container",
-		root, flag(o.ReadOnly), flag(o.ReadOnlyShm), AgentBinary(t), o.Envoy, c.HostConfig, resolvConf(t, dir, o))
+		root, flag(o.ReadOnly), flag(o.ReadOnlyShm), AgentBinary(t), o.Envoy, c.HostConfig, resolvConf(t, dir, o), "")
 	c.holder = hold(t, cmd)
 	return c
 }

@@ -153,6 +153,20 @@ func EnvoyBinary(t T) string {
 	return binary(t, "ENVOY_BINARY", "envoy", "make envoy")
 }
 
+// OtherEnvoyBinary returns the path of a real Envoy of another version than EnvoyBinary's:
+// $OTHER_ENVOY_BINARY, else bin/envoy-1.39.3.
+func OtherEnvoyBinary(t T) string {
+	t.Helper()
+	return binary(t, "OTHER_ENVOY_BINARY", "envoy-1.39.3", "make envoy")
+}
+
+// StandbyBinary returns the path of the built agent of the empty image: $STANDBY_BINARY, else
+// bin/pilot-agent-standby.
+func StandbyBinary(t T) string {
+	t.Helper()
+	return binary(t, "STANDBY_BINARY", "pilot-agent-standby", "make build")
+}
+
 func binary(t T, env, name, remedy string) string {
 	t.Helper()
 	path := os.Getenv(env)

@@ -1,0 +1,201 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"understudy.mesh/pkg/agent"
+	"understudy.mesh/tests/lab"
+)
+
+// Roles, as `upgrade-status -o json` gives them.
+const (
+	roleServing  = "serving"
+	roleDraining = "draining"
+	roleStandby  = "standby"
+)
+
+// settleWithin is how long an agent may take to know its role: two starts of Envoy, on a machine
+// that runs other tests.
+const settleWithin = 2 * lab.Deadline
+
+// manualWait is the postStart hook of the manual's SidecarSet.
+var manualWait = []string{"/bin/sh", "-c", "/usr/local/bin/pilot-agent wait"}
+
+// slotPod is a pod with two slots, an outside, and an application on port 8080.
+type slotPod struct {
+	*lab.Lab
+	slots   *lab.Slots
+	kubelet *lab.Kubelet // nil without Kruise
+	kruise  *lab.Kruise
+	// older and newer are two releases: the same agent with two versions of Envoy. empty is the standby's.
+	older, newer, empty lab.Image
+	// probes are the ports whose readiness the load asks for.
+	probes []string
+}
+
+// newSlotPod makes the pod's surroundings; nothing runs in the slots.
+func newSlotPod(t *testing.T, o lab.SlotsOptions) *slotPod {
+	t.Helper()
+	l := lab.New(t)
+	l.StartDNS(t, outside)
+	for _, addr := range []string{"198.51.100.11:80", "[2001:db8::11]:80"} {
+		lab.ServeHTTP(t, l.Out.Listen(t, addr), "http")
+	}
+	lab.ServeHTTP(t, l.Pod.Listen(t, "[::]:8080"), "app")
+	lab.ServeTCP(l.Pod.Listen(t, "[::]:9000"), lab.Echo)
+	l.Capture(t)
+	p := &slotPod{Lab: l, slots: l.NewSlots(t, o), probes: []string{lab.StatusPort, lab.HealthPort},
+		older: lab.Image{Name: "proxy:older", Agent: lab.AgentBinary(t), Envoy: lab.OtherEnvoyBinary(t)},
+		newer: lab.Image{Name: "proxy:newer", Agent: lab.AgentBinary(t), Envoy: lab.EnvoyBinary(t)},
+		empty: lab.Image{Name: "proxy:empty", Agent: lab.StandbyBinary(t)},
+	}
+	p.slots.Write(t, "mesh.yaml", documents(aliyun, entry("http", "http.example", 80, "HTTP", "DNS")))
+	return p
+}
+
+// newKruisePod makes a pod that Kruise has injected with the older image, and waits until it serves.
+func newKruisePod(t *testing.T, o lab.SlotsOptions, k lab.KubeletOptions) *slotPod {
+	t.Helper()
+	p := newSlotPod(t, o)
+	p.kubelet = lab.NewKubelet(t, p.slots, k)
+	p.kruise = lab.NewKruise(t, p.kubelet, p.older, p.empty)
+	p.kruise.WaitUpgraded(t)
+	p.waitReady(t)
+	return p
+}
+
+func (p *slotPod) slot(i int) *lab.Slot { return p.slots.List[i] }
+
+// start runs an image in a slot, where there is no Kruise; env as Kruise's annotations give it.
+func (p *slotPod) start(t *testing.T, slot int, image lab.Image, version, alt int) {
+	t.Helper()
+	must(t, p.slot(slot).Start(image, fmt.Sprintf("%s=%d", lab.VersionEnv, version), fmt.Sprintf("%s=%d", lab.VersionAltEnv, alt)))
+}
+
+func (p *slotPod) waitReady(t *testing.T) {
+	t.Helper()
+	lab.Eventually(t, settleWithin, "the pod is ready", p.ready)
+}
+
+func (p *slotPod) ready() error { return answers(p.Out, "http://"+lab.PodIP+":15021/healthz/ready") }
+
+// upgradeStatus asks the agent in a slot.
+func (p *slotPod) upgradeStatus(slot int) (all agent.UpgradeStatus, self agent.GenerationStatus, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), lab.Deadline)
+	defer cancel()
+	got, err := p.slot(slot).Exec(ctx, lab.AgentPath, "upgrade-status", "-o", "json")
+	if err != nil {
+		return all, self, err
+	}
+	if got.Code != 0 {
+		return all, self, fmt.Errorf("upgrade-status: %v", got)
+	}
+	if err := json.Unmarshal([]byte(got.Stdout), &all); err != nil {
+		return all, self, fmt.Errorf("upgrade-status: %w: %v", err, got)
+	}
+	i := slices.IndexFunc(all.Generations, func(g agent.GenerationStatus) bool { return g.Self })
+	if i < 0 {
+		return all, self, fmt.Errorf("upgrade-status: the agent that was asked is not in it: %s", got.Stdout)
+	}
+	return all, all.Generations[i], nil
+}
+
+// inRole returns nil when the slot's agent has one of the roles.
+func (p *slotPod) inRole(slot int, roles ...string) error {
+	_, self, err := p.upgradeStatus(slot)
+	if err == nil && !slices.Contains(roles, self.Role) {
+		err = fmt.Errorf("%s is %s, not %s", p.slot(slot).Name, self.Role, strings.Join(roles, " or "))
+	}
+	return err
+}
+
+func (p *slotPod) waitRole(t *testing.T, slot int, roles ...string) {
+	t.Helper()
+	lab.Eventually(t, settleWithin, "the role of "+p.slot(slot).Name, func() error { return p.inRole(slot, roles...) })
+}
+
+var versionNumber = regexp.MustCompile(`/(\d+\.\d+\.\d+)/`)
+
+// envoyVersion is what an Envoy binary says of itself.
+func envoyVersion(t *testing.T, path string) string {
+	t.Helper()
+	out, err := exec.Command(path, "--version").Output()
+	found := versionNumber.FindStringSubmatch(string(out))
+	if err != nil || found == nil {
+		t.Fatalf("%s --version: %v: %s", path, err, out)
+	}
+	return found[1]
+}
+
+// mustServe demands that in the end the slot's agent serves with its image's Envoy, that no other
+// Envoy is left, that the pod is ready and its traffic flows.
+func (p *slotPod) mustServe(t *testing.T, slot int, image lab.Image) {
+	t.Helper()
+	version := envoyVersion(t, image.Envoy)
+	p.waitRole(t, slot, roleServing)
+	lab.Eventually(t, settleWithin, "one Envoy serves, and it is "+version, func() error {
+		if envoys := p.processesOf(lab.EnvoyPath); len(envoys) != 1 {
+			return fmt.Errorf("%d Envoys: %q", len(envoys), envoys)
+		}
+		_, self, err := p.upgradeStatus(slot)
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(self.EnvoyVersion, version) || len(self.Sockets) == 0 {
+			return fmt.Errorf("%s says that it serves with %+v", p.slot(slot).Name, self)
+		}
+		_, info, err := p.Pod.Get("http://127.0.0.1:15000/server_info")
+		if err == nil {
+			err = contains(info, `"LIVE"`, "/"+version+"/")
+		}
+		return errors.Join(err, p.ready(), p.flows())
+	})
+}
+
+// flows does one request of each kind.
+func (p *slotPod) flows() error {
+	return errors.Join(answers(p.Out, "http://"+lab.PodIP+":8080/"), resolves(p.Pod))
+}
+
+// onlyOneServes looks at all slots and returns the one that serves, when it is the only one and
+// all others stand by.
+func (p *slotPod) onlyOneServes() (slot int, err error) {
+	slot = -1
+	for i := range p.slots.List {
+		_, self, err := p.upgradeStatus(i)
+		switch {
+		case err != nil:
+			return -1, err
+		case self.Role == roleServing && slot >= 0:
+			return -1, fmt.Errorf("%s and %s serve", p.slot(slot).Name, p.slot(i).Name)
+		case self.Role == roleServing:
+			slot = i
+		case self.Role != roleStandby:
+			return -1, fmt.Errorf("%s is %s", p.slot(i).Name, self.Role)
+		}
+	}
+	if slot < 0 {
+		return -1, errors.New("none serves")
+	}
+	return slot, nil
+}
+
+// lastAttempt is what the slot's agent says of its last hand-off.
+func (p *slotPod) lastAttempt(slot int) (agent.Attempt, error) {
+	_, self, err := p.upgradeStatus(slot)
+	if err != nil {
+		return agent.Attempt{}, err
+	}
+	if self.LastAttempt == nil {
+		return agent.Attempt{}, fmt.Errorf("%s knows of no hand-off", p.slot(slot).Name)
+	}
+	return *self.LastAttempt, nil
+}

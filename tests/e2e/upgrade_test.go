@@ -1,0 +1,162 @@
+package e2e_test
+
+import (
+	"os"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"understudy.mesh/tests/lab"
+)
+
+// upgrades is how many upgrades TestUpgrades does: $UPGRADES, else 3.
+func upgrades(t *testing.T) int {
+	t.Helper()
+	value := os.Getenv("UPGRADES")
+	if value == "" {
+		return 3
+	}
+	n, err := strconv.Atoi(value)
+	if err != nil || n < 1 {
+		t.Fatalf("UPGRADES: %q: give a positive number", value)
+	}
+	return n
+}
+
+// TestUpgrades is the plain case again and again, as Kruise does it: the two slots and the two
+// versions of Envoy take turns.
+func TestUpgrades(t *testing.T) {
+	t.Parallel()
+	p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: manualWait})
+	p.mustServe(t, 0, p.older)
+	load := startLoad(t, p)
+	images := []lab.Image{p.newer, p.older}
+	for i := range upgrades(t) {
+		begin := time.Now()
+		slot, image := (i+1)%2, images[i%2]
+		p.kruise.Upgrade(image)
+		p.kruise.WaitUpgraded(t)
+		if p.kruise.Working() != slot {
+			t.Fatalf("upgrade %d: slot %d works, want %d", i+1, p.kruise.Working(), slot)
+		}
+		p.mustServe(t, slot, image)
+		t.Logf("upgrade %d to %s in %s: %v", i+1, image.Name, p.slot(slot).Name, time.Since(begin).Round(time.Millisecond))
+	}
+	load.check(t)
+	t.Logf("%v requests", load.done)
+}
+
+// TestUpgradeHeldConnection keeps a connection through an upgrade: it drains in the old generation
+// until the client has done, SIGTERM or not, and then that generation ends.
+func TestUpgradeHeldConnection(t *testing.T) {
+	t.Parallel()
+	p := newSlotPod(t, lab.SlotsOptions{})
+	p.start(t, 0, p.older, 1, 0)
+	p.mustServe(t, 0, p.older)
+	load := startLoad(t, p)
+	held := dial(t, p.Out, lab.PodIP+":9000")
+	send(t, held, "before")
+	expect(t, held, "before")
+
+	p.start(t, 1, p.newer, 2, 1)
+	p.waitRole(t, 1, roleServing)
+	p.waitRole(t, 0, roleDraining)
+	send(t, held, "draining")
+	expect(t, held, "draining")
+	old := p.slot(0).Agent()
+	old.Signal(syscall.SIGTERM)
+	// Not a synchronisation: what must not happen has no event.
+	<-time.After(2 * lab.TerminationDrain)
+	send(t, held, "after SIGTERM")
+	expect(t, held, "after SIGTERM")
+	select {
+	case <-old.Done():
+		t.Error("SIGTERM ended an agent that still drained")
+	default:
+	}
+	must(t, held.Close())
+	if code := old.Wait(t, lab.Deadline); code != 0 {
+		t.Errorf("the drained agent: exit status %d", code)
+	}
+	p.mustServe(t, 1, p.newer)
+	load.check(t)
+}
+
+// TestUpgradeWhileStopping stops the old generation just before the new one starts: the pod is not
+// ready then, but while the ordinary drain lasts it can still be taken over from, and nothing is lost.
+func TestUpgradeWhileStopping(t *testing.T) {
+	t.Parallel()
+	p := newSlotPod(t, lab.SlotsOptions{Env: []string{"TERMINATION_DRAIN_DURATION_SECONDS=5"}})
+	p.start(t, 0, p.older, 1, 0)
+	p.mustServe(t, 0, p.older)
+	p.probes = nil
+	load := startLoad(t, p)
+	old := p.slot(0).Agent()
+	old.Signal(syscall.SIGTERM)
+	p.start(t, 1, p.newer, 2, 1)
+	p.mustServe(t, 1, p.newer)
+	if code := old.Wait(t, lab.Deadline); code != 0 {
+		t.Errorf("the old agent: exit status %d", code)
+	}
+	load.check(t)
+}
+
+// TestUpgradeNewer starts agents with the numbers of every order.
+func TestUpgradeNewer(t *testing.T) {
+	t.Parallel()
+	p := newSlotPod(t, lab.SlotsOptions{})
+	p.start(t, 0, p.older, 5, 0)
+	p.mustServe(t, 0, p.older)
+	load := startLoad(t, p)
+
+	// An older one stands by, whatever its hook thinks of that, and SIGTERM ends it at once.
+	p.start(t, 1, p.newer, 4, 5)
+	p.waitRole(t, 1, roleStandby)
+	if got := p.slot(1).Run(t, lab.AgentPath, "wait"); got.Code != 0 {
+		t.Errorf("wait in a standby: %v", got)
+	}
+	p.mustServe(t, 0, p.older)
+	standby := p.slot(1).Agent()
+	standby.Signal(syscall.SIGTERM)
+	if code := standby.Wait(t, atOnce); code != 0 {
+		t.Errorf("SIGTERM to a standby: exit status %d", code)
+	}
+
+	// A restored cluster's numbers went backwards, and its owner says so.
+	p.slot(1).AddArgs("--takeover=force")
+	p.start(t, 1, p.newer, 4, 5)
+	p.mustServe(t, 1, p.newer)
+	p.waitRole(t, 0, roleStandby)
+	load.check(t)
+}
+
+// TestUpgradeTwoNewcomers starts two newcomers in one moment.
+func TestUpgradeTwoNewcomers(t *testing.T) {
+	t.Parallel()
+	p := newSlotPod(t, lab.SlotsOptions{Slots: 3})
+	p.start(t, 0, p.older, 1, 0)
+	p.mustServe(t, 0, p.older)
+	load := startLoad(t, p)
+	p.start(t, 1, p.newer, 2, 1)
+	p.start(t, 2, p.newer, 2, 1)
+	winner := -1
+	lab.Eventually(t, settleWithin, "one newcomer serves", func() (err error) {
+		winner, err = p.onlyOneServes()
+		return err
+	})
+	if winner == 0 {
+		t.Fatal("no newcomer took over")
+	}
+	p.mustServe(t, winner, p.newer)
+	// Either the other one was refused once and says why, or it came second and took over in its turn.
+	for _, slot := range []int{1, 2} {
+		attempt, err := p.lastAttempt(slot)
+		if err != nil {
+			t.Error(err)
+		} else if attempt.Result != "success" && attempt.Reason == "" {
+			t.Errorf("%s lost and does not say why: %+v", p.slot(slot).Name, attempt)
+		}
+	}
+	load.check(t)
+}

@@ -120,6 +120,9 @@ type Report struct {
 	Identity Identity  `json:"identity"`
 	Role     Role      `json:"role"`
 	Since    time.Time `json:"since"` // when the role began
+	// Leaving: it was asked to stop. Whoever stands by, also an older one, may take over from
+	// one that serves then.
+	Leaving bool `json:"leaving,omitempty"`
 	// Left is the number of connections, while draining.
 	Left int `json:"left,omitempty"`
 	// Details is the owner's, for people: socket names, the last attempt and why it

@@ -23,7 +23,8 @@ const (
 	foundNewer                       // a newer generation does
 	lookAgain                        // time to look
 	peerServes                       // the generation that is followed serves
-	peerGone                         // the generation that was followed does no more
+	peerLeaves                       // it was asked to stop
+	peerGone                         // it serves no more
 
 	// What became of this generation's own work.
 	inForce       // the sidecar serves all its configuration
@@ -51,7 +52,7 @@ const (
 
 var eventNames = [...]string{
 	foundNobody: "found nobody", foundOlder: "found an older one", foundNewer: "found a newer one", lookAgain: "look again",
-	peerServes: "the followed one serves", peerGone: "the followed one is gone",
+	peerServes: "the followed one serves", peerLeaves: "the followed one leaves", peerGone: "the followed one is gone",
 	inForce: "in force", wentAlone: "went alone", tookOver: "took over", failedToTake: "failed to take over",
 	sidecarEnded: "sidecar ended", predecessor: "news of the one before", drainedToStop: "drained to stop", retired: "retired", draining: "news of the drain",
 	arrived: "a newcomer arrived", wantsSockets: "it wants the sockets", isReady: "it is ready", settledIn: "it settled",
@@ -90,11 +91,13 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 		tookOver:     (*Agent).serve,
 		failedToTake: (*Agent).tryLater,
 		sidecarEnded: (*Agent).fail,
+		retired:      (*Agent).noteRetired,
 		arrived:      (*Agent).welcome,
 		stopAsked:    (*Agent).stopStarting,
 	},
 	hotrestart.RoleServing: {
 		predecessor:   (*Agent).notePredecessor,
+		retired:       (*Agent).noteRetired,
 		arrived:       (*Agent).welcome,
 		sidecarEnded:  (*Agent).fail,
 		stopAsked:     (*Agent).considerStop,
@@ -103,6 +106,7 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 	},
 	hotrestart.RoleHandingOff: {
 		predecessor:   (*Agent).notePredecessor,
+		retired:       (*Agent).noteRetired,
 		inForce:       (*Agent).noteInForce,
 		wantsSockets:  (*Agent).give,
 		isReady:       (*Agent).letGo,
@@ -117,6 +121,7 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 		draining:     (*Agent).tellDrain,
 		terminates:   (*Agent).hurryDrain,
 		retired:      (*Agent).endRetirement,
+		peerLeaves:   (*Agent).relieve,
 		peerGone:     (*Agent).look,
 		lookAgain:    (*Agent).look,
 		foundNobody:  (*Agent).startBesideDrain,
@@ -128,6 +133,7 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 	},
 	hotrestart.RoleStandby: {
 		peerServes:   (*Agent).noteSuccessor,
+		peerLeaves:   (*Agent).relieve,
 		peerGone:     (*Agent).comeBack,
 		handoffEnded: (*Agent).forgetNewcomer,
 		arrived:      (*Agent).sendOn,

@@ -13,7 +13,10 @@ import (
 const (
 	// heirPoll is how often a generation that was asked to stop looks whether the newcomer
 	// for which it waits is still there: one that has come so far that it speaks is an event.
-	heirPoll = 300 * time.Millisecond
+	heirPoll = 100 * time.Millisecond
+	// reliefTime is how long it serves on for one that could take over although it is
+	// older: a standby does within milliseconds, or is being stopped as well.
+	reliefTime = 2 * time.Second
 	// countEvery is how many words on a drain come without Envoy's counters, which cost it
 	// more than the number of connections; Envoy itself asks every 5 s.
 	countEvery = 5
@@ -42,6 +45,9 @@ func (a *Agent) welcome(e event) hotrestart.Role {
 		a.warnUnlessLost(err)
 		return a.stay()
 	}
+	if a.loop.cutDrain != nil {
+		a.loop.sidecar.ready.On() // the drain of the stop took it
+	}
 	a.log.Info("a newcomer takes over", "generation", e.newcomer.Identity().ID, "agent", e.newcomer.Identity().AgentVersion)
 	a.loop.newcomer, a.loop.began, a.loop.before = e.newcomer, time.Now(), a.loop.role
 	a.beginAttempt(e.newcomer.Identity().ID, false)
@@ -53,7 +59,7 @@ func (a *Agent) judge(newcomer hotrestart.Identity) *hotrestart.RefusedError {
 	verdict := hotrestart.Newer(newcomer, a.me)
 	starting := a.loop.role == hotrestart.RoleStarting
 	switch {
-	case !verdict.TakeOver:
+	case !verdict.TakeOver && !a.loop.stopping: // else whoever comes is welcome
 		return &hotrestart.RefusedError{Code: hotrestart.RefusedOlder, Reason: fmt.Sprintf("generation %s serves: %s", a.me.ID, verdict.Reason)}
 	case starting && a.me.Force && !newcomer.Force:
 		return &hotrestart.RefusedError{Code: hotrestart.RefusedBusy, Reason: fmt.Sprintf("generation %s is starting with --takeover=force", a.me.ID)}
@@ -127,6 +133,9 @@ func (a *Agent) serveOn(e event) hotrestart.Role {
 	if a.loop.drainOver {
 		return a.finish(e)
 	}
+	if a.loop.cutDrain != nil {
+		a.loop.sidecar.ready.Off(stopReason)
+	}
 	if a.loop.stopping && a.loop.cutDrain == nil {
 		if strings.Contains(e.err.Error(), stoppingReason) { // the whole pod stops
 			a.loop.role = a.loop.before
@@ -149,8 +158,14 @@ func (a *Agent) noteInForce(e event) hotrestart.Role {
 func (a *Agent) considerStop(event) hotrestart.Role {
 	a.loop.stopping = true
 	a.spawn(func(ctx context.Context) (event, bool) {
-		for said := false; a.heirStarts(ctx); said = true {
-			if !said {
+		asked, said := time.Now(), false
+		for {
+			heir, relief := a.successors(ctx)
+			if !heir && (!relief || time.Since(asked) > reliefTime) {
+				return event{kind: nobodyStarts}, true
+			}
+			if heir && !said {
+				said = true
 				a.log.Info("asked to stop: serving on until a newer generation that starts has taken over")
 			}
 			select {
@@ -159,26 +174,30 @@ func (a *Agent) considerStop(event) hotrestart.Role {
 			case <-time.After(heirPoll):
 			}
 		}
-		return event{kind: nobodyStarts}, true
 	})
 	return a.stay()
 }
 
-// heirStarts tells whether a newer generation is about to take over from this one.
-func (a *Agent) heirStarts(ctx context.Context) bool {
+// successors tells whether a newer generation is about to take over from this one (heir),
+// and whether there is any other that might (relief).
+func (a *Agent) successors(ctx context.Context) (heir, relief bool) {
 	if a.dir == nil || isClosed(a.noDrain) {
-		return false
+		return false, false
 	}
 	neighbours, err := a.dir.Look(ctx)
 	if err != nil {
-		return false
+		return false, false
 	}
 	for _, n := range neighbours {
-		if n.Err == nil && n.Report.Role == hotrestart.RoleStarting && hotrestart.Newer(n.Report.Identity, a.me).TakeOver {
-			return true
+		if n.Err != nil {
+			continue
 		}
+		if n.Report.Role == hotrestart.RoleStarting && hotrestart.Newer(n.Report.Identity, a.me).TakeOver {
+			heir = true
+		}
+		relief = relief || !n.Report.Leaving
 	}
-	return false
+	return heir, relief
 }
 
 // reconsiderStop: the newer generation for which this one served on is gone. One that

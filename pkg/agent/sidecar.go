@@ -28,6 +28,8 @@ const (
 	// letGoGrace is the same for a generation that lives on after it let go of its
 	// sockets: a profile or a scrape takes a minute at most.
 	letGoGrace = time.Minute
+	// stopReason is why a generation is not ready any more.
+	stopReason = "the agent is stopping"
 )
 
 // sidecar is one Envoy beside the application with all that the agent serves for it:
@@ -287,7 +289,7 @@ func (s *sidecar) upgradable() error {
 // drain is the first half of an ordinary stop, and end the other: readiness off, inbound drained, then Envoy ended; DNS and
 // status go on until it is gone. cut ends the drain early.
 func (s *sidecar) drain(cut context.Context) {
-	s.ready.Off("the agent is stopping")
+	s.ready.Off(stopReason)
 	s.endWork()
 	s.supervisor.release()
 	if s.supervisor.served.Load() == 0 || cut.Err() != nil {

@@ -44,6 +44,8 @@ func (a *Agent) followSuccessor(id string) {
 				case !ok:
 					a.report(ctx, event{kind: peerGone, err: watch.Err()})
 					return
+				case r.Leaving && importance(r.Role) == importance(hotrestart.RoleServing):
+					a.report(ctx, event{kind: peerLeaves, peer: r.Identity, reason: "it was asked to stop"})
 				case importance(r.Role) == importance(hotrestart.RoleServing):
 					a.report(ctx, event{kind: peerServes})
 				case importance(r.Role) == 0:
@@ -76,6 +78,17 @@ func (a *Agent) followFound(e event) hotrestart.Role {
 func (a *Agent) noteSuccessor(event) hotrestart.Role {
 	a.shownSuccessor("", true)
 	return a.stay()
+}
+
+// relieve: the generation for which this one stood by was asked to stop. It lets itself be
+// taken over as long as it drains.
+func (a *Agent) relieve(e event) hotrestart.Role {
+	if a.loop.stopping {
+		return a.stay()
+	}
+	a.adopt(nil) // what drains here goes on by itself
+	a.loop.role = hotrestart.RoleStarting
+	return a.takeOver(e)
 }
 
 // comeBack: the generation for which this one stood by is gone.
@@ -149,6 +162,16 @@ func (a *Agent) endRetirement(e event) hotrestart.Role {
 		return a.finish(e)
 	}
 	return hotrestart.RoleStandby
+}
+
+// noteRetired: what drained beside the present sidecar has ended.
+func (a *Agent) noteRetired(event) hotrestart.Role {
+	a.loop.hurry, a.loop.counted = nil, nil
+	a.mu.Lock()
+	a.shown.left = 0
+	a.mu.Unlock()
+	a.world.Settled()
+	return a.stay()
 }
 
 // startBesideDrain: the successor is gone while this generation still drains. It serves

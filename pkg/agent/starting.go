@@ -80,15 +80,18 @@ func (a *Agent) survey(ctx context.Context, replaced bool) event {
 			return 1
 		}
 		return -1
-	}).Report.Identity
-	verdict := hotrestart.Newer(a.me, foremost)
+	}).Report
+	verdict := hotrestart.Newer(a.me, foremost.Identity)
 	if verdict.Warning != "" {
 		a.log.Warn(verdict.Warning)
 	}
-	if replaced || !verdict.TakeOver {
-		return event{kind: foundNewer, peer: foremost, reason: verdict.Reason}
+	switch {
+	case foremost.Leaving && importance(foremost.Role) == importance(hotrestart.RoleServing):
+		return event{kind: foundOlder, peer: foremost.Identity, reason: "it was asked to stop"}
+	case replaced || !verdict.TakeOver:
+		return event{kind: foundNewer, peer: foremost.Identity, reason: verdict.Reason}
 	}
-	return event{kind: foundOlder, peer: foremost, reason: verdict.Reason}
+	return event{kind: foundOlder, peer: foremost.Identity, reason: verdict.Reason}
 }
 
 // importance orders roles by how near they are to serving; 0 are those that never will
@@ -170,11 +173,15 @@ func (a *Agent) serve(e event) hotrestart.Role {
 	if e.kind == inForce && a.loop.taking != nil {
 		return a.stay() // the take-over goes on by itself
 	}
-	a.loop.taking, a.loop.failures = nil, 0
+	a.loop.taking, a.loop.failures, a.loop.replaced = nil, 0, false
 	if e.kind == tookOver {
 		a.adopt(e.sidecar)
 		a.watch(e.sidecar)
 		a.finishAttempt(resultSuccess, nil)
+	}
+	if f := a.loop.follow; f != nil {
+		f.close()
+		a.loop.follow = nil
 	}
 	a.loop.sidecar.sockets.settle()
 	if e.kind == inForce {
@@ -209,6 +216,7 @@ func (a *Agent) takeOver(e event) hotrestart.Role {
 // attempt is one take-over, from the first word to the last; the sidecar that it makes
 // is ended when it fails.
 func (a *Agent) attempt(ctx context.Context, id string) event {
+	begun := time.Now()
 	client, err := hotrestart.Dial(ctx, a.dir, id)
 	if err != nil {
 		return event{kind: failedToTake, err: err}
@@ -229,7 +237,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	a.mu.Unlock()
 	err = a.comeIntoForce(ctx, s, client)
 	if err == nil {
-		err = a.commit(ctx, s, client)
+		err = a.commit(ctx, s, client, begun)
 	}
 	switch {
 	case err == nil:
@@ -300,7 +308,7 @@ func whyLost(ctx context.Context, s *sidecar, client *hotrestart.Client) error {
 
 // commit begins to serve beside the generation before, and has that let go. Between
 // the two somebody reads every socket at any moment.
-func (a *Agent) commit(ctx context.Context, s *sidecar, client *hotrestart.Client) error {
+func (a *Agent) commit(ctx context.Context, s *sidecar, client *hotrestart.Client, begun time.Time) error {
 	if err := s.accept(); err != nil {
 		return &ownError{err}
 	}
@@ -309,7 +317,7 @@ func (a *Agent) commit(ctx context.Context, s *sidecar, client *hotrestart.Clien
 	if err != nil {
 		return err
 	}
-	a.log.Info("serving; the generation before has let go", "from", client.Parent().ID, "after", time.Since(a.world.Started).Round(time.Millisecond))
+	a.log.Info("serving; the generation before has let go", "from", client.Parent().ID, "after", time.Since(begun).Round(time.Millisecond))
 	if s.adopt(state) {
 		s.publishAgain()
 	}

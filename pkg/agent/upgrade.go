@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"understudy.mesh/hotrestart"
@@ -86,7 +87,7 @@ func (a *Agent) show(changed bool) {
 	self := a.self()
 	details, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
 	if err == nil {
-		err = a.server.SetReport(hotrestart.Report{Role: a.loop.role, Since: self.Since, Left: self.Connections, Details: details})
+		err = a.server.SetReport(hotrestart.Report{Role: a.loop.role, Since: self.Since, Leaving: a.loop.stopping, Left: self.Connections, Details: details})
 	}
 	if err != nil {
 		a.log.Warn("the other generations are not told of this one's role", "err", err)
@@ -223,8 +224,13 @@ func (a *Agent) pending() string {
 		return "the last take-over failed: " + t.Reason
 	}
 	if s := a.shown.sidecar; s != nil {
-		if _, pending := s.ready.Check(); len(pending) > 0 {
-			return pending[0].Task + ": " + pending[0].Reason
+		var reasons []string
+		_, pending := s.ready.Check()
+		for _, p := range pending {
+			reasons = append(reasons, p.Task+": "+p.Reason)
+		}
+		if len(reasons) > 0 {
+			return strings.Join(reasons, "; ")
 		}
 		return "everything is in force; the generation before has not let go for good yet"
 	}

@@ -20,6 +20,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 TEST_P       ?= 2
 TEST_TIMEOUT ?= 15m
 FUZZTIME     ?= 20s
+ROUNDS       ?= 200
+SOAK_TIMEOUT ?= 24h
 
 .PHONY: help build envoy demo demo-clean demo-upgrade test soak bench lint fmt fuzz clean
 
@@ -63,11 +65,16 @@ bench: ## DNS, start, memory, iptables: one table with ratios, and bench/out/*.j
 	@$(MAKE) --no-print-directory envoy build
 	$(GO) run -tags $(TAGS) ./bench
 
-demo-upgrade: ## the hot upgrade under load (not in this release)
-	@echo 'demo-upgrade: the hot upgrade is not in this release' >&2; exit 1
+demo-upgrade: ## the hot upgrade under load, narrated (UPGRADES=3 RATE=2000 REQUESTS=0)
+	@build/setup.sh demo
+	@$(MAKE) --no-print-directory envoy build
+	@CGO_ENABLED=0 $(GO) run -tags $(TAGS) ./demo/upgrade
 
-soak: ## the long upgrade and chaos tests (not in this release)
-	@echo 'soak: the hot upgrade is not in this release' >&2; exit 1
+soak: ## UPGRADES (1000) hot upgrades in a row under load, then ROUNDS (200) of chaos; ends with the first failure
+	@build/setup.sh test
+	@$(MAKE) --no-print-directory envoy build
+	@CGO_ENABLED=0 $(GO) run -tags $(TAGS) ./demo/upgrade -soak
+	ROUNDS='$(ROUNDS)' $(GO) test -tags $(TAGS) -count=1 -timeout $(SOAK_TIMEOUT) -run TestChaos -v ./tests/e2e/
 
 clean: demo-clean ## remove what was built or downloaded
 	rm -rf bin .envoy bench/out

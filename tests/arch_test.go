@@ -94,7 +94,8 @@ var layers = []layer{
 	{path: "pkg/wasm", outside: []string{"oras.land/oras-go/v2"}},
 	{path: "pkg/xds", outside: append([]string{"istio.io/api", "sigs.k8s.io/yaml"}, grpcTypes...)},
 
-	// What measures and tests the whole may use the whole.
+	// What shows, measures and tests the whole may use the whole.
+	{path: "demo", module: []string{""}, outside: []string{""}},
 	{path: "bench", module: []string{""}, outside: []string{""}},
 	{path: "tests", module: []string{""}, outside: []string{""}},
 }

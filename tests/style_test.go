@@ -18,7 +18,7 @@ const (
 // forbiddenCall is a function of the standard library that this code has another way for.
 type forbiddenCall struct {
 	pkg, name string
-	inCmd     bool // allowed under cmd/
+	inCmd     bool // allowed in programs: cmd/ and demo/
 	instead   string
 }
 
@@ -119,7 +119,7 @@ func checkCall(t *testing.T, f sourceFile, selector *ast.SelectorExpr) {
 		return
 	}
 	for _, c := range forbiddenCalls {
-		if qualifier.Name != c.pkg || selector.Sel.Name != c.name || c.inCmd && within(f.pkg.short(), "cmd") {
+		if qualifier.Name != c.pkg || selector.Sel.Name != c.name || c.inCmd && withinAny(f.pkg.short(), []string{"cmd", "demo"}) {
 			continue
 		}
 		t.Errorf("%s:%d: %s.%s: %s", f.name, f.line(selector.Pos()), c.pkg, c.name, c.instead)

@@ -201,8 +201,6 @@ func (b *builder) inboundCluster(name, source string) (*clusterv3.Cluster, error
 	c.UpstreamBindConfig = &corev3.BindConfig{SourceAddress: &corev3.SocketAddress{
 		Address: source, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: 0},
 	}}
-	// The application must see what it would see without a proxy: one connection for each of the client's.
-	c.ConnectionPoolPerDownstreamConnection = true
 	h1, err := transparentHTTP1()
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"understudy.mesh/tests/lab"
@@ -26,6 +27,7 @@ func testInboundHTTP(t *testing.T, p *pod, _ *lab.CA) {
 	http10(t, dial(t, p.Out, net.JoinHostPort(lab.PodIP, "8080")))
 	upgrade(t, dial(t, p.Out, net.JoinHostPort(lab.PodIP, "8081")))
 	headerCase(t, dial(t, p.Out, net.JoinHostPort(lab.PodIP, "8081")))
+	inboundPool(t, p)
 	for _, host := range []string{"app", "app:8080", "10.77.0.2", "[fd77::2]:8080", "UPPER.example", "under_score", "a.b.c.d.e", "*"} {
 		got := get(t, dial(t, p.Out, net.JoinHostPort(lab.PodIP, "8080")), host)
 		if got["host"] != host || got["server"] != "app" {
@@ -60,6 +62,36 @@ func keepAlive(t *testing.T, c net.Conn) {
 			t.Errorf("POST: the server saw the body %q", got["body"])
 		}
 	}
+}
+
+// inboundPool demands that clients which come and go do not leave a connection to the application
+// behind for each: an application that closes none itself would fill Envoy's descriptors.
+func inboundPool(t *testing.T, p *pod) {
+	t.Helper()
+	const clients = 40
+	l := &countingListener{Listener: p.Pod.Listen(t, "[::]:8090")}
+	lab.ServeHTTP(t, l, "app")
+	for range clients {
+		c := dial(t, p.Out, net.JoinHostPort(lab.PodIP, "8090"))
+		if got := get(t, c, "app"); got["server"] != "app" {
+			t.Fatalf("port 8090: %v", got)
+		}
+		must(t, c.Close())
+	}
+	if n := l.accepted.Load(); n > clients/2 {
+		t.Errorf("%d clients, one after another, left %d connections to the application", clients, n)
+	}
+}
+
+type countingListener struct {
+	net.Listener
+	accepted atomic.Int32
+}
+
+func (l *countingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	l.accepted.Add(1)
+	return c, err
 }
 
 // http2 does a request over HTTP/2 with prior knowledge, and demands that it arrives as proto.

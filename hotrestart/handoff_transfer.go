@@ -25,9 +25,16 @@ const (
 // ignored.
 type State map[string][]byte
 
+// Size is the number of bytes of all components.
+func (s State) Size() (total int) {
+	for _, data := range s {
+		total += len(data)
+	}
+	return total
+}
+
 // check bounds s, before anything is sent.
 func (s State) check() error {
-	total := 0
 	for _, name := range slices.Sorted(maps.Keys(s)) {
 		data := s[name]
 		if err := checkName(name); err != nil {
@@ -36,9 +43,8 @@ func (s State) check() error {
 		if len(data) > maxComponent {
 			return fmt.Errorf("state of %s: %d bytes, at most %d: leave it out", name, len(data), maxComponent)
 		}
-		total += len(data)
 	}
-	if len(s) > maxComponents || total > maxState {
+	if total := s.Size(); len(s) > maxComponents || total > maxState {
 		return fmt.Errorf("state: %d components, %d bytes: at most %d and %d", len(s), total, maxComponents, maxState)
 	}
 	return nil

@@ -226,6 +226,8 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 		client.Close()
 		return event{kind: failedToTake, err: errors.Join(err, given.Close())}
 	}
+	a.log.Debug("the generation before has told and given what it has", "bytes", client.State().Size(),
+		"sockets", len(given.Names()), "after", time.Since(begun))
 	s, err := a.newSidecar(&inheritance{given, client.State()})
 	if err != nil {
 		a.giveUp(client, err.Error())

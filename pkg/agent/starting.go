@@ -233,6 +233,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 		a.giveUp(client, err.Error())
 		return event{kind: sidecarEnded, err: errors.Join(err, given.Close())}
 	}
+	clear(client.State()) // the client lives until the generation before has drained, and would keep it
 	s.start()
 	a.mu.Lock()
 	a.shown.sidecar = s

@@ -127,6 +127,9 @@ func (l *launcher) currentVersion() hotrestart.Version {
 
 // startHot launches an Envoy with a shared memory, a parent and a child of its own.
 func (l *launcher) startHot() (*instance, error) {
+	if _, err := hotrestart.RemoveStaleSharedMemory(hotrestart.SharedMemoryDir); err != nil {
+		l.log.Warn("what agents that were killed left stays behind", "err", err)
+	}
 	memory, err := hotrestart.CreateSharedMemory(hotrestart.SharedMemoryDir, l.currentVersion())
 	if err != nil {
 		return nil, &impossibleError{err}

@@ -13,6 +13,8 @@ import (
 type front struct {
 	status *status.Serving
 	dns    *dnsproxy.Serving // nil without DNS capture
+	// released is closed once it was let go, which is no failure of its servers.
+	released chan struct{}
 }
 
 // accept begins to serve on copies of the agent's own sockets.
@@ -30,7 +32,7 @@ func (s *sidecar) accept() error {
 	if l.Admin, err = s.sockets.listeners(useAdmin, s.cfg.AdminPort); err != nil {
 		return err
 	}
-	f := &front{}
+	f := &front{released: make(chan struct{})}
 	if s.dns != nil {
 		udp, tcp, err := s.sockets.dns()
 		if err != nil {
@@ -57,7 +59,7 @@ func (s *sidecar) accepting() bool {
 	return s.front != nil
 }
 
-// failed returns when a server has, or at the end of ctx (nil).
+// failed returns when a server has, or when the front was let go, or at the end of ctx (nil).
 func (f *front) failed(ctx context.Context) error {
 	var dns <-chan error
 	if f.dns != nil {
@@ -68,6 +70,8 @@ func (f *front) failed(ctx context.Context) error {
 		return err
 	case err := <-dns:
 		return fmt.Errorf("serve DNS: %w", err)
+	case <-f.released:
+		return nil
 	case <-ctx.Done():
 		return nil
 	}
@@ -89,6 +93,7 @@ func (s *sidecar) release() {
 	if f == nil {
 		return
 	}
+	close(f.released)
 	f.status.Release()
 	if f.dns != nil {
 		f.dns.Release()

@@ -1,0 +1,166 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"understudy.mesh/tests/lab"
+	traffic "understudy.mesh/tests/load"
+)
+
+// chaosWorkers is how many requests of one flow there are at a time at most: what a process that
+// is killed may have in flight.
+const chaosWorkers = 4
+
+// outsideFlows are the light load from outside on the pod, insideFlows the application's own.
+func outsideFlows() []traffic.Flow {
+	pod := "http://" + lab.PodIP
+	return []traffic.Flow{
+		{Name: "inbound", Kind: traffic.HTTP1New, Target: pod + ":8080/", Rate: 100},
+		{Name: "inbound kept", Kind: traffic.HTTP1Keep, Target: pod + ":8080/", Rate: 40},
+		{Name: "inbound HTTP/2", Kind: traffic.HTTP2, Target: pod + ":8080/", Rate: 40},
+		{Name: "stream", Kind: traffic.TCPStream, Target: lab.PodIP + ":9000", Rate: 40},
+		{Name: "probe 15020", Kind: traffic.Probe, Target: pod + ":15020/healthz/ready", Rate: 20},
+		{Name: "probe 15021", Kind: traffic.Probe, Target: pod + ":15021/healthz/ready", Rate: 20},
+		{Name: "scrape 15090", Kind: traffic.Probe, Target: pod + ":15090/stats/prometheus", Rate: 2},
+	}
+}
+
+func insideFlows(vip string) []traffic.Flow {
+	names := []string{"http.example"}
+	return []traffic.Flow{
+		{Name: "outbound", Kind: traffic.HTTP1New, Target: "http://" + vip + "/", Rate: 50},
+		{Name: "DNS", Kind: traffic.DNSUDP, Target: lab.NameServer + ":53", Names: names, Want: "240.240.", Rate: 100, NewSocket: true},
+		{Name: "DNS TCP", Kind: traffic.DNSTCP, Target: lab.NameServer + ":53", Names: names, Want: "240.240.", Rate: 10, NewSocket: true},
+		{Name: "admin", Kind: traffic.Probe, Target: "http://127.0.0.1:15000/ready", Rate: 20},
+	}
+}
+
+// chaosLoad is both, each as a process in its namespace.
+type chaosLoad struct {
+	processes []*exec.Cmd
+	ended     bool
+}
+
+func (p *chaosPod) startLoad(t *testing.T) *chaosLoad {
+	t.Helper()
+	l := &chaosLoad{}
+	for _, side := range []struct {
+		n     *lab.Namespace
+		flows []traffic.Flow
+	}{{p.Out, outsideFlows()}, {p.Pod, insideFlows(p.vip)}} {
+		for i := range side.flows {
+			side.flows[i].Workers = chaosWorkers
+		}
+		config, err := json.Marshal(traffic.Config{Flows: side.flows})
+		must(t, err)
+		cmd := process(t, side.n, loadRole)
+		cmd.Stdin = bytes.NewReader(config)
+		must(t, cmd.Start())
+		l.processes = append(l.processes, cmd)
+	}
+	t.Cleanup(func() { _, _ = l.end() })
+	return l
+}
+
+// process is this test binary as a process in a namespace.
+func process(t *testing.T, n *lab.Namespace, role string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	must(t, err)
+	cmd := n.Command(context.Background(), self)
+	cmd.Env = append(os.Environ(), roleEnv+"="+role)
+	cmd.Stdout, cmd.Stderr = &bytes.Buffer{}, &bytes.Buffer{}
+	return cmd
+}
+
+// stop ends the load and returns what it counted.
+func (l *chaosLoad) stop(t *testing.T) traffic.Report {
+	t.Helper()
+	report, err := l.end()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range report.Flows {
+		if f.Total.OK == 0 {
+			t.Errorf("the load %q got no answer: %+v", f.Name, f.Failures)
+		}
+	}
+	return report
+}
+
+func (l *chaosLoad) end() (report traffic.Report, err error) {
+	if l.ended {
+		return report, nil
+	}
+	l.ended = true
+	for _, cmd := range l.processes {
+		err = errors.Join(err, cmd.Process.Signal(syscall.SIGTERM))
+	}
+	for _, cmd := range l.processes {
+		var one traffic.Report
+		waitErr := cmd.Wait()
+		err = errors.Join(err, waitErr, json.Unmarshal(cmd.Stdout.(*bytes.Buffer).Bytes(), &one))
+		report = report.Merge(one)
+		if waitErr != nil {
+			err = fmt.Errorf("%w: %s", err, cmd.Stderr)
+		}
+	}
+	return report, err
+}
+
+// toll says how much of the load may fail.
+type toll uint8
+
+const (
+	nothing toll = iota
+	// inFlight: what an Envoy or an agent that was killed had accepted and not answered. Such a
+	// connection is reset or ends; a DNS query over UDP that was read is never answered.
+	// Whoever connects is never refused, and waits for no other time-out.
+	inFlight
+	// envoyGone is inFlight, and probes and the admin port, which the agent answers, say meanwhile
+	// that there is no Envoy.
+	envoyGone
+)
+
+// judge returns how much was lost, and an error when it is more than may be.
+func (may toll) judge(report traffic.Report) (lost []string, err error) {
+	return may.judgeTimes(report, 1)
+}
+
+// judgeTimes is judge for something that was done several times.
+func (may toll) judgeTimes(report traffic.Report, times int) (lost []string, err error) {
+	for _, f := range report.Flows {
+		for class, n := range f.Total.Failed {
+			said := fmt.Sprintf("%s: %d %s", f.Name, n, class)
+			lost = append(lost, said)
+			forgivable := class == traffic.Reset || class == traffic.EOF || class == traffic.Timeout && f.Kind == traffic.DNSUDP
+			forgivable = may != nothing && forgivable && n <= uint64(chaosWorkers*times)
+			if !forgivable && !(may == envoyGone && f.Kind == traffic.Probe && class == traffic.Status5xx) {
+				err = errors.Join(err, fmt.Errorf("%s of %d; the first: %v", said, f.Total.OK+f.Total.Failures(), f.Failures[:min(3, len(f.Failures))]))
+			}
+		}
+	}
+	slices.Sort(lost)
+	return lost, err
+}
+
+// check is judge for a test, and says what was lost.
+func (may toll) check(t *testing.T, what string, report traffic.Report) {
+	t.Helper()
+	lost, err := may.judge(report)
+	if err != nil {
+		t.Errorf("%s: lost what must not be: %v", what, err)
+	}
+	total := report.Total()
+	t.Logf("%s: %d requests answered, lost: [%s]", what, total.OK, strings.Join(lost, ", "))
+}

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math"
 	"slices"
@@ -30,8 +31,11 @@ type launcher struct {
 	// one that does not (nil).
 	command func(hotRestart []string) envoy.Command
 	// path is where the sockets of the hot restart begin, see hotrestart.Rendezvous.
-	path      string
-	sockets   func(address string, worker uint32) (fd int, ok bool)
+	path    string
+	sockets func(address string, worker uint32) (fd int, ok bool)
+	// inherits tells whether the sockets are those of a generation that may still serve;
+	// nil: they are not.
+	inherits  func() bool
 	accepts   func()                                               // called when an Envoy accepts on all its first listeners
 	stats     func(context.Context) (hotrestart.StatsReply, error) // nil: none
 	startTime time.Time
@@ -56,14 +60,22 @@ type instance struct {
 }
 
 // start launches an Envoy. Where hot restart is impossible it says why, once, and
-// launches one that takes no part in any.
+// launches one that takes no part in any; but not beside a generation that may still
+// serve: with SO_REUSEPORT Envoy would bind the same ports, get a share of that one's
+// connections, and cut them when the take-over fails. The error is errNoHotRestart then.
 func (l *launcher) start() (*instance, error) {
 	if l.disabled() == nil {
 		i, err := l.startHot()
 		if err == nil || !errors.As(err, new(*impossibleError)) {
 			return i, err
 		}
+		if l.besideAnother() {
+			return nil, fmt.Errorf("%w: %w", errNoHotRestart, err)
+		}
 		l.disable(err)
+	}
+	if l.besideAnother() {
+		return nil, fmt.Errorf("%w: %w", errNoHotRestart, l.disabled())
 	}
 	process, err := envoy.Start(l.command(nil))
 	if err != nil {
@@ -76,6 +88,8 @@ func (l *launcher) start() (*instance, error) {
 	}()
 	return i, nil
 }
+
+func (l *launcher) besideAnother() bool { return l.inherits != nil && l.inherits() }
 
 // impossibleError says why an Envoy cannot take part in a hot restart, though it may run.
 type impossibleError struct{ err error }

@@ -124,7 +124,7 @@ func (s *sidecar) newEnvoy() error {
 				Stdout: s.world.Stdout, Stderr: s.world.Stderr,
 			}
 		},
-		sockets: s.sockets.forEnvoy, accepts: s.moveSockets, startTime: s.world.Started, log: s.world.Log("envoy"),
+		sockets: s.sockets.forEnvoy, inherits: s.sockets.inherits, accepts: s.moveSockets, startTime: s.world.Started, log: s.world.Log("envoy"),
 	}
 	if c.UpgradeStats {
 		s.launcher.stats = s.stats.next

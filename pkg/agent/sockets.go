@@ -219,6 +219,13 @@ func (s *sockets) refresh(ctx context.Context, i *instance) error {
 	return nil
 }
 
+// inherits tells whether this generation has not settled yet in what it was given.
+func (s *sockets) inherits() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.given != nil
+}
+
 // predecessors are the sockets that the generation before has given, for it to add to
 // and to take from; an empty set once they are settled.
 func (s *sockets) predecessors() *hotrestart.Sockets {

@@ -281,6 +281,9 @@ func (a *Agent) comeIntoForce(ctx context.Context, s *sidecar, client *hotrestar
 	select {
 	case <-s.inForce:
 	case <-s.done:
+		if errors.Is(s.err, errNoHotRestart) { // the generation before serves on; what is missing may come
+			return s.err
+		}
 		return &ownError{cmp.Or(s.err, errors.New("the sidecar ended"))}
 	case <-client.Lost():
 		return whyLost(ctx, s, client)

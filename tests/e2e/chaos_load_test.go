@@ -25,10 +25,10 @@ const chaosWorkers = 4
 func outsideFlows() []traffic.Flow {
 	pod := "http://" + lab.PodIP
 	return []traffic.Flow{
-		{Name: "inbound", Kind: traffic.HTTP1New, Target: pod + ":8080/", Rate: 100},
-		{Name: "inbound kept", Kind: traffic.HTTP1Keep, Target: pod + ":8080/", Rate: 40},
-		{Name: "inbound HTTP/2", Kind: traffic.HTTP2, Target: pod + ":8080/", Rate: 40},
-		{Name: "stream", Kind: traffic.TCPStream, Target: lab.PodIP + ":9000", Rate: 40},
+		{Name: "inbound", Kind: traffic.HTTP1New, Target: pod + ":8080/", Rate: 60},
+		{Name: "inbound kept", Kind: traffic.HTTP1Keep, Target: pod + ":8080/", Rate: 30},
+		{Name: "inbound HTTP/2", Kind: traffic.HTTP2, Target: pod + ":8080/", Rate: 30},
+		{Name: "stream", Kind: traffic.TCPStream, Target: lab.PodIP + ":9000", Rate: 30},
 		{Name: "probe 15020", Kind: traffic.Probe, Target: pod + ":15020/healthz/ready", Rate: 20},
 		{Name: "probe 15021", Kind: traffic.Probe, Target: pod + ":15021/healthz/ready", Rate: 20},
 		{Name: "scrape 15090", Kind: traffic.Probe, Target: pod + ":15090/stats/prometheus", Rate: 2},
@@ -38,8 +38,8 @@ func outsideFlows() []traffic.Flow {
 func insideFlows(vip string) []traffic.Flow {
 	names := []string{"http.example"}
 	return []traffic.Flow{
-		{Name: "outbound", Kind: traffic.HTTP1New, Target: "http://" + vip + "/", Rate: 50},
-		{Name: "DNS", Kind: traffic.DNSUDP, Target: lab.NameServer + ":53", Names: names, Want: "240.240.", Rate: 100, NewSocket: true},
+		{Name: "outbound", Kind: traffic.HTTP1New, Target: "http://" + vip + "/", Rate: 30},
+		{Name: "DNS", Kind: traffic.DNSUDP, Target: lab.NameServer + ":53", Names: names, Want: "240.240.", Rate: 60, NewSocket: true},
 		{Name: "DNS TCP", Kind: traffic.DNSTCP, Target: lab.NameServer + ":53", Names: names, Want: "240.240.", Rate: 10, NewSocket: true},
 		{Name: "admin", Kind: traffic.Probe, Target: "http://127.0.0.1:15000/ready", Rate: 20},
 	}

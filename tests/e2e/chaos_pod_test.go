@@ -22,6 +22,7 @@ import (
 const (
 	// chaosDrain is --upgradeDrainDuration: longer than any connection of the load in an upgrade.
 	chaosDrain = 20 * time.Second
+	chaosPoll  = 100 * time.Millisecond
 	// soakRounds is from how many rounds on the chaos tests have their long form.
 	soakRounds = 100
 )
@@ -164,7 +165,7 @@ func (p *chaosPod) upgrade(t *testing.T) {
 // settle waits until exactly one generation serves, with one Envoy, and none drains.
 func (p *chaosPod) settle(t *testing.T) {
 	t.Helper()
-	lab.Eventually(t, settleWithin, "one generation serves, and every socket is its own", p.settled)
+	lab.Eventually(t, settleWithin, "one generation serves, and every socket is its own", patiently(p.settled))
 }
 
 func (p *chaosPod) settled() error {
@@ -180,7 +181,18 @@ func (p *chaosPod) settled() error {
 // decide waits until exactly one generation serves, and notes which.
 func (p *chaosPod) decide(t *testing.T) {
 	t.Helper()
-	lab.Eventually(t, settleWithin, "one generation serves", func() error { return p.decided(roleStandby, roleDraining) })
+	lab.Eventually(t, settleWithin, "one generation serves", patiently(func() error { return p.decided(roleStandby, roleDraining) }))
+}
+
+// patiently pauses after a check that failed: what these ask costs the pod more than a request.
+func patiently(check func() error) func() error {
+	return func() error {
+		err := check()
+		if err != nil {
+			<-time.After(chaosPoll)
+		}
+		return err
+	}
 }
 
 // decided returns nil when one slot serves, and what else runs has one of the roles.

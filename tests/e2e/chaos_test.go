@@ -24,8 +24,8 @@ func TestChaos(t *testing.T) {
 			faults := faults(t, p.Lab)
 			for round := i; round < n; round += chaosPods {
 				p.round(t, round, faults[random.IntN(len(faults))], random)
-				// In the short form another round may come first, but no pod ends without one.
-				if n >= soakRounds || round+chaosPods >= n || random.IntN(2) == 0 {
+				// In the short form further rounds may come first, but no pod ends without one.
+				if n >= soakRounds || round+chaosPods >= n || random.IntN(3) == 0 {
 					p.upgrade(t)
 				}
 				if t.Failed() {

@@ -11,14 +11,14 @@ import (
 	"understudy.mesh/tests/lab"
 )
 
-// failures is how many take-overs TestChaosLeftovers has fail.
-const failures = 20
-
 // TestChaosLeftovers has one take-over after the other fail, and looks for what they left behind:
 // on disk, in shared memory, and in the agent that serves on.
 func TestChaosLeftovers(t *testing.T) {
 	t.Parallel()
-	random := chance(t)
+	random, failures := chance(t), 10
+	if rounds(t) >= soakRounds {
+		failures = 40
+	}
 	p := newChaosPod(t)
 	p.upgrade(t) // so that the generation that serves has once taken over itself
 	p.vacate(t)

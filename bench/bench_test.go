@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"understudy.mesh/tests/lab"
+	"understudy.mesh/tests/load"
 )
 
 func TestMedian(t *testing.T) {
@@ -27,10 +28,12 @@ func TestTable(t *testing.T) {
 	got := table([]result{
 		measured("a", "ms", []float64{2, 1, 3}).against("peer", []float64{4}),
 		measured("b", "MiB", []float64{1234.5}),
+		measured("c", "ms", []float64{2, 9, 3}).largest().against("limit", []float64{9}),
 	})
 	want := "what  agent  unit  against  peer  ratio\n" +
 		"a     2.00   ms    peer     4.00  0.50\n" +
-		"b     1234   MiB                  \n"
+		"b     1234   MiB                  \n" +
+		"c     9.00   ms    limit    9.00  1.00\n"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -118,5 +121,47 @@ func TestLoad(t *testing.T) {
 	}
 	if n := upstream.Queries("hot-0.forwarded.example", "A"); n > 3 {
 		t.Errorf("%d queries of a cached name reached the upstream", n)
+	}
+}
+
+func TestWants(t *testing.T) {
+	for _, tc := range []struct {
+		only, section string
+		want          bool
+	}{
+		{"", "dns", true}, {"dns", "dns", true}, {"dns,start", "start", true}, {"dns", "start", false},
+		{"upgrade", "upgrade-load", true}, {"upgrade-load", "upgrade-load", true}, {"upgrade-load", "upgrade-crash", false},
+		{"start", "upgrade-start", false},
+	} {
+		if got := (settings{only: tc.only}).wants(tc.section); got != tc.want {
+			t.Errorf("-only %q: %s: %v", tc.only, tc.section, got)
+		}
+	}
+}
+
+// TestDuring takes the seconds that a time touches.
+func TestDuring(t *testing.T) {
+	start := time.Now()
+	var c clients
+	for i := range 4 { // second i ends at i+1
+		var h load.Histogram
+		h.Add(time.Duration(i+1) * time.Millisecond)
+		c.reports = append(c.reports, load.Report{
+			Time: start.Add(time.Duration(i+1) * time.Second), Interval: 1,
+			Flows: []load.FlowReport{{Interval: load.Counts{Latency: h}}},
+		})
+	}
+	got := c.during(start.Add(1500*time.Millisecond), start.Add(2500*time.Millisecond))
+	if diff := cmp.Diff([]float64{2, 3}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestHandedOverLine reads the line as the agent writes it.
+func TestHandedOverLine(t *testing.T) {
+	got := handedOverLine.FindStringSubmatch("2026-11-22T16:54:18.309509Z\tdebug\tagent\tthe generation before has told and given what it has" +
+		"\tbytes=580020\tsockets=20\tafter=26.418ms\n")
+	if len(got) != 3 || got[1] != "580020" || got[2] != "26.418ms" {
+		t.Errorf("%q", got)
 	}
 }

@@ -53,7 +53,7 @@ func benchDNS(t lab.T, s settings) []result {
 		{name: "unbound, cache", addr: unboundDNS, file: hot, pid: unbound},
 	}
 	for _, target := range targets {
-		load(t, l, target, "-n", "2") // fills caches, and shows that every name is answered
+		dnsperf(t, l, target, "-n", "2") // fills caches, and shows that every name is answered
 	}
 	for round := range s.rounds {
 		for i := range targets {
@@ -187,16 +187,16 @@ func writeQueries(t lab.T, l *lab.Lab, name, pattern string, n int) string {
 func (d *dnsTarget) measure(t lab.T, l *lab.Lab, duration time.Duration) {
 	seconds := strconv.Itoa(max(1, int(duration.Seconds())))
 	before := cpuTime(t, d.pid())
-	output := load(t, l, d, "-l", seconds)
+	output := dnsperf(t, l, d, "-l", seconds)
 	used := cpuTime(t, d.pid()) - before
 	completed := figure(t, output, `Queries completed:\s+(\d+)`)
 	d.cpu = append(d.cpu, float64(used.Microseconds())/completed)
 	d.qps = append(d.qps, figure(t, output, `Queries per second:\s+([\d.]+)`))
-	d.p99 = append(d.p99, percentile99(t, load(t, l, d, "-l", "1", "-Q", latencyQPS, "-v")))
+	d.p99 = append(d.p99, percentile99(t, dnsperf(t, l, d, "-l", "1", "-Q", latencyQPS, "-v")))
 }
 
-// load runs dnsperf and demands that it lost next to nothing and every answer is NOERROR.
-func load(t lab.T, l *lab.Lab, d *dnsTarget, args ...string) string {
+// dnsperf runs it and demands that it lost next to nothing and every answer is NOERROR.
+func dnsperf(t lab.T, l *lab.Lab, d *dnsTarget, args ...string) string {
 	host, port, _ := strings.Cut(d.addr, ":")
 	argv := append([]string{"dnsperf", "-f", "inet", "-s", host, "-p", port, "-d", d.file, "-q", outstand, "-T", "1", "-c", "4"}, args...)
 	ctx, cancel := context.WithTimeout(context.Background(), dnsperfExtra)

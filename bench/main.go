@@ -1,6 +1,7 @@
 // Command bench measures the agent against what it stands beside: its DNS against unbound and a
 // raw UDP echo, its start and memory against Envoy alone with the same resources, its capture
-// rules against one bare iptables-restore. Both sides of every ratio are measured in turn in the
+// rules against one bare iptables-restore, its hot upgrade against a cold start and against the load
+// before it, or against the limit that it must keep. Both sides of every ratio are measured in turn in the
 // same run, and medians are shown. Whatever captures or is loaded lives in namespaces of its own.
 //
 // It needs root, bin/pilot-agent, bin/envoy, dnsperf and unbound; `make bench` brings them.
@@ -13,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -28,6 +30,7 @@ type settings struct {
 	only     string        // the sections to run, separated by commas; "" for all
 	out      string        // directory of the JSON files
 	echo     string        // run as the echo server on this address instead
+	load     bool          // make the load whose configuration is on standard input instead
 }
 
 func parse() settings {
@@ -35,11 +38,19 @@ func parse() settings {
 	flag.IntVar(&s.rounds, "rounds", 5, "how often each measurement is repeated; medians are shown")
 	flag.DurationVar(&s.duration, "duration", 3*time.Second, "how long one DNS load takes")
 	flag.IntVar(&s.entries, "entries", 1000, "number of ServiceEntries")
-	flag.StringVar(&s.only, "only", "", "sections to run: dns,start,iptables (default: all)")
+	flag.StringVar(&s.only, "only", "", "sections to run: dns,start,iptables,upgrade (default: all)")
 	flag.StringVar(&s.out, "out", "bench/out", "directory of the JSON files")
 	flag.StringVar(&s.echo, "echo", "", "serve raw UDP echoes on this address, and do nothing else")
+	flag.BoolVar(&s.load, "load", false, "make the load whose configuration is on standard input, and do nothing else")
 	flag.Parse()
 	return s
+}
+
+// wants tells whether a section is to run: "upgrade" stands for all that begin so.
+func (s settings) wants(section string) bool {
+	family, _, _ := strings.Cut(section, "-")
+	only := strings.Split(s.only, ",")
+	return s.only == "" || slices.Contains(only, section) || slices.Contains(only, family)
 }
 
 func main() {
@@ -50,13 +61,24 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if s.load {
+		if err := generate(ctx, os.Stdin, os.Stdout); err != nil {
+			slog.Error("the load ended", "err", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var all []result
 	failed := false
 	for _, section := range []struct {
 		name    string
 		measure func(lab.T, settings) []result
-	}{{"dns", benchDNS}, {"start", benchStart}, {"iptables", benchIptables}} {
-		if s.only != "" && !strings.Contains(","+s.only+",", ","+section.name+",") {
+	}{
+		{"dns", benchDNS}, {"start", benchStart}, {"iptables", benchIptables},
+		{"upgrade-start", benchUpgradeStart}, {"upgrade-load", benchUpgradeLoad},
+		{"upgrade-crash", benchUpgradeCrash}, {"upgrade-memory", benchUpgradeMemory},
+	} {
+		if !s.wants(section.name) {
 			continue
 		}
 		results, err := isolated(ctx, func(t *run) []result { return section.measure(t, s) })

@@ -54,3 +54,21 @@ func memoryOf(t lab.T, pid int) memory {
 	}
 	return m
 }
+
+// pssOf is a process's proportional set size in MiB (proc(5), smaps_rollup): a page that several
+// share is counted in parts.
+func pssOf(t lab.T, pid int) float64 {
+	t.Helper()
+	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatalf("read the memory of %d: %v", pid, err)
+	}
+	for line := range strings.Lines(string(rollup)) {
+		var kib float64
+		if _, err := fmt.Sscanf(line, "Pss: %f kB", &kib); err == nil {
+			return kib / 1024
+		}
+	}
+	t.Fatalf("the memory of %d has no Pss: %s", pid, rollup)
+	return 0
+}

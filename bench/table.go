@@ -27,6 +27,12 @@ func measured(what, unit string, samples []float64) result {
 	return result{What: what, Unit: unit, Value: median(samples), Samples: samples}
 }
 
+// largest shows the largest sample instead of the median.
+func (r result) largest() result {
+	r.Value = slices.Max(append([]float64{0}, r.Samples...))
+	return r
+}
+
 // against adds the peer.
 func (r result) against(reference string, samples []float64) result {
 	r.Reference, r.Refs, r.RefValue = reference, samples, median(samples)

@@ -29,6 +29,8 @@ type World struct {
 	Environ []string
 	// Stdout and Stderr become Envoy's.
 	Stdout, Stderr *os.File
+	// DataDir keeps what outlives a restart of the container; "" is Istio's.
+	DataDir string
 	// Init says that the process is PID 1 of its container and must reap orphans.
 	Init bool
 	// Started is when the process began, and Boot the same as the time since the node's

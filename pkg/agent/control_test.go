@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,21 +11,40 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"go.uber.org/goleak"
 )
 
 // asClient makes the test binary a client of the control socket, for a test as another user.
 const asClient = "UNDERSTUDY_TEST_CONTROL_CLIENT"
 
 func TestMain(m *testing.M) {
+	if slices.Contains(os.Args, "--hot-restart-version") { // asked of its Envoy, whose environment it is not
+		fmt.Println(usualVersion)
+		os.Exit(0)
+	}
+	if description, ok := os.LookupEnv(asEnvoy); ok {
+		fmt.Fprintln(os.Stderr, runFakeEnvoy(description, os.Args[1:]))
+		os.Exit(1)
+	}
 	if os.Getenv(asClient) != "" {
 		body, err := ask(ControlStatus + "/x")
 		fmt.Printf("%s|%v", body, err)
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	flag.Parse()
+	// Tests of whole generations wait most of the time, and have a pod each.
+	flag.Set("test.parallel", "8")
+	status := m.Run()
+	if err := goleak.Find(); err != nil && status == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		status = 1
+	}
+	os.Exit(status)
 }
 
 func ask(path string) (string, error) {

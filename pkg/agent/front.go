@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"understudy.mesh/dnsproxy"
@@ -18,9 +19,15 @@ type front struct {
 }
 
 // accept begins to serve on copies of the agent's own sockets.
-func (s *sidecar) accept() error {
+func (s *sidecar) accept() (err error) {
 	var l status.Listeners
-	var err error
+	defer func() {
+		if err != nil {
+			for _, open := range slices.Concat(l.Status, l.Probe, l.Admin) {
+				open.Close() // copies
+			}
+		}
+	}()
 	if l.Status, err = s.sockets.listeners(useStatus, statusPort(s.cfg)); err != nil {
 		return err
 	}

@@ -35,7 +35,10 @@ type launcher struct {
 	sockets func(address string, worker uint32) (fd int, ok bool)
 	// inherits tells whether the sockets are those of a generation that may still serve;
 	// nil: they are not.
-	inherits  func() bool
+	inherits func() bool
+	// forsake is called before an Envoy is started that takes no part in hot restarts and
+	// binds for itself; nil: nothing is to be done.
+	forsake   func()
 	accepts   func()                                               // called when an Envoy accepts on all its first listeners
 	stats     func(context.Context) (hotrestart.StatsReply, error) // nil: none
 	startTime time.Time
@@ -76,6 +79,9 @@ func (l *launcher) start() (*instance, error) {
 	}
 	if l.besideAnother() {
 		return nil, fmt.Errorf("%w: %w", errNoHotRestart, l.disabled())
+	}
+	if l.forsake != nil {
+		l.forsake()
 	}
 	process, err := envoy.Start(l.command(nil))
 	if err != nil {
@@ -119,6 +125,9 @@ func (l *launcher) recheck(ctx context.Context) bool {
 		return false
 	}
 	version, err := hotrestart.ReadVersion(ctx, l.binary)
+	if ctx.Err() != nil {
+		return false
+	}
 	if err == nil {
 		err = version.Check()
 	}

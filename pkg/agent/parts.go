@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -72,7 +73,7 @@ func meshOptions(c *config.Config) mesh.Options {
 // newDNS makes the DNS proxy and the VIP allocation, where they are wanted.
 func (s *sidecar) newDNS() (err error) {
 	s.vips, err = dnsproxy.OpenVIPs(dnsproxy.VIPConfig{
-		Path: filepath.Join(dataDir, vipFile), V4: iptables.VIPRangeV4, V6: iptables.VIPRangeV6, IPv6: s.cfg.IPv6,
+		Path: filepath.Join(cmp.Or(s.world.DataDir, dataDir), vipFile), V4: iptables.VIPRangeV4, V6: iptables.VIPRangeV6, IPv6: s.cfg.IPv6,
 		Quarantine: quarantine, Now: time.Now, Log: s.world.Log("dnsproxy"),
 	})
 	if err != nil || !s.cfg.DNSCapture {
@@ -124,7 +125,8 @@ func (s *sidecar) newEnvoy() error {
 				Stdout: s.world.Stdout, Stderr: s.world.Stderr,
 			}
 		},
-		sockets: s.sockets.forEnvoy, inherits: s.sockets.inherits, accepts: s.moveSockets, startTime: s.world.Started, log: s.world.Log("envoy"),
+		sockets: s.sockets.forEnvoy, inherits: s.sockets.inherits, forsake: s.sockets.forsake, accepts: s.moveSockets,
+		startTime: s.world.Started, log: s.world.Log("envoy"),
 	}
 	if c.UpgradeStats {
 		s.launcher.stats = s.stats.next

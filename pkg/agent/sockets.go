@@ -44,7 +44,8 @@ type sockets struct {
 	// own are the agent's, envoy those that its Envoy had when it was last asked.
 	own, envoy *hotrestart.Sockets
 	// given came from the generation before; nil once this one stands for itself.
-	given *hotrestart.Sockets
+	given  *hotrestart.Sockets
+	closed bool
 }
 
 // newSockets takes the agent's own sockets from given (nil: there is no generation
@@ -211,12 +212,29 @@ func (s *sockets) refresh(ctx context.Context, i *instance) error {
 	if err != nil {
 		return fmt.Errorf("ask Envoy for its listening sockets: %w", err)
 	}
+	s.take(fetched)
+	return nil
+}
+
+// take makes fetched what Envoy has; too late, it is closed.
+func (s *sockets) take(fetched *hotrestart.Sockets) {
 	s.mu.Lock()
-	old := s.envoy
-	s.envoy = fetched
+	old := fetched
+	if !s.closed {
+		old, s.envoy = s.envoy, fetched
+	}
 	s.mu.Unlock()
 	s.warn(old.Close())
-	return nil
+}
+
+// forsake prepares for an Envoy that binds its own ports: on copies of the sockets of the
+// one before it nobody would accept, and the kernel would give them their share of the
+// connections all the same.
+func (s *sockets) forsake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.warn(s.envoy.Close())
+	s.envoy = new(hotrestart.Sockets)
 }
 
 // inherits tells whether this generation has not settled yet in what it was given.
@@ -309,6 +327,7 @@ func (s *sockets) close() {
 	s.settle()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.closed = true
 	s.warn(errors.Join(s.own.Close(), s.envoy.Close()))
 }
 

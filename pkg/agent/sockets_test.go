@@ -1,0 +1,251 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/status"
+)
+
+// socketsLeft counts the open sockets that are not Go's own.
+func socketsLeft(t *testing.T) (n int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(target, "socket:") {
+			n++
+		}
+	}
+	return n
+}
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// envoySocket puts a listening socket of an Envoy's into set, and returns its address.
+func envoySocket(t *testing.T, set *hotrestart.Sockets, worker uint32) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := "tcp://" + l.Addr().String()
+	if err := set.Add(hotrestart.Socket{Name: hotrestart.EnvoySocketName(address, worker), File: f}); err != nil {
+		t.Fatal(err)
+	}
+	return address
+}
+
+// TestSocketsOfTwoGenerations goes through the life of a generation's sockets: bound,
+// handed over, inherited, settled, closed. Nothing leaks on the way.
+func TestSocketsOfTwoGenerations(t *testing.T) {
+	cfg := newPod(t).cfg
+	open := socketsLeft(t)
+	first, err := newSockets(&cfg, nil, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := envoySocket(t, first.envoy, 0)
+	surplus := envoySocket(t, first.envoy, 7)
+	all, err := first.all()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := slices.Sorted(slices.Values(all.Names())), first.names(); !slices.Equal(got, want) {
+		t.Errorf("given %q, want %q", got, want)
+	}
+	second, err := newSockets(&cfg, all, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := second.own.Names(), first.own.Names(); !slices.Equal(got, want) {
+		t.Errorf("inherited %q, want %q", got, want)
+	}
+	if fd, ok := second.forEnvoy(used, 0); !ok {
+		t.Error("Envoy does not get the socket of the one before")
+	} else {
+		second.envoy.AddDescriptor(hotrestart.EnvoySocketName(used, 0), fd)
+	}
+	if !second.inherits() {
+		t.Error("it stands for itself before it has settled")
+	}
+	first.close()
+	second.settle()
+	second.settle()
+	if _, ok := second.forEnvoy(surplus, 7); ok {
+		t.Error("a socket that nobody took is still there after settle")
+	}
+	if fd, ok := second.forEnvoy(used, 0); !ok {
+		t.Error("the socket that was taken is gone after settle")
+	} else {
+		os.NewFile(uintptr(fd), "copy").Close()
+	}
+	if second.inherits() || second.predecessors().Len() != 0 {
+		t.Error("there are predecessors after settle")
+	}
+	second.forsake()
+	if _, ok := second.forEnvoy(used, 0); ok {
+		t.Error("Envoy's socket is still there although the next Envoy binds its own")
+	}
+	second.close()
+	second.close()
+	if left := socketsLeft(t); left > open {
+		t.Errorf("%d sockets are open, %d were", left, open)
+	}
+}
+
+// TestInheritedSocketsAreServed: what waits in a socket survives the generation that bound it.
+func TestInheritedSocketsAreServed(t *testing.T) {
+	cfg := newPod(t).cfg
+	open := socketsLeft(t)
+	first, err := newSockets(&cfg, nil, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", cfg.StatusPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := first.all()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := newSockets(&cfg, all, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.close()
+	second.settle()
+	for _, use := range []struct {
+		use  socketUse
+		port uint16
+	}{{useStatus, cfg.StatusPort}, {useProbe, cfg.ReadyPort}, {useAdmin, cfg.AdminPort}} {
+		listeners, err := second.listeners(use.use, use.port)
+		if err != nil || len(listeners) == 0 {
+			t.Fatalf("%s: %d listeners, %v", use.use, len(listeners), err)
+		}
+		if use.use == useStatus {
+			accepted, err := listeners[0].Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprint(accepted, "hello")
+			accepted.Close()
+		}
+		for _, l := range listeners {
+			l.Close()
+		}
+	}
+	if got, _ := io.ReadAll(c); string(got) != "hello" {
+		t.Errorf("the connection that waited got %q", got)
+	}
+	udp, tcp, err := second.dns()
+	if err != nil || len(udp) != 1 || len(tcp) != 1 {
+		t.Fatalf("DNS: %d, %d, %v", len(udp), len(tcp), err)
+	}
+	udp[0].Close()
+	tcp[0].Close()
+	c.Close()
+	second.close()
+	if left := socketsLeft(t); left > open {
+		t.Errorf("%d sockets are open, %d were", left, open)
+	}
+}
+
+func TestSocketsAreBoundAllOrNone(t *testing.T) {
+	cfg := newPod(t).cfg
+	open := socketsLeft(t)
+	taken, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", cfg.AdminPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	given := new(hotrestart.Sockets)
+	envoySocket(t, given, 0)
+	if _, err := newSockets(&cfg, given, quiet()); err == nil || !strings.Contains(err.Error(), "--proxyAdminPort") {
+		t.Errorf("error is %v, want one that names --proxyAdminPort", err)
+	}
+	if given.Len() != 1 {
+		t.Error("what was given is not the caller's any more")
+	}
+	taken.Close()
+	given.Close()
+
+	whole, err := newSockets(&cfg, nil, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := whole.all()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all.Retain(func(name string) bool { return !strings.Contains(name, "dns tcp") })
+	if _, err := newSockets(&cfg, all, quiet()); err == nil {
+		t.Error("half of the DNS sockets were taken for all")
+	}
+	all.Close()
+	whole.close()
+	if left := socketsLeft(t); left > open {
+		t.Errorf("%d sockets are open, %d were", left, open)
+	}
+}
+
+// TestRefreshAfterCloseKeepsNothing: Envoy may answer when its generation has let go of all.
+func TestRefreshAfterCloseKeepsNothing(t *testing.T) {
+	cfg := newPod(t).cfg
+	open := socketsLeft(t)
+	s, err := newSockets(&cfg, nil, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+	late := new(hotrestart.Sockets)
+	envoySocket(t, late, 0)
+	s.take(late)
+	if left := socketsLeft(t); left > open {
+		t.Errorf("%d sockets are open, %d were", left, open)
+	}
+	if err := s.refresh(context.Background(), &instance{}); !errors.Is(err, errNoHotRestart) {
+		t.Errorf("an Envoy without hot restart: %v", err)
+	}
+}
+
+// TestAcceptLeavesNothingOpenWhenItFails: a listener that nobody reads swallows connections.
+func TestAcceptLeavesNothingOpenWhenItFails(t *testing.T) {
+	cfg := newPod(t).cfg
+	s := &sidecar{
+		cfg: &cfg, log: quiet(), base: t.Context(), ready: &status.Readiness{},
+		world: World{DataDir: t.TempDir(), Log: func(string) *slog.Logger { return quiet() }},
+	}
+	var err error
+	if s.sockets, err = newSockets(&cfg, nil, quiet()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.newDNS(); err != nil {
+		t.Fatal(err)
+	}
+	s.sockets.own.Retain(func(name string) bool { return !strings.Contains(name, "dns") })
+	open := socketsLeft(t)
+	if err := s.accept(); !errors.Is(err, os.ErrNotExist) || s.accepting() {
+		t.Errorf("accept without the DNS sockets: %v, accepting: %v", err, s.accepting())
+	}
+	if left := socketsLeft(t); left > open {
+		t.Errorf("%d sockets are open, %d were", left, open)
+	}
+	s.sockets.close()
+}

@@ -56,10 +56,9 @@ type Agent struct {
 	off     string             // why there is no hot upgrade; "" while there is
 
 	events   chan event
-	stop     chan struct{} // closed by the first request to stop
-	stopOnce sync.Once
-	// noDrain is closed when the stop must not wait for connections: they were
-	// drained already, or whoever asked does not want to.
+	quit     chan struct{} // closed by Quit
+	quitOnce sync.Once
+	// noDrain is closed when a stop need not wait for connections: they were drained already.
 	noDrain     chan struct{}
 	noDrainOnce sync.Once
 
@@ -76,7 +75,7 @@ type Agent struct {
 func New(cfg *config.Config, world World) (_ *Agent, err error) {
 	a := &Agent{
 		cfg: cfg, world: world, log: world.Log("agent"), me: identity(cfg, world),
-		events: make(chan event, eventQueue), stop: make(chan struct{}), noDrain: make(chan struct{}),
+		events: make(chan event, eventQueue), quit: make(chan struct{}), noDrain: make(chan struct{}),
 	}
 	defer func() {
 		if err != nil {
@@ -168,8 +167,7 @@ func (a *Agent) serveCommands(ctx context.Context) error {
 
 // Quit ends the agent without a drain (POST /quitquitquit).
 func (a *Agent) Quit(context.Context) error {
-	a.skipDrain()
-	a.stopOnce.Do(func() { close(a.stop) })
+	a.quitOnce.Do(func() { close(a.quit) })
 	return nil
 }
 

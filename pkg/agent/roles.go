@@ -47,6 +47,7 @@ const (
 
 	// Stops.
 	stopAsked
+	quitAsked    // now, whatever is under way
 	nobodyStarts // no newcomer is about to take over from the one that was asked to stop
 )
 
@@ -57,7 +58,7 @@ var eventNames = [...]string{
 	sidecarEnded: "sidecar ended", predecessor: "news of the one before", drainedToStop: "drained to stop", retired: "retired", draining: "news of the drain",
 	arrived: "a newcomer arrived", wantsSockets: "it wants the sockets", isReady: "it is ready", settledIn: "it settled",
 	terminates: "it wants the drain to end", handoffEnded: "the hand-off ended",
-	stopAsked: "stop asked", nobodyStarts: "nobody starts",
+	stopAsked: "stop asked", quitAsked: "quit asked", nobodyStarts: "nobody starts",
 }
 
 func (k eventKind) String() string { return eventNames[k] }
@@ -67,6 +68,7 @@ type event struct {
 	kind     eventKind
 	peer     hotrestart.Identity  // of found*
 	reason   string               // of found*
+	search   int                  // of found*, lookAgain: see loop.search
 	sidecar  *sidecar             // whom it is about
 	newcomer *hotrestart.Newcomer // of the hand-off's
 	outcome  hotrestart.Outcome   // of handoffEnded
@@ -86,27 +88,33 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 		foundOlder:   (*Agent).takeOver,
 		foundNewer:   (*Agent).standBy,
 		lookAgain:    (*Agent).look,
+		predecessor:  (*Agent).notePredecessor,
+		draining:     (*Agent).tellDrain,
+		retired:      (*Agent).endRetirement,
 		wentAlone:    (*Agent).goAlone,
 		inForce:      (*Agent).serve,
 		tookOver:     (*Agent).serve,
 		failedToTake: (*Agent).tryLater,
 		sidecarEnded: (*Agent).fail,
-		retired:      (*Agent).noteRetired,
 		arrived:      (*Agent).welcome,
 		stopAsked:    (*Agent).stopStarting,
+		quitAsked:    (*Agent).finish,
 	},
 	hotrestart.RoleServing: {
 		predecessor:   (*Agent).notePredecessor,
-		retired:       (*Agent).noteRetired,
+		draining:      (*Agent).tellDrain,
+		retired:       (*Agent).endRetirement,
 		arrived:       (*Agent).welcome,
 		sidecarEnded:  (*Agent).fail,
 		stopAsked:     (*Agent).considerStop,
+		quitAsked:     (*Agent).finish,
 		nobodyStarts:  (*Agent).reconsiderStop,
 		drainedToStop: (*Agent).finish,
 	},
 	hotrestart.RoleHandingOff: {
 		predecessor:   (*Agent).notePredecessor,
-		retired:       (*Agent).noteRetired,
+		draining:      (*Agent).tellDrain,
+		retired:       (*Agent).endRetirement,
 		inForce:       (*Agent).noteInForce,
 		wantsSockets:  (*Agent).give,
 		isReady:       (*Agent).letGo,
@@ -114,6 +122,7 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 		handoffEnded:  (*Agent).serveOn,
 		sidecarEnded:  (*Agent).fail,
 		stopAsked:     (*Agent).postponeStop,
+		quitAsked:     (*Agent).finish,
 		drainedToStop: (*Agent).postponeFinish,
 	},
 	hotrestart.RoleDraining: {
@@ -121,23 +130,31 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 		draining:     (*Agent).tellDrain,
 		terminates:   (*Agent).hurryDrain,
 		retired:      (*Agent).endRetirement,
+		peerServes:   (*Agent).noteSuccessor,
 		peerLeaves:   (*Agent).relieve,
 		peerGone:     (*Agent).look,
 		lookAgain:    (*Agent).look,
-		foundNobody:  (*Agent).startBesideDrain,
+		foundNobody:  (*Agent).comeForward,
 		foundOlder:   (*Agent).followFound,
 		foundNewer:   (*Agent).followFound,
 		handoffEnded: (*Agent).forgetNewcomer,
 		arrived:      (*Agent).sendOn,
 		stopAsked:    (*Agent).drainThenStop,
+		quitAsked:    (*Agent).finish,
 	},
 	hotrestart.RoleStandby: {
+		predecessor:  (*Agent).notePredecessor,
 		peerServes:   (*Agent).noteSuccessor,
 		peerLeaves:   (*Agent).relieve,
 		peerGone:     (*Agent).comeBack,
+		lookAgain:    (*Agent).look,
+		foundNobody:  (*Agent).comeForward,
+		foundOlder:   (*Agent).followFound,
+		foundNewer:   (*Agent).followFound,
 		handoffEnded: (*Agent).forgetNewcomer,
 		arrived:      (*Agent).sendOn,
 		stopAsked:    (*Agent).finish,
+		quitAsked:    (*Agent).finish,
 	},
 }
 
@@ -151,8 +168,9 @@ type loop struct {
 
 	sidecar  *sidecar
 	lives    int       // how many sidecars there were
+	search   int       // counts looks: what an earlier one found, or wanted, is of no consequence
 	failures int       // to take over, in a row
-	taking   func()    // ends the attempt to take over that runs, and waits; nil: none
+	taking   func()    // ends the attempt to take over that runs; nil: none
 	follow   *follower // of the generation that serves instead
 	newcomer *hotrestart.Newcomer
 	began    time.Time       // when the newcomer arrived
@@ -163,7 +181,12 @@ type loop struct {
 
 	cutDrain  func() // ends the ordinary drain; nil: none runs
 	drainOver bool   // it is over, and waits for the newcomer
-	hurry     func() // ends the drain after a hand-off; nil: none runs
+
+	// After a hand-off. There may be several drains: a generation whose successor died
+	// serves again, and may be taken over from again, before its first Envoy is done.
+	retiring int      // how many drains there are
+	leaving  *sidecar // the one of which the newcomer is told
+	hurry    func()   // ends them all; nil: there are none
 
 	ctx      context.Context // ends with the life
 	children sync.WaitGroup  // goroutines that report events
@@ -179,15 +202,15 @@ func (a *Agent) runRoles(asked, base context.Context) error {
 		handoffs = a.server.Events()
 	}
 	a.enter(a.look(event{}))
-	stop, quit := asked.Done(), (<-chan struct{})(a.stop)
+	stop, quit := asked.Done(), (<-chan struct{})(a.quit)
 	for !a.loop.over {
 		select {
 		case <-stop:
-			stop, quit = nil, nil
+			stop = nil
 			a.handle(event{kind: stopAsked})
 		case <-quit:
-			stop, quit = nil, nil
-			a.handle(event{kind: stopAsked})
+			quit = nil
+			a.handle(event{kind: quitAsked})
 		case e := <-handoffs:
 			a.handle(fromHandoff(e))
 		case e := <-a.events:
@@ -200,6 +223,10 @@ func (a *Agent) runRoles(asked, base context.Context) error {
 
 // handle looks the event up in the table and does what it says.
 func (a *Agent) handle(e event) {
+	if e.search != 0 && e.search != a.loop.search {
+		a.log.Debug("superseded", "event", e.kind, "role", a.loop.role)
+		return
+	}
 	react, ok := roles[a.loop.role][e.kind]
 	if !ok {
 		a.log.Debug("of no consequence", "event", e.kind, "role", a.loop.role)
@@ -251,9 +278,6 @@ func (a *Agent) leave(cancel func(), handoffs <-chan hotrestart.Event) {
 		a.loop.taking()
 	}
 	cancel()
-	if s := a.current(); s != nil {
-		s.end()
-	}
 	if a.loop.follow != nil {
 		a.loop.follow.close()
 	}
@@ -265,6 +289,9 @@ func (a *Agent) leave(cancel func(), handoffs <-chan hotrestart.Event) {
 	for {
 		select {
 		case <-done:
+			if s := a.current(); s != nil {
+				s.end()
+			}
 			return
 		case <-handoffs: // the server goes on until it is ended, after this
 		}

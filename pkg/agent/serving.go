@@ -148,7 +148,11 @@ func (a *Agent) serveOn(e event) hotrestart.Role {
 
 // noteInForce: a cold start came into force while a newcomer was already taking over.
 func (a *Agent) noteInForce(e event) hotrestart.Role {
+	if e.sidecar != a.loop.sidecar {
+		return a.stay() // of one that drains
+	}
 	a.loop.before = hotrestart.RoleServing
+	e.sidecar.sockets.settle()
 	a.world.Settled()
 	return a.stay()
 }
@@ -251,10 +255,18 @@ func (a *Agent) retire(event) hotrestart.Role {
 	}
 	a.finishAttempt(resultSuccess, nil)
 	a.loop.replaced, a.loop.drainOver = true, false
+	a.shownSuccessor(a.loop.newcomer.Identity().ID, false)
 	a.followSuccessor(a.loop.newcomer.Identity().ID)
 	s, until := a.loop.sidecar, a.loop.letGoAt.Add(a.cfg.UpgradeDrainDuration)
 	ctx, hurry := context.WithDeadline(a.loop.ctx, until)
-	a.loop.hurry = hurry
+	earlier := a.loop.hurry
+	a.loop.hurry = func() {
+		if hurry(); earlier != nil {
+			earlier()
+		}
+	}
+	a.loop.retiring++
+	a.loop.leaving = s
 	a.spawn(func(life context.Context) (event, bool) {
 		defer hurry()
 		var last *census
@@ -263,7 +275,7 @@ func (a *Agent) retire(event) hotrestart.Role {
 			if words++; final || words%countEvery == 0 {
 				last = a.count(life, s, last)
 			}
-			a.report(life, event{kind: draining, drained: hotrestart.Drained{Left: left}, counters: last})
+			a.report(life, event{kind: draining, sidecar: s, drained: hotrestart.Drained{Left: left}, counters: last})
 		})
 		return event{kind: retired, sidecar: s, counters: last}, true
 	})

@@ -60,17 +60,21 @@ func (a *Agent) followSuccessor(id string) {
 // standBy: a newer generation serves, or is about to.
 func (a *Agent) standBy(e event) hotrestart.Role {
 	if a.loop.stopping {
-		return a.finish(e)
+		return a.stopStarting(e)
 	}
 	a.log.Info("standing by", "for", e.peer.ID, "because", e.reason)
 	a.shownSuccessor(e.peer.ID, false)
 	a.followSuccessor(e.peer.ID)
+	if a.loop.retiring > 0 {
+		return hotrestart.RoleDraining
+	}
 	a.world.Settled()
 	return hotrestart.RoleStandby
 }
 
-// followFound is standBy for a generation that still drains.
+// followFound is standBy for a generation that drains, or stands by already.
 func (a *Agent) followFound(e event) hotrestart.Role {
+	a.shownSuccessor(e.peer.ID, false)
 	a.followSuccessor(e.peer.ID)
 	return a.stay()
 }
@@ -95,7 +99,21 @@ func (a *Agent) relieve(e event) hotrestart.Role {
 func (a *Agent) comeBack(e event) hotrestart.Role {
 	a.log.Info("the generation that served is gone, or serves no more", "err", e.err)
 	a.shownSuccessor("", false)
-	a.loop.role = hotrestart.RoleStarting
+	a.enter(hotrestart.RoleStarting) // before it looks, see comeForward
+	return a.look(e)
+}
+
+// comeForward: nobody serves. This generation will, says so, and looks once more: of
+// several that come forward at once, all but one see a newer one then. What drains here
+// goes on draining.
+func (a *Agent) comeForward(e event) hotrestart.Role {
+	if a.loop.stopping {
+		return a.stay()
+	}
+	a.log.Warn("nobody serves: this generation starts again")
+	a.shownSuccessor("", false)
+	a.adopt(nil)
+	a.enter(hotrestart.RoleStarting)
 	return a.look(e)
 }
 
@@ -107,6 +125,9 @@ func (a *Agent) sendOn(e event) hotrestart.Role {
 
 // tellDrain passes on how many connections are left.
 func (a *Agent) tellDrain(e event) hotrestart.Role {
+	if e.sidecar != a.loop.leaving {
+		return a.stay()
+	}
 	a.mu.Lock()
 	a.shown.left = e.drained.Left
 	a.mu.Unlock()
@@ -116,7 +137,7 @@ func (a *Agent) tellDrain(e event) hotrestart.Role {
 
 // tellNewcomer passes on how the drain goes, and what Envoy counted since the last word.
 func (a *Agent) tellNewcomer(d hotrestart.Drained, counters *census) {
-	if a.loop.newcomer == nil {
+	if a.loop.newcomer == nil || a.loop.role != hotrestart.RoleDraining {
 		return
 	}
 	var news hotrestart.State
@@ -133,7 +154,9 @@ func (a *Agent) tellNewcomer(d hotrestart.Drained, counters *census) {
 
 // hurryDrain: whoever took over wants the drain to end now.
 func (a *Agent) hurryDrain(event) hotrestart.Role {
-	a.loop.hurry()
+	if a.loop.hurry != nil {
+		a.loop.hurry()
+	}
 	return a.stay()
 }
 
@@ -146,43 +169,34 @@ func (a *Agent) drainThenStop(event) hotrestart.Role {
 	return a.stay()
 }
 
-// endRetirement: the old Envoy has exited, and nothing is left of it.
+// endRetirement: an old Envoy has exited, and nothing is left of it.
 func (a *Agent) endRetirement(e event) hotrestart.Role {
-	a.loop.hurry = nil
-	a.tellNewcomer(hotrestart.Drained{Done: true}, e.counters)
-	a.loop.counted = nil
-	a.mu.Lock()
-	a.shown.left = 0
-	a.mu.Unlock()
-	if a.loop.sidecar == e.sidecar {
+	a.loop.retiring--
+	if e.sidecar == a.loop.leaving {
+		a.tellNewcomer(hotrestart.Drained{Done: true}, e.counters)
+		a.loop.leaving = nil
+		if a.loop.role != hotrestart.RoleHandingOff {
+			a.loop.counted = nil
+		}
+		a.mu.Lock()
+		a.shown.left = 0
+		a.mu.Unlock()
+	}
+	if e.sidecar == a.loop.sidecar {
 		a.adopt(nil)
 	}
 	a.world.Settled()
-	if a.loop.stopping {
+	if a.loop.retiring > 0 {
+		return a.stay()
+	}
+	a.loop.hurry = nil
+	switch {
+	case a.loop.role != hotrestart.RoleDraining:
+		return a.stay() // it serves again, or is about to
+	case a.loop.stopping:
 		return a.finish(e)
 	}
 	return hotrestart.RoleStandby
-}
-
-// noteRetired: what drained beside the present sidecar has ended.
-func (a *Agent) noteRetired(event) hotrestart.Role {
-	a.loop.hurry, a.loop.counted = nil, nil
-	a.mu.Lock()
-	a.shown.left = 0
-	a.mu.Unlock()
-	a.world.Settled()
-	return a.stay()
-}
-
-// startBesideDrain: the successor is gone while this generation still drains. It serves
-// again, with another Envoy; the first one goes on draining.
-func (a *Agent) startBesideDrain(e event) hotrestart.Role {
-	if a.loop.stopping {
-		return a.stay()
-	}
-	a.log.Warn("the successor is gone while this generation drains: it starts again")
-	a.loop.replaced = false
-	return a.startCold(e)
 }
 
 func (a *Agent) forgetNewcomer(e event) hotrestart.Role {

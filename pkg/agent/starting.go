@@ -19,14 +19,7 @@ const (
 	// before serves on, and each attempt costs it a little.
 	retryFirst = time.Second
 	retryLast  = 30 * time.Second
-	// acceptTimeout bounds the time between Envoy's admin saying that it serves and Envoy
-	// itself saying to the generation before that it accepts; the one follows from the other.
-	acceptTimeout = 5 * time.Second
 )
-
-// stopping is why a newcomer that was asked to stop gives its hand-off up. The other side
-// looks for it: the words are part of the protocol.
-const stoppingReason = "this generation was asked to stop"
 
 // look finds out who else there is.
 func (a *Agent) look(event) hotrestart.Role {
@@ -34,19 +27,26 @@ func (a *Agent) look(event) hotrestart.Role {
 		f.close()
 		a.loop.follow = nil
 	}
-	replaced := a.loop.replaced
-	a.spawn(func(ctx context.Context) (event, bool) { return a.survey(ctx, replaced), true })
+	a.loop.search++
+	search, replaced := a.loop.search, a.loop.replaced
+	a.spawn(func(ctx context.Context) (event, bool) {
+		e := a.survey(ctx, replaced)
+		e.search = search
+		return e, true
+	})
 	return a.stay()
 }
 
 // lookIn looks after a pause.
 func (a *Agent) lookIn(pause time.Duration) hotrestart.Role {
+	a.loop.search++
+	search := a.loop.search
 	a.spawn(func(ctx context.Context) (event, bool) {
 		select {
 		case <-ctx.Done():
 			return event{}, false
 		case <-time.After(pause):
-			return event{kind: lookAgain}, true
+			return event{kind: lookAgain, search: search}, true
 		}
 	})
 	return a.stay()
@@ -72,7 +72,7 @@ func (a *Agent) survey(ctx context.Context, replaced bool) event {
 	if len(live) == 0 {
 		return event{kind: foundNobody}
 	}
-	foremost := slices.MaxFunc(live, func(x, y hotrestart.Neighbour) int {
+	first := slices.MaxFunc(live, func(x, y hotrestart.Neighbour) int {
 		if by := cmp.Compare(importance(x.Report.Role), importance(y.Report.Role)); by != 0 {
 			return by
 		}
@@ -81,17 +81,19 @@ func (a *Agent) survey(ctx context.Context, replaced bool) event {
 		}
 		return -1
 	}).Report
-	verdict := hotrestart.Newer(a.me, foremost.Identity)
+	verdict := hotrestart.Newer(a.me, first.Identity)
 	if verdict.Warning != "" {
 		a.log.Warn(verdict.Warning)
 	}
 	switch {
-	case foremost.Leaving && importance(foremost.Role) == importance(hotrestart.RoleServing):
-		return event{kind: foundOlder, peer: foremost.Identity, reason: "it was asked to stop"}
-	case replaced || !verdict.TakeOver:
-		return event{kind: foundNewer, peer: foremost.Identity, reason: verdict.Reason}
+	case first.Leaving && importance(first.Role) == importance(hotrestart.RoleServing):
+		return event{kind: foundOlder, peer: first.Identity, reason: "it was asked to stop"}
+	case first.Role == hotrestart.RoleStarting && first.Identity.Force && !a.me.Force:
+		return event{kind: foundNewer, peer: first.Identity, reason: "it starts with --takeover=force"}
+	case replaced && first.Role != hotrestart.RoleStarting, !verdict.TakeOver:
+		return event{kind: foundNewer, peer: first.Identity, reason: verdict.Reason}
 	}
-	return event{kind: foundOlder, peer: foremost.Identity, reason: verdict.Reason}
+	return event{kind: foundOlder, peer: first.Identity, reason: verdict.Reason}
 }
 
 // importance orders roles by how near they are to serving; 0 are those that never will
@@ -107,14 +109,18 @@ func importance(r hotrestart.Role) int {
 }
 
 // startCold binds everything and serves, for nobody else does.
-func (a *Agent) startCold(event) hotrestart.Role {
+func (a *Agent) startCold(e event) hotrestart.Role {
 	if a.loop.stopping {
-		return a.finish(event{})
+		return a.stopStarting(e)
 	}
 	s, err := a.newSidecar(nil)
 	if err == nil {
 		a.run(s)
 		err = s.accept()
+	}
+	if err != nil && a.loop.sidecar == nil && a.loop.retiring > 0 {
+		a.log.Error("this generation cannot serve again yet", "err", err, "next", retryFirst)
+		return a.lookIn(retryFirst) // its end would cut the connections that it drains
 	}
 	if err != nil {
 		return a.fail(event{sidecar: a.loop.sidecar, err: err})
@@ -170,8 +176,8 @@ func (a *Agent) watch(s *sidecar) {
 
 // serve: this generation is the one that serves, and holds every socket.
 func (a *Agent) serve(e event) hotrestart.Role {
-	if e.kind == inForce && a.loop.taking != nil {
-		return a.stay() // the take-over goes on by itself
+	if e.kind == inForce && e.sidecar != a.loop.sidecar {
+		return a.stay() // of one that drains
 	}
 	a.loop.taking, a.loop.failures, a.loop.replaced = nil, 0, false
 	if e.kind == tookOver {
@@ -195,141 +201,6 @@ func (a *Agent) serve(e event) hotrestart.Role {
 	return hotrestart.RoleServing
 }
 
-// takeOver begins to take over from an older generation.
-func (a *Agent) takeOver(e event) hotrestart.Role {
-	if a.loop.stopping {
-		return a.finish(e)
-	}
-	a.log.Info("taking over", "from", e.peer.ID, "because", e.reason)
-	a.beginAttempt(e.peer.ID, true)
-	ctx, cancel := context.WithCancel(a.loop.ctx)
-	done := make(chan struct{})
-	a.loop.taking = func() { cancel(); <-done }
-	a.loop.children.Go(func() {
-		outcome := a.attempt(ctx, e.peer.ID)
-		close(done)
-		a.report(a.loop.ctx, outcome)
-	})
-	return a.stay()
-}
-
-// attempt is one take-over, from the first word to the last; the sidecar that it makes
-// is ended when it fails.
-func (a *Agent) attempt(ctx context.Context, id string) event {
-	begun := time.Now()
-	client, err := hotrestart.Dial(ctx, a.dir, id)
-	if err != nil {
-		return event{kind: failedToTake, err: err}
-	}
-	given := new(hotrestart.Sockets)
-	if _, err := client.Sockets(ctx, given); err != nil {
-		client.Close()
-		return event{kind: failedToTake, err: errors.Join(err, given.Close())}
-	}
-	a.log.Debug("the generation before has told and given what it has", "bytes", client.State().Size(),
-		"sockets", len(given.Names()), "after", time.Since(begun))
-	s, err := a.newSidecar(&inheritance{given, client.State()})
-	if err != nil {
-		a.giveUp(client, err.Error())
-		return event{kind: sidecarEnded, err: errors.Join(err, given.Close())}
-	}
-	clear(client.State()) // the client lives until the generation before has drained, and would keep it
-	s.start()
-	a.mu.Lock()
-	a.shown.sidecar = s
-	a.mu.Unlock()
-	err = a.comeIntoForce(ctx, s, client)
-	if err == nil {
-		err = a.commit(ctx, s, client, begun)
-	}
-	switch {
-	case err == nil:
-		a.followDrain(client, s)
-		return event{kind: tookOver, sidecar: s}
-	case errors.Is(err, hotrestart.ErrLost):
-		client.Close()
-		return event{kind: wentAlone, sidecar: s, err: err}
-	}
-	s.sockets.widen()
-	a.giveUp(client, err.Error())
-	s.end()
-	a.mu.Lock()
-	a.shown.sidecar = nil
-	a.mu.Unlock()
-	var own *ownError
-	if errors.As(err, &own) {
-		return event{kind: sidecarEnded, err: own.err}
-	}
-	return event{kind: failedToTake, err: err}
-}
-
-func (a *Agent) giveUp(client *hotrestart.Client, reason string) {
-	if err := client.Abort(reason); err != nil {
-		a.log.Debug("the generation before could not be told", "err", err)
-	}
-}
-
-// ownError is a fault of this generation's own, which another attempt would not mend.
-type ownError struct{ err error }
-
-func (e *ownError) Error() string { return e.err.Error() }
-func (e *ownError) Unwrap() error { return e.err }
-
-// comeIntoForce waits until the sidecar could serve. Nothing has changed for the
-// generation before until then.
-func (a *Agent) comeIntoForce(ctx context.Context, s *sidecar, client *hotrestart.Client) error {
-	select {
-	case <-s.inForce:
-	case <-s.done:
-		if errors.Is(s.err, errNoHotRestart) { // the generation before serves on; what is missing may come
-			return s.err
-		}
-		return &ownError{cmp.Or(s.err, errors.New("the sidecar ended"))}
-	case <-client.Lost():
-		return whyLost(ctx, s, client)
-	case <-ctx.Done():
-		return errors.New(stoppingReason)
-	}
-	i := s.supervisor.current()
-	if i == nil || i.child == nil {
-		return fmt.Errorf("this generation's Envoy takes no part in hot restarts: %w", cmp.Or(s.launcher.disabled(), errNoHotRestart))
-	}
-	select {
-	case <-i.accepts:
-		return s.sockets.refresh(ctx, i)
-	case <-client.Lost():
-		return whyLost(ctx, s, client)
-	case <-i.Done():
-		return fmt.Errorf("Envoy ended as it took over: %s", i.Exit())
-	case <-time.After(acceptTimeout):
-		return errors.New("Envoy does not say that it accepts on the sockets that it was given")
-	}
-}
-
-// whyLost says whether the generation before died or gave up, which the next step tells.
-func whyLost(ctx context.Context, s *sidecar, client *hotrestart.Client) error {
-	_, _, err := client.Ready(ctx, s.sockets.predecessors())
-	return cmp.Or(err, hotrestart.ErrLost)
-}
-
-// commit begins to serve beside the generation before, and has that let go. Between
-// the two somebody reads every socket at any moment.
-func (a *Agent) commit(ctx context.Context, s *sidecar, client *hotrestart.Client, begun time.Time) error {
-	if err := s.accept(); err != nil {
-		return &ownError{err}
-	}
-	s.sockets.narrow()
-	_, state, err := client.Ready(ctx, s.sockets.predecessors())
-	if err != nil {
-		return err
-	}
-	a.log.Info("serving; the generation before has let go", "from", client.Parent().ID, "after", time.Since(begun).Round(time.Millisecond))
-	if s.adopt(state) {
-		s.publishAgain()
-	}
-	return client.Commit(ctx)
-}
-
 // goAlone: the generation before died in the middle. Its sockets are here, and nobody
 // else reads them.
 func (a *Agent) goAlone(e event) hotrestart.Role {
@@ -338,6 +209,9 @@ func (a *Agent) goAlone(e event) hotrestart.Role {
 	a.adopt(e.sidecar)
 	a.finishAttempt(resultSuccess, e.err)
 	a.watch(e.sidecar)
+	if a.loop.stopping && !isClosed(e.sidecar.inForce) {
+		return a.finish(e)
+	}
 	if !e.sidecar.accepting() {
 		if err := e.sidecar.accept(); err != nil {
 			return a.fail(event{sidecar: e.sidecar, err: err})
@@ -350,24 +224,26 @@ func (a *Agent) goAlone(e event) hotrestart.Role {
 func (a *Agent) tryLater(e event) hotrestart.Role {
 	a.loop.taking = nil
 	if a.loop.stopping {
-		return a.finish(e)
+		return a.stopStarting(e)
 	}
+	failures := min(a.loop.failures, 10)
+	a.loop.failures++
 	var refused *hotrestart.RefusedError
 	if errors.As(e.err, &refused) {
 		a.finishAttempt(resultRefused, e.err)
-		a.log.Warn("not taking over for now", "err", e.err)
-		if refused.Code == hotrestart.RefusedOlder {
-			return a.lookIn(retryFirst) // it judges otherwise than this one; the next look may not
+		pause := min(retryFirst<<failures, retryLast)
+		if refused.Code == hotrestart.RefusedBusy || refused.Code == hotrestart.RefusedMoved {
+			pause = min(lookSoon<<failures, retryFirst) // until somebody else is done
 		}
-		return a.lookIn(lookSoon)
+		a.log.Warn("not taking over for now", "err", e.err, "next", pause)
+		return a.lookIn(pause)
 	}
 	a.finishAttempt(resultFailure, e.err)
 	if errors.Is(e.err, hotrestart.ErrLost) {
 		a.log.Warn("the generation to take over from is gone", "err", e.err)
 		return a.look(e)
 	}
-	pause := min(retryFirst<<min(a.loop.failures, 10), retryLast)
-	a.loop.failures++
+	pause := min(retryFirst<<failures, retryLast)
 	a.log.Error("the take-over failed: the generation before serves on", "err", e.err, "next", pause)
 	return a.lookIn(pause)
 }
@@ -375,8 +251,12 @@ func (a *Agent) tryLater(e event) hotrestart.Role {
 // stopStarting: nothing serves here yet, so that nothing has to be drained.
 func (a *Agent) stopStarting(e event) hotrestart.Role {
 	a.loop.stopping = true
-	if a.loop.taking != nil {
-		a.loop.taking() // tells the generation before
+	switch {
+	case a.loop.taking != nil:
+		a.loop.taking() // tells the generation before; what has become of it then, an event says
+		return a.stay()
+	case a.loop.sidecar == nil && a.loop.retiring > 0:
+		return hotrestart.RoleDraining
 	}
 	return a.finish(e)
 }

@@ -86,8 +86,14 @@ func (a *Agent) show(changed bool) {
 	}
 	self := a.self()
 	details, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
+	report := hotrestart.Report{Role: a.loop.role, Since: self.Since, Leaving: a.loop.stopping, Left: self.Connections, Details: details}
 	if err == nil {
-		err = a.server.SetReport(hotrestart.Report{Role: a.loop.role, Since: self.Since, Leaving: a.loop.stopping, Left: self.Connections, Details: details})
+		err = a.server.SetReport(report)
+	}
+	if err != nil { // too long, for one: what matters is the role
+		a.log.Debug("the other generations are not told all of this one", "err", err)
+		report.Details = nil
+		err = a.server.SetReport(report)
 	}
 	if err != nil {
 		a.log.Warn("the other generations are not told of this one's role", "err", err)
@@ -196,8 +202,14 @@ func (a *Agent) roleStatus() RoleStatus {
 	defer a.mu.Unlock()
 	r := RoleStatus{Role: string(a.shown.role), UpgradeDrainSeconds: a.cfg.UpgradeDrainDuration.Seconds()}
 	switch a.shown.role {
-	case hotrestart.RoleServing, hotrestart.RoleHandingOff, hotrestart.RoleDraining:
+	case hotrestart.RoleServing, hotrestart.RoleDraining:
 		r.Settled = true
+	case hotrestart.RoleHandingOff: // a cold start can be taken over from before it is over
+		if s := a.shown.sidecar; s != nil && isClosed(s.inForce) {
+			r.Settled = true
+		} else {
+			r.Reason = a.pending()
+		}
 	case hotrestart.RoleStandby:
 		r.Settled = a.shown.successorServes
 		if !r.Settled {

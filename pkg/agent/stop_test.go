@@ -1,0 +1,226 @@
+package agent
+
+import (
+	"testing"
+	"time"
+
+	"understudy.mesh/hotrestart"
+)
+
+// moment is how long a test looks on before it says that nothing happens.
+const moment = 300 * time.Millisecond
+
+func (m *member) endsWell() {
+	m.pod.t.Helper()
+	if err := m.ends(); err != nil {
+		m.pod.t.Errorf("a stop that was asked for: %v", err)
+	}
+}
+
+func (m *member) goesOn(role hotrestart.Role) {
+	m.pod.t.Helper()
+	select {
+	case <-m.ended:
+		m.pod.t.Fatalf("%s ended: %v", m.name, m.err)
+	case <-time.After(moment):
+	}
+	if m.role() != role {
+		m.pod.t.Errorf("%s is %s, want %s", m.name, m.role(), role)
+	}
+}
+
+func TestStopInTheMiddleOfATakeOverTellsTheOther(t *testing.T) {
+	t.Parallel()
+	for name, at := range map[string]hotrestart.EventKind{
+		"welcomed": hotrestart.WantSockets, "given the sockets": hotrestart.Ended, "ready": hotrestart.Ready,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPod(t)
+			n := p.neighbour("n", hotrestart.RoleServing, nil, func(e hotrestart.Event) bool { return e.Kind == at })
+			n.listen(t, p.listen)
+			a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Unready = at == hotrestart.Ended }))
+			if at == hotrestart.Ended {
+				n.expect(t, hotrestart.WantSockets)
+				waitFor(t, "a to start its Envoy", func() bool { return a.current() != nil })
+			} else {
+				n.expect(t, at)
+			}
+			a.ask()
+			a.endsWell()
+			if e := n.expect(t, hotrestart.Ended); e.Err.Error() != (&hotrestart.AbortedError{Reason: stoppingReason}).Error() {
+				t.Errorf("the generation before is told %q, want %q", e.Err, stoppingReason)
+			}
+		})
+	}
+}
+
+// TestStopOfTheServing: it serves on while a newer one is about to take over.
+func TestStopOfTheServing(t *testing.T) {
+	t.Parallel()
+	t.Run("alone", func(t *testing.T) {
+		t.Parallel()
+		a := newPod(t).start("a")
+		a.settles(hotrestart.RoleServing)
+		a.ask()
+		a.endsWell()
+	})
+	t.Run("beside an older one", func(t *testing.T) {
+		t.Parallel()
+		p := newPod(t)
+		a := p.start("a", withVersion("2", "1"))
+		a.settles(hotrestart.RoleServing)
+		p.neighbour("n", hotrestart.RoleStarting, func(i *hotrestart.Identity) { i.Version, i.Alt = "1", "2" }, nil)
+		a.ask()
+		a.endsWell()
+	})
+	t.Run("beside a newer one that gives up", func(t *testing.T) {
+		t.Parallel()
+		p := newPod(t)
+		a := p.start("a")
+		a.settles(hotrestart.RoleServing)
+		n := p.neighbour("n", hotrestart.RoleStarting, nil, nil)
+		a.ask()
+		a.goesOn(hotrestart.RoleServing)
+		p.answers("a")
+		n.leave()
+		a.endsWell()
+	})
+	t.Run("beside a newer one that takes over", func(t *testing.T) {
+		t.Parallel()
+		p := newPod(t)
+		a := p.start("a")
+		a.settles(hotrestart.RoleServing)
+		held := p.connect()
+		readName(held)
+		n := p.neighbour("n", hotrestart.RoleStarting, nil, nil)
+		a.ask()
+		a.goesOn(hotrestart.RoleServing)
+		p.replace(a, "n2")
+		n.leave()
+		a.becomes(hotrestart.RoleDraining)
+		a.goesOn(hotrestart.RoleDraining)
+		if !open(held) {
+			t.Error("a connection was cut")
+		}
+		held.Close()
+		a.endsWell()
+	})
+	t.Run("without patience", func(t *testing.T) {
+		t.Parallel()
+		p := newPod(t)
+		a := p.start("a")
+		a.settles(hotrestart.RoleServing)
+		p.neighbour("n", hotrestart.RoleStarting, nil, nil)
+		a.kill()
+		a.endsWell()
+	})
+}
+
+func TestStopWhileHandingOff(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		reason string
+		ends   bool
+	}{
+		"the newcomer fails":    {"my Envoy does not start", false}, // it may be started again
+		"the newcomer stops":    {stoppingReason, true},             // the whole pod does
+		"the newcomer vanishes": {"", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPod(t)
+			a := p.start("a")
+			a.settles(hotrestart.RoleServing)
+			c, err := hotrestart.Dial(t.Context(), p.dir("c"), a.me.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var sockets hotrestart.Sockets
+			defer sockets.Close()
+			if _, err := c.Sockets(t.Context(), &sockets); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := c.Ready(t.Context(), &sockets); err != nil { // it lets go
+				t.Fatal(err)
+			}
+			a.ask()
+			a.goesOn(hotrestart.RoleHandingOff)
+			if tc.reason == "" {
+				c.Close()
+			} else if err := c.Abort(tc.reason); err != nil {
+				t.Fatal(err)
+			}
+			if tc.ends {
+				a.endsWell()
+				return
+			}
+			a.becomes(hotrestart.RoleServing)
+			a.goesOn(hotrestart.RoleServing)
+			p.answers("a")
+		})
+	}
+}
+
+func TestStopOfTheStandby(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	p.neighbour("n", hotrestart.RoleServing, func(i *hotrestart.Identity) { i.Started = time.Now().Add(time.Hour) }, nil)
+	a := p.start("a")
+	a.settles(hotrestart.RoleStandby)
+	a.ask()
+	a.endsWell()
+}
+
+func TestStopOfTheDraining(t *testing.T) {
+	t.Parallel()
+	for name, hurry := range map[string]bool{"drains on": false, "hurries": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPod(t)
+			a := p.start("a")
+			a.settles(hotrestart.RoleServing)
+			held := p.connect()
+			readName(held)
+			n := p.replace(a, "n")
+			a.becomes(hotrestart.RoleDraining)
+			if hurry {
+				a.kill()
+				a.endsWell()
+				return
+			}
+			a.ask()
+			a.goesOn(hotrestart.RoleDraining)
+			n.leave() // it does not come forward any more
+			a.goesOn(hotrestart.RoleDraining)
+			if !open(held) {
+				t.Error("a connection was cut")
+			}
+			held.Close()
+			a.endsWell()
+		})
+	}
+}
+
+// TestQuitWaitsForNobody: POST /quitquitquit is no SIGTERM.
+func TestQuitWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	a := p.start("a")
+	a.settles(hotrestart.RoleServing)
+	c, err := hotrestart.Dial(t.Context(), p.dir("c"), a.me.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	a.becomes(hotrestart.RoleHandingOff)
+	a.ask() // is put off
+	a.goesOn(hotrestart.RoleHandingOff)
+	a.kill()
+	a.endsWell()
+	select {
+	case <-c.Lost():
+	case <-time.After(20 * time.Second):
+		t.Error("the newcomer is not told")
+	}
+}

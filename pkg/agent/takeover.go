@@ -1,0 +1,215 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"understudy.mesh/hotrestart"
+)
+
+const (
+	// deathTimeout is what the lock of a generation whose connection has ended may take to go as
+	// well: the kernel closes the one file after the other, some thousand at most. deathPoll is how
+	// often it is looked at meanwhile.
+	deathTimeout = time.Second
+	deathPoll    = 5 * time.Millisecond
+	// acceptTimeout bounds the time between Envoy's admin saying that it serves and Envoy
+	// itself saying to the generation before that it accepts; the one follows from the other.
+	acceptTimeout = 5 * time.Second
+)
+
+// stoppingReason is why a newcomer that was asked to stop gives its hand-off up. The other side
+// looks for it: the words are part of the protocol.
+const stoppingReason = "this generation was asked to stop"
+
+// takeOver begins to take over from an older generation.
+func (a *Agent) takeOver(e event) hotrestart.Role {
+	if a.loop.stopping {
+		return a.stopStarting(e)
+	}
+	a.log.Info("taking over", "from", e.peer.ID, "because", e.reason)
+	a.beginAttempt(e.peer.ID, true)
+	ctx, cancel := context.WithCancel(a.loop.ctx)
+	a.loop.taking = cancel
+	a.loop.search++ // what is found meanwhile is of no consequence
+	a.spawn(func(context.Context) (event, bool) {
+		defer cancel()
+		return a.attempt(ctx, e.peer.ID), true
+	})
+	return a.stay()
+}
+
+// attempt is one take-over, from the first word to the last; the sidecar that it makes
+// is ended when it fails.
+func (a *Agent) attempt(ctx context.Context, id string) event {
+	begun := time.Now()
+	client, err := hotrestart.Dial(ctx, a.dir, id)
+	if err != nil {
+		return event{kind: failedToTake, err: err}
+	}
+	given := new(hotrestart.Sockets)
+	if _, err := client.Sockets(ctx, given); err != nil {
+		a.giveUp(ctx, client, err)
+		return event{kind: failedToTake, err: errors.Join(err, given.Close())}
+	}
+	a.log.Debug("the generation before has told and given what it has", "bytes", client.State().Size(),
+		"sockets", len(given.Names()), "after", time.Since(begun))
+	s, err := a.newSidecar(&inheritance{given, client.State()})
+	if err != nil {
+		a.giveUp(ctx, client, err)
+		return event{kind: sidecarEnded, err: errors.Join(err, given.Close())}
+	}
+	clear(client.State()) // the client lives until the generation before has drained, and would keep it
+	s.start()
+	a.mu.Lock()
+	a.shown.sidecar = s
+	a.mu.Unlock()
+	err = a.comeIntoForce(ctx, s, client)
+	if err == nil {
+		err = a.commit(ctx, s, client, begun)
+	}
+	switch {
+	case err == nil:
+		a.followDrain(client, s)
+		return event{kind: tookOver, sidecar: s}
+	case errors.Is(err, hotrestart.ErrLost) && a.died(ctx, id):
+		client.Close()
+		return event{kind: wentAlone, sidecar: s, err: err}
+	case errors.Is(err, hotrestart.ErrLost):
+		err = fmt.Errorf("the generation before broke the hand-off off, and lives: %v", err) //nolint:errorlint // it is not lost
+	}
+	s.sockets.widen()
+	a.giveUp(ctx, client, err)
+	s.end()
+	a.mu.Lock()
+	a.shown.sidecar = nil
+	a.mu.Unlock()
+	var own *ownError
+	if errors.As(err, &own) {
+		return event{kind: sidecarEnded, err: own.err}
+	}
+	return event{kind: failedToTake, err: err}
+}
+
+// giveUp tells the generation before why, which is none of what this one met when it
+// was asked to stop.
+func (a *Agent) giveUp(ctx context.Context, client *hotrestart.Client, why error) {
+	reason := why.Error()
+	if ctx.Err() != nil {
+		reason = stoppingReason
+	}
+	if err := client.Abort(reason); err != nil {
+		a.log.Debug("the generation before could not be told", "err", err)
+	}
+}
+
+// died tells whether a generation whose connection ended is gone: a living one, whom
+// something else made break off, serves on.
+func (a *Agent) died(ctx context.Context, id string) bool {
+	deadline := time.NewTimer(deathTimeout)
+	defer deadline.Stop()
+	tick := time.NewTicker(deathPoll)
+	defer tick.Stop()
+	for {
+		living, err := a.dir.Generations()
+		if err != nil || !slices.Contains(living, id) {
+			return true
+		}
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// ownError is a fault of this generation's own, which another attempt would not mend.
+type ownError struct{ err error }
+
+func (e *ownError) Error() string { return e.err.Error() }
+func (e *ownError) Unwrap() error { return e.err }
+
+// comeIntoForce waits until the sidecar could serve. Nothing has changed for the
+// generation before until then.
+func (a *Agent) comeIntoForce(ctx context.Context, s *sidecar, client *hotrestart.Client) error {
+	select {
+	case <-s.inForce:
+	case <-s.done:
+		if errors.Is(s.err, errNoHotRestart) { // the generation before serves on; what is missing may come
+			return s.err
+		}
+		return &ownError{cmp.Or(s.err, errors.New("the sidecar ended"))}
+	case <-client.Lost():
+		return whyLost(ctx, s, client)
+	case <-ctx.Done():
+		return errors.New(stoppingReason)
+	}
+	i := s.supervisor.current()
+	if i == nil || i.child == nil {
+		return fmt.Errorf("this generation's Envoy takes no part in hot restarts: %w", cmp.Or(s.launcher.disabled(), errNoHotRestart))
+	}
+	select {
+	case <-i.accepts:
+		return s.sockets.refresh(ctx, i)
+	case <-client.Lost():
+		return whyLost(ctx, s, client)
+	case <-i.Done():
+		return fmt.Errorf("Envoy ended as it took over: %s", i.Exit())
+	case <-time.After(acceptTimeout):
+		return errors.New("Envoy does not say that it accepts on the sockets that it was given")
+	}
+}
+
+// whyLost says whether the generation before died or gave up, which the next step tells.
+func whyLost(ctx context.Context, s *sidecar, client *hotrestart.Client) error {
+	_, _, err := client.Ready(ctx, s.sockets.predecessors())
+	return cmp.Or(err, hotrestart.ErrLost)
+}
+
+// commit begins to serve beside the generation before, and has that let go. Between
+// the two somebody reads every socket at any moment.
+func (a *Agent) commit(ctx context.Context, s *sidecar, client *hotrestart.Client, begun time.Time) error {
+	if err := s.accept(); err != nil {
+		return &ownError{err}
+	}
+	s.sockets.narrow()
+	_, state, err := client.Ready(ctx, s.sockets.predecessors())
+	if err != nil {
+		return err
+	}
+	a.log.Info("serving; the generation before has let go", "from", client.Parent().ID, "after", time.Since(begun).Round(time.Millisecond))
+	if s.adopt(state) {
+		s.publishAgain()
+	}
+	return holdOut(ctx, s, client)
+}
+
+// holdOut makes the take-over final, unless what took over does not live that long: the
+// generation before, which is whole, is better than an Envoy that crashes.
+func holdOut(ctx context.Context, s *sidecar, client *hotrestart.Client) error {
+	i := s.supervisor.current()
+	probation, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-i.Done():
+		case <-s.done:
+		case <-probation.Done():
+		}
+		cancel()
+	}()
+	err := client.Commit(probation)
+	switch {
+	case err == nil || ctx.Err() != nil || !errors.Is(err, context.Canceled):
+		return err
+	case isClosed(s.done):
+		return &ownError{cmp.Or(s.err, errors.New("the sidecar ended"))}
+	}
+	return fmt.Errorf("Envoy ended just after it took over: %s", i.Exit())
+}

@@ -1,0 +1,212 @@
+package agent
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/config"
+)
+
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	for code, mostTimes := range map[hotrestart.RefusalCode]int{
+		hotrestart.RefusedBusy: 8, hotrestart.RefusedMoved: 8, hotrestart.RefusedOlder: 3, hotrestart.RefusedProtocol: 3,
+		hotrestart.RefusedPod: 3, hotrestart.RefusedUnready: 3, "of a later release": 3,
+	} {
+		t.Run(string(code), func(t *testing.T) {
+			t.Parallel()
+			p := newPod(t)
+			times := 0
+			n := p.neighbour("n", hotrestart.RoleServing, nil, func(e hotrestart.Event) bool {
+				if e.Kind == hotrestart.Arrived {
+					times++
+					e.Newcomer.Refuse(code, "the reason")
+				}
+				return true
+			})
+			a := p.start("a")
+			waitFor(t, "the attempt to be refused", func() bool { return a.lastAttempt().Result == resultRefused })
+			s := a.roleStatus()
+			if s.Settled || s.Role != string(hotrestart.RoleStarting) || !strings.Contains(s.Reason, "the reason") {
+				t.Errorf("settled %v as %s: %q; want a starting generation that says why it was refused", s.Settled, s.Role, s.Reason)
+			}
+			time.Sleep(1500 * time.Millisecond)
+			n.leave() // and with it its goroutine
+			if times > mostTimes {
+				t.Errorf("it asked %d times in 1.5 s, want at most %d", times, mostTimes)
+			}
+			if code == hotrestart.RefusedBusy { // the others do the same
+				a.settles(hotrestart.RoleServing)
+			}
+		})
+	}
+}
+
+// TestParentDies has the generation before die at each step, with its sockets on the way.
+func TestParentDies(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		at      hotrestart.EventKind
+		after   bool // it has answered
+		unready bool // this one's Envoy is not done then
+		alone   bool // this one goes on with the sockets
+	}{
+		"as it is asked":                 {at: hotrestart.Arrived},
+		"as its sockets are wanted":      {at: hotrestart.WantSockets},
+		"while this one's Envoy starts":  {at: hotrestart.WantSockets, after: true, unready: true},
+		"as this one is ready":           {at: hotrestart.Ready, alone: true},
+		"just after this one took over ": {at: hotrestart.Ready, after: true, alone: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPod(t)
+			die := make(chan struct{}, 1)
+			var n *neighbour
+			n = p.neighbour("n", hotrestart.RoleServing, nil, func(e hotrestart.Event) bool {
+				if e.Kind != tc.at {
+					return false
+				}
+				if tc.after {
+					n.agree(t, e)
+				}
+				die <- struct{}{}
+				return true
+			})
+			n.listen(t, p.listen)
+			early := p.connect() // waits in the socket
+			a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Unready = tc.unready }))
+			<-die
+			if tc.after {
+				waitFor(t, "a to have the answer", func() bool { s := a.current(); return s != nil && s.sockets.predecessors().Len() > 0 })
+			}
+			n.leave()
+			if tc.unready {
+				waitFor(t, "a to go on alone", func() bool { return a.lastAttempt().Result == resultSuccess })
+				if s := a.roleStatus(); s.Settled {
+					t.Error("it counts as settled before its Envoy serves")
+				}
+			} else {
+				a.settles(hotrestart.RoleServing)
+				p.answers("a")
+				waitFor(t, "the sockets of the generation before to be closed", func() bool { return a.current().sockets.predecessors().Len() == 0 })
+			}
+			if tc.alone && a.lastAttempt().Result != resultSuccess {
+				t.Errorf("the attempt is %+v", a.lastAttempt())
+			}
+			if tc.alone || tc.unready {
+				if name := readName(early); name != "a" {
+					t.Errorf("a connection that waited in the socket got %q", name)
+				}
+			}
+		})
+	}
+}
+
+func TestParentTakesBack(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	refuse := true
+	n := p.neighbour("n", hotrestart.RoleServing, nil, func(e hotrestart.Event) bool {
+		if e.Kind == hotrestart.Ready && refuse {
+			refuse = false
+			e.Newcomer.Refuse(hotrestart.RefusedUnready, "not now")
+			return true
+		}
+		return false
+	})
+	n.listen(t, p.listen)
+	a := p.start("a")
+	waitFor(t, "the attempt to fail", func() bool { return a.lastAttempt().Result == resultFailure })
+	if s := a.roleStatus(); s.Settled || !strings.Contains(s.Reason, "not now") {
+		t.Errorf("settled %v, reason %q", s.Settled, s.Reason)
+	}
+	if a.current() != nil {
+		t.Error("a failed attempt left its sidecar")
+	}
+	a.settles(hotrestart.RoleServing) // the next one
+	n.expect(t, hotrestart.Settled)
+	p.answers("a")
+}
+
+func TestEnvoyThatDiesInTheProbationHandsBack(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	n := p.neighbour("n", hotrestart.RoleServing, nil, nil)
+	n.listen(t, p.listen)
+	a := p.start("a")
+	n.expect(t, hotrestart.Ready)
+	waitFor(t, "a to accept", func() bool { s := a.current(); return s != nil && s.accepting() })
+	a.current().supervisor.current().Kill()
+	if e := n.expect(t, hotrestart.Ended); e.Outcome != hotrestart.TakeBack || !strings.Contains(e.Err.Error(), "Envoy ended") {
+		t.Errorf("the generation before is told %v: %v", e.Outcome, e.Err)
+	}
+	a.settles(hotrestart.RoleServing) // at the next attempt
+}
+
+// TestNoEnvoyBesideTheServingOneWithoutItsSockets: it would bind the same ports, and take
+// connections from the generation that serves.
+func TestNoEnvoyBesideTheServingOneWithoutItsSockets(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	n := p.neighbour("n", hotrestart.RoleServing, nil, nil)
+	n.listen(t, p.listen)
+	a := p.start("a", func(c *config.Config, _ *fakeEnvoy) {
+		c.BinaryPath = script(t, `[ "$1" = --hot-restart-version ] && echo disabled && exit 0; [ "$1" = -c ] && exit 3; exec sleep 1000`)
+	})
+	e := n.expect(t, hotrestart.Ended)
+	if e.Outcome != hotrestart.Unchanged || !errors.As(e.Err, new(*hotrestart.AbortedError)) {
+		t.Errorf("the generation before is told %v: %v", e.Outcome, e.Err)
+	}
+	waitFor(t, "the attempt to fail", func() bool { return a.lastAttempt().Result == resultFailure })
+	if s := a.roleStatus(); s.Role != string(hotrestart.RoleStarting) || !strings.Contains(s.Reason, "takes no part in hot restarts") {
+		t.Errorf("%s: %q", s.Role, s.Reason)
+	}
+}
+
+func TestEnvoyThatNeverStartsEndsTheAgentAndLeavesTheOldOne(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	n := p.neighbour("n", hotrestart.RoleServing, nil, nil)
+	n.listen(t, p.listen)
+	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Exits = true }))
+	var exit *ExitError
+	if err := a.ends(); !errors.As(err, &exit) || exit.Status != 3 {
+		t.Errorf("ended with %v, want Envoy's status 3", err)
+	}
+	if e := n.expect(t, hotrestart.Ended); e.Outcome != hotrestart.Unchanged {
+		t.Errorf("the generation before is told %v: %v", e.Outcome, e.Err)
+	}
+}
+
+func TestEnvoyThatDiesOnceStillTakesOver(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	n := p.neighbour("n", hotrestart.RoleServing, nil, nil)
+	n.listen(t, p.listen)
+	early := p.connect()
+	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.ExitsOnce = filepath.Join(t.TempDir(), "died") }))
+	a.settles(hotrestart.RoleServing)
+	n.expect(t, hotrestart.Settled)
+	if name := readName(early); name != "a" {
+		t.Errorf("a connection that waited in the socket got %q", name)
+	}
+}
+
+func TestWhoDied(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	n := p.neighbour("n", hotrestart.RoleServing, nil, nil)
+	dir := p.dir("a")
+	a := &Agent{dir: dir}
+	if a.died(t.Context(), "n") {
+		t.Error("a generation that lives counts as dead")
+	}
+	n.leave()
+	if !a.died(t.Context(), "n") {
+		t.Error("a generation that left counts as alive")
+	}
+}

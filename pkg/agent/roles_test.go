@@ -104,6 +104,7 @@ func TestLateEvents(t *testing.T) {
 func TestPredecessorsDrainIsNotedInEveryRole(t *testing.T) {
 	for role := range roles {
 		a := bareAgent(t, role)
+		a.loop.sidecar = &sidecar{sockets: &sockets{log: quiet(), envoy: new(hotrestart.Sockets)}}
 		a.handle(event{kind: predecessor, drained: hotrestart.Drained{Done: true}})
 		if a.shown.predecessor == nil || !a.shown.predecessor.Done {
 			t.Errorf("%s: the news is lost", role)

@@ -228,6 +228,13 @@ func (a *Agent) followDrain(client *hotrestart.Client, s *sidecar) {
 	})
 }
 
+// predecessorDrained tells whether a generation before this one has drained already.
+func (a *Agent) predecessorDrained() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.shown.predecessor != nil && a.shown.predecessor.Done
+}
+
 func (a *Agent) notePredecessor(e event) hotrestart.Role {
 	a.setPredecessor(&e.drained)
 	if e.drained.Done {

@@ -190,7 +190,7 @@ func (a *Agent) serve(e event) hotrestart.Role {
 		a.loop.follow = nil
 	}
 	a.loop.sidecar.sockets.settle()
-	if e.kind == inForce {
+	if e.kind == inForce || a.predecessorDrained() {
 		a.loop.sidecar.sockets.widen() // nobody is left who would empty a surplus socket
 	}
 	a.world.Settled()

@@ -54,6 +54,7 @@ type layer struct {
 	path    string
 	module  []string // of this module
 	outside []string // of others', besides the standard library and everywhere
+	tests   []string // of others', for its tests besides forTests
 }
 
 var everywhere = []string{"golang.org/x/sync"}
@@ -73,7 +74,8 @@ var layers = []layer{
 	{path: "cmd", module: []string{"pkg", "iptables", "dnsproxy", "hotrestart", "bootstrap"},
 		outside: []string{"github.com/spf13", "sigs.k8s.io/yaml", "golang.org/x/sys"}},
 	{path: "pkg/agent", module: []string{"pkg", "iptables", "dnsproxy", "hotrestart", "bootstrap"},
-		outside: []string{"golang.org/x/sys", "google.golang.org/protobuf"}}, // protobuf: the wire format of what a successor is told
+		outside: []string{"golang.org/x/sys", "google.golang.org/protobuf"}, // protobuf: the wire format of what a successor is told
+		tests:   grpcTypes},                                                 // for an Envoy that is none
 
 	{path: "iptables", outside: []string{"github.com/coreos/go-iptables", "github.com/google/nftables", "github.com/vishvananda/netlink", "golang.org/x/sys"}},
 	{path: "dnsproxy", outside: []string{"github.com/miekg/dns", "github.com/hashicorp/golang-lru/v2", "golang.org/x/net", "golang.org/x/sys"}},
@@ -157,7 +159,7 @@ func TestImportsGoOneWay(t *testing.T) {
 		for _, imported := range slices.Concat(p.TestImports, p.XTestImports) {
 			// A test may stand above its package, to read back what it made; it brings no new library.
 			inner := strings.HasPrefix(imported, modulePath+"/")
-			if !inner && !mayImport(l, imported, forTests) {
+			if !inner && !mayImport(l, imported, slices.Concat(forTests, l.tests)) {
 				t.Errorf("a test of %s imports %s, which is neither for tests nor for its layer", p.short(), imported)
 			}
 		}

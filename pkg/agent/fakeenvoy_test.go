@@ -39,7 +39,7 @@ type fakeEnvoy struct {
 
 	where       string // --socket-path
 	id          uint64 // ten times --base-id
-	listener    *net.TCPListener
+	listener    atomic.Pointer[net.TCPListener]
 	connections atomic.Int64
 	live        atomic.Bool
 }
@@ -163,7 +163,7 @@ func (f *fakeEnvoy) serve(hot bool) error {
 	if err != nil {
 		return err
 	}
-	f.listener = l.(*net.TCPListener)
+	f.listener.Store(l.(*net.TCPListener))
 	go f.answer()
 	if !hot || f.Deaf {
 		return nil
@@ -187,7 +187,7 @@ func (f *fakeEnvoy) listen(fd int) (net.Listener, error) {
 // answer says its name, and keeps each connection until its client closes it.
 func (f *fakeEnvoy) answer() {
 	for {
-		c, err := f.listener.Accept()
+		c, err := f.listener.Load().Accept()
 		if err != nil {
 			return
 		}
@@ -227,7 +227,7 @@ func (f *fakeEnvoy) playParent() error {
 			case 3:
 				reply = protowire.AppendVarint(protowire.AppendTag(nil, 2, protowire.VarintType), uint64(f.connections.Load()))
 			case 4:
-				f.listener.Close()
+				f.listener.Load().Close()
 				continue
 			case 5:
 				os.Exit(0)
@@ -246,10 +246,11 @@ func (f *fakeEnvoy) playParent() error {
 // copy duplicates the listening socket, which stays a non-blocking one; -1 when there is none.
 func (f *fakeEnvoy) copy() int {
 	fd := -1
-	if f.listener == nil {
+	l := f.listener.Load()
+	if l == nil {
 		return fd
 	}
-	if raw, err := f.listener.SyscallConn(); err == nil {
+	if raw, err := l.SyscallConn(); err == nil {
 		raw.Control(func(original uintptr) { fd, _ = unix.FcntlInt(original, unix.F_DUPFD_CLOEXEC, 0) })
 	}
 	return fd

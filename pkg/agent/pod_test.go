@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -60,19 +62,30 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
-// freePorts are ports that nothing listened on a moment ago, all different.
+// freePorts are ports that nothing listened on a moment ago, all different. The kernel
+// gives them to no client (net.ipv4.ip_local_port_range), and no other test gets them.
 func freePorts(t *testing.T, n int) (ports []uint16) {
 	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", ":0")
+	for range 1000 {
+		port := uint16(20000 + rand.N(12000))
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
-		defer l.Close()
-		ports = append(ports, uint16(l.Addr().(*net.TCPAddr).Port))
+		l.Close()
+		if _, taken := portsInUse.LoadOrStore(port, true); !taken {
+			ports = append(ports, port)
+		}
+		if len(ports) == n {
+			return ports
+		}
 	}
-	return ports
+	t.Fatal("no free ports")
+	return nil
 }
+
+// portsInUse are those that tests of this process have.
+var portsInUse sync.Map
 
 // member is one generation in a pod.
 type member struct {
@@ -193,160 +206,6 @@ func (p *pod) answers(name string) {
 			p.t.Errorf("port %d: %s, want ready", port, resp.Status)
 		}
 	}
-}
-
-// neighbour is a generation that is only what its test makes of it.
-type neighbour struct {
-	dir     *hotrestart.Dir
-	server  *hotrestart.Server
-	sockets *hotrestart.Sockets
-	events  chan hotrestart.Event
-	leave   func()
-}
-
-// neighbour takes a place in the pod's hand-off directory, and answers what newcomers
-// want with answer, which says whether it did; nil does all that they want.
-func (p *pod) neighbour(id string, role hotrestart.Role, change func(*hotrestart.Identity), answer func(hotrestart.Event) bool) *neighbour {
-	p.t.Helper()
-	me := hotrestart.Identity{ID: id, Started: time.Now()}
-	if change != nil {
-		change(&me)
-	}
-	dir, err := hotrestart.OpenDir(p.handoff, me)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	server, err := hotrestart.NewServer(dir, hotrestart.Report{Role: role}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	n := &neighbour{dir: dir, server: server, sockets: new(hotrestart.Sockets), events: make(chan hotrestart.Event, 1000)}
-	ctx, cancel := context.WithCancel(context.Background())
-	served, owned := make(chan error, 1), make(chan struct{})
-	go func() { served <- server.Run(ctx) }()
-	go func() {
-		defer close(owned)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case e := <-server.Events():
-				if answer == nil || !answer(e) {
-					n.agree(p.t, e)
-				}
-				n.events <- e
-			}
-		}
-	}()
-	left := false
-	n.leave = func() {
-		if left {
-			return
-		}
-		left = true
-		cancel()
-		<-owned
-		if err := errors.Join(<-served, dir.Close(), n.sockets.Close()); err != nil {
-			p.t.Error(err)
-		}
-	}
-	p.t.Cleanup(n.leave)
-	return n
-}
-
-func (n *neighbour) agree(t *testing.T, e hotrestart.Event) {
-	var err error
-	switch e.Kind {
-	case hotrestart.Arrived:
-		err = e.Newcomer.Accept(hotrestart.State{})
-	case hotrestart.WantSockets:
-		err = e.Newcomer.Give(n.sockets)
-	case hotrestart.Ready:
-		err = e.Newcomer.Release(n.sockets, hotrestart.State{})
-	}
-	if err != nil && !errors.Is(err, hotrestart.ErrLost) {
-		t.Errorf("%s: %v", e.Kind, err)
-	}
-}
-
-// becomes tells everybody the role.
-func (n *neighbour) becomes(t *testing.T, role hotrestart.Role) {
-	t.Helper()
-	if err := n.server.SetReport(hotrestart.Report{Role: role}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// expect takes events until one of that kind.
-func (n *neighbour) expect(t *testing.T, kind hotrestart.EventKind) hotrestart.Event {
-	t.Helper()
-	for {
-		select {
-		case e := <-n.events:
-			if e.Kind == kind {
-				return e
-			}
-		case <-time.After(20 * time.Second):
-			t.Fatalf("no event %q", kind)
-		}
-	}
-}
-
-// listen gives the generation an Envoy's listening socket at address, on which nobody accepts.
-func (n *neighbour) listen(t *testing.T, address string) {
-	t.Helper()
-	l, err := (&fakeEnvoy{Listen: address}).listen(-1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	f, err := l.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.sockets.Add(hotrestart.Socket{Name: hotrestart.EnvoySocketName("tcp://"+address, 0), File: f}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// dir is the hand-off directory for a generation that the test plays, the latest to start.
-func (p *pod) dir(id string) *hotrestart.Dir {
-	p.t.Helper()
-	dir, err := hotrestart.OpenDir(p.handoff, hotrestart.Identity{ID: id, Started: time.Now()})
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	p.t.Cleanup(func() { dir.Close() })
-	return dir
-}
-
-// replace takes over from m with everything that belongs to it, and serves on, as the
-// generation id, nothing but its role.
-func (p *pod) replace(m *member, id string) *neighbour {
-	p.t.Helper()
-	n := p.neighbour(id, hotrestart.RoleStarting, nil, nil)
-	c, err := hotrestart.Dial(p.t.Context(), n.dir, m.me.ID)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	leave := n.leave
-	n.leave = func() {
-		c.Close()
-		leave()
-	}
-	p.t.Cleanup(c.Close)
-	var sockets hotrestart.Sockets
-	if _, err := c.Sockets(p.t.Context(), &sockets); err != nil {
-		p.t.Fatal(err)
-	}
-	if _, _, err := c.Ready(p.t.Context(), &sockets); err != nil {
-		p.t.Fatal(err)
-	}
-	n.becomes(p.t, hotrestart.RoleServing)
-	if err := errors.Join(c.Commit(p.t.Context()), sockets.Close()); err != nil {
-		p.t.Fatal(err)
-	}
-	return n
 }
 
 // becomesServedBy waits until new connections reach that Envoy and no other.

@@ -71,6 +71,7 @@ func newSupervisor(admin *fakeAdmin, path string, args ...string) *supervisor {
 }
 
 func TestEarlyDeathsEndTheAgentWithEnvoysStatus(t *testing.T) {
+	t.Parallel()
 	s := newSupervisor(newFakeAdmin(t, ""), "/bin/sh", "-c", "exit 3")
 	err := s.run(t.Context())
 	var exit *ExitError
@@ -83,6 +84,7 @@ func TestEarlyDeathsEndTheAgentWithEnvoysStatus(t *testing.T) {
 }
 
 func TestMissingBinaryIsNotRetried(t *testing.T) {
+	t.Parallel()
 	s := newSupervisor(newFakeAdmin(t, ""), "/nonexistent/envoy")
 	if err := s.run(t.Context()); err == nil {
 		t.Fatal("no error")
@@ -93,6 +95,7 @@ func TestMissingBinaryIsNotRetried(t *testing.T) {
 }
 
 func TestServedEnvoyIsRestartedHoweverOften(t *testing.T) {
+	t.Parallel()
 	s := newSupervisor(newFakeAdmin(t, liveStats), "/bin/sleep", "1000")
 	done := make(chan error, 1)
 	go func() { done <- s.run(t.Context()) }()
@@ -115,6 +118,7 @@ func TestServedEnvoyIsRestartedHoweverOften(t *testing.T) {
 }
 
 func TestStopDuringBackOffReturns(t *testing.T) {
+	t.Parallel()
 	s := newSupervisor(newFakeAdmin(t, ""), "/bin/false")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -130,6 +134,7 @@ func TestStopDuringBackOffReturns(t *testing.T) {
 }
 
 func TestDrainAsksForInboundAndWaits(t *testing.T) {
+	t.Parallel()
 	admin := newFakeAdmin(t, "")
 	plan := drainPlan{inboundOnly: true, duration: 50 * time.Millisecond}
 	started := time.Now()
@@ -143,6 +148,7 @@ func TestDrainAsksForInboundAndWaits(t *testing.T) {
 }
 
 func TestDrainEndsEarly(t *testing.T) {
+	t.Parallel()
 	closed := make(chan struct{})
 	close(closed)
 	cut, cancel := context.WithCancel(t.Context())
@@ -165,6 +171,7 @@ func TestDrainEndsEarly(t *testing.T) {
 }
 
 func TestDrainUntilIdleWaitsForTheLastConnection(t *testing.T) {
+	t.Parallel()
 	const own = "listener.admin.downstream_cx_active: 3\nlistener.0.0.0.0_15090.downstream_cx_active: 1\n"
 	admin := newFakeAdmin(t, own+"listener.0.0.0.0_15006.downstream_cx_active: 1\n")
 	done := make(chan struct{})

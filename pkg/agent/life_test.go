@@ -210,10 +210,11 @@ func TestRoleIsToldHoweverLongTheRest(t *testing.T) {
 	}
 	defer c.Close()
 	a.becomes(hotrestart.RoleHandingOff)
-	found, err := p.dir("d").Look(t.Context())
-	if err != nil || len(found) != 1 || found[0].Report.Role != hotrestart.RoleHandingOff {
-		t.Errorf("others see %+v, %v", found, err)
-	}
+	d := p.dir("d")
+	waitFor(t, "others to see the role", func() bool {
+		found, err := d.Look(t.Context())
+		return err == nil && len(found) == 1 && found[0].Report.Role == hotrestart.RoleHandingOff
+	})
 }
 
 func TestNobodyIsRefusedWhileEnvoyRestarts(t *testing.T) {

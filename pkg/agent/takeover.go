@@ -43,6 +43,14 @@ func (a *Agent) takeOver(e event) hotrestart.Role {
 	return a.stay()
 }
 
+// succession is what one take-over has to do with.
+type succession struct {
+	client  *hotrestart.Client
+	sidecar *sidecar
+	envoy   *instance // that came into force
+	begun   time.Time
+}
+
 // attempt is one take-over, from the first word to the last; the sidecar that it makes
 // is ended when it fails.
 func (a *Agent) attempt(ctx context.Context, id string) event {
@@ -68,9 +76,10 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	a.mu.Lock()
 	a.shown.sidecar = s
 	a.mu.Unlock()
-	err = a.comeIntoForce(ctx, s, client)
+	t := &succession{client: client, sidecar: s, begun: begun}
+	err = t.comeIntoForce(ctx)
 	if err == nil {
-		err = a.commit(ctx, s, client, begun)
+		err = a.commit(ctx, t)
 	}
 	switch {
 	case err == nil:
@@ -137,7 +146,8 @@ func (e *ownError) Unwrap() error { return e.err }
 
 // comeIntoForce waits until the sidecar could serve. Nothing has changed for the
 // generation before until then.
-func (a *Agent) comeIntoForce(ctx context.Context, s *sidecar, client *hotrestart.Client) error {
+func (t *succession) comeIntoForce(ctx context.Context) error {
+	s := t.sidecar
 	select {
 	case <-s.inForce:
 	case <-s.done:
@@ -145,20 +155,21 @@ func (a *Agent) comeIntoForce(ctx context.Context, s *sidecar, client *hotrestar
 			return s.err
 		}
 		return &ownError{cmp.Or(s.err, errors.New("the sidecar ended"))}
-	case <-client.Lost():
-		return whyLost(ctx, s, client)
+	case <-t.client.Lost():
+		return t.whyLost(ctx)
 	case <-ctx.Done():
 		return errors.New(stoppingReason)
 	}
 	i := s.supervisor.current()
+	t.envoy = i
 	if i == nil || i.child == nil {
 		return fmt.Errorf("this generation's Envoy takes no part in hot restarts: %w", cmp.Or(s.launcher.disabled(), errNoHotRestart))
 	}
 	select {
 	case <-i.accepts:
 		return s.sockets.refresh(ctx, i)
-	case <-client.Lost():
-		return whyLost(ctx, s, client)
+	case <-t.client.Lost():
+		return t.whyLost(ctx)
 	case <-i.Done():
 		return fmt.Errorf("Envoy ended as it took over: %s", i.Exit())
 	case <-time.After(acceptTimeout):
@@ -167,49 +178,49 @@ func (a *Agent) comeIntoForce(ctx context.Context, s *sidecar, client *hotrestar
 }
 
 // whyLost says whether the generation before died or gave up, which the next step tells.
-func whyLost(ctx context.Context, s *sidecar, client *hotrestart.Client) error {
-	_, _, err := client.Ready(ctx, s.sockets.predecessors())
+func (t *succession) whyLost(ctx context.Context) error {
+	_, _, err := t.client.Ready(ctx, t.sidecar.sockets.predecessors())
 	return cmp.Or(err, hotrestart.ErrLost)
 }
 
 // commit begins to serve beside the generation before, and has that let go. Between
 // the two somebody reads every socket at any moment.
-func (a *Agent) commit(ctx context.Context, s *sidecar, client *hotrestart.Client, begun time.Time) error {
+func (a *Agent) commit(ctx context.Context, t *succession) error {
+	s := t.sidecar
 	if err := s.accept(); err != nil {
 		return &ownError{err}
 	}
 	s.sockets.narrow()
-	_, state, err := client.Ready(ctx, s.sockets.predecessors())
+	_, state, err := t.client.Ready(ctx, s.sockets.predecessors())
 	if err != nil {
 		return err
 	}
-	a.log.Info("serving; the generation before has let go", "from", client.Parent().ID, "after", time.Since(begun).Round(time.Millisecond))
+	a.log.Info("serving; the generation before has let go", "from", t.client.Parent().ID, "after", time.Since(t.begun).Round(time.Millisecond))
 	if s.adopt(state) {
 		s.publishAgain()
 	}
-	return holdOut(ctx, s, client)
+	return t.holdOut(ctx)
 }
 
 // holdOut makes the take-over final, unless what took over does not live that long: the
 // generation before, which is whole, is better than an Envoy that crashes.
-func holdOut(ctx context.Context, s *sidecar, client *hotrestart.Client) error {
-	i := s.supervisor.current()
+func (t *succession) holdOut(ctx context.Context) error {
 	probation, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
 		select {
-		case <-i.Done():
-		case <-s.done:
+		case <-t.envoy.Done():
+		case <-t.sidecar.done:
 		case <-probation.Done():
 		}
 		cancel()
 	}()
-	err := client.Commit(probation)
+	err := t.client.Commit(probation)
 	switch {
 	case err == nil || ctx.Err() != nil || !errors.Is(err, context.Canceled):
 		return err
-	case isClosed(s.done):
-		return &ownError{cmp.Or(s.err, errors.New("the sidecar ended"))}
+	case isClosed(t.sidecar.done):
+		return &ownError{cmp.Or(t.sidecar.err, errors.New("the sidecar ended"))}
 	}
-	return fmt.Errorf("Envoy ended just after it took over: %s", i.Exit())
+	return fmt.Errorf("Envoy ended just after it took over: %s", t.envoy.Exit())
 }

@@ -136,7 +136,11 @@ func (p *pod) start(name string, settings ...setting) *member {
 		defer close(m.ended)
 		m.err = a.Run(ctx)
 	}()
-	p.t.Cleanup(func() { m.kill() })
+	p.t.Cleanup(func() {
+		if m.kill(); m.err != nil {
+			p.t.Logf("%s ended: %v", name, m.err)
+		}
+	})
 	return m
 }
 

@@ -162,11 +162,14 @@ func (a *Agent) noteInForce(e event) hotrestart.Role {
 func (a *Agent) considerStop(event) hotrestart.Role {
 	a.loop.stopping = true
 	a.spawn(func(ctx context.Context) (event, bool) {
-		asked, said := time.Now(), false
+		last, said := time.Now(), false // when an heir was seen
 		for {
 			heir, relief := a.successors(ctx)
-			if !heir && (!relief || time.Since(asked) > reliefTime) {
+			if !heir && (!relief || time.Since(last) > reliefTime) {
 				return event{kind: nobodyStarts}, true
+			}
+			if heir {
+				last = time.Now()
 			}
 			if heir && !said {
 				said = true
@@ -183,7 +186,8 @@ func (a *Agent) considerStop(event) hotrestart.Role {
 }
 
 // successors tells whether a newer generation is about to take over from this one (heir),
-// and whether there is any other that might (relief).
+// and whether there is any other that might (relief): one that lives and does not answer,
+// for one, which is an heir again as soon as it gets a share of the processor.
 func (a *Agent) successors(ctx context.Context) (heir, relief bool) {
 	if a.dir == nil || isClosed(a.noDrain) {
 		return false, false
@@ -194,6 +198,7 @@ func (a *Agent) successors(ctx context.Context) (heir, relief bool) {
 	}
 	for _, n := range neighbours {
 		if n.Err != nil {
+			relief = true
 			continue
 		}
 		if n.Report.Role == hotrestart.RoleStarting && hotrestart.Newer(n.Report.Identity, a.me).TakeOver {

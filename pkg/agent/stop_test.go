@@ -106,6 +106,25 @@ func TestStopOfTheServing(t *testing.T) {
 		held.Close()
 		a.endsWell()
 	})
+	t.Run("beside a newer one that does not get to answer", func(t *testing.T) {
+		t.Parallel()
+		p := newPod(t)
+		a := p.start("a")
+		a.settles(hotrestart.RoleServing)
+		dir := p.dir("n")
+		n, err := hotrestart.NewServer(dir, hotrestart.Report{Role: hotrestart.RoleStarting}, quiet())
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.ask() // nobody runs n
+		if heir, relief := a.successors(t.Context()); heir || !relief {
+			t.Errorf("heir %v, relief %v: what lives may take over", heir, relief)
+		}
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		a.endsWell()
+	})
 	t.Run("without patience", func(t *testing.T) {
 		t.Parallel()
 		p := newPod(t)

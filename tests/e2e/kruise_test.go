@@ -207,7 +207,7 @@ func TestKruiseNewEnvoyFails(t *testing.T) {
 			load := startLoad(t, p)
 			p.kruise.Upgrade(p.scripted(t, "proxy:bad", tc.script))
 			p.kubelet.Log.WaitFor(t, "istio-proxy-2: FailedPostStartHook")
-			must(t, p.inRole(0, roleServing))
+			p.waitRole(t, 0, roleServing) // the next attempt begins soon
 			eventually(t, "the old agent says what became of the attempt", func() error {
 				attempt, err := p.lastAttempt(0)
 				if err == nil && (attempt.TakingOver || attempt.Result != "failure" || attempt.Reason == "") {

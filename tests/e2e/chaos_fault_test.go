@@ -47,8 +47,9 @@ func killAgent(t *testing.T, p *chaosPod, random *rand.Rand) (toll, string) {
 	m := randomMoment(random)
 	l := p.newcomer(t, p.other())
 	m.wait(t, l)
+	at := time.Now()
 	l.slot.Kill()
-	return tollOf(l), m.String()
+	return tollOf(t, l, at), m.String()
 }
 
 func killEnvoy(t *testing.T, p *chaosPod, random *rand.Rand) (toll, string) {
@@ -60,7 +61,7 @@ func killEnvoy(t *testing.T, p *chaosPod, random *rand.Rand) (toll, string) {
 		l.await(t, becameServing)
 		return nothing, m.String() + ": there was none"
 	}
-	toll := tollOfEnvoy(l)
+	toll := tollOfEnvoy(t, l)
 	l.await(t, becameServing) // its agent starts another one
 	return toll, m.String()
 }
@@ -71,10 +72,11 @@ func killBoth(t *testing.T, p *chaosPod, random *rand.Rand) (toll, string) {
 	l := p.newcomer(t, p.other())
 	m.wait(t, l)
 	signalEnvoy(l, syscall.SIGKILL)
-	toll := tollOfEnvoy(l)
+	toll := tollOfEnvoy(t, l)
 	<-time.After(between)
+	at := time.Now()
 	l.slot.Kill()
-	return max(toll, tollOf(l)), fmt.Sprintf("%v, the agent %v later", m, between.Round(time.Millisecond))
+	return max(toll, tollOf(t, l, at)), fmt.Sprintf("%v, the agent %v later", m, between.Round(time.Millisecond))
 }
 
 // Envoys that are none. The last one is a real Envoy with one cluster more, whose control plane
@@ -197,6 +199,6 @@ func full(volume string) func(*testing.T, *chaosPod, *rand.Rand) (toll, string) 
 			return nothing, "taken over all the same"
 		}
 		mustEnd(t, l.slot, random)
-		return tollOf(l), "not taken over" // it may just have tried again
+		return tollOf(t, l, time.Now()), "not taken over" // it may just have tried again
 	}
 }

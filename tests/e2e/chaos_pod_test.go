@@ -122,6 +122,28 @@ func (l life) said(words string) bool {
 	return strings.Contains(l.Log.String()[l.position:], words)
 }
 
+// probation is how long the old generation can take back, after it has let go. What is this near
+// to its end may be on either side of it.
+const (
+	probation = 2 * time.Second
+	nearIts   = 100 * time.Millisecond
+)
+
+// committed reports whether the probation of a newcomer was over at a time.
+func (l life) committed(t *testing.T, at time.Time) bool {
+	t.Helper()
+	for line := range strings.Lines(l.Log.String()[l.position:]) {
+		if !strings.Contains(line, saysLetGo) {
+			continue
+		}
+		stamp, _, _ := strings.Cut(line, "\t")
+		letGo, err := time.Parse(time.RFC3339Nano, stamp)
+		must(t, err)
+		return at.Sub(letGo) > probation-nearIts
+	}
+	return false
+}
+
 // newcomer launches the other image in the idle slot.
 func (p *chaosPod) newcomer(t *testing.T, image lab.Image) life {
 	t.Helper()

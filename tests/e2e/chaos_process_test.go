@@ -49,6 +49,7 @@ func makeLoad() error {
 	if err != nil {
 		return err
 	}
+	fmt.Println("ready") // SIGTERM asks for the report from here on
 	final, err := traffic.Run(ctx, config, func(traffic.Report) {})
 	return errors.Join(err, json.NewEncoder(os.Stdout).Encode(final))
 }

@@ -49,7 +49,7 @@ func (p *chaosPod) round(t *testing.T, round int, f fault, random *rand.Rand) {
 	p.settle(t) // a generation drains as long as the load has connections to it
 	what := fmt.Sprintf("round %d, %s (%s, %v)", round, f.name, how, took.Round(time.Millisecond))
 	may.check(t, what, report)
-	if p.serving == old {
+	if p.serving == old && may != everything {
 		p.unchanged(t, before)
 	}
 	p.everyPortServes(t, 10)
@@ -95,20 +95,26 @@ func (m moment) wait(t *testing.T, l life) {
 	<-time.After(m.after)
 }
 
-// tollOf is what the death of a newcomer may cost: nothing, unless its Envoy had begun to accept.
-func tollOf(newcomer life) toll {
-	if newcomer.said(saysWorkersStart) {
+// tollOf is what the death of a newcomer at a time may cost: nothing, unless its Envoy had begun to
+// accept; and everything once the old generation has closed its sockets.
+func tollOf(t *testing.T, newcomer life, at time.Time) toll {
+	t.Helper()
+	switch {
+	case newcomer.committed(t, at):
+		return everything
+	case newcomer.said(saysWorkersStart):
 		return inFlight
 	}
 	return nothing
 }
 
-// tollOfEnvoy is what the death of a newcomer's Envoy, just now, may cost.
-func tollOfEnvoy(newcomer life) toll {
+// tollOfEnvoy is what the death of a newcomer's Envoy, just now, may cost. Its agent has the sockets.
+func tollOfEnvoy(t *testing.T, newcomer life) toll {
+	t.Helper()
 	if newcomer.said(saysEnvoyServes) { // from here on its agent may be the one that answers
 		return envoyGone
 	}
-	return tollOf(newcomer)
+	return min(inFlight, tollOf(t, newcomer, time.Now()))
 }
 
 // mustEnd ends what is in the slot that does not serve: by SIGTERM in bounded time, or by SIGKILL.

@@ -171,9 +171,9 @@ func (t *succession) comeIntoForce(ctx context.Context) error {
 	case <-t.client.Lost():
 		return t.whyLost(ctx)
 	case <-i.Done():
-		return fmt.Errorf("Envoy ended as it took over: %s", i.Exit())
+		return fmt.Errorf("this generation's Envoy ended as it took over: %s", i.Exit())
 	case <-time.After(acceptTimeout):
-		return errors.New("Envoy does not say that it accepts on the sockets that it was given")
+		return errors.New("this generation's Envoy does not say that it accepts on the sockets that it was given")
 	}
 }
 
@@ -222,5 +222,5 @@ func (t *succession) holdOut(ctx context.Context) error {
 	case isClosed(t.sidecar.done):
 		return &ownError{cmp.Or(t.sidecar.err, errors.New("the sidecar ended"))}
 	}
-	return fmt.Errorf("Envoy ended just after it took over: %s", t.envoy.Exit())
+	return fmt.Errorf("this generation's Envoy ended just after it took over: %s", t.envoy.Exit())
 }

@@ -286,17 +286,30 @@ func (c *Client) collectOne(ctx context.Context, handle func(handoffFrame) (bool
 	}
 	select {
 	case f, ok := <-c.link.frames:
-		if err := c.link.errorUnless(ok); err != nil {
-			return false, err
-		}
-		to, err := c.stage.next(got(f.kind))
-		if err != nil {
-			f.closeDescriptors()
-			return false, err
-		}
-		c.stage = to
-		return handle(f)
+		return c.take(f, ok, handle)
 	case <-ctx.Done():
-		return false, fmt.Errorf("no answer: %w", ctx.Err())
 	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		// A process that stood still (SIGSTOP, a machine without time for it) finds its deadline
+		// over and the answer waiting. It counts: who is told that it settled is the only one left.
+		select {
+		case f, ok := <-c.link.frames:
+			return c.take(f, ok, handle)
+		case <-time.After(c.timing.slack):
+		}
+	}
+	return false, fmt.Errorf("no answer: %w", ctx.Err())
+}
+
+func (c *Client) take(f handoffFrame, ok bool, handle func(handoffFrame) (bool, error)) (bool, error) {
+	if err := c.link.errorUnless(ok); err != nil {
+		return false, err
+	}
+	to, err := c.stage.next(got(f.kind))
+	if err != nil {
+		f.closeDescriptors()
+		return false, err
+	}
+	c.stage = to
+	return handle(f)
 }

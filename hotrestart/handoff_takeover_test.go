@@ -453,3 +453,23 @@ func TestDialNobody(t *testing.T) {
 		t.Error("a path for an id")
 	}
 }
+
+// An agent that stood still for longer than its patience finds the answer and the end of its
+// deadline together: the answer counts.
+func TestAnswerThatWaitsIsNotLate(t *testing.T) {
+	noLeaks(t)
+	for range 50 { // of two ready cases, select takes any
+		ours, theirs := socketPair(t)
+		old, c := newLink(theirs, quick(), 1, nil), &Client{link: newLink(ours, quick(), 1, nil), timing: quick(), stage: childCommitting}
+		if err := old.send(msgSettled, emptyHead{}); err != nil {
+			t.Fatal(err)
+		}
+		over, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+		if err := c.collect(over, 0, func(handoffFrame) (bool, error) { return true, nil }); err != nil {
+			t.Errorf("the answer was there: %v", err)
+		}
+		cancel()
+		c.Close()
+		old.close()
+	}
+}

@@ -28,6 +28,9 @@ const (
 	// letGoGrace is the same for a generation that lives on after it let go of its
 	// sockets: a profile or a scrape takes a minute at most.
 	letGoGrace = time.Minute
+	// abandonGrace is how long what the Envoy of a failed take-over has accepted may take; the
+	// next attempt waits for it.
+	abandonGrace = 5 * time.Second
 	// stopReason is why a generation is not ready any more.
 	stopReason = "the agent is stopping"
 )
@@ -329,6 +332,19 @@ func (s *sidecar) retire(ctx context.Context, left func(n int, final bool)) {
 	}
 	cancel()
 	s.end()
+}
+
+// abandon ends the sidecar of a take-over that failed. What its Envoy has accepted, beside that of
+// the generation before, may finish; whoever connects from now on reaches the latter.
+func (s *sidecar) abandon() {
+	if i := s.supervisor.current(); i == nil || !isClosed(i.accepts) {
+		s.end()
+		return
+	}
+	s.release()
+	ctx, cancel := context.WithTimeout(context.Background(), abandonGrace)
+	defer cancel()
+	s.retire(ctx, func(int, bool) {})
 }
 
 // connections are those that Envoy serves, on whatever listener.

@@ -93,7 +93,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	}
 	s.sockets.widen()
 	a.giveUp(ctx, client, err)
-	s.end()
+	s.abandon()
 	a.mu.Lock()
 	a.shown.sidecar = nil
 	a.mu.Unlock()

@@ -30,6 +30,8 @@ const (
 	// lookTimeout bounds one question about a generation's role; a live one answers from
 	// a goroutine of its own.
 	lookTimeout = 2 * time.Second
+	// backlogPause is how long a full backlog is let be.
+	backlogPause = 10 * time.Millisecond
 )
 
 // Dir is the place where the generations of one pod meet: a directory of this user's
@@ -195,8 +197,7 @@ func (d *Dir) connect(ctx context.Context, id string) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	var dialer net.Dialer
-	c, err := dialer.DialContext(ctx, "unix", path)
+	c, err := dialPatiently(ctx, path)
 	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("connect to generation %s: %w", id, ErrLost)
 	}
@@ -209,6 +210,23 @@ func (d *Dir) connect(ctx context.Context, id string) (*net.UnixConn, error) {
 		return nil, fmt.Errorf("connect to generation %s: %w", id, err)
 	}
 	return conn, nil
+}
+
+// dialPatiently connects, and waits as long as the backlog of a living generation is full
+// (EAGAIN, unix(7)): taking it for dead would start a second one beside it.
+func dialPatiently(ctx context.Context, path string) (net.Conn, error) {
+	var dialer net.Dialer
+	for {
+		c, err := dialer.DialContext(ctx, "unix", path)
+		if !errors.Is(err, unix.EAGAIN) {
+			return c, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(err, ctx.Err())
+		case <-time.After(backlogPause):
+		}
+	}
 }
 
 // viaDescriptor is a short path to a file of the directory, valid while it is open.

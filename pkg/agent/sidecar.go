@@ -173,7 +173,7 @@ func (s *sidecar) start() {
 		<-s.base.Done() // something failed, or it is over
 		s.supervisor.stop()
 		s.sockets.close() // nobody accepts any more: who connects is refused and need not wait
-		endFeed() // Envoy would warn of a control plane that goes first
+		endFeed()         // Envoy would warn of a control plane that goes first
 		s.err = s.group.Wait()
 		s.suspend()
 		s.release()

@@ -112,13 +112,6 @@ func (l *load) check(t *testing.T) {
 	l.failures = nil // said once
 }
 
-// forgive is stop where requests may fail.
-func (l *load) forgive() (requests int, failures []string) {
-	requests, failures = l.stop()
-	l.failures = nil
-	return requests, failures
-}
-
 // answers demands a 200 on a connection of its own.
 func answers(n *lab.Namespace, url string) error {
 	client := n.Client()

@@ -21,7 +21,7 @@ type neighbour struct {
 
 // neighbour takes a place in the pod's hand-off directory, and answers what newcomers
 // want with answer, which says whether it did; nil does all that they want.
-func (p *pod) neighbour(id string, role hotrestart.Role, change func(*hotrestart.Identity), answer func(hotrestart.Event) bool) *neighbour {
+func (p *pod) neighbour(id string, role hotrestart.Role, change func(*hotrestart.Identity), answer func(*neighbour, hotrestart.Event) bool) *neighbour {
 	p.t.Helper()
 	me := hotrestart.Identity{ID: id, Started: time.Now()}
 	if change != nil {
@@ -46,7 +46,7 @@ func (p *pod) neighbour(id string, role hotrestart.Role, change func(*hotrestart
 			case <-ctx.Done():
 				return
 			case e := <-server.Events():
-				if answer == nil || !answer(e) {
+				if answer == nil || !answer(n, e) {
 					n.agree(p.t, e)
 				}
 				n.events <- e

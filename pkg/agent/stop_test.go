@@ -37,7 +37,7 @@ func TestStopInTheMiddleOfATakeOverTellsTheOther(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := newPod(t)
-			n := p.neighbour("n", hotrestart.RoleServing, nil, func(e hotrestart.Event) bool { return e.Kind == at })
+			n := p.neighbour("n", hotrestart.RoleServing, nil, func(_ *neighbour, e hotrestart.Event) bool { return e.Kind == at })
 			n.listen(t, p.listen)
 			a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Unready = at == hotrestart.Ended }))
 			if at == hotrestart.Ended {

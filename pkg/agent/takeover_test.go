@@ -21,7 +21,7 @@ func TestRefused(t *testing.T) {
 			t.Parallel()
 			p := newPod(t)
 			times := 0
-			n := p.neighbour("n", hotrestart.RoleServing, nil, func(e hotrestart.Event) bool {
+			n := p.neighbour("n", hotrestart.RoleServing, nil, func(n *neighbour, e hotrestart.Event) bool {
 				if e.Kind == hotrestart.Arrived {
 					times++
 					e.Newcomer.Refuse(code, "the reason")
@@ -65,8 +65,7 @@ func TestParentDies(t *testing.T) {
 			t.Parallel()
 			p := newPod(t)
 			die := make(chan struct{}, 1)
-			var n *neighbour
-			n = p.neighbour("n", hotrestart.RoleServing, nil, func(e hotrestart.Event) bool {
+			n := p.neighbour("n", hotrestart.RoleServing, nil, func(n *neighbour, e hotrestart.Event) bool {
 				if e.Kind != tc.at {
 					return false
 				}
@@ -110,7 +109,7 @@ func TestParentTakesBack(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
 	refuse := true
-	n := p.neighbour("n", hotrestart.RoleServing, nil, func(e hotrestart.Event) bool {
+	n := p.neighbour("n", hotrestart.RoleServing, nil, func(n *neighbour, e hotrestart.Event) bool {
 		if e.Kind == hotrestart.Ready && refuse {
 			refuse = false
 			e.Newcomer.Refuse(hotrestart.RefusedUnready, "not now")

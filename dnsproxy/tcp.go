@@ -13,6 +13,10 @@ import (
 )
 
 const (
+	// maxQuery bounds a query: a question and an OPT record with padding
+	// fit many times.
+	maxQuery = 4096
+
 	// maxConns is the contract's number of TCP connections at once.
 	maxConns = 64
 

@@ -21,7 +21,7 @@ const (
 	// maxDatagram bounds a query over UDP: a question and an OPT record with
 	// padding (RFC 8467: to 128 bytes) fit many times. A longer one is cut off,
 	// and refused for it. Replies are longer only when the client says so.
-	maxDatagram = 2048
+	maxDatagram = 1232
 
 	// controlSize is the room for one IP_PKTINFO or IPV6_PKTINFO, ip(7), ipv6(7).
 	controlSize = unix.SizeofCmsghdr + (unix.SizeofInet6Pktinfo+7)&^7

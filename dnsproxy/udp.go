@@ -10,6 +10,10 @@ import (
 )
 
 const (
+	// yieldAfter is after how many full batches in a row the connections have
+	// their turn: in a flood this loop would never wait.
+	yieldAfter = 8
+
 	// maxReadErrors ends a loop whose socket only fails, so that it does
 	// not spin.
 	maxReadErrors = 100
@@ -24,7 +28,7 @@ func (v *Serving) serveUDP(conn *net.UDPConn) {
 		return
 	}
 	q := &query{scope: &v.scope}
-	failed := 0
+	failed, full := 0, 0
 	for {
 		n, err := v.serveBatch(b, q)
 		switch {
@@ -38,8 +42,10 @@ func (v *Serving) serveUDP(conn *net.UDPConn) {
 				return
 			}
 		}
-		if n == batchSize {
-			runtime.Gosched() // in a flood connections have their turn, too
+		if n < batchSize {
+			full = 0
+		} else if full++; full%yieldAfter == 0 {
+			runtime.Gosched()
 		}
 	}
 }

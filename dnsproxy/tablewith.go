@@ -219,7 +219,7 @@ func (e *edit) reverse() []change {
 }
 
 // repoint returns a VIP's hosts after changes to them, nil when none is left.
-// They are sorted, so that the order in which hosts came says nothing.
+// They are sorted by name, so that the order in which hosts came says nothing.
 func repoint(hosts []byte, changes []pointer) []byte {
 	if len(hosts) == 0 && len(changes) == 1 && changes[0].add { // nearly always
 		return changes[0].host
@@ -231,7 +231,9 @@ func repoint(hosts []byte, changes []pointer) []byte {
 		hosts = hosts[n:]
 	}
 	for _, c := range changes {
-		at, found := slices.BinarySearchFunc(list, c.host, bytes.Compare)
+		at, found := slices.BinarySearchFunc(list, c.host, func(a, b []byte) int {
+			return strings.Compare(dotted(a[:len(a)-1]), dotted(b[:len(b)-1]))
+		})
 		switch {
 		case c.add && !found:
 			list = slices.Insert(list, at, c.host)

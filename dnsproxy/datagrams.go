@@ -122,9 +122,12 @@ func (b *datagrams) receive() (int, error) {
 	return b.received, nil
 }
 
+// receiveOn does not tell the scheduler that it enters a system call, nor does
+// sendOn: they never wait, and on a busy machine the scheduler would give the
+// processor away meanwhile, and the rest of the batch to another thread.
 func (b *datagrams) receiveOn(fd uintptr) (done bool) {
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.in[0])), batchSize, unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.in[0])), batchSize, unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case unix.EINTR:
 			continue
@@ -182,7 +185,7 @@ func (b *datagrams) flush() (lost int, err error) {
 
 func (b *datagrams) sendOn(fd uintptr) (done bool) {
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&b.out[b.sent])), uintptr(b.replies-b.sent), unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&b.out[b.sent])), uintptr(b.replies-b.sent), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case unix.EINTR:
 			continue

@@ -33,6 +33,7 @@ const (
 type dnsTarget struct {
 	name, addr, file string
 	pid              func() int
+	tcp              bool // over connections that are kept, queries pipelined
 
 	cpu, qps, p99 []float64 // µs a query, queries/s, µs; one sample a round
 }
@@ -51,6 +52,10 @@ func benchDNS(t lab.T, s settings) []result {
 		{name: "raw UDP echo", addr: echoDNS, file: table, pid: echoServer},
 		{name: "agent, cache", addr: agentDNS, file: hot, pid: agent.PID},
 		{name: "unbound, cache", addr: unboundDNS, file: hot, pid: unbound},
+		{name: "agent, table over TCP", addr: agentDNS, file: table, pid: agent.PID, tcp: true},
+		{name: "unbound, local-data over TCP", addr: unboundDNS, file: table, pid: unbound, tcp: true},
+		{name: "agent, cache over TCP", addr: agentDNS, file: hot, pid: agent.PID, tcp: true},
+		{name: "unbound, cache over TCP", addr: unboundDNS, file: hot, pid: unbound, tcp: true},
 	}
 	for _, target := range targets {
 		dnsperf(t, l, target, "-n", "2") // fills caches, and shows that every name is answered
@@ -70,6 +75,7 @@ func dnsResults(targets []*dnsTarget) []result {
 	var results []result
 	for _, pair := range []struct{ agent, peer *dnsTarget }{
 		{agentTable, localData}, {agentTable, raw}, {agentCache, cache}, {agentCache, raw},
+		{targets[5], targets[6]}, {targets[7], targets[8]},
 	} {
 		kind := "DNS " + strings.TrimPrefix(pair.agent.name, "agent, ")
 		results = append(results,
@@ -199,6 +205,9 @@ func (d *dnsTarget) measure(t lab.T, l *lab.Lab, duration time.Duration) {
 func dnsperf(t lab.T, l *lab.Lab, d *dnsTarget, args ...string) string {
 	host, port, _ := strings.Cut(d.addr, ":")
 	argv := append([]string{"dnsperf", "-f", "inet", "-s", host, "-p", port, "-d", d.file, "-q", outstand, "-T", "1", "-c", "4"}, args...)
+	if d.tcp {
+		argv = append(argv, "-m", "tcp")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), dnsperfExtra)
 	defer cancel()
 	var exit *exec.ExitError

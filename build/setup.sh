@@ -36,6 +36,7 @@ conntrack          conntrack
 nc                 netcat-openbsd
 capsh              libcap2-bin
 strace             strace
+musl-gcc           musl-tools
 shellcheck         shellcheck
 "
 # Debian's sbin directories are not in every user's PATH.

@@ -4,7 +4,8 @@
 //
 // A query passes table -> cache -> forwarder, three handlers with one narrow
 // interface. What the first two hold is answered on the bytes in the read
-// loop; only what has to wait gets a goroutine, and those are bounded.
+// loop, a batch of datagrams at a time and without an allocation; only what has
+// to wait gets a goroutine, and those are bounded.
 //
 // The server answers as RFC 1034/1035 with RFC 2308 (negative answers), 6891
 // (EDNS0), 7766 (TCP), 8906 (no query is left without an answer for being

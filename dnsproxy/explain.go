@@ -86,11 +86,15 @@ func (e *Explanation) match(t *Table, q *query, source Source) {
 	if !ok {
 		return
 	}
-	e.Search, e.Wildcard, e.VIP = strings.TrimPrefix(m.search, "."), m.wildcard, m.addrs.vip || m.reverse
-	e.Host = m.host
-	if !m.reverse {
-		name := strings.TrimSuffix(strings.ToLower(e.Name), ".")
-		e.Host = t.hostOf(strings.TrimSuffix(name, m.search), m.wildcard)
+	e.Search, e.Wildcard = m.search, m.wildcard
+	if m.reverse != nil {
+		n, _ := skipName(m.reverse, 0)
+		e.Host, e.VIP = dotted(m.reverse[:n-1]), true
+	} else {
+		e.Host, e.VIP = dotted(m.owner), m.addrs.vip()
+	}
+	if m.wildcard {
+		e.Host = "*." + e.Host
 	}
 	if source != SourceTable {
 		return
@@ -102,23 +106,6 @@ func (e *Explanation) match(t *Table, q *query, source Source) {
 		e.Source = "wildcard"
 	case e.Search != "":
 		e.Source = "search"
-	}
-}
-
-// hostOf returns the table's name that name was found under.
-func (t *Table) hostOf(name string, wildcard bool) string {
-	if !wildcard {
-		return name
-	}
-	for {
-		_, parent, ok := strings.Cut(name, ".")
-		if !ok {
-			return ""
-		}
-		if _, ok := t.wildcards[parent]; ok {
-			return "*." + parent
-		}
-		name = parent
 	}
 }
 

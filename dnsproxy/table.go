@@ -1,7 +1,7 @@
 package dnsproxy
 
 import (
-	"maps"
+	"bytes"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -18,214 +18,161 @@ type Host struct {
 	VIP   bool         // Addrs are virtual: PTR queries for them are answered
 }
 
-// Table is the set of names answered here. It is immutable, made by NewTable,
-// and put in force by Server.Swap.
+// Table is the set of names answered here. It is immutable, made by NewTable and
+// With, and put in force by Server.Swap.
+//
+// Names are kept in wire form without the root, and addresses behind them.
 type Table struct {
-	exact     map[string]addrs
-	wildcards map[string]addrs // key: the name behind "*."
-	reverse   map[netip.Addr]string
-	search    []string // with a leading dot
-	ttl       uint32   // seconds; 0: the server's default
-	pool      []byte   // the addresses of all hosts: one object for the GC
+	exact     *shards // values: addrs
+	wildcards *shards // the same, by the name behind "*."
+	reverse   *shards // by address: the VIP's hosts in wire form, sorted, one behind the other
+	search    []searchDomain
+	ttl       uint32 // seconds; 0: the server's default
 }
 
-// addrs are the addresses of one host, as a place in Table.pool: n4 of 4 bytes,
-// then n6 of 16.
-type addrs struct {
-	at     uint32
-	n4, n6 uint16
-	vip    bool
+// searchDomain is one of resolv.conf's.
+type searchDomain struct {
+	text string
+	wire []byte // without the root
 }
-
-// maxAddrs bounds the addresses of a host and family: that many AAAA records
-// fit the largest message (65,535 bytes, 28 a record).
-const maxAddrs = 2000
 
 // NewTable returns the table of hosts. A name given twice has the addresses of
 // both. search are resolv.conf's search domains: `name.<search>` is answered as
-// name, at query time, so that they cost no memory. ttl is in seconds; 0 is
+// name, at query time, so that they cost no memory; and directly, with records
+// of the name that was asked for: a CNAME to the shorter name would do as well,
+// but callers that look at the canonical name (Kerberos, certificate checks)
+// are better off with the name that they know. ttl is in seconds; 0 is
 // Config.TTL. Hosts without a usable name or address are left out.
 func NewTable(hosts []Host, search []string, ttl uint32) *Table {
-	t := &Table{
-		exact:     make(map[string]addrs, len(hosts)),
-		wildcards: map[string]addrs{},
-		reverse:   map[netip.Addr]string{},
-		ttl:       ttl,
-	}
+	t := &Table{exact: newShards(), wildcards: newShards(), reverse: newShards(), ttl: ttl}
+	return t.With(hosts, nil).WithSearch(search)
+}
+
+// WithSearch returns the table with these search domains instead of its own.
+func (t *Table) WithSearch(search []string) *Table {
+	out := *t
+	out.search = nil
 	for _, domain := range search {
-		if domain = normalName(domain); domain != "" {
-			t.search = append(t.search, "."+domain)
+		domain = normalName(domain)
+		if wire, ok := appendName(nil, domain); ok {
+			out.search = append(out.search, searchDomain{text: domain, wire: wire[:len(wire)-1]})
 		}
 	}
-	for _, h := range hosts {
-		t.add(h)
-	}
-	return t
-}
-
-func (t *Table) add(h Host) {
-	name := normalName(h.Name)
-	into := t.exact
-	if suffix, ok := strings.CutPrefix(name, "*."); ok {
-		name, into = suffix, t.wildcards
-	}
-	var wire [maxWireName]byte
-	if _, ok := appendName(wire[:0], name); !ok || name == "*" {
-		return
-	}
-	list := h.Addrs
-	if old, ok := into[name]; ok {
-		list = slices.Concat(t.addrs(old), list)
-	}
-	e := t.store(list)
-	if e.n4 == 0 && e.n6 == 0 {
-		return
-	}
-	e.vip = h.VIP
-	into[name] = e
-	if !h.VIP {
-		return
-	}
-	for _, a := range h.Addrs {
-		if _, taken := t.reverse[a.Unmap()]; !taken {
-			t.reverse[a.Unmap()] = name
-		}
-	}
-}
-
-// store puts the addresses into the pool, each once, IPv4 first.
-func (t *Table) store(list []netip.Addr) addrs {
-	e := addrs{at: uint32(len(t.pool))}
-	for i, a := range list {
-		if a = a.Unmap(); a.Is4() && e.n4 < maxAddrs && !slices.Contains(list[:i], list[i]) {
-			b := a.As4()
-			t.pool = append(t.pool, b[:]...)
-			e.n4++
-		}
-	}
-	for i, a := range list {
-		if a.IsValid() && !a.Unmap().Is4() && e.n6 < maxAddrs && !slices.Contains(list[:i], list[i]) {
-			b := a.As16()
-			t.pool = append(t.pool, b[:]...)
-			e.n6++
-		}
-	}
-	return e
-}
-
-func (t *Table) v4(e addrs) []byte { return t.pool[e.at:][:4*int(e.n4)] }
-func (t *Table) v6(e addrs) []byte { return t.pool[e.at:][4*int(e.n4):][:16*int(e.n6)] }
-
-func (t *Table) addrs(e addrs) []netip.Addr {
-	list := make([]netip.Addr, 0, int(e.n4)+int(e.n6))
-	for b := range slices.Chunk(t.v4(e), 4) {
-		list = append(list, netip.AddrFrom4([4]byte(b)))
-	}
-	for b := range slices.Chunk(t.v6(e), 16) {
-		list = append(list, netip.AddrFrom16([16]byte(b)))
-	}
-	return list
+	return &out
 }
 
 // Hosts returns what the table has, sorted by name, wildcards as "*.x".
 func (t *Table) Hosts() []Host {
 	hosts := make([]Host, 0, t.Len())
-	for _, name := range slices.Sorted(maps.Keys(t.exact)) {
-		e := t.exact[name]
-		hosts = append(hosts, Host{Name: name, Addrs: t.addrs(e), VIP: e.vip})
+	collect := func(prefix string) func(key, value []byte) {
+		return func(key, value []byte) {
+			e := addrs(value)
+			hosts = append(hosts, Host{Name: prefix + dotted(key), Addrs: e.list(), VIP: e.vip()})
+		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(t.wildcards)) {
-		e := t.wildcards[name]
-		hosts = append(hosts, Host{Name: "*." + name, Addrs: t.addrs(e), VIP: e.vip})
-	}
-	slices.SortStableFunc(hosts, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
+	t.exact.all(collect(""))
+	t.wildcards.all(collect("*."))
+	slices.SortFunc(hosts, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
 	return hosts
 }
 
 // Len returns how many names the table has; search domains do not count.
-func (t *Table) Len() int { return len(t.exact) + len(t.wildcards) }
+func (t *Table) Len() int { return t.exact.n + t.wildcards.n }
 
 // normalName returns name as the table compares it: lower case, no final dot.
 func normalName(name string) string {
 	return strings.ToLower(strings.TrimSuffix(name, "."))
 }
 
-// match is how a question's name was found in the table.
+// match is how a question's name was found in the table. Its slices are the
+// table's and the question's.
 type match struct {
-	host     string // the table's name, behind "*." for a wildcard
+	owner    []byte // the table's name in wire form, behind "*." for a wildcard
 	addrs    addrs
 	wildcard bool
-	reverse  bool   // host is what the VIP in the name belongs to
-	search   string // the search domain that was stripped, with a leading dot
+	reverse  []byte // the hosts of the VIP that the name stands for
+	search   string // the search domain that was stripped
 }
 
-// lookup finds a dotted lower-case name: exact, exact without one search
-// domain, the most specific wildcard, a wildcard without one search domain; and
-// the reverse name of a VIP.
+// lookup finds a lower-case name in wire form, without the root: exact, exact
+// without one search domain, the most specific wildcard, a wildcard without one
+// search domain; and the reverse name of a VIP.
 func (t *Table) lookup(name []byte) (match, bool) {
-	if e, ok := t.exact[string(name)]; ok {
-		return match{addrs: e}, true
+	if e := t.exact.get(name); e != nil {
+		return match{owner: name, addrs: e}, true
 	}
-	for _, s := range t.search {
-		if base, ok := cutSuffix(name, s); ok {
-			if e, ok := t.exact[string(base)]; ok {
-				return match{addrs: e, search: s}, true
+	for i := range t.search {
+		if base, ok := cutDomain(name, t.search[i].wire); ok {
+			if e := t.exact.get(base); e != nil {
+				return match{owner: base, addrs: e, search: t.search[i].text}, true
 			}
 		}
 	}
-	if e, ok := t.wildcard(name); ok {
-		return match{addrs: e, wildcard: true}, true
-	}
-	for _, s := range t.search {
-		if base, ok := cutSuffix(name, s); ok {
-			if e, ok := t.wildcard(base); ok {
-				return match{addrs: e, wildcard: true, search: s}, true
-			}
+	if t.wildcards.n > 0 {
+		if m, ok := t.lookupWildcard(name); ok {
+			return m, true
 		}
 	}
 	return t.lookupReverse(name)
 }
 
+func (t *Table) lookupWildcard(name []byte) (match, bool) {
+	if m, ok := t.wildcard(name); ok {
+		return m, true
+	}
+	for i := range t.search {
+		if base, ok := cutDomain(name, t.search[i].wire); ok {
+			if m, ok := t.wildcard(base); ok {
+				m.search = t.search[i].text
+				return m, true
+			}
+		}
+	}
+	return match{}, false
+}
+
+// wildcard finds the closest ancestor of name that is a wildcard. The name
+// itself is not its own ancestor: "*.x" does not cover x.
+func (t *Table) wildcard(name []byte) (match, bool) {
+	for len(name) > 0 {
+		name = name[1+int(name[0]):]
+		if e := t.wildcards.get(name); e != nil {
+			return match{owner: name, addrs: e, wildcard: true}, true
+		}
+	}
+	return match{}, false
+}
+
 func (t *Table) lookupReverse(name []byte) (match, bool) {
-	if len(t.reverse) == 0 {
+	if t.reverse.n == 0 {
 		return match{}, false
 	}
 	addr, ok := parseReverse(name)
 	if !ok {
 		return match{}, false
 	}
-	host, ok := t.reverse[addr]
-	return match{host: host, reverse: true}, ok
+	var key [16]byte
+	hosts := t.reverse.get(appendAddr(key[:0], addr))
+	return match{reverse: hosts}, hosts != nil
 }
 
-// wildcard finds the closest ancestor of name that is a wildcard. The name
-// itself is not its own ancestor: "*.x" does not cover x.
-func (t *Table) wildcard(name []byte) (addrs, bool) {
-	if len(t.wildcards) == 0 {
-		return addrs{}, false
-	}
-	for i, c := range name {
-		if c != '.' {
-			continue
-		}
-		if e, ok := t.wildcards[string(name[i+1:])]; ok {
-			return e, true
-		}
-	}
-	return addrs{}, false
-}
-
-func cutSuffix(name []byte, suffix string) ([]byte, bool) {
-	n := len(name) - len(suffix)
-	if n <= 0 || string(name[n:]) != suffix {
+// cutDomain returns name without a domain that it ends with, label by label;
+// false when it does not, and when nothing would be left.
+func cutDomain(name, domain []byte) ([]byte, bool) {
+	n := len(name) - len(domain)
+	if n <= 0 || !bytes.Equal(name[n:], domain) {
 		return nil, false
 	}
-	return name[:n], true
+	at := 0
+	for at < n {
+		at += 1 + int(name[at])
+	}
+	return name[:n], at == n
 }
 
-// appendAddrs appends the answer with list's addresses, size bytes each, in
+// appendRecords appends the answer with list's addresses, size bytes each, in
 // random order; what the client cannot take is left off, and TC says so.
-func appendAddrs(dst []byte, q *query, list []byte, size int, ttl uint32) []byte {
+func appendRecords(dst []byte, q *query, list []byte, size int, ttl uint32) []byte {
 	msg := len(dst)
 	dst = appendReply(dst, q, flagAA, rcodeSuccess)
 	room := q.limit - (len(dst) - msg)

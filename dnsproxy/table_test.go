@@ -1,6 +1,7 @@
 package dnsproxy
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -180,14 +181,16 @@ func TestParseReverse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, ok := parseReverse([]byte(strings.TrimSuffix(name, ".")))
+		wire, _ := appendName(nil, strings.TrimSuffix(name, "."))
+		got, ok := parseReverse(wire[:len(wire)-1])
 		if !ok || got != a {
 			t.Errorf("%s -> %s -> %s, %v", a, name, got, ok)
 		}
 	}
 	for _, bad := range []string{"", "in-addr.arpa", "1.2.3.in-addr.arpa", "1.2.3.4.5.in-addr.arpa", "256.1.1.1.in-addr.arpa",
-		"01.1.1.1.in-addr.arpa", "a.1.1.1.in-addr.arpa", ".1.1.1.in-addr.arpa", "1.ip6.arpa", "1.2.3.4.example"} {
-		if a, ok := parseReverse([]byte(bad)); ok {
+		"01.1.1.1.in-addr.arpa", "a.1.1.1.in-addr.arpa", "1.ip6.arpa", "1.2.3.4.example"} {
+		wire, _ := appendName(nil, bad)
+		if a, ok := parseReverse(bytes.TrimSuffix(wire, []byte{0})); ok {
 			t.Errorf("%q is read as %s", bad, a)
 		}
 	}

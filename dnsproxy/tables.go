@@ -98,21 +98,21 @@ func (h *tables) local(t *Table, m match, q *query, dst []byte) (answer, bool) {
 	var list []byte
 	size := 4
 	switch {
-	case m.reverse && q.qtype == typePTR:
-		return answer{msg: appendPTR(dst, q, m.host, ttl)}, true
-	case m.reverse:
+	case m.reverse != nil && q.qtype == typePTR:
+		return answer{msg: appendPTR(dst, q, m.reverse, ttl)}, true
+	case m.reverse != nil:
 		return answer{}, false
 	case q.qtype == typeA:
-		list = t.v4(m.addrs)
+		list = m.addrs.v4()
 	case q.qtype == typeAAAA:
-		list, size = t.v6(m.addrs), 16
+		list, size = m.addrs.v6(), 16
 	default:
 		return answer{}, false
 	}
 	if len(list) == 0 {
 		return answer{msg: appendNodata(dst, q, ttl)}, true
 	}
-	return answer{msg: appendAddrs(dst, q, list, size, ttl)}, true
+	return answer{msg: appendRecords(dst, q, list, size, ttl)}, true
 }
 
 // exists sees that a name of the table is never denied: an upstream that does
@@ -134,46 +134,36 @@ func (h *tables) ttlOf(t *Table) uint32 {
 	return h.ttl
 }
 
-// find looks q's name up in t. A label with a dot in it has no dotted form
-// that is not another name's, and is in no table.
+// find looks q's name up in t.
 func find(t *Table, q *query) (match, bool) {
-	if q.qclass != classIN {
+	name := q.wire()
+	if q.qclass != classIN || len(name) == 1 { // no table has the root
 		return match{}, false
 	}
-	var buf [maxWireName]byte
-	name, ok := dotted(buf[:0], q.wire())
-	if !ok {
-		return match{}, false
-	}
-	return t.lookup(name)
+	return t.lookup(name[:len(name)-1])
 }
 
-// dotted appends a wire name as labels with dots between them, unescaped.
-// False for the root and for a label that has a dot in it.
-func dotted(dst, wire []byte) ([]byte, bool) {
-	for off := 0; wire[off] != 0; {
-		n := int(wire[off])
-		if off > 0 {
-			dst = append(dst, '.')
+// dotted returns a name of a table, in wire form without the root, with dots.
+func dotted(wire []byte) string {
+	text := make([]byte, 0, len(wire))
+	for len(wire) > 0 {
+		n := 1 + int(wire[0])
+		if len(text) > 0 {
+			text = append(text, '.')
 		}
-		for _, c := range wire[off+1:][:n] {
-			if c == '.' {
-				return dst, false
-			}
-			dst = append(dst, c)
-		}
-		off += 1 + n
+		text = append(text, wire[1:n]...)
+		wire = wire[n:]
 	}
-	return dst, len(dst) > 0
+	return string(text)
 }
 
-func appendPTR(dst []byte, q *query, host string, ttl uint32) []byte {
+// appendPTR answers with the first of a VIP's hosts.
+func appendPTR(dst []byte, q *query, hosts []byte, ttl uint32) []byte {
 	msg := len(dst)
-	var wire [maxWireName]byte
-	name, _ := appendName(wire[:0], host) // NewTable has checked it
+	n, _ := skipName(hosts, 0)
 	dst = appendReply(dst, q, flagAA, rcodeSuccess)
-	dst = appendRR(dst, typePTR, ttl, len(name))
-	dst = append(dst, name...)
+	dst = appendRR(dst, typePTR, ttl, n)
+	dst = append(dst, hosts[:n]...)
 	setCount(dst[msg:], sectionAnswer, 1)
 	return dst
 }

@@ -6,13 +6,17 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
 
 const (
+	// maxQuery bounds a query: a question and an OPT record with padding
+	// fit many times.
+	maxQuery = 4096
+
 	// maxConns is the contract's number of TCP connections at once.
 	maxConns = 64
 
@@ -32,6 +36,10 @@ const (
 	// next one is read when one is answered.
 	maxPipelined = 128
 
+	// maxGathered is how many bytes of replies wait for the queries behind
+	// theirs: as many as a few reads bring.
+	maxGathered = 8 << 10
+
 	acceptPause = 5 * time.Millisecond // after EMFILE and the like
 )
 
@@ -39,9 +47,12 @@ const (
 type tcpConn struct {
 	net.Conn
 	serving *Serving
+	in      *bufio.Reader
+	out     []byte        // replies behind their lengths, gathered for one write
+	replies int           // in out
 	slots   chan struct{} // one for each query that waits
 	write   sync.Mutex
-	active  time.Time // the last query; guarded by connSet.mu
+	active  time.Time // when it last had a query; guarded by connSet.mu
 }
 
 // serveTCP accepts connections from l until Release.
@@ -62,6 +73,7 @@ func (v *Serving) serveTCP(l *net.TCPListener) {
 		}
 		failed = 0
 		c := &tcpConn{Conn: conn, serving: v, slots: make(chan struct{}, maxPipelined)}
+		c.in = bufio.NewReaderSize(conn, 2+maxQuery)
 		if !v.server.conns.add(c, &v.server.counters) {
 			conn.Close()
 			continue
@@ -83,87 +95,159 @@ func pause(ctx context.Context, d time.Duration) {
 }
 
 // serveConn reads queries until the client ends, is too slow, or Close cuts.
-// Replies may overtake each other (RFC 7766 section 7).
+// Replies may overtake each other (RFC 7766 section 7). Those to queries that
+// came together go together.
 func (v *Serving) serveConn(c *tcpConn) {
 	var pending sync.WaitGroup
 	defer c.Close()
 	defer pending.Wait()
-	in := bufio.NewReaderSize(c, 2048)
-	msg := make([]byte, maxQuery)
-	out := make([]byte, 2, 2+maxQuery)
 	q := &query{scope: &v.scope}
 	for {
-		n, err := c.read(in, msg)
+		msg, err := c.next()
 		if err != nil {
 			return
 		}
-		v.server.conns.touch(c)
-		reply, done := v.server.respond(q, msg[:n], maxMessage, out[2:2])
+		reply, done := v.server.respond(q, msg, maxMessage, c.room())
 		if !done {
-			reply = v.dispatchTCP(c, &pending, q, out[2:2])
+			reply, err = v.dispatchTCP(c, &pending, q)
 		}
-		if reply != nil && v.server.sendTCP(c, reply) != nil {
+		if err == nil && reply != nil {
+			err = c.add(reply)
+		}
+		if err != nil {
 			return
 		}
 	}
 }
 
-// read returns the length of the next message, which it puts into msg.
-func (c *tcpConn) read(in *bufio.Reader, msg []byte) (int, error) {
-	if in.Buffered() == 0 {
-		c.SetReadDeadline(deadlineIn(tcpIdle))
-		if c.serving.taking.Err() != nil { // Release may have come before the deadline above
-			c.SetReadDeadline(deadlineIn(releasedIdle))
-		}
-		if _, err := in.Peek(1); err != nil {
-			return 0, err
+// next returns the next message, which is good until it is called again. What
+// was gathered is sent before it waits.
+func (c *tcpConn) next() ([]byte, error) {
+	if c.in.Buffered() == 0 {
+		if err := c.awaitQuery(); err != nil {
+			return nil, err
 		}
 	}
-	c.SetReadDeadline(deadlineIn(tcpMessage))
-	var size [2]byte
-	if _, err := io.ReadFull(in, size[:]); err != nil {
-		return 0, err
+	if !c.whole() {
+		if err := c.flush(); err != nil {
+			return nil, err
+		}
+		c.SetReadDeadline(deadlineIn(tcpMessage))
 	}
-	n := int(binary.BigEndian.Uint16(size[:]))
-	if n > len(msg) {
-		return 0, fmt.Errorf("query of %d bytes", n)
+	head, err := c.in.Peek(2)
+	if err != nil {
+		return nil, err
 	}
-	_, err := io.ReadFull(in, msg[:n])
-	return n, err
+	n := int(binary.BigEndian.Uint16(head))
+	if n > maxQuery {
+		return nil, fmt.Errorf("query of %d bytes", n)
+	}
+	msg, err := c.in.Peek(2 + n)
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.in.Discard(2 + n)
+	return msg[2:], err
 }
 
-func (v *Serving) dispatchTCP(c *tcpConn, pending *sync.WaitGroup, q *query, out []byte) []byte {
+// awaitQuery returns once something has arrived.
+func (c *tcpConn) awaitQuery() error {
+	if err := c.flush(); err != nil {
+		return err
+	}
+	c.SetReadDeadline(deadlineIn(tcpIdle))
+	if c.serving.taking.Err() != nil { // Release may have come before the deadline above
+		c.SetReadDeadline(deadlineIn(releasedIdle))
+	}
+	_, err := c.in.Peek(1)
+	c.serving.server.conns.touch(c)
+	return err
+}
+
+// whole says whether the next message is there to its end.
+func (c *tcpConn) whole() bool {
+	n := c.in.Buffered()
+	if n < 2 {
+		return false
+	}
+	head, _ := c.in.Peek(2)
+	return n >= 2+int(binary.BigEndian.Uint16(head))
+}
+
+// room returns the place for a reply among those gathered.
+func (c *tcpConn) room() []byte {
+	const usual = 2 + 512
+	c.out = slices.Grow(c.out, usual)
+	at := len(c.out) + 2
+	return c.out[at:at]
+}
+
+// add gathers a reply, which may stand in room.
+func (c *tcpConn) add(reply []byte) error {
+	at := len(c.out)
+	c.out = append(binary.BigEndian.AppendUint16(c.out, uint16(len(reply))), reply...)
+	c.replies++
+	if at < maxGathered {
+		return nil
+	}
+	return c.flush()
+}
+
+// flush sends what was gathered.
+func (c *tcpConn) flush() error {
+	if len(c.out) == 0 {
+		return nil
+	}
+	c.serving.server.counters.tcp.Add(uint64(c.replies))
+	err := c.send(c.out)
+	c.out, c.replies = c.out[:0], 0
+	if cap(c.out) > 2*maxGathered { // a reply of up to 64 KiB: not for the connection's life
+		c.out = nil
+	}
+	return err
+}
+
+func (c *tcpConn) send(framed []byte) error {
+	c.write.Lock()
+	defer c.write.Unlock()
+	c.SetWriteDeadline(deadlineIn(tcpMessage))
+	_, err := c.Write(framed)
+	return err
+}
+
+// dispatchTCP lets q wait in a goroutine of its own; where there is no room it
+// returns the reply that says so. Errors are the connection's.
+func (v *Serving) dispatchTCP(c *tcpConn, pending *sync.WaitGroup, q *query) ([]byte, error) {
 	select {
 	case c.slots <- struct{}{}:
-	case <-v.queries.Done():
-		return nil
+	default:
+		if err := c.flush(); err != nil {
+			return nil, err
+		}
+		select {
+		case c.slots <- struct{}{}:
+		case <-v.queries.Done():
+			return nil, nil
+		}
 	}
 	select {
 	case v.server.inflight <- struct{}{}:
 	default:
 		<-c.slots
-		return v.server.overload(q, out)
+		return v.server.overload(q, c.room()), nil
 	}
 	own := *q
 	pending.Go(func() {
 		defer func() { <-v.server.inflight; <-c.slots }()
-		v.server.sendTCP(c, v.server.wait(v.queries, &own))
+		reply := v.server.wait(v.queries, &own)
+		framed := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(reply)), uint16(len(reply)))
+		v.server.counters.tcp.Add(1)
+		if c.send(append(framed, reply...)) != nil {
+			c.Close() // half a reply makes the rest unreadable
+		}
 		v.server.conns.touch(c)
 	})
-	return nil
-}
-
-// sendTCP writes a reply behind its length, in one segment where it fits.
-func (s *Server) sendTCP(c *tcpConn, reply []byte) error {
-	framed := make([]byte, 2, 2+len(reply))
-	binary.BigEndian.PutUint16(framed, uint16(len(reply)))
-	framed = append(framed, reply...)
-	c.write.Lock()
-	defer c.write.Unlock()
-	c.SetWriteDeadline(deadlineIn(tcpMessage))
-	_, err := c.Write(framed)
-	s.counters.tcp.Add(1)
-	return err
+	return nil, nil
 }
 
 // connSet is the open TCP connections, of every Serving.

@@ -140,3 +140,115 @@ func TestTCPConnectionBound(t *testing.T) {
 		t.Errorf("open %d, cut %d", st.TCPOpen, st.TCPCut)
 	}
 }
+
+// A hit over TCP costs no allocation once the connection is there, whether
+// queries come alone or together.
+func TestHitsOverTCPAllocateNothing(t *testing.T) {
+	s := hotServer(t)
+	c := dialTCP(t, s)
+	for kind, name := range hotNames {
+		for _, queries := range []int{1, 20} {
+			var all bytes.Buffer
+			for range queries {
+				writeFramed(&all, wireQuery(t, 1, name))
+			}
+			in := make([]byte, maxMessage)
+			ask := func() {
+				if _, err := c.Write(all.Bytes()); err != nil {
+					t.Fatal(err)
+				}
+				for range queries {
+					if _, err := io.ReadFull(c, in[:2]); err != nil {
+						t.Fatal(err)
+					}
+					n := int(in[0])<<8 | int(in[1])
+					if _, err := io.ReadFull(c, in[:n]); err != nil || rcodeOf(in[:n]) != 0 || in[7] == 0 {
+						t.Fatalf("%s: reply %x, %v", kind, in[:n], err)
+					}
+				}
+			}
+			ask() // buffers grow once
+			if allocs := testing.AllocsPerRun(100, ask); allocs != 0 {
+				t.Errorf("%s: %v allocations for %d queries", kind, allocs, queries)
+			}
+		}
+	}
+}
+
+// Clients that hold their connection without using it are cut: one that sends
+// its query a byte at a time, and one that takes no replies. Meanwhile others
+// are served although the slow ones fill every place.
+func TestTCPSlowClientsAreCut(t *testing.T) {
+	s := start(t, Config{ResolvConf: writeConf(t)})
+	s.Swap(NewTable(testHosts, nil, 0))
+	query := new(bytes.Buffer)
+	writeFramed(query, wireQuery(t, 1, "aliyun.com."))
+	drips := func(c *net.TCPConn) error { // until the server ends it
+		tick := time.NewTicker(tcpMessage / 8)
+		defer tick.Stop()
+		for at := 0; ; at++ {
+			if _, err := c.Write(query.Bytes()[at:][:1]); err != nil {
+				return err
+			}
+			if at == query.Len()-2 {
+				return fmt.Errorf("the query took %d parts, and is still waited for", at)
+			}
+			<-tick.C
+		}
+	}
+	takesNothing := func(c *net.TCPConn) error {
+		many := bytes.Repeat(query.Bytes(), 500)
+		for {
+			if _, err := c.Write(many); err != nil {
+				return err
+			}
+		}
+	}
+	var conns []*net.TCPConn
+	for range maxConns {
+		conns = append(conns, dialTCP(t, s))
+	}
+	waitFor(t, "the slow ones", func() bool { return s.Stats().TCPOpen == maxConns })
+	results := make(chan error, maxConns)
+	for i, c := range conns {
+		client := drips
+		if i%8 == 0 {
+			client = takesNothing
+		}
+		go func() { results <- client(c) }()
+	}
+	if err := askOnce("tcp", s.addr, "aliyun.com."); err != nil {
+		t.Errorf("another client: %v", err)
+	}
+	for range maxConns {
+		err := <-results
+		if ne, ok := err.(net.Error); !ok || ne.Timeout() {
+			t.Errorf("a slow client was not cut: %v", err)
+		}
+	}
+	waitFor(t, "their end", func() bool { return s.Stats().TCPOpen == 0 })
+}
+
+// The replies to what came together go together, and nothing that is gathered
+// waits for a query that never comes.
+func TestTCPGathersReplies(t *testing.T) {
+	s := start(t, Config{ResolvConf: writeConf(t)})
+	s.Swap(NewTable(testHosts, nil, 0))
+	c := dialTCP(t, s)
+	var all bytes.Buffer
+	const queries = 3
+	for id := range uint16(queries) {
+		writeFramed(&all, wireQuery(t, id, "aliyun.com."))
+	}
+	all.WriteByte(0) // the beginning of another one
+	if _, err := c.Write(all.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	c.SetDeadline(time.Now().Add(tcpMessage / 2)) // before that one is given up
+	for id := range uint16(queries) {
+		msg, err := readFramed(c)
+		if err != nil || msg[1] != byte(id) {
+			t.Errorf("reply %d: %x, %v", id, msg, err)
+		}
+	}
+}

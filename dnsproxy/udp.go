@@ -5,71 +5,96 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"time"
 )
 
 const (
-	// maxQuery bounds a query: a question and an OPT record with padding
-	// fit many times.
-	maxQuery = 4096
+	// yieldAfter is after how many full batches in a row the connections have
+	// their turn: in a flood this loop would never wait.
+	yieldAfter = 8
 
 	// maxReadErrors ends a loop whose socket only fails, so that it does
 	// not spin.
 	maxReadErrors = 100
 )
 
-// serveUDP reads queries from conn until Release. It answers what it has in
-// memory itself, for a goroutine a query costs more than the answer.
+// serveUDP reads queries from conn until Release, and answers those that it has
+// the answer of in memory itself: a goroutine a query costs more than the answer.
 func (v *Serving) serveUDP(conn *net.UDPConn) {
-	in := make([]byte, maxQuery)
-	out := make([]byte, 0, maxQuery)
+	b, err := newDatagrams(conn)
+	if err != nil {
+		v.failed <- fmt.Errorf("serve dns on %s: %w", conn.LocalAddr(), err)
+		return
+	}
 	q := &query{scope: &v.scope}
-	failed := 0
+	failed, full := 0, 0
 	for {
-		n, from, err := conn.ReadFromUDPAddrPort(in)
-		if err != nil {
-			if v.taking.Err() != nil {
-				return
-			}
+		n, err := v.serveBatch(b, q)
+		switch {
+		case err == nil:
+			failed = 0
+		case v.taking.Err() != nil:
+			return
+		default:
 			if failed++; errors.Is(err, net.ErrClosed) || failed > maxReadErrors {
 				v.failed <- fmt.Errorf("read dns queries from %s: %w", conn.LocalAddr(), err)
 				return
 			}
-			continue
 		}
-		failed = 0
-		reply, done := v.server.respond(q, in[:n], 0, out)
-		if !done {
-			reply = v.dispatchUDP(conn, from, q, out)
-		}
-		if reply != nil {
-			v.server.sendUDP(conn, reply, from)
+		if n < batchSize {
+			full = 0
+		} else if full++; full%yieldAfter == 0 {
+			runtime.Gosched()
 		}
 	}
 }
 
-// dispatchUDP lets q wait in a goroutine of its own; where there is no room
-// it returns the reply that says so.
-func (v *Serving) dispatchUDP(conn *net.UDPConn, from netip.AddrPort, q *query, out []byte) []byte {
+// serveBatch waits for queries, and returns how many it took once each of them
+// has its reply or a goroutine that waits for it. q is room to work in.
+func (v *Serving) serveBatch(b *datagrams, q *query) (int, error) {
+	n, err := b.receive()
+	if err != nil {
+		return 0, err
+	}
+	for i := range n {
+		reply, done := v.server.respond(q, b.query(i), 0, b.room(i))
+		if !done {
+			reply = v.dispatchUDP(b, i, q)
+		}
+		if reply != nil {
+			b.add(i, reply)
+		}
+	}
+	v.server.counters.udp.Add(uint64(b.replies))
+	if lost, err := b.flush(); err != nil {
+		v.server.log.Debug("send dns replies", "replies", b.replies, "lost", lost, "error", err)
+	}
+	return n, nil
+}
+
+// dispatchUDP lets q, the i-th of b, wait in a goroutine of its own; where there
+// is no room it returns the reply that says so.
+func (v *Serving) dispatchUDP(b *datagrams, i int, q *query) []byte {
 	select {
 	case v.server.inflight <- struct{}{}:
 	default:
-		return v.server.overload(q, out)
+		return v.server.overload(q, b.room(i))
 	}
-	own := *q
+	own, conn, to := *q, b.conn, b.client(i)
 	v.waiting.Go(func() {
 		defer func() { <-v.server.inflight }()
-		v.server.sendUDP(conn, v.server.wait(v.queries, &own), from)
+		v.server.sendUDP(conn, v.server.wait(v.queries, &own), to)
 	})
 	return nil
 }
 
 // sendUDP sends a reply. A client that is gone is not an error of ours.
-func (s *Server) sendUDP(conn *net.UDPConn, reply []byte, to netip.AddrPort) {
+func (s *Server) sendUDP(conn *net.UDPConn, reply []byte, c client) {
 	s.counters.udp.Add(1)
-	_, err := conn.WriteToUDPAddrPort(reply, to)
+	_, _, err := conn.WriteMsgUDPAddrPort(reply, c.from[:c.n], c.to)
 	if err != nil {
-		s.log.Debug("send dns reply", "to", to, "bytes", len(reply), "error", err)
+		s.log.Debug("send dns reply", "to", c.to, "bytes", len(reply), "error", err)
 	}
 }
 

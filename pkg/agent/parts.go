@@ -38,10 +38,6 @@ const (
 	resolvConf = "/etc/resolv.conf"
 	// maxOverride is what one argument of execve(2) may have (MAX_ARG_STRLEN).
 	maxOverride = 128<<10 - 1
-	// holdBeforeTable is how long a query that arrives before the first table
-	// waits for it; a resolver's own patience is 5 s (resolv.conf(5)).
-	holdBeforeTable = 2 * time.Second
-
 	// maxCacheState bounds what of the DNS cache a successor gets: the hottest of it.
 	maxCacheState = 4 << 20
 
@@ -84,8 +80,8 @@ func (s *sidecar) newDNS() (err error) {
 		Own:            s.cfg.DNSAddrs,
 		ResolvConf:     resolvConf,
 		ForwardTimeout: s.cfg.DNSForwardTimeout, ForwardParallel: s.cfg.DNSForwardParallel,
-		HoldBeforeTable: holdBeforeTable,
-		Log:             s.world.Log("dnsproxy"), Now: time.Now,
+		HoldBeforeTable: s.cfg.DNSHold, TTL: uint32(s.cfg.DNSTTL.Seconds()),
+		Log: s.world.Log("dnsproxy"), Now: time.Now,
 	})
 	return err
 }
@@ -256,15 +252,19 @@ func (s *sidecar) newPublisher() {
 		set:     s.xds.Set,
 		applied: s.xds.Applied,
 		warming: s.admin.Warming,
-		ttl:     dnsproxy.DefaultTTL * time.Second,
+		ttl:     s.cfg.DNSTTL,
 		now:     time.Now,
 		log:     s.log,
 		settled: s.settled,
 	}
 	if s.dns != nil {
-		s.publisher.names = func(hosts []dnsproxy.Host) {
+		s.publisher.names = func(set []dnsproxy.Host, gone []string) {
 			conf, _ := dnsproxy.ReadResolvConf(resolvConf) // the DNS server says what is wrong with it
-			s.dns.Swap(dnsproxy.NewTable(hosts, conf.Search, dnsproxy.DefaultTTL))
+			if old := s.dns.Table(); old != nil {
+				s.dns.Swap(old.With(set, gone).WithSearch(conf.Search))
+			} else {
+				s.dns.Swap(dnsproxy.NewTable(set, conf.Search, 0))
+			}
 		}
 	}
 }

@@ -47,8 +47,9 @@ type publisher struct {
 	applied func(ctx context.Context, version uint64) error
 	// warming returns how many clusters and listeners Envoy has taken but does not use yet.
 	warming func(context.Context) (clusters, listeners uint64, err error)
-	// names publishes what DNS answers; nil without DNS capture.
-	names func([]dnsproxy.Host)
+	// names publishes what becomes different in what DNS answers: hosts that are new or have
+	// other addresses, and names that are gone; nil without DNS capture.
+	names func(set []dnsproxy.Host, gone []string)
 	ttl   time.Duration
 	now   func() time.Time
 	log   *slog.Logger
@@ -62,6 +63,7 @@ type publisher struct {
 	shown     atomic.Pointer[mesh.Output]
 	inherited bool        // current is the generation before's, not the files' yet
 	inForce   []mesh.Host // what DNS answers
+	named     []mesh.Host // the same, sorted, as names was told: nothing yet of what was inherited
 	lingering []lingerer
 	refused   string       // what was logged last of Envoy's refusals; "" when it took everything
 	unknown   atomic.Int64 // hosts that DNS does not answer because Envoy refused them, for the metric
@@ -174,11 +176,33 @@ func (p *publisher) answer(hosts []mesh.Host) {
 	if p.names == nil {
 		return
 	}
-	table := make([]dnsproxy.Host, len(hosts))
-	for i, h := range hosts {
-		table[i] = dnsproxy.Host{Name: h.Name, Addrs: h.Addrs, VIP: h.VIP}
+	byName := func(a, b mesh.Host) int { return strings.Compare(a.Name, b.Name) }
+	if !slices.IsSortedFunc(hosts, byName) { // inherited from who knows which release
+		hosts = slices.SortedFunc(slices.Values(hosts), byName)
 	}
-	p.names(table)
+	set, gone := difference(p.named, hosts)
+	p.named = hosts
+	p.names(set, gone)
+}
+
+// difference returns what makes wanted of old; both are sorted by name, each name once.
+func difference(old, wanted []mesh.Host) (set []dnsproxy.Host, gone []string) {
+	for _, h := range wanted {
+		for len(old) > 0 && old[0].Name < h.Name {
+			gone, old = append(gone, old[0].Name), old[1:]
+		}
+		if len(old) > 0 && old[0].Name == h.Name {
+			same := old[0].VIP == h.VIP && slices.Equal(old[0].Addrs, h.Addrs)
+			if old = old[1:]; same {
+				continue
+			}
+		}
+		set = append(set, dnsproxy.Host{Name: h.Name, Addrs: h.Addrs, VIP: h.VIP})
+	}
+	for _, h := range old {
+		gone = append(gone, h.Name)
+	}
+	return set, gone
 }
 
 // retained returns the hosts of old that are still wanted, as they were.

@@ -85,12 +85,17 @@ func newStage() *stage {
 			s.locked(func() { n = s.warming })
 			return n, 0, nil
 		},
-		names: func(hosts []dnsproxy.Host) {
-			var names []string
-			for _, h := range hosts {
-				names = append(names, h.Name)
-			}
-			s.locked(func() { s.names = names })
+		names: func(set []dnsproxy.Host, gone []string) {
+			s.locked(func() {
+				for _, h := range set {
+					gone = append(gone, h.Name) // with its old address
+				}
+				s.names = slices.DeleteFunc(s.names, func(n string) bool { return slices.Contains(gone, n) })
+				for _, h := range set {
+					s.names = append(s.names, h.Name)
+				}
+				slices.Sort(s.names)
+			})
 			s.event("names")
 		},
 		ttl: 30 * time.Second, now: time.Now, log: slog.New(slog.DiscardHandler),
@@ -275,4 +280,33 @@ func TestNewerConfigurationCutsTheWait(t *testing.T) {
 			t.Error("a configuration that was given up counts as settled")
 		}
 	})
+}
+
+// DNS hears of what became different, and of nothing else.
+func TestDifference(t *testing.T) {
+	host := func(name, addr string, vip bool) mesh.Host {
+		return mesh.Host{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, VIP: vip}
+	}
+	old := []mesh.Host{host("a", "10.0.0.1", false), host("b", "10.0.0.2", false), host("d", "10.0.0.4", false), host("e", "10.0.0.5", false)}
+	for name, tc := range map[string]struct {
+		wanted    []mesh.Host
+		set, gone []string
+	}{
+		"the same":   {old, nil, nil},
+		"all go":     {nil, nil, []string{"a", "b", "d", "e"}},
+		"first goes": {old[1:], nil, []string{"a"}},
+		"one comes":  {slices.Concat(old[:2], []mesh.Host{host("c", "10.0.0.3", true)}, old[2:]), []string{"c"}, nil},
+		"one moves":  {slices.Concat(old[:3], []mesh.Host{host("e", "10.0.0.9", false)}), []string{"e"}, nil},
+		"VIP":        {slices.Concat(old[:3], []mesh.Host{host("e", "10.0.0.5", true)}), []string{"e"}, nil},
+		"others":     {[]mesh.Host{host("c", "10.0.0.3", false)}, []string{"c"}, []string{"a", "b", "d", "e"}},
+	} {
+		hosts, gone := difference(old, tc.wanted)
+		var set []string
+		for _, h := range hosts {
+			set = append(set, h.Name)
+		}
+		if !slices.Equal(set, tc.set) || !slices.Equal(gone, tc.gone) {
+			t.Errorf("%s: set %v, gone %v; want %v, %v", name, set, gone, tc.set, tc.gone)
+		}
+	}
 }

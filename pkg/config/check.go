@@ -28,6 +28,9 @@ func (l *loader) check(c *Config) {
 	if c.DrainDuration < time.Second {
 		l.blame("drainDuration", c.DrainDuration.String(), "want at least 1s: Envoy counts whole seconds")
 	}
+	if c.DNSTTL < time.Second || c.DNSTTL%time.Second != 0 {
+		l.blame("dnsTTL", c.DNSTTL.String(), "want whole seconds, at least 1s: so records count, and what nobody may keep is asked for again each time")
+	}
 	if c.LogTarget == "" {
 		l.blame("logTarget", "", "want stdout, stderr or a file")
 	}

@@ -137,6 +137,8 @@ type Config struct {
 	DNSAddrs              []netip.AddrPort
 	DNSForwardParallel    bool
 	DNSForwardTimeout     time.Duration
+	DNSTTL                time.Duration // whole seconds, at least one
+	DNSHold               time.Duration
 	LogLevels             logging.Levels
 	LogJSON               bool
 	LogTarget             string // stdout, stderr or a path

@@ -25,6 +25,8 @@ func TestProblems(t *testing.T) {
 		{"duration", flag("drainDuration", "45"), `command line: --drainDuration="45": want a duration from 0s to 720h0m0s, such as 45s or 1m30s`},
 		{"negative duration", flag("drainDuration", "-1s"), `command line: --drainDuration="-1s": want a duration...`},
 		{"too short", flag("drainDuration", "10ms"), `command line: --drainDuration="10ms": want at least 1s...`},
+		{"parts of a second", env("UNDERSTUDY_DNS_TTL=1500ms"), `environment: UNDERSTUDY_DNS_TTL="1.5s": want whole seconds, at least 1s...`},
+		{"no TTL", env("UNDERSTUDY_DNS_TTL=0s"), `environment: UNDERSTUDY_DNS_TTL="0s": want whole seconds, at least 1s...`},
 		{"seconds", env("TERMINATION_DRAIN_DURATION_SECONDS=5s"), `environment: TERMINATION_DRAIN_DURATION_SECONDS="5s": want a whole number of seconds...`},
 		{"count", flag("concurrency", "-1"), `command line: --concurrency="-1": want a whole number...`},
 		{"cores", env("ISTIO_CPU_LIMIT=many"), `environment: ISTIO_CPU_LIMIT="many": want a number of cores...`},

@@ -43,6 +43,10 @@ func dnsSettings() []Setting {
 			Doc: "Ask all servers of resolv.conf at once instead of one after the other"},
 		{Name: "dnsForwardTimeout", Env: "DNS_FORWARD_TIMEOUT", Kind: Duration, Default: "5s", Field: "DNSForwardTimeout",
 			Doc: "Longest wait for the answer of one server"},
+		{Name: "dnsTTL", Env: "UNDERSTUDY_DNS_TTL", Kind: Duration, Default: "30s", Field: "DNSTTL",
+			Doc: "How long a client may keep the answer for a name of the mesh; whole seconds, at least 1s"},
+		{Name: "dnsHold", Env: "UNDERSTUDY_DNS_HOLD", Kind: Duration, Default: "2s", Field: "DNSHold",
+			Doc: "How long a query waits for the first names of the mesh before it is forwarded; a resolver's own patience is 5s"},
 	}
 }
 

@@ -1,0 +1,332 @@
+package dnsproxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/miekg/dns"
+)
+
+// reference answers what the fast path answers, by the same rules, slowly and
+// without a line in common: lists, text and miekg/dns. Its answers are whole;
+// what a client has no room for is the caller's to check.
+type reference struct {
+	hosts  []Host
+	search []string
+	ttl    uint32
+	cached map[dns.Question]*dns.Msg // lower case
+}
+
+// answer returns the reply to a query that is plain; nil when it takes an upstream.
+func (r *reference) answer(m *dns.Msg) *dns.Msg {
+	reply := new(dns.Msg).SetReply(m)
+	reply.RecursionAvailable = true
+	reply.CheckingDisabled = m.CheckingDisabled
+	do := false
+	if opt := m.IsEdns0(); opt != nil {
+		do = opt.Do()
+		reply.SetEdns0(1232, do)
+	}
+	asked := m.Question[0]
+	key := dns.Question{Name: strings.ToLower(asked.Name), Qtype: asked.Qtype, Qclass: asked.Qclass}
+	addrs, vipHost := []netip.Addr(nil), ""
+	if asked.Qclass == dns.ClassINET {
+		addrs, vipHost = r.find(strings.TrimSuffix(key.Name, ".")), r.vipHost(key.Name)
+	}
+	known := addrs != nil || vipHost != ""
+	switch {
+	case addrs != nil && (asked.Qtype == dns.TypeA || asked.Qtype == dns.TypeAAAA):
+		reply.Authoritative = true
+		r.addAddresses(reply, addrs)
+	case addrs == nil && vipHost != "" && asked.Qtype == dns.TypePTR:
+		reply.Authoritative = true
+		reply.Answer = []dns.RR{&dns.PTR{Hdr: r.header(reply, dns.TypePTR), Ptr: vipHost + "."}}
+	case r.cached[key] != nil && known && r.cached[key].Rcode == dns.RcodeNameError:
+		reply.Authoritative = true
+		r.addSOA(reply)
+	case r.cached[key] != nil:
+		kept := r.cached[key].Copy()
+		reply.Rcode, reply.Answer, reply.Ns = kept.Rcode, kept.Answer, kept.Ns
+		reply.AuthenticatedData = kept.AuthenticatedData && (do || m.AuthenticatedData)
+	default:
+		return nil
+	}
+	return reply
+}
+
+func (r *reference) header(reply *dns.Msg, rrtype uint16) dns.RR_Header {
+	return dns.RR_Header{Name: reply.Question[0].Name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: r.ttl}
+}
+
+func (r *reference) addAddresses(reply *dns.Msg, addrs []netip.Addr) {
+	for _, a := range addrs {
+		switch qtype := reply.Question[0].Qtype; {
+		case a.Is4() && qtype == dns.TypeA:
+			reply.Answer = append(reply.Answer, &dns.A{Hdr: r.header(reply, qtype), A: net.IP(a.AsSlice())})
+		case a.Is6() && qtype == dns.TypeAAAA:
+			reply.Answer = append(reply.Answer, &dns.AAAA{Hdr: r.header(reply, qtype), AAAA: net.IP(a.AsSlice())})
+		}
+	}
+	if len(reply.Answer) == 0 {
+		r.addSOA(reply)
+	}
+}
+
+func (r *reference) addSOA(reply *dns.Msg) {
+	reply.Ns = []dns.RR{&dns.SOA{Hdr: r.header(reply, dns.TypeSOA), Ns: reply.Question[0].Name, Mbox: "nobody.invalid.",
+		Serial: 1, Refresh: 3600, Retry: 1200, Expire: 604800, Minttl: r.ttl}}
+}
+
+// find returns the addresses of a name without its final dot: as it is, without
+// a search domain, by the closest wildcard, by that without a search domain.
+func (r *reference) find(name string) []netip.Addr {
+	names := []string{name}
+	for _, s := range r.search {
+		if base, ok := strings.CutSuffix(name, "."+s); ok && base != "" && !strings.HasSuffix(base, `\`) {
+			names = append(names, base)
+		}
+	}
+	for _, n := range names {
+		if addrs := r.list(n); addrs != nil && !strings.HasPrefix(n, "*.") { // a wildcard is no name
+			return addrs
+		}
+	}
+	for _, n := range names {
+		labels := dns.SplitDomainName(n)
+		for i := 1; i < len(labels); i++ {
+			if addrs := r.list("*." + strings.Join(labels[i:], ".")); addrs != nil {
+				return addrs
+			}
+		}
+	}
+	return nil
+}
+
+func (r *reference) list(name string) []netip.Addr {
+	for _, h := range r.hosts {
+		if h.Name == name {
+			return h.Addrs
+		}
+	}
+	return nil
+}
+
+// vipHost returns the host that a reverse name's VIP belongs to.
+func (r *reference) vipHost(name string) string {
+	var all []string
+	for _, h := range r.hosts {
+		for _, a := range h.Addrs {
+			if reverse, _ := dns.ReverseAddr(a.String()); h.VIP && reverse == name {
+				all = append(all, h.Name)
+			}
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all[:min(1, len(all))], "")
+}
+
+// referenceHosts has every kind of host that is answered in its own way.
+func referenceHosts() []Host {
+	many := Host{Name: "many.example"}
+	for i := range byte(90) {
+		many.Addrs = append(many.Addrs, netip.AddrFrom4([4]byte{10, 9, 0, i}), netip.AddrFrom16([16]byte{0xfd, 15: i}))
+	}
+	return slices.Concat(testHosts, []Host{many,
+		{Name: "also.aliyun.com", Addrs: ips("240.240.1.2", "2001:2::7"), VIP: true},
+		{Name: "a.svc.cluster.local", Addrs: ips("10.0.0.8")},
+	})
+}
+
+// keptAnswers are what the cache has, as an upstream gave it: the owner of an
+// answer is a name in a zone file, "@" the question.
+var keptAnswers = map[dns.Question]string{
+	{Name: "hot.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}:              "@ 300 IN A 192.0.2.1\n@ 300 IN A 192.0.2.2",
+	{Name: "alias.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}:            "@ 300 IN CNAME hot.example.\nhot.example. 20 IN A 192.0.2.1",
+	{Name: "hot.example.", Qtype: dns.TypeAAAA, Qclass: dns.ClassINET}:           "---\nexample. 60 IN SOA a. b. 1 2 3 4 60",
+	{Name: "none.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}:             "NX\n---\nexample. 60 IN SOA a. b. 1 2 3 4 60",
+	{Name: "aliyun.com.", Qtype: dns.TypeTXT, Qclass: dns.ClassINET}:             "NX\n---\ncom. 60 IN SOA a. b. 1 2 3 4 60",
+	{Name: "a.wild.example.", Qtype: dns.TypeHTTPS, Qclass: dns.ClassINET}:       "---\nexample. 60 IN SOA a. b. 1 2 3 4 60",
+	{Name: "version.bind.", Qtype: dns.TypeTXT, Qclass: dns.ClassCHAOS}:          `@ 300 CH TXT "1"`,
+	{Name: "dual.example.", Qtype: dns.TypeSRV, Qclass: dns.ClassINET}:           "@ 300 IN SRV 1 2 3 dual.example.",
+	{Name: "long.example.", Qtype: dns.TypeTXT, Qclass: dns.ClassINET}:           `@ 300 IN TXT "` + strings.Repeat("x", 250) + `" "` + strings.Repeat("y", 250) + `"`,
+	{Name: "2.1.240.240.in-addr.arpa.", Qtype: dns.TypeA, Qclass: dns.ClassINET}: "NX\n---\narpa. 60 IN SOA a. b. 1 2 3 4 60",
+}
+
+// newReference returns a server that keeps keptAnswers, and its reference.
+func newReference(t testing.TB) (*Server, *reference) {
+	now := time.Unix(1000, 0)
+	s := newServer(t, Config{ResolvConf: writeConf(t), Now: func() time.Time { return now }})
+	r := &reference{hosts: referenceHosts(), search: testSearch, ttl: DefaultTTL, cached: map[dns.Question]*dns.Msg{}}
+	s.Swap(NewTable(r.hosts, r.search, 0))
+	for question, text := range keptAnswers {
+		rcode := 0
+		if rest, ok := strings.CutPrefix(text, "NX\n"); ok {
+			rcode, text = dns.RcodeNameError, rest
+		}
+		reply := zone(rcode, strings.ReplaceAll(text, "@", question.Name))
+		for flags := range 8 { // each is kept by itself
+			m := &dns.Msg{Question: []dns.Question{question}}
+			m.RecursionDesired, m.CheckingDisabled = flags&1 != 0, flags&2 != 0
+			if flags&4 != 0 {
+				m.SetEdns0(1232, true)
+			}
+			request, err := m.Pack()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var q query
+			q.parse(request, maxMessage)
+			m.Extra = nil
+			upstream, _ := m.Pack()
+			kept := new(dns.Msg)
+			if err := kept.Unpack(reply(upstream, false)); err != nil {
+				t.Fatal(err)
+			}
+			kept.AuthenticatedData = true
+			kept.Compress = true // as servers do
+			msg, _ := kept.Pack()
+			s.cache.put(string(appendKey(nil, &q)), answer{msg: msg, source: SourceUpstream})
+			r.cached[question] = kept
+		}
+	}
+	return s, r
+}
+
+// FuzzFastPath gives the same bytes to the fast path and to the reference: what
+// one of them answers the other answers, and means the same.
+func FuzzFastPath(f *testing.F) {
+	s, r := newReference(f)
+	for question := range keptAnswers {
+		addSeeds(f, question)
+	}
+	for _, h := range r.hosts {
+		name := strings.Replace(h.Name, "*", "Ab.c", 1)
+		addSeeds(f, dns.Question{Name: name + ".", Qtype: dns.TypeA, Qclass: dns.ClassINET})
+		addSeeds(f, dns.Question{Name: name + ".Cluster.local.", Qtype: dns.TypeAAAA, Qclass: dns.ClassINET})
+		reverse, _ := dns.ReverseAddr(h.Addrs[0].String())
+		addSeeds(f, dns.Question{Name: reverse, Qtype: dns.TypePTR, Qclass: dns.ClassINET})
+	}
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		for _, limit := range []int{0, maxMessage} {
+			compareWithReference(t, s, r, msg, limit)
+		}
+	})
+}
+
+func addSeeds(f *testing.F, question dns.Question) {
+	for _, change := range []func(*dns.Msg){func(*dns.Msg) {}, edns(4096, true), edns(600, false),
+		func(m *dns.Msg) { m.AuthenticatedData, m.CheckingDisabled, m.RecursionDesired = true, true, false }} {
+		m := new(dns.Msg).SetQuestion(question.Name, question.Qtype)
+		m.Question[0].Qclass = question.Qclass
+		change(m)
+		msg, err := m.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(msg)
+	}
+}
+
+func compareWithReference(t *testing.T, s *Server, r *reference, msg []byte, limit int) {
+	t.Helper()
+	q := new(query)
+	reply, done := s.respond(q, msg, limit, nil)
+	var m dns.Msg
+	if err := m.Unpack(msg); err != nil || !plain(msg, &m) || len(q.question()) == 0 {
+		return // FuzzQuery says what becomes of those
+	}
+	want := r.answer(&m)
+	if want == nil || !done {
+		if done != (want != nil) {
+			t.Fatalf("%v: answered by the fast path: %v, by the reference: %v", m.Question, done, want)
+		}
+		return
+	}
+	got := new(dns.Msg)
+	if err := got.Unpack(reply); err != nil {
+		t.Fatalf("reply %x: %v", reply, err)
+	}
+	if len(reply) > q.limit {
+		t.Fatalf("%d bytes for a client that takes %d", len(reply), q.limit)
+	}
+	if got.Truncated {
+		compareTruncated(t, q.limit, len(reply), got, want)
+		want.Truncated, want.Answer, want.Ns, got.Answer, got.Ns = true, nil, nil, nil, nil
+	}
+	if diff := cmp.Diff(meaning(want), meaning(got), cmpopts.EquateEmpty()); diff != "" {
+		t.Fatalf("%v\nfast path against reference: %s", &m, diff)
+	}
+}
+
+// compareTruncated sees that got has nothing but what want has, and that want
+// does not fit.
+func compareTruncated(t *testing.T, limit, size int, got, want *dns.Msg) {
+	t.Helper()
+	want.Compress = true
+	if whole := want.Len(); whole <= limit {
+		t.Fatalf("truncated to %d bytes of %d, the client takes %d", size, whole, limit)
+	}
+	left := meaning(want)
+	for _, rr := range meaning(got)[1:] {
+		at := slices.Index(left, rr)
+		if at < 0 {
+			t.Fatalf("%s is not in the whole answer: %v", rr, left)
+		}
+		left = slices.Delete(left, at, at+1)
+	}
+	record := 16 // of an A record, its owner compressed
+	if want.Question[0].Qtype == dns.TypeAAAA {
+		record = 28
+	}
+	if want.Authoritative && size+record <= limit {
+		t.Fatalf("room for another record: %d bytes of %d", size, limit)
+	}
+}
+
+// meaning is a message as text, with its records in one order. The case of names
+// says something in the question, and in our own records; an upstream's records
+// have that of the question where they are compressed into it.
+func meaning(m *dns.Msg) []string {
+	list := []string{fmt.Sprint(m.MsgHdr, m.Question)}
+	for name, section := range map[string][]dns.RR{"answer": m.Answer, "authority": m.Ns, "additional": m.Extra} {
+		for _, rr := range section {
+			text := name + " " + rr.String()
+			if !m.Authoritative {
+				text = strings.ToLower(text)
+			}
+			list = append(list, text)
+		}
+	}
+	slices.Sort(list[1:])
+	return list
+}
+
+// The slow path makes the same of a query that had to wait, as of one that
+// came before the first table.
+func TestWaitIsLikeTheFastPath(t *testing.T) {
+	s, r := newReference(t)
+	for _, h := range r.hosts {
+		name := strings.Replace(h.Name, "*", "x", 1)
+		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA} {
+			m := new(dns.Msg).SetQuestion(name+".", qtype)
+			msg, _ := m.Pack()
+			q := &query{scope: new(scope)}
+			q.parse(msg, maxMessage)
+			got := new(dns.Msg)
+			if err := got.Unpack(s.wait(context.Background(), q)); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(meaning(r.answer(m)), meaning(got)); diff != "" {
+				t.Errorf("%s: %s", name, diff)
+			}
+		}
+	}
+}

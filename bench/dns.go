@@ -21,10 +21,11 @@ const (
 	agentDNS   = "127.0.0.1:15053"
 	unboundDNS = "127.0.0.1:5301"
 	echoDNS    = "127.0.0.1:5302"
-	hotNames   = 100    // forwarded names that are asked for again and again
-	hotTTL     = 3600   // seconds: no forwarded name expires while it is measured
-	outstand   = "100"  // dnsperf's queries in flight
-	latencyQPS = "5000" // the rate at which latency is measured: far from any of the servers' limits
+	hotNames   = 100     // forwarded names that are asked for again and again
+	hotTTL     = 3600    // seconds: no forwarded name expires while it is measured
+	outstand   = "100"   // dnsperf's queries in flight
+	coldNames  = 150_000 // forwarded names of which each comes round when it has long left every cache
+	latencyQPS = "5000"  // the rate at which latency is measured: far from any of the servers' limits
 	// dnsperfExtra is what a load may take beyond its time: dnsperf waits for lost queries.
 	dnsperfExtra = 30 * time.Second
 )
@@ -46,18 +47,25 @@ func benchDNS(t lab.T, s settings) []result {
 	echoServer := startEcho(t, l)
 	table := writeQueries(t, l, "table", "host-%d.bench.example", s.entries)
 	hot := writeQueries(t, l, "hot", "hot-%d.forwarded.example", hotNames)
+	cold := writeQueries(t, l, "cold", "cold-%d.forwarded.example", coldNames)
 	targets := []*dnsTarget{
 		{name: "agent, table", addr: agentDNS, file: table, pid: agent.PID},
 		{name: "unbound, local-data", addr: unboundDNS, file: table, pid: unbound},
 		{name: "raw UDP echo", addr: echoDNS, file: table, pid: echoServer},
 		{name: "agent, cache", addr: agentDNS, file: hot, pid: agent.PID},
 		{name: "unbound, cache", addr: unboundDNS, file: hot, pid: unbound},
+		{name: "agent, cold forward", addr: agentDNS, file: cold, pid: agent.PID},
+		{name: "unbound, cold forward", addr: unboundDNS, file: cold, pid: unbound},
 		{name: "agent, table over TCP", addr: agentDNS, file: table, pid: agent.PID, tcp: true},
 		{name: "unbound, local-data over TCP", addr: unboundDNS, file: table, pid: unbound, tcp: true},
 		{name: "agent, cache over TCP", addr: agentDNS, file: hot, pid: agent.PID, tcp: true},
 		{name: "unbound, cache over TCP", addr: unboundDNS, file: hot, pid: unbound, tcp: true},
 	}
 	for _, target := range targets {
+		if target.file == cold {
+			dnsperf(t, l, target, "-l", "1") // not all of them: they are not to be in caches
+			continue
+		}
 		dnsperf(t, l, target, "-n", "2") // fills caches, and shows that every name is answered
 	}
 	for round := range s.rounds {
@@ -71,11 +79,11 @@ func benchDNS(t lab.T, s settings) []result {
 
 // dnsResults pairs each of the agent's rows with each of its peers'.
 func dnsResults(targets []*dnsTarget) []result {
-	agentTable, localData, raw, agentCache, cache := targets[0], targets[1], targets[2], targets[3], targets[4]
+	agentTable, localData, raw, agentCache, cache, agentCold, cold := targets[0], targets[1], targets[2], targets[3], targets[4], targets[5], targets[6]
 	var results []result
 	for _, pair := range []struct{ agent, peer *dnsTarget }{
-		{agentTable, localData}, {agentTable, raw}, {agentCache, cache}, {agentCache, raw},
-		{targets[5], targets[6]}, {targets[7], targets[8]},
+		{agentTable, localData}, {agentTable, raw}, {agentCache, cache}, {agentCache, raw}, {agentCold, cold},
+		{targets[7], targets[8]}, {targets[9], targets[10]},
 	} {
 		kind := "DNS " + strings.TrimPrefix(pair.agent.name, "agent, ")
 		results = append(results,
@@ -115,6 +123,9 @@ func startDNSAgent(t lab.T, l *lab.Lab, entries int) *lab.Agent {
 	for i := range hotNames {
 		upstream.Set(fmt.Sprintf("hot-%d.forwarded.example", i), "198.51.100.7")
 	}
+	for i := range coldNames {
+		upstream.Set(fmt.Sprintf("cold-%d.forwarded.example", i), "198.51.100.8")
+	}
 	c := l.NewContainer(t, lab.ContainerOptions{ReadOnly: true, Envoy: lab.EnvoyBinary(t)})
 	c.Write(t, "bench.yaml", entriesYAML(entries))
 	agent := c.StartAgent(t, lab.AgentOptions{})
@@ -123,7 +134,7 @@ func startDNSAgent(t lab.T, l *lab.Lab, entries int) *lab.Agent {
 }
 
 // startUnbound starts a Debian unbound with one thread, the same names as local-data, and the
-// lab's name server for all others.
+// lab's name server for all others. Its caches are so small that the cold names leave them.
 func startUnbound(t lab.T, l *lab.Lab, entries int) func() int {
 	var conf strings.Builder
 	fmt.Fprintf(&conf, `server:
@@ -137,6 +148,8 @@ func startUnbound(t lab.T, l *lab.Lab, entries int) func() int {
   do-daemonize: no
   num-threads: 1
   module-config: "iterator"
+  msg-cache-size: 1m
+  rrset-cache-size: 1m
   local-zone: "bench.example." typetransparent
 `, l.Dir)
 	for i := range entries {

@@ -5,7 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"hash/maphash"
-	"net/netip"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,49 +18,40 @@ const (
 	defaultCacheEntries = 10_000
 	defaultCacheBytes   = 8 << 20
 
-	// maxPositive and maxNegative bound how long an answer is kept, not the
-	// TTL that is served: a typing error in a zone must not outlive the
-	// pod. A day is what most resolvers keep at most; three hours is RFC
-	// 2308 section 5 on negative answers.
-	maxPositive = 24 * time.Hour
-	maxNegative = 3 * time.Hour
-
-	// entryOverhead is about what an entry costs beside its bytes: the
-	// struct, the LRU's element and its place in the map.
-	entryOverhead = 256
+	// loopEvery is how often a loop is named in the log.
+	loopEvery = time.Minute
 )
 
 // cache is the second handler: it keeps what the next one answered for as long
-// as that may be kept, and asks once for all who ask the same at one time.
+// as that may be kept, and asks once for all who ask the same at one time. What
+// is asked for often it asks for again before its end; what has ended it gives
+// all the same while no server answers (RFC 8767).
 type cache struct {
-	next handler
-	now  func() time.Time
-	seed maphash.Seed
+	next   handler
+	outage *outage
+	now    func() time.Time
+	seed   maphash.Seed
+	log    *slog.Logger
 
-	hits, misses atomic.Uint64
+	hits, misses          atomic.Uint64
+	prefetches, failed    atomic.Uint64 // entries asked for before their end; kept failures given
+	renewals              chan struct{} // one slot for each question that no query waits for
+	looped                atomic.Int64  // when a question last came back (see outage.clock)
+	staleAfter, staleHold time.Duration // the constants, but in tests
 
 	mu       sync.Mutex
 	lru      *simplelru.LRU[uint64, *entry] // by hash; the entry has the key
 	bytes    int64
 	maxBytes int64
+	failures failureCache
 }
 
-// entry is one kept answer. It is immutable.
-type entry struct {
-	key    string
-	msg    []byte
-	ttls   []uint16 // where in msg the TTLs are
-	stored time.Time
-	ttl    time.Duration
-	server netip.AddrPort
-}
-
-func (e *entry) size() int64 {
-	return int64(len(e.key) + len(e.msg) + 2*len(e.ttls) + entryOverhead)
-}
-
-func newCache(c Config, next handler) (*cache, error) {
-	h := &cache{next: next, now: c.Now, seed: maphash.MakeSeed(), maxBytes: c.CacheBytes}
+func newCache(c Config, next handler, o *outage) (*cache, error) {
+	h := &cache{
+		next: next, outage: o, now: c.Now, seed: maphash.MakeSeed(), log: c.Log, maxBytes: c.CacheBytes,
+		renewals: make(chan struct{}, maxRenewals), failures: newFailureCache(),
+		staleAfter: staleAfter, staleHold: staleHold,
+	}
 	lru, err := simplelru.NewLRU(c.CacheEntries, func(_ uint64, e *entry) { h.bytes -= e.size() })
 	h.lru = lru
 	return h, err
@@ -79,8 +70,12 @@ const (
 )
 
 // appendKey appends what tells answers apart: name, type, class, and the bits
-// of the query that change what a server says. RD is one of them: an answer to
-// a query without it may be a mere referral.
+// of the query that change what a server says: DO brings signatures; CD those
+// that are wrong; an answer to a query without RD may be a mere referral.
+//
+// The type is part of the key of an NXDOMAIN, too, though by RFC 2308 section 5
+// it denies every type: servers that are told to hide IPv6 deny the name when
+// its AAAA is asked for, and must not take the A record with it.
 func appendKey(dst []byte, q *query) []byte {
 	var flags byte
 	if q.do {
@@ -100,66 +95,149 @@ func appendKey(dst []byte, q *query) []byte {
 
 func (h *cache) fast(q *query, dst []byte) (answer, bool) {
 	var buf [maxKey]byte
-	key := appendKey(buf[:0], q)
-	a, ok := h.get(key, dst)
-	if !ok {
-		return h.next.fast(q, dst)
+	e, f := h.find(appendKey(buf[:0], q))
+	if a, ok := h.kept(q, dst, e); ok {
+		return a, true
 	}
-	h.hits.Add(1)
-	return a, true
+	if e == nil && h.outage.holds(f.at, f.keep) && !h.outage.due() {
+		return h.failure(q, dst, f), true
+	}
+	return h.next.fast(q, dst)
 }
 
-func (h *cache) get(key, dst []byte) (answer, bool) {
+// kept answers with e, if that may be done without asking anybody first.
+func (h *cache) kept(q *query, dst []byte, e *entry) (answer, bool) {
+	if e == nil {
+		return answer{}, false
+	}
+	age := e.age(h.now())
+	switch {
+	case age < e.ttl:
+		h.hits.Add(1)
+		if e.hot(age) {
+			h.prefetch(q, e)
+		}
+	case !h.held(e, age):
+		return answer{}, false
+	case h.outage.recheck():
+		h.renew(q)
+	}
+	return e.append(dst, age), true
+}
+
+// failure answers with the failure of just before.
+func (h *cache) failure(q *query, dst []byte, f failureEntry) answer {
+	h.failed.Add(1)
+	return answer{msg: appendReply(dst, q, 0, f.rcode), source: SourceFailure, server: f.server}
+}
+
+// find returns the entry for key, of whatever age, or else the last failure.
+func (h *cache) find(key []byte) (*entry, failureEntry) {
 	hash := maphash.Bytes(h.seed, key)
 	h.mu.Lock()
-	e, ok := h.lru.Get(hash)
-	h.mu.Unlock()
-	if !ok || e.key != string(key) {
-		return answer{}, false
+	defer h.mu.Unlock()
+	if e, ok := h.lru.Get(hash); ok && e.key == string(key) {
+		return e, failureEntry{}
 	}
-	age := max(h.now().Sub(e.stored), 0)
-	if age >= e.ttl {
-		return answer{}, false
-	}
-	msg := append(dst, e.msg...)
-	gone := uint32(age / time.Second)
-	for _, at := range e.ttls {
-		ttl := binary.BigEndian.Uint32(msg[at:])
-		binary.BigEndian.PutUint32(msg[at:], ttl-min(ttl, gone))
-	}
-	return answer{msg: msg, source: SourceCache, server: e.server, age: age}, true
+	f, _ := h.failures.get(hash, key)
+	return nil, f
 }
 
 func (h *cache) serve(ctx context.Context, q *query) answer {
-	key := string(appendKey(nil, q))
+	if q.scope.sent.has(q) {
+		return h.loop(q)
+	}
+	key := appendKey(nil, q)
+	e, f := h.find(key)
+	if a, ok := h.kept(q, nil, e); ok {
+		return a
+	}
+	switch {
+	case e != nil && h.stale(e):
+		return h.freshOr(ctx, e, q, string(key))
+	case e == nil && h.outage.holds(f.at, f.keep) && !h.outage.recheck():
+		return h.failure(q, nil, f)
+	}
+	return h.ask(ctx, q, string(key))
+}
+
+// loop refuses a question of our own that came back, so that the next server
+// is asked at once, and says so once in a while.
+func (h *cache) loop(q *query) answer {
+	now, last := h.outage.clock(), h.looped.Load()
+	if (last == 0 || now-last >= int64(loopEvery)) && h.looped.CompareAndSwap(last, now) {
+		h.log.Warn("a dns query of this proxy came back to it: a nameserver of resolv.conf leads here")
+	}
+	return answer{msg: appendReply(nil, q, 0, rcodeServFail), source: SourceFailure}
+}
+
+// ask returns what the cache has by now, or asks.
+func (h *cache) ask(ctx context.Context, q *query, key string) answer {
 	// The leader asks within its own ctx, which has the budget of a query;
 	// it began before those that wait here, and so ends before theirs.
 	v, _, shared := q.scope.flights.Do(key, func() (any, error) {
 		// Another flight may have landed since fast looked.
-		if a, ok := h.get([]byte(key), nil); ok {
-			h.hits.Add(1)
-			return a, nil
+		if e, _ := h.find([]byte(key)); e != nil {
+			if age := e.age(h.now()); age < e.ttl {
+				h.hits.Add(1)
+				return e.append(nil, age), nil
+			}
 		}
 		h.misses.Add(1)
-		a := h.next.serve(ctx, q)
-		h.put(key, a)
-		return a, nil
+		return h.fetch(ctx, q, key), nil
 	})
-	a := v.(answer)
+	return owned(v.(answer), shared)
+}
+
+func owned(a answer, shared bool) answer {
 	if shared {
 		a.msg = bytes.Clone(a.msg)
 	}
 	return a
 }
 
-// put keeps a, if it may be kept.
+// fetch asks the next handler and keeps what it says.
+func (h *cache) fetch(ctx context.Context, q *query, key string) answer {
+	a := h.next.serve(ctx, q)
+	switch {
+	case good(a):
+		h.put(key, a)
+	case ctx.Err() == nil: // otherwise it was we who gave up
+		h.fail(key, a)
+	}
+	return a
+}
+
+// put keeps a, if it may be kept. In any case it takes the place of what was
+// kept before: nothing old is given once there is something new.
 func (h *cache) put(key string, a answer) {
 	if a.source != SourceUpstream {
 		return
 	}
-	if e := newEntry(key, a, h.now()); e != nil {
-		h.keep(e)
+	if e := newEntry(key, a, h.now()); e != nil && h.keep(e) {
+		return
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	hash := maphash.String(h.seed, key)
+	if last, ok := h.lru.Peek(hash); ok && last.key == key && h.stale(last) {
+		h.lru.Remove(hash)
+	}
+	h.failures.remove(hash)
+}
+
+// fail notes that nobody could answer: at the entry that there is, so that it
+// is given beyond its end, or else for a short time.
+func (h *cache) fail(key string, a answer) {
+	hash := maphash.String(h.seed, key)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := h.outage.clock()
+	if e, ok := h.lru.Peek(hash); ok && e.key == key && h.usable(e) {
+		e.failed.Store(now)
+		return
+	}
+	h.failures.add(hash, failureEntry{key: key, rcode: rcodeOf(a.msg), server: a.server, at: now})
 }
 
 // keep adds e in place of an older answer to the same question. False: it does
@@ -175,6 +253,7 @@ func (h *cache) keep(e *entry) bool {
 		return false
 	}
 	h.lru.Remove(hash) // Add would not tell onEvict about the one it replaces
+	h.failures.remove(hash)
 	h.bytes += e.size()
 	h.lru.Add(hash, e)
 	for h.bytes > h.maxBytes {
@@ -187,74 +266,4 @@ func (h *cache) usage() (entries int, size int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.lru.Len(), h.bytes
-}
-
-// newEntry returns the entry for an upstream's answer, nil for one that may
-// not be kept: a failure, a TTL of zero, "no" without a SOA.
-func newEntry(key string, a answer, now time.Time) *entry {
-	e := &entry{key: key, stored: now, server: a.server}
-	e.msg = append(make([]byte, 0, len(a.msg)), a.msg...)
-	flags := flagsOf(e.msg)
-	rcode := int(flags & rcodes)
-	if flags&flagTC != 0 || (rcode != rcodeSuccess && rcode != rcodeNXDomain) {
-		return nil
-	}
-	binary.BigEndian.PutUint16(e.msg[2:], flags&^flagAA) // the cache is no authority
-	f := freshness{qtype: binary.BigEndian.Uint16([]byte(key)), nxdomain: rcode == rcodeNXDomain}
-	walk := recordsOf(e.msg, headerLen+len(key)-keyFixed+4)
-	for rec, ok := walk.next(); ok; rec, ok = walk.next() {
-		e.ttls = append(e.ttls, uint16(rec.ttlAt))
-		f.add(e.msg, rec)
-	}
-	e.ttl = f.lifetime()
-	if walk.err != nil || e.ttl <= 0 {
-		return nil
-	}
-	return e
-}
-
-// freshness gathers from a message's records how long it may be kept.
-type freshness struct {
-	qtype    uint16
-	nxdomain bool
-
-	answered bool // a record of the type that was asked for
-	soa      bool
-	any      bool
-	ttl      uint32 // the least, seconds
-}
-
-// add counts rec in. In a negative answer the SOA's TTL becomes the lesser of
-// itself and MINIMUM, in the message too, for that is what is counted down
-// (RFC 2308 section 5). TTLs with the top bit set are zero (RFC 2181 section 8).
-func (f *freshness) add(msg []byte, rec record) {
-	ttl := rec.ttl
-	if ttl > 1<<31-1 {
-		ttl = 0
-	}
-	if rec.section == sectionAnswer && (rec.typ == f.qtype || f.qtype == typeANY) {
-		f.answered = true
-	}
-	if rec.section == sectionAuthority && rec.typ == typeSOA && rec.end-rec.data >= 4 {
-		f.soa = true
-		if !f.answered || f.nxdomain {
-			ttl = min(ttl, binary.BigEndian.Uint32(msg[rec.end-4:]))
-		}
-	}
-	binary.BigEndian.PutUint32(msg[rec.ttlAt:], ttl)
-	if !f.any || ttl < f.ttl {
-		f.ttl = ttl
-	}
-	f.any = true
-}
-
-func (f *freshness) lifetime() time.Duration {
-	ttl := time.Duration(f.ttl) * time.Second
-	switch {
-	case f.answered && !f.nxdomain:
-		return min(ttl, maxPositive)
-	case f.soa:
-		return min(ttl, maxNegative)
-	}
-	return 0
 }

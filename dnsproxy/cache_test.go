@@ -46,6 +46,9 @@ func TestCacheTTL(t *testing.T) {
 				return ttl
 			}
 			first := s.ask(t, "udp", "x.example", dns.TypeA)
+			if tc.life == 0 {
+				now.add(minFailure)
+			}
 			again := s.ask(t, "udp", "X.EXAMPLE", dns.TypeA)
 			if tc.life == 0 {
 				if n := up.udp.Load(); n < 2 {

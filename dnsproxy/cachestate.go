@@ -41,8 +41,9 @@ var errCacheCut = errors.New("it ends within an entry")
 func (s *Server) ExportCache(maxBytes int) []byte { return s.cache.export(maxBytes) }
 
 // ImportCache takes over what ExportCache gave in another process on this
-// machine, and returns how many answers that are: those that have expired, or
-// that this cache has newer ones of, are left out. Every entry is checked as if
+// machine, and returns how many answers that are: those that are too old even
+// to be given while no server answers, or that this cache has newer ones of,
+// are left out. Every entry is checked as if
 // an upstream had sent it. Where one is damaged, or the version is not known,
 // nothing is imported and the error says why.
 func (s *Server) ImportCache(data []byte) (entries int, err error) {
@@ -68,9 +69,9 @@ func (h *cache) export(maxBytes int) []byte {
 	now := h.now()
 	out := make([]byte, cacheHeader)
 	for _, e := range slices.Backward(list) {
-		age := max(now.Sub(e.stored), 0)
+		age := e.age(now)
 		server, err := e.server.MarshalBinary()
-		if err != nil || age >= e.ttl || len(e.msg) > maxMessage {
+		if err != nil || !h.usable(e) || len(e.msg) > maxMessage {
 			continue
 		}
 		if len(out)+entryFixed+len(server)+len(e.key)+len(e.msg) > maxBytes {
@@ -203,10 +204,5 @@ func queryOf(key []byte) (*query, bool) {
 	return q, bytes.Equal(appendKey(nil, q), key)
 }
 
-// adopt keeps e unless it has expired or there is one as new.
-func (h *cache) adopt(e *entry) bool {
-	if h.now().Sub(e.stored) >= e.ttl {
-		return false
-	}
-	return h.keep(e)
-}
+// adopt keeps e unless it is too old or there is one as new.
+func (h *cache) adopt(e *entry) bool { return h.usable(e) && h.keep(e) }

@@ -8,6 +8,7 @@
 // to wait gets a goroutine, and those are bounded.
 //
 // The server answers as RFC 1034/1035 with RFC 2308 (negative answers), 6891
-// (EDNS0), 7766 (TCP), 8906 (no query is left without an answer for being
-// unusual) and 9619 (one question a query).
+// (EDNS0), 7766 (TCP), 8767 (expired answers while no server answers), 8906 (no
+// query is left without an answer for being unusual), 9520 (failures are kept)
+// and 9619 (one question a query).
 package dnsproxy

@@ -7,124 +7,133 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/netip"
+	"os"
 	"time"
-
-	"github.com/miekg/dns"
 )
 
-const (
-	// upstreamBuffer is larger than the 1232 we ask for: some servers send
-	// more, and what fits needs no TCP.
-	upstreamBuffer = 4096
+var errTruncated = errors.New("answer truncated over TCP")
 
-	// maxStray is how many datagrams that are not the answer are passed over
-	// in one try. A forger needs thousands; a duplicate is one.
-	maxStray = 32
-)
+// try is one question to one server: over UDP and, where the answer is cut, over
+// TCP; without EDNS where the server refuses that.
+type try struct {
+	f     *forwarder
+	u     *upstream
+	q     *query
+	tcp   bool
+	began time.Time // by the injected clock: for the records
+	sent  time.Time // by the real one: for deadlines
+	limit time.Time // when it is given up
 
-var (
-	errStray     = errors.New("too many messages that are no answer to the query")
-	errTruncated = errors.New("answer truncated over TCP")
-)
+	out   *datagram // the first question, where that is on its way
+	reply []byte    // to the first question, where that has come
+}
 
-// exchange asks server for q, over UDP and, where the answer is cut, over TCP,
-// and returns the answer in canonical form: question first, in lower case, no
-// OPT, compressed. ctx bounds it.
-func exchange(ctx context.Context, server netip.AddrPort, q *query, tcp bool) ([]byte, error) {
-	reply, err := ask(ctx, server, q, tcp, true)
+// begin sends q to u, over UDP unless tcp says otherwise.
+func (f *forwarder) begin(u *upstream, q *query, p *plan, limit time.Time) (*try, error) {
+	t := &try{f: f, u: u, q: q, tcp: p.TCP, began: f.now(), sent: time.Now(), limit: limit}
+	u.begin(t.began)
+	if t.tcp {
+		return t, nil
+	}
+	out, err := send(u.addr, buildRequest(q, true))
+	if err != nil {
+		return t, err
+	}
+	t.out = &out
+	return t, nil
+}
+
+// soon waits for the answer a short time: nearly always that is enough, and
+// costs no goroutine. An answer that is not the last word, cut or without EDNS,
+// is left to finish. done says that there is no more to be done.
+func (t *try) soon(ctx context.Context, until time.Time) (msg []byte, done bool, err error) {
+	id := t.q.scope.sent.add(t.out.request, t.q)
+	defer t.q.scope.sent.remove(id)
+	defer context.AfterFunc(ctx, func() { t.out.SetReadDeadline(past()) })()
+	buf := t.f.buffers.Get().(*[upstreamBuffer]byte)
+	defer t.f.buffers.Put(buf)
+	reply, err := t.out.receive(buf[:], until)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, false, nil
+	case err != nil:
+		t.out.Close()
+		return nil, true, err
+	}
+	t.out.Close()
+	t.out = nil
+	if flagsOf(reply)&flagTC != 0 || isRefusal(reply) {
+		t.reply = bytes.Clone(reply)
+		return nil, false, nil
+	}
+	msg, err = canonical(reply, t.q)
+	return msg, true, err
+}
+
+// finish does what is left, within ctx, which ends at the try's limit.
+func (t *try) finish(ctx context.Context) ([]byte, error) {
+	reply, err := t.ask(ctx, true)
 	if err != nil {
 		return nil, err
 	}
-	// Servers from before EDNS refuse it, RFC 6891 section 7.
-	if code := rcodeOf(reply); code == rcodeFormErr || code == rcodeNotImp {
-		if reply, err = ask(ctx, server, q, tcp, false); err != nil {
+	if isRefusal(reply) { // servers from before EDNS, RFC 6891 section 7
+		if reply, err = t.ask(ctx, false); err != nil {
 			return nil, err
 		}
 	}
-	return canonical(reply, q)
+	return canonical(reply, t.q)
 }
 
-func ask(ctx context.Context, server netip.AddrPort, q *query, tcp, edns bool) ([]byte, error) {
-	if !tcp {
-		reply, err := askUDP(ctx, server, q, edns)
-		if err != nil || flagsOf(reply)&flagTC == 0 {
+// isRefusal says whether a server did not like the way it was asked.
+func isRefusal(reply []byte) bool {
+	code := rcodeOf(reply)
+	return code == rcodeFormErr || code == rcodeNotImp
+}
+
+func (t *try) ask(ctx context.Context, edns bool) (reply []byte, err error) {
+	if !t.tcp {
+		if reply, err = t.overUDP(ctx, edns); err != nil || flagsOf(reply)&flagTC == 0 {
 			return reply, err
 		}
 	}
-	reply, err := askTCP(ctx, server, q, edns)
+	request := buildRequest(t.q, edns)
+	id := t.q.scope.sent.add(request, t.q)
+	defer t.q.scope.sent.remove(id)
+	reply, err = t.q.scope.streams.ask(ctx, &t.q.scope.tasks, t.u.addr, request)
 	if err == nil && flagsOf(reply)&flagTC != 0 {
-		err = fmt.Errorf("ask %s: %w", server, errTruncated)
+		err = fmt.Errorf("ask %s: %w", t.u.addr, errTruncated)
 	}
 	return reply, err
 }
 
-// askUDP sends one datagram from a port that the kernel picks at random, on a
-// connected socket: what others send to it never arrives.
-func askUDP(ctx context.Context, server netip.AddrPort, q *query, edns bool) ([]byte, error) {
-	conn, stop, err := dial(ctx, "udp", server)
-	if err != nil {
-		return nil, err
+// overUDP waits for the answer to the question that is on its way, if there is
+// one, or asks. A reply that came earlier is taken first.
+func (t *try) overUDP(ctx context.Context, edns bool) ([]byte, error) {
+	if reply := t.reply; reply != nil {
+		t.reply = nil
+		return reply, nil
 	}
-	defer stop()
-	request := buildRequest(q, edns)
-	if _, err := conn.Write(request); err != nil {
-		return nil, fmt.Errorf("ask %s: %w", server, err)
-	}
-	buf := make([]byte, upstreamBuffer)
-	for range maxStray {
-		n, err := conn.Read(buf)
+	out := t.out
+	t.out = nil
+	if out == nil {
+		d, err := send(t.u.addr, buildRequest(t.q, edns))
 		if err != nil {
-			return nil, fmt.Errorf("ask %s: %w", server, err)
+			return nil, err
 		}
-		if !isReply(buf[:n], request) {
-			continue
-		}
-		if n == len(buf) { // perhaps cut by us: the same as cut by them
-			binary.BigEndian.PutUint16(buf[2:], flagsOf(buf)|flagTC)
-		}
-		return buf[:n], nil
+		out = &d
 	}
-	return nil, fmt.Errorf("ask %s: %w", server, errStray)
+	defer out.Close()
+	id := t.q.scope.sent.add(out.request, t.q)
+	defer t.q.scope.sent.remove(id)
+	defer context.AfterFunc(ctx, func() { out.SetReadDeadline(past()) })()
+	return out.receive(make([]byte, upstreamBuffer), t.limit)
 }
 
-func askTCP(ctx context.Context, server netip.AddrPort, q *query, edns bool) ([]byte, error) {
-	conn, stop, err := dial(ctx, "tcp", server)
-	if err != nil {
-		return nil, err
+// abandon closes what is open.
+func (t *try) abandon() {
+	if t.out != nil {
+		t.out.Close()
 	}
-	defer stop()
-	request := buildRequest(q, edns)
-	framed := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(request)), uint16(len(request)))
-	if _, err := conn.Write(append(framed, request...)); err != nil {
-		return nil, fmt.Errorf("ask %s over TCP: %w", server, err)
-	}
-	var size [2]byte
-	if _, err := io.ReadFull(conn, size[:]); err != nil {
-		return nil, fmt.Errorf("ask %s over TCP: %w", server, err)
-	}
-	reply := make([]byte, binary.BigEndian.Uint16(size[:]))
-	if _, err := io.ReadFull(conn, reply); err != nil {
-		return nil, fmt.Errorf("ask %s over TCP: %w", server, err)
-	}
-	if !isReply(reply, request) {
-		return nil, fmt.Errorf("ask %s over TCP: %w", server, errStray)
-	}
-	return reply, nil
-}
-
-// dial connects, and sees that the end of ctx ends whatever conn waits for.
-// stop closes conn.
-func dial(ctx context.Context, network string, server netip.AddrPort) (conn net.Conn, stop func(), err error) {
-	var d net.Dialer
-	conn, err = d.DialContext(ctx, network, server.String())
-	if err != nil {
-		return nil, nil, fmt.Errorf("ask %s: %w", server, err)
-	}
-	unhook := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	return conn, func() { unhook(); conn.Close() }, nil
 }
 
 // buildRequest returns the query that is sent for q, with an id of its own and
@@ -132,7 +141,7 @@ func dial(ctx context.Context, network string, server netip.AddrPort) (conn net.
 // asks for the AD bit in the answer (RFC 6840 section 5.7).
 func buildRequest(q *query, edns bool) []byte {
 	msg := make([]byte, headerLen, headerLen+int(q.questionN)+optLen)
-	rand.Read(msg[:2]) // never fails
+	setRandomID(msg)
 	binary.BigEndian.PutUint16(msg[2:], q.flags&(flagRD|flagCD)|flagAD)
 	binary.BigEndian.PutUint16(msg[4:], 1)
 	msg = append(msg, q.wire()...)
@@ -143,6 +152,8 @@ func buildRequest(q *query, edns bool) []byte {
 	}
 	return msg
 }
+
+func setRandomID(msg []byte) { rand.Read(msg[:2]) } // never fails
 
 // isReply says whether msg answers request: its id and its question. A server
 // that could not read the question need not repeat it (RFC 6891 section 7).
@@ -174,42 +185,4 @@ func sameQuestion(a, b []byte) bool {
 		}
 	}
 	return true
-}
-
-// canonical reads an upstream's reply in full, so that no malformed one is
-// handed on, and writes it anew without its OPT record and compressed.
-func canonical(reply []byte, q *query) ([]byte, error) {
-	var m dns.Msg
-	if err := m.Unpack(reply); err != nil {
-		return nil, fmt.Errorf("read upstream answer: %w", err)
-	}
-	m.Extra = withoutOPT(m.Extra)
-	if m.Rcode > rcodes { // BADVERS and the like are between it and us
-		return nil, fmt.Errorf("read upstream answer: rcode %s", dns.RcodeToString[m.Rcode])
-	}
-	if len(m.Question) == 0 { // a refusal, see isReply
-		return appendReply(nil, q, 0, m.Rcode), nil
-	}
-	m.Zero = false
-	m.Compress = true
-	msg, err := m.Pack()
-	if err != nil {
-		return nil, fmt.Errorf("repack upstream answer: %w", err)
-	}
-	// Unpack forgives data that is missing at a message's end or altogether,
-	// and Pack then writes what nobody can read.
-	if err := m.Unpack(msg); err != nil {
-		return nil, fmt.Errorf("read repacked upstream answer: %w", err)
-	}
-	return msg, nil
-}
-
-func withoutOPT(list []dns.RR) []dns.RR {
-	kept := list[:0]
-	for _, rr := range list {
-		if rr.Header().Rrtype != dns.TypeOPT {
-			kept = append(kept, rr)
-		}
-	}
-	return kept
 }

@@ -16,8 +16,8 @@ type Explanation struct {
 	Type string `json:"type"`
 
 	// Source is what decided: vip, table, wildcard or search (a name of the
-	// mesh, the first of these that is true of it), cache, upstream, or
-	// failure. A mesh name's types that the table does not have come from
+	// mesh, the first of these that is true of it), cache, stale, upstream,
+	// or failure. A mesh name's types that the table does not have come from
 	// cache or upstream.
 	Source string `json:"source"`
 
@@ -31,7 +31,7 @@ type Explanation struct {
 
 	Server       string  `json:"server,omitempty"`       // upstream that said so
 	RTTSeconds   float64 `json:"rttSeconds,omitempty"`   // upstream
-	AgeSeconds   float64 `json:"ageSeconds,omitempty"`   // cache
+	AgeSeconds   float64 `json:"ageSeconds,omitempty"`   // cache and stale
 	RemainingTTL uint32  `json:"remainingTTL,omitempty"` // cache: seconds, the least of the records
 }
 
@@ -48,6 +48,7 @@ func (s *Server) Explain(ctx context.Context, name string, qtype uint16) (Explan
 	defer own.tasks.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	own.ctx = ctx
 	a, ok := s.tables.fast(q, nil)
 	if !ok {
 		a = s.tables.serve(ctx, q)

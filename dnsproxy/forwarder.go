@@ -3,7 +3,6 @@ package dnsproxy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -17,12 +16,14 @@ const (
 	// DNS_FORWARD_TIMEOUT.
 	DefaultForwardTimeout = 5 * time.Second
 
-	// budgetTries is the budget of one query, in tries: two are 10 s, after
-	// which glibc (timeout:5 attempts:2) has given up.
-	budgetTries = 2
+	// clientPatience is how long a client waits for an answer before it asks
+	// again or gives up: glibc, musl and Go all take 5 s, timeout in
+	// resolv.conf(5).
+	clientPatience = 5 * time.Second
 
-	// minTry is the shortest try when many servers share the budget.
-	minTry = time.Second
+	// minTries is how many tries, one after the other, must fit into the
+	// time that a query has, if there may be so many.
+	minTries = 2
 )
 
 var (
@@ -38,6 +39,8 @@ type forwarder struct {
 	parallel bool
 	conf     *confFile
 	own      []netip.AddrPort // where we listen: never ask these
+	outage   *outage
+	buffers  sync.Pool // of *[upstreamBuffer]byte
 
 	mu      sync.Mutex
 	known   map[netip.AddrPort]*upstream
@@ -58,6 +61,8 @@ func newForwarder(c Config) *forwarder {
 		parallel: c.ForwardParallel,
 		conf:     &confFile{path: c.ResolvConf, log: c.Log},
 		own:      c.Own,
+		outage:   newOutage(c.Now),
+		buffers:  sync.Pool{New: func() any { return new([upstreamBuffer]byte) }},
 		known:    map[netip.AddrPort]*upstream{},
 	}
 	f.plan()
@@ -84,74 +89,14 @@ func (f *forwarder) forward(ctx context.Context, q *query) (answer, error) {
 	if len(p.servers) == 0 {
 		return answer{source: SourceFailure}, errNoServers
 	}
-	bounded, cancel := context.WithTimeout(ctx, budgetTries*f.timeout)
-	defer cancel()
-	if f.parallel {
-		return f.allAtOnce(bounded, p, q)
-	}
-	f.probe(ctx, p, q)
-	return f.inTurn(bounded, p, q)
-}
-
-// inTurn asks one server after the other, those that fail last, and again as
-// often as resolv.conf says. One that answered badly is not asked again.
-func (f *forwarder) inTurn(ctx context.Context, p plan, q *query) (answer, error) {
-	worst := answer{source: SourceFailure}
-	last := errBudget
-	servers := slices.Clone(p.servers)
-	try := f.tryTime(p)
-	for range p.Attempts {
-		again := servers[:0]
-		for _, u := range servers {
-			if ctx.Err() != nil {
-				return worst, last
-			}
-			a, err := f.try(ctx, u, p, q, try)
-			if err == nil && good(a) {
-				return a, nil
-			}
-			if err == nil {
-				worst = a
-				continue
-			}
-			last = err
-			again = append(again, u)
-		}
-		servers = again
-	}
-	return worst, last
-}
-
-// allAtOnce asks every server at one time (DNS_FORWARD_PARALLEL).
-func (f *forwarder) allAtOnce(ctx context.Context, p plan, q *query) (answer, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	type result struct {
-		answer
-		err error
-	}
-	results := make(chan result, len(p.servers))
-	own := *q // tries may outlive this call
-	for _, u := range p.servers {
-		q.scope.tasks.Go(func() {
-			a, err := f.try(ctx, u, p, &own, f.timeout)
-			results <- result{a, err}
-		})
-	}
-	worst := answer{source: SourceFailure}
-	last := errBudget
-	for range p.servers {
-		r := <-results // comes within ctx: try ends with it
-		switch {
-		case r.err == nil && good(r.answer):
-			return r.answer, nil
-		case r.err == nil:
-			worst = r.answer
-		default:
-			last = r.err
+	f.probe(&p, q)
+	r := newRace(f, &p, q)
+	if !f.parallel && !p.TCP {
+		if a, done := r.first(ctx); done {
+			return a, nil
 		}
 	}
-	return worst, last
+	return r.run(ctx)
 }
 
 func good(a answer) bool {
@@ -159,72 +104,110 @@ func good(a answer) bool {
 	return code != rcodeServFail && code != rcodeRefused && code != rcodeNotImp && code != rcodeFormErr
 }
 
-// try asks one server once.
-func (f *forwarder) try(ctx context.Context, u *upstream, p plan, q *query, limit time.Duration) (answer, error) {
-	try, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	begin := f.now()
-	u.begin(begin)
-	msg, err := exchange(try, u.addr, q, p.TCP)
-	rtt := f.now().Sub(begin)
-	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
-		return answer{}, fmt.Errorf("ask %s: %w", u.addr, context.Canceled) // another one won, or the end: says nothing about u
+// probe sends a copy of q to servers that fail and were long not asked, while
+// others do not. Nobody waits for what they say; it is for their health.
+func (f *forwarder) probe(p *plan, q *query) {
+	if f.outage.down.Load() {
+		return // they are asked anyway
 	}
-	u.done(rtt, err)
-	if err != nil {
-		return answer{}, err
-	}
-	return answer{msg: msg, source: SourceUpstream, server: u.addr, rtt: rtt}, nil
-}
-
-// probe sends a copy of q to servers that fail and were long not asked. Nobody
-// waits for what they say; it is for their health. ctx is not the query's, but
-// that of all of its scope.
-func (f *forwarder) probe(ctx context.Context, p plan, q *query) {
 	now := f.now()
 	for _, u := range p.servers[1:] {
-		if u.due(now) {
+		if u.due(now) && q.scope.ctx != nil {
 			own := *q
-			q.scope.tasks.Go(func() { f.try(ctx, u, p, &own, f.tryTime(p)) })
+			q.scope.leave(func(ctx context.Context) {
+				ctx, cancel := context.WithTimeout(ctx, f.tryTime(p))
+				defer cancel()
+				t, err := f.begin(u, &own, p, time.Now().Add(f.tryTime(p)))
+				if err == nil {
+					_, err = t.finish(ctx)
+				}
+				f.ended(ctx, t, err)
+			})
 		}
 	}
 }
 
+// ended records how a try went, and says how long it took. One that was called
+// off says nothing about its server.
+func (f *forwarder) ended(ctx context.Context, t *try, err error) (rtt time.Duration) {
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return 0
+	}
+	rtt = f.now().Sub(t.began)
+	was, is := t.u.done(rtt, err)
+	f.reckon(was, is)
+	return rtt
+}
+
+// reckon draws from a server's change of state what it means for all.
+func (f *forwarder) reckon(was, is health) {
+	switch {
+	case was == is:
+	case was == failing:
+		f.outage.over()
+	case is == failing:
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.outage.down.Store(f.current.failing())
+	}
+}
+
+// failing says whether there is no server that answers.
+func (p plan) failing() bool {
+	return !slices.ContainsFunc(p.servers, func(u *upstream) bool { return !u.failing() })
+}
+
+// budget is the time that a query has, from the first question to the last: a
+// little less than a client waits, so that it gets the answer or hears that
+// there is none. With `options timeout:1 attempts:2` that is two seconds. Who
+// sets DNS_FORWARD_TIMEOUT to more has clients that wait longer.
+func (f *forwarder) budget(p *plan) time.Duration {
+	patience := clientPatience
+	if p.Timeout > 0 {
+		patience = min(p.Timeout*time.Duration(p.Attempts), max(p.Timeout, clientPatience))
+	}
+	if f.timeout > DefaultForwardTimeout {
+		patience = max(patience, f.timeout)
+	}
+	return patience - patience/10
+}
+
 // tryTime is how long one server may take: what the settings say, but short
-// enough that every server is asked within a query's budget.
-func (f *forwarder) tryTime(p plan) time.Duration {
-	limit := f.timeout
+// enough that there is time for another try.
+func (f *forwarder) tryTime(p *plan) time.Duration {
+	tries := min(minTries, len(p.servers)*p.Attempts)
+	limit := min(f.timeout, f.budget(p)/time.Duration(tries))
 	if p.Timeout > 0 {
 		limit = min(limit, p.Timeout)
 	}
-	share := budgetTries * f.timeout / time.Duration(max(len(p.servers), 1))
-	return min(limit, max(share, min(minTry, f.timeout)))
+	return limit
 }
 
-// plan returns whom to ask now, in order.
+// plan returns whom to ask now, in order: the file's, or any with `options
+// rotate`, but those that are slow and then those that fail come last. A faster
+// server does not overtake one that is fast enough: the order in the file is
+// somebody's will.
 func (f *forwarder) plan() plan {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if conf, changed := f.conf.read(f.now()); changed {
 		f.current = f.adopt(conf)
+		f.outage.over() // the failures were others'
+		f.outage.down.Store(len(f.current.servers) > 0 && f.current.failing())
 	}
 	p := f.current
+	if len(p.servers) < 2 {
+		return p
+	}
 	p.servers = slices.Clone(p.servers)
-	if p.Rotate && len(p.servers) > 1 {
+	if p.Rotate {
 		n := rand.IntN(len(p.servers))
 		p.servers = slices.Concat(p.servers[n:], p.servers[:n])
 	}
 	slices.SortStableFunc(p.servers, func(a, b *upstream) int {
-		return rank(a) - rank(b)
+		return int(a.health()) - int(b.health())
 	})
 	return p
-}
-
-func rank(u *upstream) int {
-	if u.failing() {
-		return 1
-	}
-	return 0
 }
 
 // adopt turns a reading of resolv.conf into a plan, without the servers that
@@ -261,8 +244,10 @@ func (f *forwarder) upstreams() []UpstreamStats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	list := make([]UpstreamStats, 0, len(f.known))
-	for _, u := range f.known {
-		list = append(list, u.snapshot())
+	for addr, u := range f.known {
+		s := u.snapshot()
+		s.InUse = slices.ContainsFunc(f.current.servers, func(u *upstream) bool { return u.addr == addr })
+		list = append(list, s)
 	}
 	slices.SortFunc(list, func(a, b UpstreamStats) int { return a.Server.Compare(b.Server) })
 	return list

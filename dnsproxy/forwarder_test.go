@@ -206,8 +206,8 @@ func TestUpstreamHealth(t *testing.T) {
 			t.Errorf("query %d: %v", i, r)
 		}
 	}
-	if n := dead.udp.Load(); n != failingAfter {
-		t.Errorf("the dead server was asked %d times, want %d", n, failingAfter)
+	if n := dead.udp.Load(); n < failingAfter {
+		t.Errorf("the dead server was asked %d times, want %d at least", n, failingAfter)
 	}
 	if n := strings.Count(log.String(), "upstream is failing"); n != 1 {
 		t.Errorf("%d lines about it, want 1:\n%s", n, log)
@@ -222,7 +222,7 @@ func TestUpstreamHealth(t *testing.T) {
 		t.Errorf("no line about the recovery:\n%s", log)
 	}
 	for _, u := range s.Stats().Upstreams {
-		if u.Server == dead.addr && (u.Failures != failingAfter || u.Latency.Count != 1) {
+		if u.Server == dead.addr && (u.Failures+u.Overtaken < failingAfter || u.Latency.Count != 1) {
 			t.Errorf("counters of the dead server: %+v", u)
 		}
 	}
@@ -291,14 +291,14 @@ func FuzzUpstreamAnswer(f *testing.F) {
 			return
 		}
 		now := time.Now()
-		h, err := newCache(Config{CacheEntries: 10, CacheBytes: 1 << 20, Now: func() time.Time { return now }}, nil)
+		h, err := newCache(Config{CacheEntries: 10, CacheBytes: 1 << 20, Now: func() time.Time { return now }}, nil, newOutage(time.Now))
 		if err != nil {
 			t.Fatal(err)
 		}
 		key := appendKey(nil, q)
 		h.put(string(key), answer{msg: bytes.Clone(msg), source: SourceUpstream})
 		now = now.Add(time.Second)
-		for _, m := range [][]byte{msg, must(h.get(key, nil)).msg} {
+		for _, m := range [][]byte{msg, given(h, key)} {
 			if m == nil {
 				continue
 			}
@@ -310,7 +310,14 @@ func FuzzUpstreamAnswer(f *testing.F) {
 	})
 }
 
-func must(a answer, _ bool) answer { return a }
+// given is what h has for key, nil when nothing.
+func given(h *cache, key []byte) []byte {
+	e, _ := h.find(key)
+	if e == nil {
+		return nil
+	}
+	return e.append(nil, e.age(h.now())).msg
+}
 
 // clock is a time that only the test moves.
 type clock struct {

@@ -13,15 +13,16 @@ type Source uint8
 const (
 	SourceTable    Source = iota // the name table
 	SourceCache                  // an earlier upstream answer
+	SourceStale                  // the same, beyond its TTL, because no server answers
 	SourceUpstream               // a server of resolv.conf
-	SourceFailure                // nobody: SERVFAIL made here
+	SourceFailure                // nobody: SERVFAIL made here, or a failure of just before
 	SourceReject                 // a query that RFCs say to refuse
 	sources
 )
 
 // String returns the source as metrics and the command line name it.
 func (s Source) String() string {
-	return [...]string{"table", "cache", "upstream", "failure", "reject"}[s]
+	return [...]string{"table", "cache", "stale", "upstream", "failure", "reject"}[s]
 }
 
 // answer is what a handler says to a query. msg is a DNS message whose
@@ -31,9 +32,9 @@ func (s Source) String() string {
 type answer struct {
 	msg    []byte
 	source Source
-	server netip.AddrPort // that gave it: upstream and cache
+	server netip.AddrPort // that gave it: upstream, cache and stale
 	rtt    time.Duration  // upstream only
-	age    time.Duration  // cache only
+	age    time.Duration  // cache and stale
 }
 
 // handler is one stage of table -> cache -> forwarder.

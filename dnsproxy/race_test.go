@@ -1,6 +1,270 @@
-//go:build race
-
 package dnsproxy
 
-// raceDetector says whether the test runs under it.
-const raceDetector = true
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// A server that says nothing is not waited for: the next one is asked as well,
+// and after some of that it is the first to be asked.
+func TestHedge(t *testing.T) {
+	dead, good := newFakeUpstream(t, silence), newFakeUpstream(t, zone(0, "---\n"))
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(dead.addr), nameserver(good.addr))})
+	for i := range overtakenAfter {
+		if r := s.ask(t, "udp", fmt.Sprintf("n%d.example", i), dns.TypeA); r.Rcode != dns.RcodeSuccess {
+			t.Errorf("%v", r)
+		}
+	}
+	for _, u := range s.Upstreams() {
+		switch u.Server {
+		case dead.addr:
+			// Its time was never up: what shows that nobody waited for it.
+			if u.Failures != 0 || u.Overtaken != overtakenAfter || u.State != "failing" || u.Error == "" {
+				t.Errorf("dead: %+v", u)
+			}
+		case good.addr:
+			if u.Hedges < overtakenAfter || u.State == "failing" {
+				t.Errorf("good: %+v", u)
+			}
+		}
+	}
+	asked := dead.udp.Load()
+	s.ask(t, "udp", "last.example", dns.TypeA)
+	if dead.udp.Load() != asked {
+		t.Error("the dead server is still asked")
+	}
+}
+
+// A lost datagram costs less than a client's patience, with one server too.
+func TestLostDatagram(t *testing.T) {
+	var lost atomic.Bool
+	answer := zone(0, goodA)
+	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte {
+		if lost.CompareAndSwap(false, true) {
+			return nil
+		}
+		return answer(r, tcp)
+	})
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
+		t.Errorf("%v", r)
+	}
+	if u := s.Upstreams()[0]; u.Requests < 2 || u.Failures != 0 {
+		t.Errorf("%+v", u)
+	}
+}
+
+func TestBudget(t *testing.T) {
+	for name, tc := range map[string]struct {
+		options     string
+		timeout     time.Duration // DNS_FORWARD_TIMEOUT
+		servers     int
+		budget, try time.Duration
+	}{
+		"default":        {"", DefaultForwardTimeout, 1, 4500 * time.Millisecond, 2250 * time.Millisecond},
+		"impatient":      {"options timeout:1 attempts:2", DefaultForwardTimeout, 1, 1800 * time.Millisecond, 900 * time.Millisecond},
+		"many attempts":  {"options timeout:2 attempts:5", DefaultForwardTimeout, 1, 4500 * time.Millisecond, 2 * time.Second},
+		"one attempt":    {"options attempts:1", DefaultForwardTimeout, 1, 4500 * time.Millisecond, 4500 * time.Millisecond},
+		"one of three":   {"options attempts:1", DefaultForwardTimeout, 3, 4500 * time.Millisecond, 2250 * time.Millisecond},
+		"patient file":   {"options timeout:30", DefaultForwardTimeout, 1, 27 * time.Second, 5 * time.Second},
+		"patient agent":  {"", 20 * time.Second, 1, 18 * time.Second, 9 * time.Second},
+		"impatient both": {"options timeout:3", time.Second, 2, 4500 * time.Millisecond, time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &forwarder{timeout: tc.timeout}
+			p := plan{ResolvConf: parseResolvConf([]byte(tc.options)), servers: make([]*upstream, tc.servers)}
+			if b, try := f.budget(&p), f.tryTime(&p); b != tc.budget || try != tc.try {
+				t.Errorf("budget %s, try %s; want %s, %s", b, try, tc.budget, tc.try)
+			}
+		})
+	}
+}
+
+// A question of ours that comes back is refused at once, and named in the log.
+func TestLoopIsCut(t *testing.T) {
+	log := new(lockedBuffer)
+	var back atomic.Pointer[testServer]
+	loop := newFakeUpstream(t, func(request []byte, _ bool) []byte {
+		conn, err := net.Dial("udp", back.Load().addr)
+		if err != nil {
+			return nil
+		}
+		defer conn.Close()
+		conn.Write(request)
+		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		reply := make([]byte, maxQuery)
+		n, err := conn.Read(reply)
+		if err != nil {
+			return nil
+		}
+		return reply[:n]
+	})
+	good := newFakeUpstream(t, zone(0, goodA))
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(loop.addr), nameserver(good.addr)), Log: slog.New(slog.NewTextHandler(log, nil))})
+	back.Store(s)
+	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
+		t.Errorf("%v", r)
+	}
+	if n := strings.Count(log.String(), "came back"); n != 1 {
+		t.Errorf("%d lines about it, want 1:\n%s", n, log)
+	}
+}
+
+// pipelined is an upstream for TCP that reads as many questions as it is told,
+// and answers them in reverse, over and over; UDP it leaves unanswered.
+type pipelined struct {
+	listener net.Listener
+	batch    int
+	conns    atomic.Int64
+	drop     atomic.Bool // close instead of answering
+}
+
+func newPipelined(t *testing.T, batch int) *pipelined {
+	t.Helper()
+	udp, tcp := listen(t)
+	p := &pipelined{listener: tcp[0], batch: batch}
+	var loops sync.WaitGroup
+	loops.Go(func() {
+		for {
+			conn, err := p.listener.Accept()
+			if err != nil {
+				return
+			}
+			p.conns.Add(1)
+			loops.Go(func() { defer conn.Close(); p.serve(conn) })
+		}
+	})
+	t.Cleanup(func() { p.listener.Close(); udp[0].Close(); loops.Wait() })
+	return p
+}
+
+func (p *pipelined) serve(conn net.Conn) {
+	for {
+		var batch [][]byte
+		for range p.batch {
+			request, err := readFramed(conn)
+			if err != nil || p.drop.Load() {
+				return
+			}
+			batch = append([][]byte{request}, batch...)
+		}
+		for _, r := range batch {
+			writeFramed(conn, zone(0, nameIn(r)+" 60 IN A 192.0.2.1")(r, true))
+		}
+	}
+}
+
+// With use-vc all questions go over one connection, without waiting.
+func TestPipelining(t *testing.T) {
+	const batch = 10
+	up := newPipelined(t, batch)
+	s := start(t, Config{ResolvConf: writeConf(t, "nameserver ["+strings.Replace(up.listener.Addr().String(), ":", "]:", 1), "options use-vc")})
+	ask := func(round int) {
+		var all sync.WaitGroup
+		for i := range batch {
+			all.Go(func() {
+				name := fmt.Sprintf("n%d-%d.example.", round, i)
+				if r := s.ask(t, "udp", name, dns.TypeA); len(r.Answer) != 1 || r.Answer[0].Header().Name != name {
+					t.Errorf("%v", r)
+				}
+			})
+		}
+		all.Wait()
+	}
+	ask(1)
+	ask(2)
+	if n := up.conns.Load(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+}
+
+// A connection that the server closes is opened anew; one that it always
+// closes is a failure, not a hang.
+func TestStreamEnds(t *testing.T) {
+	up := newPipelined(t, 1)
+	s := start(t, Config{ResolvConf: writeConf(t, "nameserver ["+strings.Replace(up.listener.Addr().String(), ":", "]:", 1), "options use-vc")})
+	ask := func(name string, want int) {
+		t.Helper()
+		if r := s.ask(t, "udp", name, dns.TypeA); r.Rcode != want {
+			t.Errorf("%v", r)
+		}
+	}
+	ask("a.example", dns.RcodeSuccess)
+	up.drop.Store(true)
+	ask("b.example", dns.RcodeServerFailure)
+	up.drop.Store(false)
+	ask("c.example", dns.RcodeSuccess)
+	if up.conns.Load() < 3 {
+		t.Errorf("%d connections", up.conns.Load())
+	}
+}
+
+// nameOverEnd is an answer with an owner that points into a TTL, from where a
+// label reaches as far as the OPT record.
+const nameOverEnd = "\x01\x02\x83\x80\x00\x01\x00\x02\x00\x00\x00\x01\x01x\aexample\x00\x00\x01\x00\x01" +
+	"\xc0\f\x00\x05\x00\x01\x00\x00(<\x00\x04\x01y\xc0\x0e" +
+	"\xc0#\x00\x1c\x00\x01\x00\x00\x00\x14\x00\x10 \x01\r\xb8\x00\x00\x00\x00\x00\x00\xec\xec\xec\x00\x00\x00" +
+	"\x00\x00)\x10\x00\x00\x00\x00\x00\x00\x00"
+
+// FuzzPlain compares the walk over an answer's bytes with miekg/dns: what it
+// takes for canonical says the same as what that makes of it.
+func FuzzPlain(f *testing.F) {
+	q, err := newQuery("x.example", dns.TypeA)
+	if err != nil {
+		f.Fatal(err)
+	}
+	request := buildRequest(q, true)
+	request[0], request[1] = 1, 2
+	plainSeeds := []string{
+		goodA,
+		"x.example. 60 IN CNAME y.example.\ny.example. 20 IN AAAA 2001:db8::1",
+		"x.example. 60 IN MX 5 m.x.example.\n---\nx.example. 60 IN NS ns.example.",
+		"x.example. 60 IN TXT \"a\" \"\"\nx.example. 60 IN SRV 1 2 3 s.example.\nx.example. 60 IN PTR p.",
+		"---\nexample. 60 IN SOA a. b. 1 2 3 4 5",
+		"x.example. 60 IN HTTPS 1 . alpn=h2",
+	}
+	for i, text := range plainSeeds {
+		reply := zone(0, text)(request, false)
+		if _, ok := isPlain(reply, q); ok != (i < len(plainSeeds)-1) {
+			f.Errorf("plain %v: %s", ok, text)
+		}
+		f.Add(reply)
+	}
+	f.Add([]byte(nameOverEnd))
+	f.Fuzz(func(t *testing.T, reply []byte) {
+		if !isReply(reply, request) {
+			return
+		}
+		if _, ok := isPlain(reply, q); !ok {
+			return
+		}
+		walked, err := canonical(reply, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		packed, err := repack(reply, q)
+		if err != nil {
+			t.Fatalf("miekg/dns does not read %x: %v", reply, err)
+		}
+		var a, b dns.Msg
+		if err := a.Unpack(walked); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Unpack(packed); err != nil {
+			t.Fatal(err)
+		}
+		// Text says all that the messages say, but for how they are packed.
+		if a.String() != b.String() || !bytes.Equal(walked[:headerLen], packed[:headerLen]) {
+			t.Fatalf("%x:\n%v\nmiekg/dns:\n%v", reply, &a, &b)
+		}
+	})
+}

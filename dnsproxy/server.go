@@ -60,7 +60,7 @@ func New(c Config) (*Server, error) {
 	c = c.withDefaults()
 	s := &Server{config: c, log: c.Log, inflight: make(chan struct{}, MaxInflight)}
 	s.forwarder = newForwarder(c)
-	cache, err := newCache(c, s.forwarder)
+	cache, err := newCache(c, s.forwarder, s.forwarder.outage)
 	if err != nil {
 		return nil, fmt.Errorf("start dns proxy: make cache of %d entries: %w", c.CacheEntries, err)
 	}
@@ -107,6 +107,7 @@ func (s *Server) Stats() Stats {
 	st := s.counters.snapshot()
 	st.Inflight = len(s.inflight)
 	st.Cache.Hits, st.Cache.Misses = s.cache.hits.Load(), s.cache.misses.Load()
+	st.Cache.Prefetches, st.Cache.Failures = s.cache.prefetches.Load(), s.cache.failed.Load()
 	st.Cache.Entries, st.Cache.Bytes = s.cache.usage()
 	st.Upstreams = s.forwarder.upstreams()
 	if t := s.Table(); t != nil {

@@ -5,8 +5,6 @@ import (
 	"net"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/singleflight"
 )
 
 // Serving is a time for which a Server takes queries: from Start to Release,
@@ -30,13 +28,6 @@ type Serving struct {
 	done    chan struct{} // closed when nothing is left
 }
 
-// scope is what queries share that end together: an upstream's answer that one
-// of them waits for must not be lost to another's end.
-type scope struct {
-	flights singleflight.Group // of the cache
-	tasks   sync.WaitGroup     // connections, and what queries leave behind
-}
-
 // Start begins to take queries from the sockets, which belong to the Serving
 // from here on. The caller's other descriptors of the same kernel sockets stay
 // the caller's, and somebody else may read them at the same time, this server
@@ -46,6 +37,7 @@ func (s *Server) Start(udp []*net.UDPConn, tcp []*net.TCPListener) *Serving {
 	v := &Serving{server: s, udp: udp, tcp: tcp, failed: make(chan error, len(udp)+len(tcp)), done: make(chan struct{})}
 	v.taking, v.letGo = context.WithCancel(context.Background())
 	v.queries, v.cut = context.WithCancel(context.Background())
+	v.scope.open(v.queries)
 	for _, conn := range udp {
 		v.loops.Go(func() { v.serveUDP(conn) })
 	}
@@ -85,7 +77,7 @@ func (v *Serving) finish() {
 	for _, conn := range v.udp {
 		conn.Close()
 	}
-	v.scope.tasks.Wait()
+	v.scope.end()
 	close(v.done)
 }
 

@@ -31,15 +31,27 @@ type CacheStats struct {
 	Entries      int
 	Bytes        int64 // the entries' estimated size
 	Hits, Misses uint64
+	Prefetches   uint64 // entries asked for again before their end, because they are hot
+	Failures     uint64 // queries answered from a failure of just before
 }
 
 // UpstreamStats is what is known of one server.
 type UpstreamStats struct {
-	Server   netip.AddrPort
-	State    string // healthy, slow, failing
-	Requests uint64 // tries
-	Failures uint64 // tries that ended without an answer
-	Latency  Histogram
+	Server   netip.AddrPort `json:"server"`
+	State    string         `json:"state"`           // healthy, slow, failing
+	Error    string         `json:"error,omitempty"` // why it is failing
+	InUse    bool           `json:"inUse"`           // resolv.conf has it now
+	Requests uint64         `json:"requests"`        // tries
+	Failures uint64         `json:"failures"`        // tries that ended without an answer
+	Hedges   uint64         `json:"hedges"`          // tries begun because another one took long
+
+	// Overtaken is tries called off because a server that was asked later
+	// had answered.
+	Overtaken uint64    `json:"overtaken"`
+	Latency   Histogram `json:"-"`
+
+	RTT      time.Duration `json:"rttNanoseconds"`      // how long an answer takes, smoothed; 0 when there was none
+	Patience time.Duration `json:"patienceNanoseconds"` // how long it may take before another try is begun
 }
 
 // LatencyBuckets are the upper bounds of Histogram's buckets in seconds,

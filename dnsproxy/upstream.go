@@ -8,10 +8,13 @@ import (
 )
 
 const (
-	// failingAfter and slowAfter are how many in a row make a state: one
-	// lost datagram or one cold name is not worth a line in the log.
-	failingAfter = 2
-	slowAfter    = 3
+	// failingAfter, slowAfter and overtakenAfter are how many in a row make a
+	// state: one lost datagram or one cold name is not worth a line in the
+	// log. To be overtaken says less than to fail: the other server may have
+	// had the name in its cache.
+	failingAfter   = 2
+	slowAfter      = 3
+	overtakenAfter = 4
 
 	// slowRTT is slow for a server of names: clients give up at 5 s.
 	slowRTT = time.Second
@@ -19,6 +22,18 @@ const (
 	// probeEvery is how often a failing server gets a copy of a query while
 	// others answer, so that it is used again soon after it is back.
 	probeEvery = 5 * time.Second
+
+	// The time that a server has before the next one is asked as well: less
+	// than minPatience would double the load whenever a name must be looked
+	// up afar, more than maxPatience an application would feel. The first is
+	// for a server that never answered yet.
+	firstPatience = 300 * time.Millisecond
+	minPatience   = 100 * time.Millisecond
+	maxPatience   = time.Second
+
+	// askAgain is the least time before one server is asked a second time:
+	// for a lost datagram, or for another instance behind the same address.
+	askAgain = 500 * time.Millisecond
 )
 
 // health is the state of an upstream server, for the order of asking and the
@@ -31,7 +46,10 @@ const (
 	failing
 )
 
-func (h health) String() string { return [...]string{"healthy", "slow", "failing"}[h] }
+// StateHealthy is UpstreamStats.State of a server that answers in time.
+const StateHealthy = "healthy"
+
+func (h health) String() string { return [...]string{StateHealthy, "slow", "failing"}[h] }
 
 // upstream is what is known of one server. It lives as long as the forwarder,
 // whatever resolv.conf says meanwhile, because it has the counters.
@@ -43,8 +61,27 @@ type upstream struct {
 	state    health
 	failures int // in a row
 	slows    int // in a row
+	overs    int // in a row
 	last     time.Time
+	rtt      smoothed
+	err      error
 	stats    UpstreamStats
+}
+
+// smoothed is a mean and the mean deviation from it, both moving, as RFC 6298
+// section 2 keeps them of round trips.
+type smoothed struct {
+	mean, deviation time.Duration
+	known           bool
+}
+
+func (s *smoothed) observe(d time.Duration) {
+	if !s.known {
+		s.mean, s.deviation, s.known = d, d/2, true
+		return
+	}
+	s.deviation += ((s.mean - d).Abs() - s.deviation) / 4
+	s.mean += (d - s.mean) / 8
 }
 
 // begin counts a try that starts.
@@ -55,31 +92,59 @@ func (u *upstream) begin(now time.Time) {
 	u.last = now
 }
 
-// done counts how a try ended. Whether the server answered is what matters:
-// SERVFAIL and REFUSED are about a name, not about the server's health.
-func (u *upstream) done(rtt time.Duration, err error) {
+// hedge counts a try that starts because another one takes long.
+func (u *upstream) hedge() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.stats.Hedges++
+}
+
+// done counts how a try ended, and returns the state before and after. Whether
+// the server answered is what matters: SERVFAIL and REFUSED are about a name,
+// not about the server's health.
+func (u *upstream) done(rtt time.Duration, err error) (was, is health) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	was = u.state
 	if err != nil {
 		u.stats.Failures++
-		u.slows = 0
+		u.slows, u.err = 0, err
 		if u.failures++; u.failures >= failingAfter {
 			u.become(failing, "error", err)
 		}
-		return
+		return was, u.state
 	}
 	u.stats.Latency.observe(rtt)
-	u.failures = 0
-	if rtt < slowRTT {
+	u.rtt.observe(rtt)
+	u.failures, u.overs = 0, 0
+	switch {
+	case rtt < slowRTT:
 		u.slows = 0
 		u.become(healthy, "rtt", rtt)
-		return
-	}
-	if u.slows++; u.slows >= slowAfter {
+	case u.slows+1 >= slowAfter:
+		u.slows++
 		u.become(slow, "rtt", rtt)
-	} else if u.state == failing {
-		u.become(healthy, "rtt", rtt)
+	default:
+		u.slows++
+		if u.state == failing {
+			u.become(healthy, "rtt", rtt)
+		}
 	}
+	return was, u.state
+}
+
+// overtaken counts a try that was called off because another server answered
+// that was asked later.
+func (u *upstream) overtaken(err error) (was, is health) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	was = u.state
+	u.stats.Overtaken++
+	u.err = err
+	if u.overs++; u.overs >= overtakenAfter {
+		u.become(failing, "error", err)
+	}
+	return was, u.state
 }
 
 // become logs a change of state once.
@@ -95,10 +160,27 @@ func (u *upstream) become(state health, key string, value any) {
 	u.log.Warn("dns upstream is "+state.String(), "server", u.addr, key, value)
 }
 
-func (u *upstream) failing() bool {
+func (u *upstream) health() health {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.state == failing
+	return u.state
+}
+
+func (u *upstream) failing() bool { return u.health() == failing }
+
+// patience is how long to wait for u before another server is asked as well:
+// nearly all its answers come within the mean and four deviations.
+func (u *upstream) patience() time.Duration {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.rtt.patience()
+}
+
+func (s *smoothed) patience() time.Duration {
+	if !s.known {
+		return firstPatience
+	}
+	return min(max(s.mean+4*s.deviation, minPatience), maxPatience)
 }
 
 // due says whether a failing server should get a copy of a query.
@@ -113,5 +195,9 @@ func (u *upstream) snapshot() UpstreamStats {
 	defer u.mu.Unlock()
 	s := u.stats
 	s.Server, s.State = u.addr, u.state.String()
+	s.RTT, s.Patience = u.rtt.mean, u.rtt.patience()
+	if u.err != nil && u.state == failing {
+		s.Error = u.err.Error()
+	}
 	return s
 }

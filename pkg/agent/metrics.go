@@ -65,6 +65,8 @@ func (s *sidecar) dnsSamples() []status.Sample {
 		gauge("dns_cache_bytes", "Estimated size of the DNS cache.", float64(d.Cache.Bytes)),
 		counter("dns_cache_hits_total", "DNS queries answered from the cache.", d.Cache.Hits),
 		counter("dns_cache_misses_total", "DNS queries that the cache could not answer.", d.Cache.Misses),
+		counter("dns_cache_prefetches_total", "Answers asked for again before their end because they are asked for often.", d.Cache.Prefetches),
+		counter("dns_cache_failures_total", "DNS queries answered with a failure of just before.", d.Cache.Failures),
 	}
 	samples = append(samples, labelled("dns_answers_total", "DNS answers by where they came from.", "source", d.BySource)...)
 	samples = append(samples, labelled("dns_questions_total", "DNS questions by record type.", "type", d.ByType)...)
@@ -88,10 +90,22 @@ func upstreamSamples(upstreams []dnsproxy.UpstreamStats) []status.Sample {
 		samples = append(samples,
 			status.Sample{Name: "dns_upstream_requests_total", Help: "Questions sent to a DNS server.", Labels: labels, Value: float64(u.Requests)},
 			status.Sample{Name: "dns_upstream_failures_total", Help: "Questions that a DNS server did not answer.", Labels: labels, Value: float64(u.Failures)},
+			status.Sample{Name: "dns_upstream_hedges_total", Help: "Questions sent to a DNS server because an earlier one took long.", Labels: labels, Value: float64(u.Hedges)},
+			status.Sample{Name: "dns_upstream_overtaken_total", Help: "Questions that a DNS server asked later answered first.", Labels: labels, Value: float64(u.Overtaken)},
+			status.Sample{Name: "dns_upstream_rtt_seconds", Help: "Time that a DNS server takes to answer, smoothed.", Labels: labels, Value: u.RTT.Seconds(), Gauge: true},
+			status.Sample{Name: "dns_upstream_healthy", Help: "Whether a DNS server answers, and in time.", Labels: labels, Value: truth(u.State == dnsproxy.StateHealthy), Gauge: true},
 			status.Sample{Name: "dns_upstream_request_duration_seconds", Help: "Time that a DNS server took to answer.", Labels: labels, Histogram: cumulative(u.Latency)},
 		)
 	}
 	return samples
+}
+
+// truth is how Prometheus says yes and no.
+func truth(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
 }
 
 // cumulative turns a histogram into Prometheus' form: each bucket counts all below it.

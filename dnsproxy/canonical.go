@@ -1,0 +1,196 @@
+package dnsproxy
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/miekg/dns"
+)
+
+// canonical returns an upstream's reply in the form that answers have here:
+// question first, no OPT, compressed; in memory of its own, with room for an
+// OPT. A malformed one is never handed on. The reply has one question, q's, or
+// none (see isReply).
+func canonical(reply []byte, q *query) ([]byte, error) {
+	if end, ok := isPlain(reply, q); ok {
+		msg := append(make([]byte, 0, end+optLen), reply[:end]...)
+		return withoutLastOPT(msg, end < len(reply)), nil
+	}
+	return repack(reply, q)
+}
+
+// isPlain says whether reply is canonical but for an OPT record at its end, and
+// where it ends without. It knows the records that nearly all answers have; one
+// with others is read in full.
+func isPlain(reply []byte, q *query) (end int, ok bool) {
+	const z = 1 << 6
+	start := headerLen + int(q.lowerN) + 4
+	if binary.BigEndian.Uint16(reply[4:]) != 1 || flagsOf(reply)&z != 0 || len(reply) < start ||
+		string(reply[headerLen:start-4]) != string(q.wire()) {
+		return 0, false
+	}
+	walk := recordsOf(reply, start)
+	for rec, more := walk.next(); more; rec, more = walk.next() {
+		if rec.typ == typeOPT {
+			last := walk.left[sectionAdditional] == 0 && rec.end == len(reply)
+			return rec.start, last && plainOPT(reply, rec)
+		}
+		if !plainRecord(reply, rec) {
+			return 0, false
+		}
+	}
+	return walk.off, walk.err == nil && walk.off == len(reply)
+}
+
+// plainOPT says whether an OPT record is well-formed and extends the RCODE by
+// nothing.
+func plainOPT(msg []byte, rec record) bool {
+	return rec.section == sectionAdditional && rec.root && rec.ttl>>24 == 0 && wholeOptions(msg[rec.data:rec.end])
+}
+
+// wholeOptions says whether the options of an OPT record fill its data, RFC
+// 6891 section 6.1.2.
+func wholeOptions(data []byte) bool {
+	for len(data) > 0 {
+		if len(data) < 4 {
+			return false
+		}
+		n := 4 + int(binary.BigEndian.Uint16(data[2:]))
+		if n > len(data) {
+			return false
+		}
+		data = data[n:]
+	}
+	return true
+}
+
+// withoutLastOPT corrects the count of records when an OPT was cut off.
+func withoutLastOPT(msg []byte, cut bool) []byte {
+	if cut {
+		setCount(msg, sectionAdditional, int(binary.BigEndian.Uint16(msg[10:]))-1)
+	}
+	return msg
+}
+
+// plainRecord says whether a record has names that can be read and data that
+// its type must have. A long message's owners must be compressed.
+func plainRecord(msg []byte, rec record) bool {
+	if rec.class != classIN || len(msg) > minUDPSize && msg[rec.start] < minPointer {
+		return false
+	}
+	if _, ok := readName(msg, rec.start); !ok {
+		return false
+	}
+	data := msg[rec.data:rec.end]
+	switch rec.typ {
+	case typeA:
+		return len(data) == 4
+	case typeAAAA:
+		return len(data) == 16
+	case typeNS, typeCNAME, typePTR:
+		return namesFill(msg[:rec.end], rec.data, 1, 0)
+	case typeSOA:
+		return namesFill(msg[:rec.end], rec.data, 2, 5*4)
+	case typeMX:
+		return len(data) > 2 && namesFill(msg[:rec.end], rec.data+2, 1, 0)
+	case typeSRV:
+		return len(data) > 6 && namesFill(msg[:rec.end], rec.data+6, 1, 0)
+	case typeTXT:
+		return stringsFill(data)
+	}
+	return false
+}
+
+// namesFill says whether msg from off on is that many names and then that many
+// octets.
+func namesFill(msg []byte, off, names, octets int) bool {
+	for range names {
+		end, ok := readName(msg, off)
+		if !ok {
+			return false
+		}
+		off = end
+	}
+	return off+octets == len(msg)
+}
+
+// stringsFill says whether data is character-strings, one at least.
+func stringsFill(data []byte) bool {
+	for first := true; first || len(data) > 0; first = false {
+		if len(data) == 0 || len(data) <= int(data[0]) {
+			return false
+		}
+		data = data[1+int(data[0]):]
+	}
+	return true
+}
+
+// minPointer is the least first octet of a compression pointer.
+const minPointer = 0xC0
+
+// readName reads the name at off to its end, wherever compression leads, and
+// returns the offset behind it. A pointer must lead to what stands wholly before
+// the part of the name that it ends, a prior occurrence as RFC 1035 section
+// 4.1.4 says: so no name is without end, and none is made of what was no name.
+func readName(msg []byte, off int) (end int, ok bool) {
+	part, limit, length := off, len(msg), 1
+	for off < limit {
+		n := int(msg[off])
+		switch {
+		case n == 0:
+			return max(end, off+1), length <= maxWireName
+		case n < 64:
+			length += 1 + n
+			off += 1 + n
+		case n < minPointer || off+2 > limit:
+			return 0, false
+		default:
+			if end == 0 {
+				end = off + 2
+			}
+			if off = int(binary.BigEndian.Uint16(msg[off:])) &^ (minPointer << 8); off >= part || off < headerLen {
+				return 0, false
+			}
+			part, limit = off, part
+		}
+	}
+	return 0, false
+}
+
+// repack reads a reply in full and writes it anew without its OPT record and
+// compressed.
+func repack(reply []byte, q *query) ([]byte, error) {
+	var m dns.Msg
+	if err := m.Unpack(reply); err != nil {
+		return nil, fmt.Errorf("read upstream answer: %w", err)
+	}
+	m.Extra = withoutOPT(m.Extra)
+	if m.Rcode > rcodes { // BADVERS and the like are between it and us
+		return nil, fmt.Errorf("read upstream answer: rcode %s", dns.RcodeToString[m.Rcode])
+	}
+	if len(m.Question) == 0 { // a refusal, see isReply
+		return appendReply(nil, q, 0, m.Rcode), nil
+	}
+	m.Zero = false
+	m.Compress = true
+	msg, err := m.Pack()
+	if err != nil {
+		return nil, fmt.Errorf("repack upstream answer: %w", err)
+	}
+	// Unpack forgives data that is missing at a message's end or altogether,
+	// and Pack then writes what nobody can read.
+	if err := m.Unpack(msg); err != nil {
+		return nil, fmt.Errorf("read repacked upstream answer: %w", err)
+	}
+	return msg, nil
+}
+
+func withoutOPT(list []dns.RR) []dns.RR {
+	kept := list[:0]
+	for _, rr := range list {
+		if rr.Header().Rrtype != dns.TypeOPT {
+			kept = append(kept, rr)
+		}
+	}
+	return kept
+}

@@ -1,0 +1,140 @@
+package dnsproxy
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxPositive and maxNegative bound how long an answer is kept, not the
+	// TTL that is served: a typing error in a zone must not outlive the
+	// pod. A day is what most resolvers keep at most; three hours is RFC
+	// 2308 section 5 on negative answers.
+	maxPositive = 24 * time.Hour
+	maxNegative = 3 * time.Hour
+
+	// maxStale is how long after its end an answer may still be given when
+	// no server answers: RFC 8767 section 5 recommends one to three days.
+	maxStale = 24 * time.Hour
+
+	// staleTTL is the TTL of such an answer in seconds, RFC 8767 section 4.
+	staleTTL = 30
+
+	// entryOverhead is about what an entry costs beside its bytes: the
+	// struct, the LRU's element and its place in the map.
+	entryOverhead = 256
+)
+
+// entry is one kept answer. All but its counters are immutable.
+type entry struct {
+	key    string
+	msg    []byte
+	ttls   []uint16 // where in msg the TTLs are
+	stored time.Time
+	ttl    time.Duration
+	server netip.AddrPort
+
+	hits     atomic.Uint32
+	renewing atomic.Bool  // somebody asks for it anew before its end
+	failed   atomic.Int64 // when that failed after its end (see outage.clock), or 0
+}
+
+func (e *entry) size() int64 {
+	return int64(len(e.key) + len(e.msg) + 2*len(e.ttls) + entryOverhead)
+}
+
+// age is how old e is at a time, never negative.
+func (e *entry) age(now time.Time) time.Duration { return max(now.Sub(e.stored), 0) }
+
+// append appends e's message as it is to be sent at an age: its TTLs are what
+// is left of them. Beyond its end each is staleTTL.
+func (e *entry) append(dst []byte, age time.Duration) answer {
+	at := len(dst)
+	msg := append(dst, e.msg...)[at:]
+	a := answer{msg: msg, source: SourceCache, server: e.server, age: age}
+	if age >= e.ttl {
+		a.source = SourceStale
+		for _, at := range e.ttls {
+			binary.BigEndian.PutUint32(msg[at:], staleTTL)
+		}
+		return a
+	}
+	gone := uint32(age / time.Second)
+	for _, at := range e.ttls {
+		ttl := binary.BigEndian.Uint32(msg[at:])
+		binary.BigEndian.PutUint32(msg[at:], ttl-min(ttl, gone))
+	}
+	return a
+}
+
+// newEntry returns the entry for an upstream's answer, nil for one that may
+// not be kept: a failure, a TTL of zero, "no" without a SOA.
+func newEntry(key string, a answer, now time.Time) *entry {
+	e := &entry{key: key, stored: now, server: a.server}
+	e.msg = append(make([]byte, 0, len(a.msg)), a.msg...)
+	flags := flagsOf(e.msg)
+	rcode := int(flags & rcodes)
+	if flags&flagTC != 0 || (rcode != rcodeSuccess && rcode != rcodeNXDomain) {
+		return nil
+	}
+	binary.BigEndian.PutUint16(e.msg[2:], flags&^flagAA) // the cache is no authority
+	f := freshness{qtype: binary.BigEndian.Uint16([]byte(key)), nxdomain: rcode == rcodeNXDomain}
+	walk := recordsOf(e.msg, headerLen+len(key)-keyFixed+4)
+	for rec, ok := walk.next(); ok; rec, ok = walk.next() {
+		e.ttls = append(e.ttls, uint16(rec.ttlAt))
+		f.add(e.msg, rec)
+	}
+	e.ttl = f.lifetime()
+	if walk.err != nil || e.ttl <= 0 {
+		return nil
+	}
+	return e
+}
+
+// freshness gathers from a message's records how long it may be kept.
+type freshness struct {
+	qtype    uint16
+	nxdomain bool
+
+	answered bool // a record of the type that was asked for
+	soa      bool
+	any      bool
+	ttl      uint32 // the least, seconds
+}
+
+// add counts rec in. In a negative answer the SOA's TTL becomes the lesser of
+// itself and MINIMUM, in the message too, for that is what is counted down
+// (RFC 2308 section 5). TTLs with the top bit set are zero (RFC 2181 section 8).
+func (f *freshness) add(msg []byte, rec record) {
+	ttl := rec.ttl
+	if ttl > 1<<31-1 {
+		ttl = 0
+	}
+	if rec.section == sectionAnswer && (rec.typ == f.qtype || f.qtype == typeANY) {
+		f.answered = true
+	}
+	if rec.section == sectionAuthority && rec.typ == typeSOA && rec.end-rec.data >= 4 {
+		f.soa = true
+		if !f.answered || f.nxdomain {
+			ttl = min(ttl, binary.BigEndian.Uint32(msg[rec.end-4:]))
+		}
+	}
+	binary.BigEndian.PutUint32(msg[rec.ttlAt:], ttl)
+	if !f.any || ttl < f.ttl {
+		f.ttl = ttl
+	}
+	f.any = true
+}
+
+func (f *freshness) lifetime() time.Duration {
+	ttl := time.Duration(f.ttl) * time.Second
+	switch {
+	case f.answered && !f.nxdomain:
+		return min(ttl, maxPositive)
+	case f.soa:
+		return min(ttl, maxNegative)
+	}
+	return 0
+}

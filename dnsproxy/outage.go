@@ -1,0 +1,69 @@
+package dnsproxy
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// recheckOutage is how often one question is let through to servers of which
+// none answers: what is kept of failures ends within that time of the first
+// server's return.
+const recheckOutage = 500 * time.Millisecond
+
+// outage is what the upstreams' health means for answers that are kept: with
+// no server that answers there is no use in asking for each name anew, and with
+// the first one that is back every failure before is void.
+type outage struct {
+	now   func() time.Time
+	start time.Time // the times below are counted from it, in ns
+
+	down      atomic.Bool  // every server fails
+	ended     atomic.Int64 // when a server that failed answered again
+	rechecked atomic.Int64
+
+	mu   sync.Mutex
+	back chan struct{} // closed at the next end
+}
+
+func newOutage(now func() time.Time) *outage {
+	// The start lies in the past, so that no time is zero by chance.
+	return &outage{now: now, start: now().Add(-recheckOutage), back: make(chan struct{})}
+}
+
+// clock returns the time as failures are kept with it.
+func (o *outage) clock() int64 { return int64(o.now().Sub(o.start)) }
+
+// holds says whether a failure at that time, 0 for none, still counts.
+func (o *outage) holds(failed int64, forAtMost time.Duration) bool {
+	return failed != 0 && o.clock()-failed < int64(forAtMost) && failed >= o.ended.Load()
+}
+
+// due says whether it is time for a question to servers that all fail.
+func (o *outage) due() bool {
+	return o.down.Load() && o.clock()-o.rechecked.Load() >= int64(recheckOutage)
+}
+
+// recheck says true to one of those that ask when that is due: it has to send
+// the question.
+func (o *outage) recheck() bool {
+	last := o.rechecked.Load()
+	return o.due() && o.rechecked.CompareAndSwap(last, o.clock())
+}
+
+// over is told that a server which failed has answered.
+func (o *outage) over() {
+	o.down.Store(false)
+	o.ended.Store(o.clock())
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	close(o.back)
+	o.back = make(chan struct{})
+}
+
+// end returns a channel that is closed when a server is back.
+func (o *outage) end() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.back
+}

@@ -1,0 +1,230 @@
+package dnsproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// race asks servers for one query, one after the other, until one answers well:
+// the next one when one fails, and also when one takes longer than it usually
+// does (a hedge), while the first is still listened to. That goes on as often
+// as resolv.conf says. A server that answered badly is not asked again.
+type race struct {
+	f        *forwarder
+	p        *plan
+	q        *query
+	deadline time.Time
+	tryTime  time.Duration
+
+	asked   int       // tries begun, in p's order, round after round
+	next    time.Time // when another is begun though none has failed
+	running []*try
+	results chan result
+	bad     map[*upstream]bool
+
+	worst answer // what to say when nobody answers well
+	last  error
+}
+
+// result is how a try ended.
+type result struct {
+	t   *try
+	msg []byte
+	err error
+}
+
+func newRace(f *forwarder, p *plan, q *query) *race {
+	return &race{
+		f: f, p: p, q: q, deadline: time.Now().Add(f.budget(p)), tryTime: f.tryTime(p),
+		worst: answer{source: SourceFailure}, last: errBudget,
+	}
+}
+
+// first asks the first server, in the goroutine of the query. done says that
+// it has answered well; otherwise run goes on.
+func (r *race) first(ctx context.Context) (a answer, done bool) {
+	t, err := r.begin()
+	if err != nil {
+		r.lost(ctx, t, err)
+		return answer{}, false
+	}
+	msg, done, err := t.soon(ctx, r.next)
+	switch {
+	case !done:
+		r.running = append(r.running, t)
+		return answer{}, false
+	case err != nil:
+		r.lost(ctx, t, err)
+		return answer{}, false
+	}
+	return r.take(ctx, t, msg)
+}
+
+// run goes on until there is an answer, no try is left, or time is up.
+func (r *race) run(ctx context.Context) (answer, error) {
+	ctx, cancel := context.WithDeadline(ctx, r.deadline)
+	defer cancel()
+	// The most that can be begun: the rounds, and one for each recheck.
+	r.results = make(chan result, len(r.p.servers)*r.p.Attempts+maxRechecks)
+	for _, t := range r.running {
+		r.listen(ctx, t)
+	}
+	back := r.f.outage.end()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	extra := 0
+	for len(r.running) > 0 || r.more() {
+		now := time.Now()
+		if len(r.running) == 0 || r.more() && !now.Before(r.next) {
+			r.another(ctx)
+			continue
+		}
+		timer.Reset(r.wake(now))
+		select {
+		case got := <-r.results:
+			r.drop(got.t)
+			if got.err != nil {
+				r.lost(ctx, got.t, got.err)
+			} else if a, done := r.take(ctx, got.t, got.msg); done {
+				r.overtaken(got.t)
+				return a, nil
+			}
+			r.next = time.Now()
+		case <-back:
+			// Somebody answers again: ask at once, not when it is time.
+			back = nil
+			r.another(ctx)
+		case <-timer.C:
+			if extra < maxRechecks && !r.more() && r.f.outage.recheck() {
+				extra++
+				r.another(ctx)
+			}
+		case <-ctx.Done():
+			for _, t := range r.running {
+				r.lost(ctx, t, errBudget)
+			}
+			return r.worst, r.last
+		}
+	}
+	return r.worst, r.last
+}
+
+// maxRechecks is how many questions beyond resolv.conf's attempts a query may
+// send to see whether a server is back.
+const maxRechecks = 16
+
+// wake is how long to sleep.
+func (r *race) wake(now time.Time) time.Duration {
+	if r.more() {
+		return r.next.Sub(now)
+	}
+	return recheckOutage
+}
+
+// more says whether a try is left.
+func (r *race) more() bool {
+	for ; r.asked < len(r.p.servers)*r.p.Attempts; r.asked++ {
+		if !r.bad[r.server()] {
+			return true
+		}
+	}
+	return false
+}
+
+// server is the one whose turn it is.
+func (r *race) server() *upstream { return r.p.servers[r.asked%len(r.p.servers)] }
+
+// begin sends the question to the server whose turn it is.
+func (r *race) begin() (*try, error) {
+	u := r.server()
+	hedge := len(r.running) > 0 && !r.f.parallel
+	r.asked++
+	now := time.Now()
+	limit := now.Add(r.tryTime)
+	r.next = now.Add(r.patience(u))
+	if hedge {
+		u.hedge()
+	}
+	return r.f.begin(u, r.q, r.p, limit)
+}
+
+// patience is how long u may take before the next server is asked, too.
+func (r *race) patience(u *upstream) time.Duration {
+	wait := min(u.patience(), r.tryTime)
+	switch {
+	case r.asked%len(r.p.servers) == 0: // the next round
+		return max(wait, min(askAgain, r.tryTime))
+	case r.f.parallel:
+		return 0
+	}
+	return wait
+}
+
+// another begins a try and listens for its answer.
+func (r *race) another(ctx context.Context) {
+	t, err := r.begin()
+	if err != nil {
+		r.lost(ctx, t, err)
+		return
+	}
+	r.running = append(r.running, t)
+	r.listen(ctx, t)
+}
+
+// listen has t's end come to results.
+func (r *race) listen(ctx context.Context, t *try) {
+	own := *r.q // tries may outlive the query
+	t.q = &own
+	r.q.scope.tasks.Go(func() {
+		try, cancel := context.WithDeadline(ctx, t.limit)
+		defer cancel()
+		defer t.abandon()
+		msg, err := t.finish(try)
+		r.results <- result{t, msg, err}
+	})
+}
+
+// take judges an answer.
+func (r *race) take(ctx context.Context, t *try, msg []byte) (answer, bool) {
+	rtt := r.f.ended(ctx, t, nil)
+	a := answer{msg: msg, source: SourceUpstream, server: t.u.addr, rtt: rtt}
+	if good(a) {
+		return a, true
+	}
+	if r.bad == nil {
+		r.bad = map[*upstream]bool{}
+	}
+	r.bad[t.u] = true
+	r.worst = a
+	return a, false
+}
+
+// lost records a try without an answer.
+func (r *race) lost(ctx context.Context, t *try, err error) {
+	r.f.ended(ctx, t, err)
+	if !errors.Is(err, errBudget) {
+		r.last = err
+	}
+}
+
+func (r *race) drop(t *try) {
+	for i := range r.running {
+		if r.running[i] == t {
+			r.running = append(r.running[:i], r.running[i+1:]...)
+			return
+		}
+	}
+}
+
+// overtaken tells the servers that winner's answer came before theirs, though
+// they had been asked so long before that they should have been first.
+func (r *race) overtaken(winner *try) {
+	for _, t := range r.running {
+		if t.u != winner.u && winner.sent.Sub(t.sent) >= minPatience {
+			was, is := t.u.overtaken(fmt.Errorf("ask %s: %s answered first", t.u.addr, winner.u.addr))
+			r.f.reckon(was, is)
+		}
+	}
+}

@@ -1,0 +1,95 @@
+package dnsproxy
+
+import (
+	"context"
+	"time"
+)
+
+const (
+	// hotHits is how often an answer must have been given to be asked for
+	// again before its end, and hotShare the last part of its life in which
+	// that happens: one tenth, as in unbound (prefetch in unbound.conf(5)).
+	hotHits  = 3
+	hotShare = 10
+
+	// maxRenewals bounds the questions that no query waits for.
+	maxRenewals = 64
+
+	// staleAfter is how long a query waits for a new answer where there is an
+	// old one: the client response timer of RFC 8767 section 5.
+	staleAfter = 1800 * time.Millisecond
+
+	// staleHold is how long after a failure the old answer is given at once:
+	// the failure recheck timer of RFC 8767 section 5.
+	staleHold = 30 * time.Second
+)
+
+// hot says once whether e, asked for at an age before its end, is worth to be
+// asked for again now.
+func (e *entry) hot(age time.Duration) bool {
+	hits := e.hits.Add(1)
+	return hits >= hotHits && e.ttl-age <= e.ttl/hotShare && !e.renewing.Load() && e.renewing.CompareAndSwap(false, true)
+}
+
+// prefetch has e asked for anew.
+func (h *cache) prefetch(q *query, e *entry) {
+	if h.renew(q) {
+		h.prefetches.Add(1)
+	} else {
+		e.renewing.Store(false)
+	}
+}
+
+// renew asks q's question while nobody waits. It keeps nothing of q. False:
+// too many such questions are under way.
+func (h *cache) renew(q *query) bool {
+	if q.scope == nil || q.scope.ctx == nil {
+		return false // a query that is not served but looked at
+	}
+	select {
+	case h.renewals <- struct{}{}:
+	default:
+		return false
+	}
+	own := *q
+	own.scope.leave(func(ctx context.Context) {
+		defer func() { <-h.renewals }()
+		key := string(appendKey(nil, &own))
+		own.scope.flights.Do(key, func() (any, error) { return h.fetch(ctx, &own, key), nil })
+	})
+	return true
+}
+
+// usable says whether e may be given at all when no server answers.
+func (h *cache) usable(e *entry) bool { return e.age(h.now()) < e.ttl+maxStale }
+
+// stale says whether e has ended and may yet be given.
+func (h *cache) stale(e *entry) bool {
+	age := e.age(h.now())
+	return age >= e.ttl && age < e.ttl+maxStale
+}
+
+// held says whether e, past its end, is given without asking first: because to
+// ask has failed a short time ago, or no server answers anything.
+func (h *cache) held(e *entry, age time.Duration) bool {
+	return age < e.ttl+maxStale && (h.outage.down.Load() || h.outage.holds(e.failed.Load(), h.staleHold))
+}
+
+// freshOr asks, and returns the old answer e when that fails or takes long;
+// the question goes on then, for the next who asks.
+func (h *cache) freshOr(ctx context.Context, e *entry, q *query, key string) answer {
+	own := *q
+	got := make(chan answer, 1)
+	q.scope.tasks.Go(func() { got <- h.ask(ctx, &own, key) })
+	timer := time.NewTimer(h.staleAfter)
+	defer timer.Stop()
+	select {
+	case a := <-got:
+		if good(a) {
+			return a
+		}
+	case <-timer.C:
+		e.failed.Store(h.outage.clock())
+	}
+	return e.append(nil, e.age(h.now()))
+}

@@ -1,0 +1,293 @@
+package dnsproxy
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// startChanged is start with a server that change has prepared.
+func startChanged(t *testing.T, c Config, change func(*Server)) *testServer {
+	t.Helper()
+	udp, tcp := listen(t)
+	s := newServer(t, c)
+	change(s)
+	v := s.Start(udp, tcp)
+	t.Cleanup(func() { closeNow(t, v) })
+	return &testServer{s, tcp[0].Addr().String()}
+}
+
+// A name in use is asked for again before its TTL ends, in the background and
+// once; one that is not is left to expire.
+func TestPrefetch(t *testing.T) {
+	now := newClock()
+	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte {
+		return zone(0, nameIn(r)+" 100 IN A 192.0.2.1")(r, tcp)
+	})
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
+	for range hotHits + 1 {
+		s.ask(t, "udp", "hot.example", dns.TypeA)
+	}
+	s.ask(t, "udp", "cold.example", dns.TypeA)
+	now.add(91 * time.Second)
+	for range 5 {
+		if r := s.ask(t, "udp", "hot.example", dns.TypeA); len(r.Answer) != 1 {
+			t.Errorf("%v", r)
+		}
+	}
+	s.ask(t, "udp", "cold.example", dns.TypeA)
+	waitFor(t, "the new answer", func() bool { return s.ask(t, "udp", "hot.example", dns.TypeA).Answer[0].Header().Ttl > 90 })
+	if n := up.udp.Load(); n != 3 || s.Stats().Cache.Prefetches != 1 {
+		t.Errorf("%d queries reached the upstream, want 3; %+v", n, s.Stats().Cache)
+	}
+	now.add(20 * time.Second)
+	s.ask(t, "udp", "hot.example", dns.TypeA)
+	if n := up.udp.Load(); n != 3 {
+		t.Errorf("%d queries reached the upstream after the first TTL, want 3", n)
+	}
+}
+
+// nameIn is the name that a request asks for, with a final dot.
+func nameIn(request []byte) string {
+	var m dns.Msg
+	if m.Unpack(request) != nil {
+		return "."
+	}
+	return m.Question[0].Name
+}
+
+// While the upstream is dead, what was once answered is answered, with RFC
+// 8767's TTL; the rest fails. Once it is back its answers count again.
+func TestServeStale(t *testing.T) {
+	now := newClock()
+	alive := func(r []byte, tcp bool) []byte {
+		if nameIn(r) == "no.example." {
+			return zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 60")(r, tcp)
+		}
+		return zone(0, nameIn(r)+" 60 IN A 192.0.2.1")(r, tcp)
+	}
+	up := newFakeUpstream(t, alive)
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), ForwardTimeout: shortTimeout, Now: now.Now})
+	s.ask(t, "udp", "yes.example", dns.TypeA)
+	s.ask(t, "udp", "no.example", dns.TypeA)
+	up.set(silence)
+	now.add(61 * time.Second)
+	for _, e := range s.Cached() {
+		if !e.Stale || e.Server != up.addr.String() || e.Type != "A" || e.RemainingSeconds != (maxStale-time.Second).Seconds() {
+			t.Errorf("listed: %+v", e)
+		}
+	}
+	for range 3 {
+		yes, no := s.ask(t, "udp", "yes.example", dns.TypeA), s.ask(t, "udp", "no.example", dns.TypeA)
+		if len(yes.Answer) != 1 || yes.Answer[0].Header().Ttl != staleTTL {
+			t.Errorf("known name: %v", yes)
+		}
+		if no.Rcode != dns.RcodeNameError || len(no.Ns) != 1 || no.Ns[0].Header().Ttl != staleTTL {
+			t.Errorf("known to be none: %v", no)
+		}
+	}
+	if r := s.ask(t, "udp", "other.example", dns.TypeA); r.Rcode != dns.RcodeServerFailure {
+		t.Errorf("unknown name: %v", r)
+	}
+	if st := s.Stats(); st.BySource["stale"] != 6 || st.Upstreams[0].State != "failing" {
+		t.Errorf("%v %+v", st.BySource, st.Upstreams)
+	}
+
+	up.set(func(r []byte, tcp bool) []byte { return zone(0, nameIn(r)+" 60 IN A 192.0.2.2")(r, tcp) })
+	now.add(recheckOutage)
+	waitFor(t, "the new answer", func() bool {
+		r := s.ask(t, "udp", "yes.example", dns.TypeA)
+		return r.Answer[0].(*dns.A).A.String() == "192.0.2.2" && r.Answer[0].Header().Ttl == 60
+	})
+	for _, name := range []string{"no.example", "other.example"} {
+		if r := s.ask(t, "udp", name, dns.TypeA); len(r.Answer) != 1 || r.Answer[0].(*dns.A).A.String() != "192.0.2.2" {
+			t.Errorf("%s after the end: %v", name, r)
+		}
+	}
+}
+
+func TestStaleHasAnEnd(t *testing.T) {
+	now := newClock()
+	up := newFakeUpstream(t, zone(0, goodA))
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), ForwardTimeout: shortTimeout, Now: now.Now})
+	s.ask(t, "udp", "x.example", dns.TypeA)
+	up.set(zone(dns.RcodeServerFailure, ""))
+	now.add(maxStale)
+	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
+		t.Errorf("just before the end: %v", r)
+	}
+	now.add(61 * time.Second)
+	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeServerFailure {
+		t.Errorf("after the end: %v", r)
+	}
+}
+
+// A slow upstream costs one client the response timer, and its answer is kept.
+func TestSlowUpstreamIsNotWaitedFor(t *testing.T) {
+	now, release := newClock(), make(chan struct{})
+	up := newFakeUpstream(t, zone(0, goodA))
+	s := startChanged(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now}, func(s *Server) {
+		s.cache.staleAfter = 20 * time.Millisecond
+	})
+	s.ask(t, "udp", "x.example", dns.TypeA)
+	now.add(61 * time.Second)
+	late := zone(0, "x.example. 60 IN A 192.0.2.9")
+	up.set(func(r []byte, tcp bool) []byte { <-release; return late(r, tcp) })
+	for range 2 {
+		if r := s.ask(t, "udp", "x.example", dns.TypeA); len(r.Answer) != 1 || r.Answer[0].Header().Ttl != staleTTL {
+			t.Errorf("%v", r)
+		}
+	}
+	close(release)
+	waitFor(t, "the late answer", func() bool {
+		return s.ask(t, "udp", "x.example", dns.TypeA).Answer[0].(*dns.A).A.String() == "192.0.2.9"
+	})
+}
+
+// A fresh answer that may not be kept still ends the old one.
+func TestStaleGoesWithFresh(t *testing.T) {
+	now := newClock()
+	up := newFakeUpstream(t, zone(0, goodA))
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), ForwardTimeout: shortTimeout, Now: now.Now})
+	s.ask(t, "udp", "x.example", dns.TypeA)
+	now.add(61 * time.Second)
+	up.set(zone(0, "x.example. 0 IN A 192.0.2.7"))
+	s.ask(t, "udp", "x.example", dns.TypeA)
+	up.set(silence)
+	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeServerFailure {
+		t.Errorf("the answer before the last: %v", r)
+	}
+}
+
+// Failures are kept for a second, then two, then four, then five.
+func TestFailuresAreKept(t *testing.T) {
+	for name, reply := range map[string]func([]byte, bool) []byte{
+		"servfail": zone(dns.RcodeServerFailure, ""), "refused": zone(dns.RcodeRefused, ""),
+	} {
+		t.Run(name, func(t *testing.T) {
+			now := newClock()
+			up := newFakeUpstream(t, reply)
+			s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
+			for i, keep := range []int{1, 2, 4, 5, 5} {
+				for range keep {
+					if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode == dns.RcodeSuccess {
+						t.Errorf("%v", r)
+					}
+					if n := up.udp.Load(); n != int64(i+1) {
+						t.Fatalf("failure %d: %d queries reached the upstream", i+1, n)
+					}
+					now.add(time.Second)
+				}
+			}
+			if n := s.Stats().Cache.Failures; n != 12 {
+				t.Errorf("%d answers from kept failures, want 12", n)
+			}
+			up.set(zone(0, goodA))
+			if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
+				t.Errorf("%v", r)
+			}
+			if list := s.Cached(); len(list) != 1 || list[0].Failure {
+				t.Errorf("kept after the success: %+v", list)
+			}
+		})
+	}
+}
+
+// What is not in the cache is answered soon after the upstream is back, for
+// clients that go on asking, though failures were kept.
+func TestOutageEnds(t *testing.T) {
+	alive := func(r []byte, tcp bool) []byte { return zone(0, nameIn(r)+" 1 IN A 192.0.2.1")(r, tcp) }
+	up := newFakeUpstream(t, alive)
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), ForwardTimeout: shortTimeout})
+	s.ask(t, "udp", "known.example", dns.TypeA)
+	up.set(silence)
+	for began := time.Now(); time.Since(began) < 2*time.Second; {
+		r := s.ask(t, "udp", "known.example", dns.TypeA)
+		if r.Rcode != dns.RcodeSuccess {
+			t.Fatalf("known name in the outage: %v", r)
+		}
+		if r := s.ask(t, "udp", "new.example", dns.TypeA); r.Rcode != dns.RcodeServerFailure {
+			t.Fatalf("new name in the outage: %v", r)
+		}
+	}
+	up.set(alive)
+	began := time.Now()
+	waitFor(t, "the first success", func() bool { return s.ask(t, "udp", "new.example", dns.TypeA).Rcode == dns.RcodeSuccess })
+	t.Logf("first success after %s", time.Since(began))
+}
+
+// An application with ndots:5 and the three search domains of a pod looks 100
+// outside names up in a loop: the cluster's DNS servers hardly notice.
+func TestClusterLoad(t *testing.T) {
+	const names, passes, mostPerLookup = 100, 500, 0.05
+	now := newClock()
+	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte {
+		name := nameIn(r)
+		if dns.IsSubDomain("cluster.local.", name) {
+			return zone(dns.RcodeNameError, "---\ncluster.local. 30 IN SOA ns. root. 1 2 3 4 30")(r, tcp)
+		}
+		if binary.BigEndian.Uint16(r[headerLen+len(name)+1:]) == dns.TypeAAAA {
+			return zone(0, "---\nexample.com. 30 IN SOA ns. root. 1 2 3 4 30")(r, tcp)
+		}
+		return zone(0, name+" 30 IN A 192.0.2.1")(r, tcp)
+	})
+	s := newServer(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
+	s.Swap(NewTable([]Host{{Name: "mesh.example", Addrs: ips("240.240.0.1")}}, testSearch, 0))
+	look := lookups(t, s)
+	for range passes {
+		for i := range names {
+			look(fmt.Sprintf("host-%d.example.com", i))
+			look("mesh.example")
+			now.add(time.Millisecond) // 1,000 lookups a second: a busy application
+		}
+	}
+	queries := up.udp.Load() + up.tcp.Load()
+	if per := float64(queries) / (names * passes); per > mostPerLookup || queries == 0 {
+		t.Errorf("%d queries reached the upstream, %.3f for each lookup, want %.2f at most", queries, per, mostPerLookup)
+	}
+	if u := s.Stats().Upstreams; len(u) != 1 || u[0].Server != netip.AddrPort(up.addr) {
+		t.Errorf("%+v", u)
+	}
+}
+
+// lookups returns a resolver as glibc is with ndots:5: it asks for A and AAAA
+// with each search domain, until a name exists, and at last as it is.
+func lookups(t *testing.T, s *Server) func(name string) {
+	q, out := &query{scope: new(scope)}, make([]byte, 0, maxQuery)
+	q.scope.open(t.Context())
+	t.Cleanup(func() { q.scope.end() })
+	domains := append([]string{""}, testSearch...)
+	packed := map[string][][2][]byte{}
+	return func(name string) {
+		if packed[name] == nil {
+			for i := range domains {
+				full := strings.TrimSuffix(name+"."+domains[(i+1)%len(domains)], ".")
+				packed[name] = append(packed[name], [2][]byte{question(t, full, dns.TypeA), question(t, full, dns.TypeAAAA)})
+			}
+		}
+		for _, both := range packed[name] {
+			exists := false
+			for _, msg := range both {
+				reply, done := s.respond(q, msg, 0, out)
+				if !done {
+					reply = s.wait(t.Context(), q)
+				}
+				switch rcodeOf(reply) {
+				case rcodeSuccess:
+					exists = true
+				case rcodeServFail:
+					t.Fatalf("%s: SERVFAIL", name)
+				}
+			}
+			if exists {
+				return
+			}
+		}
+		t.Fatalf("%s: no such name", name)
+	}
+}

@@ -1,0 +1,83 @@
+package dnsproxy
+
+import (
+	"context"
+	"encoding/binary"
+	"hash/maphash"
+	"sync"
+
+	"golang.org/x/sync/singleflight"
+)
+
+// scope is what queries share that end together: an upstream's answer that one
+// of them waits for must not be lost to another's end.
+type scope struct {
+	ctx     context.Context    // of every query; what they leave behind ends with it
+	flights singleflight.Group // of the cache
+	tasks   sync.WaitGroup     // connections, and what queries leave behind
+	streams streams            // TCP connections to upstreams
+	sent    sentQuestions
+}
+
+// open begins the scope. One that is not opened keeps no TCP connection.
+func (s *scope) open(ctx context.Context) {
+	s.ctx = ctx
+	s.streams.keep(true)
+}
+
+// end waits until nothing of the scope is left. No query may begin any more
+// but of connections that are among its tasks.
+func (s *scope) end() {
+	s.streams.keep(false)
+	s.tasks.Wait()
+}
+
+// leave does work that no query waits for.
+func (s *scope) leave(work func(context.Context)) {
+	s.tasks.Go(func() { work(s.ctx) })
+}
+
+// sentQuestions is what is on its way to upstreams, so that a question that
+// comes back here is known for our own: where capture or a server of
+// resolv.conf leads to this proxy, it arrives with the bytes that were sent.
+// What passes another forwarder has another id, and is not found; it joins the
+// flight of its key, and so makes no further question.
+type sentQuestions struct {
+	mu   sync.Mutex
+	seed maphash.Seed
+	ids  map[uint16]uint64 // the hash of the question
+}
+
+// add notes a request until remove is given the id.
+func (s *sentQuestions) add(request []byte, q *query) (id uint16) {
+	id = binary.BigEndian.Uint16(request)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ids == nil {
+		s.ids, s.seed = map[uint16]uint64{}, maphash.MakeSeed()
+	}
+	s.ids[id] = maphash.Bytes(s.seed, q.wire())
+	return id
+}
+
+func (s *sentQuestions) remove(id uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.ids, id)
+}
+
+// has says whether q came from here: its id, and all else that buildRequest
+// chooses. Few clients send AD, DO's size and no capital; so one whose id is
+// the same by chance is not taken for us.
+func (s *sentQuestions) has(q *query) bool {
+	if !q.edns || !q.has(flagAD) || q.limit != ownUDPSize && q.limit != maxMessage {
+		return false
+	}
+	if string(q.question()[:q.lowerN]) != string(q.wire()) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	hash, ok := s.ids[q.id]
+	return ok && hash == maphash.Bytes(s.seed, q.wire())
+}

@@ -66,12 +66,11 @@ func (k eventKind) String() string { return eventNames[k] }
 // event is one thing that happened, with what belongs to it.
 type event struct {
 	kind     eventKind
-	peer     hotrestart.Identity  // of found*
-	reason   string               // of found*
+	peer     hotrestart.Identity  // of found*, peerLeaves
+	reason   string               // of found*, peerLeaves
 	search   int                  // of found*, lookAgain: see loop.search
 	sidecar  *sidecar             // whom it is about
 	newcomer *hotrestart.Newcomer // of the hand-off's
-	outcome  hotrestart.Outcome   // of handoffEnded
 	drained  hotrestart.Drained   // of predecessor, draining
 	counters *census              // of draining, retired: Envoy's; nil when unknown
 	err      error
@@ -304,7 +303,7 @@ func fromHandoff(e hotrestart.Event) event {
 		hotrestart.Arrived: arrived, hotrestart.WantSockets: wantsSockets, hotrestart.Ready: isReady,
 		hotrestart.Settled: settledIn, hotrestart.Terminate: terminates, hotrestart.Ended: handoffEnded,
 	}
-	return event{kind: kinds[e.Kind], newcomer: e.Newcomer, outcome: e.Outcome, err: e.Err}
+	return event{kind: kinds[e.Kind], newcomer: e.Newcomer, err: e.Err}
 }
 
 func (a *Agent) warnUnlessLost(err error) {

@@ -255,8 +255,8 @@ func (s *sidecar) followSockets(ctx context.Context) {
 			return
 		case <-s.moved:
 		}
-		i := s.supervisor.current()
-		if i == nil || i.child == nil || !isClosed(i.accepts) {
+		i := s.supervisor.hot()
+		if i == nil || !isClosed(i.accepts) {
 			continue
 		}
 		s.learnVersion(ctx)
@@ -316,7 +316,7 @@ func (s *sidecar) retire(ctx context.Context, left func(n int, final bool)) {
 	s.endWork()
 	s.suspend()
 	s.supervisor.release()
-	if i := s.supervisor.current(); i != nil && i.child != nil {
+	if i := s.supervisor.hot(); i != nil {
 		tell, cancel := context.WithTimeout(ctx, adminTimeout)
 		if err := i.child.Drain(tell); err != nil && !isClosed(i.Done()) {
 			s.log.Warn("Envoy was not told to drain", "err", err)
@@ -349,8 +349,8 @@ func (s *sidecar) abandon() {
 
 // connections are those that Envoy serves, on whatever listener.
 func (s *sidecar) connections(ctx context.Context) (int, error) {
-	i := s.supervisor.current()
-	if i == nil || i.child == nil {
+	i := s.supervisor.hot()
+	if i == nil {
 		return 0, errNoHotRestart
 	}
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)

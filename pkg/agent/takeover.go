@@ -160,9 +160,9 @@ func (t *succession) comeIntoForce(ctx context.Context) error {
 	case <-ctx.Done():
 		return errors.New(stoppingReason)
 	}
-	i := s.supervisor.current()
+	i := s.supervisor.hot()
 	t.envoy = i
-	if i == nil || i.child == nil {
+	if i == nil {
 		return fmt.Errorf("this generation's Envoy takes no part in hot restarts: %w", cmp.Or(s.launcher.disabled(), errNoHotRestart))
 	}
 	select {

@@ -298,13 +298,8 @@ func (s *sockets) all() (*hotrestart.Sockets, error) {
 	if err != nil {
 		return nil, err
 	}
-	envoys, err := s.envoy.Dup()
-	if err != nil {
-		return nil, errors.Join(err, all.Close())
-	}
-	defer envoys.Close()
-	for _, name := range envoys.Names() {
-		fd, err := envoys.Copy(name)
+	for _, name := range s.envoy.Names() {
+		fd, err := s.envoy.Copy(name)
 		if err == nil {
 			err = all.AddDescriptor(name, fd)
 		}

@@ -81,6 +81,35 @@ func TestStandsByForANewerOne(t *testing.T) {
 	p.answers("a")
 }
 
+// TestTakesOverFromOneThatLeaves: a standby relieves the newer generation that is asked to stop.
+func TestTakesOverFromOneThatLeaves(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	newer := func(i *hotrestart.Identity) { i.Started = time.Now().Add(time.Hour) }
+	seen := make(chan struct{})
+	n := p.neighbour("n", hotrestart.RoleServing, newer, func(_ *neighbour, e hotrestart.Event) bool {
+		if e.Kind == hotrestart.Arrived {
+			select {
+			case <-seen:
+			case <-t.Context().Done():
+			}
+		}
+		return false
+	})
+	n.listen(t, p.listen)
+	a := p.start("a")
+	a.settles(hotrestart.RoleStandby)
+	before := a.self().Since
+	if err := n.server.SetReport(hotrestart.Report{Role: hotrestart.RoleServing, Leaving: true}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "a to be starting since then", func() bool { return a.role() == hotrestart.RoleStarting && a.self().Since.After(before) })
+	close(seen)
+	a.settles(hotrestart.RoleServing)
+	n.expect(t, hotrestart.Settled)
+	a.entered(hotrestart.RoleStarting, hotrestart.RoleStandby, hotrestart.RoleStarting, hotrestart.RoleServing)
+}
+
 func TestOfTwoThatStartAtOnceOneServes(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

@@ -159,11 +159,11 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 
 // loop is the state of the goroutine that lives through the roles.
 type loop struct {
-	role     hotrestart.Role
-	over     bool  // the life is
-	err      error // why, unless it was asked for
-	stopping bool  // a stop was asked for
-	replaced bool  // a newer generation has taken over: never take over from a live one again
+	role     hotrestart.Role // only enter sets it
+	over     bool            // the life is
+	err      error           // why, unless it was asked for
+	stopping bool            // a stop was asked for
+	replaced bool            // a newer generation has taken over: never take over from a live one again
 
 	sidecar  *sidecar
 	lives    int       // how many sidecars there were
@@ -195,12 +195,13 @@ type loop struct {
 // stop is asked for, base with the process.
 func (a *Agent) runRoles(asked, base context.Context) error {
 	ctx, cancel := context.WithCancel(base)
-	a.loop.ctx, a.loop.role = ctx, hotrestart.RoleStarting
+	a.loop.ctx = ctx
 	var handoffs <-chan hotrestart.Event
 	if a.server != nil {
 		handoffs = a.server.Events()
 	}
-	a.enter(a.look(event{}))
+	a.enter(hotrestart.RoleStarting)
+	a.look(event{})
 	stop, quit := asked.Done(), (<-chan struct{})(a.quit)
 	for !a.loop.over {
 		select {

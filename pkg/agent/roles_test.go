@@ -2,6 +2,7 @@ package agent
 
 import (
 	"log/slog"
+	"slices"
 	"testing"
 
 	"understudy.mesh/hotrestart"
@@ -109,6 +110,23 @@ func TestPredecessorsDrainIsNotedInEveryRole(t *testing.T) {
 		if a.shown.predecessor == nil || !a.shown.predecessor.Done {
 			t.Errorf("%s: the news is lost", role)
 		}
+	}
+}
+
+// TestServesAlthoughAskedToStop: the role is entered, before a successor is looked for.
+func TestServesAlthoughAskedToStop(t *testing.T) {
+	a := bareAgent(t, hotrestart.RoleStarting)
+	log := &roleLog{Handler: slog.DiscardHandler}
+	a.log = slog.New(log)
+	s := &sidecar{sockets: &sockets{log: quiet(), envoy: new(hotrestart.Sockets)}}
+	a.loop.sidecar, a.loop.stopping = s, true
+	a.handle(event{kind: inForce, sidecar: s})
+	a.loop.children.Wait()
+	if want := []hotrestart.Role{hotrestart.RoleServing}; !slices.Equal(log.roles, want) || a.shown.role != want[0] || a.shown.since.IsZero() {
+		t.Errorf("logged %q, shown as %q since %v; want %q", log.roles, a.shown.role, a.shown.since, want)
+	}
+	if e := <-a.events; e.kind != nobodyStarts {
+		t.Errorf("%s, want to have looked for a successor", e.kind)
 	}
 }
 

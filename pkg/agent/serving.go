@@ -138,8 +138,8 @@ func (a *Agent) serveOn(e event) hotrestart.Role {
 	}
 	if a.loop.stopping && a.loop.cutDrain == nil {
 		if strings.Contains(e.err.Error(), stoppingReason) { // the whole pod stops
-			a.loop.role = a.loop.before
-			return a.drainToStop(e)
+			a.drainToStop(e)
+			return a.loop.before
 		}
 		a.loop.orphaned = true // it may be started again
 	}

@@ -91,8 +91,8 @@ func (a *Agent) relieve(e event) hotrestart.Role {
 		return a.stay()
 	}
 	a.adopt(nil) // what drains here goes on by itself
-	a.loop.role = hotrestart.RoleStarting
-	return a.takeOver(e)
+	a.takeOver(e)
+	return hotrestart.RoleStarting
 }
 
 // comeBack: the generation for which this one stood by is gone.

@@ -195,8 +195,7 @@ func (a *Agent) serve(e event) hotrestart.Role {
 	}
 	a.world.Settled()
 	if a.loop.stopping {
-		a.loop.role = hotrestart.RoleServing
-		return a.considerStop(e)
+		a.considerStop(e)
 	}
 	return hotrestart.RoleServing
 }

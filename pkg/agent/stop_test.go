@@ -170,6 +170,7 @@ func TestStopWhileHandingOff(t *testing.T) {
 			} else if err := c.Abort(tc.reason); err != nil {
 				t.Fatal(err)
 			}
+			defer a.entered(hotrestart.RoleStarting, hotrestart.RoleServing, hotrestart.RoleHandingOff, hotrestart.RoleServing)
 			if tc.ends {
 				a.endsWell()
 				return

@@ -77,7 +77,7 @@ func (a *Agent) current() *sidecar {
 func (a *Agent) show(changed bool) {
 	a.mu.Lock()
 	a.shown.role = a.loop.role
-	if changed || a.shown.since.IsZero() {
+	if changed {
 		a.shown.since = time.Now()
 	}
 	a.mu.Unlock()

@@ -341,4 +341,8 @@ func TestControlByRole(t *testing.T) {
 		}
 		n.leave()
 	}
+	info := fmt.Sprintf(`istio_agent_generation_info{agent="test",envoy="9.9.9",generation="%s",role="serving"} 1`, a.me.ID)
+	if code, body := get(ControlStatus + "/metrics"); code != http.StatusOK || !strings.Contains(body, info) {
+		t.Errorf("metrics: %d, want a line %s in: %s", code, info, body)
+	}
 }

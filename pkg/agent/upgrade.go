@@ -312,9 +312,12 @@ func (a *Agent) ofSidecar(handler func(*sidecar) http.Handler) http.Handler {
 
 // upgradeSamples are the metrics of hot upgrades.
 func (a *Agent) upgradeSamples() []status.Sample {
-	self := a.self()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	envoyVersion := ""
+	if s := a.shown.sidecar; s != nil {
+		envoyVersion = s.envoyVersion()
+	}
 	left := float64(a.shown.left)
 	if p := a.shown.predecessor; p != nil {
 		left += float64(p.Left)
@@ -322,7 +325,7 @@ func (a *Agent) upgradeSamples() []status.Sample {
 	samples := []status.Sample{
 		gauge("draining_connections", "Connections that the generation before still serves.", left),
 		{Name: "generation_info", Help: "The generation that answers.", Gauge: true, Value: 1, Labels: map[string]string{
-			"generation": self.ID, "role": self.Role, "agent": self.AgentVersion, "envoy": self.EnvoyVersion,
+			"generation": a.me.ID, "role": string(a.shown.role), "agent": a.me.AgentVersion, "envoy": envoyVersion,
 		}},
 	}
 	for labels, n := range a.shown.upgrades {

@@ -102,9 +102,3 @@ func (a *Agent) count(ctx context.Context, s *sidecar, last *census) *census {
 	}
 	return counters
 }
-
-// envoyVersion is the running Envoy's, "" while it is not known.
-func (s *sidecar) envoyVersion() string {
-	version, _ := s.version.Load().(string)
-	return version
-}

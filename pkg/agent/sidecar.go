@@ -88,7 +88,7 @@ type hooks struct {
 
 // newSidecar checks cfg against the world and takes or binds every socket; it starts
 // nothing. inherited is nil for a cold start; its sockets are the sidecar's from here
-// on. samples are what the agent has to count besides. What it bound or wrote is undone when it fails.
+// on, unless it fails: what it bound or wrote is undone then.
 func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *inheritance) (_ *sidecar, err error) {
 	s := &sidecar{
 		cfg: cfg, world: world, log: world.Log("agent"),
@@ -148,8 +148,8 @@ func checkBinary(path string) error {
 	return nil
 }
 
-// start runs the sidecar until stop, retire or kill; what ends it early is in err once
-// done is closed. Envoy starts first and boots while the files are read.
+// start runs the sidecar until end; what ends it early is in err once done is closed.
+// Envoy starts first and boots while the files are read.
 func (s *sidecar) start() {
 	base, endBase := context.WithCancel(context.Background())
 	s.endBase = endBase
@@ -282,6 +282,12 @@ func (s *sidecar) learnVersion(ctx context.Context) {
 	s.version.Store(full)
 }
 
+// envoyVersion is the running Envoy's, "" while it is not known.
+func (s *sidecar) envoyVersion() string {
+	version, _ := s.version.Load().(string)
+	return version
+}
+
 // upgradable says why the sidecar could not be taken over; nil when it can.
 func (s *sidecar) upgradable() error {
 	if err := s.launcher.disabled(); err != nil {
@@ -290,8 +296,8 @@ func (s *sidecar) upgradable() error {
 	return nil
 }
 
-// drain is the first half of an ordinary stop, and end the other: readiness off, inbound drained, then Envoy ended; DNS and
-// status go on until it is gone. cut ends the drain early.
+// drain is the first half of an ordinary stop: readiness off, inbound drained, all else goes
+// on. cut ends it early. The other half is end.
 func (s *sidecar) drain(cut context.Context) {
 	s.ready.Off(stopReason)
 	s.endWork()

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"weak"
@@ -243,6 +244,26 @@ func TestRoleIsToldHoweverLongTheRest(t *testing.T) {
 	waitFor(t, "others to see the role", func() bool {
 		found, err := d.Look(t.Context())
 		return err == nil && len(found) == 1 && found[0].Report.Role == hotrestart.RoleHandingOff
+	})
+}
+
+// TestOthersAreToldWhatIsLearnedOfEnvoy: a cold start serves before its Envoy has said what it has.
+func TestOthersAreToldWhatIsLearnedOfEnvoy(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Slow = true }))
+	a.settles(hotrestart.RoleServing)
+	if err := syscall.Kill(a.current().supervisor.current().PID(), syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	d := p.dir("d")
+	waitFor(t, "others to be told Envoy's version and socket", func() bool {
+		found, err := d.Look(t.Context())
+		if err != nil || len(found) != 1 {
+			return false
+		}
+		told := neighbourStatus(found[0])
+		return told.EnvoyVersion == "9.9.9" && slices.Contains(told.Sockets, hotrestart.EnvoySocketName("tcp://"+p.listen, 0))
 	})
 }
 

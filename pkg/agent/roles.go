@@ -28,6 +28,7 @@ const (
 
 	// What became of this generation's own work.
 	inForce       // the sidecar serves all its configuration
+	learned       // what it tells others of its Envoy is something else now
 	wentAlone     // the generation before died in the middle of the hand-off; its sockets are here
 	tookOver      // everything is here for good
 	failedToTake  // the generation before serves on
@@ -54,7 +55,7 @@ const (
 var eventNames = [...]string{
 	foundNobody: "found nobody", foundOlder: "found an older one", foundNewer: "found a newer one", lookAgain: "look again",
 	peerServes: "the followed one serves", peerLeaves: "the followed one leaves", peerGone: "the followed one is gone",
-	inForce: "in force", wentAlone: "went alone", tookOver: "took over", failedToTake: "failed to take over",
+	inForce: "in force", learned: "learned of its Envoy", wentAlone: "went alone", tookOver: "took over", failedToTake: "failed to take over",
 	sidecarEnded: "sidecar ended", predecessor: "news of the one before", drainedToStop: "drained to stop", retired: "retired", draining: "news of the drain",
 	arrived: "a newcomer arrived", wantsSockets: "it wants the sockets", isReady: "it is ready", settledIn: "it settled",
 	terminates: "it wants the drain to end", handoffEnded: "the hand-off ended",
@@ -92,6 +93,7 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 		retired:      (*Agent).endRetirement,
 		wentAlone:    (*Agent).goAlone,
 		inForce:      (*Agent).serve,
+		learned:      (*Agent).tellDetails,
 		tookOver:     (*Agent).serve,
 		failedToTake: (*Agent).tryLater,
 		sidecarEnded: (*Agent).fail,
@@ -100,6 +102,7 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 		quitAsked:    (*Agent).finish,
 	},
 	hotrestart.RoleServing: {
+		learned:       (*Agent).tellDetails,
 		predecessor:   (*Agent).notePredecessor,
 		draining:      (*Agent).tellDrain,
 		retired:       (*Agent).endRetirement,
@@ -115,6 +118,7 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 		draining:      (*Agent).tellDrain,
 		retired:       (*Agent).endRetirement,
 		inForce:       (*Agent).noteInForce,
+		learned:       (*Agent).tellDetails,
 		wantsSockets:  (*Agent).give,
 		isReady:       (*Agent).letGo,
 		settledIn:     (*Agent).retire,
@@ -315,6 +319,9 @@ func (a *Agent) warnUnlessLost(err error) {
 
 // stay is the role as it is, for a reaction that changes none.
 func (a *Agent) stay() hotrestart.Role { return a.loop.role }
+
+// tellDetails has enter tell everybody what is new.
+func (a *Agent) tellDetails(event) hotrestart.Role { return a.stay() }
 
 // finish ends the life.
 func (a *Agent) finish(event) hotrestart.Role {

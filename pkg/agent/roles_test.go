@@ -32,13 +32,13 @@ var ofNoConsequence = map[hotrestart.Role]map[eventKind]string{
 		nobodyStarts: "somebody does: the newcomer",
 	},
 	hotrestart.RoleDraining: {
-		inForce: "too late", sidecarEnded: "which retired says", drainedToStop: "the drain goes on, and stops the agent",
+		inForce: "too late", learned: "the sockets are the successor's", sidecarEnded: "which retired says", drainedToStop: "the drain goes on, and stops the agent",
 		wentAlone: "there is no attempt", tookOver: "there is no attempt", failedToTake: "there is no attempt",
 		wantsSockets: "it has them all", isReady: "it was", settledIn: "it has",
 		nobodyStarts: "somebody did",
 	},
 	hotrestart.RoleStandby: {
-		inForce: "of what drained", sidecarEnded: "of what drained", drainedToStop: "of what drained", retired: "only a drain makes it a standby again", draining: "there is no drain",
+		inForce: "of what drained", learned: "of what drained", sidecarEnded: "of what drained", drainedToStop: "of what drained", retired: "only a drain makes it a standby again", draining: "there is no drain",
 		wentAlone: "there is no attempt", tookOver: "there is no attempt", failedToTake: "there is no attempt",
 		wantsSockets: "newcomers are sent on", isReady: "newcomers are sent on", settledIn: "newcomers are sent on", terminates: "there is no drain",
 		nobodyStarts: "a stop ends it at once",

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +39,7 @@ const (
 type sidecar struct {
 	cfg   *config.Config
 	world World
+	hooks hooks
 	log   *slog.Logger
 
 	generation *generation
@@ -84,6 +84,7 @@ type sidecar struct {
 type hooks struct {
 	samples     func() []status.Sample // what the agent counts besides
 	quit, drain func(context.Context) error
+	learned     func() // is told when Envoy's version or sockets are others than before
 }
 
 // newSidecar checks cfg against the world and takes or binds every socket; it starts
@@ -91,7 +92,7 @@ type hooks struct {
 // on, unless it fails: what it bound or wrote is undone then.
 func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *inheritance) (_ *sidecar, err error) {
 	s := &sidecar{
-		cfg: cfg, world: world, log: world.Log("agent"),
+		cfg: cfg, world: world, hooks: h, log: world.Log("agent"),
 		ready: &status.Readiness{}, stats: &relay{}, changes: newMailbox(),
 		inForce: make(chan struct{}), moved: make(chan struct{}, 1), done: make(chan struct{}),
 		failures: make(chan error, 1),
@@ -133,7 +134,7 @@ func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *
 	if inherited != nil {
 		s.inherit(inherited.state)
 	}
-	return s, s.newStatus(h)
+	return s, s.newStatus()
 }
 
 // checkBinary refuses a binaryPath that cannot be executed, before anything starts.
@@ -237,55 +238,6 @@ func (s *sidecar) progress() {
 		s.status.Started(time.Since(s.world.Started))
 		close(s.inForce)
 	})
-}
-
-// moveSockets has followSockets ask Envoy.
-func (s *sidecar) moveSockets() {
-	select {
-	case s.moved <- struct{}{}:
-	default:
-	}
-}
-
-// followSockets asks Envoy for its sockets whenever its listeners may have changed.
-func (s *sidecar) followSockets(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.moved:
-		}
-		i := s.supervisor.hot()
-		if i == nil || !isClosed(i.accepts) {
-			continue
-		}
-		s.learnVersion(ctx)
-		if err := s.sockets.refresh(ctx, i); err != nil && ctx.Err() == nil && !isClosed(i.Done()) {
-			s.log.Warn("after a crash Envoy would start without its sockets, and an upgrade cannot have them", "err", err)
-		}
-	}
-}
-
-// learnVersion asks Envoy for its version, "1.40.0" out of what its admin says.
-func (s *sidecar) learnVersion(ctx context.Context) {
-	if s.envoyVersion() != "" {
-		return
-	}
-	full, err := s.admin.Version(ctx)
-	if err != nil {
-		s.log.Debug("ask Envoy for its version", "err", err)
-		return
-	}
-	if parts := strings.Split(full, "/"); len(parts) > 1 {
-		full = parts[1]
-	}
-	s.version.Store(full)
-}
-
-// envoyVersion is the running Envoy's, "" while it is not known.
-func (s *sidecar) envoyVersion() string {
-	version, _ := s.version.Load().(string)
-	return version
 }
 
 // upgradable says why the sidecar could not be taken over; nil when it can.

@@ -136,7 +136,10 @@ func (a *Agent) newSidecar(inherited *inheritance) (*sidecar, error) {
 		id = fmt.Sprintf("%s-%d", a.me.ID, a.loop.lives)
 	}
 	a.mu.Unlock()
-	return newSidecar(a.cfg, a.world, id, hooks{samples: a.upgradeSamples, quit: a.Quit, drain: a.Drain}, inherited)
+	return newSidecar(a.cfg, a.world, id, hooks{
+		samples: a.upgradeSamples, quit: a.Quit, drain: a.Drain,
+		learned: func() { a.report(a.loop.ctx, event{kind: learned}) },
+	}, inherited)
 }
 
 // run starts s, makes it the agent's, and reports when it is in force and when it ends.

@@ -103,8 +103,8 @@ func TestForeignPorts(t *testing.T) {
 		{"one container", []string{dir + "/none"}, head + line("/run/x.sock") + line("@other"), ""},
 		{"no sockets", nil, head, ""},
 		{"a hand-off directory", []string{dir + "/none", dir}, head, "there is a hand-off directory, " + dir},
-		{"its own agent", nil, head + line(controlPrefix+own), ""},
-		{"another container's agent", nil, head + line(controlPrefix+own) + line(controlPrefix+"1"), "the socket @understudy-1"},
+		{"its own agent", nil, head + line(agent.ControlPrefix+own), ""},
+		{"another container's agent", nil, head + line(agent.ControlPrefix+own) + line(agent.ControlPrefix+"1"), "the socket @understudy-1"},
 		{"a socket without a name", nil, head + "0000000000000000: 00000003 00000000 00000000 0001 03 31338\n", ""},
 		{"it cannot be told", nil, "", "cannot be found out"},
 	} {
@@ -205,7 +205,7 @@ func beContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("unix", controlPrefix+strings.Trim(strings.TrimPrefix(mount, "mnt:"), "[]"))
+	l, err := net.Listen("unix", agent.ControlPrefix+strings.Trim(strings.TrimPrefix(mount, "mnt:"), "[]"))
 	if err != nil {
 		t.Fatal(err)
 	}

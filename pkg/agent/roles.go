@@ -170,7 +170,6 @@ type loop struct {
 	replaced bool            // a newer generation has taken over: never take over from a live one again
 
 	sidecar  *sidecar
-	lives    int       // how many sidecars there were
 	search   int       // counts looks: what an earlier one found, or wanted, is of no consequence
 	failures int       // to take over, in a row
 	taking   func()    // ends the attempt to take over that runs; nil: none

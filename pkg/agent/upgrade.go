@@ -73,6 +73,13 @@ func (a *Agent) current() *sidecar {
 	return a.shown.sidecar
 }
 
+// showSidecar makes s the one that commands, metrics and the other generations are told of.
+func (a *Agent) showSidecar(s *sidecar) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.shown.sidecar = s
+}
+
 // show publishes the loop's role.
 func (a *Agent) show(changed bool) {
 	a.mu.Lock()
@@ -85,8 +92,8 @@ func (a *Agent) show(changed bool) {
 		return
 	}
 	self := a.self()
-	details, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
-	report := hotrestart.Report{Role: a.loop.role, Since: self.Since, Leaving: a.loop.stopping, Left: self.Connections, Details: details}
+	told, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
+	report := hotrestart.Report{Role: a.loop.role, Since: self.Since, Leaving: a.loop.stopping, Left: self.Connections, Details: told}
 	if err == nil {
 		err = a.server.SetReport(report)
 	}

@@ -56,6 +56,7 @@ func (h health) String() string { return [...]string{StateHealthy, "slow", "fail
 type upstream struct {
 	addr netip.AddrPort
 	log  *slog.Logger
+	now  func() time.Time
 
 	mu       sync.Mutex
 	state    health
@@ -64,7 +65,8 @@ type upstream struct {
 	overs    int // in a row
 	last     time.Time
 	rtt      smoothed
-	err      error
+	err      error // the last one
+	erred    time.Time
 	stats    UpstreamStats
 }
 
@@ -108,7 +110,7 @@ func (u *upstream) done(rtt time.Duration, err error) (was, is health) {
 	was = u.state
 	if err != nil {
 		u.stats.Failures++
-		u.slows, u.err = 0, err
+		u.slows, u.err, u.erred = 0, err, u.now()
 		if u.failures++; u.failures >= failingAfter {
 			u.become(failing, "error", err)
 		}
@@ -140,7 +142,7 @@ func (u *upstream) overtaken(err error) (was, is health) {
 	defer u.mu.Unlock()
 	was = u.state
 	u.stats.Overtaken++
-	u.err = err
+	u.err, u.erred = err, u.now()
 	if u.overs++; u.overs >= overtakenAfter {
 		u.become(failing, "error", err)
 	}
@@ -196,8 +198,8 @@ func (u *upstream) snapshot() UpstreamStats {
 	s := u.stats
 	s.Server, s.State = u.addr, u.state.String()
 	s.RTT, s.Patience = u.rtt.mean, u.rtt.patience()
-	if u.err != nil && u.state == failing {
-		s.Error = u.err.Error()
+	if u.err != nil {
+		s.Error, s.ErrorAt = u.err.Error(), u.erred
 	}
 	return s
 }

@@ -139,7 +139,7 @@ func (f *forwarder) ended(ctx context.Context, t *try, err error) (rtt time.Dura
 		return 0
 	}
 	rtt = f.now().Sub(t.began)
-	was, is := t.u.done(rtt, err)
+	was, is := t.u.done(t.began, rtt, err)
 	f.reckon(was, is)
 	return rtt
 }
@@ -226,7 +226,7 @@ func (f *forwarder) adopt(conf ResolvConf) plan {
 		}
 		u := f.known[addr]
 		if u == nil {
-			u = &upstream{addr: addr, log: f.log, now: f.now}
+			u = &upstream{addr: addr, log: f.log}
 			f.known[addr] = u
 		}
 		p.servers = append(p.servers, u)

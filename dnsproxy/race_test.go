@@ -93,7 +93,12 @@ func TestBudget(t *testing.T) {
 func TestLoopIsCut(t *testing.T) {
 	log := new(lockedBuffer)
 	var back atomic.Pointer[testServer]
+	// The good server waits until the question has come back, for the slow
+	// machine on which it is asked before.
+	refused := make(chan struct{})
+	var once sync.Once
 	loop := newFakeUpstream(t, func(request []byte, _ bool) []byte {
+		defer once.Do(func() { close(refused) })
 		conn, err := net.Dial("udp", back.Load().addr)
 		if err != nil {
 			return nil
@@ -108,7 +113,7 @@ func TestLoopIsCut(t *testing.T) {
 		}
 		return reply[:n]
 	})
-	good := newFakeUpstream(t, zone(0, goodA))
+	good := newFakeUpstream(t, func(request []byte, tcp bool) []byte { <-refused; return zone(0, goodA)(request, tcp) })
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(loop.addr), nameserver(good.addr)), Log: slog.New(slog.NewTextHandler(log, nil))})
 	back.Store(s)
 	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {

@@ -56,14 +56,14 @@ func (h health) String() string { return [...]string{StateHealthy, "slow", "fail
 type upstream struct {
 	addr netip.AddrPort
 	log  *slog.Logger
-	now  func() time.Time
 
 	mu       sync.Mutex
 	state    health
-	failures int // in a row
-	slows    int // in a row
-	overs    int // in a row
-	last     time.Time
+	failures int       // in a row
+	slows    int       // in a row
+	overs    int       // in a row
+	last     time.Time // when it was last asked
+	answered time.Time // when it last answered
 	rtt      smoothed
 	err      error // the last one
 	erred    time.Time
@@ -101,16 +101,21 @@ func (u *upstream) hedge() {
 	u.stats.Hedges++
 }
 
-// done counts how a try ended, and returns the state before and after. Whether
-// the server answered is what matters: SERVFAIL and REFUSED are about a name,
-// not about the server's health.
-func (u *upstream) done(rtt time.Duration, err error) (was, is health) {
+// done counts how a try ended that began then, and returns the state before and
+// after. Whether the server answered is what matters: SERVFAIL and REFUSED are
+// about a name, not about the server's health. Nor is a try that fails news of
+// a server that has answered since it began.
+func (u *upstream) done(began time.Time, rtt time.Duration, err error) (was, is health) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	was = u.state
 	if err != nil {
 		u.stats.Failures++
-		u.slows, u.err, u.erred = 0, err, u.now()
+		u.err, u.erred = err, began.Add(rtt)
+		if began.Before(u.answered) {
+			return was, was
+		}
+		u.slows = 0
 		if u.failures++; u.failures >= failingAfter {
 			u.become(failing, "error", err)
 		}
@@ -119,6 +124,7 @@ func (u *upstream) done(rtt time.Duration, err error) (was, is health) {
 	u.stats.Latency.observe(rtt)
 	u.rtt.observe(rtt)
 	u.failures, u.overs = 0, 0
+	u.answered = began.Add(rtt)
 	switch {
 	case rtt < slowRTT:
 		u.slows = 0
@@ -137,12 +143,12 @@ func (u *upstream) done(rtt time.Duration, err error) (was, is health) {
 
 // overtaken counts a try that was called off because another server answered
 // that was asked later.
-func (u *upstream) overtaken(err error) (was, is health) {
+func (u *upstream) overtaken(at time.Time, err error) (was, is health) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	was = u.state
 	u.stats.Overtaken++
-	u.err, u.erred = err, u.now()
+	u.err, u.erred = err, at
 	if u.overs++; u.overs >= overtakenAfter {
 		u.become(failing, "error", err)
 	}

@@ -49,18 +49,20 @@ func TestUpstreamLog(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			log := new(lockedBuffer)
-			u := &upstream{addr: netip.MustParseAddrPort("192.0.2.53:53"), log: slog.New(slog.NewTextHandler(log, nil)), now: newClock().Now}
+			log, now := new(lockedBuffer), newClock()
+			u := &upstream{addr: netip.MustParseAddrPort("192.0.2.53:53"), log: slog.New(slog.NewTextHandler(log, nil))}
 			var want []string
 			for i, p := range phases {
 				for _, d := range p.tries {
+					began := now.Now()
+					now.add(max(d, 0))
 					switch d {
 					case lost:
-						u.done(0, errors.New("no answer"))
+						u.done(began, 0, errors.New("no answer"))
 					case overtaken:
-						u.overtaken(errors.New("another was first"))
+						u.overtaken(began, errors.New("another was first"))
 					default:
-						u.done(d, nil)
+						u.done(began, d, nil)
 					}
 				}
 				if p.line != "" {
@@ -84,14 +86,14 @@ func TestUpstreamLog(t *testing.T) {
 // The last error stays to be seen, with its time, when the server is well again.
 func TestUpstreamLastError(t *testing.T) {
 	now := newClock()
-	u := &upstream{log: slog.New(slog.DiscardHandler), now: now.Now}
+	u := &upstream{log: slog.New(slog.DiscardHandler)}
 	if s := u.snapshot(); s.Error != "" || !s.ErrorAt.IsZero() {
 		t.Errorf("before any: %+v", s)
 	}
 	at := now.Now()
-	u.done(0, errors.New("connection refused"))
+	u.done(now.Now(), 0, errors.New("connection refused"))
 	now.add(time.Minute)
-	u.done(time.Millisecond, nil)
+	u.done(now.Now(), time.Millisecond, nil)
 	if s := u.snapshot(); s.State != StateHealthy || s.Error != "connection refused" || !s.ErrorAt.Equal(at) {
 		t.Errorf("%+v", s)
 	}

@@ -38,8 +38,8 @@ func (b *builder) transparent() {
 	again := fromEnvoy
 	again.Out = loopbackIface
 	b.mangle(output, again, accept, "Envoy to its own application")
-	for _, o := range b.proxyOwners() {
-		m := Match{Dsts: b.loopback(), NotDst: true, Out: loopbackIface, Proto: TCP, Owners: []Owner{o}}
+	for _, s := range b.senders() {
+		m := s.sent(Match{Dsts: b.loopback(), NotDst: true, Out: loopbackIface, Proto: TCP})
 		b.mangle(output, m, setMark(b.calledItself()), "the pod calls itself by a service")
 	}
 	b.mangle(output, Match{Proto: TCP, ConnMark: b.Mark}, connMark(restoreMark), "the application's answer to Envoy")

@@ -151,7 +151,9 @@ func (b *builder) outbound() {
 		b.nat(outbound, udpTo(ports...), accept, "excluded outbound port")
 	}
 	b.nat(outbound, Match{Srcs: passthrough, Out: loopbackIface}, accept, "Envoy to its own application")
-
+	if b.TPROXY {
+		b.fromTheClientsAddress()
+	}
 	for _, s := range b.senders() {
 		b.proxy(s)
 	}

@@ -44,3 +44,11 @@ func (b *builder) transparent() {
 	}
 	b.mangle(output, Match{Proto: TCP, ConnMark: b.Mark}, connMark(restoreMark), "the application's answer to Envoy")
 }
+
+// fromTheClientsAddress lets through what Envoy sends to the application from a
+// client's address. Envoy's user sends it to the pod's own address, so that it would
+// count as a call of the pod to itself and come in again, without end (istio#23369).
+// Istio has no such rule, and must run its proxy as root in this mode.
+func (b *builder) fromTheClientsAddress() {
+	b.nat(outbound, Match{Out: loopbackIface, Proto: TCP, Mark: b.Mark}, accept, "Envoy to its own application")
+}

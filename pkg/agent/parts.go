@@ -65,7 +65,7 @@ func meshOptions(c *config.Config) mesh.Options {
 		AllowIgnored:     c.AllowIgnored,
 	}
 	if c.Interception == config.TPROXY {
-		o.TransparentMark = iptables.DefaultMark // Istio's istiod knows no other either
+		o.TransparentMark = iptables.DefaultMark // of istio-iptables, whose -t must say nothing else
 	}
 	return o
 }

@@ -12,6 +12,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
+	"syscall"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -76,6 +78,14 @@ type Config struct {
 	// LogJSON makes Envoy's own log JSON lines (time, level, scope, msg) instead of
 	// Istio's text.
 	LogJSON bool
+	// ProxyMark is set on the socket of every connection to an upstream (SO_MARK), but
+	// for clusters with a bind address of their own; capture lets what carries it out. 0
+	// is no mark.
+	ProxyMark uint32
+	// DNSServer is whom Envoy asks for names; the zero value stands for the servers of
+	// resolv.conf. Envoy cannot mark these sockets, so that where only a mark lets out,
+	// somebody else has to ask for it.
+	DNSServer netip.AddrPort
 	// RuntimeValues are ProxyConfig.runtimeValues: they go over the defaults, and ""
 	// deletes a default.
 	RuntimeValues map[string]string
@@ -122,7 +132,7 @@ func build(c Config) (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
-	resolver, err := dnsResolver()
+	resolver, err := dnsResolver(c.DNSServer)
 	if err != nil {
 		return nil, err
 	}
@@ -144,6 +154,7 @@ func build(c Config) (*bootstrapv3.Bootstrap, error) {
 		// A pod has many clusters and uses few: their statistics are made when they are
 		// first needed.
 		DeferredStatOptions: &bootstrapv3.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
+		ClusterManager:      clusterManager(c.ProxyMark),
 		OverloadManager:     overload,
 		DynamicResources:    dynamicResources(),
 		StaticResources:     static,
@@ -226,6 +237,21 @@ func logConfig(asJSON bool) *bootstrapv3.Bootstrap_ApplicationLogConfig {
 		}
 	}
 	return &bootstrapv3.Bootstrap_ApplicationLogConfig{LogFormat: format}
+}
+
+// clusterManager makes every upstream connection carry a mark. What goes on to the
+// application needs none: its clusters have a source address that capture knows.
+func clusterManager(mark uint32) *bootstrapv3.ClusterManager {
+	if mark == 0 {
+		return nil
+	}
+	return &bootstrapv3.ClusterManager{UpstreamBindConfig: &corev3.BindConfig{SocketOptions: []*corev3.SocketOption{{
+		Description: "the proxy's mark", // in Envoy's log when it may not set it
+		Level:       syscall.SOL_SOCKET,
+		Name:        syscall.SO_MARK,
+		Value:       &corev3.SocketOption_IntValue{IntValue: int64(mark)},
+		State:       corev3.SocketOption_STATE_PREBIND,
+	}}}}
 }
 
 func dynamicResources() *bootstrapv3.Bootstrap_DynamicResources {

@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"flag"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,6 +40,9 @@ func cases() map[string]Config {
 		"ipv6":     with(func(c *Config) { c.IPv4, c.IPv6 = false, true }),
 		"dual-loopback-json": with(func(c *Config) {
 			c.IPv6, c.StatsLoopbackOnly, c.LogJSON = true, true, true
+		}),
+		"proxy-mark": with(func(c *Config) {
+			c.ProxyMark, c.DNSServer = 0xffffffff, netip.MustParseAddrPort("127.0.0.1:53535")
 		}),
 		"full": with(func(c *Config) {
 			c.IPv6 = true

@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"fmt"
+	"net/netip"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	caresv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/network/dns_resolver/cares/v3"
@@ -21,14 +22,21 @@ const (
 	udpMaxQueries = 100
 )
 
-// dnsResolver is how Envoy looks up names: with the servers of resolv.conf, and never
-// by way of the agent, whose answers for mesh names are Envoy's own listeners.
-func dnsResolver() (*corev3.TypedExtensionConfig, error) {
-	config, err := typed(&caresv3.CaresDnsResolverConfig{
+// dnsResolver is how Envoy looks up names: with the servers of resolv.conf, or with the
+// one that is given; never with the agent's answers for the application, which for mesh
+// names are Envoy's own listeners.
+func dnsResolver(server netip.AddrPort) (*corev3.TypedExtensionConfig, error) {
+	cares := &caresv3.CaresDnsResolverConfig{
 		QueryTimeoutSeconds: wrapperspb.UInt64(queryTimeoutSeconds),
 		QueryTries:          wrapperspb.UInt32(queryTries),
 		UdpMaxQueries:       wrapperspb.UInt32(udpMaxQueries),
-	})
+	}
+	if server.IsValid() {
+		cares.Resolvers = []*corev3.Address{{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+			Address: server.Addr().String(), PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(server.Port())},
+		}}}}
+	}
+	config, err := typed(cares)
 	if err != nil {
 		return nil, fmt.Errorf("DNS resolver: %w", err)
 	}

@@ -1,6 +1,7 @@
 package dnsproxy
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,19 +34,30 @@ var errStray = errors.New("too many messages that are no answer to the query")
 // kernel for addresses that nobody reads: half the cost of a forwarded query.
 type datagram struct {
 	*os.File
-	server  netip.AddrPort
+	server  target
 	request []byte
 }
 
+// target is a server to ask, and the mark of the socket to ask it with: capture lets
+// what carries it out. 0 is no mark.
+type target struct {
+	netip.AddrPort
+	mark uint32
+}
+
 // send opens a socket and sends request.
-func send(server netip.AddrPort, request []byte) (datagram, error) {
-	family, addr, err := sockaddr(server)
+func send(server target, request []byte) (datagram, error) {
+	family, addr, err := sockaddr(server.AddrPort)
 	if err != nil {
 		return datagram{}, fmt.Errorf("ask %s: %w", server, err)
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return datagram{}, fmt.Errorf("ask %s: %w", server, os.NewSyscallError("socket", err))
+	}
+	if err := server.setMark(fd); err != nil {
+		unix.Close(fd)
+		return datagram{}, fmt.Errorf("ask %s: %w", server, err)
 	}
 	if err := unix.Connect(fd, addr); err != nil {
 		unix.Close(fd)
@@ -56,6 +69,30 @@ func send(server netip.AddrPort, request []byte) (datagram, error) {
 		return datagram{}, fmt.Errorf("ask %s: %w", server, err)
 	}
 	return d, nil
+}
+
+// setMark marks a socket, which takes CAP_NET_ADMIN or, from Linux 5.17 on,
+// CAP_NET_RAW: socket(7), SO_MARK.
+func (t target) setMark(fd int) error {
+	if t.mark == 0 {
+		return nil
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(t.mark)); err != nil {
+		return fmt.Errorf("mark the socket with %#x: %w", t.mark, os.NewSyscallError("setsockopt", err))
+	}
+	return nil
+}
+
+// dial connects over TCP.
+func (t target) dial(ctx context.Context) (net.Conn, error) {
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		if err := c.Control(func(fd uintptr) { failed = t.setMark(int(fd)) }); err != nil {
+			return err
+		}
+		return failed
+	}}
+	return d.DialContext(ctx, "tcp", t.String())
 }
 
 // receive returns the answer, in buf, if it comes in time; otherwise the error

@@ -40,12 +40,14 @@ func (f *forwarder) begin(u *upstream, q *query, p *plan, limit time.Time) (*try
 	return t, err
 }
 
+func (t *try) target() target { return target{t.u.addr, t.f.mark} }
+
 // send sends the question over UDP; close ends that. It is noted first, for it
 // may be back at once.
 func (t *try) send(edns bool) (*datagram, error) {
 	request := buildRequest(t.q, edns)
 	id := t.q.scope.sent.add(request, t.q)
-	d, err := send(t.u.addr, request)
+	d, err := send(t.target(), request)
 	if err != nil {
 		t.q.scope.sent.remove(id)
 		return nil, err
@@ -112,7 +114,7 @@ func (t *try) ask(ctx context.Context, edns bool) (reply []byte, err error) {
 	request := buildRequest(t.q, edns)
 	id := t.q.scope.sent.add(request, t.q)
 	defer t.q.scope.sent.remove(id)
-	reply, err = t.q.scope.streams.ask(ctx, &t.q.scope.tasks, t.u.addr, request)
+	reply, err = t.q.scope.streams.ask(ctx, &t.q.scope.tasks, t.target(), request)
 	if err == nil && flagsOf(reply)&flagTC != 0 {
 		err = fmt.Errorf("ask %s: %w", t.u.addr, errTruncated)
 	}

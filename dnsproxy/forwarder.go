@@ -44,6 +44,7 @@ type forwarder struct {
 	parallel bool
 	conf     *confFile
 	own      []netip.AddrPort // where we listen: never ask these
+	mark     uint32           // of the sockets to upstreams; 0 is none
 	outage   *outage
 	buffers  sync.Pool // of *[upstreamBuffer]byte
 
@@ -66,6 +67,7 @@ func newForwarder(c Config) *forwarder {
 		parallel: c.ForwardParallel,
 		conf:     &confFile{path: c.ResolvConf, log: c.Log},
 		own:      c.Own,
+		mark:     c.Mark,
 		outage:   newOutage(c.Now),
 		buffers:  sync.Pool{New: func() any { return new([upstreamBuffer]byte) }},
 		known:    map[netip.AddrPort]*upstream{},

@@ -17,6 +17,7 @@ type scope struct {
 	tasks   sync.WaitGroup     // connections, and what queries leave behind
 	streams streams            // TCP connections to upstreams
 	sent    sentQuestions
+	beside  bool // the table: see StartBeside
 }
 
 // open begins the scope. One that is not opened keeps no TCP connection.

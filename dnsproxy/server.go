@@ -19,6 +19,11 @@ type Config struct {
 	// these is never asked, for the query would come back.
 	Own []netip.AddrPort
 
+	// Mark is set on every socket to an upstream (SO_MARK), so that capture knows the
+	// proxy's queries by it; 0: none. It takes CAP_NET_ADMIN or, from Linux 5.17 on,
+	// CAP_NET_RAW; without, every forwarded query fails.
+	Mark uint32
+
 	// ResolvConf is the path of the file with the servers to forward to. It
 	// is read again when it changes. It need not exist.
 	ResolvConf string
@@ -127,7 +132,7 @@ func (s *Server) respond(q *query, msg []byte, limit int, dst []byte) (reply []b
 		s.counters.reply(SourceReject, q.qtype, q.rcode)
 		return appendReject(dst, q), true
 	}
-	a, ok := s.tables.fast(q, dst)
+	a, ok := s.stage(q).fast(q, dst)
 	if !ok {
 		return nil, false
 	}
@@ -136,7 +141,15 @@ func (s *Server) respond(q *query, msg []byte, limit int, dst []byte) (reply []b
 
 // wait answers a query that respond could not, however long that takes.
 func (s *Server) wait(ctx context.Context, q *query) []byte {
-	return s.finish(q, s.tables.serve(ctx, q))
+	return s.finish(q, s.stage(q).serve(ctx, q))
+}
+
+// stage is the handler that a query begins with.
+func (s *Server) stage(q *query) handler {
+	if q.scope != nil && q.scope.beside {
+		return s.cache
+	}
+	return s.tables
 }
 
 // overload is the reply when nobody more can wait.

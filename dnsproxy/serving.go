@@ -34,9 +34,20 @@ type Serving struct {
 // included: it may be started again before an earlier Serving has ended. Who
 // starts it must call Close.
 func (s *Server) Start(udp []*net.UDPConn, tcp []*net.TCPListener) *Serving {
+	return s.start(udp, tcp, false)
+}
+
+// StartBeside is Start for a client that must not be told what is in the table, and
+// need not wait for one: Envoy, to which the addresses in the table lead back.
+func (s *Server) StartBeside(udp []*net.UDPConn, tcp []*net.TCPListener) *Serving {
+	return s.start(udp, tcp, true)
+}
+
+func (s *Server) start(udp []*net.UDPConn, tcp []*net.TCPListener, beside bool) *Serving {
 	v := &Serving{server: s, udp: udp, tcp: tcp, failed: make(chan error, len(udp)+len(tcp)), done: make(chan struct{})}
 	v.taking, v.letGo = context.WithCancel(context.Background())
 	v.queries, v.cut = context.WithCancel(context.Background())
+	v.scope.beside = beside
 	v.scope.open(v.queries)
 	for _, conn := range udp {
 		v.loops.Go(func() { v.serveUDP(conn) })

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 	"time"
@@ -35,13 +34,13 @@ var (
 type streams struct {
 	mu   sync.Mutex
 	kept bool
-	open map[netip.AddrPort]*stream
+	open map[target]*stream
 }
 
 // stream is one connection.
 type stream struct {
 	set    *streams
-	server netip.AddrPort
+	server target
 	dial   context.Context
 	cancel context.CancelFunc
 	ready  chan struct{} // closed once conn or err is set
@@ -75,7 +74,7 @@ func (s *streams) keep(on bool) {
 // ask sends request to server and returns the answer, within ctx. A connection
 // that was used before may have been closed by the server meanwhile: then the
 // question is asked once more on a new one (RFC 7766 section 6.2.4).
-func (s *streams) ask(ctx context.Context, tasks *sync.WaitGroup, server netip.AddrPort, request []byte) ([]byte, error) {
+func (s *streams) ask(ctx context.Context, tasks *sync.WaitGroup, server target, request []byte) ([]byte, error) {
 	for {
 		c, again := s.get(tasks, server)
 		msg, err := c.ask(ctx, request)
@@ -86,12 +85,12 @@ func (s *streams) ask(ctx context.Context, tasks *sync.WaitGroup, server netip.A
 }
 
 // get returns the connection to server, and whether it was used before.
-func (s *streams) get(tasks *sync.WaitGroup, server netip.AddrPort) (c *stream, again bool) {
+func (s *streams) get(tasks *sync.WaitGroup, server target) (c *stream, again bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c = s.open[server]; c == nil {
 		if s.open == nil {
-			s.open = map[netip.AddrPort]*stream{}
+			s.open = map[target]*stream{}
 		}
 		c = &stream{set: s, server: server, ready: make(chan struct{}), waiting: map[uint16]*reply{}, heard: time.Now()}
 		c.dial, c.cancel = context.WithTimeout(context.Background(), DefaultForwardTimeout)
@@ -127,8 +126,7 @@ func (s *streams) forget(c *stream) {
 
 // run connects and delivers answers until the connection ends.
 func (c *stream) run() {
-	var d net.Dialer
-	conn, err := d.DialContext(c.dial, "tcp", c.server.String())
+	conn, err := c.server.dial(c.dial)
 	c.set.mu.Lock()
 	if err == nil && c.set.open[c.server] != c {
 		conn.Close()

@@ -123,7 +123,7 @@ func Listen(addrs []netip.AddrPort) (udp []*net.UDPConn, tcp []*net.TCPListener,
 }
 
 // portTries is how often a port that is free for TCP and taken for UDP is
-// given back; only tests ask for port 0.
+// given back.
 const portTries = 10
 
 func listenBoth(addr netip.AddrPort) (*net.UDPConn, *net.TCPListener, error) {

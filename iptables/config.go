@@ -15,6 +15,7 @@ const (
 	DefaultProxyID      = 1337
 	DefaultMark         = 1337
 	DefaultRouteTable   = 133
+	exampleMark         = 0x5357 // for messages: any number does that nobody else in the pod uses
 	dnsPort             = 53
 	dnsProxyPort        = 15053 // where the agent answers DNS
 	maxIncludedGroups   = 64    // Istio's limit: all of them share one rule
@@ -39,7 +40,11 @@ type Config struct {
 	InboundPort uint16 // inbound TCP goes here
 	TunnelPort  uint16 // inbound TCP to this port is left alone
 
-	UIDs, GIDs []uint32 // of Envoy and the agent: what they send is not captured
+	// What Envoy and the agent send is not captured. It is known by their users and
+	// groups, and by the mark of their sockets (SO_MARK) where the application has the
+	// same user; 0 is no mark. One of the three is enough.
+	UIDs, GIDs []uint32
+	ProxyMark  uint32
 
 	// TPROXY hands inbound connections to Envoy with the addresses that their clients
 	// gave them. Marks and a route table keep the two sides apart; see transparent.
@@ -101,8 +106,11 @@ func (c Config) Validate() error {
 			bad("%s port is 0: want 1 to 65535", name)
 		}
 	}
-	if len(c.UIDs) == 0 || len(c.GIDs) == 0 {
-		bad("no proxy uid or gid: without one Envoy's own traffic is captured and loops; want for example %d", DefaultProxyID)
+	if len(c.UIDs)+len(c.GIDs) == 0 && c.ProxyMark == 0 {
+		bad("no proxy uid, gid or mark: without one Envoy's own traffic is captured and loops; want for example uid %d", DefaultProxyID)
+	}
+	if m := c.ProxyMark; m != 0 && (m == c.Mark || m == c.Mark+1) {
+		bad("proxy mark %#x (%d): TPROXY mode marks other traffic with %d and %d, which would be taken for the proxy's; want another, for example %#x", m, m, c.Mark, c.Mark+1, exampleMark)
 	}
 	if len(c.IncludeGroups) > maxIncludedGroups {
 		bad("%d owner groups to capture: at most %d", len(c.IncludeGroups), maxIncludedGroups)

@@ -103,6 +103,19 @@ func ParseIDList(s string, lookup func(name string) (string, error)) ([]uint32, 
 	})
 }
 
+// ParseMark parses a mark of packets, decimal or after 0x hexadecimal, from 1 to 2^32-1.
+func ParseMark(s string) (uint32, error) {
+	digits, base := s, 10
+	if after, ok := strings.CutPrefix(strings.ToLower(s), "0x"); ok {
+		digits, base = after, 16
+	}
+	n, err := strconv.ParseUint(digits, base, 32)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("mark %q: want a number from 1 to 0xffffffff, decimal or after 0x hexadecimal", s)
+	}
+	return uint32(n), nil
+}
+
 // ParseInterfaceList parses names of network interfaces between commas. A trailing
 // "+" matches by prefix, as iptables has it.
 func ParseInterfaceList(s string) ([]string, error) {

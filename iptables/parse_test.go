@@ -21,6 +21,7 @@ func TestParseLists(t *testing.T) {
 		})
 		return fmt.Sprint(v), err
 	}
+	mark := func(s string) (string, error) { v, err := ParseMark(s); return fmt.Sprint(v), err }
 	nics := func(s string) (string, error) { v, err := ParseInterfaceList(s); return fmt.Sprint(v), err }
 
 	for _, tt := range []struct {
@@ -40,6 +41,13 @@ func TestParseLists(t *testing.T) {
 		{"range", portList, "80-90", "", `port "80-90"`},
 		{"all among others", portList, "80,*", "", `port "*"`},
 		{"sign", portList, "+80", "", `port "+80"`},
+
+		{"a decimal mark", mark, "77", "77", ""},
+		{"a hexadecimal mark", mark, "0xFFFFFFFF", "4294967295", ""},
+		{"no mark", mark, "0x0", "", `mark "0x0": want a number from 1 to 0xffffffff`},
+		{"too large a mark", mark, "4294967296", "", `mark "4294967296"`},
+		{"a mark with a mask", mark, "0x1/0xff", "", `mark "0x1/0xff"`},
+		{"hexadecimal without saying so", mark, "beef", "", `mark "beef"`},
 
 		{"CIDRs", cidrs, "10.0.0.0/8,2001:db8::/32", "{false [10.0.0.0/8 2001:db8::/32]}", ""},
 		{"all", cidrs, "*", "{true []}", ""},

@@ -151,38 +151,16 @@ func (b *builder) outbound() {
 		b.nat(outbound, udpTo(ports...), accept, "excluded outbound port")
 	}
 	b.nat(outbound, Match{Srcs: passthrough, Out: loopbackIface}, accept, "Envoy to its own application")
-
-	direct := []uint16{b.TunnelPort}
-	uidDirect := direct
-	if b.DNS.Capture {
-		uidDirect = []uint16{dnsPort, b.TunnelPort}
+	if b.TPROXY {
+		b.fromTheClientsAddress()
 	}
-	for _, id := range b.UIDs {
-		b.proxy(Owner{ID: id}, uidDirect)
-	}
-	for _, id := range b.GIDs {
-		b.proxy(Owner{ID: id, Group: true}, direct)
+	for _, s := range b.senders() {
+		b.proxy(s)
 	}
 	b.ownerGroups()
 	b.dnsRedirect()
 	b.nat(outbound, Match{Dsts: b.loopback()}, accept, "loopback")
 	b.destinations()
-}
-
-// proxy lets Envoy and the agent out, but what Envoy sends to its own pod by a
-// service's address comes in as any other client's would. Ports in direct never do.
-func (b *builder) proxy(o Owner, direct []uint16) {
-	hairpin := Match{Out: loopbackIface, Dsts: b.loopback(), NotDst: true, Proto: TCP, DstPorts: direct, NotPorts: true, Owners: []Owner{o}}
-	b.nat(outbound, hairpin, jump(inRedirect), "the pod calls itself by a service")
-
-	if !b.IncludeCIDRs.includesLoopback() {
-		local := Match{Out: loopbackIface, Owners: []Owner{o.negated()}}
-		if b.DNS.Capture { // queries to a resolver on loopback go on to the DNS rules
-			local.Proto, local.DstPorts, local.NotPorts = TCP, []uint16{dnsPort}, true
-		}
-		b.nat(outbound, local, accept, "the application calls itself")
-	}
-	b.nat(outbound, Match{Owners: []Owner{o}}, accept, "from the proxy")
 }
 
 func (b *builder) ownerGroups() {

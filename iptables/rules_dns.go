@@ -15,10 +15,13 @@ var (
 // otherwise its queries would be tracked in one zone and their answers in the other
 // (istio#46935).
 func (b *builder) dnsZones() {
-	for _, o := range b.proxyOwners() {
-		owners := []Owner{o}
-		b.raw(Both, output, Match{Proto: UDP, DstPorts: []uint16{dnsPort}, Owners: owners}, upstreamZone, "query of the proxy")
-		b.raw(Both, output, Match{Proto: UDP, SrcPort: dnsProxyPort, Owners: owners}, appZone, "answer of the proxy")
+	for _, s := range b.senders() {
+		b.raw(Both, output, s.sent(Match{Proto: UDP, DstPorts: []uint16{dnsPort}}), upstreamZone, "query of the proxy")
+		answer := Match{Proto: UDP, SrcPort: dnsProxyPort}
+		if s.mark == 0 { // a mark is on what leaves the pod; the port is the agent's whoever runs it
+			answer = s.sent(answer)
+		}
+		b.raw(Both, output, answer, appZone, "answer of the proxy")
 	}
 	b.raw(Both, output, Match{}, jump(outboundDNS), "queries of applications")
 	families, servers := b.nameservers()
@@ -54,17 +57,6 @@ func (b *builder) nameservers() (families Family, servers []netip.Prefix) {
 		servers = append(servers, netip.PrefixFrom(s, s.BitLen()))
 	}
 	return families, servers
-}
-
-func (b *builder) proxyOwners() []Owner {
-	var out []Owner
-	for _, id := range b.UIDs {
-		out = append(out, Owner{ID: id})
-	}
-	for _, id := range b.GIDs {
-		out = append(out, Owner{ID: id, Group: true})
-	}
-	return out
 }
 
 func (b *builder) raw(f Family, chain string, m Match, t Target, why string) {

@@ -112,6 +112,17 @@ var golden = []struct {
 		c.ExcludeCIDRs = prefixes("10.1.0.0/16", "10.0.0.0/8", "192.168.1.0/24", "10.0.0.0/8", "2001:db8::/32", "2001:db8:1::/48", "192.168.0.0/24")
 		c.IncludeCIDRs.List = prefixes("0.0.0.0/0", "9.9.9.9/32")
 	}},
+	{"proxy-mark", func(c *Config) {
+		c.ProxyMark, c.InboundPorts.All, c.IncludeCIDRs.All, c.DNS = 0x5357, true, true, servers("10.96.0.10")
+	}},
+	{"proxy-mark-alone", func(c *Config) {
+		c.UIDs, c.GIDs, c.ProxyMark, c.IPv6 = nil, nil, 0x5357, true
+		c.InboundPorts.All, c.IncludeCIDRs.All, c.DNS = true, true, DNS{Capture: true, All: true}
+	}},
+	{"proxy-mark-alone-tproxy", func(c *Config) {
+		c.UIDs, c.GIDs, c.ProxyMark, c.TPROXY = nil, nil, 0x5357, true
+		c.InboundPorts.All, c.IncludeCIDRs.All = true, true
+	}},
 	{"vips-among-listed-cidrs", func(c *Config) {
 		c.IncludeCIDRs.List, c.DNS, c.IPv6 = prefixes("10.0.0.0/8"), servers("10.96.0.10"), true
 		*c = c.WithVIPs()
@@ -218,7 +229,7 @@ func TestValidate(t *testing.T) {
 	if err := c.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	c.ProxyPort, c.UIDs, c.Backend = 0, nil, "iptable"
+	c.ProxyPort, c.UIDs, c.GIDs, c.Backend = 0, nil, nil, "iptable"
 	c.LoopbackV4 = netip.MustParsePrefix("10.0.0.0/8")
 	c.IncludeGroups = make([]uint32, 65)
 	err := c.Validate()

@@ -38,9 +38,17 @@ func (b *builder) transparent() {
 	again := fromEnvoy
 	again.Out = loopbackIface
 	b.mangle(output, again, accept, "Envoy to its own application")
-	for _, o := range b.proxyOwners() {
-		m := Match{Dsts: b.loopback(), NotDst: true, Out: loopbackIface, Proto: TCP, Owners: []Owner{o}}
+	for _, s := range b.senders() {
+		m := s.sent(Match{Dsts: b.loopback(), NotDst: true, Out: loopbackIface, Proto: TCP})
 		b.mangle(output, m, setMark(b.calledItself()), "the pod calls itself by a service")
 	}
 	b.mangle(output, Match{Proto: TCP, ConnMark: b.Mark}, connMark(restoreMark), "the application's answer to Envoy")
+}
+
+// fromTheClientsAddress lets through what Envoy sends to the application from a
+// client's address. Envoy's user sends it to the pod's own address, so that it would
+// count as a call of the pod to itself and come in again, without end (istio#23369).
+// Istio has no such rule, and must run its proxy as root in this mode.
+func (b *builder) fromTheClientsAddress() {
+	b.nat(outbound, Match{Out: loopbackIface, Proto: TCP, Mark: b.Mark}, accept, "Envoy to its own application")
 }

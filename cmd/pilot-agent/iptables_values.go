@@ -117,9 +117,17 @@ func setBackend(o *captureOptions, v string) error {
 	return fmt.Errorf("%q: want %s or %s", v, iptables.Legacy, iptables.NFT)
 }
 
+// noIDs says that the proxy is not known by its user, or not by its group: another
+// way is left then, such as its mark.
+const noIDs = "none"
+
 // setUIDs takes the ids of the proxy, by default that of the user in ENVOY_USER, as
 // an image may have it, or else Istio's.
 func setUIDs(o *captureOptions, v string) (err error) {
+	if v == noIDs {
+		o.config.UIDs = nil
+		return nil
+	}
 	if v == "" {
 		if uid, err := o.host.lookupUser(o.envoyUser); err == nil {
 			v = uid
@@ -127,16 +135,38 @@ func setUIDs(o *captureOptions, v string) (err error) {
 			v = strconv.Itoa(iptables.DefaultProxyID)
 		}
 	}
-	o.config.UIDs, err = iptables.ParseIDList(v, o.host.lookupUser)
+	o.config.UIDs, err = proxyIDs(v, o.host.lookupUser)
 	return err
 }
 
 func setGIDs(o *captureOptions, v string) (err error) {
-	if v == "" {
+	switch v {
+	case "":
 		o.config.GIDs = o.config.UIDs
 		return nil
+	case noIDs:
+		o.config.GIDs = nil
+		return nil
 	}
-	o.config.GIDs, err = iptables.ParseIDList(v, o.host.lookupGroup)
+	o.config.GIDs, err = proxyIDs(v, o.host.lookupGroup)
+	return err
+}
+
+// proxyIDs parses ids, of which there has to be one: a list of nothing but commas
+// would let the proxy's own traffic loop.
+func proxyIDs(v string, lookup func(string) (string, error)) ([]uint32, error) {
+	ids, err := iptables.ParseIDList(v, lookup)
+	if err == nil && len(ids) == 0 {
+		err = fmt.Errorf("%q names nobody: want ids, or %s", v, noIDs)
+	}
+	return ids, err
+}
+
+func setProxyMark(o *captureOptions, v string) (err error) {
+	if v == "" {
+		return nil
+	}
+	o.config.ProxyMark, err = iptables.ParseMark(v)
 	return err
 }
 

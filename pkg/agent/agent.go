@@ -88,6 +88,9 @@ func New(cfg *config.Config, world World) (_ *Agent, err error) {
 	if err := checkBinary(cfg.BinaryPath); err != nil {
 		return nil, err
 	}
+	if err := checkCapability(cfg); err != nil {
+		return nil, err
+	}
 	if a.control, err = listenControl(); err != nil && (cfg.HandoffDir == "" || !errors.Is(err, errControlTaken)) {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ const (
 )
 
 func meshOptions(c *config.Config) mesh.Options {
-	return mesh.Options{
+	o := mesh.Options{
 		Namespace:    c.PodNamespace,
 		IPv4:         c.IPv4,
 		IPv6:         c.IPv6,
@@ -64,6 +64,10 @@ func meshOptions(c *config.Config) mesh.Options {
 		AccessLog:        mesh.AccessLog{Path: c.AccessLogFile, Format: c.AccessLogFormat, JSON: c.AccessLogJSON},
 		AllowIgnored:     c.AllowIgnored,
 	}
+	if c.Interception == config.TPROXY {
+		o.TransparentMark = iptables.DefaultMark // of istio-iptables, whose -t must say nothing else
+	}
+	return o
 }
 
 // newDNS makes the DNS proxy and the VIP allocation, where they are wanted.
@@ -78,22 +82,30 @@ func (s *sidecar) newDNS() (err error) {
 	s.ready.Pending(taskDNS, "the DNS table is not ready yet")
 	s.dns, err = dnsproxy.New(dnsproxy.Config{
 		Own:            s.cfg.DNSAddrs,
+		Mark:           s.cfg.ProxyMark,
 		ResolvConf:     resolvConf,
 		ForwardTimeout: s.cfg.DNSForwardTimeout, ForwardParallel: s.cfg.DNSForwardParallel,
 		HoldBeforeTable: s.cfg.DNSHold, TTL: uint32(s.cfg.DNSTTL.Seconds()),
 		Log: s.world.Log("dnsproxy"), Now: time.Now,
 	})
+	if err == nil && s.cfg.ProxyMark != 0 {
+		s.resolver, err = listenResolver(s.cfg.IPv4)
+	}
 	return err
 }
 
 // newEnvoy writes the bootstrap and prepares Envoy's start.
 func (s *sidecar) newEnvoy() error {
 	c := s.cfg
+	var dnsServer netip.AddrPort
+	if s.resolver != nil {
+		dnsServer = s.resolver.addr
+	}
 	b, err := bootstrap.Build(bootstrap.Config{
 		Node:      bootstrap.Node(c.Node),
 		AdminPath: s.generation.adminSocket(), XDSPath: s.generation.xdsSocket(),
 		StatsPort: c.StatsPort, StatsLoopbackOnly: c.StatsLoopbackOnly,
-		IPv4: c.IPv4, IPv6: c.IPv6, LogJSON: c.LogJSON, RuntimeValues: c.RuntimeValues,
+		IPv4: c.IPv4, IPv6: c.IPv6, ProxyMark: c.ProxyMark, DNSServer: dnsServer, LogJSON: c.LogJSON, RuntimeValues: c.RuntimeValues,
 		StatsMatcher: bootstrap.StatsMatcher{
 			Prefixes: c.StatsInclusionPrefixes, Suffixes: c.StatsInclusionSuffixes, Regexps: c.StatsInclusionRegexps,
 		},
@@ -118,7 +130,7 @@ func (s *sidecar) newEnvoy() error {
 		command: func(hotRestart []string) envoy.Command {
 			return envoy.Command{
 				Path: c.BinaryPath, Args: envoy.Args(s.envoyOptions(override, hotRestart)), Env: s.world.Environ,
-				Stdout: s.world.Stdout, Stderr: s.world.Stderr,
+				Stdout: s.world.Stdout, Stderr: s.world.Stderr, Capabilities: capabilities(c),
 			}
 		},
 		sockets: s.sockets.forEnvoy, inherits: s.sockets.inherits, forsake: s.sockets.forsake, accepts: s.moveSockets,

@@ -49,6 +49,7 @@ type sidecar struct {
 	xds        *xds.Server
 	source     *mesh.Source
 	dns        *dnsproxy.Server // nil without DNS capture
+	resolver   *resolver        // nil: Envoy asks the servers of resolv.conf
 	vips       *dnsproxy.VIPs
 	launcher   *launcher
 	supervisor *supervisor
@@ -161,6 +162,9 @@ func (s *sidecar) start() {
 	s.group.Go(func() error { return s.xds.Run(feed) })
 	s.group.Go(func() error { return s.readFiles(s.work) })
 	s.group.Go(func() error { s.followSockets(s.base); return nil })
+	if s.resolver != nil {
+		s.group.Go(func() error { return s.resolver.run(s.base, s.dns) })
+	}
 	s.group.Go(func() error {
 		select {
 		case err := <-s.failures:
@@ -328,6 +332,9 @@ func (s *sidecar) end() {
 func (s *sidecar) close() {
 	if s.sockets != nil {
 		s.sockets.close()
+	}
+	if s.resolver != nil {
+		s.resolver.close()
 	}
 	if s.admin != nil {
 		s.admin.Close()

@@ -13,6 +13,9 @@ const (
 	defaultServiceCluster = "istio-proxy"
 	// Envoy's capture ports are Istio's, in the iptables rules of every pod.
 	outboundPort, inboundPort = 15001, 15006
+	// tproxyMark is what Istio marks connections to the application with in TPROXY mode;
+	// the next number marks the pod's calls to itself.
+	tproxyMark = 1337
 	// maxSocketPath is sun_path without its final zero: unix(7).
 	maxSocketPath = 107
 	// maxSocketName is the longest name, with its directory of a generation, that a
@@ -30,6 +33,12 @@ func (l *loader) check(c *Config) {
 	}
 	if c.DNSTTL < time.Second || c.DNSTTL%time.Second != 0 {
 		l.blame("dnsTTL", c.DNSTTL.String(), "want whole seconds, at least 1s: so records count, and what nobody may keep is asked for again each time")
+	}
+	if c.ProxyMark == tproxyMark || c.ProxyMark == tproxyMark+1 {
+		l.blame("proxyMark", fmt.Sprintf("%#x", c.ProxyMark), fmt.Sprintf("want another than %#x and %#x, which TPROXY mode gives to other traffic", tproxyMark, tproxyMark+1))
+	}
+	if c.Interception == NoCapture {
+		l.reproach("interceptionMode", "nothing is captured, and Envoy gets only what is sent to its ports 15001 and 15006: no listener is bound to a service's port, as Istio would; want REDIRECT or TPROXY")
 	}
 	if c.LogTarget == "" {
 		l.blame("logTarget", "", "want stdout, stderr or a file")
@@ -81,6 +90,13 @@ func (l *loader) blame(name, value, remedy string) {
 	r := l.values[name]
 	i := slices.IndexFunc(l.table, func(s Setting) bool { return s.Name == name })
 	l.problem(r.source, spelled(l.table[i], r.source), value, remedy)
+}
+
+// reproach warns of a setting under the name and source that gave it its value.
+func (l *loader) reproach(name, message string) {
+	r := l.values[name]
+	i := slices.IndexFunc(l.table, func(s Setting) bool { return s.Name == name })
+	l.warn(r.source, spelled(l.table[i], r.source), message)
 }
 
 // spelled is a setting's name in a source.

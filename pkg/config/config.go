@@ -42,6 +42,18 @@ const (
 	TakeoverForce Takeover = "force"
 )
 
+// Interception is how a pod's inbound traffic is captured (Istio's
+// ProxyConfig.interceptionMode).
+type Interception string
+
+// Redirect hides the client's address from the application, TPROXY does not. NoCapture
+// is a pod of which nothing is captured.
+const (
+	Redirect  Interception = "REDIRECT"
+	TPROXY    Interception = "TPROXY"
+	NoCapture Interception = "NONE"
+)
+
 // Files that a pod manifest mounts, relative to the working directory as in Istio.
 const (
 	AnnotationsFile = "./etc/istio/pod/annotations"
@@ -73,6 +85,8 @@ type Config struct {
 	InstanceIP, HostIP                    netip.Addr
 	NodeIPs                               []netip.Addr // InstanceIP first, then Sources.NodeIPs; loopback when there is none
 	DualStack                             bool
+	Interception                          Interception
+	ProxyMark                             uint32 // of the sockets of Envoy and the agent; 0 is none
 	IPv4, IPv6                            bool   // families in NodeIPs that are served
 	Domain                                string // DNS domain of the namespace
 	Node                                  Node   // what Envoy says it is

@@ -3,6 +3,7 @@ package config
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -19,6 +20,19 @@ type Value struct {
 // Effective returns every setting that is in force with its source, in the order of
 // Settings: what the agent logs at its start. Rows without effect are left out.
 func (c *Config) Effective() []Value { return c.effective }
+
+// Spelled is a setting that is in force as an error names it: its source, its name there
+// and its value, such as "environment: PROXY_MARK=77". name is that of Settings.
+func (c *Config) Spelled(name string) string {
+	table := Settings()
+	i := slices.IndexFunc(table, func(s Setting) bool { return s.Name == name })
+	for _, v := range c.effective {
+		if v.Name == name {
+			return fmt.Sprintf("%s: %s=%s", v.Source, spelled(table[i], v.Source), v.Value)
+		}
+	}
+	return name
+}
 
 func (l *loader) effective() []Value {
 	var out []Value

@@ -41,6 +41,11 @@ func TestProblems(t *testing.T) {
 		{"regexp", file(AnnotationsFile, `sidecar.istio.io/statsInclusionRegexps="a("`), `annotation: sidecar.istio.io/statsInclusionRegexps="a(": want regular expressions...`},
 		{"empty path", flag("binaryPath", ""), `command line: --binaryPath: want a path`},
 		{"long path", flag("configPath", long), `command line: --configPath="` + long + `": 67 bytes, want at most 66: a Unix socket's path holds 107 bytes...`},
+		{"interception mode", env("ISTIO_META_INTERCEPTION_MODE=tproxy"), `environment: ISTIO_META_INTERCEPTION_MODE="tproxy": want REDIRECT, TPROXY or NONE`},
+		{"interception mode, annotation", file(AnnotationsFile, `sidecar.istio.io/interceptionMode="X"`), `annotation: sidecar.istio.io/interceptionMode="X": want REDIRECT...`},
+		{"mark", env("PROXY_MARK=0"), `environment: PROXY_MARK="0": want a number from 1 to 0xffffffff...`},
+		{"mark with a mask", flag("proxyMark", "1/1"), `command line: --proxyMark="1/1": want a number...`},
+		{"a mark of TPROXY mode", env("PROXY_MARK=1338"), `environment: PROXY_MARK="0x53a": want another than 0x539 and 0x53a...`},
 		{"role", Sources{Role: "waypoint"}, `command line: role="waypoint": want sidecar or router`},
 		{"PROXY_CONFIG type", env(`PROXY_CONFIG={"statusPort":"abc"}`), `PROXY_CONFIG: statusPort="abc": want a number of type int32`},
 		{"PROXY_CONFIG duration", env("PROXY_CONFIG=drainDuration: 1m"), `PROXY_CONFIG: drainDuration="1m": want a duration in seconds, such as "45s"`},
@@ -135,6 +140,8 @@ func TestWarnings(t *testing.T) {
 			[]string{"PROXY_CONFIG: proxyBootstrapTemplatePath: has no effect: the bootstrap is built from typed parts, not from a template"}},
 		{"mesh file that is not there", Sources{Flags: map[string]string{"meshConfig": "/nowhere"}},
 			[]string{`command line: --meshConfig: no file at "/nowhere": the defaults hold`}},
+		{"no capture", Sources{Environ: []string{"PROXY_CONFIG=interceptionMode: NONE"}},
+			[]string{"PROXY_CONFIG: interceptionMode: nothing is captured, and Envoy gets only what is sent to its ports 15001 and 15006: no listener is bound to a service's port, as Istio would; want REDIRECT or TPROXY"}},
 		{"old flags are silent", Sources{Flags: map[string]string{"zipkinAddress": "z:9411", "stsPort": "0"}}, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -19,29 +19,31 @@ type Kind int
 
 // The kinds, each with its Go type. The zero Kind is none.
 const (
-	String          Kind = iota + 1 // string
-	Path                            // string, not empty
-	Bool                            // bool
-	Duration                        // time.Duration, in Go's notation; not negative
-	Seconds                         // time.Duration, as a whole number of seconds
-	Port                            // uint16, not 0
-	PortOrOff                       // uint16
-	Count                           // int, not negative
-	Cores                           // int: a number of cores, rounded up
-	Size                            // uint32
-	IP                              // netip.Addr
-	HostPort                        // string, host:port
-	ListenAddrs                     // []netip.AddrPort
-	StringList                      // []string: comma-separated, or a JSON array
-	RegexpList                      // []string, each a valid regular expression
-	StringMap                       // map[string]string: a JSON object
-	JSONObject                      // string: a JSON object
-	TrafficPolicy                   // bool: whether REGISTRY_ONLY
-	LogEncoding                     // bool: whether JSON
-	TakeoverMode                    // Takeover
-	LogLevels                       // logging.Levels
-	EnvoyLevels                     // string
-	EnvoyComponents                 // string
+	String           Kind = iota + 1 // string
+	Path                             // string, not empty
+	Bool                             // bool
+	Duration                         // time.Duration, in Go's notation; not negative
+	Seconds                          // time.Duration, as a whole number of seconds
+	Port                             // uint16, not 0
+	PortOrOff                        // uint16
+	Count                            // int, not negative
+	Cores                            // int: a number of cores, rounded up
+	Size                             // uint32
+	IP                               // netip.Addr
+	HostPort                         // string, host:port
+	ListenAddrs                      // []netip.AddrPort
+	StringList                       // []string: comma-separated, or a JSON array
+	RegexpList                       // []string, each a valid regular expression
+	StringMap                        // map[string]string: a JSON object
+	JSONObject                       // string: a JSON object
+	TrafficPolicy                    // bool: whether REGISTRY_ONLY
+	LogEncoding                      // bool: whether JSON
+	TakeoverMode                     // Takeover
+	InterceptionMode                 // Interception
+	Mark                             // uint32, not 0: decimal, or hexadecimal after 0x
+	LogLevels                        // logging.Levels
+	EnvoyLevels                      // string
+	EnvoyComponents                  // string
 )
 
 // maxDuration bounds every duration: a month is beyond any drain, and below the
@@ -81,15 +83,19 @@ func (k Kind) parse(text string) (any, error) {
 		return oneOf(text, "ALLOW_ANY", "REGISTRY_ONLY")
 	case LogEncoding:
 		return oneOf(text, "TEXT", "JSON")
-	case TakeoverMode:
-		return parseTakeover(text)
 	}
 	return k.parseText(text)
 }
 
-// parseText reads the kinds whose text has an inner structure.
+// parseText reads the kinds whose text has a language of its own.
 func (k Kind) parseText(text string) (any, error) {
 	switch k {
+	case TakeoverMode:
+		return parseTakeover(text)
+	case InterceptionMode:
+		return parseInterception(text)
+	case Mark:
+		return parseMark(text)
 	case StringList:
 		return parseList(text)
 	case RegexpList:
@@ -286,4 +292,25 @@ func parseTakeover(text string) (Takeover, error) {
 		return t, nil
 	}
 	return "", fmt.Errorf("want %s or %s", TakeoverAuto, TakeoverForce)
+}
+
+func parseInterception(text string) (Interception, error) {
+	switch m := Interception(text); m {
+	case Redirect, TPROXY, NoCapture:
+		return m, nil
+	}
+	return "", fmt.Errorf("want %s, %s or %s", Redirect, TPROXY, NoCapture)
+}
+
+// parseMark reads what istio-iptables --proxy-mark takes.
+func parseMark(text string) (uint32, error) {
+	digits, base := text, 10
+	if after, ok := strings.CutPrefix(strings.ToLower(text), "0x"); ok {
+		digits, base = after, 16
+	}
+	n, err := strconv.ParseUint(digits, base, 32)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("want a number from 1 to 0xffffffff, decimal or after 0x hexadecimal")
+	}
+	return uint32(n), nil
 }

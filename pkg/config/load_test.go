@@ -111,6 +111,42 @@ func TestEnvironmentPrecedence(t *testing.T) {
 	}
 }
 
+// TestInterception sets the mode in one more source at a time, in Istio's order; the
+// latest must win.
+func TestInterception(t *testing.T) {
+	annotations := map[string]string{}
+	src := Sources{ReadFile: files(annotations)}
+	for _, step := range []struct {
+		name string
+		add  func()
+		want Interception
+	}{
+		{"default", func() {}, Redirect},
+		{"PROXY_CONFIG", func() { src.Environ = []string{"PROXY_CONFIG=interceptionMode: TPROXY"} }, TPROXY},
+		{"annotation", func() { annotations[AnnotationsFile] = `sidecar.istio.io/interceptionMode="REDIRECT"` }, Redirect},
+		{"environment", func() { src.Environ = append(src.Environ, "ISTIO_META_INTERCEPTION_MODE=TPROXY") }, TPROXY},
+	} {
+		step.add()
+		cfg, _ := mustLoad(t, src)
+		if cfg.Interception != step.want {
+			t.Errorf("with %s: %s, want %s", step.name, cfg.Interception, step.want)
+		}
+	}
+	cfg, _ := mustLoad(t, src)
+	if got, want := cfg.Spelled("interceptionMode"), "environment: ISTIO_META_INTERCEPTION_MODE=TPROXY"; got != want {
+		t.Errorf("spelled %q, want %q", got, want)
+	}
+}
+
+// TestProxyMark: one entry of proxyMetadata reaches both containers of a pod.
+func TestProxyMark(t *testing.T) {
+	for _, env := range []string{"PROXY_MARK=0x5357", "PROXY_MARK=21335", `PROXY_CONFIG=proxyMetadata: {PROXY_MARK: "0x5357"}`} {
+		if cfg, _ := mustLoad(t, Sources{Environ: []string{env}}); cfg.ProxyMark != 0x5357 {
+			t.Errorf("%s: %#x", env, cfg.ProxyMark)
+		}
+	}
+}
+
 func TestProxyMetadataIsMergedByKey(t *testing.T) {
 	cfg, _ := mustLoad(t, Sources{
 		ReadFile: files(map[string]string{meshPath: `

@@ -24,6 +24,9 @@ type Command struct {
 	Stdout, Stderr *os.File
 	// Credential is the user to run as; nil is the agent's own.
 	Credential *syscall.Credential
+	// Capabilities are those of the agent's that the process has as well, whoever it
+	// runs as: numbers of capabilities(7). A user other than root would lose them.
+	Capabilities []uintptr
 }
 
 // Process is one running Envoy. It owns the operating-system thread that forked it.
@@ -49,7 +52,8 @@ func Start(c Command) (*Process, error) {
 		cmd.Stderr = c.Stderr
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Credential: c.Credential,
+		Credential:  c.Credential,
+		AmbientCaps: c.Capabilities,
 		// Until Envoy has asked for it itself, and for a wrapper script that never does.
 		Pdeathsig: syscall.SIGKILL,
 		// Ctrl-C in a terminal goes to the foreground group: the agent drains Envoy first.

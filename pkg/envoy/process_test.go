@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -182,6 +183,40 @@ func TestStartErrors(t *testing.T) {
 		_, err := Start(Command{Path: tc.path})
 		if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), tc.path) {
 			t.Errorf("%s: got %v, want the path and %q", tc.path, err, tc.want)
+		}
+	}
+}
+
+// A user other than root loses every capability at an exec, but those it is given.
+func TestCapabilities(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root: another user, and a capability to hand on")
+	}
+	const user, netRaw = 1337, 13
+	for _, tt := range []struct {
+		capabilities []uintptr
+		want         string
+	}{{nil, "0000000000000000"}, {[]uintptr{netRaw}, "0000000000002000"}} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := Start(Command{
+			Path: "/bin/sh", Args: []string{"-c", "grep CapEff /proc/self/status"}, Stdout: w,
+			Credential: &syscall.Credential{Uid: user, Gid: user}, Capabilities: tt.capabilities,
+		})
+		w.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		awaitExit(t, p)
+		out, err := io.ReadAll(r)
+		r.Close()
+		if err != nil || strings.TrimSpace(strings.TrimPrefix(string(out), "CapEff:")) != tt.want {
+			t.Errorf("given %v: %q (%v), want %s", tt.capabilities, out, err, tt.want)
 		}
 	}
 }

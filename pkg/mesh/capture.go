@@ -8,6 +8,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	httpinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
+	originalsrcv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_src/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
@@ -80,6 +81,9 @@ func (b *builder) outbound() (*listenerv3.Listener, error) {
 func (b *builder) inbound() (*listenerv3.Listener, error) {
 	l := b.captureListener(InboundListener, b.o.InboundPort, corev3.TrafficDirection_INBOUND)
 	b.setDetection(l)
+	if b.o.TransparentMark != 0 {
+		l.Transparent = wrapperspb.Bool(true)
+	}
 	refused := b.refusedPorts()
 	if err := b.setInboundFilters(l, refused); err != nil {
 		return nil, err
@@ -115,7 +119,8 @@ func (b *builder) refusedPorts() []uint16 {
 	return slices.Compact(ports)
 }
 
-// setInboundFilters finds out the original destination, and then whether the client speaks HTTP; to a refused port it
+// setInboundFilters finds out the original destination, with TPROXY has the application called from the original
+// source, and then finds out whether the client speaks HTTP; to a refused port it
 // need not speak first.
 func (b *builder) setInboundFilters(l *listenerv3.Listener, refused []uint16) error {
 	dst, err := listenerFilter("envoy.filters.listener.original_dst", &originaldstv3.OriginalDst{})
@@ -127,7 +132,15 @@ func (b *builder) setInboundFilters(l *listenerv3.Listener, refused []uint16) er
 		return err
 	}
 	inspector.FilterDisabled = anyPort(refused)
-	l.ListenerFilters = []*listenerv3.ListenerFilter{dst, inspector}
+	l.ListenerFilters = []*listenerv3.ListenerFilter{dst}
+	if mark := b.o.TransparentMark; mark != 0 {
+		src, err := listenerFilter("envoy.filters.listener.original_src", &originalsrcv3.OriginalSrc{Mark: mark})
+		if err != nil {
+			return err
+		}
+		l.ListenerFilters = append(l.ListenerFilters, src)
+	}
+	l.ListenerFilters = append(l.ListenerFilters, inspector)
 	return nil
 }
 

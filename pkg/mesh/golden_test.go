@@ -77,6 +77,8 @@ func optionsOf(t *testing.T, comment string) Options {
 				o.AutoAllocate, o.VIPRanges = false, nil
 			case "registry-only":
 				o.RegistryOnly = true
+			case "transparent":
+				o.TransparentMark = 1337
 			case "access-log":
 				o.AccessLog.Path = "/dev/null"
 			case "json-access-log":

@@ -29,6 +29,11 @@ type Options struct {
 	IPv4, IPv6 bool
 	// InboundPort and OutboundPort are where Envoy captures; default 15006 and 15001.
 	InboundPort, OutboundPort uint16
+	// TransparentMark is for inbound traffic that TPROXY captures, with both its
+	// addresses as the client gave them: Envoy calls the application from the client's
+	// address, and marks what it sends with this number, by which the application's
+	// answers find back. 0 is inbound traffic by REDIRECT.
+	TransparentMark uint32
 	// ReservedPorts belong to the agent and Envoy: captured inbound traffic is never forwarded to them, and no
 	// wildcard listener may take them.
 	ReservedPorts []uint16

@@ -40,7 +40,10 @@ const logDelay = 2 * time.Second
 type AgentOptions struct {
 	Args []string // further arguments of `proxy sidecar`
 	Env  []string // further or overriding environment
-	UID  int      // AgentUID when 0; root is not an agent's user here
+	UID  int      // AgentUID when 0
+	// Caps are the agent's capabilities. Without a UID it is root then, with the group
+	// AgentUID, as Istio's pod template has it in TPROXY mode.
+	Caps []string
 	// ConfigDir is --configDir; the container's ConfigMount/mesh when "". "-" leaves the flag out.
 	ConfigDir string
 	// PID1 runs the agent as the first process of a PID namespace of its own.
@@ -143,7 +146,11 @@ func (c *Container) StartAgent(t T, o AgentOptions) *Agent {
 		argv = append(argv, "--configDir", o.ConfigDir)
 	}
 	a := &Agent{Container: c, Log: newLog(), lab: c.lab, pid1: o.PID1, done: make(chan struct{})}
-	as := As{UID: uid, Env: append(Environment(), o.Env...)}
+	as := As{UID: uid, Caps: o.Caps, Env: append(Environment(), o.Env...)}
+	if len(o.Caps) > 0 && o.UID == 0 {
+		uid = RootUID
+		as.UID, as.GID = uid, AgentUID
+	}
 	argv = append(argv, o.Args...)
 	if o.PID1 {
 		as.UID, as.Caps = RootUID, []string{"sys_admin", "setuid", "setgid", "setpcap"}

@@ -195,7 +195,10 @@ func hold(t T, cmd *exec.Cmd) int {
 // As says as whom a command runs in a container.
 type As struct {
 	UID int
-	// Caps are the capabilities that are left, as setpriv(1) names them ("net_admin"). Only root has any.
+	// GID is the group of root, 0 when not set; others are in the group of their number.
+	GID int
+	// Caps are the capabilities that are left, as setpriv(1) names them ("net_admin"). Others than root have them
+	// as a program has whose file has them.
 	Caps []string
 	// Env is the whole environment, but for PATH.
 	Env []string
@@ -212,7 +215,12 @@ func (c *Container) Command(ctx context.Context, as As, argv ...string) *exec.Cm
 	}
 	if as.UID != RootUID {
 		uid := strconv.Itoa(as.UID)
-		args = append(args, "--reuid", uid, "--regid", uid, "--clear-groups", "--inh-caps=-all")
+		args = append(args, "--reuid", uid, "--regid", uid, "--clear-groups", "--inh-caps="+caps)
+		if len(as.Caps) > 0 {
+			args = append(args, "--ambient-caps="+caps)
+		}
+	} else if as.GID != 0 {
+		args = append(args, "--regid", strconv.Itoa(as.GID), "--clear-groups")
 	}
 	args = append(append(args, "--bounding-set="+caps), argv...)
 	cmd := exec.CommandContext(ctx, "nsenter", args...)

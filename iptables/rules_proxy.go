@@ -1,0 +1,71 @@
+package iptables
+
+// sender is one way to know that the proxy, Envoy or the agent, has sent a packet: by
+// its mark or, without one, by its owner. Each way is enough by itself.
+type sender struct {
+	mark  uint32
+	owner Owner
+}
+
+// senders returns every way to know the proxy. The mark is first: the rules of an
+// owner take what others send on lo for the application's.
+func (b *builder) senders() []sender {
+	var out []sender
+	if b.ProxyMark != 0 {
+		out = append(out, sender{mark: b.ProxyMark})
+	}
+	for _, id := range b.UIDs {
+		out = append(out, sender{owner: Owner{ID: id}})
+	}
+	for _, id := range b.GIDs {
+		out = append(out, sender{owner: Owner{ID: id, Group: true}})
+	}
+	return out
+}
+
+// sent returns m for what the proxy has sent.
+func (s sender) sent(m Match) Match {
+	if s.mark != 0 {
+		m.Mark = s.mark
+		return m
+	}
+	m.Owners = []Owner{s.owner}
+	return m
+}
+
+// others returns m for what s does not know.
+func (s sender) others(m Match) Match {
+	if s.mark != 0 {
+		m.Mark, m.NotMark = s.mark, true
+		return m
+	}
+	m.Owners = []Owner{s.owner.negated()}
+	return m
+}
+
+// proxy lets Envoy and the agent out, but what Envoy sends to its own pod by a
+// service's address comes in as any other client's would; what is for the tunnel,
+// and queries, never do.
+func (b *builder) proxy(s sender) {
+	direct := []uint16{b.TunnelPort}
+	if b.DNS.Capture && !s.owner.Group { // a group's queries are not excepted with Istio either
+		direct = []uint16{dnsPort, b.TunnelPort}
+	}
+	hairpin := Match{Out: loopbackIface, Dsts: b.loopback(), NotDst: true, Proto: TCP, DstPorts: direct, NotPorts: true}
+	b.nat(outbound, s.sent(hairpin), jump(inRedirect), "the pod calls itself by a service")
+
+	if b.localByItself(s) && !b.IncludeCIDRs.includesLoopback() {
+		local := Match{Out: loopbackIface}
+		if b.DNS.Capture { // queries to a resolver on loopback go on to the DNS rules
+			local.Proto, local.DstPorts, local.NotPorts = TCP, []uint16{dnsPort}, true
+		}
+		b.nat(outbound, s.others(local), accept, "the application calls itself")
+	}
+	b.nat(outbound, s.sent(Match{}), accept, "from the proxy")
+}
+
+// localByItself tells whether whatever s does not know is the application's. What has
+// no mark may still be the proxy's by its owner.
+func (b *builder) localByItself(s sender) bool {
+	return s.mark == 0 || len(b.UIDs)+len(b.GIDs) == 0
+}

@@ -1,0 +1,67 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/pkg/config"
+)
+
+// capabilityRemedy is what a pod has to say. Kubernetes gives a capability that it adds
+// to root only: a process of another user has it in its bounding set, where it is of no
+// use without a file that has it, too.
+const capabilityRemedy = "the agent's container needs runAsUser 0, runAsGroup 1337 and capabilities.add [NET_ADMIN] (from Linux 5.17 on NET_RAW will do); " +
+	"another user than root has it only if the file pilot-agent has it too (setcap cap_net_admin+ep) and allowPrivilegeEscalation is not false"
+
+// checkCapability tries what Envoy and the agent will do to their sockets, and refuses
+// settings that this process may not act on: Envoy would be alive and every connection
+// of the pod fail.
+func checkCapability(c *config.Config) error {
+	try := func(level, option int, value uint32) error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without IPv4
+			fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		}
+		if err != nil {
+			return os.NewSyscallError("socket", err)
+		}
+		defer unix.Close(fd)
+		return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, level, option, int(value)))
+	}
+	if c.ProxyMark != 0 {
+		if err := try(unix.SOL_SOCKET, unix.SO_MARK, c.ProxyMark); err != nil {
+			return fmt.Errorf("%s: mark a socket: %w: "+capabilityRemedy+"; or leave the mark out, here and in istio-iptables",
+				c.Spelled("proxyMark"), err)
+		}
+	}
+	if c.Interception == config.TPROXY {
+		if err := try(unix.SOL_SOCKET, unix.SO_MARK, iptables.DefaultMark); err != nil {
+			return fmt.Errorf("%s: mark a socket, as Envoy has to: %w: "+capabilityRemedy+"; or use REDIRECT, here and in istio-iptables",
+				c.Spelled("interceptionMode"), err)
+		}
+	}
+	return nil
+}
+
+// capabilities are those that Envoy needs to act on c and the agent has.
+func capabilities(c *config.Config) []uintptr {
+	if c.ProxyMark == 0 && c.Interception != config.TPROXY {
+		return nil
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData // of version 3
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return nil // checkCapability has found that there is one; root hands it on by itself
+	}
+	var out []uintptr
+	for _, capability := range []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW} {
+		if data[0].Permitted&(1<<capability) != 0 {
+			out = append(out, capability)
+		}
+	}
+	return out
+}

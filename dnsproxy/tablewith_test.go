@@ -224,7 +224,7 @@ func TestLargeTableIsNotSlower(t *testing.T) {
 
 // cpuPerQuery asks all queries, some at a time, and returns the processor time
 // of each in ns, the client's included.
-func cpuPerQuery(t *testing.T, v *Serving, b *datagrams, conn net.Conn, queries [][]byte) float64 {
+func cpuPerQuery(t *testing.T, v *Serving, b *udpBatch, conn net.Conn, queries [][]byte) float64 {
 	t.Helper()
 	q, in := &query{scope: &v.scope}, make([]byte, maxMessage)
 	before := cpu()

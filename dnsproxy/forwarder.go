@@ -104,8 +104,8 @@ func good(a answer) bool {
 	return code != rcodeServFail && code != rcodeRefused && code != rcodeNotImp && code != rcodeFormErr
 }
 
-// probe sends a copy of q to servers that fail and were long not asked, while
-// others do not. Nobody waits for what they say; it is for their health.
+// probe sends a copy of q to servers that are slow or fail and were long not
+// asked, while others are well. Nobody waits for what they say; it is for their health.
 func (f *forwarder) probe(p *plan, q *query) {
 	if f.outage.down.Load() {
 		return // they are asked anyway

@@ -3,7 +3,6 @@ package dnsproxy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 )
 
@@ -64,8 +63,9 @@ func (r *race) first(ctx context.Context) (a answer, done bool) {
 
 // run goes on until there is an answer, no try is left, or time is up.
 func (r *race) run(ctx context.Context) (answer, error) {
-	ctx, cancel := context.WithDeadline(ctx, r.deadline)
+	late, cancel := context.WithDeadline(ctx, r.deadline)
 	defer cancel()
+	defer r.end(ctx)
 	// The most that can be begun: the rounds, and one for each recheck.
 	r.results = make(chan result, len(r.p.servers)*r.p.Attempts+maxRechecks)
 	for _, t := range r.running {
@@ -101,7 +101,7 @@ func (r *race) run(ctx context.Context) (answer, error) {
 				extra++
 				r.another(ctx)
 			}
-		case <-ctx.Done():
+		case <-late.Done():
 			for _, t := range r.running {
 				r.lost(ctx, t, errBudget)
 			}
@@ -177,8 +177,9 @@ func (r *race) another(ctx context.Context) {
 func (r *race) listen(ctx context.Context, t *try) {
 	own := *r.q // tries may outlive the query
 	t.q = &own
+	try, cancel := context.WithDeadline(ctx, t.limit)
+	t.cancel = cancel
 	r.q.scope.tasks.Go(func() {
-		try, cancel := context.WithDeadline(ctx, t.limit)
 		defer cancel()
 		defer t.abandon()
 		msg, err := t.finish(try)
@@ -223,8 +224,32 @@ func (r *race) drop(t *try) {
 func (r *race) overtaken(winner *try) {
 	for _, t := range r.running {
 		if t.u != winner.u && winner.sent.Sub(t.sent) >= minPatience {
-			was, is := t.u.overtaken(fmt.Errorf("ask %s: %s answered first", t.u.addr, winner.u.addr))
-			r.f.reckon(was, is)
+			t.watched = t.u.overtaken(winner.u.addr)
+		}
+	}
+}
+
+// end calls off the tries that run, but for those that are watched.
+func (r *race) end(ctx context.Context) {
+	watched := false
+	for _, t := range r.running {
+		if t.watched {
+			watched = true
+		} else {
+			t.cancel()
+		}
+	}
+	if running := len(r.running); watched {
+		r.q.scope.tasks.Go(func() { r.watch(ctx, running) })
+	}
+}
+
+// watch records how the watched ones among the tries that run have ended.
+func (r *race) watch(ctx context.Context, running int) {
+	for range running {
+		if got := <-r.results; got.t.watched {
+			r.f.ended(ctx, got.t, got.err)
+			got.t.u.unwatch()
 		}
 	}
 }

@@ -41,6 +41,8 @@ type forwarder struct {
 	own      []netip.AddrPort // where we listen: never ask these
 	outage   *outage
 	buffers  sync.Pool // of *[upstreamBuffer]byte
+	// searched is told the file's search domains when they have changed.
+	searched func([]string)
 
 	mu      sync.Mutex
 	known   map[netip.AddrPort]*upstream
@@ -64,6 +66,7 @@ func newForwarder(c Config) *forwarder {
 		outage:   newOutage(c.Now),
 		buffers:  sync.Pool{New: func() any { return new([upstreamBuffer]byte) }},
 		known:    map[netip.AddrPort]*upstream{},
+		searched: func([]string) {},
 	}
 	f.plan()
 	return f
@@ -190,11 +193,7 @@ func (f *forwarder) tryTime(p *plan) time.Duration {
 func (f *forwarder) plan() plan {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if conf, changed := f.conf.read(f.now()); changed {
-		f.current = f.adopt(conf)
-		f.outage.over() // the failures were others'
-		f.outage.down.Store(len(f.current.servers) > 0 && f.current.failing())
-	}
+	f.reread()
 	p := f.current
 	if len(p.servers) < 2 {
 		return p
@@ -208,6 +207,26 @@ func (f *forwarder) plan() plan {
 		return int(a.health()) - int(b.health())
 	})
 	return p
+}
+
+// reread adopts resolv.conf if it has changed. One without a server is passed
+// over where an earlier one had some: it is on its way to be written, or the
+// last servers are still a better guess than none. The caller has the lock.
+func (f *forwarder) reread() {
+	conf, changed := f.conf.read(f.now())
+	switch {
+	case !changed:
+		return
+	case len(conf.Servers) == 0 && len(f.current.servers) > 0:
+		f.log.Warn("no dns upstream any more: the last ones are asked on", "file", f.conf.path, "servers", f.current.Servers)
+		return
+	}
+	if !slices.Equal(conf.Search, f.current.Search) {
+		f.searched(conf.Search)
+	}
+	f.current = f.adopt(conf)
+	f.outage.over() // the failures were others'
+	f.outage.down.Store(len(f.current.servers) > 0 && f.current.failing())
 }
 
 // adopt turns a reading of resolv.conf into a plan, without the servers that

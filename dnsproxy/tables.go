@@ -17,6 +17,9 @@ type tables struct {
 	held    chan struct{} // one slot for each query that may be held
 	ttl     uint32
 	next    handler
+
+	mu     sync.Mutex // of changes
+	search []string   // resolv.conf's domains since they have changed, else nil
 }
 
 // maxHeld bounds the queries held until the first table comes; further ones
@@ -34,8 +37,23 @@ func newTables(c Config, next handler) *tables {
 }
 
 func (h *tables) swap(t *Table) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.search != nil {
+		t = t.WithSearch(h.search)
+	}
 	h.current.Store(t)
 	h.once.Do(func() { close(h.first) })
+}
+
+// searched makes domains those of the table in force and of every later one.
+func (h *tables) searched(domains []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.search = append([]string{}, domains...)
+	if t := h.current.Load(); t != nil {
+		h.current.Store(t.WithSearch(h.search))
+	}
 }
 
 func (h *tables) fast(q *query, dst []byte) (answer, bool) {

@@ -175,6 +175,12 @@ func (f *forwarder) budget(p *plan) time.Duration {
 	return patience - patience/10
 }
 
+// timeLeft is what is left of q's budget, or time for a try: who has it held for
+// longer has clients that wait longer.
+func (f *forwarder) timeLeft(p *plan, q *query) time.Duration {
+	return max(f.budget(p)-q.held, f.tryTime(p))
+}
+
 // tryTime is how long one server may take: what the settings say, but short
 // enough that there is time for another try.
 func (f *forwarder) tryTime(p *plan) time.Duration {

@@ -1,6 +1,9 @@
 package dnsproxy
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"time"
+)
 
 // verdict is what to do with a message that arrived.
 type verdict uint8
@@ -25,7 +28,8 @@ type query struct {
 	lowerN     uint16
 	questionAt [maxWireName + 4]byte
 	lowerAt    [maxWireName]byte
-	scope      *scope // whose it is; parse leaves it
+	scope      *scope        // whose it is; parse leaves it
+	held       time.Duration // how long it waited for the first table; parse leaves it
 }
 
 // question returns the question section as the client wrote it, in its case.

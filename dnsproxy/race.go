@@ -36,7 +36,7 @@ type result struct {
 
 func newRace(f *forwarder, p *plan, q *query) *race {
 	return &race{
-		f: f, p: p, q: q, deadline: time.Now().Add(f.budget(p)), tryTime: f.tryTime(p),
+		f: f, p: p, q: q, deadline: time.Now().Add(f.timeLeft(p, q)), tryTime: f.tryTime(p),
 		worst: answer{source: SourceFailure}, last: errBudget,
 	}
 }

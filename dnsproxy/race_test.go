@@ -2,6 +2,7 @@ package dnsproxy
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -158,6 +159,35 @@ func TestBudget(t *testing.T) {
 				t.Errorf("budget %s, try %s; want %s, %s", b, try, tc.budget, tc.try)
 			}
 		})
+	}
+}
+
+// heldHandler notes how long queries were held.
+type heldHandler struct{ held *time.Duration }
+
+func (heldHandler) fast(*query, []byte) (answer, bool) { return answer{}, false }
+
+func (h heldHandler) serve(_ context.Context, q *query) answer {
+	*h.held = q.held
+	return answer{}
+}
+
+// The time for which a query was held before the first table is its client's.
+func TestHeldTimeCounts(t *testing.T) {
+	const hold = 2 * time.Millisecond
+	var held time.Duration
+	newTables(Config{HoldBeforeTable: hold}, heldHandler{&held}).serve(t.Context(), new(query))
+	if held < hold {
+		t.Errorf("held for %s, want %s at least", held, hold)
+	}
+	f := &forwarder{timeout: DefaultForwardTimeout}
+	p := plan{servers: make([]*upstream, 1), ResolvConf: parseResolvConf(nil)}
+	for held, want := range map[time.Duration]time.Duration{
+		0: 4500 * time.Millisecond, 2 * time.Second: 2500 * time.Millisecond, time.Hour: f.tryTime(&p),
+	} {
+		if left := f.timeLeft(&p, &query{held: held}); left != want {
+			t.Errorf("%s are left after %s, want %s", left, held, want)
+		}
 	}
 }
 

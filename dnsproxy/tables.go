@@ -73,7 +73,7 @@ func (h *tables) fast(q *query, dst []byte) (answer, bool) {
 }
 
 func (h *tables) serve(ctx context.Context, q *query) answer {
-	t := h.await(ctx)
+	t := h.await(ctx, q)
 	if t == nil {
 		return h.next.serve(ctx, q)
 	}
@@ -88,8 +88,8 @@ func (h *tables) serve(ctx context.Context, q *query) answer {
 }
 
 // await returns the table in force. Before the first one it waits for it, as
-// long as a query may be held; nil when none came.
-func (h *tables) await(ctx context.Context) *Table {
+// long as q may be held; nil when none came.
+func (h *tables) await(ctx context.Context, q *query) *Table {
 	if t := h.current.Load(); t != nil || h.hold <= 0 {
 		return t
 	}
@@ -99,8 +99,9 @@ func (h *tables) await(ctx context.Context) *Table {
 	default:
 		return nil
 	}
-	timer := time.NewTimer(h.hold)
+	timer, began := time.NewTimer(h.hold), time.Now()
 	defer timer.Stop()
+	defer func() { q.held = time.Since(began) }()
 	select {
 	case <-h.first:
 	case <-timer.C:

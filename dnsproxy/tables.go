@@ -111,19 +111,20 @@ func (h *tables) await(ctx context.Context, q *query) *Table {
 }
 
 // local answers the types that the table has of a name it knows. The others
-// are for the upstream to answer.
+// are for the upstream to answer. Who asks for ANY gets records of one type
+// (RFC 8482 section 4.1): the upstream would deny those that there are.
 func (h *tables) local(t *Table, m match, q *query, dst []byte) (answer, bool) {
 	ttl := h.ttlOf(t)
 	var list []byte
 	size := 4
 	switch {
-	case m.reverse != nil && q.qtype == typePTR:
+	case m.reverse != nil && (q.qtype == typePTR || q.qtype == typeANY):
 		return answer{msg: appendPTR(dst, q, m.reverse, ttl)}, true
 	case m.reverse != nil:
 		return answer{}, false
-	case q.qtype == typeA:
+	case q.qtype == typeA || q.qtype == typeANY && len(m.addrs.v4()) > 0:
 		list = m.addrs.v4()
-	case q.qtype == typeAAAA:
+	case q.qtype == typeAAAA || q.qtype == typeANY:
 		list, size = m.addrs.v6(), 16
 	default:
 		return answer{}, false

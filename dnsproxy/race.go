@@ -2,6 +2,7 @@ package dnsproxy
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"time"
 )
@@ -191,6 +192,9 @@ func (r *race) listen(ctx context.Context, t *try) {
 func (r *race) take(ctx context.Context, t *try, msg []byte) (answer, bool) {
 	rtt := r.f.ended(ctx, t, nil)
 	a := answer{msg: msg, source: SourceUpstream, server: t.u.addr, rtt: rtt}
+	if isLame(r.q, msg) {
+		a.msg = appendReply(nil, r.q, 0, rcodeServFail)
+	}
 	if good(a) {
 		return a, true
 	}
@@ -200,6 +204,22 @@ func (r *race) take(ctx context.Context, t *try, msg []byte) (answer, bool) {
 	r.bad[t.u] = true
 	r.worst = a
 	return a, false
+}
+
+// isLame says whether msg only points elsewhere, though q asked for the whole
+// answer: the server is neither an authority nor willing to ask one, and says
+// neither yes nor no. glibc and Go ask the next one, too.
+func isLame(q *query, msg []byte) bool {
+	if !q.has(flagRD) || flagsOf(msg)&(flagAA|flagRA) != 0 || rcodeOf(msg) != rcodeSuccess || binary.BigEndian.Uint16(msg[6:]) != 0 {
+		return false
+	}
+	walk := recordsOf(msg, headerLen+len(q.question()))
+	for rec, ok := walk.next(); ok; rec, ok = walk.next() {
+		if rec.typ == typeSOA {
+			return false
+		}
+	}
+	return true
 }
 
 // lost records a try without an answer.

@@ -22,7 +22,7 @@ func dialTCP(t *testing.T, s *testServer) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-func wireQuery(t *testing.T, id uint16, name string) []byte {
+func wireQuery(t testing.TB, id uint16, name string) []byte {
 	t.Helper()
 	m := new(dns.Msg).SetQuestion(name, dns.TypeA)
 	m.Id = id

@@ -198,11 +198,14 @@ func owned(a answer, shared bool) answer {
 
 // fetch asks the next handler and keeps what it says.
 func (h *cache) fetch(ctx context.Context, q *query, key string) answer {
+	began := h.outage.clock()
 	a := h.next.serve(ctx, q)
 	switch {
 	case good(a):
 		h.put(key, a)
-	case ctx.Err() == nil: // otherwise it was we who gave up
+	case ctx.Err() != nil: // it was we who gave up
+	case h.outage.endedAfter(began): // what failed then says nothing about now
+	default:
 		h.fail(key, a)
 	}
 	return a

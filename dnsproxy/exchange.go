@@ -38,33 +38,46 @@ func (f *forwarder) begin(u *upstream, q *query, p *plan, limit time.Time) (*try
 	if t.tcp {
 		return t, nil
 	}
-	out, err := send(u.addr, buildRequest(q, true))
+	out, err := t.send(true)
+	t.out = out
+	return t, err
+}
+
+// send sends the question over UDP; close ends that. It is noted first, for it
+// may be back at once.
+func (t *try) send(edns bool) (*datagram, error) {
+	request := buildRequest(t.q, edns)
+	id := t.q.scope.sent.add(request, t.q)
+	d, err := send(t.u.addr, request)
 	if err != nil {
-		return t, err
+		t.q.scope.sent.remove(id)
+		return nil, err
 	}
-	t.out = &out
-	return t, nil
+	return &d, nil
+}
+
+func (t *try) close(d *datagram) {
+	t.q.scope.sent.remove(binary.BigEndian.Uint16(d.request))
+	d.Close()
 }
 
 // soon waits for the answer a short time: nearly always that is enough, and
 // costs no goroutine. An answer that is not the last word, cut or without EDNS,
 // is left to finish. done says that there is no more to be done.
 func (t *try) soon(ctx context.Context, until time.Time) (msg []byte, done bool, err error) {
-	id := t.q.scope.sent.add(t.out.request, t.q)
-	defer t.q.scope.sent.remove(id)
-	defer context.AfterFunc(ctx, func() { t.out.SetReadDeadline(past()) })()
+	out := t.out
+	defer context.AfterFunc(ctx, func() { out.SetReadDeadline(past()) })()
 	buf := t.f.buffers.Get().(*[upstreamBuffer]byte)
 	defer t.f.buffers.Put(buf)
-	reply, err := t.out.receive(buf[:], until)
+	reply, err := out.receive(buf[:], until)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, false, nil
 	case err != nil:
-		t.out.Close()
+		t.abandon()
 		return nil, true, err
 	}
-	t.out.Close()
-	t.out = nil
+	t.abandon()
 	if flagsOf(reply)&flagTC != 0 || isRefusal(reply) {
 		t.reply = bytes.Clone(reply)
 		return nil, false, nil
@@ -119,15 +132,12 @@ func (t *try) overUDP(ctx context.Context, edns bool) ([]byte, error) {
 	out := t.out
 	t.out = nil
 	if out == nil {
-		d, err := send(t.u.addr, buildRequest(t.q, edns))
-		if err != nil {
+		var err error
+		if out, err = t.send(edns); err != nil {
 			return nil, err
 		}
-		out = &d
 	}
-	defer out.Close()
-	id := t.q.scope.sent.add(out.request, t.q)
-	defer t.q.scope.sent.remove(id)
+	defer t.close(out)
 	defer context.AfterFunc(ctx, func() { out.SetReadDeadline(past()) })()
 	return out.receive(make([]byte, upstreamBuffer), t.limit)
 }
@@ -135,7 +145,8 @@ func (t *try) overUDP(ctx context.Context, edns bool) ([]byte, error) {
 // abandon closes what is open.
 func (t *try) abandon() {
 	if t.out != nil {
-		t.out.Close()
+		t.close(t.out)
+		t.out = nil
 	}
 }
 

@@ -137,7 +137,7 @@ func (f *forwarder) ended(ctx context.Context, t *try, err error) (rtt time.Dura
 		return 0
 	}
 	rtt = f.now().Sub(t.began)
-	was, is := t.u.done(rtt, err)
+	was, is := t.u.done(t.began, rtt, err)
 	f.reckon(was, is)
 	return rtt
 }

@@ -36,8 +36,11 @@ func (o *outage) clock() int64 { return int64(o.now().Sub(o.start)) }
 
 // holds says whether a failure at that time, 0 for none, still counts.
 func (o *outage) holds(failed int64, forAtMost time.Duration) bool {
-	return failed != 0 && o.clock()-failed < int64(forAtMost) && failed >= o.ended.Load()
+	return failed != 0 && o.clock()-failed < int64(forAtMost) && failed > o.ended.Load()
 }
+
+// endedAfter says whether a server has come back after that time.
+func (o *outage) endedAfter(began int64) bool { return o.ended.Load() > began }
 
 // due says whether it is time for a question to servers that all fail.
 func (o *outage) due() bool {

@@ -98,7 +98,7 @@ func TestOvertaken(t *testing.T) {
 		t.Error("it is not tried again")
 	}
 	const rtt = 400 * time.Millisecond
-	u.done(rtt, nil)
+	u.done(now.Now(), rtt, nil)
 	u.unwatch()
 	if u.health() != healthy || u.due(now.Now()) || u.patience() <= rtt {
 		t.Errorf("after an answer in time: %s, patience %s", u.health(), u.patience())
@@ -106,8 +106,9 @@ func TestOvertaken(t *testing.T) {
 	if !u.overtaken(netip.AddrPort{}) {
 		t.Error("the next one is not watched")
 	}
+	now.add(time.Second)
 	for range failingAfter {
-		u.done(0, errBudget)
+		u.done(now.Now(), 0, errBudget)
 	}
 	for range overtakenAfter {
 		u.overtaken(netip.AddrPort{})
@@ -195,7 +196,12 @@ func TestHeldTimeCounts(t *testing.T) {
 func TestLoopIsCut(t *testing.T) {
 	log := new(lockedBuffer)
 	var back atomic.Pointer[testServer]
+	// The good server waits until the question has come back, for the slow
+	// machine on which it is asked before.
+	refused := make(chan struct{})
+	var once sync.Once
 	loop := newFakeUpstream(t, func(request []byte, _ bool) []byte {
+		defer once.Do(func() { close(refused) })
 		conn, err := net.Dial("udp", back.Load().addr)
 		if err != nil {
 			return nil
@@ -210,7 +216,7 @@ func TestLoopIsCut(t *testing.T) {
 		}
 		return reply[:n]
 	})
-	good := newFakeUpstream(t, zone(0, goodA))
+	good := newFakeUpstream(t, func(request []byte, tcp bool) []byte { <-refused; return zone(0, goodA)(request, tcp) })
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(loop.addr), nameserver(good.addr)), Log: slog.New(slog.NewTextHandler(log, nil))})
 	back.Store(s)
 	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {

@@ -78,7 +78,7 @@ func (h *cache) held(e *entry, age time.Duration) bool {
 // freshOr asks, and returns the old answer e when that fails or takes long;
 // the question goes on then, for the next who asks.
 func (h *cache) freshOr(ctx context.Context, e *entry, q *query, key string) answer {
-	own := *q
+	own, began := *q, h.outage.clock()
 	got := make(chan answer, 1)
 	q.scope.tasks.Go(func() { got <- h.ask(ctx, &own, key) })
 	timer := time.NewTimer(h.staleAfter)
@@ -89,7 +89,9 @@ func (h *cache) freshOr(ctx context.Context, e *entry, q *query, key string) ans
 			return a
 		}
 	case <-timer.C:
-		e.failed.Store(h.outage.clock())
+		if !h.outage.endedAfter(began) {
+			e.failed.Store(h.outage.clock())
+		}
 	}
 	return e.append(nil, e.age(h.now()))
 }

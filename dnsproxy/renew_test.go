@@ -1,8 +1,10 @@
 package dnsproxy
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"sync/atomic"
@@ -342,5 +344,61 @@ func lookups(t *testing.T, s *Server) func(name string) {
 			}
 		}
 		t.Fatalf("%s: no such name", name)
+	}
+}
+
+// failingHandler fails each question, and meanwhile does what the test says.
+type failingHandler struct{ meanwhile func() }
+
+func (failingHandler) fast(*query, []byte) (answer, bool) { return answer{}, false }
+
+func (f failingHandler) serve(context.Context, *query) answer {
+	f.meanwhile()
+	return answer{msg: []byte{0, 1, 0x80, rcodeServFail, 0, 0, 0, 0, 0, 0, 0, 0}, source: SourceFailure}
+}
+
+// A question that was sent while all servers were dead, and fails after one has
+// come back, says nothing about the time since.
+func TestFailureOfBeforeTheEndIsVoid(t *testing.T) {
+	for name, back := range map[string]bool{"a server came back": true, "no server came back": false} {
+		t.Run(name, func(t *testing.T) {
+			now := newClock()
+			o := newOutage(now.Now)
+			h, err := newCache(Config{Now: now.Now, CacheEntries: 10, CacheBytes: 1 << 20}, failingHandler{func() {
+				now.add(time.Millisecond)
+				if back {
+					o.over()
+				}
+			}}, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.fetch(t.Context(), &query{}, "key")
+			if _, f := h.find([]byte("key")); o.holds(f.at, f.keep) == back {
+				t.Errorf("kept: %t", !back)
+			}
+		})
+	}
+}
+
+// Neither is a try that fails news of a server that has answered since.
+func TestLateFailureOfAServer(t *testing.T) {
+	now := newClock()
+	u := &upstream{log: slog.New(slog.DiscardHandler)}
+	before := now.Now()
+	now.add(time.Second)
+	u.done(now.Now(), time.Millisecond, nil)
+	for range failingAfter {
+		u.done(before, 2*time.Second, errBudget)
+	}
+	if u.failing() {
+		t.Error("failing, by what was asked before it answered")
+	}
+	now.add(time.Second)
+	for range failingAfter {
+		u.done(now.Now(), time.Second, errBudget)
+	}
+	if !u.failing() || u.snapshot().Failures != 2*failingAfter {
+		t.Errorf("%+v", u.snapshot())
 	}
 }

@@ -59,11 +59,12 @@ type upstream struct {
 
 	mu       sync.Mutex
 	state    health
-	failures int // in a row
-	slows    int // in a row
-	overs    int // in a row
-	watched  bool
-	last     time.Time
+	failures int       // in a row
+	slows    int       // in a row
+	overs    int       // in a row
+	watched  bool      // a try goes on though it was overtaken
+	last     time.Time // when it was last asked
+	answered time.Time // when it last answered
 	rtt      smoothed
 	err      error
 	stats    UpstreamStats
@@ -100,15 +101,19 @@ func (u *upstream) hedge() {
 	u.stats.Hedges++
 }
 
-// done counts how a try ended, and returns the state before and after. Whether
-// the server answered is what matters: SERVFAIL and REFUSED are about a name,
-// not about the server's health.
-func (u *upstream) done(rtt time.Duration, err error) (was, is health) {
+// done counts how a try ended that began then, and returns the state before and
+// after. Whether the server answered is what matters: SERVFAIL and REFUSED are
+// about a name, not about the server's health. Nor is a try that fails news of
+// a server that has answered since it began.
+func (u *upstream) done(began time.Time, rtt time.Duration, err error) (was, is health) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	was = u.state
 	if err != nil {
 		u.stats.Failures++
+		if began.Before(u.answered) {
+			return was, was
+		}
 		u.slows, u.err = 0, err
 		if u.failures++; u.failures >= failingAfter {
 			u.become(failing, "error", err)
@@ -118,6 +123,7 @@ func (u *upstream) done(rtt time.Duration, err error) (was, is health) {
 	u.stats.Latency.observe(rtt)
 	u.rtt.observe(rtt)
 	u.failures, u.overs = 0, 0
+	u.answered = began.Add(rtt)
 	switch {
 	case rtt < slowRTT:
 		u.slows = 0

@@ -13,6 +13,8 @@ const (
 	DefaultInboundPort  = 15006
 	DefaultTunnelPort   = 15008 // HBONE: encrypted by the mesh itself, never captured
 	DefaultProxyID      = 1337
+	DefaultMark         = 1337
+	DefaultRouteTable   = 133
 	dnsPort             = 53
 	dnsProxyPort        = 15053 // where the agent answers DNS
 	maxIncludedGroups   = 64    // Istio's limit: all of them share one rule
@@ -38,6 +40,12 @@ type Config struct {
 	TunnelPort  uint16 // inbound TCP to this port is left alone
 
 	UIDs, GIDs []uint32 // of Envoy and the agent: what they send is not captured
+
+	// TPROXY hands inbound connections to Envoy with the addresses that their clients
+	// gave them. Marks and a route table keep the two sides apart; see transparent.
+	TPROXY     bool
+	Mark       uint32 // of what Envoy sends to the application
+	RouteTable uint32
 
 	InboundPorts        Ports    // of the application; captured on the way in
 	ExcludeInboundPorts []uint16 // only with InboundPorts.All
@@ -68,21 +76,6 @@ type DNS struct {
 	Servers []netip.Addr // the pod's nameservers
 }
 
-// forFamily reports whether any query of the family f is captured.
-func (d DNS) forFamily(f Family) bool {
-	return d.Capture && (d.All || len(d.serversOf(f)) > 0)
-}
-
-func (d DNS) serversOf(f Family) []netip.Addr {
-	var out []netip.Addr
-	for _, s := range d.Servers {
-		if familyOf(s) == f {
-			out = append(out, s)
-		}
-	}
-	return out
-}
-
 // Default returns Istio's defaults: REDIRECT to 15001 and 15006, proxy id 1337,
 // no inbound port and no outbound destination captured.
 func Default() Config {
@@ -92,6 +85,8 @@ func Default() Config {
 		TunnelPort:  DefaultTunnelPort,
 		UIDs:        []uint32{DefaultProxyID},
 		GIDs:        []uint32{DefaultProxyID},
+		Mark:        DefaultMark,
+		RouteTable:  DefaultRouteTable,
 		LoopbackV4:  netip.MustParsePrefix("127.0.0.1/32"),
 	}
 }

@@ -19,16 +19,18 @@ func wanted(rules []Rule, family Family) ruleset {
 	for _, name := range tableOrder {
 		t := &table{name: name}
 		for _, r := range rules {
-			if r.Table != name || r.Family&family == 0 {
+			if r.Table != name {
 				continue
 			}
-			line, ok := parseRule(r.String())
-			if !ok {
-				panic("iptables: a rule of ours cannot be read back: " + r.String())
+			for _, line := range r.lines(family) {
+				saved, ok := parseRule(line)
+				if !ok {
+					panic("iptables: a rule of ours cannot be read back: " + line)
+				}
+				t.rules = append(t.rules, saved)
+				t.addChain(r.Chain)
+				t.addChain(r.Target.Verdict)
 			}
-			t.rules = append(t.rules, line)
-			t.addChain(r.Chain)
-			t.addChain(r.Target.Verdict)
 		}
 		if len(t.rules) > 0 {
 			s = append(s, t)

@@ -1,10 +1,6 @@
 package iptables
 
-import (
-	"net/netip"
-	"strconv"
-	"strings"
-)
+import "net/netip"
 
 // Family is a set of IP versions.
 type Family uint8
@@ -57,7 +53,8 @@ const (
 	UDP Proto = "udp"
 )
 
-// Rule is one netfilter rule.
+// Rule is one purpose of capture. A back end may need several rules for it, one for
+// each address or for some of the ports: see lines.
 type Rule struct {
 	Family Family
 	Table  Table
@@ -68,18 +65,32 @@ type Rule struct {
 	Why    string // the reason, kept with the rule as its comment
 }
 
-// Match is what a packet must satisfy; the zero value matches every packet.
+// Match is what a packet must satisfy; the zero value matches every packet. Of
+// several addresses or ports it has to have one. Where there are addresses, but none
+// of an IP version, no packet of that version matches.
 type Match struct {
-	In, Out  string // interface
-	Src, Dst netip.Prefix
-	NotDst   bool // any destination but Dst
-	Proto    Proto
-	SrcPort  uint16
-	DstPorts []uint16
-	NotPorts bool // any destination port but DstPorts
-	Owners   []Owner
-	Invalid  bool // conntrack state INVALID
+	In, Out    string // interface
+	Srcs, Dsts []netip.Prefix
+	NotDst     bool // any destination but Dsts, of which there is one for each IP version
+	Proto      Proto
+	SrcPort    uint16
+	DstPorts   []uint16
+	NotPorts   bool // any destination port but DstPorts, at most maxMultiport of them
+	Owners     []Owner
+	State      ConnState
+	Mark       uint32 // of the packet; 0 is any
+	NotMark    bool   // any mark but Mark
+	ConnMark   uint32 // of the connection; 0 is any
 }
+
+// ConnState is what conntrack says of a packet, as iptables spells it; "" is anything.
+type ConnState string
+
+// The states that rules name.
+const (
+	Invalid     ConnState = "INVALID"
+	Established ConnState = "RELATED,ESTABLISHED"
+)
 
 // Owner matches the process that sent a packet; only in OUTPUT.
 type Owner struct {
@@ -97,101 +108,47 @@ func (o Owner) negated() Owner {
 // the name of a chain.
 type Target struct {
 	Verdict string
-	Port    uint16 // of REDIRECT
+	Port    uint16 // of REDIRECT and TPROXY
 	Zone    uint16 // of CT
+	Mark    uint32 // of MARK and TPROXY, all bits of it
+	Option  string // of CONNMARK: saveMark or restoreMark
 }
+
+const (
+	saveMark    = "--save-mark"
+	restoreMark = "--restore-mark"
+)
 
 func jump(chain string) Target       { return Target{Verdict: chain} }
 func redirect(port uint16) Target    { return Target{Verdict: "REDIRECT", Port: port} }
 func conntrackZone(id uint16) Target { return Target{Verdict: "CT", Zone: id} }
+func setMark(mark uint32) Target     { return Target{Verdict: "MARK", Mark: mark} }
+func connMark(option string) Target  { return Target{Verdict: "CONNMARK", Option: option} }
+
+func tproxy(port uint16, mark uint32) Target {
+	return Target{Verdict: "TPROXY", Port: port, Mark: mark}
+}
+
+// forFamily returns r with the addresses of one IP version only, and whether that
+// version has anything of it.
+func (r Rule) forFamily(f Family) (Rule, bool) {
+	if r.Family&f == 0 {
+		return r, false
+	}
+	of := func(list []netip.Prefix) (out []netip.Prefix, ok bool) {
+		for _, p := range list {
+			if familyOf(p.Addr()) == f {
+				out = append(out, p)
+			}
+		}
+		return out, len(list) == 0 || len(out) > 0
+	}
+	var srcs, dsts bool
+	r.Family = f
+	r.Match.Srcs, srcs = of(r.Match.Srcs)
+	r.Match.Dsts, dsts = of(r.Match.Dsts)
+	return r, srcs && dsts
+}
 
 // commentMark starts the comment of every rule that this package makes.
 const commentMark = "understudy: "
-
-// String returns the rule as iptables-save prints it, so that what is wanted can be
-// compared with what is there, and what is read by a person looks the same in both.
-func (r Rule) String() string {
-	command := "-A"
-	if r.Top {
-		command = "-I"
-	}
-	args := append([]string{command, r.Chain}, r.Match.args()...)
-	if r.Why != "" {
-		args = append(args, "-m", "comment", "--comment", strconv.Quote(commentMark+r.Why))
-	}
-	return strings.Join(append(args, r.Target.args()...), " ")
-}
-
-func (m Match) args() []string {
-	var a []string
-	add := func(not bool, words ...string) {
-		if not {
-			a = append(a, "!")
-		}
-		a = append(a, words...)
-	}
-	if m.Src.IsValid() && m.Src.Bits() > 0 { // iptables-save leaves out /0
-		add(false, "-s", m.Src.String())
-	}
-	if m.Dst.IsValid() && m.Dst.Bits() > 0 {
-		add(m.NotDst, "-d", m.Dst.String())
-	}
-	if m.In != "" {
-		add(false, "-i", m.In)
-	}
-	if m.Out != "" {
-		add(false, "-o", m.Out)
-	}
-	if m.Proto != "" {
-		add(false, "-p", string(m.Proto))
-	}
-	if m.Invalid {
-		add(false, "-m", "conntrack", "--ctstate", "INVALID")
-	}
-	a = append(a, m.portArgs()...)
-	for _, o := range m.Owners {
-		add(false, "-m", "owner")
-		flag := "--uid-owner"
-		if o.Group {
-			flag = "--gid-owner"
-		}
-		add(o.Not, flag, strconv.FormatUint(uint64(o.ID), 10))
-	}
-	return a
-}
-
-func (m Match) portArgs() []string {
-	var a []string
-	if m.SrcPort != 0 {
-		a = append(a, "-m", string(m.Proto), "--sport", portText(m.SrcPort))
-	}
-	if len(m.DstPorts) == 0 {
-		return a
-	}
-	module, flag := string(m.Proto), "--dport"
-	texts := make([]string, len(m.DstPorts))
-	for i, p := range m.DstPorts {
-		texts[i] = portText(p)
-	}
-	if len(texts) > 1 {
-		module, flag = "multiport", "--dports"
-	}
-	a = append(a, "-m", module)
-	if m.NotPorts {
-		a = append(a, "!")
-	}
-	return append(a, flag, strings.Join(texts, ","))
-}
-
-func (t Target) args() []string {
-	a := []string{"-j", t.Verdict}
-	if t.Port != 0 {
-		a = append(a, "--to-ports", portText(t.Port))
-	}
-	if t.Zone != 0 {
-		a = append(a, "--zone", strconv.Itoa(int(t.Zone)))
-	}
-	return a
-}
-
-func portText(p uint16) string { return strconv.Itoa(int(p)) }

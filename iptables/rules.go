@@ -17,14 +17,16 @@ const (
 	outRedirect   = chainPrefix + "REDIRECT"
 	outboundDNS   = chainPrefix + "OUTPUT_DNS"
 	dropChain     = chainPrefix + "DROP"
+	divert        = chainPrefix + "DIVERT"
+	transparent   = chainPrefix + "TPROXY"
 	loopbackIface = "lo"
 )
 
 // Envoy sends inbound traffic on to the application from these addresses
 // (127.0.0.6 is always there, ::6 must be added to lo).
 var (
-	passthroughV4 = netip.MustParsePrefix("127.0.0.6/32")
 	passthroughV6 = netip.MustParsePrefix("::6/128")
+	passthrough   = []netip.Prefix{netip.MustParsePrefix("127.0.0.6/32"), passthroughV6}
 	loopbackV6    = netip.MustParsePrefix("::1/128")
 )
 
@@ -56,12 +58,18 @@ func Rules(c Config) []Rule {
 	if c.DNS.Capture {
 		b.dnsZones()
 	}
+	b.interfaces()
 	if c.DropInvalid {
 		b.invalid()
 	}
-	b.interfaces()
+	if c.TPROXY {
+		b.notInbound()
+	}
 	b.inbound()
 	b.outbound()
+	if c.TPROXY {
+		b.transparent()
+	}
 	return b.rules
 }
 
@@ -69,36 +77,44 @@ func (b *builder) add(r Rule) {
 	if !b.IPv6 {
 		r.Family &= IPv4
 	}
+	r.Match.Srcs, r.Match.Dsts = withoutCovered(r.Match.Srcs), withoutCovered(r.Match.Dsts)
 	if r.Family != 0 {
 		b.rules = append(b.rules, r)
 	}
 }
 
 func (b *builder) nat(chain string, m Match, t Target, why string) {
-	b.natFor(Both, chain, m, t, why)
+	b.add(Rule{Family: Both, Table: NAT, Chain: chain, Match: m, Target: t, Why: why})
 }
 
-func (b *builder) natFor(f Family, chain string, m Match, t Target, why string) {
-	b.add(Rule{Family: f, Table: NAT, Chain: chain, Match: m, Target: t, Why: why})
+func (b *builder) mangle(chain string, m Match, t Target, why string) {
+	b.add(Rule{Family: Both, Table: Mangle, Chain: chain, Match: m, Target: t, Why: why})
 }
 
 // natTop puts a rule before all others of a built-in chain.
-func (b *builder) natTop(f Family, m Match, t Target, why string) {
-	b.add(Rule{Family: f, Table: NAT, Chain: preRouting, Top: true, Match: m, Target: t, Why: why})
+func (b *builder) natTop(m Match, t Target, why string) {
+	b.add(Rule{Family: Both, Table: NAT, Chain: preRouting, Top: true, Match: m, Target: t, Why: why})
 }
 
+// loopback is what counts as loopback, in each IP version.
+func (b *builder) loopback() []netip.Prefix { return []netip.Prefix{b.LoopbackV4, loopbackV6} }
+
 func (b *builder) invalid() {
-	b.add(Rule{Both, Mangle, preRouting, false, Match{Invalid: true}, jump(dropChain), "packets that conntrack cannot place"})
-	b.add(Rule{Both, Mangle, dropChain, false, Match{}, drop, "answering them would reset a connection (istio#36566)"})
+	b.mangle(preRouting, Match{State: Invalid}, jump(dropChain), "packets that conntrack cannot place")
+	b.mangle(dropChain, Match{}, drop, "answering them would reset a connection (istio#36566)")
 }
 
 func (b *builder) interfaces() {
 	for _, name := range b.ExcludeInterfaces {
 		b.nat(preRouting, Match{In: name}, accept, "excluded interface")
 		b.nat(output, Match{Out: name}, accept, "excluded interface")
+		if b.TPROXY {
+			b.mangle(preRouting, Match{In: name}, accept, "excluded interface")
+			b.mangle(output, Match{Out: name}, accept, "excluded interface")
+		}
 	}
 	for _, name := range b.VirtInterfaces {
-		b.natTop(Both, Match{In: name}, accept, "virtual machine's traffic is not inbound")
+		b.natTop(Match{In: name}, accept, "virtual machine's traffic is not inbound")
 	}
 }
 
@@ -106,30 +122,35 @@ func (b *builder) inbound() {
 	b.nat(inbound, tcpTo(b.TunnelPort), accept, "mesh tunnel")
 	b.nat(outRedirect, Match{Proto: TCP}, redirect(b.ProxyPort), "to Envoy, outbound")
 	b.nat(inRedirect, Match{Proto: TCP}, redirect(b.InboundPort), "to Envoy, inbound")
-	if !b.InboundPorts.All && len(b.InboundPorts.List) == 0 {
-		return
+	switch {
+	case !b.InboundPorts.All && len(b.InboundPorts.List) == 0:
+	case b.TPROXY:
+		b.inboundTransparent()
+	default:
+		b.inboundPorts(b.nat, func(m Match, why string) { b.nat(inbound, m, jump(inRedirect), why) })
 	}
-	b.nat(preRouting, Match{Proto: TCP}, jump(inbound), "inbound")
+}
+
+// inboundPorts sorts out the ports that are captured, which take gets.
+func (b *builder) inboundPorts(add func(string, Match, Target, string), take func(m Match, why string)) {
+	add(preRouting, Match{Proto: TCP}, jump(inbound), "inbound")
 	if !b.InboundPorts.All {
-		for _, port := range b.InboundPorts.List {
-			b.nat(inbound, tcpTo(port), jump(inRedirect), "inbound port")
-		}
+		take(tcpTo(b.InboundPorts.List...), "inbound port")
 		return
 	}
-	for _, port := range b.ExcludeInboundPorts {
-		b.nat(inbound, tcpTo(port), accept, "excluded inbound port")
+	if len(b.ExcludeInboundPorts) > 0 {
+		add(inbound, tcpTo(b.ExcludeInboundPorts...), accept, "excluded inbound port")
 	}
-	b.nat(inbound, Match{Proto: TCP}, jump(inRedirect), "every other inbound port")
+	take(Match{Proto: TCP}, "every other inbound port")
 }
 
 func (b *builder) outbound() {
 	b.nat(output, Match{}, jump(outbound), "outbound")
-	for _, port := range b.ExcludeOutboundPorts {
-		b.nat(outbound, tcpTo(port), accept, "excluded outbound port")
-		b.nat(outbound, udpTo(port), accept, "excluded outbound port")
+	if ports := b.ExcludeOutboundPorts; len(ports) > 0 {
+		b.nat(outbound, tcpTo(ports...), accept, "excluded outbound port")
+		b.nat(outbound, udpTo(ports...), accept, "excluded outbound port")
 	}
-	b.natFor(IPv4, outbound, Match{Src: passthroughV4, Out: loopbackIface}, accept, "Envoy to its own application")
-	b.natFor(IPv6, outbound, Match{Src: passthroughV6, Out: loopbackIface}, accept, "Envoy to its own application")
+	b.nat(outbound, Match{Srcs: passthrough, Out: loopbackIface}, accept, "Envoy to its own application")
 
 	direct := []uint16{b.TunnelPort}
 	uidDirect := direct
@@ -144,19 +165,15 @@ func (b *builder) outbound() {
 	}
 	b.ownerGroups()
 	b.dnsRedirect()
-	b.natFor(IPv4, outbound, Match{Dst: b.LoopbackV4}, accept, "loopback")
-	b.natFor(IPv6, outbound, Match{Dst: loopbackV6}, accept, "loopback")
+	b.nat(outbound, Match{Dsts: b.loopback()}, accept, "loopback")
 	b.destinations()
 }
 
 // proxy lets Envoy and the agent out, but what Envoy sends to its own pod by a
 // service's address comes in as any other client's would. Ports in direct never do.
 func (b *builder) proxy(o Owner, direct []uint16) {
-	hairpin := Match{Out: loopbackIface, NotDst: true, Proto: TCP, DstPorts: direct, NotPorts: true, Owners: []Owner{o}}
-	hairpin.Dst = b.LoopbackV4
-	b.natFor(IPv4, outbound, hairpin, jump(inRedirect), "the pod calls itself by a service")
-	hairpin.Dst = loopbackV6
-	b.natFor(IPv6, outbound, hairpin, jump(inRedirect), "the pod calls itself by a service")
+	hairpin := Match{Out: loopbackIface, Dsts: b.loopback(), NotDst: true, Proto: TCP, DstPorts: direct, NotPorts: true, Owners: []Owner{o}}
+	b.nat(outbound, hairpin, jump(inRedirect), "the pod calls itself by a service")
 
 	if !b.IncludeCIDRs.includesLoopback() {
 		local := Match{Out: loopbackIface, Owners: []Owner{o.negated()}}
@@ -184,30 +201,49 @@ func (b *builder) ownerGroups() {
 
 // destinations decides what is left: application traffic to somewhere else.
 func (b *builder) destinations() {
-	for _, c := range b.ExcludeCIDRs {
-		b.natFor(familyOf(c.Addr()), outbound, Match{Dst: c}, accept, "excluded destination")
+	if len(b.ExcludeCIDRs) > 0 {
+		b.nat(outbound, Match{Dsts: b.ExcludeCIDRs}, accept, "excluded destination")
 	}
-	for _, port := range b.IncludeOutboundPorts {
-		b.nat(outbound, tcpTo(port), jump(outRedirect), "outbound port")
+	if ports := b.IncludeOutboundPorts; len(ports) > 0 {
+		b.nat(outbound, tcpTo(ports...), jump(outRedirect), "outbound port")
 	}
-	if b.IncludeCIDRs.All {
-		b.nat(outbound, Match{}, jump(outRedirect), "every other destination")
-		for _, name := range b.VirtInterfaces {
-			b.natTop(Both, Match{In: name}, jump(outRedirect), "from a virtual machine")
-		}
+	if !b.IncludeCIDRs.All && len(b.IncludeCIDRs.List) == 0 {
 		return
 	}
-	for _, c := range b.IncludeCIDRs.List {
-		f := familyOf(c.Addr())
-		for _, name := range b.VirtInterfaces {
-			b.natTop(f, Match{In: name, Dst: c}, jump(outRedirect), "from a virtual machine")
-		}
-		b.natFor(f, outbound, Match{Dst: c}, jump(outRedirect), "destination")
+	everywhere, why := b.IncludeCIDRs.List, "destination"
+	if b.IncludeCIDRs.All {
+		everywhere, why = nil, "every other destination"
+	}
+	b.nat(outbound, Match{Dsts: everywhere}, jump(outRedirect), why)
+	for _, name := range b.VirtInterfaces {
+		b.natTop(Match{In: name, Dsts: everywhere}, jump(outRedirect), "from a virtual machine")
 	}
 }
 
-func tcpTo(port uint16) Match { return Match{Proto: TCP, DstPorts: []uint16{port}} }
-func udpTo(port uint16) Match { return Match{Proto: UDP, DstPorts: []uint16{port}} }
+func tcpTo(ports ...uint16) Match { return Match{Proto: TCP, DstPorts: ports} }
+func udpTo(ports ...uint16) Match { return Match{Proto: UDP, DstPorts: ports} }
+
+// withoutCovered returns the prefixes that no other one of the list contains, in
+// their order.
+func withoutCovered(list []netip.Prefix) []netip.Prefix {
+	if len(list) < 2 {
+		return list
+	}
+	// Sorted, what a prefix contains follows it at once.
+	widest := map[netip.Prefix]bool{}
+	var last netip.Prefix
+	for _, p := range slices.SortedFunc(slices.Values(list), netip.Prefix.Compare) {
+		if !last.IsValid() || !last.Overlaps(p) {
+			widest[p] = true
+			last = p
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(p netip.Prefix) bool {
+		keep := widest[p]
+		delete(widest, p) // the same again is not wanted either
+		return !keep
+	})
+}
 
 // WithVIPs returns c with the ranges of automatic VIPs among the captured
 // destinations. Where only listed destinations are captured, a VIP would otherwise

@@ -21,45 +21,39 @@ func (b *builder) dnsZones() {
 		b.raw(Both, output, Match{Proto: UDP, SrcPort: dnsProxyPort, Owners: owners}, appZone, "answer of the proxy")
 	}
 	b.raw(Both, output, Match{}, jump(outboundDNS), "queries of applications")
-	for _, f := range []Family{IPv4, IPv6} {
-		if !b.DNS.forFamily(f) {
-			continue
-		}
-		b.raw(f, preRouting, Match{}, jump(inbound), "answers of nameservers")
-		for _, server := range b.nameservers(f) {
-			b.raw(f, outboundDNS, Match{Dst: server, Proto: UDP, DstPorts: []uint16{dnsPort}}, appZone, "query of an application")
-			b.raw(f, inbound, Match{Src: server, Proto: UDP, SrcPort: dnsPort}, upstreamZone, "answer of a nameserver")
-		}
-	}
+	families, servers := b.nameservers()
+	b.raw(families, preRouting, Match{}, jump(inbound), "answers of nameservers")
+	b.raw(families, outboundDNS, Match{Dsts: servers, Proto: UDP, DstPorts: []uint16{dnsPort}}, appZone, "query of an application")
+	b.raw(families, inbound, Match{Srcs: servers, Proto: UDP, SrcPort: dnsPort}, upstreamZone, "answer of a nameserver")
 }
 
 // dnsRedirect sends queries to the agent.
 func (b *builder) dnsRedirect() {
-	for _, f := range []Family{IPv4, IPv6} {
-		if !b.DNS.forFamily(f) {
-			continue
-		}
-		b.natFor(f, outbound, Match{}, jump(outboundDNS), "DNS")
-		for _, server := range b.nameservers(f) {
-			for _, p := range []Proto{TCP, UDP} {
-				m := Match{Dst: server, Proto: p, DstPorts: []uint16{dnsPort}}
-				b.natFor(f, outboundDNS, m, redirect(dnsProxyPort), "to the agent's DNS")
-			}
-		}
+	if !b.DNS.Capture {
+		return
+	}
+	families, servers := b.nameservers()
+	add := func(chain string, m Match, t Target, why string) {
+		b.add(Rule{Family: families, Table: NAT, Chain: chain, Match: m, Target: t, Why: why})
+	}
+	add(outbound, Match{}, jump(outboundDNS), "DNS")
+	for _, p := range []Proto{TCP, UDP} {
+		m := Match{Dsts: servers, Proto: p, DstPorts: []uint16{dnsPort}}
+		add(outboundDNS, m, redirect(dnsProxyPort), "to the agent's DNS")
 	}
 }
 
-// nameservers returns what the DNS rules match: each server, or one prefix that
-// matches every address.
-func (b *builder) nameservers(f Family) []netip.Prefix {
+// nameservers returns the IP versions in which queries are captured, and whose: none
+// stands for every server.
+func (b *builder) nameservers() (families Family, servers []netip.Prefix) {
 	if b.DNS.All {
-		return []netip.Prefix{{}}
+		return Both, nil
 	}
-	var out []netip.Prefix
-	for _, s := range b.DNS.serversOf(f) {
-		out = append(out, netip.PrefixFrom(s, s.BitLen()))
+	for _, s := range b.DNS.Servers {
+		families |= familyOf(s)
+		servers = append(servers, netip.PrefixFrom(s, s.BitLen()))
 	}
-	return out
+	return families, servers
 }
 
 func (b *builder) proxyOwners() []Owner {

@@ -29,8 +29,8 @@ func servers(list ...string) DNS {
 	return d
 }
 
-// golden are the inputs that Istio tests its own rules with (those in REDIRECT mode),
-// under its names, and after them what its tests leave out.
+// golden are the inputs that Istio tests its own rules with, under its names, and
+// after them what its tests leave out.
 var golden = []struct {
 	name string
 	edit func(c *Config)
@@ -80,6 +80,13 @@ var golden = []struct {
 	}},
 	{"basic-exclude-nic", func(c *Config) { c.ExcludeInterfaces = []string{"not-istio-nic"} }},
 	{"drop-invalid", func(c *Config) { c.DropInvalid = true }},
+	{"tproxy", func(c *Config) {
+		c.TPROXY, c.InboundPorts.All, c.IPv6 = true, true, true
+		c.ExcludeCIDRs, c.IncludeCIDRs.List = prefixes("1.1.0.0/16"), prefixes("9.9.0.0/16")
+		c.DNS, c.ExcludeInterfaces = servers("127.0.0.53"), []string{"not-istio-nic"}
+	}},
+	{"inbound-ports-tproxy", func(c *Config) { c.TPROXY, c.InboundPorts.List = true, []uint16{32000, 31000} }},
+	{"inbound-ports-wildcard-tproxy", func(c *Config) { c.TPROXY, c.InboundPorts.All = true, true }},
 	{"host-ipv4-loopback-cidr", func(c *Config) { c.LoopbackV4 = netip.MustParsePrefix("127.0.0.0/8") }},
 
 	{"capture-all-dns", func(c *Config) { c.DNS, c.IPv6 = DNS{Capture: true, All: true}, true }},
@@ -89,6 +96,21 @@ var golden = []struct {
 	}},
 	{"outbound-ports-exclude", func(c *Config) {
 		c.IncludeCIDRs.All, c.ExcludeOutboundPorts = true, []uint16{7015, 7016}
+	}},
+	{"inbound-wildcard-exclude-tproxy", func(c *Config) {
+		c.TPROXY, c.InboundPorts.All, c.ExcludeInboundPorts, c.DropInvalid = true, true, []uint16{15090, 15021}, true
+	}},
+	{"inbound-ports-empty-tproxy", func(c *Config) { c.TPROXY = true }},
+	{"many-ports", func(c *Config) {
+		for p := uint16(1); p <= 40; p++ {
+			c.ExcludeOutboundPorts = append(c.ExcludeOutboundPorts, 7000+p)
+			c.InboundPorts.List = append(c.InboundPorts.List, 8000+p)
+		}
+	}},
+	{"overlapping-cidrs", func(c *Config) {
+		c.IPv6 = true
+		c.ExcludeCIDRs = prefixes("10.1.0.0/16", "10.0.0.0/8", "192.168.1.0/24", "10.0.0.0/8", "2001:db8::/32", "2001:db8:1::/48", "192.168.0.0/24")
+		c.IncludeCIDRs.List = prefixes("0.0.0.0/0", "9.9.9.9/32")
 	}},
 	{"vips-among-listed-cidrs", func(c *Config) {
 		c.IncludeCIDRs.List, c.DNS, c.IPv6 = prefixes("10.0.0.0/8"), servers("10.96.0.10"), true

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -208,18 +209,21 @@ func (r *race) take(ctx context.Context, t *try, msg []byte) (answer, bool) {
 
 // isLame says whether msg only points elsewhere, though q asked for the whole
 // answer: the server is neither an authority nor willing to ask one, and says
-// neither yes nor no. glibc and Go ask the next one, too.
+// neither yes nor no. glibc and Go ask the next one, too. One that says nothing
+// at all is believed: small servers say "no such record" like that.
 func isLame(q *query, msg []byte) bool {
 	if !q.has(flagRD) || flagsOf(msg)&(flagAA|flagRA) != 0 || rcodeOf(msg) != rcodeSuccess || binary.BigEndian.Uint16(msg[6:]) != 0 {
 		return false
 	}
+	elsewhere := false
 	walk := recordsOf(msg, headerLen+len(q.question()))
 	for rec, ok := walk.next(); ok; rec, ok = walk.next() {
 		if rec.typ == typeSOA {
 			return false
 		}
+		elsewhere = elsewhere || rec.typ == typeNS
 	}
-	return true
+	return elsewhere
 }
 
 // lost records a try without an answer.
@@ -244,7 +248,7 @@ func (r *race) drop(t *try) {
 func (r *race) overtaken(winner *try) {
 	for _, t := range r.running {
 		if t.u != winner.u && winner.sent.Sub(t.sent) >= minPatience {
-			t.watched = t.u.overtaken(winner.u.addr)
+			t.watched = t.u.overtaken(r.f.now(), fmt.Errorf("ask %s: %s answered first", t.u.addr, winner.u.addr))
 		}
 	}
 }

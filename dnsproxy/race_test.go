@@ -87,7 +87,7 @@ func TestOvertaken(t *testing.T) {
 	now := newClock()
 	u := &upstream{log: slog.New(slog.DiscardHandler)}
 	for i := range 3 * overtakenAfter {
-		if watch := u.overtaken(netip.AddrPort{}); watch != (i == 0) {
+		if watch := u.overtaken(now.Now(), errBudget); watch != (i == 0) {
 			t.Errorf("%d: watch %t", i, watch)
 		}
 	}
@@ -103,7 +103,7 @@ func TestOvertaken(t *testing.T) {
 	if u.health() != healthy || u.due(now.Now()) || u.patience() <= rtt {
 		t.Errorf("after an answer in time: %s, patience %s", u.health(), u.patience())
 	}
-	if !u.overtaken(netip.AddrPort{}) {
+	if !u.overtaken(now.Now(), errBudget) {
 		t.Error("the next one is not watched")
 	}
 	now.add(time.Second)
@@ -111,7 +111,7 @@ func TestOvertaken(t *testing.T) {
 		u.done(now.Now(), 0, errBudget)
 	}
 	for range overtakenAfter {
-		u.overtaken(netip.AddrPort{})
+		u.overtaken(now.Now(), errBudget)
 	}
 	if u.health() != failing {
 		t.Errorf("what fails is %s when it is overtaken", u.health())

@@ -66,7 +66,8 @@ type upstream struct {
 	last     time.Time // when it was last asked
 	answered time.Time // when it last answered
 	rtt      smoothed
-	err      error
+	err      error // the last one
+	erred    time.Time
 	stats    UpstreamStats
 }
 
@@ -111,10 +112,11 @@ func (u *upstream) done(began time.Time, rtt time.Duration, err error) (was, is 
 	was = u.state
 	if err != nil {
 		u.stats.Failures++
+		u.err, u.erred = err, began.Add(rtt)
 		if began.Before(u.answered) {
 			return was, was
 		}
-		u.slows, u.err = 0, err
+		u.slows = 0
 		if u.failures++; u.failures >= failingAfter {
 			u.become(failing, "error", err)
 		}
@@ -140,17 +142,18 @@ func (u *upstream) done(began time.Time, rtt time.Duration, err error) (was, is 
 	return was, u.state
 }
 
-// overtaken counts a try that has no answer yet although another server, by,
-// has answered that was asked later. That makes a server slow, and not failing:
-// the other one may be fast. watch says that the try must go on until its end,
-// which is told to done and then to unwatch: for else how long an answer takes
-// would never be known, and patience would stay too short for it.
-func (u *upstream) overtaken(by netip.AddrPort) (watch bool) {
+// overtaken counts a try that has no answer yet although another server has
+// answered that was asked later, as err says. That makes a server slow, and not
+// failing: the other one may be fast. watch says that the try must go on until its
+// end, which is told to done and then to unwatch: for else how long an answer
+// takes would never be known, and patience would stay too short for it.
+func (u *upstream) overtaken(at time.Time, err error) (watch bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.stats.Overtaken++
+	u.err, u.erred = err, at
 	if u.overs++; u.overs >= overtakenAfter && u.state == healthy {
-		u.become(slow, "answered first", by)
+		u.become(slow, "error", err)
 	}
 	watch, u.watched = !u.watched, true
 	return watch
@@ -212,8 +215,8 @@ func (u *upstream) snapshot() UpstreamStats {
 	s := u.stats
 	s.Server, s.State = u.addr, u.state.String()
 	s.RTT, s.Patience = u.rtt.mean, u.rtt.patience()
-	if u.err != nil && u.state == failing {
-		s.Error = u.err.Error()
+	if u.err != nil {
+		s.Error, s.ErrorAt = u.err.Error(), u.erred
 	}
 	return s
 }

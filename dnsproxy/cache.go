@@ -240,7 +240,7 @@ func (h *cache) fail(key string, a answer) {
 }
 
 // keep adds e in place of an older answer to the same question. False: it does
-// not fit, or what is there is as new.
+// not fit or may not be kept, or what is there is as new.
 func (h *cache) keep(e *entry) bool {
 	if e.size() > h.maxBytes {
 		return false
@@ -248,7 +248,11 @@ func (h *cache) keep(e *entry) bool {
 	hash := maphash.String(h.seed, e.key)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if last, ok := h.lru.Peek(hash); ok && last.key == e.key && !last.stored.Before(e.stored) {
+	last, ok := h.lru.Peek(hash)
+	if !ok || last.key != e.key {
+		last = nil
+	}
+	if last != nil && !last.stored.Before(e.stored) || !e.inherit(last) {
 		return false
 	}
 	h.lru.Remove(hash) // Add would not tell onEvict about the one it replaces

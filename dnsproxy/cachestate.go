@@ -171,7 +171,7 @@ func checkedEntry(key, msg []byte, server netip.AddrPort, stored time.Time) (*en
 		return nil, errors.New("the message answers another question")
 	}
 	e := newEntry(string(key), answer{msg: msg, source: SourceUpstream, server: server}, stored)
-	if e == nil {
+	if e == nil || e.ttl == 0 {
 		return nil, errors.New("the message may not be kept")
 	}
 	return e, nil

@@ -8,8 +8,8 @@ import (
 )
 
 // canonical returns an upstream's reply in the form that answers have here:
-// question first, no OPT, compressed; in memory of its own, with room for an
-// OPT. A malformed one is never handed on. The reply has one question, q's, or
+// question first, no OPT, nothing that was not asked (see related), compressed;
+// in memory of its own, with room for an OPT. A malformed one is never handed on. The reply has one question, q's, or
 // none (see isReply).
 func canonical(reply []byte, q *query) ([]byte, error) {
 	if end, ok := isPlain(reply, q); ok {
@@ -29,6 +29,7 @@ func isPlain(reply []byte, q *query) (end int, ok bool) {
 		string(reply[headerLen:start-4]) != string(q.wire()) {
 		return 0, false
 	}
+	name := headerLen // whose records may come next: the question's, or its alias'
 	walk := recordsOf(reply, start)
 	for rec, more := walk.next(); more; rec, more = walk.next() {
 		if rec.typ == typeOPT {
@@ -37,6 +38,17 @@ func isPlain(reply []byte, q *query) (end int, ok bool) {
 		}
 		if !plainRecord(reply, rec) {
 			return 0, false
+		}
+		switch rec.section {
+		case sectionAdditional:
+			return 0, false
+		case sectionAnswer:
+			if !sameName(reply, rec.start, name) {
+				return 0, false
+			}
+			if rec.typ == typeCNAME {
+				name = rec.data
+			}
 		}
 	}
 	return walk.off, walk.err == nil && walk.off == len(reply)
@@ -157,6 +169,33 @@ func readName(msg []byte, off int) (end int, ok bool) {
 	return 0, false
 }
 
+// sameName says whether the names at two offsets are the same. Both were read by
+// readName, or are the question's.
+func sameName(msg []byte, a, b int) bool {
+	for a != b {
+		for msg[a] >= minPointer {
+			a = int(binary.BigEndian.Uint16(msg[a:])) &^ (minPointer << 8)
+		}
+		for msg[b] >= minPointer {
+			b = int(binary.BigEndian.Uint16(msg[b:])) &^ (minPointer << 8)
+		}
+		n := int(msg[a])
+		if n != int(msg[b]) {
+			return false
+		}
+		if n == 0 {
+			return true
+		}
+		for i := range n {
+			if lower(msg[a+1+i]) != lower(msg[b+1+i]) {
+				return false
+			}
+		}
+		a, b = a+1+n, b+1+n
+	}
+	return true
+}
+
 // repack reads a reply in full and writes it anew without its OPT record and
 // compressed.
 func repack(reply []byte, q *query) ([]byte, error) {
@@ -164,12 +203,14 @@ func repack(reply []byte, q *query) ([]byte, error) {
 	if err := m.Unpack(reply); err != nil {
 		return nil, fmt.Errorf("read upstream answer: %w", err)
 	}
-	m.Extra = withoutOPT(m.Extra)
 	if m.Rcode > rcodes { // BADVERS and the like are between it and us
 		return nil, fmt.Errorf("read upstream answer: rcode %s", dns.RcodeToString[m.Rcode])
 	}
 	if len(m.Question) == 0 { // a refusal, see isReply
 		return appendReply(nil, q, 0, m.Rcode), nil
+	}
+	if err := related(&m); err != nil {
+		return nil, fmt.Errorf("read upstream answer: %w", err)
 	}
 	m.Zero = false
 	m.Compress = true
@@ -183,14 +224,4 @@ func repack(reply []byte, q *query) ([]byte, error) {
 		return nil, fmt.Errorf("read repacked upstream answer: %w", err)
 	}
 	return msg, nil
-}
-
-func withoutOPT(list []dns.RR) []dns.RR {
-	kept := list[:0]
-	for _, rr := range list {
-		if rr.Header().Rrtype != dns.TypeOPT {
-			kept = append(kept, rr)
-		}
-	}
-	return kept
 }

@@ -22,6 +22,11 @@ const (
 	// staleTTL is the TTL of such an answer in seconds, RFC 8767 section 4.
 	staleTTL = 30
 
+	// remainderTTL is how long an answer with a TTL of zero is kept where that is
+	// the rest of a longer one: for less than a second, then, a cache has it yet,
+	// and each query of that second would be asked of it.
+	remainderTTL = time.Second
+
 	// entryOverhead is about what an entry costs beside its bytes: the
 	// struct, the LRU's element and its place in the map.
 	entryOverhead = 256
@@ -35,6 +40,11 @@ type entry struct {
 	stored time.Time
 	ttl    time.Duration
 	server netip.AddrPort
+
+	// counted says that the upstream is a cache, whose answers count down to
+	// the same end as ours: to ask before it gains nothing. See inherit.
+	counted   bool
+	remainder bool // kept for remainderTTL
 
 	hits     atomic.Uint32
 	renewing atomic.Bool  // somebody asks for it anew before its end
@@ -69,8 +79,24 @@ func (e *entry) append(dst []byte, age time.Duration) answer {
 	return a
 }
 
+// inherit takes over what last, the answer before to the same question, says
+// of e. False: e may not be kept, because its TTL is zero and not the rest of
+// one that is longer.
+func (e *entry) inherit(last *entry) bool {
+	if last == nil {
+		return e.ttl > 0
+	}
+	left := last.ttl - e.stored.Sub(last.stored)
+	// A whole second more, for TTLs are rounded.
+	e.counted = last.counted || left > 0 && e.ttl <= left+time.Second
+	if e.ttl == 0 && !last.remainder && left > -remainderTTL {
+		e.ttl, e.remainder = remainderTTL, true
+	}
+	return e.ttl > 0
+}
+
 // newEntry returns the entry for an upstream's answer, nil for one that may
-// not be kept: a failure, a TTL of zero, "no" without a SOA.
+// not be kept: a failure, "no" without a SOA. Its TTL may be zero, see inherit.
 func newEntry(key string, a answer, now time.Time) *entry {
 	e := &entry{key: key, stored: now, server: a.server}
 	e.msg = append(make([]byte, 0, len(a.msg)), a.msg...)
@@ -86,10 +112,11 @@ func newEntry(key string, a answer, now time.Time) *entry {
 		e.ttls = append(e.ttls, uint16(rec.ttlAt))
 		f.add(e.msg, rec)
 	}
-	e.ttl = f.lifetime()
-	if walk.err != nil || e.ttl <= 0 {
+	ttl, ok := f.lifetime()
+	if walk.err != nil || !ok {
 		return nil
 	}
+	e.ttl = ttl
 	return e
 }
 
@@ -128,13 +155,14 @@ func (f *freshness) add(msg []byte, rec record) {
 	f.any = true
 }
 
-func (f *freshness) lifetime() time.Duration {
+// lifetime returns how long the message may be kept; false: not at all.
+func (f *freshness) lifetime() (time.Duration, bool) {
 	ttl := time.Duration(f.ttl) * time.Second
 	switch {
 	case f.answered && !f.nxdomain:
-		return min(ttl, maxPositive)
+		return min(ttl, maxPositive), true
 	case f.soa:
-		return min(ttl, maxNegative)
+		return min(ttl, maxNegative), true
 	}
-	return 0
+	return 0, false
 }

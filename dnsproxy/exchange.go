@@ -24,6 +24,9 @@ type try struct {
 	sent  time.Time // by the real one: for deadlines
 	limit time.Time // when it is given up
 
+	cancel  context.CancelFunc // ends it; set once somebody listens
+	watched bool               // it goes on when the race is over
+
 	out   *datagram // the first question, where that is on its way
 	reply []byte    // to the first question, where that has come
 }

@@ -118,7 +118,8 @@ func writeFramed(w io.Writer, msg []byte) error {
 }
 
 // zone makes a reply with these records, one a line in zone-file form;
-// those after a line "---" are the authority section.
+// those after a line "---" are the authority section, after another one the
+// additional section.
 func zone(rcode int, text string) func([]byte, bool) []byte {
 	return func(request []byte, _ bool) []byte {
 		var q dns.Msg
@@ -129,7 +130,9 @@ func zone(rcode int, text string) func([]byte, bool) []byte {
 		m.RecursionAvailable = true
 		into := &m.Answer
 		for line := range strings.Lines(text) {
-			if line = strings.TrimSpace(line); line == "---" {
+			if line = strings.TrimSpace(line); line == "---" && into == &m.Ns {
+				into = &m.Extra
+			} else if line == "---" {
 				into = &m.Ns
 			} else if line != "" {
 				rr, err := dns.NewRR(line)

@@ -47,6 +47,8 @@ type forwarder struct {
 	mark     uint32           // of the sockets to upstreams; 0 is none
 	outage   *outage
 	buffers  sync.Pool // of *[upstreamBuffer]byte
+	// searched is told the file's search domains when they have changed.
+	searched func([]string)
 
 	mu      sync.Mutex
 	known   map[netip.AddrPort]*upstream
@@ -71,6 +73,7 @@ func newForwarder(c Config) *forwarder {
 		outage:   newOutage(c.Now),
 		buffers:  sync.Pool{New: func() any { return new([upstreamBuffer]byte) }},
 		known:    map[netip.AddrPort]*upstream{},
+		searched: func([]string) {},
 	}
 	f.plan()
 	return f
@@ -111,8 +114,8 @@ func good(a answer) bool {
 	return code != rcodeServFail && code != rcodeRefused && code != rcodeNotImp && code != rcodeFormErr
 }
 
-// probe sends a copy of q to servers that fail and were long not asked, while
-// others do not. Nobody waits for what they say; it is for their health.
+// probe sends a copy of q to servers that are slow or fail and were long not
+// asked, while others are well. Nobody waits for what they say; it is for their health.
 func (f *forwarder) probe(p *plan, q *query) {
 	if f.outage.down.Load() {
 		return // they are asked anyway
@@ -179,6 +182,12 @@ func (f *forwarder) budget(p *plan) time.Duration {
 	return patience - patience/10
 }
 
+// timeLeft is what is left of q's budget, or time for a try: who has it held for
+// longer has clients that wait longer.
+func (f *forwarder) timeLeft(p *plan, q *query) time.Duration {
+	return max(f.budget(p)-q.held, f.tryTime(p))
+}
+
 // tryTime is how long one server may take: what the settings say, but short
 // enough that there is time for another try.
 func (f *forwarder) tryTime(p *plan) time.Duration {
@@ -197,11 +206,7 @@ func (f *forwarder) tryTime(p *plan) time.Duration {
 func (f *forwarder) plan() plan {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if conf, changed := f.conf.read(f.now()); changed {
-		f.current = f.adopt(conf)
-		f.outage.over() // the failures were others'
-		f.outage.down.Store(len(f.current.servers) > 0 && f.current.failing())
-	}
+	f.reread()
 	p := f.current
 	if len(p.servers) < 2 {
 		return p
@@ -215,6 +220,26 @@ func (f *forwarder) plan() plan {
 		return int(a.health()) - int(b.health())
 	})
 	return p
+}
+
+// reread adopts resolv.conf if it has changed. One without a server is passed
+// over where an earlier one had some: it is on its way to be written, or the
+// last servers are still a better guess than none. The caller has the lock.
+func (f *forwarder) reread() {
+	conf, changed := f.conf.read(f.now())
+	switch {
+	case !changed:
+		return
+	case len(conf.Servers) == 0 && len(f.current.servers) > 0:
+		f.log.Warn("no dns upstream any more: the last ones are asked on", "file", f.conf.path, "servers", f.current.Servers)
+		return
+	}
+	if !slices.Equal(conf.Search, f.current.Search) {
+		f.searched(conf.Search)
+	}
+	f.current = f.adopt(conf)
+	f.outage.over() // the failures were others'
+	f.outage.down.Store(len(f.current.servers) > 0 && f.current.failing())
 }
 
 // adopt turns a reading of resolv.conf into a plan, without the servers that

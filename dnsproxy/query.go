@@ -1,6 +1,9 @@
 package dnsproxy
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"time"
+)
 
 // verdict is what to do with a message that arrived.
 type verdict uint8
@@ -25,7 +28,8 @@ type query struct {
 	lowerN     uint16
 	questionAt [maxWireName + 4]byte
 	lowerAt    [maxWireName]byte
-	scope      *scope // whose it is; parse leaves it
+	scope      *scope        // whose it is; parse leaves it
+	held       time.Duration // how long it waited for the first table; parse leaves it
 }
 
 // question returns the question section as the client wrote it, in its case.
@@ -53,8 +57,10 @@ func (q *query) parse(msg []byte, limit int) verdict {
 	case q.has(flagQR):
 		return dropIt
 	case q.flags&opcodes != 0:
+		q.seekOPT(msg)
 		return q.reject(rcodeNotImp)
 	case binary.BigEndian.Uint16(msg[4:]) != 1: // RFC 9619
+		q.seekOPT(msg)
 		return q.reject(rcodeFormErr)
 	}
 	off, ok := q.parseQuestion(msg)
@@ -68,6 +74,26 @@ func (q *query) parse(msg []byte, limit int) verdict {
 func (q *query) reject(rcode int) verdict {
 	q.rcode = rcode
 	return rejectIt
+}
+
+// seekOPT finds out whether a message that is refused for what it asks has an
+// OPT record: then so has the reply (RFC 6891 section 6.1.1), lest the client
+// think that EDNS was what is refused.
+func (q *query) seekOPT(msg []byte) {
+	off, ok := headerLen, true
+	for range binary.BigEndian.Uint16(msg[4:]) {
+		if off, ok = skipName(msg, off); !ok || off+4 > len(msg) {
+			return
+		}
+		off += 4
+	}
+	rest := recordsOf(msg, off)
+	for rec, ok := rest.next(); ok; rec, ok = rest.next() {
+		if rec.typ == typeOPT && rec.root && rec.section == sectionAdditional {
+			q.edns, q.do = true, rec.ttl&flagDO != 0
+			return
+		}
+	}
 }
 
 // parseQuestion copies the question and returns the offset behind it. A

@@ -98,6 +98,37 @@ func TestEDNS(t *testing.T) {
 	}
 }
 
+// A refusal has an OPT record where the query had one that can be found.
+func TestRefusalWithOPT(t *testing.T) {
+	for name, tc := range map[string]struct {
+		msg  []byte
+		want bool
+	}{
+		"update":               {raw(5<<11, [4]uint16{1, 0, 0, 1}, aQuestion+optRR), true},
+		"update without":       {raw(5<<11, [4]uint16{1}, aQuestion), false},
+		"no question":          {raw(0, [4]uint16{0, 0, 0, 1}, optRR), true},
+		"two questions":        {raw(0, [4]uint16{2, 0, 0, 1}, aQuestion+aQuestion+optRR), true},
+		"many questions":       {raw(0, [4]uint16{65535, 0, 0, 1}, aQuestion+optRR), false},
+		"OPT behind a record":  {raw(5<<11, [4]uint16{1, 1, 0, 1}, aQuestion+"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x00\x00\x00"+optRR), true},
+		"OPT in the authority": {raw(5<<11, [4]uint16{1, 0, 1, 0}, aQuestion+optRR), false},
+		"EDNS version 1":       {raw(0, [4]uint16{1, 0, 0, 1}, aQuestion+"\x00\x00\x29\x04\xd0\x00\x01\x00\x00\x00\x00"), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			q := new(query)
+			if got := q.parse(tc.msg, 0); got != rejectIt {
+				t.Fatalf("verdict %d", got)
+			}
+			var reply dns.Msg
+			if err := reply.Unpack(appendReject(nil, q)); err != nil {
+				t.Fatal(err)
+			}
+			if got := reply.IsEdns0() != nil; got != tc.want {
+				t.Errorf("OPT %t: %v", got, reply)
+			}
+		})
+	}
+}
+
 // FuzzQuery compares the parser with miekg/dns: what that can read we can, and
 // we see the same; and whatever comes, a reply can be read.
 func FuzzQuery(f *testing.F) {

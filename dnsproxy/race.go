@@ -2,6 +2,7 @@ package dnsproxy
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -37,7 +38,7 @@ type result struct {
 
 func newRace(f *forwarder, p *plan, q *query) *race {
 	return &race{
-		f: f, p: p, q: q, deadline: time.Now().Add(f.budget(p)), tryTime: f.tryTime(p),
+		f: f, p: p, q: q, deadline: time.Now().Add(f.timeLeft(p, q)), tryTime: f.tryTime(p),
 		worst: answer{source: SourceFailure}, last: errBudget,
 	}
 }
@@ -64,8 +65,9 @@ func (r *race) first(ctx context.Context) (a answer, done bool) {
 
 // run goes on until there is an answer, no try is left, or time is up.
 func (r *race) run(ctx context.Context) (answer, error) {
-	ctx, cancel := context.WithDeadline(ctx, r.deadline)
+	late, cancel := context.WithDeadline(ctx, r.deadline)
 	defer cancel()
+	defer r.end(ctx)
 	// The most that can be begun: the rounds, and one for each recheck.
 	r.results = make(chan result, len(r.p.servers)*r.p.Attempts+maxRechecks)
 	for _, t := range r.running {
@@ -101,7 +103,7 @@ func (r *race) run(ctx context.Context) (answer, error) {
 				extra++
 				r.another(ctx)
 			}
-		case <-ctx.Done():
+		case <-late.Done():
 			for _, t := range r.running {
 				r.lost(ctx, t, errBudget)
 			}
@@ -177,8 +179,9 @@ func (r *race) another(ctx context.Context) {
 func (r *race) listen(ctx context.Context, t *try) {
 	own := *r.q // tries may outlive the query
 	t.q = &own
+	try, cancel := context.WithDeadline(ctx, t.limit)
+	t.cancel = cancel
 	r.q.scope.tasks.Go(func() {
-		try, cancel := context.WithDeadline(ctx, t.limit)
 		defer cancel()
 		defer t.abandon()
 		msg, err := t.finish(try)
@@ -190,6 +193,9 @@ func (r *race) listen(ctx context.Context, t *try) {
 func (r *race) take(ctx context.Context, t *try, msg []byte) (answer, bool) {
 	rtt := r.f.ended(ctx, t, nil)
 	a := answer{msg: msg, source: SourceUpstream, server: t.u.addr, rtt: rtt}
+	if isLame(r.q, msg) {
+		a.msg = appendReply(nil, r.q, 0, rcodeServFail)
+	}
 	if good(a) {
 		return a, true
 	}
@@ -199,6 +205,25 @@ func (r *race) take(ctx context.Context, t *try, msg []byte) (answer, bool) {
 	r.bad[t.u] = true
 	r.worst = a
 	return a, false
+}
+
+// isLame says whether msg only points elsewhere, though q asked for the whole
+// answer: the server is neither an authority nor willing to ask one, and says
+// neither yes nor no. glibc and Go ask the next one, too. One that says nothing
+// at all is believed: small servers say "no such record" like that.
+func isLame(q *query, msg []byte) bool {
+	if !q.has(flagRD) || flagsOf(msg)&(flagAA|flagRA) != 0 || rcodeOf(msg) != rcodeSuccess || binary.BigEndian.Uint16(msg[6:]) != 0 {
+		return false
+	}
+	elsewhere := false
+	walk := recordsOf(msg, headerLen+len(q.question()))
+	for rec, ok := walk.next(); ok; rec, ok = walk.next() {
+		if rec.typ == typeSOA {
+			return false
+		}
+		elsewhere = elsewhere || rec.typ == typeNS
+	}
+	return elsewhere
 }
 
 // lost records a try without an answer.
@@ -223,8 +248,32 @@ func (r *race) drop(t *try) {
 func (r *race) overtaken(winner *try) {
 	for _, t := range r.running {
 		if t.u != winner.u && winner.sent.Sub(t.sent) >= minPatience {
-			was, is := t.u.overtaken(r.f.now(), fmt.Errorf("ask %s: %s answered first", t.u.addr, winner.u.addr))
-			r.f.reckon(was, is)
+			t.watched = t.u.overtaken(r.f.now(), fmt.Errorf("ask %s: %s answered first", t.u.addr, winner.u.addr))
+		}
+	}
+}
+
+// end calls off the tries that run, but for those that are watched.
+func (r *race) end(ctx context.Context) {
+	watched := false
+	for _, t := range r.running {
+		if t.watched {
+			watched = true
+		} else {
+			t.cancel()
+		}
+	}
+	if running := len(r.running); watched {
+		r.q.scope.tasks.Go(func() { r.watch(ctx, running) })
+	}
+}
+
+// watch records how the watched ones among the tries that run have ended.
+func (r *race) watch(ctx context.Context, running int) {
+	for range running {
+		if got := <-r.results; got.t.watched {
+			r.f.ended(ctx, got.t, got.err)
+			got.t.u.unwatch()
 		}
 	}
 }

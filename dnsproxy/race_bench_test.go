@@ -10,7 +10,7 @@ import (
 // BenchmarkCold is a query that goes to the upstream and comes back, 100 at a
 // time, without the client's socket; the upstream is in this process, too.
 func BenchmarkCold(b *testing.B) {
-	answer := zone(0, "x.example. 60 IN A 192.0.2.1")
+	answer := zone(0, "cold-0000000.example. 60 IN A 192.0.2.1")
 	canned := answer(question(b, "cold-0000000.example", dns.TypeA, edns(ownUDPSize, false)), false)
 	up := newFakeUpstream(b, func(request []byte, _ bool) []byte {
 		reply := append([]byte(nil), canned...)

@@ -2,9 +2,11 @@ package dnsproxy
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,7 +20,13 @@ import (
 // and after some of that it is the first to be asked.
 func TestHedge(t *testing.T) {
 	dead, good := newFakeUpstream(t, silence), newFakeUpstream(t, zone(0, "---\n"))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(dead.addr), nameserver(good.addr))})
+	s := start(t, Config{
+		ResolvConf:     writeConf(t, nameserver(dead.addr), nameserver(good.addr)),
+		ForwardTimeout: time.Minute, // no try is over before the test is
+	})
+	if first := s.forwarder.plan().servers[0].addr; first != dead.addr {
+		t.Errorf("%s is asked first, not the file's first", first)
+	}
 	for i := range overtakenAfter {
 		if r := s.ask(t, "udp", fmt.Sprintf("n%d.example", i), dns.TypeA); r.Rcode != dns.RcodeSuccess {
 			t.Errorf("%v", r)
@@ -28,19 +36,85 @@ func TestHedge(t *testing.T) {
 		switch u.Server {
 		case dead.addr:
 			// Its time was never up: what shows that nobody waited for it.
-			if u.Failures != 0 || u.Overtaken != overtakenAfter || u.State != "failing" || u.Error == "" {
+			if u.Failures != 0 || u.Overtaken != overtakenAfter || u.State != slow.String() {
 				t.Errorf("dead: %+v", u)
 			}
 		case good.addr:
-			if u.Hedges < overtakenAfter || u.State == "failing" {
+			if u.Hedges < overtakenAfter || u.State == failing.String() {
 				t.Errorf("good: %+v", u)
 			}
 		}
 	}
-	asked := dead.udp.Load()
-	s.ask(t, "udp", "last.example", dns.TypeA)
-	if dead.udp.Load() != asked {
-		t.Error("the dead server is still asked")
+	if first := s.forwarder.plan().servers[0].addr; first != good.addr {
+		t.Errorf("%s is asked first, which is dead", first)
+	}
+}
+
+// A server that is overtaken is listened to, to learn how long it takes: one
+// that is merely slower than the next is waited for then.
+func TestOvertakenServerIsHeard(t *testing.T) {
+	answer, release := zone(0, "---\n"), make(chan struct{})
+	slower := newFakeUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
+	other := newFakeUpstream(t, answer)
+	s := start(t, Config{
+		ResolvConf:     writeConf(t, nameserver(slower.addr), nameserver(other.addr)),
+		ForwardTimeout: time.Minute, // no try is over before the test is
+	})
+	for i := range 2 {
+		s.ask(t, "udp", fmt.Sprintf("n%d.example", i), dns.TypeA)
+	}
+	close(release)
+	// The first try is watched; one is enough.
+	waitFor(t, "the answer that came too late", func() bool { return upstreamOf(s, slower.addr).Latency.Count == 1 })
+	u := upstreamOf(s, slower.addr)
+	if u.RTT < firstPatience || u.Patience <= firstPatience || u.Overtaken != 2 || u.Failures != 0 {
+		t.Errorf("%+v", u)
+	}
+}
+
+func upstreamOf(s *testServer, addr netip.AddrPort) UpstreamStats {
+	for _, u := range s.Stats().Upstreams {
+		if u.Server == addr {
+			return u
+		}
+	}
+	return UpstreamStats{}
+}
+
+// To be overtaken is to be slow, which says nothing about whether any server
+// answers; what is slow is tried again, and is as before when it is in time.
+func TestOvertaken(t *testing.T) {
+	now := newClock()
+	u := &upstream{log: slog.New(slog.DiscardHandler)}
+	for i := range 3 * overtakenAfter {
+		if watch := u.overtaken(now.Now(), errBudget); watch != (i == 0) {
+			t.Errorf("%d: watch %t", i, watch)
+		}
+	}
+	if u.health() != slow || (plan{servers: []*upstream{u}}).failing() {
+		t.Errorf("it is %s", u.health())
+	}
+	if !u.due(now.Now()) {
+		t.Error("it is not tried again")
+	}
+	const rtt = 400 * time.Millisecond
+	u.done(now.Now(), rtt, nil)
+	u.unwatch()
+	if u.health() != healthy || u.due(now.Now()) || u.patience() <= rtt {
+		t.Errorf("after an answer in time: %s, patience %s", u.health(), u.patience())
+	}
+	if !u.overtaken(now.Now(), errBudget) {
+		t.Error("the next one is not watched")
+	}
+	now.add(time.Second)
+	for range failingAfter {
+		u.done(now.Now(), 0, errBudget)
+	}
+	for range overtakenAfter {
+		u.overtaken(now.Now(), errBudget)
+	}
+	if u.health() != failing {
+		t.Errorf("what fails is %s when it is overtaken", u.health())
 	}
 }
 
@@ -86,6 +160,35 @@ func TestBudget(t *testing.T) {
 				t.Errorf("budget %s, try %s; want %s, %s", b, try, tc.budget, tc.try)
 			}
 		})
+	}
+}
+
+// heldHandler notes how long queries were held.
+type heldHandler struct{ held *time.Duration }
+
+func (heldHandler) fast(*query, []byte) (answer, bool) { return answer{}, false }
+
+func (h heldHandler) serve(_ context.Context, q *query) answer {
+	*h.held = q.held
+	return answer{}
+}
+
+// The time for which a query was held before the first table is its client's.
+func TestHeldTimeCounts(t *testing.T) {
+	const hold = 2 * time.Millisecond
+	var held time.Duration
+	newTables(Config{HoldBeforeTable: hold}, heldHandler{&held}).serve(t.Context(), new(query))
+	if held < hold {
+		t.Errorf("held for %s, want %s at least", held, hold)
+	}
+	f := &forwarder{timeout: DefaultForwardTimeout}
+	p := plan{servers: make([]*upstream, 1), ResolvConf: parseResolvConf(nil)}
+	for held, want := range map[time.Duration]time.Duration{
+		0: 4500 * time.Millisecond, 2 * time.Second: 2500 * time.Millisecond, time.Hour: f.tryTime(&p),
+	} {
+		if left := f.timeLeft(&p, &query{held: held}); left != want {
+			t.Errorf("%s are left after %s, want %s", left, held, want)
+		}
 	}
 }
 

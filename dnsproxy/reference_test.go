@@ -43,10 +43,10 @@ func (r *reference) answer(m *dns.Msg) *dns.Msg {
 	}
 	known := addrs != nil || vipHost != ""
 	switch {
-	case addrs != nil && (asked.Qtype == dns.TypeA || asked.Qtype == dns.TypeAAAA):
+	case addrs != nil && (asked.Qtype == dns.TypeA || asked.Qtype == dns.TypeAAAA || asked.Qtype == dns.TypeANY):
 		reply.Authoritative = true
 		r.addAddresses(reply, addrs)
-	case addrs == nil && vipHost != "" && asked.Qtype == dns.TypePTR:
+	case addrs == nil && vipHost != "" && (asked.Qtype == dns.TypePTR || asked.Qtype == dns.TypeANY):
 		reply.Authoritative = true
 		reply.Answer = []dns.RR{&dns.PTR{Hdr: r.header(reply, dns.TypePTR), Ptr: vipHost + "."}}
 	case r.cached[key] != nil && known && r.cached[key].Rcode == dns.RcodeNameError:
@@ -67,8 +67,15 @@ func (r *reference) header(reply *dns.Msg, rrtype uint16) dns.RR_Header {
 }
 
 func (r *reference) addAddresses(reply *dns.Msg, addrs []netip.Addr) {
+	qtype := reply.Question[0].Qtype
+	if qtype == dns.TypeANY {
+		qtype = dns.TypeAAAA
+		if slices.ContainsFunc(addrs, netip.Addr.Is4) {
+			qtype = dns.TypeA
+		}
+	}
 	for _, a := range addrs {
-		switch qtype := reply.Question[0].Qtype; {
+		switch {
 		case a.Is4() && qtype == dns.TypeA:
 			reply.Answer = append(reply.Answer, &dns.A{Hdr: r.header(reply, qtype), A: net.IP(a.AsSlice())})
 		case a.Is6() && qtype == dns.TypeAAAA:
@@ -211,6 +218,7 @@ func FuzzFastPath(f *testing.F) {
 		name := strings.Replace(h.Name, "*", "Ab.c", 1)
 		addSeeds(f, dns.Question{Name: name + ".", Qtype: dns.TypeA, Qclass: dns.ClassINET})
 		addSeeds(f, dns.Question{Name: name + ".Cluster.local.", Qtype: dns.TypeAAAA, Qclass: dns.ClassINET})
+		addSeeds(f, dns.Question{Name: name + ".", Qtype: dns.TypeANY, Qclass: dns.ClassINET})
 		reverse, _ := dns.ReverseAddr(h.Addrs[0].String())
 		addSeeds(f, dns.Question{Name: reverse, Qtype: dns.TypePTR, Qclass: dns.ClassINET})
 	}
@@ -283,7 +291,7 @@ func compareTruncated(t *testing.T, limit, size int, got, want *dns.Msg) {
 		left = slices.Delete(left, at, at+1)
 	}
 	record := 16 // of an A record, its owner compressed
-	if want.Question[0].Qtype == dns.TypeAAAA {
+	if len(want.Answer) > 0 && want.Answer[0].Header().Rrtype == dns.TypeAAAA {
 		record = 28
 	}
 	if want.Authoritative && size+record <= limit {
@@ -315,7 +323,7 @@ func TestWaitIsLikeTheFastPath(t *testing.T) {
 	s, r := newReference(t)
 	for _, h := range r.hosts {
 		name := strings.Replace(h.Name, "*", "x", 1)
-		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA} {
+		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeANY} {
 			m := new(dns.Msg).SetQuestion(name+".", qtype)
 			msg, _ := m.Pack()
 			q := &query{scope: new(scope)}

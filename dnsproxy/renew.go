@@ -28,7 +28,7 @@ const (
 // asked for again now.
 func (e *entry) hot(age time.Duration) bool {
 	hits := e.hits.Add(1)
-	return hits >= hotHits && e.ttl-age <= e.ttl/hotShare && !e.renewing.Load() && e.renewing.CompareAndSwap(false, true)
+	return hits >= hotHits && !e.counted && e.ttl-age <= e.ttl/hotShare && !e.renewing.Load() && e.renewing.CompareAndSwap(false, true)
 }
 
 // prefetch has e asked for anew.

@@ -71,6 +71,7 @@ func New(c Config) (*Server, error) {
 	}
 	s.cache = cache
 	s.tables = newTables(c, cache)
+	s.forwarder.searched = s.tables.searched
 	return s, nil
 }
 
@@ -101,8 +102,12 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Swap puts t in force for every query that is looked up from now on.
-func (s *Server) Swap(t *Table) { s.tables.swap(t) }
+// Swap puts t in force for every query that is looked up from now on. Once the
+// search domains of Config.ResolvConf have changed, they are used instead of t's.
+func (s *Server) Swap(t *Table) {
+	s.forwarder.plan() // for it looks at the file
+	s.tables.swap(t)
+}
 
 // Table returns the table in force, nil before the first Swap.
 func (s *Server) Table() *Table { return s.tables.current.Load() }

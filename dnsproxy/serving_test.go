@@ -79,7 +79,7 @@ func closeServing(t *testing.T, v *Serving) {
 	}
 }
 
-func tableServer(t *testing.T, c Config) *Server {
+func tableServer(t testing.TB, c Config) *Server {
 	t.Helper()
 	s := newServer(t, c)
 	s.Swap(NewTable(testHosts, testSearch, 0))
@@ -112,7 +112,7 @@ func askOnce(network, addr, name string) error {
 	return exchangeOn(conn, name)
 }
 
-func open(t *testing.T, network, addr string) net.Conn {
+func open(t testing.TB, network, addr string) net.Conn {
 	t.Helper()
 	conn, err := net.Dial(network, addr)
 	if err != nil {

@@ -180,6 +180,10 @@ func appendRecords(dst []byte, q *query, list []byte, size int, ttl uint32) []by
 		room -= optLen
 	}
 	rr := len(toQuestion) + fixedRRLen + size
+	typ := uint16(typeA)
+	if size > 4 {
+		typ = typeAAAA
+	}
 	n := len(list) / size
 	fit := min(n, room/rr)
 	if fit < n {
@@ -192,7 +196,7 @@ func appendRecords(dst []byte, q *query, list []byte, size int, ttl uint32) []by
 	}
 	first := len(dst)
 	for range fit {
-		dst = appendRR(dst, q.qtype, ttl, size)
+		dst = appendRR(dst, typ, ttl, size)
 		dst = append(dst, list[at*size:][:size]...)
 		if at++; at == n {
 			at = 0

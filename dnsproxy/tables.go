@@ -17,6 +17,9 @@ type tables struct {
 	held    chan struct{} // one slot for each query that may be held
 	ttl     uint32
 	next    handler
+
+	mu     sync.Mutex // of changes
+	search []string   // resolv.conf's domains since they have changed, else nil
 }
 
 // maxHeld bounds the queries held until the first table comes; further ones
@@ -34,8 +37,23 @@ func newTables(c Config, next handler) *tables {
 }
 
 func (h *tables) swap(t *Table) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.search != nil {
+		t = t.WithSearch(h.search)
+	}
 	h.current.Store(t)
 	h.once.Do(func() { close(h.first) })
+}
+
+// searched makes domains those of the table in force and of every later one.
+func (h *tables) searched(domains []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.search = append([]string{}, domains...)
+	if t := h.current.Load(); t != nil {
+		h.current.Store(t.WithSearch(h.search))
+	}
 }
 
 func (h *tables) fast(q *query, dst []byte) (answer, bool) {
@@ -55,7 +73,7 @@ func (h *tables) fast(q *query, dst []byte) (answer, bool) {
 }
 
 func (h *tables) serve(ctx context.Context, q *query) answer {
-	t := h.await(ctx)
+	t := h.await(ctx, q)
 	if t == nil {
 		return h.next.serve(ctx, q)
 	}
@@ -70,8 +88,8 @@ func (h *tables) serve(ctx context.Context, q *query) answer {
 }
 
 // await returns the table in force. Before the first one it waits for it, as
-// long as a query may be held; nil when none came.
-func (h *tables) await(ctx context.Context) *Table {
+// long as q may be held; nil when none came.
+func (h *tables) await(ctx context.Context, q *query) *Table {
 	if t := h.current.Load(); t != nil || h.hold <= 0 {
 		return t
 	}
@@ -81,8 +99,9 @@ func (h *tables) await(ctx context.Context) *Table {
 	default:
 		return nil
 	}
-	timer := time.NewTimer(h.hold)
+	timer, began := time.NewTimer(h.hold), time.Now()
 	defer timer.Stop()
+	defer func() { q.held = time.Since(began) }()
 	select {
 	case <-h.first:
 	case <-timer.C:
@@ -92,19 +111,20 @@ func (h *tables) await(ctx context.Context) *Table {
 }
 
 // local answers the types that the table has of a name it knows. The others
-// are for the upstream to answer.
+// are for the upstream to answer. Who asks for ANY gets records of one type
+// (RFC 8482 section 4.1): the upstream would deny those that there are.
 func (h *tables) local(t *Table, m match, q *query, dst []byte) (answer, bool) {
 	ttl := h.ttlOf(t)
 	var list []byte
 	size := 4
 	switch {
-	case m.reverse != nil && q.qtype == typePTR:
+	case m.reverse != nil && (q.qtype == typePTR || q.qtype == typeANY):
 		return answer{msg: appendPTR(dst, q, m.reverse, ttl)}, true
 	case m.reverse != nil:
 		return answer{}, false
-	case q.qtype == typeA:
+	case q.qtype == typeA || q.qtype == typeANY && len(m.addrs.v4()) > 0:
 		list = m.addrs.v4()
-	case q.qtype == typeAAAA:
+	case q.qtype == typeAAAA || q.qtype == typeANY:
 		list, size = m.addrs.v6(), 16
 	default:
 		return answer{}, false

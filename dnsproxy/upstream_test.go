@@ -44,7 +44,7 @@ func TestUpstreamLog(t *testing.T) {
 			{repeat(1, tardy), "dns upstream is healthy again"}, {repeat(slowAfter-1, tardy), "dns upstream is slow"},
 		},
 		"is overtaken": {
-			{repeat(overtakenAfter-1, overtaken), ""}, {repeat(1, overtaken), "dns upstream is failing"},
+			{repeat(overtakenAfter-1, overtaken), ""}, {repeat(1, overtaken), "dns upstream is slow"},
 			{repeat(10, overtaken), ""}, {repeat(1, fast), "dns upstream is healthy again"},
 		},
 	} {

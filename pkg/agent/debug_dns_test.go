@@ -228,6 +228,7 @@ func TestDNSMetrics(t *testing.T) {
 	for i := range uint16(40) { // types that have no name of their own
 		askDNS(t, "udp", addr, "a.example.", 1000+i)
 	}
+	waitFor(t, "the end of what was answered", func() bool { return s.dns.Stats().Inflight == 0 })
 	after := scrape(t, s)
 	server := "{upstream=" + s.dns.Upstreams()[0].Server.String() + "}"
 	for name, want := range map[string]float64{

@@ -271,12 +271,12 @@ func (s *sidecar) newPublisher() {
 	}
 	if s.dns != nil {
 		s.publisher.names = func(set []dnsproxy.Host, gone []string) {
-			conf, _ := dnsproxy.ReadResolvConf(resolvConf) // the DNS server says what is wrong with it
 			if old := s.dns.Table(); old != nil {
-				s.dns.Swap(old.With(set, gone).WithSearch(conf.Search))
-			} else {
-				s.dns.Swap(dnsproxy.NewTable(set, conf.Search, 0))
+				s.dns.Swap(old.With(set, gone))
+				return
 			}
+			conf, _ := dnsproxy.ReadResolvConf(resolvConf) // the DNS server says what is wrong with it
+			s.dns.Swap(dnsproxy.NewTable(set, conf.Search, 0))
 		}
 	}
 }

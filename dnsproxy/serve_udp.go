@@ -22,7 +22,7 @@ const (
 // serveUDP reads queries from conn until Release, and answers those that it has
 // the answer of in memory itself: a goroutine a query costs more than the answer.
 func (v *Serving) serveUDP(conn *net.UDPConn) {
-	b, err := newDatagrams(conn)
+	b, err := newUDPBatch(conn)
 	if err != nil {
 		v.failed <- fmt.Errorf("serve dns on %s: %w", conn.LocalAddr(), err)
 		return
@@ -52,7 +52,7 @@ func (v *Serving) serveUDP(conn *net.UDPConn) {
 
 // serveBatch waits for queries, and returns how many it took once each of them
 // has its reply or a goroutine that waits for it. q is room to work in.
-func (v *Serving) serveBatch(b *datagrams, q *query) (int, error) {
+func (v *Serving) serveBatch(b *udpBatch, q *query) (int, error) {
 	n, err := b.receive()
 	if err != nil {
 		return 0, err
@@ -75,7 +75,7 @@ func (v *Serving) serveBatch(b *datagrams, q *query) (int, error) {
 
 // dispatchUDP lets q, the i-th of b, wait in a goroutine of its own; where there
 // is no room it returns the reply that says so.
-func (v *Serving) dispatchUDP(b *datagrams, i int, q *query) []byte {
+func (v *Serving) dispatchUDP(b *udpBatch, i int, q *query) []byte {
 	select {
 	case v.server.inflight <- struct{}{}:
 	default:

@@ -27,10 +27,10 @@ const (
 	controlSize = unix.SizeofCmsghdr + (unix.SizeofInet6Pktinfo+7)&^7
 )
 
-// datagrams is a batch of queries and of the replies to them: the arguments of
+// udpBatch is a batch of queries and of the replies to them: the arguments of
 // recvmmsg(2) and sendmmsg(2) over buffers that are made once. Waiting stays in
 // the runtime's poller, so that deadlines end it. One goroutine uses it.
-type datagrams struct {
+type udpBatch struct {
 	conn      *net.UDPConn
 	raw       syscall.RawConn
 	addressed bool // replies must say which address they come from
@@ -50,14 +50,14 @@ type datagrams struct {
 	outBuffer [batchSize][maxDatagram]byte
 }
 
-// newDatagrams prepares conn. A socket that is bound to no address in particular
+// newUDPBatch prepares conn. A socket that is bound to no address in particular
 // is told to say which one was asked: a reply from any other is none to its client.
-func newDatagrams(conn *net.UDPConn) (*datagrams, error) {
+func newUDPBatch(conn *net.UDPConn) (*udpBatch, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	b := &datagrams{conn: conn, raw: raw}
+	b := &udpBatch{conn: conn, raw: raw}
 	b.recv, b.send = b.receiveOn, b.sendOn
 	if local, ok := conn.LocalAddr().(*net.UDPAddr); ok && local.IP.IsUnspecified() {
 		b.addressed = true
@@ -98,7 +98,7 @@ func askForAddress(raw syscall.RawConn) error {
 
 // reset makes the i-th place ready to be received into: the kernel has written
 // what it used of the address and of the control data.
-func (b *datagrams) reset(i int) {
+func (b *udpBatch) reset(i int) {
 	b.in[i].Hdr.Namelen = unix.SizeofSockaddrInet6
 	if b.addressed {
 		b.in[i].Hdr.Control = (*byte)(unsafe.Pointer(&b.control[i]))
@@ -108,7 +108,7 @@ func (b *datagrams) reset(i int) {
 
 // receive waits for queries and returns how many there are. Errors are the
 // socket's.
-func (b *datagrams) receive() (int, error) {
+func (b *udpBatch) receive() (int, error) {
 	for i := range b.received {
 		b.reset(i)
 	}
@@ -122,34 +122,45 @@ func (b *datagrams) receive() (int, error) {
 	return b.received, nil
 }
 
-// receiveOn does not tell the scheduler that it enters a system call, nor does
-// sendOn: they never wait, and on a busy machine the scheduler would give the
-// processor away meanwhile, and the rest of the batch to another thread.
-func (b *datagrams) receiveOn(fd uintptr) (done bool) {
+func (b *udpBatch) receiveOn(fd uintptr) (done bool) {
+	b.received, done = b.move(unix.SYS_RECVMMSG, fd, &b.in[0], batchSize)
+	return done
+}
+
+func (b *udpBatch) sendOn(fd uintptr) (done bool) {
+	n, done := b.move(unix.SYS_SENDMMSG, fd, &b.out[b.sent], b.replies-b.sent)
+	b.sent += n
+	return done
+}
+
+// move makes a call that moves up to n datagrams, and says whether it is done or
+// has to wait. It does not tell the scheduler that it enters a system call: the
+// call never waits, and on a busy machine the scheduler would give the processor
+// away meanwhile, and the rest of the batch to another thread.
+func (b *udpBatch) move(call, fd uintptr, first *unix.Mmsghdr, n int) (moved int, done bool) {
 	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.in[0])), batchSize, unix.MSG_DONTWAIT, 0, 0)
+		got, _, errno := unix.RawSyscall6(call, fd, uintptr(unsafe.Pointer(first)), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case unix.EINTR:
 			continue
 		case unix.EAGAIN:
-			return false
+			return 0, false
 		case 0:
-			b.received = int(n)
-		default:
-			b.errno = errno
+			return int(got), true
 		}
-		return true
+		b.errno = errno
+		return 0, true
 	}
 }
 
 // query returns the i-th datagram.
-func (b *datagrams) query(i int) []byte { return b.inBuffer[i][:b.in[i].Len] }
+func (b *udpBatch) query(i int) []byte { return b.inBuffer[i][:b.in[i].Len] }
 
 // room returns the i-th query's place for its reply.
-func (b *datagrams) room(i int) []byte { return b.outBuffer[i][:0] }
+func (b *udpBatch) room(i int) []byte { return b.outBuffer[i][:0] }
 
 // add puts reply, made for the i-th query, among those that flush sends.
-func (b *datagrams) add(i int, reply []byte) {
+func (b *udpBatch) add(i int, reply []byte) {
 	at := b.replies
 	b.outVec[at].Base = &reply[0]
 	b.outVec[at].SetLen(len(reply))
@@ -168,7 +179,7 @@ func (b *datagrams) add(i int, reply []byte) {
 
 // flush sends what was added. What cannot be sent is left out, for its client is
 // gone or out of reach; err is the last reason.
-func (b *datagrams) flush() (lost int, err error) {
+func (b *udpBatch) flush() (lost int, err error) {
 	b.sent = 0
 	for b.sent < b.replies {
 		b.errno = 0
@@ -183,27 +194,10 @@ func (b *datagrams) flush() (lost int, err error) {
 	return lost, err
 }
 
-func (b *datagrams) sendOn(fd uintptr) (done bool) {
-	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&b.out[b.sent])), uintptr(b.replies-b.sent), unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			return false
-		case 0:
-			b.sent += int(n)
-		default:
-			b.errno = errno
-		}
-		return true
-	}
-}
-
 // from returns the control data that makes a reply to the i-th query come from
 // the address that was asked; nil where the socket has only one. In place: what
 // the kernel has said about the query is nearly what it wants to hear.
-func (b *datagrams) from(i int) []byte {
+func (b *udpBatch) from(i int) []byte {
 	h := &b.in[i].Hdr
 	if !b.addressed || h.Controllen < unix.SizeofCmsghdr {
 		return nil
@@ -232,7 +226,7 @@ type client struct {
 }
 
 // client returns the i-th query's, as a value of its own.
-func (b *datagrams) client(i int) client {
+func (b *udpBatch) client(i int) client {
 	var c client
 	c.n = copy(c.from[:], b.from(i))
 	sa := &b.peers[i]

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 )
 
 func dialTCP(t *testing.T, s *testServer) *net.TCPConn {
@@ -22,7 +23,7 @@ func dialTCP(t *testing.T, s *testServer) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-func wireQuery(t *testing.T, id uint16, name string) []byte {
+func wireQuery(t testing.TB, id uint16, name string) []byte {
 	t.Helper()
 	m := new(dns.Msg).SetQuestion(name, dns.TypeA)
 	m.Id = id
@@ -197,6 +198,7 @@ func TestTCPSlowClientsAreCut(t *testing.T) {
 		}
 	}
 	takesNothing := func(c *net.TCPConn) error {
+		c.SetReadBuffer(maxGathered) // or the kernel would take megabytes for it
 		many := bytes.Repeat(query.Bytes(), 500)
 		for {
 			if _, err := c.Write(many); err != nil {
@@ -227,6 +229,27 @@ func TestTCPSlowClientsAreCut(t *testing.T) {
 		}
 	}
 	waitFor(t, "their end", func() bool { return s.Stats().TCPOpen == 0 })
+}
+
+// What a client does not read takes a bounded part of the kernel's memory.
+func TestTCPUnreadIsBounded(t *testing.T) {
+	s := start(t, Config{ResolvConf: writeConf(t)})
+	dialTCP(t, s)
+	waitFor(t, "the connection", func() bool { return s.Stats().TCPOpen == 1 })
+	s.conns.mu.Lock()
+	defer s.conns.mu.Unlock()
+	for c := range s.conns.open {
+		raw, err := c.Conn.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			size, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF)
+			if err != nil || size > 2*tcpUnread { // the kernel doubles it, socket(7)
+				t.Errorf("%d bytes, want %d at most: %v", size, 2*tcpUnread, err)
+			}
+		})
+	}
 }
 
 // The replies to what came together go together, and nothing that is gathered

@@ -40,6 +40,10 @@ const (
 	// theirs: as many as a few reads bring.
 	maxGathered = 8 << 10
 
+	// tcpUnread is how much the kernel may hold of replies that a client does
+	// not take, rather than the megabytes that it would: two of the largest.
+	tcpUnread = 2 * maxMessage
+
 	acceptPause = 5 * time.Millisecond // after EMFILE and the like
 )
 
@@ -59,7 +63,7 @@ type tcpConn struct {
 func (v *Serving) serveTCP(l *net.TCPListener) {
 	failed := 0
 	for {
-		conn, err := l.Accept()
+		conn, err := l.AcceptTCP()
 		if err != nil {
 			if v.taking.Err() != nil {
 				return
@@ -72,6 +76,7 @@ func (v *Serving) serveTCP(l *net.TCPListener) {
 			continue
 		}
 		failed = 0
+		conn.SetWriteBuffer(tcpUnread) // where that fails, it is as it was
 		c := &tcpConn{Conn: conn, serving: v, slots: make(chan struct{}, maxPipelined)}
 		c.in = bufio.NewReaderSize(conn, 2+maxQuery)
 		if !v.server.conns.add(c, &v.server.counters) {

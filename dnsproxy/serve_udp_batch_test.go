@@ -11,7 +11,7 @@ import (
 )
 
 // serveByHand returns a Serving whose only socket the test reads itself.
-func serveByHand(t testing.TB, s *Server, addr string) (*Serving, *datagrams) {
+func serveByHand(t testing.TB, s *Server, addr string) (*Serving, *udpBatch) {
 	t.Helper()
 	udp, tcp, err := Listen([]netip.AddrPort{netip.MustParseAddrPort(addr)})
 	if err != nil {
@@ -23,7 +23,7 @@ func serveByHand(t testing.TB, s *Server, addr string) (*Serving, *datagrams) {
 		closeNow(t, v)
 		udp[0].Close()
 	})
-	b, err := newDatagrams(udp[0])
+	b, err := newUDPBatch(udp[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 	rules := Rules(c)
 	var errs []error
 	for i, b := range candidates {
-		change := transition{states: states, ipv6: c.IPv6, log: log}
+		change := transition{states: states, ipv6: c.IPv6, policies: c.policies(), log: log}
 		for i := range states {
 			if states[i].backend == b {
 				change.want(i, wanted(rules, states[i].family))

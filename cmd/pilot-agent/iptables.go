@@ -87,12 +87,16 @@ func (o *captureOptions) run(ctx context.Context, stdout io.Writer, log *slog.Lo
 }
 
 // print writes what iptables-restore and ip6tables-restore would be given in a pod
-// without rules, to w and to the file that DRY_RUN_FILE_PATH names.
+// without rules, and as comments what is done by no rule, to w and to the file that
+// DRY_RUN_FILE_PATH names.
 func (o *captureOptions) print(w io.Writer) error {
 	rules := iptables.Rules(o.config)
 	text := "# iptables-restore --noflush\n" + string(iptables.Render(rules, iptables.IPv4))
 	if o.config.IPv6 {
 		text += "# ip6tables-restore --noflush\n" + string(iptables.Render(rules, iptables.IPv6))
+	}
+	for _, command := range iptables.Commands(o.config) {
+		text += "# " + command + "\n"
 	}
 	if o.dryRunFile != "" {
 		if err := os.WriteFile(o.dryRunFile, []byte(text), 0o644); err != nil {

@@ -53,7 +53,7 @@ func captureSettings() []captureSetting {
 		text("", "", "ENVOY_USER", "istio-proxy", "", func(o *captureOptions, v string) error { o.envoyUser = v; return nil }),
 		text("proxy-uid", "u", "PROXY_UID", "", "users whose traffic is not captured (default: of $ENVOY_USER, or 1337)", setUIDs),
 		text("proxy-gid", "g", "PROXY_GID", "", "groups whose traffic is not captured (default: as --proxy-uid)", setGIDs),
-		text("istio-inbound-interception-mode", "m", "ISTIO_INBOUND_INTERCEPTION_MODE", "", "REDIRECT", setMode),
+		text("istio-inbound-interception-mode", "m", "ISTIO_INBOUND_INTERCEPTION_MODE", "", "how inbound traffic gets to Envoy: REDIRECT (the default), or TPROXY, which keeps the client's address", setMode),
 		text("istio-inbound-ports", "b", "ISTIO_INBOUND_PORTS", "", "inbound ports to capture, or *", setInboundPorts),
 		text("istio-local-exclude-ports", "d", "ISTIO_LOCAL_EXCLUDE_PORTS", "", "inbound ports not to capture, with -b *", ports(func(c *iptables.Config) *[]uint16 { return &c.ExcludeInboundPorts })),
 		text("istio-exclude-interfaces", "c", "ISTIO_EXCLUDE_INTERFACES", "", "interfaces whose traffic is not captured", interfaces(func(c *iptables.Config) *[]string { return &c.ExcludeInterfaces })),
@@ -91,8 +91,8 @@ func captureSwitches() []captureSetting {
 // is accepted, and so is what has no effect without them.
 func captureModes() []captureSetting {
 	return []captureSetting{
-		{flag: "istio-inbound-tproxy-mark", short: "t", env: []string{"ISTIO_INBOUND_TPROXY_MARK"}, def: "1337", doc: "mark of TPROXY mode; without effect in REDIRECT mode", set: number},
-		{flag: "istio-inbound-tproxy-route-table", short: "r", env: []string{"ISTIO_INBOUND_TPROXY_ROUTE_TABLE"}, def: "133", doc: "route table of TPROXY mode; without effect in REDIRECT mode", set: number},
+		{flag: "istio-inbound-tproxy-mark", short: "t", env: []string{"ISTIO_INBOUND_TPROXY_MARK"}, def: "1337", doc: "TPROXY's mark on packets; the next number is used, too", set: number(func(c *iptables.Config) *uint32 { return &c.Mark })},
+		{flag: "istio-inbound-tproxy-route-table", short: "r", env: []string{"ISTIO_INBOUND_TPROXY_ROUTE_TABLE"}, def: "133", doc: "TPROXY's route table", set: number(func(c *iptables.Config) *uint32 { return &c.RouteTable })},
 		{flag: "iptables-probe-port", env: []string{"IPTABLES_PROBE_PORT"}, def: "15002", doc: "port of --run-validation", set: port(func(*iptables.Config) *uint16 { return new(uint16) })},
 		{flag: "probe-timeout", env: []string{"PROBE_TIMEOUT"}, def: "5s", doc: "time-out of --run-validation", set: duration},
 		{flag: "run-validation", env: []string{"RUN_VALIDATION"}, boolean: true, always: true, doc: "not supported", set: refuse("leave it out; --dry-run shows the rules")},

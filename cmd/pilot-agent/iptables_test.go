@@ -149,6 +149,14 @@ func TestCaptureSettings(t *testing.T) {
 			name: "no VIPs without DNS", environ: []string{"ISTIO_META_DNS_AUTO_ALLOCATE=true"}, args: []string{"-i", "10.0.0.0/8"},
 			edit: func(c *iptables.Config) { c.IncludeCIDRs.List = list("10.0.0.0/8") },
 		},
+		{
+			name: "TPROXY", environ: []string{"ISTIO_INBOUND_INTERCEPTION_MODE=TPROXY", "ISTIO_INBOUND_TPROXY_ROUTE_TABLE=4294967295"}, args: []string{"-t", "0x7b"},
+			edit: func(c *iptables.Config) { c.TPROXY, c.Mark, c.RouteTable = true, 123, 4294967295 },
+		},
+		{
+			name: "marks are nothing to REDIRECT", args: []string{"-m", "REDIRECT", "-t", "0", "-r", "254"},
+			edit: func(c *iptables.Config) { c.Mark, c.RouteTable = 0, 254 },
+		},
 		{name: "IPv4 first", addrs: dualStackPod, edit: func(c *iptables.Config) { c.IPv6 = true }},
 		{name: "not dual stack", addrs: dualStackPod, args: []string{"--dual-stack=false"}, edit: func(*iptables.Config) {}},
 		{name: "not dual stack by environment", addrs: dualStackPod, environ: []string{"ISTIO_DUAL_STACK=false"}, edit: func(*iptables.Config) {}},
@@ -185,8 +193,10 @@ func TestCaptureRefuses(t *testing.T) {
 		{name: "every fault at once", environ: []string{"PROXY_UID=nobody-here", "DRY_RUN=maybe", "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR=x"}, args: []string{"-p", "0", "-b", "80,65536", "-i", "10.0.0.0/33", "-x", "*", "--force-iptables-binary", "ebpf", "-c", "-j"}, usage: true,
 			want: []string{`env PROXY_UID: id "nobody-here"`, `env DRY_RUN: "maybe": want true or false`, `env ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR: CIDR "x"`, `flag --envoy-port: port "0"`, `flag --istio-inbound-ports: port "65536"`, `flag --istio-service-cidr: CIDR "10.0.0.0/33"`, `flag --istio-service-exclude-cidr: CIDR "*"`, `flag --force-iptables-binary: "ebpf": want legacy or nft`, `flag --istio-exclude-interfaces: interface "-j"`}},
 		{name: "loopback elsewhere", environ: []string{"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR=10.0.0.0/8"}, usage: true, want: []string{"inside 127.0.0.0/8"}},
-		{name: "misspelt mode", args: []string{"-m", "TPROXI"}, usage: true, want: []string{`mode "TPROXI": want REDIRECT`}},
-		{name: "TPROXY", environ: []string{"ISTIO_INBOUND_INTERCEPTION_MODE=TPROXY"}, want: []string{"env ISTIO_INBOUND_INTERCEPTION_MODE", "not supported"}},
+		{name: "misspelt mode", args: []string{"-m", "TPROXI"}, usage: true, want: []string{`mode "TPROXI": want REDIRECT or TPROXY`}},
+		{name: "TPROXY without a mark", args: []string{"-m", "TPROXY", "-t", "0", "-r", "254"}, usage: true, want: []string{"TPROXY mark 0: want 1 to 4294967294", "TPROXY route table 254: want 1 to 4294967295, but not 253 to 255"}},
+		{name: "TPROXY with the last mark", args: []string{"-m", "TPROXY", "-t", "4294967295", "-r", "0"}, usage: true, want: []string{"TPROXY mark 4294967295", "TPROXY route table 0"}},
+		{name: "no numbers", args: []string{"-t", "4294967296", "-r", "main"}, usage: true, want: []string{`flag --istio-inbound-tproxy-mark: "4294967296": want a number`, `flag --istio-inbound-tproxy-route-table: "main"`}},
 		{name: "nftables", args: []string{"--native-nftables"}, want: []string{"flag --native-nftables", "--force-iptables-binary=nft"}},
 		{name: "validation", args: []string{"--run-validation"}, want: []string{"flag --run-validation", "not supported"}},
 		{name: "CNI", environ: []string{"CNI_MODE=true"}, want: []string{"env CNI_MODE", "not supported"}},
@@ -232,7 +242,7 @@ func TestCaptureWithoutNameservers(t *testing.T) {
 func TestCaptureDryRun(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "rules")
 	p := capture{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n", environ: []string{"DRY_RUN_FILE_PATH=" + file}}
-	stdout, stderr, err := p.run(t, "-n", "--dual-stack", "--redirect-dns", "-i", "*", "-b", "*", "--drop-invalid")
+	stdout, stderr, err := p.run(t, "-n", "--dual-stack", "--redirect-dns", "-i", "*", "-b", "*", "--drop-invalid", "-m", "TPROXY")
 	if err != nil || stderr != "" {
 		t.Fatal(err, stderr)
 	}
@@ -243,6 +253,11 @@ func TestCaptureDryRun(t *testing.T) {
 	v4, v6, found := strings.Cut(stdout, "# ip6tables-restore --noflush\n")
 	if !found || !strings.HasPrefix(v4, "# iptables-restore --noflush\n") {
 		t.Fatalf("no two parts:\n%s", stdout)
+	}
+	for _, want := range []string{"ip rule add fwmark 0x539 lookup 133", "ip -6 route add local default dev lo table 133", "ip -6 address add ::6/128 dev lo"} {
+		if !strings.Contains(v6, "\n# "+want+"\n") {
+			t.Errorf("does not say %q:\n%s", want, stdout)
+		}
 	}
 	ownNamespace(t)
 	for binary, text := range map[string]string{"iptables-restore": v4, "ip6tables-restore": v6} {

@@ -24,7 +24,8 @@ import (
 // land: "probe NETWORK ADDRESS" prints the name of the server that answers, "serve
 // NETWORK ADDRESS NAME ..." is such servers (with the network "addresses" one that
 // answers with the connection's addresses, with "transparent4" or "transparent6" a
-// proxy that uses NAME as its mark), "apply BACKEND" applies fullConfig.
+// proxy that uses NAME as its mark), "apply BACKEND" applies fullConfig,
+// "validate" probes it.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "probe" {
 		fmt.Print(probe(os.Args[2], os.Args[3]))
@@ -34,6 +35,13 @@ func TestMain(m *testing.M) {
 		c := fullConfig()
 		c.Backend = Backend(os.Args[2])
 		if err := Apply(context.Background(), c, quiet()); err != nil {
+			fmt.Print(err)
+			os.Exit(1)
+		}
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == "validate" {
+		if err := Probe(context.Background(), fullConfig(), DefaultProbePort, probeTimeout, quiet()); err != nil {
 			fmt.Print(err)
 			os.Exit(1)
 		}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -103,5 +105,58 @@ func TestLockIsWaitedFor(t *testing.T) {
 	}
 	if text, err := out(); err != nil || text != "still here\n" {
 		t.Error(text, err)
+	}
+}
+
+func TestHeldXtablesLock(t *testing.T) {
+	newPod(t)
+	skipBackend(t, Legacy)
+	file := filepath.Join(t.TempDir(), "lock")
+	t.Setenv("XTABLES_LOCKFILE", file)
+	holder := exec.Command("flock", file, "sh", "-c", "echo held; exec cat")
+	stdin, err := holder.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stdout.Read(make([]byte, 16))
+
+	before := saved(t)
+	c := fullConfig()
+	c.Backend = Legacy
+	short, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	err = Apply(short, c, quiet())
+	if want := fmt.Sprintf("held by process %d (flock %s", holder.Process.Pid, file); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("error does not say %q: %v", want, err)
+	}
+	if after := saved(t); after != before {
+		t.Errorf("changed:\n%s", after)
+	}
+
+	done := make(chan error)
+	go func() {
+		stdin.Close()
+		done <- holder.Wait()
+	}()
+	apply(t, c) // waits for its end
+	inForce(t, c, Legacy)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFlockHolder(t *testing.T) {
+	const locks = "1: FLOCK  ADVISORY  WRITE 967 fe:00:9986066 0 EOF\n1: -> FLOCK  ADVISORY  WRITE 968 fe:00:77 0 EOF\n2: POSIX  ADVISORY  WRITE 5 00:2d:77 0 EOF\n3: FLOCK  ADVISORY  WRITE 12 00:2d:77 0 EOF\n\nx\n"
+	for inode, want := range map[uint64]int{9986066: 967, 77: 12, 7: 0, 99860: 0} {
+		if got := flockHolder(locks, inode); got != want {
+			t.Errorf("inode %d: process %d, want %d", inode, got, want)
+		}
 	}
 }

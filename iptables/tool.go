@@ -63,6 +63,20 @@ func (t tool) restore(ctx context.Context, input []byte, args ...string) error {
 		args = append(args, lockWait)
 	}
 	_, err := start(ctx, input, t.name("restore"), args...)()
+	if err == nil || t.backend == NFT {
+		return err
+	}
+	locked := strings.Contains(err.Error(), xtablesLock)
+	if !locked && ctx.Err() == nil {
+		return err
+	}
+	holder := xtablesLockHolder(exec.Command("").Environ())
+	if holder == "" && locked {
+		holder = process(0)
+	}
+	if holder != "" {
+		err = fmt.Errorf("%w: the xtables lock is held by %s", err, holder)
+	}
 	return err
 }
 
@@ -124,7 +138,7 @@ func explain(name string, err error, stderr string, input []byte) error {
 // remedies are what can be done about the messages of iptables 1.8, first match first.
 var remedies = []struct{ says, do string }{
 	{"lock file", "make /run writable, or name a writable file in XTABLES_LOCKFILE"},
-	{"xtables lock", "another process holds the xtables lock: see who has /run/xtables.lock open"},
+	{xtablesLock, "another program is changing the rules: it must end first"},
 	{"you must be root", needs},
 	{"Operation not permitted", needs},
 	{"Permission denied", needs},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -198,9 +199,13 @@ func TestCaptureRefuses(t *testing.T) {
 		{name: "TPROXY with the last mark", args: []string{"-m", "TPROXY", "-t", "4294967295", "-r", "0"}, usage: true, want: []string{"TPROXY mark 4294967295", "TPROXY route table 0"}},
 		{name: "no numbers", args: []string{"-t", "4294967296", "-r", "main"}, usage: true, want: []string{`flag --istio-inbound-tproxy-mark: "4294967296": want a number`, `flag --istio-inbound-tproxy-route-table: "main"`}},
 		{name: "nftables", args: []string{"--native-nftables"}, want: []string{"flag --native-nftables", "--force-iptables-binary=nft"}},
-		{name: "validation", args: []string{"--run-validation"}, want: []string{"flag --run-validation", "not supported"}},
-		{name: "CNI", environ: []string{"CNI_MODE=true"}, want: []string{"env CNI_MODE", "not supported"}},
-		{name: "another namespace, even to clean", args: []string{"--network-namespace", "/x", "--cleanup-only"}, want: []string{"flag --network-namespace", "nsenter"}},
+		{name: "validation of nothing", args: []string{"--run-validation", "-n"}, usage: true, want: []string{"flag --run-validation", "--skip-rule-apply"}},
+		{name: "validation", args: []string{"--run-validation", "--probe-timeout", "0s", "--iptables-probe-port", "65536"}, usage: true, want: []string{`flag --probe-timeout: "0s"`, `flag --iptables-probe-port: port "65536"`}},
+		{name: "CNI, where?", environ: []string{"CNI_MODE=true"}, usage: true, want: []string{"flag --cni-mode", "--network-namespace"}},
+		{name: "no namespace, even to clean", args: []string{"--network-namespace", "/nowhere", "--cleanup-only"}, want: []string{"/nowhere", "no such file", "/proc/PID/ns/net"}},
+		{name: "a namespace of another kind", args: []string{"--network-namespace", "/proc/self/ns/mnt"}, want: []string{"/proc/self/ns/mnt", "no file of a network namespace"}},
+		{name: "no namespace at all", args: []string{"--network-namespace", "/dev/null"}, want: []string{"no file of a network namespace"}},
+		{name: "a list from nowhere", args: []string{"-x", "@/nowhere"}, usage: true, want: []string{`flag --istio-service-exclude-cidr: read the value "@/nowhere"`, "no such file"}},
 		{name: "dry clean", args: []string{"--dry-run", "--cleanup-only"}, usage: true, want: []string{"flag --dry-run"}},
 		{name: "no network", addrs: []string{"127.0.0.1"}, args: []string{"--dry-run"}, want: []string{"no interface has an address"}},
 	} {
@@ -235,6 +240,22 @@ func TestCaptureWithoutNameservers(t *testing.T) {
 		if err != nil || strings.Contains(stdout, "15053") || !strings.Contains(stderr, "DNS is not captured") {
 			t.Errorf("resolv.conf %q: %v\n%s\n%s", text, err, stdout, stderr)
 		}
+	}
+}
+
+func TestCaptureFromAFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "cidrs")
+	const many = 100_000
+	var text strings.Builder
+	for i := range many {
+		fmt.Fprintf(&text, "10.%d.%d.%d\n", i>>15, i>>7&0xff, i<<1&0xff)
+	}
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stdout, _, err := capture{addrs: []string{"10.1.1.1"}, environ: []string{"ISTIO_SERVICE_EXCLUDE_CIDR=@" + file}}.run(t, "-n", "-i", "*")
+	if n := strings.Count(stdout, "excluded destination"); err != nil || n != many {
+		t.Errorf("%d rules, %v", n, err)
 	}
 }
 

@@ -70,8 +70,8 @@ func number(field func(*iptables.Config) *uint32) setCapture {
 	}
 }
 
-func duration(_ *captureOptions, v string) error {
-	if d, err := time.ParseDuration(v); err != nil || d <= 0 {
+func setProbeTimeout(o *captureOptions, v string) (err error) {
+	if o.probeTimeout, err = time.ParseDuration(v); err != nil || o.probeTimeout <= 0 {
 		return fmt.Errorf("%q: want a duration, for example 5s", v)
 	}
 	return nil

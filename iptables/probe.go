@@ -32,6 +32,9 @@ func Probe(ctx context.Context, c Config, port uint16, timeout time.Duration, lo
 	if slices.Contains(direct, port) {
 		return fmt.Errorf("validate capture: probe port %d has rules of its own: choose one that is nobody's", port)
 	}
+	if len(c.UIDs) == 0 {
+		return errors.New("validate capture: needs a uid that the proxy is known by: --proxy-uid")
+	}
 	restore, err := become(c.UIDs)
 	if err != nil {
 		return fmt.Errorf("validate capture: %w", err)

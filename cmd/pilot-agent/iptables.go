@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/user"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -45,6 +46,10 @@ func newCleanIptablesCommand(e *env) *cobra.Command {
 	return cmd
 }
 
+// shortLife is the garbage collector's percentage for a process that lives for a tenth
+// of a second: with 5,000 CIDRs its usual 100 takes a quarter of that.
+const shortLife = 400
+
 // newCaptureCommand gives cmd the flags of captureSettings and the work behind them.
 func newCaptureCommand(e *env, host captureHost, cmd *cobra.Command) *cobra.Command {
 	cmd.Args = cobra.NoArgs
@@ -53,6 +58,7 @@ func newCaptureCommand(e *env, host captureHost, cmd *cobra.Command) *cobra.Comm
 		s.register(cmd.Flags())
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		defer debug.SetGCPercent(debug.SetGCPercent(shortLife))
 		o, err := parseCapture(cmd.Flags(), e.Environ, host)
 		var unsupported *unsupportedError
 		if err != nil && !errors.As(err, &unsupported) {

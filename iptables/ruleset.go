@@ -72,11 +72,16 @@ func parseRuleset(text string) ruleset {
 func parseRule(line string) (savedRule, bool) {
 	command, rest, _ := strings.Cut(line, " ")
 	chain, spec, _ := strings.Cut(rest, " ")
-	words, ok := splitWords(spec)
-	if !ok || chain == "" || (command != "-A" && command != "-I") {
+	if chain == "" || command != "-A" && command != "-I" {
 		return savedRule{}, false
 	}
 	r := savedRule{chain: chain, top: command == "-I", spec: spec}
+	return r, r.readPlain() || r.readWords()
+}
+
+// readWords reads a rule as iptables-restore does.
+func (r *savedRule) readWords() bool {
+	words, ok := splitWords(r.spec)
 	key := words[:0] // of which never more is written than was read
 	for i := 0; i < len(words); i++ {
 		word, next := words[i], ""
@@ -101,7 +106,47 @@ func parseRule(line string) (savedRule, bool) {
 		key = append(key, word)
 	}
 	r.key = strings.Join(key, " ")
-	return r, true
+	return ok
+}
+
+// readPlain reads what almost every rule is, without taking it apart: there are
+// thousands of them. It leaves all others to readWords.
+func (r *savedRule) readPlain() bool {
+	const comment = `-m comment --comment "`
+	key, said := r.spec, ""
+	if i := strings.Index(key, comment); i == 0 || i > 0 && key[i-1] == ' ' {
+		text, rest, ok := strings.Cut(key[i+len(comment):], `" `)
+		if !ok || strings.ContainsAny(text, `"\`) {
+			return false
+		}
+		key, said = key[:i]+rest, text
+	}
+	jump := strings.LastIndex(key, " -j ")
+	if jump < 0 || !isPlain(key) {
+		return false
+	}
+	target, _, _ := strings.Cut(key[jump+len(" -j "):], " ")
+	if target == "" || target[0] == '-' {
+		return false
+	}
+	r.key, r.comment, r.jump = key, said, target
+	return true
+}
+
+// isPlain reports whether the words of a rule are what is between its blanks, one
+// each, and none says what readWords has to look at.
+func isPlain(spec string) bool {
+	last := byte(' ')
+	for i := range len(spec) {
+		switch c := spec[i]; {
+		case c == '"', c == '\\', c == '\t', c == ':', c == ' ' && last == ' ':
+			return false
+		default:
+			last = c
+		}
+	}
+	return last != ' ' && !strings.Contains(spec, "comment") && !strings.Contains(spec, "-g") &&
+		!strings.Contains(spec, "-s -") && !strings.Contains(spec, "-d -") && !strings.HasSuffix(spec, "-j")
 }
 
 // canonicalCIDR spells a CIDR as net/netip does: inet_ntop has "::127.0.0.53" for

@@ -144,3 +144,21 @@ func FuzzRuleset(f *testing.F) {
 		}
 	})
 }
+
+// The short way of reading a rule gives what the long one does.
+func FuzzReadPlain(f *testing.F) {
+	for line := range strings.Lines(savedText + string(Render(Rules(fullConfig()), IPv4)) + string(Render(Rules(listedConfig()), IPv6))) {
+		if rule, ok := strings.CutPrefix(strings.TrimSpace(line), "-A OUTPUT "); ok {
+			f.Add(rule)
+		}
+	}
+	f.Add(`-s 1.2.3.4/8 -m comment --comment "a" -j X -m comment --comment "b"`)
+	f.Add(`-p tcp -m comment --comment "understudy: x" -j ISTIO_REDIRECT`)
+	f.Add(`x-m comment --comment "a" -j X -j -j Y -g Z`)
+	f.Fuzz(func(t *testing.T, spec string) {
+		plain, words := savedRule{spec: spec}, savedRule{spec: spec}
+		if plain.readPlain() && (!words.readWords() || plain != words) {
+			t.Errorf("%q:\n%+v\n%+v", spec, plain, words)
+		}
+	})
+}

@@ -74,7 +74,7 @@ func main() {
 		name    string
 		measure func(lab.T, settings) []result
 	}{
-		{"dns", benchDNS}, {"start", benchStart}, {"iptables", benchIptables},
+		{"dns", benchDNS}, {"start", benchStart}, {"iptables", benchIptables}, {"iptables-many", benchIptablesMany},
 		{"upgrade-start", benchUpgradeStart}, {"upgrade-load", benchUpgradeLoad},
 		{"upgrade-crash", benchUpgradeCrash}, {"upgrade-memory", benchUpgradeMemory},
 	} {

@@ -26,7 +26,7 @@ func related(m *dns.Msg) error {
 	named := map[string]bool{}
 	for _, list := range [][]dns.RR{m.Answer, m.Ns} {
 		for _, rr := range list {
-			if name := target(rr); name != "" {
+			if name := addressee(rr); name != "" {
 				named[dns.CanonicalName(name)] = true
 			}
 		}
@@ -76,8 +76,8 @@ func isAddress(rr dns.RR) bool {
 	return false
 }
 
-// target is the name whose addresses servers add for rr, "" when there is none.
-func target(rr dns.RR) string {
+// addressee is the name whose addresses servers add for rr, "" when there is none.
+func addressee(rr dns.RR) string {
 	switch rr := rr.(type) {
 	case *dns.SRV:
 		return rr.Target

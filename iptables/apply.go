@@ -18,12 +18,22 @@ const undoTimeout = 90 * time.Second
 // Apply makes the rules of c the rules of the network namespace of the calling
 // thread, whatever of ours is there now, and returns once they are in force. When
 // they are already, it changes nothing. On an error the state is what it was before.
-// It needs NET_ADMIN and, for the legacy back end, NET_RAW.
+// It needs NET_ADMIN and, for the legacy back end, NET_RAW. Of several at once in one
+// namespace, the others wait.
 func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	states, err := look(ctx, log)
+	locked, release, err := acquire(ctx, log)
+	if err != nil {
+		return fmt.Errorf("apply capture rules: %w", err)
+	}
+	defer release()
+	ctx = locked
+	looked := look(ctx, log)
+	rules := Rules(c)
+	wants := map[Family]ruleset{IPv4: wanted(rules, IPv4), IPv6: wanted(rules, IPv6)} // meanwhile
+	states, err := looked()
 	if err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
@@ -31,13 +41,12 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
-	rules := Rules(c)
 	var errs []error
 	for i, b := range candidates {
-		change := transition{states: states, ipv6: c.IPv6, log: log}
+		change := transition{states: states, ipv6: c.IPv6, policies: c.policies(), log: log}
 		for i := range states {
 			if states[i].backend == b {
-				change.want(i, wanted(rules, states[i].family))
+				change.want(i, wants[states[i].family])
 			}
 		}
 		if err = change.make(ctx); err == nil {
@@ -55,7 +64,12 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 // Clean removes everything of ours and of Istio's from every back end, whatever
 // configuration made it. What is not there is not missed.
 func Clean(ctx context.Context, log *slog.Logger) error {
-	states, err := look(ctx, log)
+	ctx, release, err := acquire(ctx, log)
+	if err != nil {
+		return fmt.Errorf("remove capture rules: %w", err)
+	}
+	defer release()
+	states, err := look(ctx, log)()
 	if err == nil {
 		err = transition{states: states, log: log}.make(ctx)
 	}
@@ -72,31 +86,36 @@ type state struct {
 	ours   ruleset
 }
 
-// look reads the state of every back end and family that this container and kernel
-// have.
-func look(ctx context.Context, log *slog.Logger) ([]state, error) {
-	if err := checkPrivilege(); err != nil {
-		return nil, err
+// look starts to read the state of every back end and family that this container and
+// kernel have, side by side, and returns what waits for it.
+func look(ctx context.Context, log *slog.Logger) func() ([]state, error) {
+	all := tools()
+	saving := make([]func() (string, error), len(all))
+	for i, t := range all {
+		saving[i] = t.saving(ctx)
 	}
-	var states []state
-	var absent []error
-	for _, t := range tools() {
-		text, err := t.save(ctx)
-		if errors.Is(err, errAbsent) {
-			log.Debug("skipped an iptables back end", "binary", t.name("save"), "reason", err)
-			absent = append(absent, err)
-			continue
+	return func() ([]state, error) {
+		var states []state
+		var absent, failed []error
+		for i, t := range all {
+			text, err := saving[i]()
+			if errors.Is(err, errAbsent) {
+				log.Debug("skipped an iptables back end", "binary", t.name("save"), "reason", err)
+				absent = append(absent, err)
+				continue
+			}
+			if err != nil {
+				failed = append(failed, fmt.Errorf("read %v rules: %w", t.family, err))
+				continue
+			}
+			before := parseRuleset(text)
+			states = append(states, state{tool: t, before: before, ours: before.ours()})
 		}
-		if err != nil {
-			return nil, fmt.Errorf("read %v rules: %w", t.family, err)
+		if len(states) == 0 {
+			failed = append(failed, absent...)
 		}
-		before := parseRuleset(text)
-		states = append(states, state{tool: t, before: before, ours: before.ours()})
+		return states, errors.Join(failed...)
 	}
-	if len(states) == 0 {
-		return nil, errors.Join(absent...)
-	}
-	return states, nil
 }
 
 // tools returns those of every back end in PATH, the preferred one first, or plain

@@ -1,6 +1,6 @@
 // Package iptables owns the netfilter state that captures a pod's traffic: the
-// ISTIO_* chains, the jumps to them, and the address ::6 on lo, in one network
-// namespace. It owns nothing else there and leaves the rules of others alone.
+// ISTIO_* chains, the jumps to them, the address ::6 on lo and, in TPROXY mode, the
+// routes that bring marked packets to Envoy, in one network namespace. It owns nothing else there and leaves the rules of others alone.
 //
 // The work has three steps, and only the last one touches the system:
 //
@@ -15,6 +15,9 @@
 // Istio's, so that whatever Istio's own istio-iptables left behind is taken over;
 // its few rules in built-in chains that have neither mark are known by their exact
 // shape, and only where other traces of Istio show who made them (see istioShapes).
+//
+// A policy rule is ours when its routing protocol is ours, or when its mark is one that
+// rules of ours or of Istio's set and its table does nothing but deliver to this pod.
 //
 // # One transaction a table
 //

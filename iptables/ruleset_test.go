@@ -100,7 +100,7 @@ func TestExplain(t *testing.T) {
 		{"iptables: No chain/target/match by that name.\n", "xt_REDIRECT"},
 		{"Warning: Extension owner is not supported, missing kernel module?\niptables-restore v1.8.9 (nf_tables): line 5: RULE_APPEND failed (No such file or directory): rule in chain OUTPUT\n", "xt_owner"},
 		{"Fatal: can't open lock file /run/xtables.lock: Read-only file system\n", "XTABLES_LOCKFILE"},
-		{"Another app is currently holding the xtables lock; still 0s 0us time ahead\n", "another process holds"},
+		{"Another app is currently holding the xtables lock; still 0s 0us time ahead\n", "another program is changing"},
 		{"iptables-save v1.8.9 (legacy): Cannot initialize: Permission denied (you must be root)\n", "NET_ADMIN and NET_RAW"},
 		{"Failed to initialize nft: Protocol not supported\n", "--force-iptables-binary=legacy"},
 	} {
@@ -141,6 +141,24 @@ func FuzzRuleset(f *testing.F) {
 			if back := parseRuleset(out.String()); len(back) > 0 && !back[0].identical(tab) && !slices.ContainsFunc(tab.rules, func(r savedRule) bool { return r.top }) {
 				t.Errorf("%q is not put back as it was:\n%s", tab.name, out.String())
 			}
+		}
+	})
+}
+
+// The short way of reading a rule gives what the long one does.
+func FuzzReadPlain(f *testing.F) {
+	for line := range strings.Lines(savedText + string(Render(Rules(fullConfig()), IPv4)) + string(Render(Rules(listedConfig()), IPv6))) {
+		if rule, ok := strings.CutPrefix(strings.TrimSpace(line), "-A OUTPUT "); ok {
+			f.Add(rule)
+		}
+	}
+	f.Add(`-s 1.2.3.4/8 -m comment --comment "a" -j X -m comment --comment "b"`)
+	f.Add(`-p tcp -m comment --comment "understudy: x" -j ISTIO_REDIRECT`)
+	f.Add(`x-m comment --comment "a" -j X -j -j Y -g Z`)
+	f.Fuzz(func(t *testing.T, spec string) {
+		plain, words := savedRule{spec: spec}, savedRule{spec: spec}
+		if plain.readPlain() && (!words.readWords() || plain != words) {
+			t.Errorf("%q:\n%+v\n%+v", spec, plain, words)
 		}
 	})
 }

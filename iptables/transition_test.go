@@ -280,7 +280,7 @@ func TestFailureInALaterTable(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b Backend) {
 		apply(t, listedConfig())
 		before := saved(t)
-		states, err := look(t.Context(), quiet())
+		states, err := look(t.Context(), quiet())()
 		if err != nil {
 			t.Fatal(err)
 		}

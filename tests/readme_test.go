@@ -47,7 +47,7 @@ func codeBlocks(t *testing.T, document string) []block {
 }
 
 func TestReadmeOrder(t *testing.T) {
-	want := []string{"Understudy", "The 60-second demo", "The tests", "A first pod", "Five words", "Hot upgrade", "DNS", "What it is not", "Supported versions", "Trouble"}
+	want := []string{"Understudy", "The 60-second demo", "The tests", "A first pod", "Five words", "Hot upgrade", "DNS", "Capture", "What it is not", "Supported versions", "Trouble"}
 	if got := headings(t, "README.md"); !slices.Equal(got, want) {
 		t.Errorf("README.md has the sections %q, want %q", got, want)
 	}

@@ -23,21 +23,21 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	states, err := look(ctx, log)
+	holders, err := look(ctx, log)
 	if err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
-	candidates, err := choose(states, c)
+	candidates, err := choose(holders, c)
 	if err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
 	rules := Rules(c)
 	var errs []error
 	for i, b := range candidates {
-		change := transition{states: states, ipv6: c.IPv6, log: log}
-		for i := range states {
-			if states[i].backend == b {
-				change.want(i, wanted(rules, states[i].family))
+		change := transition{holders: holders, ipv6: c.IPv6, log: log}
+		for i, h := range holders {
+			if there, _ := h.place(); there == b {
+				change.want(i, rules)
 			}
 		}
 		if err = change.make(ctx); err == nil {
@@ -47,7 +47,7 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 		if ctx.Err() != nil || i == len(candidates)-1 {
 			break
 		}
-		log.Warn("capture rules could not be applied, the other back end is next", "failed", b, "error", err)
+		log.Warn("capture rules could not be applied, another back end is next", "failed", b, "next", candidates[i+1], "error", err)
 	}
 	return fmt.Errorf("apply capture rules: %w", errors.Join(errs...))
 }
@@ -55,9 +55,9 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 // Clean removes everything of ours and of Istio's from every back end, whatever
 // configuration made it. What is not there is not missed.
 func Clean(ctx context.Context, log *slog.Logger) error {
-	states, err := look(ctx, log)
+	holders, err := look(ctx, log)
 	if err == nil {
-		err = transition{states: states, log: log}.make(ctx)
+		err = transition{holders: holders, log: log}.make(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("remove capture rules: %w", err)
@@ -65,7 +65,29 @@ func Clean(ctx context.Context, log *slog.Logger) error {
 	return nil
 }
 
-// state is what one tool found before anything was changed.
+// holder is a place where rules are held, as it was found before anything was changed:
+// one IP version's tables of iptables-legacy or iptables-nft, or our tables of nf_tables.
+type holder interface {
+	fmt.Stringer
+	place() (Backend, Family)
+	usage() usage
+	// make makes rules all that there is of ours, those of its IP versions, and returns
+	// how many changes that takes: none when all is as it should be.
+	make(ctx context.Context, rules []Rule) (changes int, err error)
+	// putBack makes everything of ours as it was found.
+	putBack(ctx context.Context) error
+}
+
+// usage says who has rules in a place.
+type usage int
+
+const (
+	unused usage = iota
+	usedByOthers
+	usedByUs // or by Istio before us
+)
+
+// state is what one tool of iptables found.
 type state struct {
 	tool
 	before ruleset
@@ -74,29 +96,40 @@ type state struct {
 
 // look reads the state of every back end and family that this container and kernel
 // have.
-func look(ctx context.Context, log *slog.Logger) ([]state, error) {
+func look(ctx context.Context, log *slog.Logger) ([]holder, error) {
 	if err := checkPrivilege(); err != nil {
 		return nil, err
 	}
-	var states []state
+	var out []holder
 	var absent []error
+	skip := func(what string, err error) {
+		log.Debug("skipped a back end", "what", what, "reason", err)
+		absent = append(absent, err)
+	}
 	for _, t := range tools() {
 		text, err := t.save(ctx)
 		if errors.Is(err, errAbsent) {
-			log.Debug("skipped an iptables back end", "binary", t.name("save"), "reason", err)
-			absent = append(absent, err)
+			skip(t.name("save"), err)
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read %v rules: %w", t.family, err)
 		}
 		before := parseRuleset(text)
-		states = append(states, state{tool: t, before: before, ours: before.ours()})
+		out = append(out, state{tool: t, before: before, ours: before.ours()})
 	}
-	if len(states) == 0 {
+	switch n, err := lookNative(log); {
+	case errors.Is(err, errAbsent):
+		skip(string(Native), err)
+	case err != nil:
+		return nil, err
+	default:
+		out = append(out, n)
+	}
+	if len(out) == 0 {
 		return nil, errors.Join(absent...)
 	}
-	return states, nil
+	return out, ctx.Err()
 }
 
 // tools returns those of every back end in PATH, the preferred one first, or plain
@@ -129,24 +162,21 @@ func checkPrivilege() error {
 }
 
 // choose returns the back ends that can do what c asks for, best first: where rules
-// of ours are already, then where anybody's are (packets meet both, but people look
-// into one), then nft, which has transactions and no lock. Istio's way, legacy if it
-// has any rule, makes a second run go elsewhere than the first.
-func choose(states []state, c Config) ([]Backend, error) {
-	const anybody, us = 1, 2
-	score := map[Backend]int{}
+// of ours are already, then where anybody's are (packets meet all, but people look
+// into one), then iptables-nft, which has transactions and no lock, and where people
+// look first, and at last our own way into nf_tables, which needs nothing installed.
+// Istio's way, legacy if it has any rule, makes a second run go elsewhere than the first.
+func choose(holders []holder, c Config) ([]Backend, error) {
+	used := map[Backend]usage{}
 	families := map[Backend]Family{}
 	var order []Backend
-	for _, s := range states {
-		if families[s.backend] == 0 {
-			order = append(order, s.backend)
+	for _, h := range holders {
+		b, f := h.place()
+		if families[b] == 0 {
+			order = append(order, b)
 		}
-		families[s.backend] |= s.family
-		if len(s.ours) > 0 {
-			score[s.backend] = us
-		} else if s.before.hasRules() {
-			score[s.backend] = max(score[s.backend], anybody)
-		}
+		families[b] |= f
+		used[b] = max(used[b], h.usage())
 	}
 	needed := IPv4
 	if c.IPv6 {
@@ -155,12 +185,15 @@ func choose(states []state, c Config) ([]Backend, error) {
 	order = slices.DeleteFunc(order, func(b Backend) bool {
 		return families[b]&needed != needed || c.Backend != Auto && b != c.Backend
 	})
-	if len(order) == 0 {
-		return nil, fmt.Errorf("no iptables back end for %v, %s wanted: "+
-			"install iptables and ip6tables of that kind in this container's image, and load their modules on the node", needed, wantedName(c.Backend))
+	switch {
+	case len(order) > 0:
+		slices.SortStableFunc(order, func(a, b Backend) int { return int(used[b] - used[a]) })
+		return order, nil
+	case c.Backend == Native:
+		return nil, fmt.Errorf("back end %s wanted: %s", Native, missingNFT)
 	}
-	slices.SortStableFunc(order, func(a, b Backend) int { return score[b] - score[a] })
-	return order, nil
+	return nil, fmt.Errorf("no iptables back end for %v, %s wanted: "+
+		"install iptables and ip6tables of that kind in this container's image, and load their modules on the node", needed, wantedName(c.Backend))
 }
 
 func wantedName(b Backend) string {

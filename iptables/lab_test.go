@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,11 +23,16 @@ import (
 )
 
 // The test binary runs itself as another user, to see where that user's packets
-// land: "probe NETWORK ADDRESS" prints the name of the server that answers, "serve
-// NETWORK ADDRESS NAME ..." is such servers, "apply BACKEND" applies fullConfig.
+// land: "probe NETWORK ADDRESS" prints the name of the server that answers, "probes"
+// does so until its standard input ends and counts the names, "serve NETWORK ADDRESS
+// NAME ..." is such servers, "apply BACKEND" applies fullConfig.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "probe" {
 		fmt.Print(probe(os.Args[2], os.Args[3]))
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == "probes" {
+		probes(os.Args[2], os.Args[3])
 		return
 	}
 	if len(os.Args) > 1 && os.Args[1] == "apply" {
@@ -63,6 +70,29 @@ func probe(network, address string) string {
 		return "error: " + err.Error()
 	}
 	return string(name[:n])
+}
+
+// probes prints how often each server answered: "3 direct, 5 15001".
+func probes(network, address string) {
+	stop := make(chan struct{})
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		close(stop)
+	}()
+	counts := map[string]int{}
+	for {
+		counts[probe(network, address)]++
+		select {
+		case <-stop:
+			var out []string
+			for _, name := range slices.Sorted(maps.Keys(counts)) {
+				out = append(out, fmt.Sprintf("%d %s", counts[name], name))
+			}
+			fmt.Print(strings.Join(out, ", "))
+			return
+		default:
+		}
+	}
 }
 
 // serve answers with each server's name until its standard input ends.
@@ -279,6 +309,7 @@ func saved(t *testing.T) string {
 			}
 		}
 	}
+	all.WriteString(sh(t, "nft -s list ruleset inet; nft -s list tables ip | grep -v -e filter -e ' nat' -e raw -e mangle || true"))
 	all.WriteString(sh(t, "ip -6 -o addr show dev lo | grep -c '::6/128' || true"))
 	return all.String()
 }
@@ -288,6 +319,15 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // skipBackend skips a back end that this kernel or machine does not have.
 func skipBackend(t *testing.T, b Backend) {
 	t.Helper()
+	if b == Native {
+		if _, err := lookNative(quiet()); err != nil {
+			if os.Getenv("CI") == "true" {
+				t.Fatal(err)
+			}
+			t.Skip(err)
+		}
+		return
+	}
 	for _, f := range []Family{IPv4, IPv6} {
 		if _, err := (tool{b, f}).save(context.Background()); err != nil {
 			if os.Getenv("CI") == "true" {

@@ -13,15 +13,15 @@ import (
 // transition takes every back end and family from what was found to what is wanted,
 // or leaves all of them as they were.
 type transition struct {
-	states []state
-	wants  map[int]ruleset // by index of states; nothing is wanted elsewhere
-	ipv6   bool            // ::6 on lo
-	log    *slog.Logger
+	holders []holder
+	wants   map[int][]Rule // by index of holders; nothing is wanted elsewhere
+	ipv6    bool           // ::6 on lo
+	log     *slog.Logger
 }
 
-func (t *transition) want(i int, rules ruleset) {
+func (t *transition) want(i int, rules []Rule) {
 	if t.wants == nil {
-		t.wants = map[int]ruleset{}
+		t.wants = map[int][]Rule{}
 	}
 	t.wants[i] = rules
 }
@@ -38,16 +38,18 @@ func (t transition) make(ctx context.Context) error {
 			}
 		}
 		for _, i := range t.order() {
-			s := t.states[i]
-			input := plan(s.ours, t.wants[i])
-			if len(input) == 0 {
-				continue
+			h := t.holders[i]
+			changes, err := h.make(ctx, t.wants[i])
+			if changes > 0 || err != nil {
+				tried = append(tried, i)
 			}
-			tried = append(tried, i)
-			if err := s.change(ctx, input); err != nil {
-				return fmt.Errorf("change %v rules: %w", s.family, err)
+			if err != nil {
+				_, family := h.place()
+				return fmt.Errorf("change %v rules: %w", family, err)
 			}
-			t.log.Info("changed capture rules", "with", s.name("restore"), "lines", bytes.Count(input, []byte("\n")))
+			if changes > 0 {
+				t.log.Info("changed capture rules", "with", h.String(), "lines", changes)
+			}
 		}
 		if len(tried) == 0 {
 			t.log.Info("capture rules are as wanted already")
@@ -63,10 +65,10 @@ func (t transition) make(ctx context.Context) error {
 	return nil
 }
 
-// order returns the indexes of states, those with wanted rules first.
+// order returns the indexes of holders, those with wanted rules first.
 func (t transition) order() []int {
 	var first, then []int
-	for i := range t.states {
+	for i := range t.holders {
 		if _, ok := t.wants[i]; ok {
 			first = append(first, i)
 		} else {
@@ -82,9 +84,10 @@ func (t transition) undo(ctx context.Context, tried []int, addressAdded bool) er
 	defer cancel()
 	var errs []error
 	for _, i := range slices.Backward(tried) {
-		s := t.states[i]
-		if err := s.putBack(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("put the earlier %v rules back: %w", s.family, err))
+		h := t.holders[i]
+		if err := h.putBack(ctx); err != nil {
+			_, family := h.place()
+			errs = append(errs, fmt.Errorf("put the earlier %v rules back: %w", family, err))
 		}
 	}
 	if addressAdded {
@@ -93,6 +96,29 @@ func (t transition) undo(ctx context.Context, tried []int, addressAdded bool) er
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (s state) place() (Backend, Family) { return s.backend, s.family }
+
+func (s state) usage() usage {
+	switch {
+	case len(s.ours) > 0:
+		return usedByUs
+	case s.before.hasRules():
+		return usedByOthers
+	}
+	return unused
+}
+
+// String names the program that changes the rules, for logs.
+func (s state) String() string { return s.name("restore") }
+
+func (s state) make(ctx context.Context, rules []Rule) (changes int, err error) {
+	input := plan(s.ours, wanted(rules, s.family))
+	if len(input) == 0 {
+		return 0, nil
+	}
+	return bytes.Count(input, []byte("\n")), s.change(ctx, input)
 }
 
 // putBack replaces the tables that differ from what they were by their earlier text,

@@ -187,7 +187,7 @@ func TestCaptureRefuses(t *testing.T) {
 		{name: "loopback elsewhere", environ: []string{"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR=10.0.0.0/8"}, usage: true, want: []string{"inside 127.0.0.0/8"}},
 		{name: "misspelt mode", args: []string{"-m", "TPROXI"}, usage: true, want: []string{`mode "TPROXI": want REDIRECT`}},
 		{name: "TPROXY", environ: []string{"ISTIO_INBOUND_INTERCEPTION_MODE=TPROXY"}, want: []string{"env ISTIO_INBOUND_INTERCEPTION_MODE", "not supported"}},
-		{name: "nftables", args: []string{"--native-nftables"}, want: []string{"flag --native-nftables", "--force-iptables-binary=nft"}},
+		{name: "two back ends", environ: []string{"FORCE_IPTABLES_BINARY=nft"}, args: []string{"--native-nftables"}, usage: true, want: []string{"flag --native-nftables", "contradicts --force-iptables-binary=nft"}},
 		{name: "validation", args: []string{"--run-validation"}, want: []string{"flag --run-validation", "not supported"}},
 		{name: "CNI", environ: []string{"CNI_MODE=true"}, want: []string{"env CNI_MODE", "not supported"}},
 		{name: "another namespace, even to clean", args: []string{"--network-namespace", "/x", "--cleanup-only"}, want: []string{"flag --network-namespace", "nsenter"}},
@@ -251,6 +251,25 @@ func TestCaptureDryRun(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v: %s", binary, err, out)
 		}
+	}
+}
+
+func TestCaptureDryRunOfNFTables(t *testing.T) {
+	p := capture{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n"}
+	stdout, stderr, err := p.run(t, "-n", "--native-nftables", "--redirect-dns", "-i", "*", "-b", "*", "-d", "15090,15021")
+	if err != nil || stderr != "" || !strings.HasPrefix(stdout, "# nft -f -\n") {
+		t.Fatal(err, stderr, stdout)
+	}
+	ownNamespace(t)
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(stdout)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v: %s", err, out)
+	}
+	// What it says is what the command itself does.
+	_, stderr, err = p.run(t, "--native-nftables", "--redirect-dns", "-i", "*", "-b", "*", "-d", "15090,15021")
+	if err != nil || !strings.Contains(stderr, "as wanted already") {
+		t.Error(err, stderr)
 	}
 }
 

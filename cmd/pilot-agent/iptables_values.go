@@ -117,6 +117,19 @@ func setBackend(o *captureOptions, v string) error {
 	return fmt.Errorf("%q: want %s or %s", v, iptables.Legacy, iptables.NFT)
 }
 
+// setNative comes after setBackend.
+func setNative(o *captureOptions, v string) error {
+	var native bool
+	if err := toggle(func(*captureOptions) *bool { return &native })(o, v); err != nil || !native {
+		return err
+	}
+	if b := o.config.Backend; b != iptables.Auto {
+		return fmt.Errorf("%q contradicts --force-iptables-binary=%s: leave one of them out", v, b)
+	}
+	o.config.Backend = iptables.Native
+	return nil
+}
+
 // setUIDs takes the ids of the proxy, by default that of the user in ENVOY_USER, as
 // an image may have it, or else Istio's.
 func setUIDs(o *captureOptions, v string) (err error) {

@@ -18,12 +18,21 @@ const undoTimeout = 90 * time.Second
 // Apply makes the rules of c the rules of the network namespace of the calling
 // thread, whatever of ours is there now, and returns once they are in force. When
 // they are already, it changes nothing. On an error the state is what it was before.
-// It needs NET_ADMIN and, for the legacy back end, NET_RAW.
+// It needs NET_ADMIN and, for the legacy back end, NET_RAW. Of several at once in one
+// namespace, the others wait.
 func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	holders, err := look(ctx, log)
+	locked, release, err := acquire(ctx, log)
+	if err != nil {
+		return fmt.Errorf("apply capture rules: %w", err)
+	}
+	defer release()
+	ctx = locked
+	looked := look(ctx, log)
+	d := desire(c) // meanwhile
+	holders, err := looked()
 	if err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
@@ -31,13 +40,12 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
-	rules := Rules(c)
 	var errs []error
 	for i, b := range candidates {
-		change := transition{holders: holders, ipv6: c.IPv6, log: log}
+		change := transition{holders: holders, ipv6: c.IPv6, policies: c.policies(), log: log}
 		for i, h := range holders {
 			if there, _ := h.place(); there == b {
-				change.want(i, rules)
+				change.want(i, d)
 			}
 		}
 		if err = change.make(ctx); err == nil {
@@ -55,7 +63,12 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 // Clean removes everything of ours and of Istio's from every back end, whatever
 // configuration made it. What is not there is not missed.
 func Clean(ctx context.Context, log *slog.Logger) error {
-	holders, err := look(ctx, log)
+	ctx, release, err := acquire(ctx, log)
+	if err != nil {
+		return fmt.Errorf("remove capture rules: %w", err)
+	}
+	defer release()
+	holders, err := look(ctx, log)()
 	if err == nil {
 		err = transition{holders: holders, log: log}.make(ctx)
 	}
@@ -65,28 +78,6 @@ func Clean(ctx context.Context, log *slog.Logger) error {
 	return nil
 }
 
-// holder is a place where rules are held, as it was found before anything was changed:
-// one IP version's tables of iptables-legacy or iptables-nft, or our tables of nf_tables.
-type holder interface {
-	fmt.Stringer
-	place() (Backend, Family)
-	usage() usage
-	// make makes rules all that there is of ours, those of its IP versions, and returns
-	// how many changes that takes: none when all is as it should be.
-	make(ctx context.Context, rules []Rule) (changes int, err error)
-	// putBack makes everything of ours as it was found.
-	putBack(ctx context.Context) error
-}
-
-// usage says who has rules in a place.
-type usage int
-
-const (
-	unused usage = iota
-	usedByOthers
-	usedByUs // or by Istio before us
-)
-
 // state is what one tool of iptables found.
 type state struct {
 	tool
@@ -94,42 +85,40 @@ type state struct {
 	ours   ruleset
 }
 
-// look reads the state of every back end and family that this container and kernel
-// have.
-func look(ctx context.Context, log *slog.Logger) ([]holder, error) {
-	if err := checkPrivilege(); err != nil {
-		return nil, err
+// look starts to read the state of every back end and family that this container and
+// kernel have, side by side, and returns what waits for it.
+func look(ctx context.Context, log *slog.Logger) func() ([]holder, error) {
+	all := tools()
+	saving := make([]func() (string, error), len(all))
+	for i, t := range all {
+		saving[i] = t.saving(ctx)
 	}
-	var out []holder
-	var absent []error
-	skip := func(what string, err error) {
-		log.Debug("skipped a back end", "what", what, "reason", err)
-		absent = append(absent, err)
-	}
-	for _, t := range tools() {
-		text, err := t.save(ctx)
-		if errors.Is(err, errAbsent) {
-			skip(t.name("save"), err)
-			continue
+	return func() ([]holder, error) {
+		var out []holder
+		var absent, failed []error
+		note := func(h holder, what string, err error) {
+			switch {
+			case err == nil:
+				out = append(out, h)
+			case errors.Is(err, errAbsent):
+				log.Debug("skipped a back end", "what", what, "reason", err)
+				absent = append(absent, err)
+			default:
+				failed = append(failed, fmt.Errorf("read the rules of %s: %w", what, err))
+			}
 		}
-		if err != nil {
-			return nil, fmt.Errorf("read %v rules: %w", t.family, err)
+		n, nativeErr := lookNative(log)
+		for i, t := range all {
+			text, err := saving[i]()
+			before := parseRuleset(text)
+			note(state{tool: t, before: before, ours: before.ours()}, t.name("save"), err)
 		}
-		before := parseRuleset(text)
-		out = append(out, state{tool: t, before: before, ours: before.ours()})
+		note(n, n.String(), nativeErr)
+		if len(out) == 0 {
+			failed = append(failed, absent...)
+		}
+		return out, errors.Join(append(failed, ctx.Err())...)
 	}
-	switch n, err := lookNative(log); {
-	case errors.Is(err, errAbsent):
-		skip(string(Native), err)
-	case err != nil:
-		return nil, err
-	default:
-		out = append(out, n)
-	}
-	if len(out) == 0 {
-		return nil, errors.Join(absent...)
-	}
-	return out, ctx.Err()
 }
 
 // tools returns those of every back end in PATH, the preferred one first, or plain

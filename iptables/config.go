@@ -3,7 +3,10 @@ package iptables
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
+
+	"golang.org/x/sys/unix"
 )
 
 // Ports and ids that Istio's sidecar uses when nothing else is said. Users' manifests
@@ -111,8 +114,25 @@ func (c Config) Validate() error {
 	if l := c.LoopbackV4; !l.IsValid() || !l.Addr().Is4() || !l.Addr().IsLoopback() || l.Bits() < 8 {
 		bad("IPv4 loopback CIDR %v: want one inside 127.0.0.0/8", l)
 	}
+	if c.TPROXY {
+		errs = append(errs, c.validateTPROXY())
+	}
 	if b := c.Backend; b != Auto && b != Legacy && b != NFT && b != Native {
 		bad("back end %q: want %q, %q or %q", b, Legacy, NFT, Native)
+	}
+	return errors.Join(errs...)
+}
+
+// validateTPROXY checks what only TPROXY mode uses. The mark after Mark is used, too,
+// and some route tables are the kernel's own.
+func (c Config) validateTPROXY() error {
+	var errs []error
+	if c.Mark == 0 || c.Mark == math.MaxUint32 {
+		errs = append(errs, fmt.Errorf("TPROXY mark %d: want 1 to %d", c.Mark, uint32(math.MaxUint32-1)))
+	}
+	if t := c.RouteTable; t == unix.RT_TABLE_UNSPEC || t >= unix.RT_TABLE_DEFAULT && t <= unix.RT_TABLE_LOCAL {
+		errs = append(errs, fmt.Errorf("TPROXY route table %d: want 1 to %d, but not %d to %d, which are the kernel's default, main and local",
+			t, uint32(math.MaxUint32), unix.RT_TABLE_DEFAULT, unix.RT_TABLE_LOCAL))
 	}
 	return errors.Join(errs...)
 }

@@ -1,6 +1,6 @@
 // Package iptables owns the netfilter state that captures a pod's traffic: the
-// ISTIO_* chains, the jumps to them, and the address ::6 on lo, in one network
-// namespace. It owns nothing else there and leaves the rules of others alone.
+// ISTIO_* chains, the jumps to them, the address ::6 on lo and, in TPROXY mode, the
+// routes that bring marked packets to Envoy, in one network namespace. It owns nothing else there and leaves the rules of others alone.
 //
 // The work has three steps, and only the last one touches the system:
 //
@@ -22,6 +22,9 @@
 // shape, and only where other traces of Istio show who made them (see istioShapes).
 // In nf_tables, ours are the tables istio-proxy-raw, -mangle and -nat of family inet,
 // with everything in them: Istio's names again, and no place for anybody else's rules.
+//
+// A policy rule is ours when its routing protocol is ours, or when its mark is one that
+// rules of ours or of Istio's set and its table does nothing but deliver to this pod.
 //
 // # One transaction a table
 //

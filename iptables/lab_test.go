@@ -25,7 +25,9 @@ import (
 // The test binary runs itself as another user, to see where that user's packets
 // land: "probe NETWORK ADDRESS" prints the name of the server that answers, "probes"
 // does so until its standard input ends and counts the names, "serve NETWORK ADDRESS
-// NAME ..." is such servers, "apply BACKEND" applies fullConfig.
+// NAME ..." is such servers (with the network "addresses" one that answers with the
+// connection's addresses, with "transparent4" or "transparent6" a proxy that uses NAME
+// as its mark), "apply BACKEND" applies fullConfig, "validate" probes it.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "probe" {
 		fmt.Print(probe(os.Args[2], os.Args[3]))
@@ -39,6 +41,13 @@ func TestMain(m *testing.M) {
 		c := fullConfig()
 		c.Backend = Backend(os.Args[2])
 		if err := Apply(context.Background(), c, quiet()); err != nil {
+			fmt.Print(err)
+			os.Exit(1)
+		}
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == "validate" {
+		if err := Probe(context.Background(), fullConfig(), DefaultProbePort, probeTimeout, quiet()); err != nil {
 			fmt.Print(err)
 			os.Exit(1)
 		}
@@ -64,12 +73,19 @@ func probe(network, address string) string {
 	if _, err := conn.Write([]byte("?\n")); err != nil {
 		return "error: " + err.Error()
 	}
-	name := make([]byte, 64)
-	n, err := conn.Read(name)
-	if err != nil {
+	if strings.HasPrefix(network, "udp") {
+		name := make([]byte, 64)
+		n, err := conn.Read(name)
+		if err != nil {
+			return "error: " + err.Error()
+		}
+		return string(name[:n])
+	}
+	name, err := io.ReadAll(conn)
+	if err != nil && len(name) == 0 {
 		return "error: " + err.Error()
 	}
-	return string(name[:n])
+	return string(name)
 }
 
 // probes prints how often each server answered: "3 direct, 5 15001".
@@ -99,6 +115,13 @@ func probes(network, address string) {
 func serve(args []string) {
 	for ; len(args) >= 3; args = args[3:] {
 		network, address, name := args[0], args[1], args[2]
+		if version, ok := strings.CutPrefix(network, "transparent"); ok {
+			if err := serveTransparent("tcp"+version, address, name); err != nil {
+				fmt.Println(err)
+				return
+			}
+			continue
+		}
 		if strings.HasPrefix(network, "udp") {
 			c, err := net.ListenPacket(network, address)
 			if err != nil {
@@ -115,6 +138,10 @@ func serve(args []string) {
 			}()
 			continue
 		}
+		tellAddresses := network == "addresses"
+		if tellAddresses {
+			network = "tcp"
+		}
 		l, err := net.Listen(network, address)
 		if err != nil {
 			fmt.Println(err)
@@ -123,6 +150,10 @@ func serve(args []string) {
 		go func() {
 			for {
 				if c, err := l.Accept(); err == nil {
+					if tellAddresses {
+						from, to := c.RemoteAddr().(*net.TCPAddr), c.LocalAddr().(*net.TCPAddr)
+						name = from.IP.String() + " to " + to.IP.String()
+					}
 					io.WriteString(c, name)
 					c.Close()
 				}

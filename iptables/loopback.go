@@ -10,36 +10,41 @@ import (
 )
 
 // setPassthrough gives lo the address ::6, from which Envoy reaches the application
-// over IPv6, or takes it away. It returns whether that changed anything. IPv4 needs
-// nothing: all of 127.0.0.0/8 is local.
-func setPassthrough(wanted bool) (changed bool, err error) {
+// over IPv6, or takes it away, when it is not so already. IPv4 needs nothing: all of
+// 127.0.0.0/8 is local.
+func (p *plumbing) setPassthrough(wanted bool) error {
 	lo, err := netlink.LinkByName(loopbackIface)
 	if err != nil {
-		return false, fmt.Errorf("find interface %s: %w", loopbackIface, err)
+		return fmt.Errorf("find interface %s: %w", loopbackIface, err)
 	}
 	present, err := hasPassthrough(lo)
 	if err != nil || present == wanted {
-		return false, err
+		return err
 	}
-	set, verb := netlink.AddrAdd, "add"
-	if !wanted {
-		set, verb = netlink.AddrDel, "remove"
+	add := func() error { return changePassthrough("add", netlink.AddrAdd, lo) }
+	remove := func() error { return changePassthrough("remove", netlink.AddrDel, lo) }
+	if wanted {
+		return p.do(add, remove)
 	}
-	err = set(lo, passthroughAddr())
+	return p.do(remove, add)
+}
+
+func changePassthrough(verb string, change func(netlink.Link, *netlink.Addr) error, lo netlink.Link) error {
+	err := change(lo, passthroughAddr())
 	switch {
 	case err == nil:
-		return true, nil
-	case wanted && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)):
-		return false, fmt.Errorf("%s %v on %s: IPv6 is off there although the pod has an IPv6 address: set sysctl net.ipv6.conf.lo.disable_ipv6=0: %w", verb, passthroughV6, loopbackIface, err)
+		return nil
+	case verb == "add" && (errors.Is(err, unix.EACCES) || lacksFamily(err)):
+		return fmt.Errorf("%s %v on %s: IPv6 is off there although the pod has an IPv6 address: set sysctl net.ipv6.conf.lo.disable_ipv6=0: %w", verb, passthroughV6, loopbackIface, err)
 	case errors.Is(err, unix.EPERM):
-		return false, fmt.Errorf("%s %v on %s: %s: %w", verb, passthroughV6, loopbackIface, needs, err)
+		return fmt.Errorf("%s %v on %s: %s: %w", verb, passthroughV6, loopbackIface, needs, err)
 	}
-	return false, fmt.Errorf("%s %v on %s: %w", verb, passthroughV6, loopbackIface, err)
+	return fmt.Errorf("%s %v on %s: %w", verb, passthroughV6, loopbackIface, err)
 }
 
 func hasPassthrough(lo netlink.Link) (bool, error) {
 	addrs, err := netlink.AddrList(lo, netlink.FAMILY_V6)
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+	if lacksFamily(err) {
 		return false, nil // a kernel without IPv6
 	}
 	if err != nil {

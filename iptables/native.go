@@ -35,8 +35,24 @@ func (n native) usage() usage {
 	return unused
 }
 
-func (n native) make(ctx context.Context, rules []Rule) (int, error) {
-	return n.become(ctx, nativeTables(rules))
+func (n native) make(ctx context.Context, d *desired) (int, error) {
+	if d == nil {
+		return n.become(ctx, nil)
+	}
+	return n.become(ctx, nativeTables(d.rules))
+}
+
+func (n native) marks() (out []uint32) {
+	for _, t := range n.found {
+		for _, c := range t.chains {
+			for _, r := range c.rules {
+				if r.err == nil && r.rule.Target.Verdict == tproxyTarget {
+					out = append(out, r.rule.Target.Mark)
+				}
+			}
+		}
+	}
+	return out
 }
 
 // putBack makes everything of ours as it was found, verbatim.

@@ -105,7 +105,7 @@ func (r nfRule) sameAs(o nfRule) bool {
 
 // nativeChanges returns what turns some tables into others, nothing where they are
 // the same.
-func nativeChanges(have, want []*nfTable) (out []change) {
+func nativeChanges(have, want []*nfTable) (out []nfChange) {
 	for _, name := range tableOrder {
 		h, w := findTable(have, name), findTable(want, name)
 		if !h.sameAs(w) {
@@ -127,7 +127,7 @@ func findTable(list []*nfTable, name Table) *nfTable {
 // turnInto replaces what is in a table. Base chains that stay are not made anew: the
 // kernel would run the new one, before it holds, and then the old one, when it holds no
 // longer, so a packet could escape both. Within one chain, old and new never mix.
-func (t *nfTable) turnInto(w *nfTable) []change {
+func (t *nfTable) turnInto(w *nfTable) []nfChange {
 	c := &changer{name: t.title(w)}
 	c.table = appendName(nil, unix.NFTA_TABLE_NAME, c.name)
 	if t != nil && (w == nil || t.flags != w.flags) {
@@ -154,11 +154,11 @@ func (t *nfTable) turnInto(w *nfTable) []change {
 type changer struct {
 	name    string
 	table   []byte // its name as an attribute, which has type 1 in every message
-	changes []change
+	changes []nfChange
 }
 
 func (c *changer) add(kind, flags uint16, attrs []byte, what string) {
-	c.changes = append(c.changes, change{kind, flags, attrs, what + " of table inet " + c.name})
+	c.changes = append(c.changes, nfChange{kind, flags, attrs, what + " of table inet " + c.name})
 }
 
 // named returns the attribute of the table, with a name added.

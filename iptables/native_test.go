@@ -78,7 +78,7 @@ func nativeNow(t *testing.T) native {
 
 func mustBecome(t *testing.T, rules []Rule) {
 	t.Helper()
-	if _, err := nativeNow(t).make(t.Context(), rules); err != nil {
+	if _, err := nativeNow(t).make(t.Context(), desireRules(rules)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -321,7 +321,7 @@ func TestNativeAppliesAtOnce(t *testing.T) {
 			for range each {
 				n, err := lookNative(quiet())
 				if err == nil {
-					_, err = n.make(t.Context(), rules)
+					_, err = n.make(t.Context(), desireRules(rules))
 				}
 				if err != nil {
 					t.Error(err)

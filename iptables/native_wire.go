@@ -167,8 +167,8 @@ func (c *nfConn) generation() (uint32, error) {
 // errStale says that somebody else changed nf_tables since it was read.
 var errStale = errors.New("nf_tables was changed by another process meanwhile")
 
-// change is one message of a batch, and its words for an error.
-type change struct {
+// nfChange is one message of a batch, and its words for an error.
+type nfChange struct {
 	kind, flags uint16
 	attrs       []byte
 	what        string
@@ -176,7 +176,7 @@ type change struct {
 
 // commit makes all changes at once or, on an error, none. It returns errStale when the
 // generation is not the present one any more.
-func (c *nfConn) commit(generation uint32, changes []change) error {
+func (c *nfConn) commit(generation uint32, changes []nfChange) error {
 	subsystem := [nfgenmsgLen]byte{3: unix.NFNL_SUBSYS_NFTABLES} // 16 bits, big-endian
 	batch := c.appendMessage(nil, unix.NFNL_MSG_BATCH_BEGIN, 0, subsystem, appendUint32(nil, unix.NFNL_BATCH_GENID, generation))
 	first := c.seq + 1

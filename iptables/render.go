@@ -2,7 +2,6 @@ package iptables
 
 import (
 	"bytes"
-	"fmt"
 	"slices"
 )
 
@@ -57,8 +56,8 @@ func plan(have, want ruleset) []byte {
 		if w == nil {
 			w = &table{name: name}
 		}
-		if !h.sameAs(w) {
-			h.turnInto(w, &out)
+		if c := h.changeInto(w); !c.empty() {
+			c.write(&out)
 		}
 	}
 	return out.Bytes()
@@ -74,68 +73,4 @@ func tableNames(a, b ruleset) []Table {
 		}
 	}
 	return names
-}
-
-// turnInto writes one transaction. ":CHAIN -" makes a chain or empties it, so chains
-// that stay are never missing. Rules in chains of others are taken out one by one.
-func (t *table) turnInto(w *table, out *bytes.Buffer) {
-	fmt.Fprintf(out, "*%s\n", t.name)
-	for _, c := range w.chains {
-		fmt.Fprintf(out, ":%s - [0:0]\n", c)
-	}
-	for _, c := range t.chains {
-		if !slices.Contains(w.chains, c) {
-			fmt.Fprintf(out, ":%s - [0:0]\n", c)
-		}
-	}
-	for _, r := range t.rules {
-		if !isOurChain(r.chain) {
-			fmt.Fprintf(out, "-D %s %s\n", r.chain, r.spec)
-		}
-	}
-	for _, r := range w.rules {
-		command := "-A"
-		if r.top {
-			command = "-I"
-		}
-		fmt.Fprintf(out, "%s %s %s\n", command, r.chain, r.spec)
-	}
-	for _, c := range t.chains {
-		if !slices.Contains(w.chains, c) {
-			fmt.Fprintf(out, "-X %s\n", c)
-		}
-	}
-	out.WriteString("COMMIT\n")
-}
-
-// sameAs compares chains as sets and rules chain by chain, in order.
-func (t *table) sameAs(w *table) bool {
-	chains := func(t *table) []string { return slices.Sorted(slices.Values(t.chains)) }
-	return slices.Equal(chains(t), chains(w)) && equalRules(t.inOrder(), w.inOrder())
-}
-
-// inOrder returns the keys of the rules of each chain in the order of evaluation,
-// where a rule that goes to the top comes before all that were there.
-func (t *table) inOrder() map[string][]string {
-	out := map[string][]string{}
-	for _, r := range t.rules {
-		at := len(out[r.chain])
-		if r.top {
-			at = 0
-		}
-		out[r.chain] = slices.Insert(out[r.chain], at, r.comment+"\x00"+r.key)
-	}
-	return out
-}
-
-func equalRules(a, b map[string][]string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for chain, rules := range a {
-		if !slices.Equal(rules, b[chain]) {
-			return false
-		}
-	}
-	return true
 }

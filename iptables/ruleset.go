@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -76,7 +77,7 @@ func parseRule(line string) (savedRule, bool) {
 		return savedRule{}, false
 	}
 	r := savedRule{chain: chain, top: command == "-I", spec: spec}
-	var key []string
+	key := words[:0] // of which never more is written than was read
 	for i := 0; i < len(words); i++ {
 		word, next := words[i], ""
 		if i+1 < len(words) {
@@ -91,8 +92,7 @@ func parseRule(line string) (savedRule, bool) {
 			i++
 			continue
 		case (word == "-s" || word == "-d") && next != "":
-			next = canonicalCIDR(next)
-			key = append(key, word, next)
+			key = append(key, word, canonicalCIDR(next))
 			i++
 			continue
 		case word == "-j" || word == "-g":
@@ -107,6 +107,9 @@ func parseRule(line string) (savedRule, bool) {
 // canonicalCIDR spells a CIDR as net/netip does: inet_ntop has "::127.0.0.53" for
 // what netip calls "::7f00:35".
 func canonicalCIDR(s string) string {
+	if !strings.Contains(s, ":") { // IPv4 has one spelling only
+		return s
+	}
 	if p, err := netip.ParsePrefix(s); err == nil {
 		return p.String()
 	}
@@ -117,32 +120,52 @@ func canonicalCIDR(s string) string {
 // around words that have some and backslashes before quotes in them. It fails when
 // a quote is left open.
 func splitWords(line string) (words []string, ok bool) {
-	var word strings.Builder
-	inWord, inQuotes, escaped := false, false, false
-	for _, c := range []byte(line) {
+	words = make([]string, 0, strings.Count(line, " ")+1)
+	for line != "" {
+		if line[0] == ' ' || line[0] == '\t' {
+			line = line[1:]
+			continue
+		}
+		var word string
+		if end := strings.IndexByte(line, ' '); end >= 0 && !strings.ContainsAny(line[:end], "\"\t") {
+			words, line = append(words, line[:end]), line[end:]
+			continue
+		}
+		if word, line, ok = quotedWord(line); !ok {
+			return nil, false
+		}
+		words = append(words, word)
+	}
+	return words, true
+}
+
+// quotedWord returns the first word of line, which may have quotes, and what follows it.
+func quotedWord(line string) (word, rest string, ok bool) {
+	if line[0] == '"' { // by far most: one pair around a word, and nothing to unescape
+		end := strings.IndexAny(line[1:], "\"\\") + 1
+		if end > 0 && line[end] == '"' && strings.HasPrefix(line[end+1:], " ") {
+			return line[1:end], line[end+1:], true
+		}
+	}
+	var b strings.Builder
+	inQuotes, escaped := false, false
+	for i := 0; i < len(line); i++ {
+		c := line[i]
 		switch {
 		case escaped:
-			word.WriteByte(c)
+			b.WriteByte(c)
 			escaped = false
 		case inQuotes && c == '\\':
 			escaped = true
 		case c == '"':
-			inWord, inQuotes = true, !inQuotes
+			inQuotes = !inQuotes
 		case !inQuotes && (c == ' ' || c == '\t'):
-			if inWord {
-				words = append(words, word.String())
-				word.Reset()
-			}
-			inWord = false
+			return b.String(), line[i:], true
 		default:
-			inWord = true
-			word.WriteByte(c)
+			b.WriteByte(c)
 		}
 	}
-	if inWord {
-		words = append(words, word.String())
-	}
-	return words, !inQuotes && !escaped
+	return b.String(), "", !inQuotes && !escaped
 }
 
 // ours returns the part of s that belongs to this package; tables without any are
@@ -210,4 +233,19 @@ var istioShapes = map[Table]*regexp.Regexp{
 func (r savedRule) isIstioShape(name Table) bool {
 	shape := istioShapes[name]
 	return shape != nil && shape.MatchString(r.chain+" "+r.key)
+}
+
+var tproxyMark = regexp.MustCompile(`--tproxy-mark (0x[0-9a-f]{1,8})/0xffffffff`)
+
+// tproxyMark returns the mark that a rule of TPROXY mode gives to packets.
+func (r savedRule) tproxyMark() (mark uint32, ok bool) {
+	if r.jump != "TPROXY" {
+		return 0, false
+	}
+	m := tproxyMark.FindStringSubmatch(r.key)
+	if m == nil {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(m[1], 0, 32)
+	return uint32(n), err == nil
 }

@@ -100,7 +100,7 @@ func TestExplain(t *testing.T) {
 		{"iptables: No chain/target/match by that name.\n", "xt_REDIRECT"},
 		{"Warning: Extension owner is not supported, missing kernel module?\niptables-restore v1.8.9 (nf_tables): line 5: RULE_APPEND failed (No such file or directory): rule in chain OUTPUT\n", "xt_owner"},
 		{"Fatal: can't open lock file /run/xtables.lock: Read-only file system\n", "XTABLES_LOCKFILE"},
-		{"Another app is currently holding the xtables lock; still 0s 0us time ahead\n", "another process holds"},
+		{"Another app is currently holding the xtables lock; still 0s 0us time ahead\n", "another program is changing"},
 		{"iptables-save v1.8.9 (legacy): Cannot initialize: Permission denied (you must be root)\n", "NET_ADMIN and NET_RAW"},
 		{"Failed to initialize nft: Protocol not supported\n", "--force-iptables-binary=legacy"},
 	} {

@@ -43,8 +43,11 @@ func (t tool) installed() bool {
 }
 
 // save returns the state of every table in use.
-func (t tool) save(ctx context.Context) (string, error) {
-	return run(ctx, nil, t.name("save"))
+func (t tool) save(ctx context.Context) (string, error) { return t.saving(ctx)() }
+
+// saving starts save and returns what waits for it.
+func (t tool) saving(ctx context.Context) func() (string, error) {
+	return start(ctx, nil, t.name("save"))
 }
 
 // change applies input on top of what is there.
@@ -59,18 +62,41 @@ func (t tool) restore(ctx context.Context, input []byte, args ...string) error {
 	if t.backend != NFT { // nf_tables has transactions and needs no lock
 		args = append(args, lockWait)
 	}
-	_, err := run(ctx, input, t.name("restore"), args...)
+	_, err := start(ctx, input, t.name("restore"), args...)()
+	if err == nil || t.backend == NFT {
+		return err
+	}
+	locked := strings.Contains(err.Error(), xtablesLock)
+	if !locked && ctx.Err() == nil {
+		return err
+	}
+	holder := xtablesLockHolder(exec.Command("").Environ())
+	if holder == "" && locked {
+		holder = process(0)
+	}
+	if holder != "" {
+		err = fmt.Errorf("%w: the xtables lock is held by %s", err, holder)
+	}
 	return err
 }
 
-func run(ctx context.Context, input []byte, name string, args ...string) (string, error) {
+// start starts a binary in the network namespace of the calling thread and returns
+// what waits for its end.
+func start(ctx context.Context, input []byte, name string, args ...string) (wait func() (string, error)) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return "", explain(name, err, stderr.String(), input)
+	cmd.ExtraFiles = heldLock(ctx)
+	err := cmd.Start()
+	return func() (string, error) {
+		if err == nil {
+			err = cmd.Wait()
+		}
+		if err != nil {
+			return "", explain(name, err, stderr.String(), input)
+		}
+		return stdout.String(), nil
 	}
-	return stdout.String(), nil
 }
 
 // errAbsent says that the container or the kernel does not have a back end or family.
@@ -112,7 +138,7 @@ func explain(name string, err error, stderr string, input []byte) error {
 // remedies are what can be done about the messages of iptables 1.8, first match first.
 var remedies = []struct{ says, do string }{
 	{"lock file", "make /run writable, or name a writable file in XTABLES_LOCKFILE"},
-	{"xtables lock", "another process holds the xtables lock: see who has /run/xtables.lock open"},
+	{xtablesLock, "another program is changing the rules: it must end first"},
 	{"you must be root", needs},
 	{"Operation not permitted", needs},
 	{"Permission denied", needs},

@@ -13,29 +13,28 @@ import (
 // transition takes every back end and family from what was found to what is wanted,
 // or leaves all of them as they were.
 type transition struct {
-	holders []holder
-	wants   map[int][]Rule // by index of holders; nothing is wanted elsewhere
-	ipv6    bool           // ::6 on lo
-	log     *slog.Logger
+	holders  []holder
+	wants    map[int]*desired // by index of holders; nothing is wanted elsewhere
+	ipv6     bool             // ::6 on lo
+	policies []policy         // of TPROXY
+	log      *slog.Logger
 }
 
-func (t *transition) want(i int, rules []Rule) {
+func (t *transition) want(i int, d *desired) {
 	if t.wants == nil {
-		t.wants = map[int][]Rule{}
+		t.wants = map[int]*desired{}
 	}
-	t.wants[i] = rules
+	t.wants[i] = d
 }
 
 // make first puts rules where they are wanted and then takes them away elsewhere, so
 // that capture, once there, is never missing in between.
 func (t transition) make(ctx context.Context) error {
-	added := false
+	pipes := &plumbing{passthrough: t.ipv6, policies: t.policies, marks: t.marks()}
 	var tried []int
-	err := func() (err error) {
-		if t.ipv6 { // before a rule names it
-			if added, err = setPassthrough(true); err != nil {
-				return err
-			}
+	err := func() error {
+		if err := pipes.supply(); err != nil {
+			return err
 		}
 		for _, i := range t.order() {
 			h := t.holders[i]
@@ -51,18 +50,29 @@ func (t transition) make(ctx context.Context) error {
 				t.log.Info("changed capture rules", "with", h.String(), "lines", changes)
 			}
 		}
-		if len(tried) == 0 {
+		if err := pipes.withdraw(); err != nil {
+			return err
+		}
+		if len(tried) == 0 && !pipes.changed() {
 			t.log.Info("capture rules are as wanted already")
 		}
-		if !t.ipv6 { // no rule names it any more
-			_, err = setPassthrough(false)
-		}
-		return err
+		return nil
 	}()
 	if err != nil {
-		return errors.Join(err, t.undo(ctx, tried, added))
+		return errors.Join(err, t.undo(ctx, tried, pipes))
 	}
 	return nil
+}
+
+// marks returns the marks of TPROXY mode that the rules found here set, and Istio's
+// default where there is any trace of Istio or of us.
+func (t transition) marks() (out []uint32) {
+	for _, h := range t.holders {
+		if h.usage() == usedByUs {
+			out = append(append(out, DefaultMark), h.marks()...)
+		}
+	}
+	return out
 }
 
 // order returns the indexes of holders, those with wanted rules first.
@@ -79,7 +89,7 @@ func (t transition) order() []int {
 }
 
 // undo puts back what was there before. It goes on after ctx was cancelled.
-func (t transition) undo(ctx context.Context, tried []int, addressAdded bool) error {
+func (t transition) undo(ctx context.Context, tried []int, pipes *plumbing) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	var errs []error
@@ -90,10 +100,8 @@ func (t transition) undo(ctx context.Context, tried []int, addressAdded bool) er
 			errs = append(errs, fmt.Errorf("put the earlier %v rules back: %w", family, err))
 		}
 	}
-	if addressAdded {
-		if _, err := setPassthrough(false); err != nil {
-			errs = append(errs, err)
-		}
+	if err := pipes.restore(); err != nil {
+		errs = append(errs, fmt.Errorf("put addresses and routes back: %w", err))
 	}
 	return errors.Join(errs...)
 }
@@ -113,8 +121,19 @@ func (s state) usage() usage {
 // String names the program that changes the rules, for logs.
 func (s state) String() string { return s.name("restore") }
 
-func (s state) make(ctx context.Context, rules []Rule) (changes int, err error) {
-	input := plan(s.ours, wanted(rules, s.family))
+func (s state) marks() (out []uint32) {
+	for _, tab := range s.ours {
+		for _, r := range tab.rules {
+			if m, ok := r.tproxyMark(); ok {
+				out = append(out, m)
+			}
+		}
+	}
+	return out
+}
+
+func (s state) make(ctx context.Context, d *desired) (changes int, err error) {
+	input := plan(s.ours, d.saved(s.family))
 	if len(input) == 0 {
 		return 0, nil
 	}

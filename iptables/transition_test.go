@@ -3,6 +3,7 @@ package iptables
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -105,7 +106,7 @@ func inForce(t *testing.T, c Config, b Backend) {
 func asWanted(t *testing.T, c Config, b Backend) {
 	t.Helper()
 	rules := Rules(c)
-	holders, err := look(t.Context(), quiet())
+	holders, err := look(t.Context(), quiet())()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,6 +163,52 @@ func TestTransitions(t *testing.T) {
 			t.Errorf("cleaning does not give back what was there:\n%s", d)
 		}
 	})
+}
+
+// In a long chain only what differs is written, and it goes where it belongs.
+func TestChangesInALongChain(t *testing.T) {
+	long := fullConfig()
+	for i := range 200 {
+		long.ExcludeCIDRs = append(long.ExcludeCIDRs, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(i), 0}), 24))
+	}
+	with := func(cidrs ...[]netip.Prefix) Config {
+		c := long
+		c.ExcludeCIDRs = slices.Concat(cidrs...)
+		return c
+	}
+	all, other := long.ExcludeCIDRs, prefixes("10.1.0.0/16", "2001:db8:beef::/48")
+	steps := []Config{
+		with(all[:100], all[101:]),              // one less
+		with(all[:100], other, all[101:]),       // some more in its place
+		with(all[1:]),                           // the first one
+		with(all, other),                        // the last ones
+		with(all),                               //
+		with(all[:50], other, all[150:]),        // many
+		with(all[:20], all[30:90], all[95:180]), // in several places
+	}
+	eachBackend(t, func(t *testing.T, b Backend) {
+		for i, c := range steps {
+			c.Backend, long.Backend = b, b
+			for _, turn := range []Config{c, long} {
+				apply(t, turn)
+				asWanted(t, turn, b)
+				if t.Failed() {
+					t.Fatalf("step %d", i)
+				}
+			}
+		}
+	})
+
+	have, want := wanted(Rules(long), IPv4), wanted(Rules(steps[1]), IPv4)
+	commands := string(plan(have, want))
+	for _, line := range []string{"*nat\n-D ISTIO_OUTPUT 11", "-I ISTIO_OUTPUT 11", "-d 10.1.0.0/16", "COMMIT\n"} {
+		if !strings.Contains(commands, line) {
+			t.Errorf("no %q in\n%s", line, commands)
+		}
+	}
+	if strings.Count(commands, "\n") != 4 {
+		t.Errorf("says more than what differs:\n%s", commands)
+	}
 }
 
 func TestIstioIsTakenOver(t *testing.T) {
@@ -311,7 +358,7 @@ func TestFailureInALaterTable(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b Backend) {
 		apply(t, listedConfig())
 		before := saved(t)
-		holders, err := look(t.Context(), quiet())
+		holders, err := look(t.Context(), quiet())()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -319,7 +366,7 @@ func TestFailureInALaterTable(t *testing.T) {
 		change := transition{holders: holders, ipv6: true, log: quiet()}
 		for i, h := range holders {
 			if there, _ := h.place(); there == b {
-				change.want(i, append(Rules(fullConfig()), inNAT))
+				change.want(i, desireRules(append(Rules(fullConfig()), inNAT)))
 			}
 		}
 		err = change.make(t.Context())

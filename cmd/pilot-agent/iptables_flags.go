@@ -3,7 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -19,6 +22,11 @@ type captureOptions struct {
 	dryRunFile   string
 	cleanup      bool
 	skipApply    bool
+	validate     bool
+	probePort    uint16
+	probeTimeout time.Duration
+	namespace    string // a file; "" is this process's own
+	cniMode      bool
 	dualStack    bool
 	autoAllocate bool
 	envoyUser    string
@@ -53,7 +61,7 @@ func captureSettings() []captureSetting {
 		text("", "", "ENVOY_USER", "istio-proxy", "", func(o *captureOptions, v string) error { o.envoyUser = v; return nil }),
 		text("proxy-uid", "u", "PROXY_UID", "", "users whose traffic is not captured (default: of $ENVOY_USER, or 1337)", setUIDs),
 		text("proxy-gid", "g", "PROXY_GID", "", "groups whose traffic is not captured (default: as --proxy-uid)", setGIDs),
-		text("istio-inbound-interception-mode", "m", "ISTIO_INBOUND_INTERCEPTION_MODE", "", "REDIRECT", setMode),
+		text("istio-inbound-interception-mode", "m", "ISTIO_INBOUND_INTERCEPTION_MODE", "", "how inbound traffic gets to Envoy: REDIRECT (the default), or TPROXY, which keeps the client's address", setMode),
 		text("istio-inbound-ports", "b", "ISTIO_INBOUND_PORTS", "", "inbound ports to capture, or *", setInboundPorts),
 		text("istio-local-exclude-ports", "d", "ISTIO_LOCAL_EXCLUDE_PORTS", "", "inbound ports not to capture, with -b *", ports(func(c *iptables.Config) *[]uint16 { return &c.ExcludeInboundPorts })),
 		text("istio-exclude-interfaces", "c", "ISTIO_EXCLUDE_INTERFACES", "", "interfaces whose traffic is not captured", interfaces(func(c *iptables.Config) *[]string { return &c.ExcludeInterfaces })),
@@ -88,22 +96,19 @@ func captureSwitches() []captureSetting {
 	}
 }
 
-// captureModes are Istio's settings for what this agent does not do. Their default
-// is accepted, and so is what has no effect without them.
+// captureModes say how and where the work is done.
 func captureModes() []captureSetting {
 	return []captureSetting{
-		{flag: "istio-inbound-tproxy-mark", short: "t", env: []string{"ISTIO_INBOUND_TPROXY_MARK"}, def: "1337", doc: "mark of TPROXY mode; without effect in REDIRECT mode", set: number},
-		{flag: "istio-inbound-tproxy-route-table", short: "r", env: []string{"ISTIO_INBOUND_TPROXY_ROUTE_TABLE"}, def: "133", doc: "route table of TPROXY mode; without effect in REDIRECT mode", set: number},
-		{flag: "iptables-probe-port", env: []string{"IPTABLES_PROBE_PORT"}, def: "15002", doc: "port of --run-validation", set: port(func(*iptables.Config) *uint16 { return new(uint16) })},
-		{flag: "probe-timeout", env: []string{"PROBE_TIMEOUT"}, def: "5s", doc: "time-out of --run-validation", set: duration},
-		{flag: "run-validation", env: []string{"RUN_VALIDATION"}, boolean: true, always: true, doc: "not supported", set: refuse("leave it out; --dry-run shows the rules")},
-		{flag: "cni-mode", env: []string{"CNI_MODE"}, boolean: true, always: true, doc: "not supported", set: refuse("run this command in the pod, as an init container")},
-		{flag: "network-namespace", env: []string{"NETWORK_NAMESPACE"}, always: true, doc: "not supported", set: func(_ *captureOptions, v string) error {
-			if v == "" {
-				return nil
-			}
-			return &unsupportedError{v, "enter the namespace first, for example with nsenter --net=FILE"}
+		{flag: "istio-inbound-tproxy-mark", short: "t", env: []string{"ISTIO_INBOUND_TPROXY_MARK"}, def: "1337", doc: "TPROXY's mark on packets; the next number is used, too", set: number(func(c *iptables.Config) *uint32 { return &c.Mark })},
+		{flag: "istio-inbound-tproxy-route-table", short: "r", env: []string{"ISTIO_INBOUND_TPROXY_ROUTE_TABLE"}, def: "133", doc: "TPROXY's route table", set: number(func(c *iptables.Config) *uint32 { return &c.RouteTable })},
+		{flag: "run-validation", env: []string{"RUN_VALIDATION"}, boolean: true, doc: "then see whether a connection of the proxy's comes to it; exit status 126 if not", set: toggle(func(o *captureOptions) *bool { return &o.validate })},
+		{flag: "iptables-probe-port", env: []string{"IPTABLES_PROBE_PORT"}, def: strconv.Itoa(iptables.DefaultProbePort), doc: "port that --run-validation connects to", set: func(o *captureOptions, v string) (err error) {
+			o.probePort, err = iptables.ParsePort(v)
+			return err
 		}},
+		{flag: "probe-timeout", env: []string{"PROBE_TIMEOUT"}, def: "5s", doc: "how long --run-validation tries", set: setProbeTimeout},
+		{flag: "network-namespace", env: []string{"NETWORK_NAMESPACE"}, always: true, doc: "work in the network namespace of this file, for example /proc/PID/ns/net", set: func(o *captureOptions, v string) error { o.namespace = v; return nil }},
+		{flag: "cni-mode", env: []string{"CNI_MODE"}, boolean: true, always: true, doc: "this is not the pod's container: its resolv.conf and the node's xtables lock do not count; with --network-namespace", set: toggle(func(o *captureOptions) *bool { return &o.cniMode })},
 	}
 }
 
@@ -139,6 +144,21 @@ func (s captureSetting) value(flags *pflag.FlagSet, environ map[string]string) (
 	return s.def, "env " + s.env[0]
 }
 
+// fromFile returns what is in FILE for "@FILE", the lines as items of a list, and
+// every other value as it is. The kernel takes no argument or variable of more than 128
+// KiB (MAX_ARG_STRLEN, execve(2)), some 7,000 CIDRs.
+func fromFile(v string) (string, error) {
+	path, is := strings.CutPrefix(v, "@")
+	if !is {
+		return v, nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read the value %q names: %w", v, err)
+	}
+	return strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", ","), nil
+}
+
 // unsupportedError is a value that Istio knows and this agent does not act on.
 // Unlike a value that is wrong, it is no fault of the command line.
 type unsupportedError struct{ value, remedy string }
@@ -164,7 +184,11 @@ func parseCapture(flags *pflag.FlagSet, environ []string, host captureHost) (*ca
 				continue
 			}
 			v, source := s.value(flags, vars)
-			if err := s.set(o, v); err != nil {
+			v, err := fromFile(v)
+			if err == nil {
+				err = s.set(o, v)
+			}
+			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", source, err))
 			}
 		}
@@ -174,6 +198,15 @@ func parseCapture(flags *pflag.FlagSet, environ []string, host captureHost) (*ca
 		read(false)
 	} else if o.dryRun {
 		errs = append(errs, errors.New("flag --dry-run: nothing to print with --cleanup-only: what is removed depends on what is there; see iptables-save"))
+	}
+	if o.cniMode && o.namespace == "" {
+		errs = append(errs, errors.New("flag --cni-mode: needs the pod's --network-namespace; leave it out in a container of the pod"))
+	}
+	if o.cniMode && o.config.DNS.Capture {
+		o.config.DNS.All = true // as Istio's CNI plugin has it: the resolv.conf here is not the pod's
+	}
+	if o.dryRun && o.validate {
+		errs = append(errs, errors.New("flag --run-validation: a dry run makes no rules to validate; for those in force use --skip-rule-apply"))
 	}
 	if err := errors.Join(errs...); err != nil || o.cleanup {
 		return o, err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -149,6 +150,14 @@ func TestCaptureSettings(t *testing.T) {
 			name: "no VIPs without DNS", environ: []string{"ISTIO_META_DNS_AUTO_ALLOCATE=true"}, args: []string{"-i", "10.0.0.0/8"},
 			edit: func(c *iptables.Config) { c.IncludeCIDRs.List = list("10.0.0.0/8") },
 		},
+		{
+			name: "TPROXY", environ: []string{"ISTIO_INBOUND_INTERCEPTION_MODE=TPROXY", "ISTIO_INBOUND_TPROXY_ROUTE_TABLE=4294967295"}, args: []string{"-t", "0x7b"},
+			edit: func(c *iptables.Config) { c.TPROXY, c.Mark, c.RouteTable = true, 123, 4294967295 },
+		},
+		{
+			name: "marks are nothing to REDIRECT", args: []string{"-m", "REDIRECT", "-t", "0", "-r", "254"},
+			edit: func(c *iptables.Config) { c.Mark, c.RouteTable = 0, 254 },
+		},
 		{name: "IPv4 first", addrs: dualStackPod, edit: func(c *iptables.Config) { c.IPv6 = true }},
 		{name: "not dual stack", addrs: dualStackPod, args: []string{"--dual-stack=false"}, edit: func(*iptables.Config) {}},
 		{name: "not dual stack by environment", addrs: dualStackPod, environ: []string{"ISTIO_DUAL_STACK=false"}, edit: func(*iptables.Config) {}},
@@ -185,12 +194,18 @@ func TestCaptureRefuses(t *testing.T) {
 		{name: "every fault at once", environ: []string{"PROXY_UID=nobody-here", "DRY_RUN=maybe", "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR=x"}, args: []string{"-p", "0", "-b", "80,65536", "-i", "10.0.0.0/33", "-x", "*", "--force-iptables-binary", "ebpf", "-c", "-j"}, usage: true,
 			want: []string{`env PROXY_UID: id "nobody-here"`, `env DRY_RUN: "maybe": want true or false`, `env ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR: CIDR "x"`, `flag --envoy-port: port "0"`, `flag --istio-inbound-ports: port "65536"`, `flag --istio-service-cidr: CIDR "10.0.0.0/33"`, `flag --istio-service-exclude-cidr: CIDR "*"`, `flag --force-iptables-binary: "ebpf": want legacy or nft`, `flag --istio-exclude-interfaces: interface "-j"`}},
 		{name: "loopback elsewhere", environ: []string{"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR=10.0.0.0/8"}, usage: true, want: []string{"inside 127.0.0.0/8"}},
-		{name: "misspelt mode", args: []string{"-m", "TPROXI"}, usage: true, want: []string{`mode "TPROXI": want REDIRECT`}},
-		{name: "TPROXY", environ: []string{"ISTIO_INBOUND_INTERCEPTION_MODE=TPROXY"}, want: []string{"env ISTIO_INBOUND_INTERCEPTION_MODE", "not supported"}},
+		{name: "misspelt mode", args: []string{"-m", "TPROXI"}, usage: true, want: []string{`mode "TPROXI": want REDIRECT or TPROXY`}},
+		{name: "TPROXY without a mark", args: []string{"-m", "TPROXY", "-t", "0", "-r", "254"}, usage: true, want: []string{"TPROXY mark 0: want 1 to 4294967294", "TPROXY route table 254: want 1 to 4294967295, but not 253 to 255"}},
+		{name: "TPROXY with the last mark", args: []string{"-m", "TPROXY", "-t", "4294967295", "-r", "0"}, usage: true, want: []string{"TPROXY mark 4294967295", "TPROXY route table 0"}},
+		{name: "no numbers", args: []string{"-t", "4294967296", "-r", "main"}, usage: true, want: []string{`flag --istio-inbound-tproxy-mark: "4294967296": want a number`, `flag --istio-inbound-tproxy-route-table: "main"`}},
 		{name: "two back ends", environ: []string{"FORCE_IPTABLES_BINARY=nft"}, args: []string{"--native-nftables"}, usage: true, want: []string{"flag --native-nftables", "contradicts --force-iptables-binary=nft"}},
-		{name: "validation", args: []string{"--run-validation"}, want: []string{"flag --run-validation", "not supported"}},
-		{name: "CNI", environ: []string{"CNI_MODE=true"}, want: []string{"env CNI_MODE", "not supported"}},
-		{name: "another namespace, even to clean", args: []string{"--network-namespace", "/x", "--cleanup-only"}, want: []string{"flag --network-namespace", "nsenter"}},
+		{name: "validation of nothing", args: []string{"--run-validation", "-n"}, usage: true, want: []string{"flag --run-validation", "--skip-rule-apply"}},
+		{name: "validation", args: []string{"--run-validation", "--probe-timeout", "0s", "--iptables-probe-port", "65536"}, usage: true, want: []string{`flag --probe-timeout: "0s"`, `flag --iptables-probe-port: port "65536"`}},
+		{name: "CNI, where?", environ: []string{"CNI_MODE=true"}, usage: true, want: []string{"flag --cni-mode", "--network-namespace"}},
+		{name: "no namespace, even to clean", args: []string{"--network-namespace", "/nowhere", "--cleanup-only"}, want: []string{"/nowhere", "no such file", "/proc/PID/ns/net"}},
+		{name: "a namespace of another kind", args: []string{"--network-namespace", "/proc/self/ns/mnt"}, want: []string{"/proc/self/ns/mnt", "no file of a network namespace"}},
+		{name: "no namespace at all", args: []string{"--network-namespace", "/dev/null"}, want: []string{"no file of a network namespace"}},
+		{name: "a list from nowhere", args: []string{"-x", "@/nowhere"}, usage: true, want: []string{`flag --istio-service-exclude-cidr: read the value "@/nowhere"`, "no such file"}},
 		{name: "dry clean", args: []string{"--dry-run", "--cleanup-only"}, usage: true, want: []string{"flag --dry-run"}},
 		{name: "no network", addrs: []string{"127.0.0.1"}, args: []string{"--dry-run"}, want: []string{"no interface has an address"}},
 	} {
@@ -228,11 +243,27 @@ func TestCaptureWithoutNameservers(t *testing.T) {
 	}
 }
 
+func TestCaptureFromAFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "cidrs")
+	const many = 100_000
+	var text strings.Builder
+	for i := range many {
+		fmt.Fprintf(&text, "10.%d.%d.%d\n", i>>15, i>>7&0xff, i<<1&0xff)
+	}
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stdout, _, err := capture{addrs: []string{"10.1.1.1"}, environ: []string{"ISTIO_SERVICE_EXCLUDE_CIDR=@" + file}}.run(t, "-n", "-i", "*")
+	if n := strings.Count(stdout, "excluded destination"); err != nil || n != many {
+		t.Errorf("%d rules, %v", n, err)
+	}
+}
+
 // The text of a dry run is what the binaries take.
 func TestCaptureDryRun(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "rules")
 	p := capture{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n", environ: []string{"DRY_RUN_FILE_PATH=" + file}}
-	stdout, stderr, err := p.run(t, "-n", "--dual-stack", "--redirect-dns", "-i", "*", "-b", "*", "--drop-invalid")
+	stdout, stderr, err := p.run(t, "-n", "--dual-stack", "--redirect-dns", "-i", "*", "-b", "*", "--drop-invalid", "-m", "TPROXY")
 	if err != nil || stderr != "" {
 		t.Fatal(err, stderr)
 	}
@@ -243,6 +274,11 @@ func TestCaptureDryRun(t *testing.T) {
 	v4, v6, found := strings.Cut(stdout, "# ip6tables-restore --noflush\n")
 	if !found || !strings.HasPrefix(v4, "# iptables-restore --noflush\n") {
 		t.Fatalf("no two parts:\n%s", stdout)
+	}
+	for _, want := range []string{"ip rule add fwmark 0x539 lookup 133", "ip -6 route add local default dev lo table 133", "ip -6 address add ::6/128 dev lo"} {
+		if !strings.Contains(v6, "\n# "+want+"\n") {
+			t.Errorf("does not say %q:\n%s", want, stdout)
+		}
 	}
 	ownNamespace(t)
 	for binary, text := range map[string]string{"iptables-restore": v4, "ip6tables-restore": v6} {
@@ -268,7 +304,7 @@ func TestCaptureDryRunOfNFTables(t *testing.T) {
 	}
 	// What it says is what the command itself does.
 	_, stderr, err = p.run(t, "--native-nftables", "--redirect-dns", "-i", "*", "-b", "*", "-d", "15090,15021")
-	if err != nil || !strings.Contains(stderr, "as wanted already") {
+	if err != nil || strings.Contains(stderr, "changed capture rules") {
 		t.Error(err, stderr)
 	}
 }

@@ -49,40 +49,36 @@ func toggle(field func(*captureOptions) *bool) setCapture {
 	}
 }
 
-func refuse(remedy string) setCapture {
+func number(field func(*iptables.Config) *uint32) setCapture {
 	return func(o *captureOptions, v string) error {
-		var on bool
-		if err := toggle(func(*captureOptions) *bool { return &on })(o, v); err != nil || !on {
-			return err
+		n, err := strconv.ParseUint(v, 0, 32)
+		if err != nil {
+			return fmt.Errorf("%q: want a number, for example 1337 or 0x539", v)
 		}
-		return &unsupportedError{v, remedy}
+		*field(&o.config) = uint32(n)
+		return nil
 	}
 }
 
-func number(_ *captureOptions, v string) error {
-	if _, err := strconv.ParseUint(v, 0, 32); err != nil {
-		return fmt.Errorf("%q: want a number", v)
-	}
-	return nil
-}
-
-func duration(_ *captureOptions, v string) error {
-	if d, err := time.ParseDuration(v); err != nil || d <= 0 {
+func setProbeTimeout(o *captureOptions, v string) (err error) {
+	if o.probeTimeout, err = time.ParseDuration(v); err != nil || o.probeTimeout <= 0 {
 		return fmt.Errorf("%q: want a duration, for example 5s", v)
 	}
 	return nil
 }
 
-// setMode takes REDIRECT. Istio takes every word but TPROXY for it; a misspelt
-// TPROXY would then hide the clients' addresses without a word.
-func setMode(_ *captureOptions, v string) error {
+// setMode takes REDIRECT or TPROXY. Istio takes every word but TPROXY for REDIRECT; a
+// misspelt TPROXY would then hide the clients' addresses without a word.
+func setMode(o *captureOptions, v string) error {
 	switch v {
 	case "", "REDIRECT":
-		return nil
+		o.config.TPROXY = false
 	case "TPROXY":
-		return &unsupportedError{v, "use REDIRECT"}
+		o.config.TPROXY = true
+	default:
+		return fmt.Errorf("mode %q: want REDIRECT or TPROXY", v)
 	}
-	return fmt.Errorf("mode %q: want REDIRECT", v)
+	return nil
 }
 
 func setInboundPorts(o *captureOptions, v string) (err error) {

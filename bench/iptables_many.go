@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"understudy.mesh/tests/lab"
+)
+
+// What users with large lists have; the limits are those that the agent keeps.
+const (
+	manyCIDRs = 5000
+	manyPorts = 200
+)
+
+// manySteps are what is done with the large configuration, with the limit of each in
+// milliseconds, and what iptables alone does of it.
+var manySteps = []struct {
+	what, peer string
+	limit      float64
+}{
+	{"first apply", "bare restore of the same rules", 150},
+	{"same again", "bare save", 100},
+	{"one CIDR less", "bare save", 150},
+	{"clean", "bare save", 150},
+}
+
+// benchIptablesMany measures each back end with thousands of CIDRs and hundreds of ports.
+func benchIptablesMany(t lab.T, s settings) []result {
+	var results []result
+	for _, backend := range []string{"legacy", "nft"} {
+		results = append(results, benchBackend(t, s, backend)...)
+	}
+	return append(results, benchIptablesThrottled(t, s))
+}
+
+func benchBackend(t lab.T, s settings, backend string) (results []result) {
+	l := lab.New(t)
+	c := l.NewContainer(t, lab.ContainerOptions{})
+	apply := func(cidrs []string) float64 {
+		return timed(t, "apply", func(t lab.T) lab.Result {
+			return c.Iptables(t, "-x", strings.Join(cidrs, ","), "-d", strings.Join(ports(manyPorts), ","), "--force-iptables-binary", backend)
+		})
+	}
+	clean := func() float64 {
+		return timed(t, "clean", func(t lab.T) lab.Result {
+			return c.Run(t, lab.InitUser(), lab.AgentPath, "istio-clean-iptables")
+		})
+	}
+	script := func(text string) float64 {
+		return timed(t, text, func(t lab.T) lab.Result { return c.Run(t, lab.InitUser(), "sh", "-c", text) })
+	}
+	all := cidrs(manyCIDRs)
+	less := append(append([]string{}, all[:manyCIDRs/2]...), all[manyCIDRs/2+1:]...)
+	apply(all)
+	for family, file := range map[string]string{"iptables": "rules4", "ip6tables": "rules6"} {
+		rules := l.Pod.Run(t, family+"-"+backend+"-save")
+		if err := os.WriteFile(filepath.Join(c.HostConfig, file), []byte(rules), 0o644); err != nil {
+			t.Fatalf("write the rules: %v", err)
+		}
+	}
+	clean()
+	of := func(text string) string { return strings.ReplaceAll(text, "tables-", "tables-"+backend+"-") }
+	took, peer, nothing := make([][]float64, len(manySteps)), make([][]float64, len(manySteps)), []float64(nil)
+	for range s.rounds {
+		for i, step := range []func() float64{func() float64 { return apply(all) }, func() float64 { return apply(all) }, func() float64 { return apply(less) }, clean} {
+			took[i] = append(took[i], step())
+		}
+		peer[0] = append(peer[0], script(of(restoreBoth)))
+		saved := script(of("iptables-save >/dev/null && ip6tables-save >/dev/null"))
+		for i := 1; i < len(peer); i++ {
+			peer[i] = append(peer[i], saved)
+		}
+		script(of(flushBoth))
+		nothing = append(nothing, script("true"))
+	}
+	for i, step := range manySteps {
+		what := fmt.Sprintf("iptables-%s, %d CIDRs, %d ports: %s (limit %.0f)", backend, manyCIDRs, manyPorts, step.what, step.limit)
+		results = append(results, measured(what, "ms", took[i]).against(step.peer, peer[i]))
+	}
+	return append(results, measured(fmt.Sprintf("iptables-%s: (the harness's own share of each)", backend), "ms", nothing))
+}
+
+// benchIptablesThrottled applies the rules of an ordinary pod on a tenth of a core, the
+// harness included: nsenter and setpriv.
+func benchIptablesThrottled(t lab.T, s settings) result {
+	const limit = 1500 // ms
+	l := lab.New(t)
+	c := l.NewContainer(t, lab.ContainerOptions{})
+	procs := tenthOfACore(t)
+	var took []float64
+	for range s.rounds {
+		took = append(took, timed(t, "apply on a tenth of a core", func(t lab.T) lab.Result {
+			ctx, cancel := context.WithTimeout(context.Background(), lab.Deadline)
+			defer cancel()
+			agent := c.Command(ctx, lab.InitUser(), lab.AgentPath, "istio-iptables", "-p", "15001", "-z", "15006", "-u", "1337", "-m", "REDIRECT", "-i", "*", "-x", "", "-b", "*", "-d", "15090,15021,15020")
+			cmd := exec.CommandContext(ctx, "sh", append([]string{"-c", `echo $$ >"$0" && exec "$@"`, procs}, agent.Args...)...)
+			cmd.Env = append(agent.Env, "PATH="+os.Getenv("PATH"))
+			out, err := cmd.CombinedOutput()
+			var exit *exec.ExitError
+			if err != nil && !errors.As(err, &exit) {
+				t.Fatalf("start istio-iptables: %v", err)
+			}
+			return lab.Result{Code: cmd.ProcessState.ExitCode(), Stdout: string(out)}
+		}))
+		timed(t, "clean", func(t lab.T) lab.Result {
+			return c.Run(t, lab.InitUser(), lab.AgentPath, "istio-clean-iptables")
+		})
+	}
+	return measured("iptables: apply on 10 % of a core", "ms", took).against("limit", []float64{limit})
+}
+
+// tenthOfACore makes a control group, of version 2 or 1, and returns the file that takes
+// processes into it.
+func tenthOfACore(t lab.T) string {
+	root, file, limit := "/sys/fs/cgroup", "cpu.max", "10000 100000"
+	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err != nil {
+		root, file, limit = "/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", "10000" // of 100,000, the default
+	}
+	group := filepath.Join(root, fmt.Sprintf("understudy-bench-%d", os.Getpid()))
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Fatalf("make a control group: %v", err)
+	}
+	t.Cleanup(func() {
+		deadline := time.Now().Add(lab.Deadline)
+		for os.Remove(group) != nil && time.Now().Before(deadline) { // as long as a process in it ends
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	if err := os.WriteFile(filepath.Join(group, file), []byte(limit), 0o644); err != nil {
+		t.Fatalf("limit a control group: %v", err)
+	}
+	return filepath.Join(group, "cgroup.procs")
+}
+
+func cidrs(n int) (out []string) {
+	for i := range n {
+		out = append(out, fmt.Sprintf("172.%d.%d.0/24", i>>7, i<<1&0xff))
+	}
+	return out
+}
+
+func ports(n int) (out []string) {
+	for i := range n {
+		out = append(out, fmt.Sprint(20000+i))
+	}
+	return out
+}

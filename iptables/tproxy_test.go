@@ -1,0 +1,253 @@
+package iptables
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// tproxyPort is where the transparent server of these tests listens; the lab's other
+// servers have Envoy's ports.
+const tproxyPort = 16006
+
+func tproxyConfig() Config {
+	c := fullConfig()
+	c.TPROXY, c.InboundPort = true, tproxyPort
+	return c
+}
+
+// serveTransparent is Envoy in TPROXY mode: it accepts a connection for any
+// destination and passes it on to that destination, from the client's own address
+// and with a mark.
+func serveTransparent(network, address, mark string) error {
+	n, err := strconv.ParseUint(mark, 0, 32)
+	if err != nil {
+		return err
+	}
+	any := net.ListenConfig{Control: transparentSocket(network, 0)}
+	l, err := any.Listen(context.Background(), network, address)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			if c, err := l.Accept(); err == nil {
+				go passOn(c, network, uint32(n))
+			}
+		}
+	}()
+	return nil
+}
+
+func passOn(client net.Conn, network string, mark uint32) {
+	defer client.Close()
+	from := *client.RemoteAddr().(*net.TCPAddr)
+	from.Port = 0
+	d := net.Dialer{Timeout: probeTimeout, LocalAddr: &from, Control: transparentSocket(network, mark)}
+	app, err := d.Dial(network, client.LocalAddr().String())
+	if err != nil {
+		fmt.Fprint(client, "to the application: ", err)
+		return
+	}
+	defer app.Close()
+	io.WriteString(client, "passed on: ")
+	io.Copy(client, app)
+}
+
+func transparentSocket(network string, mark uint32) func(string, string, syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) {
+			level, option := unix.SOL_IP, unix.IP_TRANSPARENT
+			if network == "tcp6" {
+				level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+			}
+			failed = unix.SetsockoptInt(int(fd), level, option, 1)
+			if failed == nil && mark != 0 {
+				failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark))
+			}
+		})
+		if err == nil {
+			err = failed
+		}
+		return err
+	}
+}
+
+func TestTransparentProxyKeepsAddresses(t *testing.T) {
+	for _, b := range backends {
+		t.Run(string(b), func(t *testing.T) {
+			l := newLab(t)
+			skipBackend(t, b)
+			c := tproxyConfig()
+			c.Backend, c.Mark, c.RouteTable = b, 0x1234, 4321
+			l.serve(l.pod, 0, "transparent4", "0.0.0.0:16006", "0x1234", "transparent6", "[::]:16006", "0x1234",
+				"addresses", "[::]:4001", "", "addresses", "[::]:22222", "")
+			c.ExcludeInboundPorts = []uint16{22, 22222}
+			const fromWorld4, fromWorld6 = "10.77.0.2 to 10.77.0.1", "fd77::2 to fd77::1"
+			uncaptured := []landing{
+				{why: "without rules", network: "tcp", address: podV4 + ":4001", want: fromWorld4, fromWorld: true},
+				{why: "without rules", network: "tcp", address: "[" + podV6 + "]:4001", want: fromWorld6, fromWorld: true},
+			}
+			l.check(uncaptured)
+			apply(t, c)
+			l.check([]landing{
+				{why: "through the proxy, with the client's address", network: "tcp", address: podV4 + ":4001", want: "passed on: " + fromWorld4, fromWorld: true},
+				{why: "through the proxy, with the client's address", network: "tcp", address: "[" + podV6 + "]:4001", want: "passed on: " + fromWorld6, fromWorld: true},
+				{why: "excluded inbound port", network: "tcp", address: podV4 + ":22222", want: fromWorld4, fromWorld: true},
+				{why: "the application calls itself", uid: 1000, network: "tcp", address: podV4 + ":4001", want: "10.77.0.1 to 10.77.0.1"},
+				{why: "application, to anywhere", uid: 1000, network: "tcp", address: "1.2.3.4:80", want: "15001"},
+				{why: "application, to anywhere", uid: 1000, network: "tcp", address: "[2001:db8::1]:80", want: "15001"},
+				{why: "the proxy", uid: proxyUID, network: "tcp", address: "1.2.3.4:80", want: "direct"},
+			})
+			clean(t)
+			l.check(uncaptured)
+		})
+	}
+}
+
+// policyState is every policy rule and route besides those that every namespace has.
+func policyState(t *testing.T) string {
+	t.Helper()
+	return sh(t, `for f in -4 -6; do ip $f rule; ip $f route show table all type local | grep default || true; done`)
+}
+
+func TestRoutesFollowTheRules(t *testing.T) {
+	eachBackend(t, func(t *testing.T, b Backend) {
+		// A user's own, of which some look like ours.
+		sh(t, `ip rule add fwmark 0x539/0xff lookup 133; ip rule add fwmark 0x7 lookup 99; ip route add local default dev lo table 99
+			ip rule add from 10.9.9.9 fwmark 0x539 lookup 98; ip route add local default dev lo table 98`)
+		before := saved(t) + policyState(t)
+		with := func(mark, table uint32, edit func(*Config)) Config {
+			c := tproxyConfig()
+			c.Backend, c.Mark, c.RouteTable = b, mark, table
+			edit(&c)
+			return c
+		}
+		same := func(*Config) {}
+		for _, step := range []struct {
+			why   string
+			c     Config
+			rules []string // of both families, without the priority
+		}{
+			{"first", with(1337, 133, same), []string{"fwmark 0x539 lookup 133", "fwmark 0x539 lookup 133"}},
+			{"another mark", with(0xfffffffe, 133, same), []string{"fwmark 0xfffffffe lookup 133", "fwmark 0xfffffffe lookup 133"}},
+			{"another table", with(0xfffffffe, 4294967295, same), []string{"fwmark 0xfffffffe lookup 4294967295", "fwmark 0xfffffffe lookup 4294967295"}},
+			{"IPv4 only", with(1, 1, func(c *Config) { c.IPv6 = false }), []string{"fwmark 0x1 lookup 1"}},
+			{"no inbound ports", with(1, 1, func(c *Config) { c.InboundPorts = Ports{} }), nil},
+			{"again", with(1, 1, same), []string{"fwmark 0x1 lookup 1", "fwmark 0x1 lookup 1"}},
+			{"REDIRECT", with(1, 1, func(c *Config) { c.TPROXY = false }), nil},
+		} {
+			apply(t, step.c)
+			state := policyState(t)
+			for _, want := range step.rules {
+				if strings.Count(state, want+" proto 137") != len(step.rules) {
+					t.Errorf("%s: want %d of %q:\n%s", step.why, len(step.rules), want, state)
+				}
+			}
+			if n := strings.Count(state, "proto 137"); n != 2*len(step.rules) { // a rule and a route
+				t.Errorf("%s: %d rules and routes of ours, want %d:\n%s", step.why, n, 2*len(step.rules), state)
+			}
+			apply(t, step.c)
+			if d := cmp.Diff(state, policyState(t)); d != "" {
+				t.Errorf("%s: applying again changed something:\n%s", step.why, d)
+			}
+		}
+		apply(t, with(8, 8, same))
+		clean(t)
+		if d := cmp.Diff(before, saved(t)+policyState(t)); d != "" {
+			t.Errorf("after cleaning:\n%s", d)
+		}
+	})
+}
+
+func TestIstioRoutesAreTakenOver(t *testing.T) {
+	const routes = `for f in -4 -6; do ip $f rule add fwmark 0x%[1]x lookup %[2]d; ip $f route add local default dev lo table %[2]d; done`
+	eachBackend(t, func(t *testing.T, b Backend) {
+		before := saved(t) + policyState(t)
+		for _, ids := range [][2]int{{1337, 133}, {77, 200}} {
+			for _, c := range []Config{tproxyConfig(), fullConfig()} {
+				istio(t, b)
+				inNamespace(t, b, fmt.Sprintf("%%[1]s-%%[2]s -t mangle -N ISTIO_TPROXY\n%%[1]s-%%[2]s -t mangle -A ISTIO_TPROXY -p tcp -j TPROXY --on-port 15006 --tproxy-mark %#x/0xffffffff\n", ids[0]),
+					fmt.Sprintf("add table inet istio-proxy-mangle; add chain inet istio-proxy-mangle istio-tproxy; add rule inet istio-proxy-mangle istio-tproxy meta l4proto tcp counter tproxy to :15006 meta mark set %d accept", ids[0]))
+				sh(t, fmt.Sprintf(routes, ids[0], ids[1]))
+				apply(t, c)
+				if n := strings.Count(policyState(t), "fwmark"); n != len(c.policies()) {
+					t.Errorf("%v: %d policy rules, want %d:\n%s", ids, n, len(c.policies()), policyState(t))
+				}
+				clean(t)
+				if d := cmp.Diff(before, saved(t)+policyState(t)); d != "" {
+					t.Errorf("%v: after cleaning:\n%s", ids, d)
+				}
+			}
+		}
+		// Without any trace, the same rule is a user's own.
+		sh(t, fmt.Sprintf(routes, 1337, 133))
+		own := policyState(t)
+		clean(t)
+		if d := cmp.Diff(own, policyState(t)); d != "" {
+			t.Errorf("a user's own were changed:\n%s", d)
+		}
+	})
+}
+
+func TestFailurePutsRoutesBack(t *testing.T) {
+	eachBackend(t, func(t *testing.T, b Backend) {
+		earlier := tproxyConfig()
+		earlier.Backend = b
+		apply(t, earlier)
+		if b == Native {
+			istio(t, NFT) // without these nothing of it can fail
+		}
+		before := saved(t) + policyState(t)
+		failing(t, "ip6tables-nft-restore", "ip6tables-legacy-restore")
+		c := earlier
+		c.Mark, c.RouteTable = 5, 55
+		if err := Apply(t.Context(), c, quiet()); err == nil {
+			t.Fatal("no error")
+		}
+		if d := cmp.Diff(before, saved(t)+policyState(t)); d != "" {
+			t.Errorf("the failure changed something:\n%s", d)
+		}
+	})
+}
+
+func TestRoutesThatCannotBeMade(t *testing.T) {
+	newPod(t)
+	sh(t, "ip link add d0 type veth peer name d1; ip link set d0 up; ip addr add 10.8.0.1/24 dev d0; ip route add default via 10.8.0.2 table 133")
+	before := saved(t) + policyState(t)
+	err := Apply(t.Context(), tproxyConfig(), quiet())
+	if err == nil || !strings.Contains(err.Error(), "somebody else") || !strings.Contains(err.Error(), "tproxy-route-table") {
+		t.Errorf("error does not say what is in the way: %v", err)
+	}
+	if d := cmp.Diff(before, saved(t)+policyState(t)); d != "" {
+		t.Errorf("the failure changed something:\n%s", d)
+	}
+}
+
+// A crash before the last step leaves the earlier routes, and none of the rules that
+// say whose they are.
+func TestRoutesOfACrashAreFound(t *testing.T) {
+	newPod(t)
+	before := policyState(t)
+	pipes := &plumbing{policies: []policy{{IPv4, 9, 9}, {IPv6, 9, 9}}}
+	if err := pipes.supply(); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, tproxyConfig())
+	if state := policyState(t); strings.Contains(state, "lookup 9") || strings.Contains(state, "table 9 ") {
+		t.Errorf("left behind:\n%s", state)
+	}
+	clean(t)
+	if d := cmp.Diff(before, policyState(t)); d != "" {
+		t.Errorf("after cleaning:\n%s", d)
+	}
+}

@@ -31,22 +31,21 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 	defer release()
 	ctx = locked
 	looked := look(ctx, log)
-	rules := Rules(c)
-	wants := map[Family]ruleset{IPv4: wanted(rules, IPv4), IPv6: wanted(rules, IPv6)} // meanwhile
-	states, err := looked()
+	d := desire(c) // meanwhile
+	holders, err := looked()
 	if err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
-	candidates, err := choose(states, c)
+	candidates, err := choose(holders, c)
 	if err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
 	var errs []error
 	for i, b := range candidates {
-		change := transition{states: states, ipv6: c.IPv6, policies: c.policies(), log: log}
-		for i := range states {
-			if states[i].backend == b {
-				change.want(i, wants[states[i].family])
+		change := transition{holders: holders, ipv6: c.IPv6, policies: c.policies(), log: log}
+		for i, h := range holders {
+			if there, _ := h.place(); there == b {
+				change.want(i, d)
 			}
 		}
 		if err = change.make(ctx); err == nil {
@@ -56,7 +55,7 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 		if ctx.Err() != nil || i == len(candidates)-1 {
 			break
 		}
-		log.Warn("capture rules could not be applied, the other back end is next", "failed", b, "error", err)
+		log.Warn("capture rules could not be applied, another back end is next", "failed", b, "next", candidates[i+1], "error", err)
 	}
 	return fmt.Errorf("apply capture rules: %w", errors.Join(errs...))
 }
@@ -69,9 +68,9 @@ func Clean(ctx context.Context, log *slog.Logger) error {
 		return fmt.Errorf("remove capture rules: %w", err)
 	}
 	defer release()
-	states, err := look(ctx, log)()
+	holders, err := look(ctx, log)()
 	if err == nil {
-		err = transition{states: states, log: log}.make(ctx)
+		err = transition{holders: holders, log: log}.make(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("remove capture rules: %w", err)
@@ -79,7 +78,7 @@ func Clean(ctx context.Context, log *slog.Logger) error {
 	return nil
 }
 
-// state is what one tool found before anything was changed.
+// state is what one tool of iptables found.
 type state struct {
 	tool
 	before ruleset
@@ -88,33 +87,37 @@ type state struct {
 
 // look starts to read the state of every back end and family that this container and
 // kernel have, side by side, and returns what waits for it.
-func look(ctx context.Context, log *slog.Logger) func() ([]state, error) {
+func look(ctx context.Context, log *slog.Logger) func() ([]holder, error) {
 	all := tools()
 	saving := make([]func() (string, error), len(all))
 	for i, t := range all {
 		saving[i] = t.saving(ctx)
 	}
-	return func() ([]state, error) {
-		var states []state
+	return func() ([]holder, error) {
+		var out []holder
 		var absent, failed []error
+		note := func(h holder, what string, err error) {
+			switch {
+			case err == nil:
+				out = append(out, h)
+			case errors.Is(err, errAbsent):
+				log.Debug("skipped a back end", "what", what, "reason", err)
+				absent = append(absent, err)
+			default:
+				failed = append(failed, fmt.Errorf("read the rules of %s: %w", what, err))
+			}
+		}
+		n, nativeErr := lookNative(log)
 		for i, t := range all {
 			text, err := saving[i]()
-			if errors.Is(err, errAbsent) {
-				log.Debug("skipped an iptables back end", "binary", t.name("save"), "reason", err)
-				absent = append(absent, err)
-				continue
-			}
-			if err != nil {
-				failed = append(failed, fmt.Errorf("read %v rules: %w", t.family, err))
-				continue
-			}
 			before := parseRuleset(text)
-			states = append(states, state{tool: t, before: before, ours: before.ours()})
+			note(state{tool: t, before: before, ours: before.ours()}, t.name("save"), err)
 		}
-		if len(states) == 0 {
+		note(n, n.String(), nativeErr)
+		if len(out) == 0 {
 			failed = append(failed, absent...)
 		}
-		return states, errors.Join(failed...)
+		return out, errors.Join(append(failed, ctx.Err())...)
 	}
 }
 
@@ -148,24 +151,21 @@ func checkPrivilege() error {
 }
 
 // choose returns the back ends that can do what c asks for, best first: where rules
-// of ours are already, then where anybody's are (packets meet both, but people look
-// into one), then nft, which has transactions and no lock. Istio's way, legacy if it
-// has any rule, makes a second run go elsewhere than the first.
-func choose(states []state, c Config) ([]Backend, error) {
-	const anybody, us = 1, 2
-	score := map[Backend]int{}
+// of ours are already, then where anybody's are (packets meet all, but people look
+// into one), then iptables-nft, which has transactions and no lock, and where people
+// look first, and at last our own way into nf_tables, which needs nothing installed.
+// Istio's way, legacy if it has any rule, makes a second run go elsewhere than the first.
+func choose(holders []holder, c Config) ([]Backend, error) {
+	used := map[Backend]usage{}
 	families := map[Backend]Family{}
 	var order []Backend
-	for _, s := range states {
-		if families[s.backend] == 0 {
-			order = append(order, s.backend)
+	for _, h := range holders {
+		b, f := h.place()
+		if families[b] == 0 {
+			order = append(order, b)
 		}
-		families[s.backend] |= s.family
-		if len(s.ours) > 0 {
-			score[s.backend] = us
-		} else if s.before.hasRules() {
-			score[s.backend] = max(score[s.backend], anybody)
-		}
+		families[b] |= f
+		used[b] = max(used[b], h.usage())
 	}
 	needed := IPv4
 	if c.IPv6 {
@@ -174,12 +174,15 @@ func choose(states []state, c Config) ([]Backend, error) {
 	order = slices.DeleteFunc(order, func(b Backend) bool {
 		return families[b]&needed != needed || c.Backend != Auto && b != c.Backend
 	})
-	if len(order) == 0 {
-		return nil, fmt.Errorf("no iptables back end for %v, %s wanted: "+
-			"install iptables and ip6tables of that kind in this container's image, and load their modules on the node", needed, wantedName(c.Backend))
+	switch {
+	case len(order) > 0:
+		slices.SortStableFunc(order, func(a, b Backend) int { return int(used[b] - used[a]) })
+		return order, nil
+	case c.Backend == Native:
+		return nil, fmt.Errorf("back end %s wanted: %s", Native, missingNFT)
 	}
-	slices.SortStableFunc(order, func(a, b Backend) int { return score[b] - score[a] })
-	return order, nil
+	return nil, fmt.Errorf("no iptables back end for %v, %s wanted: "+
+		"install iptables and ip6tables of that kind in this container's image, and load their modules on the node", needed, wantedName(c.Backend))
 }
 
 func wantedName(b Backend) string {

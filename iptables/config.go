@@ -25,15 +25,16 @@ const (
 	maxInterfaceNameLen = 15    // IFNAMSIZ - 1
 )
 
-// Backend names the family of iptables binaries that writes the rules.
+// Backend names what writes the rules: a family of iptables binaries, or this agent.
 type Backend string
 
 // The back ends. Auto looks at what is already there; see choose.
 const (
 	Auto   Backend = ""
-	Legacy Backend = "legacy" // xtables: iptables-legacy
-	NFT    Backend = "nft"    // nf_tables: iptables-nft
-	Plain  Backend = "plain"  // whatever "iptables" is, where neither of the above is installed
+	Legacy Backend = "legacy"   // xtables: iptables-legacy
+	NFT    Backend = "nft"      // nf_tables: iptables-nft
+	Plain  Backend = "plain"    // whatever "iptables" is, where neither of the above is installed
+	Native Backend = "nftables" // nf_tables through netlink, without binaries
 )
 
 // Config is everything that decides which traffic is captured. The zero value
@@ -124,8 +125,8 @@ func (c Config) Validate() error {
 	if c.TPROXY {
 		errs = append(errs, c.validateTPROXY())
 	}
-	if b := c.Backend; b != Auto && b != Legacy && b != NFT {
-		bad("iptables back end %q: want %q or %q", b, Legacy, NFT)
+	if b := c.Backend; b != Auto && b != Legacy && b != NFT && b != Native {
+		bad("back end %q: want %q, %q or %q", b, Legacy, NFT, Native)
 	}
 	return errors.Join(errs...)
 }

@@ -6,7 +6,12 @@
 //
 //	Rules(Config)          what should be there, as data (pure)
 //	Render(rules, family)  the same as input of iptables-restore (pure)
+//	RenderNative(rules)    the same as input of nft (pure)
 //	Apply(ctx, Config)     makes it so, from whatever is there now
+//
+// There are three back ends, each a holder: iptables-nft and iptables-legacy by their
+// binaries, and nf_tables by netlink with no binary at all. Rules are wanted in one of
+// them and taken away from the others.
 //
 // # What is ours
 //
@@ -15,6 +20,8 @@
 // Istio's, so that whatever Istio's own istio-iptables left behind is taken over;
 // its few rules in built-in chains that have neither mark are known by their exact
 // shape, and only where other traces of Istio show who made them (see istioShapes).
+// In nf_tables, ours are the tables istio-proxy-raw, -mangle and -nat of family inet,
+// with everything in them: Istio's names again, and no place for anybody else's rules.
 //
 // A policy rule is ours when its routing protocol is ours, or when its mark is one that
 // rules of ours or of Istio's set and its table does nothing but deliver to this pod.
@@ -26,4 +33,9 @@
 // differs, and the kernel commits each table as a whole: raw, mangle, nat, in this
 // order. When a later table or family fails, those already committed are put back.
 // Nothing to change means nothing is run.
+//
+// In nf_tables all tables and both IP versions are one transaction. The rules and sets
+// are read back and compared by what they mean, not by who wrote them when, so a change
+// by hand is found and repaired, and nothing is written where nothing differs. A list of
+// addresses or ports is a set: a packet meets as many rules with one as with thousands.
 package iptables

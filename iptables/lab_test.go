@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,14 +23,18 @@ import (
 )
 
 // The test binary runs itself as another user, to see where that user's packets
-// land: "probe NETWORK ADDRESS" prints the name of the server that answers, "serve
-// NETWORK ADDRESS NAME ..." is such servers (with the network "addresses" one that
-// answers with the connection's addresses, with "transparent4" or "transparent6" a
-// proxy that uses NAME as its mark), "apply BACKEND" applies fullConfig,
-// "validate" probes it.
+// land: "probe NETWORK ADDRESS" prints the name of the server that answers, "probes"
+// does so until its standard input ends and counts the names, "serve NETWORK ADDRESS
+// NAME ..." is such servers (with the network "addresses" one that answers with the
+// connection's addresses, with "transparent4" or "transparent6" a proxy that uses NAME
+// as its mark), "apply BACKEND" applies fullConfig, "validate" probes it.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "probe" {
 		fmt.Print(probe(os.Args[2], os.Args[3]))
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == "probes" {
+		probes(os.Args[2], os.Args[3])
 		return
 	}
 	if len(os.Args) > 1 && os.Args[1] == "apply" {
@@ -80,6 +86,29 @@ func probe(network, address string) string {
 		return "error: " + err.Error()
 	}
 	return string(name)
+}
+
+// probes prints how often each server answered: "3 direct, 5 15001".
+func probes(network, address string) {
+	stop := make(chan struct{})
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		close(stop)
+	}()
+	counts := map[string]int{}
+	for {
+		counts[probe(network, address)]++
+		select {
+		case <-stop:
+			var out []string
+			for _, name := range slices.Sorted(maps.Keys(counts)) {
+				out = append(out, fmt.Sprintf("%d %s", counts[name], name))
+			}
+			fmt.Print(strings.Join(out, ", "))
+			return
+		default:
+		}
+	}
 }
 
 // serve answers with each server's name until its standard input ends.
@@ -218,7 +247,7 @@ func newLab(t *testing.T) *lab {
 		ip -n `+l.world+` addr add 10.77.0.2/24 dev wire; ip -n `+l.world+` addr add fd77::2/64 dev wire nodad
 		ip -n `+l.world+` link set wire up
 		ip -n `+l.world+` route add local 0.0.0.0/1 dev lo; ip -n `+l.world+` route add local 128.0.0.0/1 dev lo
-		ip -n `+l.world+` route add local 2000::/3 dev lo; ip -n `+l.world+` addr add 2001:db8::53/128 dev lo
+		ip -n `+l.world+` route add local 2000::/3 dev lo; ip -n `+l.world+` addr add 2001:db8::53/128 dev lo nodad
 		ip route add default via 10.77.0.2; ip -6 route add default via fd77::2`)
 
 	l.serve(l.pod, proxyUID,
@@ -311,6 +340,7 @@ func saved(t *testing.T) string {
 			}
 		}
 	}
+	all.WriteString(sh(t, "nft -s list ruleset inet; nft -s list tables ip | grep -v -e filter -e ' nat' -e raw -e mangle || true"))
 	all.WriteString(sh(t, "ip -6 -o addr show dev lo | grep -c '::6/128' || true"))
 	return all.String()
 }
@@ -320,6 +350,15 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // skipBackend skips a back end that this kernel or machine does not have.
 func skipBackend(t *testing.T, b Backend) {
 	t.Helper()
+	if b == Native {
+		if _, err := lookNative(quiet()); err != nil {
+			if os.Getenv("CI") == "true" {
+				t.Fatal(err)
+			}
+			t.Skip(err)
+		}
+		return
+	}
 	for _, f := range []Family{IPv4, IPv6} {
 		if _, err := (tool{b, f}).save(context.Background()); err != nil {
 			if os.Getenv("CI") == "true" {

@@ -141,6 +141,7 @@ func TestGolden(t *testing.T) {
 			got := txtar.Format(&txtar.Archive{Files: []txtar.File{
 				{Name: "iptables-restore", Data: Render(rules, IPv4)},
 				{Name: "ip6tables-restore", Data: Render(rules, IPv6)},
+				{Name: "nft", Data: RenderNative(rules)},
 			}})
 			path := filepath.Join("testdata", "golden", g.name+".txtar")
 			if *update {

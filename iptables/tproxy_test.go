@@ -83,7 +83,7 @@ func transparentSocket(network string, mark uint32) func(string, string, syscall
 }
 
 func TestTransparentProxyKeepsAddresses(t *testing.T) {
-	for _, b := range []Backend{NFT, Legacy} {
+	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
 			l := newLab(t)
 			skipBackend(t, b)
@@ -175,8 +175,9 @@ func TestIstioRoutesAreTakenOver(t *testing.T) {
 		before := saved(t) + policyState(t)
 		for _, ids := range [][2]int{{1337, 133}, {77, 200}} {
 			for _, c := range []Config{tproxyConfig(), fullConfig()} {
-				sh(t, script(istioRules, b))
-				sh(t, script(fmt.Sprintf("%%[1]s-%%[2]s -t mangle -N ISTIO_TPROXY\n%%[1]s-%%[2]s -t mangle -A ISTIO_TPROXY -p tcp -j TPROXY --on-port 15006 --tproxy-mark %#x/0xffffffff\n", ids[0]), b))
+				istio(t, b)
+				inNamespace(t, b, fmt.Sprintf("%%[1]s-%%[2]s -t mangle -N ISTIO_TPROXY\n%%[1]s-%%[2]s -t mangle -A ISTIO_TPROXY -p tcp -j TPROXY --on-port 15006 --tproxy-mark %#x/0xffffffff\n", ids[0]),
+					fmt.Sprintf("add table inet istio-proxy-mangle; add chain inet istio-proxy-mangle istio-tproxy; add rule inet istio-proxy-mangle istio-tproxy meta l4proto tcp counter tproxy to :15006 meta mark set %d accept", ids[0]))
 				sh(t, fmt.Sprintf(routes, ids[0], ids[1]))
 				apply(t, c)
 				if n := strings.Count(policyState(t), "fwmark"); n != len(c.policies()) {
@@ -203,6 +204,9 @@ func TestFailurePutsRoutesBack(t *testing.T) {
 		earlier := tproxyConfig()
 		earlier.Backend = b
 		apply(t, earlier)
+		if b == Native {
+			istio(t, NFT) // without these nothing of it can fail
+		}
 		before := saved(t) + policyState(t)
 		failing(t, "ip6tables-nft-restore", "ip6tables-legacy-restore")
 		c := earlier

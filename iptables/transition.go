@@ -13,18 +13,18 @@ import (
 // transition takes every back end and family from what was found to what is wanted,
 // or leaves all of them as they were.
 type transition struct {
-	states   []state
-	wants    map[int]ruleset // by index of states; nothing is wanted elsewhere
-	ipv6     bool            // ::6 on lo
-	policies []policy        // of TPROXY
+	holders  []holder
+	wants    map[int]*desired // by index of holders; nothing is wanted elsewhere
+	ipv6     bool             // ::6 on lo
+	policies []policy         // of TPROXY
 	log      *slog.Logger
 }
 
-func (t *transition) want(i int, rules ruleset) {
+func (t *transition) want(i int, d *desired) {
 	if t.wants == nil {
-		t.wants = map[int]ruleset{}
+		t.wants = map[int]*desired{}
 	}
-	t.wants[i] = rules
+	t.wants[i] = d
 }
 
 // make first puts rules where they are wanted and then takes them away elsewhere, so
@@ -37,16 +37,18 @@ func (t transition) make(ctx context.Context) error {
 			return err
 		}
 		for _, i := range t.order() {
-			s := t.states[i]
-			input := plan(s.ours, t.wants[i])
-			if len(input) == 0 {
-				continue
+			h := t.holders[i]
+			changes, err := h.make(ctx, t.wants[i])
+			if changes > 0 || err != nil {
+				tried = append(tried, i)
 			}
-			tried = append(tried, i)
-			if err := s.change(ctx, input); err != nil {
-				return fmt.Errorf("change %v rules: %w", s.family, err)
+			if err != nil {
+				_, family := h.place()
+				return fmt.Errorf("change %v rules: %w", family, err)
 			}
-			t.log.Info("changed capture rules", "with", s.name("restore"), "lines", bytes.Count(input, []byte("\n")))
+			if changes > 0 {
+				t.log.Info("changed capture rules", "with", h.String(), "lines", changes)
+			}
 		}
 		if err := pipes.withdraw(); err != nil {
 			return err
@@ -65,23 +67,18 @@ func (t transition) make(ctx context.Context) error {
 // marks returns the marks of TPROXY mode that the rules found here set, and Istio's
 // default where there is any trace of Istio or of us.
 func (t transition) marks() (out []uint32) {
-	for _, s := range t.states {
-		for _, tab := range s.ours {
-			out = append(out, DefaultMark)
-			for _, r := range tab.rules {
-				if m, ok := r.tproxyMark(); ok {
-					out = append(out, m)
-				}
-			}
+	for _, h := range t.holders {
+		if h.usage() == usedByUs {
+			out = append(append(out, DefaultMark), h.marks()...)
 		}
 	}
 	return out
 }
 
-// order returns the indexes of states, those with wanted rules first.
+// order returns the indexes of holders, those with wanted rules first.
 func (t transition) order() []int {
 	var first, then []int
-	for i := range t.states {
+	for i := range t.holders {
 		if _, ok := t.wants[i]; ok {
 			first = append(first, i)
 		} else {
@@ -97,15 +94,50 @@ func (t transition) undo(ctx context.Context, tried []int, pipes *plumbing) erro
 	defer cancel()
 	var errs []error
 	for _, i := range slices.Backward(tried) {
-		s := t.states[i]
-		if err := s.putBack(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("put the earlier %v rules back: %w", s.family, err))
+		h := t.holders[i]
+		if err := h.putBack(ctx); err != nil {
+			_, family := h.place()
+			errs = append(errs, fmt.Errorf("put the earlier %v rules back: %w", family, err))
 		}
 	}
 	if err := pipes.restore(); err != nil {
 		errs = append(errs, fmt.Errorf("put addresses and routes back: %w", err))
 	}
 	return errors.Join(errs...)
+}
+
+func (s state) place() (Backend, Family) { return s.backend, s.family }
+
+func (s state) usage() usage {
+	switch {
+	case len(s.ours) > 0:
+		return usedByUs
+	case s.before.hasRules():
+		return usedByOthers
+	}
+	return unused
+}
+
+// String names the program that changes the rules, for logs.
+func (s state) String() string { return s.name("restore") }
+
+func (s state) marks() (out []uint32) {
+	for _, tab := range s.ours {
+		for _, r := range tab.rules {
+			if m, ok := r.tproxyMark(); ok {
+				out = append(out, m)
+			}
+		}
+	}
+	return out
+}
+
+func (s state) make(ctx context.Context, d *desired) (changes int, err error) {
+	input := plan(s.ours, d.saved(s.family))
+	if len(input) == 0 {
+		return 0, nil
+	}
+	return bytes.Count(input, []byte("\n")), s.change(ctx, input)
 }
 
 // putBack replaces the tables that differ from what they were by their earlier text,

@@ -78,8 +78,10 @@ func clean(t *testing.T) {
 	}
 }
 
+var backends = []Backend{NFT, Legacy, Native}
+
 func eachBackend(t *testing.T, test func(t *testing.T, b Backend)) {
-	for _, b := range []Backend{NFT, Legacy} {
+	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
 			newPod(t)
 			skipBackend(t, b)
@@ -99,25 +101,34 @@ func inForce(t *testing.T, c Config, b Backend) {
 	}
 }
 
-// asWanted checks that the back end b has the rules of c, and the other one none.
+// asWanted checks that the back end b has the rules of c, and every other one none.
 func asWanted(t *testing.T, c Config, b Backend) {
 	t.Helper()
 	rules := Rules(c)
-	for _, f := range []Family{IPv4, IPv6} {
-		for _, other := range []Backend{NFT, Legacy} {
-			text, err := tool{other, f}.save(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			want := wanted(rules, f)
-			if other != b {
-				want = nil
-			}
-			if left := plan(parseRuleset(text).ours(), want); len(left) > 0 {
-				t.Errorf("%s: not as wanted, still to do:\n%s", tool{other, f}.name("save"), left)
-			}
+	holders, err := look(t.Context(), quiet())()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range holders {
+		want := rules
+		if there, _ := h.place(); there != b {
+			want = nil
+		}
+		if left := toDo(h, want); left != "" {
+			t.Errorf("%s: not as wanted, still to do:\n%s", h, left)
 		}
 	}
+}
+
+// toDo returns what make would do.
+func toDo(h holder, rules []Rule) (out string) {
+	if s, ok := h.(state); ok {
+		return string(plan(s.ours, wanted(rules, s.family)))
+	}
+	for _, ch := range nativeChanges(h.(native).found, nativeTables(rules)) {
+		out += ch.what + "\n"
+	}
+	return out
 }
 
 func TestTransitions(t *testing.T) {
@@ -131,7 +142,7 @@ func TestTransitions(t *testing.T) {
 	configs := []Config{everything, listedConfig(), v4only, everything, Default(), fullConfig()}
 
 	eachBackend(t, func(t *testing.T, b Backend) {
-		sh(t, script(foreignRules, b))
+		foreign(t, b)
 		before := saved(t)
 		for i, c := range configs {
 			apply(t, c)
@@ -156,7 +167,7 @@ func TestTransitions(t *testing.T) {
 func TestIstioIsTakenOver(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b Backend) {
 		before := saved(t)
-		sh(t, script(istioRules, b))
+		istio(t, b)
 		c := fullConfig()
 		apply(t, c)
 		inForce(t, c, b)
@@ -164,7 +175,7 @@ func TestIstioIsTakenOver(t *testing.T) {
 		if d := cmp.Diff(before, saved(t)); d != "" {
 			t.Errorf("after ours were removed:\n%s", d)
 		}
-		sh(t, script(istioRules, b))
+		istio(t, b)
 		clean(t)
 		if d := cmp.Diff(before, saved(t)); d != "" {
 			t.Errorf("after Istio's were removed:\n%s", d)
@@ -173,21 +184,25 @@ func TestIstioIsTakenOver(t *testing.T) {
 }
 
 // Istio's second run looks into legacy first and adds to it what nft has already.
-func TestBothBackendsBecomeOne(t *testing.T) {
+func TestAllBackendsBecomeOne(t *testing.T) {
 	newPod(t)
 	skipBackend(t, NFT)
 	skipBackend(t, Legacy)
 	before := saved(t)
-	sh(t, script(istioRules, NFT)+script(istioRules, Legacy))
+	for _, b := range backends {
+		istio(t, b)
+	}
 	c := fullConfig()
 	apply(t, c)
 	inForce(t, c, NFT)
 
-	c.Backend = Legacy
-	apply(t, c)
-	inForce(t, c, Legacy)
-	c.Backend = Auto // stays where the rules are
-	inForce(t, c, Legacy)
+	for _, b := range []Backend{Legacy, Native, NFT, Native, Legacy} {
+		c.Backend = b
+		apply(t, c)
+		inForce(t, c, b)
+		c.Backend = Auto // stays where the rules are
+		inForce(t, c, b)
+	}
 	clean(t)
 	if d := cmp.Diff(before, saved(t)); d != "" {
 		t.Errorf("after cleaning:\n%s", d)
@@ -196,7 +211,11 @@ func TestBothBackendsBecomeOne(t *testing.T) {
 
 func TestForeignRulesChooseTheBackend(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b Backend) {
-		sh(t, fmt.Sprintf("iptables-%s -t filter -A INPUT -p tcp --dport 7 -j DROP", b))
+		if b == Native {
+			nftRuns(t, "add table inet mine")
+		} else {
+			sh(t, fmt.Sprintf("iptables-%s -t filter -A INPUT -p tcp --dport 7 -j DROP", b))
+		}
 		c := fullConfig()
 		apply(t, c)
 		inForce(t, c, b)
@@ -210,7 +229,9 @@ func TestHalfAppliedCrashIsRepaired(t *testing.T) {
 		for _, f := range []Family{IPv4, IPv6} {
 			for _, name := range []Table{Raw, NAT} {
 				some := slices.DeleteFunc(slices.Clone(rules), func(r Rule) bool { return r.Table != name })
-				if err := (tool{b, f}).change(t.Context(), Render(some, f)); err != nil {
+				if b == Native { // not by a crash, as it is one transaction, but by hand
+					nftRuns(t, string(RenderNative(some)))
+				} else if err := (tool{b, f}).change(t.Context(), Render(some, f)); err != nil {
 					t.Fatal(err)
 				}
 				apply(t, fullConfig())
@@ -236,14 +257,18 @@ func failing(t *testing.T, names ...string) {
 
 func TestFailureLeavesTheStateBefore(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b Backend) {
-		sh(t, script(foreignRules, b))
+		foreign(t, b)
 		apply(t, listedConfig())
-		sh(t, script("%[1]s-%[2]s -t nat -A OUTPUT -o eth8 -j RETURN\n", b)) // behind ours, and must stay there
+		if b == Native {
+			istio(t, NFT) // without these nothing of it can fail
+		} else {
+			sh(t, script("%[1]s-%[2]s -t nat -A OUTPUT -o eth8 -j RETURN\n", b)) // behind ours, and must stay there
+		}
 		earlier := saved(t)
 
 		failing(t, "ip6tables-nft-restore", "ip6tables-legacy-restore")
 		c := fullConfig()
-		c.DropInvalid = true
+		c.DropInvalid, c.Backend = true, b
 		err := Apply(t.Context(), c, quiet())
 		if err == nil || !strings.Contains(err.Error(), "xt_REDIRECT") || !strings.Contains(err.Error(), "IPv6") {
 			t.Errorf("error does not name what failed and what helps: %v", err)
@@ -257,8 +282,10 @@ func TestFailureLeavesTheStateBefore(t *testing.T) {
 func TestFailureInAnEmptyPod(t *testing.T) {
 	newPod(t)
 	before := saved(t)
-	failing(t, "ip6tables-nft-restore", "ip6tables-legacy-restore")
-	if err := Apply(t.Context(), fullConfig(), quiet()); err == nil {
+	failing(t, "ip6tables-nft-restore")
+	c := fullConfig()
+	c.Backend = NFT
+	if err := Apply(t.Context(), c, quiet()); err == nil {
 		t.Fatal("no error")
 	}
 	if d := cmp.Diff(before, saved(t)); d != "" {
@@ -273,6 +300,10 @@ func TestTheOtherBackendIsTried(t *testing.T) {
 	c := fullConfig()
 	apply(t, c)
 	inForce(t, c, Legacy)
+	clean(t)
+	failing(t, "ip6tables-legacy-restore")
+	apply(t, c)
+	inForce(t, c, Native)
 }
 
 // A kernel rule that fails in a later table puts the earlier tables back.
@@ -280,20 +311,19 @@ func TestFailureInALaterTable(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b Backend) {
 		apply(t, listedConfig())
 		before := saved(t)
-		states, err := look(t.Context(), quiet())()
+		holders, err := look(t.Context(), quiet())()
 		if err != nil {
 			t.Fatal(err)
 		}
-		broken := wanted(Rules(fullConfig()), IPv4)
-		nat := broken.find(NAT)
-		nat.rules[len(nat.rules)-1].spec = "-j ISTIO_NOWHERE"
-		change := transition{states: states, ipv6: true, log: quiet()}
-		for i, s := range states {
-			if s.backend == b {
-				change.want(i, broken)
+		inNAT := Rule{Family: Both, Table: NAT, Chain: outbound, Match: Match{Proto: TCP}, Target: tproxy(1, 1), Why: "impossible"}
+		change := transition{holders: holders, ipv6: true, log: quiet()}
+		for i, h := range holders {
+			if there, _ := h.place(); there == b {
+				change.want(i, desireRules(append(Rules(fullConfig()), inNAT)))
 			}
 		}
-		if err := change.make(t.Context()); err == nil || !strings.Contains(err.Error(), "ISTIO_NOWHERE") {
+		err = change.make(t.Context())
+		if err == nil || b != Legacy && !strings.Contains(err.Error(), "impossible") { // legacy blames the COMMIT
 			t.Errorf("error does not name the rule: %v", err)
 		}
 		if d := cmp.Diff(before, saved(t)); d != "" {
@@ -336,15 +366,18 @@ func TestMissingBinaries(t *testing.T) {
 	v4only.IPv6 = false
 	forced := v4only
 	forced.Backend = Legacy
+	forcedV6 := listedConfig()
+	forcedV6.Backend = NFT
 	for _, tt := range []struct {
 		name   string
 		tools  []string
 		config Config
 		want   string // in the error; none: it works
 	}{
-		{"nothing", nil, v4only, "install iptables"},
+		{"nothing", nil, listedConfig(), ""},
 		{"no IPv6 binaries, no IPv6", []string{"iptables-nft-save", "iptables-nft-restore"}, v4only, ""},
-		{"no IPv6 binaries, IPv6", []string{"iptables-nft-save", "iptables-nft-restore"}, listedConfig(), "no iptables back end for IPv4 and IPv6"},
+		{"no IPv6 binaries, IPv6", []string{"iptables-nft-save", "iptables-nft-restore"}, listedConfig(), ""},
+		{"no IPv6 binaries, IPv6, forced", []string{"iptables-nft-save", "iptables-nft-restore"}, forcedV6, "no iptables back end for IPv4 and IPv6"},
 		{"plain", []string{"iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"}, listedConfig(), ""},
 		{"not the forced one", []string{"iptables-nft-save", "iptables-nft-restore"}, forced, "legacy wanted"},
 	} {

@@ -115,15 +115,11 @@ func (o *captureOptions) run(ctx context.Context, stdout io.Writer, log *slog.Lo
 	return nil
 }
 
-// print writes what iptables-restore and ip6tables-restore would be given in a pod
-// without rules, and as comments what is done by no rule, to w and to the file that
+// print writes what iptables-restore and ip6tables-restore, or nft, would be given in a
+// pod without rules, and as comments what is done by no rule, to w and to the file that
 // DRY_RUN_FILE_PATH names.
 func (o *captureOptions) print(w io.Writer) error {
-	rules := iptables.Rules(o.config)
-	text := "# iptables-restore --noflush\n" + string(iptables.Render(rules, iptables.IPv4))
-	if o.config.IPv6 {
-		text += "# ip6tables-restore --noflush\n" + string(iptables.Render(rules, iptables.IPv6))
-	}
+	text := o.script()
 	for _, command := range iptables.Commands(o.config) {
 		text += "# " + command + "\n"
 	}
@@ -134,6 +130,19 @@ func (o *captureOptions) print(w io.Writer) error {
 	}
 	_, err := io.WriteString(w, text)
 	return err
+}
+
+// script returns the rules as the programs take them that a person would use.
+func (o *captureOptions) script() string {
+	rules := iptables.Rules(o.config)
+	if o.config.Backend == iptables.Native {
+		return "# nft -f -\n" + string(iptables.RenderNative(rules))
+	}
+	text := "# iptables-restore --noflush\n" + string(iptables.Render(rules, iptables.IPv4))
+	if o.config.IPv6 {
+		text += "# ip6tables-restore --noflush\n" + string(iptables.Render(rules, iptables.IPv6))
+	}
+	return text
 }
 
 // captureHost is what the rules depend on besides flags and environment.

@@ -87,7 +87,8 @@ func captureSwitches() []captureSetting {
 		{env: []string{"ISTIO_META_DNS_AUTO_ALLOCATE"}, boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.autoAllocate })},
 		{flag: "drop-invalid", env: []string{"DROP_INVALID", "INVALID_DROP"}, doc: "drop packets that conntrack calls INVALID", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.config.DropInvalid })},
 		{flag: "dual-stack", env: []string{"DUAL_STACK", "ISTIO_DUAL_STACK"}, def: "true", doc: "capture IPv6, too, when the pod's first address is IPv4", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.dualStack })},
-		{flag: "force-iptables-binary", env: []string{"FORCE_IPTABLES_BINARY"}, doc: "legacy or nft (default: where rules are already, else what works)", set: setBackend},
+		{flag: "force-iptables-binary", env: []string{"FORCE_IPTABLES_BINARY"}, doc: "legacy or nft (default: where rules are already, else what is installed, else as --native-nftables)", set: setBackend},
+		{flag: "native-nftables", env: []string{"NATIVE_NFTABLES"}, doc: "write the rules by nf_tables itself, without iptables or nft", boolean: true, set: setNative},
 		{flag: "dry-run", short: "n", env: []string{"DRY_RUN"}, doc: "print the rules, change nothing; needs no privilege", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.dryRun })},
 		{flag: cleanupFlag, env: []string{"CLEANUP_ONLY"}, doc: "remove all rules instead", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.cleanup })},
 		{flag: "skip-rule-apply", env: []string{"SKIP_RULE_APPLY"}, doc: "check the settings only", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.skipApply })},
@@ -107,7 +108,6 @@ func captureModes() []captureSetting {
 			return err
 		}},
 		{flag: "probe-timeout", env: []string{"PROBE_TIMEOUT"}, def: "5s", doc: "how long --run-validation tries", set: setProbeTimeout},
-		{flag: "native-nftables", env: []string{"NATIVE_NFTABLES"}, boolean: true, always: true, doc: "not supported", set: refuse("use --force-iptables-binary=nft for nf_tables through iptables")},
 		{flag: "network-namespace", env: []string{"NETWORK_NAMESPACE"}, always: true, doc: "work in the network namespace of this file, for example /proc/PID/ns/net", set: func(o *captureOptions, v string) error { o.namespace = v; return nil }},
 		{flag: "cni-mode", env: []string{"CNI_MODE"}, boolean: true, always: true, doc: "this is not the pod's container: its resolv.conf and the node's xtables lock do not count; with --network-namespace", set: toggle(func(o *captureOptions) *bool { return &o.cniMode })},
 	}

@@ -210,7 +210,7 @@ func TestCaptureRefuses(t *testing.T) {
 		{name: "TPROXY without a mark", args: []string{"-m", "TPROXY", "-t", "0", "-r", "254"}, usage: true, want: []string{"TPROXY mark 0: want 1 to 4294967294", "TPROXY route table 254: want 1 to 4294967295, but not 253 to 255"}},
 		{name: "TPROXY with the last mark", args: []string{"-m", "TPROXY", "-t", "4294967295", "-r", "0"}, usage: true, want: []string{"TPROXY mark 4294967295", "TPROXY route table 0"}},
 		{name: "no numbers", args: []string{"-t", "4294967296", "-r", "main"}, usage: true, want: []string{`flag --istio-inbound-tproxy-mark: "4294967296": want a number`, `flag --istio-inbound-tproxy-route-table: "main"`}},
-		{name: "nftables", args: []string{"--native-nftables"}, want: []string{"flag --native-nftables", "--force-iptables-binary=nft"}},
+		{name: "two back ends", environ: []string{"FORCE_IPTABLES_BINARY=nft"}, args: []string{"--native-nftables"}, usage: true, want: []string{"flag --native-nftables", "contradicts --force-iptables-binary=nft"}},
 		{name: "validation of nothing", args: []string{"--run-validation", "-n"}, usage: true, want: []string{"flag --run-validation", "--skip-rule-apply"}},
 		{name: "validation", args: []string{"--run-validation", "--probe-timeout", "0s", "--iptables-probe-port", "65536"}, usage: true, want: []string{`flag --probe-timeout: "0s"`, `flag --iptables-probe-port: port "65536"`}},
 		{name: "CNI, where?", environ: []string{"CNI_MODE=true"}, usage: true, want: []string{"flag --cni-mode", "--network-namespace"}},
@@ -299,6 +299,25 @@ func TestCaptureDryRun(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v: %s", binary, err, out)
 		}
+	}
+}
+
+func TestCaptureDryRunOfNFTables(t *testing.T) {
+	p := capture{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n"}
+	stdout, stderr, err := p.run(t, "-n", "--native-nftables", "--redirect-dns", "-i", "*", "-b", "*", "-d", "15090,15021")
+	if err != nil || stderr != "" || !strings.HasPrefix(stdout, "# nft -f -\n") {
+		t.Fatal(err, stderr, stdout)
+	}
+	ownNamespace(t)
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(stdout)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v: %s", err, out)
+	}
+	// What it says is what the command itself does.
+	_, stderr, err = p.run(t, "--native-nftables", "--redirect-dns", "-i", "*", "-b", "*", "-d", "15090,15021")
+	if err != nil || strings.Contains(stderr, "changed capture rules") {
+		t.Error(err, stderr)
 	}
 }
 

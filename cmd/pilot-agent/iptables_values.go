@@ -49,16 +49,6 @@ func toggle(field func(*captureOptions) *bool) setCapture {
 	}
 }
 
-func refuse(remedy string) setCapture {
-	return func(o *captureOptions, v string) error {
-		var on bool
-		if err := toggle(func(*captureOptions) *bool { return &on })(o, v); err != nil || !on {
-			return err
-		}
-		return &unsupportedError{v, remedy}
-	}
-}
-
 func number(field func(*iptables.Config) *uint32) setCapture {
 	return func(o *captureOptions, v string) error {
 		n, err := strconv.ParseUint(v, 0, 32)
@@ -121,6 +111,19 @@ func setBackend(o *captureOptions, v string) error {
 		return nil
 	}
 	return fmt.Errorf("%q: want %s or %s", v, iptables.Legacy, iptables.NFT)
+}
+
+// setNative comes after setBackend.
+func setNative(o *captureOptions, v string) error {
+	var native bool
+	if err := toggle(func(*captureOptions) *bool { return &native })(o, v); err != nil || !native {
+		return err
+	}
+	if b := o.config.Backend; b != iptables.Auto {
+		return fmt.Errorf("%q contradicts --force-iptables-binary=%s: leave one of them out", v, b)
+	}
+	o.config.Backend = iptables.Native
+	return nil
 }
 
 // noIDs says that the proxy is not known by its user, or not by its group: another

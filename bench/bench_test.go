@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -68,37 +66,6 @@ func TestStaticBootstrap(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, staticBootstrap(t, dump)); diff != "" {
 		t.Error(diff)
-	}
-}
-
-// TestIsolated demands that a section cleans up, last first, however it ends.
-func TestIsolated(t *testing.T) {
-	interrupted, interrupt := context.WithCancel(t.Context())
-	blocked := make(chan struct{})
-	defer close(blocked)
-	for name, section := range map[string]func(r *run){
-		"done":        func(*run) {},
-		"failed":      func(r *run) { r.Fatalf("no luck") },
-		"panic":       func(*run) { panic(errors.New("a fault")) },
-		"interrupted": func(*run) { interrupt(); <-blocked },
-	} {
-		ctx := t.Context()
-		if name == "interrupted" {
-			ctx = interrupted
-		}
-		var order []string
-		_, err := isolated(ctx, func(r *run) []result {
-			r.Cleanup(func() { order = append(order, "first") })
-			r.Cleanup(func() { order = append(order, "second") })
-			section(r)
-			return nil
-		})
-		if diff := cmp.Diff([]string{"second", "first"}, order); diff != "" {
-			t.Errorf("%s: clean-up order: %s", name, diff)
-		}
-		if (err == nil) != (name == "done") {
-			t.Errorf("%s: error %v", name, err)
-		}
 	}
 }
 

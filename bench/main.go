@@ -81,7 +81,11 @@ func main() {
 		if !s.wants(section.name) {
 			continue
 		}
-		results, err := isolated(ctx, func(t *run) []result { return section.measure(t, s) })
+		var results []result
+		err := lab.Program(ctx, os.Stderr, func(t lab.T) error {
+			results = section.measure(t, s)
+			return nil
+		})
 		if err == nil {
 			err = writeJSON(s.out, section.name, results)
 		}
@@ -90,7 +94,7 @@ func main() {
 			failed = true
 		}
 		if ctx.Err() != nil {
-			break
+			break // and what was interrupted may not have ended
 		}
 		all = append(all, results...)
 	}

@@ -10,7 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -80,7 +80,7 @@ func (p *slotPod) start(t lab.T, slot int, image lab.Image) *generation {
 		t.Fatalf("%v", err)
 	}
 	g := &generation{slot: s, agent: s.Agent()}
-	name, err := controlSocket(g.agent.PID())
+	name, err := agent.ControlName(strconv.Itoa(g.agent.PID()))
 	if err != nil {
 		t.Fatalf("find the agent's control socket: %v", err)
 	}
@@ -89,12 +89,6 @@ func (p *slotPod) start(t lab.T, slot int, image lab.Image) *generation {
 	}}
 	t.Cleanup(g.client.CloseIdleConnections)
 	return g
-}
-
-// controlSocket is the abstract name that the agent of a mount namespace has.
-func controlSocket(pid int) (string, error) {
-	mount, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-	return "@understudy-" + strings.Trim(strings.TrimPrefix(mount, "mnt:"), "[]"), err
 }
 
 // get asks the generation itself.

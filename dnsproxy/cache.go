@@ -33,7 +33,6 @@ type cache struct {
 	seed   maphash.Seed
 	log    *slog.Logger
 
-	hits, misses          atomic.Uint64
 	prefetches, failed    atomic.Uint64 // entries asked for before their end; kept failures given
 	renewals              chan struct{} // one slot for each question that no query waits for
 	looped                atomic.Int64  // when a question last came back (see outage.clock)
@@ -113,7 +112,6 @@ func (h *cache) kept(q *query, dst []byte, e *entry) (answer, bool) {
 	age := e.age(h.now())
 	switch {
 	case age < e.ttl:
-		h.hits.Add(1)
 		if e.hot(age) {
 			h.prefetch(q, e)
 		}
@@ -179,11 +177,9 @@ func (h *cache) ask(ctx context.Context, q *query, key string) answer {
 		// Another flight may have landed since fast looked.
 		if e, _ := h.find([]byte(key)); e != nil {
 			if age := e.age(h.now()); age < e.ttl {
-				h.hits.Add(1)
 				return e.append(nil, age), nil
 			}
 		}
-		h.misses.Add(1)
 		return h.fetch(ctx, q, key), nil
 	})
 	return owned(v.(answer), shared)

@@ -50,7 +50,7 @@ func send(server netip.AddrPort, request []byte) (datagram, error) {
 		unix.Close(fd)
 		return datagram{}, fmt.Errorf("ask %s: %w", server, os.NewSyscallError("connect", err))
 	}
-	d := datagram{File: os.NewFile(uintptr(fd), ""), server: server, request: request}
+	d := datagram{File: os.NewFile(uintptr(fd), "udp"), server: server, request: request}
 	if _, err := d.Write(request); err != nil {
 		d.Close()
 		return datagram{}, fmt.Errorf("ask %s: %w", server, err)

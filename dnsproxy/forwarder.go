@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -24,6 +25,10 @@ const (
 	// minTries is how many tries, one after the other, must fit into the
 	// time that a query has, if there may be so many.
 	minTries = 2
+
+	// maxKnown is how many servers may be known before those that
+	// resolv.conf has no more are forgotten: each is a handful of metrics.
+	maxKnown = 16
 )
 
 var (
@@ -228,6 +233,9 @@ func (f *forwarder) adopt(conf ResolvConf) plan {
 	}
 	if len(p.servers) == 0 {
 		f.log.Warn("no dns upstream: names outside the mesh get SERVFAIL", "file", f.conf.path)
+	}
+	if len(f.known) > maxKnown {
+		maps.DeleteFunc(f.known, func(_ netip.AddrPort, u *upstream) bool { return !slices.Contains(p.servers, u) })
 	}
 	return p
 }

@@ -30,8 +30,8 @@ type CacheEntry struct {
 // first, and then the failures. It changes nothing.
 func (s *Server) Cached() []CacheEntry { return s.cache.list() }
 
-// Upstreams returns what is known of every server that was ever configured,
-// sorted by address.
+// Upstreams returns what is known of every server that resolv.conf has or had,
+// sorted by address. Those that it has no more are forgotten when they are many.
 func (s *Server) Upstreams() []UpstreamStats { return s.forwarder.upstreams() }
 
 func (h *cache) list() []CacheEntry {

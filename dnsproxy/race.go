@@ -223,7 +223,7 @@ func (r *race) drop(t *try) {
 func (r *race) overtaken(winner *try) {
 	for _, t := range r.running {
 		if t.u != winner.u && winner.sent.Sub(t.sent) >= minPatience {
-			was, is := t.u.overtaken(fmt.Errorf("ask %s: %s answered first", t.u.addr, winner.u.addr))
+			was, is := t.u.overtaken(r.f.now(), fmt.Errorf("ask %s: %s answered first", t.u.addr, winner.u.addr))
 			r.f.reckon(was, is)
 		}
 	}

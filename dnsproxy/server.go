@@ -106,7 +106,6 @@ func (s *Server) Table() *Table { return s.tables.current.Load() }
 func (s *Server) Stats() Stats {
 	st := s.counters.snapshot()
 	st.Inflight = len(s.inflight)
-	st.Cache.Hits, st.Cache.Misses = s.cache.hits.Load(), s.cache.misses.Load()
 	st.Cache.Prefetches, st.Cache.Failures = s.cache.prefetches.Load(), s.cache.failed.Load()
 	st.Cache.Entries, st.Cache.Bytes = s.cache.usage()
 	st.Upstreams = s.forwarder.upstreams()

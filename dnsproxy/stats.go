@@ -2,7 +2,6 @@ package dnsproxy
 
 import (
 	"net/netip"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -16,34 +15,36 @@ type Stats struct {
 	Refused   uint64            // SERVFAIL because MaxInflight queries were waiting
 	BySource  map[string]uint64 // Source names
 	ByType    map[string]uint64 // query types; the rare ones as "other"
-	ByRcode   map[string]uint64 // RCODE names
+	ByRcode   map[string]uint64 // RCODE names; those without one as "other"
 	UDP, TCP  uint64            // messages that got a reply, by transport
 	TCPOpen   int64             // connections now
 	TCPCut    uint64            // connections refused or closed to make room
 	Inflight  int               // queries that wait for an upstream now
 	TableSize int               // names
 	Cache     CacheStats
-	Upstreams []UpstreamStats // every server that was ever configured, sorted
+	Upstreams []UpstreamStats // see Server.Upstreams
 }
 
 // CacheStats is the cache's part of Stats.
 type CacheStats struct {
-	Entries      int
-	Bytes        int64 // the entries' estimated size
-	Hits, Misses uint64
-	Prefetches   uint64 // entries asked for again before their end, because they are hot
-	Failures     uint64 // queries answered from a failure of just before
+	Entries    int
+	Bytes      int64  // the entries' estimated size
+	Hits       uint64 // queries answered with an entry within its TTL
+	Misses     uint64 // the others that the table did not answer: upstream, stale, failure
+	Prefetches uint64 // entries asked for again before their end, because they are hot
+	Failures   uint64 // queries answered from a failure of just before
 }
 
 // UpstreamStats is what is known of one server.
 type UpstreamStats struct {
 	Server   netip.AddrPort `json:"server"`
-	State    string         `json:"state"`           // healthy, slow, failing
-	Error    string         `json:"error,omitempty"` // why it is failing
-	InUse    bool           `json:"inUse"`           // resolv.conf has it now
-	Requests uint64         `json:"requests"`        // tries
-	Failures uint64         `json:"failures"`        // tries that ended without an answer
-	Hedges   uint64         `json:"hedges"`          // tries begun because another one took long
+	State    string         `json:"state"`            // healthy, slow, failing
+	Error    string         `json:"error,omitempty"`  // of the last try that failed or was overtaken
+	ErrorAt  time.Time      `json:"errorAt,omitzero"` // when that was
+	InUse    bool           `json:"inUse"`            // resolv.conf has it now
+	Requests uint64         `json:"requests"`         // tries
+	Failures uint64         `json:"failures"`         // tries that ended without an answer
+	Hedges   uint64         `json:"hedges"`           // tries begun because another one took long
 
 	// Overtaken is tries called off because a server that was asked later
 	// had answered.
@@ -119,6 +120,9 @@ func (c *counters) snapshot() Stats {
 		s.BySource[Source(i).String()] = n
 		s.Requests += n
 	}
+	load := func(source Source) uint64 { return s.BySource[source.String()] }
+	s.Cache.Hits = load(SourceCache)
+	s.Cache.Misses = load(SourceUpstream) + load(SourceStale) + load(SourceFailure)
 	for i := range c.byType {
 		name := "other"
 		if i < len(countedTypes) {
@@ -127,13 +131,14 @@ func (c *counters) snapshot() Stats {
 		s.ByType[name] = c.byType[i].Load()
 	}
 	for i := range c.byRcode {
-		name := strconv.Itoa(i)
-		if text, ok := dns.RcodeToString[i]; ok && i != rcodeBadVers {
-			name = text
-		} else if i == rcodeBadVers {
+		name, ok := dns.RcodeToString[i]
+		switch {
+		case i == rcodeBadVers: // which has another name besides
 			name = "BADVERS"
+		case !ok:
+			name = "other"
 		}
-		s.ByRcode[name] = c.byRcode[i].Load()
+		s.ByRcode[name] += c.byRcode[i].Load()
 	}
 	return s
 }

@@ -65,7 +65,8 @@ type upstream struct {
 	last     time.Time // when it was last asked
 	answered time.Time // when it last answered
 	rtt      smoothed
-	err      error
+	err      error // the last one
+	erred    time.Time
 	stats    UpstreamStats
 }
 
@@ -110,10 +111,11 @@ func (u *upstream) done(began time.Time, rtt time.Duration, err error) (was, is 
 	was = u.state
 	if err != nil {
 		u.stats.Failures++
+		u.err, u.erred = err, began.Add(rtt)
 		if began.Before(u.answered) {
 			return was, was
 		}
-		u.slows, u.err = 0, err
+		u.slows = 0
 		if u.failures++; u.failures >= failingAfter {
 			u.become(failing, "error", err)
 		}
@@ -141,12 +143,12 @@ func (u *upstream) done(began time.Time, rtt time.Duration, err error) (was, is 
 
 // overtaken counts a try that was called off because another server answered
 // that was asked later.
-func (u *upstream) overtaken(err error) (was, is health) {
+func (u *upstream) overtaken(at time.Time, err error) (was, is health) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	was = u.state
 	u.stats.Overtaken++
-	u.err = err
+	u.err, u.erred = err, at
 	if u.overs++; u.overs >= overtakenAfter {
 		u.become(failing, "error", err)
 	}
@@ -202,8 +204,8 @@ func (u *upstream) snapshot() UpstreamStats {
 	s := u.stats
 	s.Server, s.State = u.addr, u.state.String()
 	s.RTT, s.Patience = u.rtt.mean, u.rtt.patience()
-	if u.err != nil && u.state == failing {
-		s.Error = u.err.Error()
+	if u.err != nil {
+		s.Error, s.ErrorAt = u.err.Error(), u.erred
 	}
 	return s
 }

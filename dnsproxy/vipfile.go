@@ -18,7 +18,7 @@ const (
 	vipFileVersion = 1
 
 	// maxVIPFile bounds what is read: 65,024 hosts with the longest names
-	// are 19 MB.
+	// are 21 MB.
 	maxVIPFile = 24 << 20
 
 	// setAside is appended to the name of a file that cannot be used.
@@ -32,6 +32,10 @@ type vipFile struct {
 	Base     netip.Prefix        `json:"base"`
 	Assigned map[string]uint32   `json:"assigned"`
 	Freed    map[string]vipFreed `json:"freed,omitempty"`
+
+	// Since is when each index was assigned, in Unix seconds. By index, as
+	// it is there for people only, and names may be long.
+	Since map[uint32]int64 `json:"since,omitempty"`
 }
 
 type vipFreed struct {
@@ -109,6 +113,11 @@ func (v *VIPs) decode(data []byte) (allocation, error) {
 		}
 		a.freed[h] = freed{f.Index, at}
 	}
+	for _, index := range a.assigned {
+		if at := file.Since[index]; at > 0 {
+			a.since[index] = min(at, now.Unix())
+		}
+	}
 	return a, v.index(a)
 }
 
@@ -151,7 +160,7 @@ func (v *VIPs) write() error {
 }
 
 func (v *VIPs) encode() ([]byte, error) {
-	file := vipFile{Version: vipFileVersion, Base: v.config.V4, Assigned: v.assigned, Freed: make(map[string]vipFreed, len(v.freed))}
+	file := vipFile{Version: vipFileVersion, Base: v.config.V4, Assigned: v.assigned, Since: v.since, Freed: make(map[string]vipFreed, len(v.freed))}
 	for h, f := range v.freed {
 		file.Freed[h] = vipFreed{Index: f.index, At: f.at.UTC().Round(0)}
 	}

@@ -54,12 +54,13 @@ type VIPs struct {
 // allocation says who has what.
 type allocation struct {
 	assigned map[string]uint32
+	since    map[uint32]int64  // when assigned, in Unix seconds; not of what an earlier release assigned
 	freed    map[string]freed  // hosts that left, until another needs the index
 	owner    map[uint32]string // of every index in assigned or freed
 }
 
 func newAllocation() allocation {
-	return allocation{assigned: map[string]uint32{}, freed: map[string]freed{}, owner: map[uint32]string{}}
+	return allocation{assigned: map[string]uint32{}, since: map[uint32]int64{}, freed: map[string]freed{}, owner: map[uint32]string{}}
 }
 
 // freed is the index that a host had, and when it left.
@@ -70,12 +71,12 @@ type freed struct {
 
 // VIPStats is a snapshot of the pool.
 type VIPStats struct {
-	Capacity    int    // addresses that can be given
-	Assigned    int    // given now
-	Quarantined int    // freed, and not yet for others
-	Pending     int    // hosts that got none at the last Assign
-	Exhausted   uint64 // times a host got none
-	WriteErrors uint64 // times the file could not be written
+	Capacity    int    `json:"capacity"`    // addresses that can be given
+	Assigned    int    `json:"assigned"`    // given now
+	Quarantined int    `json:"quarantined"` // freed, and not yet for others
+	Pending     int    `json:"pending"`     // hosts that got none at the last Assign
+	Exhausted   uint64 `json:"exhausted"`   // times a host got none
+	WriteErrors uint64 `json:"writeErrors"` // times the file could not be written
 }
 
 // OpenVIPs reads the file, if there is one. A file that is not ours or is
@@ -142,6 +143,7 @@ func (v *VIPs) free(wanted map[string]struct{}) {
 	for h, index := range v.assigned {
 		if _, ok := wanted[h]; !ok {
 			delete(v.assigned, h)
+			delete(v.since, index)
 			v.freed[h] = freed{index, now}
 			v.unsaved = true
 		}
@@ -152,6 +154,7 @@ func (v *VIPs) free(wanted map[string]struct{}) {
 // those that had one before. They are sorted, so that the order in which files
 // are read changes nothing.
 func (v *VIPs) arrivals(wanted map[string]struct{}) []string {
+	now := v.config.Now().Unix()
 	var fresh []string
 	for h := range wanted {
 		if _, ok := v.assigned[h]; ok {
@@ -160,6 +163,7 @@ func (v *VIPs) arrivals(wanted map[string]struct{}) []string {
 		if f, ok := v.freed[h]; ok {
 			delete(v.freed, h)
 			v.assigned[h] = f.index
+			v.since[f.index] = now
 			v.unsaved = true
 			continue
 		}
@@ -214,6 +218,7 @@ func (v *VIPs) take(h string, index uint32, now time.Time) bool {
 		delete(v.freed, last)
 	}
 	v.assigned[h] = index
+	v.since[index] = now.Unix()
 	v.owner[index] = h
 	v.unsaved = true
 	return true

@@ -32,6 +32,9 @@ func (v *VIPs) Import(data []byte) (changed bool, err error) {
 	for h, index := range v.assigned {
 		if a.admits(h, index) {
 			a.assigned[h] = index
+			if at, ok := v.since[index]; ok {
+				a.since[index] = at
+			}
 		}
 	}
 	for h, f := range v.freed {
@@ -60,6 +63,7 @@ func (a allocation) admits(h string, index uint32) bool {
 	return true
 }
 
+// equal compares who has what; since when makes no difference to anybody.
 func (a allocation) equal(b allocation) bool {
 	return maps.Equal(a.assigned, b.assigned) && maps.EqualFunc(a.freed, b.freed, func(f, g freed) bool {
 		return f.index == g.index && f.at.Equal(g.at)

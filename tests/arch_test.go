@@ -75,7 +75,8 @@ var layers = []layer{
 		outside: []string{"github.com/spf13", "sigs.k8s.io/yaml", "golang.org/x/sys"}},
 	{path: "pkg/agent", module: []string{"pkg", "iptables", "dnsproxy", "hotrestart", "bootstrap"},
 		outside: []string{"golang.org/x/sys", "google.golang.org/protobuf"}, // protobuf: the wire format of what a successor is told
-		tests:   grpcTypes},                                                 // for an Envoy that is none
+		// grpc: for an Envoy that is none; dns and prometheus: a client, a server and a scrape.
+		tests: append([]string{"github.com/miekg/dns", "github.com/prometheus"}, grpcTypes...)},
 
 	{path: "iptables", outside: []string{"github.com/coreos/go-iptables", "github.com/google/nftables", "github.com/vishvananda/netlink", "golang.org/x/sys"}},
 	{path: "dnsproxy", outside: []string{"github.com/miekg/dns", "github.com/hashicorp/golang-lru/v2", "golang.org/x/net", "golang.org/x/sys"}},

@@ -47,7 +47,7 @@ func codeBlocks(t *testing.T, document string) []block {
 }
 
 func TestReadmeOrder(t *testing.T) {
-	want := []string{"Understudy", "The 60-second demo", "The tests", "A first pod", "Five words", "Hot upgrade", "What it is not", "Supported versions", "Trouble"}
+	want := []string{"Understudy", "The 60-second demo", "The tests", "A first pod", "Five words", "Hot upgrade", "DNS", "What it is not", "Supported versions", "Trouble"}
 	if got := headings(t, "README.md"); !slices.Equal(got, want) {
 		t.Errorf("README.md has the sections %q, want %q", got, want)
 	}
@@ -196,6 +196,47 @@ func shownCommands(t *testing.T) []agentCommand {
 		}
 	}
 	return commands
+}
+
+// TestDefaultsInReadme compares each row `SETTING` | `default` with the reference of all settings.
+func TestDefaultsInReadme(t *testing.T) {
+	reference := readRepoFile(t, "docs/settings.md")
+	for _, document := range []string{"README.md", "README.zh.md"} {
+		rows := regexp.MustCompile("(?m)^\\| `([A-Z_]+)` \\| (`[^`]+`) \\|").FindAllStringSubmatch(readRepoFile(t, document), -1)
+		if len(rows) < 7 {
+			t.Errorf("%s: %d settings with a default: the test no longer sees them", document, len(rows))
+		}
+		for _, row := range rows {
+			known := regexp.MustCompile("(?m)^\\| [^|]+ \\| [^|]+ \\| " + regexp.QuoteMeta(row[2]) + " \\|.*`" + row[1] + "`")
+			if !known.MatchString(reference) {
+				t.Errorf("%s: %s with the default %s is not in docs/settings.md", document, row[1], row[2])
+			}
+		}
+	}
+}
+
+// TestMetricsInReadme looks for each metric that is named in what makes the agent's metrics.
+func TestMetricsInReadme(t *testing.T) {
+	var sources string
+	for _, p := range listPackages(t) {
+		if p.short() != "pkg/agent" {
+			continue
+		}
+		for _, file := range p.GoFiles {
+			sources += readRepoFile(t, filepath.Join("pkg/agent", file))
+		}
+	}
+	for _, document := range []string{"README.md", "README.zh.md"} {
+		found := regexp.MustCompile(`istio_agent_([a-z_]+)`).FindAllStringSubmatch(readRepoFile(t, document), -1)
+		if len(found) < 20 {
+			t.Errorf("%s: %d metrics: the test no longer sees them", document, len(found))
+		}
+		for _, metric := range found {
+			if !strings.Contains(sources, `"`+metric[1]+`"`) {
+				t.Errorf("%s: the agent has no metric %s", document, metric[0])
+			}
+		}
+	}
 }
 
 func TestLinksLeadSomewhere(t *testing.T) {

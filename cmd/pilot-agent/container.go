@@ -19,9 +19,6 @@ import (
 )
 
 const (
-	// controlPrefix begins the name of every agent's control socket, see package agent;
-	// the id of the agent's mount namespace follows.
-	controlPrefix = "@understudy-"
 	// agentPatience is how long a command that is run once looks for an agent that may
 	// only just be starting; one binds its control socket before all else.
 	agentPatience = 5 * time.Second
@@ -90,11 +87,10 @@ func foreignPorts(dirs []string, unixSockets string) error {
 // otherAgent finds the control socket of an agent of another mount namespace in a file
 // of the form of /proc/net/unix (proc_net(5)); "" is none.
 func otherAgent(unixSockets string) (string, error) {
-	own, err := os.Readlink("/proc/self/ns/mnt")
+	own, err := agent.ControlName("self")
 	if err != nil {
 		return "", err
 	}
-	own = controlPrefix + strings.TrimSuffix(strings.TrimPrefix(own, "mnt:["), "]")
 	f, err := os.Open(unixSockets)
 	if err != nil {
 		return "", err
@@ -103,7 +99,7 @@ func otherAgent(unixSockets string) (string, error) {
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		name := lines.Text()[strings.LastIndexByte(lines.Text(), ' ')+1:]
-		if strings.HasPrefix(name, controlPrefix) && name != own {
+		if strings.HasPrefix(name, agent.ControlPrefix) && name != own {
 			return name, nil
 		}
 	}

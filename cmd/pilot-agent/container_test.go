@@ -35,7 +35,7 @@ type fakeAgent struct {
 	replies map[string]reply // by path; any other path is a 404
 	absent  error            // of every request, before started
 	started time.Time        // zero is never
-	asked   []string         // "METHOD path body"
+	asked   []string         // "METHOD path?query body"
 }
 
 func (f *fakeAgent) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -43,7 +43,7 @@ func (f *fakeAgent) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.asked = append(f.asked, strings.TrimSpace(fmt.Sprint(r.Method, " ", r.URL.Path, " ", string(body))))
+	f.asked = append(f.asked, strings.TrimSpace(fmt.Sprint(r.Method, " ", r.URL.RequestURI(), " ", string(body))))
 	if f.absent != nil && (f.started.IsZero() || time.Now().Before(f.started)) {
 		return nil, f.absent
 	}
@@ -58,6 +58,11 @@ func (f *fakeAgent) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func (f *fakeAgent) client() *http.Client { return &http.Client{Transport: f} }
+
+// byPort has an agent at each address.
+type byPort map[string]*fakeAgent
+
+func (p byPort) RoundTrip(r *http.Request) (*http.Response, error) { return p[r.URL.Host].RoundTrip(r) }
 
 // fakePod is a container of a pod with an agent of its own and somebody at the ports.
 type fakePod struct {
@@ -103,8 +108,8 @@ func TestForeignPorts(t *testing.T) {
 		{"one container", []string{dir + "/none"}, head + line("/run/x.sock") + line("@other"), ""},
 		{"no sockets", nil, head, ""},
 		{"a hand-off directory", []string{dir + "/none", dir}, head, "there is a hand-off directory, " + dir},
-		{"its own agent", nil, head + line(controlPrefix+own), ""},
-		{"another container's agent", nil, head + line(controlPrefix+own) + line(controlPrefix+"1"), "the socket @understudy-1"},
+		{"its own agent", nil, head + line(agent.ControlPrefix+own), ""},
+		{"another container's agent", nil, head + line(agent.ControlPrefix+own) + line(agent.ControlPrefix+"1"), "the socket @understudy-1"},
 		{"a socket without a name", nil, head + "0000000000000000: 00000003 00000000 00000000 0001 03 31338\n", ""},
 		{"it cannot be told", nil, "", "cannot be found out"},
 	} {
@@ -205,7 +210,7 @@ func beContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("unix", controlPrefix+strings.Trim(strings.TrimPrefix(mount, "mnt:"), "[]"))
+	l, err := net.Listen("unix", agent.ControlPrefix+strings.Trim(strings.TrimPrefix(mount, "mnt:"), "[]"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,6 +222,9 @@ func beContainer(t *testing.T) {
 	mux.HandleFunc(agent.ControlUpgrade, func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(agent.UpgradeStatus{Off: "no hand-off directory"})
 	})
+	for page, answer := range dnsAnswers {
+		mux.HandleFunc(agent.ControlStatus+page, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, answer.page) })
+	}
 	mux.HandleFunc(agent.ControlStatus+"/x", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Method) })
 	go http.Serve(l, mux)
 	for _, uid := range []uint32{0, 1337} {
@@ -225,6 +233,11 @@ func beContainer(t *testing.T) {
 			{"wait --for=drained", ""},
 			{"upgrade-status", "Hot upgrade is off: no hand-off directory"},
 			{"request --debug-port=15020 POST x", "POST"},
+			{"dns lookup aliyun.com", "source:    vip"},
+			{"dns table", "aliyun.com      VIP        240.240.1.2"},
+			{"dns cache aliyun.com -o json", `"name": "www.example.",`},
+			{"dns vips -o=table", "Used: 2 of 65024."},
+			{"dns upstreams", "198.51.100.53:53   failing"},
 		} {
 			if out, err := commandAs(t, uid, tc.line); err != nil || !strings.Contains(out, tc.want) {
 				t.Errorf("uid %d: %s: %v: %q, want %q", uid, tc.line, err, out, tc.want)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,14 +8,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
-	"understudy.mesh/dnsproxy"
 	"understudy.mesh/pkg/agent"
 )
 
@@ -29,137 +26,151 @@ func newDNSCommand(e *env) *cobra.Command {
 		Use:   "dns",
 		Short: "Ask the running agent what its DNS proxy answers, and why",
 	}
-	cmd.AddCommand(newDNSLookupCommand(e), newDNSTableCommand(e))
+	cmd.AddCommand(newDNSLookupCommand(e), newDNSUpstreamsCommand(e),
+		newDNSListCommand(e, dnsList{
+			use: "table", short: "List the names that the agent answers itself",
+			page: agent.DebugDNSTable, print: printHosts,
+		}),
+		newDNSListCommand(e, dnsList{
+			use: "cache", short: "List what the cache has: answers, used last first, and then failures",
+			page: agent.DebugDNSCache, print: printCache,
+		}),
+		newDNSListCommand(e, dnsList{
+			use: "vips", short: "List the virtual addresses that hosts have, and those that hosts left",
+			page: agent.DebugDNSVIPs, print: func(out io.Writer, in *json.Decoder) error { return vipView{time.Now()}.print(out, in) },
+		}))
 	return cmd
 }
 
 func newDNSLookupCommand(e *env) *cobra.Command {
-	var qtype, output string
+	var qtype string
+	q := dnsQuestion{page: agent.DebugDNSLookup, print: printExplanation}
 	cmd := &cobra.Command{
 		Use:   "lookup NAME",
 		Short: "Show what the agent would answer for a name, and where the answer comes from",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			query := url.Values{"name": {args[0]}, "type": {qtype}}
-			var x dnsproxy.Explanation
-			return askDNS(cmd.Context(), e.Stdout, output, agent.DebugDNSLookup+"?"+query.Encode(), &x, func(w io.Writer) {
-				printExplanation(w, x)
-			})
+			q.query = url.Values{"name": {args[0]}, "type": {qtype}}
+			return e.container().askDNS(cmd.Context(), q, e.Stdout)
 		},
 	}
 	cmd.Flags().StringVarP(&qtype, "type", "t", "A", "record type: A, AAAA, SRV, TXT ...")
-	outputFlag(cmd, &output)
+	q.outputFlag(cmd)
 	return cmd
 }
 
-func newDNSTableCommand(e *env) *cobra.Command {
-	var output string
+func newDNSUpstreamsCommand(e *env) *cobra.Command {
+	q := dnsQuestion{page: agent.DebugDNSUpstreams, print: func(out io.Writer, in *json.Decoder) error {
+		return upstreamView{time.Now()}.print(out, in)
+	}}
 	cmd := &cobra.Command{
-		Use:   "table",
-		Short: "List the names that the agent answers itself",
+		Use:   "upstreams",
+		Short: "List the DNS servers that the agent forwards to, and how they do",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var hosts []dnsproxy.Host
-			return askDNS(cmd.Context(), e.Stdout, output, agent.DebugDNSTable, &hosts, func(w io.Writer) {
-				printHosts(w, hosts)
-			})
+			return e.container().askDNS(cmd.Context(), q, e.Stdout)
 		},
 	}
-	outputFlag(cmd, &output)
+	q.outputFlag(cmd)
 	return cmd
 }
 
-func outputFlag(cmd *cobra.Command, output *string) {
-	cmd.Flags().StringVarP(output, "output", "o", "", "json, or nothing for text")
+// dnsList is a command that prints one of the agent's lists of names.
+type dnsList struct {
+	use, short, page string
+	print            func(io.Writer, *json.Decoder) error
 }
 
-// askDNS gets path from the agent and prints it: as JSON, or decoded into v and by text.
-func askDNS(ctx context.Context, out io.Writer, output, path string, v any, text func(io.Writer)) error {
-	if output != "" && output != "json" {
-		return &usageError{fmt.Errorf("flag --output: %q: give json, or leave it out", output)}
+func newDNSListCommand(e *env, l dnsList) *cobra.Command {
+	q := dnsQuestion{page: l.page, print: l.print}
+	cmd := &cobra.Command{
+		Use:   l.use + " [NAME]",
+		Short: l.short,
+		Long: l.short + ".\nWith NAME only those that have its labels in their name: for a.example also www.a.example, and\n" +
+			"a.example.svc.cluster.local, which a search domain made of it.",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				q.query = url.Values{"name": args}
+			}
+			return e.container().askDNS(cmd.Context(), q, e.Stdout)
+		},
+	}
+	q.outputFlag(cmd)
+	return cmd
+}
+
+// dnsQuestion is a question to one of the agent's pages about DNS.
+type dnsQuestion struct {
+	page   string
+	query  url.Values
+	output string
+	// print writes the page for people. It need not hold all of it.
+	print func(io.Writer, *json.Decoder) error
+}
+
+func (q *dnsQuestion) outputFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&q.output, "output", "o", "table", "table or json")
+	completeFlag(cmd, "output", "table", "json")
+}
+
+// askDNS asks this container's own agent, or the one at the pod's ports where there can
+// be none, and prints its answer as it comes.
+func (c container) askDNS(ctx context.Context, q dnsQuestion, out io.Writer) error {
+	if q.output != "table" && q.output != "json" && q.output != "" { // "" is what earlier releases had for a table
+		return &usageError{fmt.Errorf("flag --output: %q: give table or json", q.output)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
 	defer cancel()
-	body, err := askStatus(ctx, path)
+	answer, err := c.openStatus(ctx, q.page+"?"+q.query.Encode())
 	if err != nil {
 		return err
 	}
-	if output == "json" {
-		_, err := out.Write(body)
-		return err
+	defer answer.Close()
+	if q.output == "json" {
+		_, err = io.Copy(out, answer)
+	} else {
+		err = q.print(out, json.NewDecoder(answer))
 	}
-	if err := json.Unmarshal(body, v); err != nil {
+	if err != nil {
 		return fmt.Errorf("read the agent's answer: %w", err)
 	}
-	text(out)
 	return nil
 }
 
-// askStatus gets path from the status port of this container's own agent, or
-// from localhost where there is none.
-func askStatus(ctx context.Context, path string) ([]byte, error) {
-	resp, err := do(ctx, agent.NewControlClient(), http.MethodGet, "http://agent"+agent.ControlStatus+path, "")
-	for _, port := range []int{15020, 15021} {
-		if err == nil || !errors.Is(err, agent.ErrNoAgent) {
-			break
+// statusPorts are where an agent's status server is: Istio's port, and the one of ASM's
+// manifests (--statusPort 15021).
+var statusPorts = [...]int{15020, 15021}
+
+// openStatus gets a page of the status server, which is 200; who closes it must.
+func (c container) openStatus(ctx context.Context, path string) (io.ReadCloser, error) {
+	path = strings.TrimSuffix(path, "?")
+	var resp *http.Response
+	err := patiently(ctx, func() (err error) {
+		for _, port := range statusPorts {
+			resp, err = c.send(ctx, portRequest{port: port, method: http.MethodGet, path: path})
+			if !errors.Is(err, unix.ECONNREFUSED) {
+				return err
+			}
 		}
-		if local, localErr := do(ctx, http.DefaultClient, http.MethodGet, fmt.Sprintf("http://localhost:%d%s", port, path), ""); localErr == nil {
-			resp, err = local, nil
-		}
-	}
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("ask the agent (is it running?): %w", err)
 	}
+	if resp.StatusCode == http.StatusOK {
+		return resp.Body, nil
+	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
+	reason, err := io.ReadAll(io.LimitReader(resp.Body, maxReason))
+	text := oneLine(string(reason))
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("read the agent's answer: %w", err)
+	case text == "404 page not found": // http.NotFound
+		return nil, errUnknownPath
+	case text == "":
+		return nil, fmt.Errorf("ask the agent for %s: HTTP status code %d", path, resp.StatusCode)
 	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, errors.New(cmp.Or(strings.TrimSpace(string(body)), resp.Status))
-	}
-	return body, nil
-}
-
-func printHosts(w io.Writer, hosts []dnsproxy.Host) {
-	slices.SortFunc(hosts, func(a, b dnsproxy.Host) int { return cmp.Compare(a.Name, b.Name) })
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "NAME\tSOURCE\tADDRESSES")
-	for _, h := range hosts {
-		source := "addresses"
-		if h.VIP {
-			source = "VIP"
-		}
-		addrs := make([]string, len(h.Addrs))
-		for i, a := range h.Addrs {
-			addrs[i] = a.String()
-		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\n", h.Name, source, strings.Join(addrs, " "))
-	}
-	tw.Flush()
-}
-
-func printExplanation(w io.Writer, x dnsproxy.Explanation) {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	row := func(key, value string) {
-		if value != "" {
-			fmt.Fprintf(tw, "%s:\t%s\n", key, value)
-		}
-	}
-	row("question", x.Name+" "+x.Type)
-	row("source", x.Source)
-	row("host", x.Host)
-	row("search domain", x.Search)
-	row("server", x.Server)
-	if x.RTTSeconds > 0 {
-		row("round trip", time.Duration(x.RTTSeconds*float64(time.Second)).Round(time.Microsecond).String())
-	}
-	if x.RemainingTTL > 0 {
-		row("cached", fmt.Sprintf("%.0f s ago, %d s left", x.AgeSeconds, x.RemainingTTL))
-	}
-	row("answer", x.Rcode)
-	for _, r := range x.Records {
-		fmt.Fprintf(tw, "\t%s\n", strings.Join(strings.Fields(r), " "))
-	}
-	tw.Flush()
+	return nil, errors.New(text)
 }

@@ -149,13 +149,19 @@ func (v upgradeView) last(g agent.GenerationStatus) string {
 	return text
 }
 
-// age is how long ago t was, to two units at most: 42s, 5m12s, 3h7m, 2d4h. "" is never.
+// age is how long ago t was. "" is never.
 func (v upgradeView) age(t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
+	return briefly(v.now.Sub(t))
+}
+
+// briefly shows a duration to two units at most: 42s, 5m12s, 3h7m, 2d4h. One below zero
+// is none: the clocks of two containers are one, but it may be set back.
+func briefly(d time.Duration) string {
 	const day = 24 * time.Hour
-	d := max(v.now.Sub(t), 0) // the clocks of two containers are one, but it may be set back
+	d = max(d, 0)
 	switch {
 	case d < time.Minute:
 		return fmt.Sprintf("%ds", d/time.Second)

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
@@ -122,15 +121,8 @@ func (p *pod) serve(t lab.T, listeners int, cmd *exec.Cmd) {
 	}
 }
 
-var versionOutput = regexp.MustCompile(`version: [0-9a-f]+/([0-9.]+)/`)
-
 func newRelease(t lab.T, path string) release {
-	out, err := exec.Command(path, "--version").CombinedOutput()
-	found := versionOutput.FindSubmatch(out)
-	if err != nil || found == nil {
-		t.Fatalf("ask %s for its version: %v: %s", path, err, out)
-	}
-	return release{path: path, version: string(found[1])}
+	return release{path: path, version: lab.EnvoyVersion(t, path)}
 }
 
 // buildLoad makes the load generator: it runs as processes of its own, as other users.

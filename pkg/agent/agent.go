@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"understudy.mesh/hotrestart"
@@ -61,6 +62,8 @@ type Agent struct {
 	// noDrain is closed when a stop need not wait for connections: they were drained already.
 	noDrain     chan struct{}
 	noDrainOnce sync.Once
+
+	lives atomic.Int64 // how many sidecars there were
 
 	// loop is what only the goroutine of Run touches, see roles.go.
 	loop loop

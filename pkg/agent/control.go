@@ -41,24 +41,27 @@ const (
 // ErrNoAgent says that no agent of this process's mount namespace listens.
 var ErrNoAgent = errors.New("no agent runs in this container")
 
-// controlName is the abstract Unix socket name (unix(7)) of the agent that
-// lives in the mount namespace of this process. Both containers of a pod share
-// the network namespace, and with it all abstract names; the mount namespace is
-// what tells one container from the other, and an exec'd command shares it with
-// its container's agent whatever its environment is. An abstract name needs no
-// writable file system.
-func controlName() (string, error) {
-	mount, err := os.Readlink("/proc/self/ns/mnt")
+// ControlPrefix begins the name of every agent's control socket; the id of the agent's
+// mount namespace follows.
+const ControlPrefix = "@understudy-"
+
+// ControlName returns the abstract Unix socket name (unix(7)) of the agent that
+// lives in the mount namespace of a process, which is named as in /proc: "self", or
+// its pid. Both containers of a pod share the network namespace, and with it all
+// abstract names; the mount namespace is what tells one container from the other,
+// and an exec'd command shares it with its container's agent whatever its
+// environment is. An abstract name needs no writable file system.
+func ControlName(process string) (string, error) {
+	mount, err := os.Readlink(filepath.Join("/proc", process, "ns/mnt"))
 	if err != nil {
-		return "", fmt.Errorf("find this process's mount namespace (is /proc mounted?): %w", err)
+		return "", fmt.Errorf("find the mount namespace of process %s (is /proc mounted?): %w", process, err)
 	}
-	id := strings.TrimSuffix(strings.TrimPrefix(mount, "mnt:["), "]")
-	return "@understudy-" + id, nil
+	return ControlPrefix + strings.TrimSuffix(strings.TrimPrefix(mount, "mnt:["), "]"), nil
 }
 
 // listenControl binds the control socket of this container's agent.
 func listenControl() (net.Listener, error) {
-	name, err := controlName()
+	name, err := ControlName("self")
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +175,7 @@ func NewControlClient() *http.Client {
 }
 
 func dialControl(ctx context.Context) (net.Conn, error) {
-	name, err := controlName()
+	name, err := ControlName("self")
 	if err != nil {
 		return nil, err
 	}

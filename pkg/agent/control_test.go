@@ -121,7 +121,7 @@ func TestControlClientTrustsRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: the impostor must be another user than the client")
 	}
-	name, err := controlName()
+	name, err := ControlName("self")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -35,7 +36,7 @@ type fakeEnvoy struct {
 	Exits        bool   // at once, with 3
 	ExitsOnce    string // the same, unless this file exists, which is made then
 	Unready      bool   // its admin never says that it serves
-	Deaf         bool   // it never says that it accepts on all its listeners
+	Slow         bool   // it serves, but says that it accepts on all its listeners only after SIGUSR1
 
 	where       string // --socket-path
 	id          uint64 // ten times --base-id
@@ -165,10 +166,20 @@ func (f *fakeEnvoy) serve(hot bool) error {
 	}
 	f.listener.Store(l.(*net.TCPListener))
 	go f.answer()
-	if !hot || f.Deaf {
+	if !hot {
 		return nil
 	}
-	return sendHotRestart(child, f.socket("parent", 0), requestOf(4, nil), -1)
+	accepts := func() error { return sendHotRestart(child, f.socket("parent", 0), requestOf(4, nil), -1) }
+	if !f.Slow {
+		return accepts()
+	}
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1)
+	go func() {
+		<-asked
+		accepts()
+	}()
+	return nil
 }
 
 func (f *fakeEnvoy) listen(fd int) (net.Listener, error) {

@@ -49,16 +49,29 @@ func newGeneration(configPath, id string, log *slog.Logger) (*generation, error)
 	if err := os.Mkdir(g.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make this generation's directory (configPath must be writable for uid %d): %w", os.Geteuid(), err)
 	}
-	lock, err := os.OpenFile(filepath.Join(g.dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
-	if err == nil {
-		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	}
-	if err != nil {
+	if g.lock, err = lockDirectory(g.dir); err != nil {
 		os.RemoveAll(g.dir)
 		return nil, fmt.Errorf("lock this generation's directory %s: %w", g.dir, err)
 	}
-	g.lock = lock
 	return g, nil
+}
+
+// lockDirectory makes the lock of dir. It has its name only once it is held: another
+// agent that starts at this moment would take one that is not for a dead generation's.
+func lockDirectory(dir string) (*os.File, error) {
+	unnamed := filepath.Join(dir, lockFile+".new")
+	lock, err := os.OpenFile(unnamed, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		err = os.Rename(unnamed, filepath.Join(dir, lockFile))
+	}
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return lock, nil
 }
 
 func (g *generation) bootstrapFile() string { return filepath.Join(g.dir, "envoy.pb") }

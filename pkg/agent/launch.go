@@ -67,19 +67,23 @@ type instance struct {
 // serve: with SO_REUSEPORT Envoy would bind the same ports, get a share of that one's
 // connections, and cut them when the take-over fails. The error is errNoHotRestart then.
 func (l *launcher) start() (*instance, error) {
-	if l.disabled() == nil {
+	impossible := l.disabled()
+	if impossible == nil {
 		i, err := l.startHot()
 		if err == nil || !errors.As(err, new(*impossibleError)) {
 			return i, err
 		}
-		if l.besideAnother() {
-			return nil, fmt.Errorf("%w: %w", errNoHotRestart, err)
-		}
-		l.disable(err)
+		impossible = err
 	}
-	if l.besideAnother() {
-		return nil, fmt.Errorf("%w: %w", errNoHotRestart, l.disabled())
+	if l.inherits != nil && l.inherits() {
+		return nil, fmt.Errorf("%w: %w", errNoHotRestart, impossible)
 	}
+	l.disable(impossible)
+	return l.startPlain()
+}
+
+// startPlain launches an Envoy that takes no part in hot restarts.
+func (l *launcher) startPlain() (*instance, error) {
 	if l.forsake != nil {
 		l.forsake()
 	}
@@ -95,8 +99,6 @@ func (l *launcher) start() (*instance, error) {
 	return i, nil
 }
 
-func (l *launcher) besideAnother() bool { return l.inherits != nil && l.inherits() }
-
 // impossibleError says why an Envoy cannot take part in a hot restart, though it may run.
 type impossibleError struct{ err error }
 
@@ -109,13 +111,15 @@ func (l *launcher) disabled() error {
 	return l.off
 }
 
+// disable keeps the first reason, and logs it.
 func (l *launcher) disable(why error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.off == nil {
-		l.log.Warn("Envoy runs without hot restart: it cannot be upgraded in place, and a crash closes its ports", "err", why)
+	if l.off != nil {
+		return
 	}
 	l.off = why
+	l.log.Warn("Envoy runs without hot restart: it cannot be upgraded in place, and a crash closes its ports", "err", why)
 }
 
 // recheck asks the binary for its version after an Envoy has ended early; true when

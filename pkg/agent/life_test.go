@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"weak"
@@ -79,6 +80,35 @@ func TestStandsByForANewerOne(t *testing.T) {
 	next.leave()
 	a.settles(hotrestart.RoleServing)
 	p.answers("a")
+}
+
+// TestTakesOverFromOneThatLeaves: a standby relieves the newer generation that is asked to stop.
+func TestTakesOverFromOneThatLeaves(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	newer := func(i *hotrestart.Identity) { i.Started = time.Now().Add(time.Hour) }
+	seen := make(chan struct{})
+	n := p.neighbour("n", hotrestart.RoleServing, newer, func(_ *neighbour, e hotrestart.Event) bool {
+		if e.Kind == hotrestart.Arrived {
+			select {
+			case <-seen:
+			case <-t.Context().Done():
+			}
+		}
+		return false
+	})
+	n.listen(t, p.listen)
+	a := p.start("a")
+	a.settles(hotrestart.RoleStandby)
+	before := a.self().Since
+	if err := n.server.SetReport(hotrestart.Report{Role: hotrestart.RoleServing, Leaving: true}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "a to be starting since then", func() bool { return a.role() == hotrestart.RoleStarting && a.self().Since.After(before) })
+	close(seen)
+	a.settles(hotrestart.RoleServing)
+	n.expect(t, hotrestart.Settled)
+	a.entered(hotrestart.RoleStarting, hotrestart.RoleStandby, hotrestart.RoleStarting, hotrestart.RoleServing)
 }
 
 func TestOfTwoThatStartAtOnceOneServes(t *testing.T) {
@@ -217,6 +247,26 @@ func TestRoleIsToldHoweverLongTheRest(t *testing.T) {
 	})
 }
 
+// TestOthersAreToldWhatIsLearnedOfEnvoy: a cold start serves before its Envoy has said what it has.
+func TestOthersAreToldWhatIsLearnedOfEnvoy(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Slow = true }))
+	a.settles(hotrestart.RoleServing)
+	if err := syscall.Kill(a.current().supervisor.current().PID(), syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	d := p.dir("d")
+	waitFor(t, "others to be told Envoy's version and socket", func() bool {
+		found, err := d.Look(t.Context())
+		if err != nil || len(found) != 1 {
+			return false
+		}
+		told := neighbourStatus(found[0])
+		return told.EnvoyVersion == "9.9.9" && slices.Contains(told.Sockets, hotrestart.EnvoySocketName("tcp://"+p.listen, 0))
+	})
+}
+
 func TestNobodyIsRefusedWhileEnvoyRestarts(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
@@ -311,5 +361,9 @@ func TestControlByRole(t *testing.T) {
 			t.Errorf("%s, %s: %v: %s", want.role, ControlUpgrade, err, body)
 		}
 		n.leave()
+	}
+	info := fmt.Sprintf(`istio_agent_generation_info{agent="test",envoy="9.9.9",generation="%s",role="serving"} 1`, a.me.ID)
+	if code, body := get(ControlStatus + "/metrics"); code != http.StatusOK || !strings.Contains(body, info) {
+		t.Errorf("metrics: %d, want a line %s in: %s", code, info, body)
 	}
 }

@@ -19,19 +19,23 @@ func (m *mailbox) put(r *mesh.Registry) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.last = r
-	select {
-	case <-m.ch:
-	default:
-	}
-	m.ch <- r
+	m.deliver()
 }
 
 // again puts the last one in once more, if there was one.
 func (m *mailbox) again() {
 	m.mu.Lock()
-	last := m.last
-	m.mu.Unlock()
-	if last != nil {
-		m.put(last)
+	defer m.mu.Unlock()
+	if m.last != nil {
+		m.deliver()
 	}
+}
+
+// deliver replaces what was not taken yet by the last one. m.mu is held.
+func (m *mailbox) deliver() {
+	select {
+	case <-m.ch:
+	default:
+	}
+	m.ch <- m.last
 }

@@ -269,10 +269,10 @@ func (s *sidecar) newPublisher() {
 	}
 }
 
-func (s *sidecar) newStatus(h hooks) error {
+func (s *sidecar) newStatus() error {
 	c := s.cfg
 	registry := status.NewRegistry()
-	for _, read := range append(s.samples(), h.samples) {
+	for _, read := range append(s.samples(), s.hooks.samples) {
 		if err := status.Register(registry, read); err != nil {
 			return err
 		}
@@ -280,7 +280,7 @@ func (s *sidecar) newStatus(h hooks) error {
 	var err error
 	s.status, err = status.New(status.Config{
 		Ports: []uint16{statusPort(c)}, Admin: s.admin,
-		Ready: s.ready, Quit: h.quit, Drain: h.drain,
+		Ready: s.ready, Quit: s.hooks.quit, Drain: s.hooks.drain,
 		EnvoyStats: s.envoyStats, MergeEnvoyStats: c.MergeEnvoyStats,
 		AppProbers: []byte(c.AppProbers), PrometheusAnnotations: []byte(c.PrometheusAnnotations),
 		PodIPs: c.NodeIPs, LegacyLocalhostProbe: c.ProbeLocalhost,

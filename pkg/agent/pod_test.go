@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -95,6 +96,49 @@ type member struct {
 	ask   context.CancelFunc // for a stop
 	ended chan struct{}
 	err   error // once ended
+	log   *roleLog
+}
+
+// roleLog is the handler below it, and notes the roles that an agent logs.
+type roleLog struct {
+	slog.Handler
+	mu    sync.Mutex
+	roles []hotrestart.Role
+}
+
+// Enabled implements slog.Handler.
+func (l *roleLog) Enabled(context.Context, slog.Level) bool { return true }
+
+// Handle implements slog.Handler.
+func (l *roleLog) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == "role" {
+		r.Attrs(func(a slog.Attr) bool {
+			if a.Key == "role" {
+				l.mu.Lock()
+				l.roles = append(l.roles, a.Value.Any().(hotrestart.Role))
+				l.mu.Unlock()
+			}
+			return true
+		})
+	}
+	if !l.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
+	return l.Handler.Handle(ctx, r)
+}
+
+// entered checks which roles m has logged, in turn; the last one is shown before it is logged.
+func (m *member) entered(want ...hotrestart.Role) {
+	m.pod.t.Helper()
+	logged := func() []hotrestart.Role {
+		m.log.mu.Lock()
+		defer m.log.mu.Unlock()
+		return slices.Clone(m.log.roles)
+	}
+	waitFor(m.pod.t, m.name+" to log its roles", func() bool { return len(logged()) >= len(want) })
+	if got := logged(); !slices.Equal(got, want) {
+		m.pod.t.Errorf("%s has logged the roles %q, want %q", m.name, got, want)
+	}
 }
 
 // setting changes what a generation is started with.
@@ -118,10 +162,12 @@ func (p *pod) start(name string, settings ...setting) *member {
 	for _, set := range settings {
 		set(&cfg, f)
 	}
-	log := slog.New(slog.DiscardHandler)
+	roles := &roleLog{Handler: slog.DiscardHandler}
 	if testing.Verbose() {
-		log = slog.New(slog.NewTextHandler(p.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("name", name)
+		text := slog.NewTextHandler(p.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})
+		roles.Handler = text.WithAttrs([]slog.Attr{slog.String("name", name)})
 	}
+	log := slog.New(roles)
 	a, err := New(&cfg, World{
 		Version: "test", Environ: f.environ(), Stdout: os.Stdout, Stderr: os.Stderr, DataDir: p.data,
 		Started: time.Now(), Settled: func() {}, Log: func(string) *slog.Logger { return log },
@@ -129,7 +175,7 @@ func (p *pod) start(name string, settings ...setting) *member {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	m := &member{Agent: a, pod: p, name: name, ended: make(chan struct{})}
+	m := &member{Agent: a, pod: p, name: name, ended: make(chan struct{}), log: roles}
 	var ctx context.Context
 	ctx, m.ask = context.WithCancel(context.Background())
 	go func() {

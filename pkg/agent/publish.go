@@ -87,7 +87,7 @@ func (p *publisher) published() *mesh.Output { return p.shown.Load() }
 
 // run publishes each registry that arrives on changes until ctx ends; of
 // several that queue up only the last counts.
-func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) error {
+func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) {
 	var expire, retry <-chan time.Time
 	if p.current != nil { // inherited, or interrupted
 		p.settle(ctx, changes)
@@ -96,7 +96,7 @@ func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) erro
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case reg := <-changes:
 			p.publish(ctx, reg, changes)
 		case <-retry:

@@ -51,8 +51,8 @@ type census struct {
 // counters asks Envoy. Its own protocol tells what they grew by since its last flush;
 // its admin knows all of it.
 func (s *sidecar) counters(ctx context.Context) (*census, error) {
-	i := s.supervisor.current()
-	if i == nil || i.child == nil {
+	i := s.supervisor.hot()
+	if i == nil {
 		return nil, errNoHotRestart
 	}
 	reply, err := i.child.Stats(ctx)
@@ -101,10 +101,4 @@ func (a *Agent) count(ctx context.Context, s *sidecar, last *census) *census {
 		return last
 	}
 	return counters
-}
-
-// envoyVersion is the running Envoy's, "" while it is not known.
-func (s *sidecar) envoyVersion() string {
-	version, _ := s.version.Load().(string)
-	return version
 }

@@ -28,6 +28,7 @@ const (
 
 	// What became of this generation's own work.
 	inForce       // the sidecar serves all its configuration
+	learned       // what it tells others of its Envoy is something else now
 	wentAlone     // the generation before died in the middle of the hand-off; its sockets are here
 	tookOver      // everything is here for good
 	failedToTake  // the generation before serves on
@@ -54,7 +55,7 @@ const (
 var eventNames = [...]string{
 	foundNobody: "found nobody", foundOlder: "found an older one", foundNewer: "found a newer one", lookAgain: "look again",
 	peerServes: "the followed one serves", peerLeaves: "the followed one leaves", peerGone: "the followed one is gone",
-	inForce: "in force", wentAlone: "went alone", tookOver: "took over", failedToTake: "failed to take over",
+	inForce: "in force", learned: "learned of its Envoy", wentAlone: "went alone", tookOver: "took over", failedToTake: "failed to take over",
 	sidecarEnded: "sidecar ended", predecessor: "news of the one before", drainedToStop: "drained to stop", retired: "retired", draining: "news of the drain",
 	arrived: "a newcomer arrived", wantsSockets: "it wants the sockets", isReady: "it is ready", settledIn: "it settled",
 	terminates: "it wants the drain to end", handoffEnded: "the hand-off ended",
@@ -66,12 +67,11 @@ func (k eventKind) String() string { return eventNames[k] }
 // event is one thing that happened, with what belongs to it.
 type event struct {
 	kind     eventKind
-	peer     hotrestart.Identity  // of found*
-	reason   string               // of found*
+	peer     hotrestart.Identity  // of found*, peerLeaves
+	reason   string               // of found*, peerLeaves
 	search   int                  // of found*, lookAgain: see loop.search
 	sidecar  *sidecar             // whom it is about
 	newcomer *hotrestart.Newcomer // of the hand-off's
-	outcome  hotrestart.Outcome   // of handoffEnded
 	drained  hotrestart.Drained   // of predecessor, draining
 	counters *census              // of draining, retired: Envoy's; nil when unknown
 	err      error
@@ -93,6 +93,7 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 		retired:      (*Agent).endRetirement,
 		wentAlone:    (*Agent).goAlone,
 		inForce:      (*Agent).serve,
+		learned:      (*Agent).tellDetails,
 		tookOver:     (*Agent).serve,
 		failedToTake: (*Agent).tryLater,
 		sidecarEnded: (*Agent).fail,
@@ -101,6 +102,7 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 		quitAsked:    (*Agent).finish,
 	},
 	hotrestart.RoleServing: {
+		learned:       (*Agent).tellDetails,
 		predecessor:   (*Agent).notePredecessor,
 		draining:      (*Agent).tellDrain,
 		retired:       (*Agent).endRetirement,
@@ -116,6 +118,7 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 		draining:      (*Agent).tellDrain,
 		retired:       (*Agent).endRetirement,
 		inForce:       (*Agent).noteInForce,
+		learned:       (*Agent).tellDetails,
 		wantsSockets:  (*Agent).give,
 		isReady:       (*Agent).letGo,
 		settledIn:     (*Agent).retire,
@@ -160,14 +163,13 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 
 // loop is the state of the goroutine that lives through the roles.
 type loop struct {
-	role     hotrestart.Role
-	over     bool  // the life is
-	err      error // why, unless it was asked for
-	stopping bool  // a stop was asked for
-	replaced bool  // a newer generation has taken over: never take over from a live one again
+	role     hotrestart.Role // only enter sets it
+	over     bool            // the life is
+	err      error           // why, unless it was asked for
+	stopping bool            // a stop was asked for
+	replaced bool            // a newer generation has taken over: never take over from a live one again
 
 	sidecar  *sidecar
-	lives    int       // how many sidecars there were
 	search   int       // counts looks: what an earlier one found, or wanted, is of no consequence
 	failures int       // to take over, in a row
 	taking   func()    // ends the attempt to take over that runs; nil: none
@@ -196,12 +198,13 @@ type loop struct {
 // stop is asked for, base with the process.
 func (a *Agent) runRoles(asked, base context.Context) error {
 	ctx, cancel := context.WithCancel(base)
-	a.loop.ctx, a.loop.role = ctx, hotrestart.RoleStarting
+	a.loop.ctx = ctx
 	var handoffs <-chan hotrestart.Event
 	if a.server != nil {
 		handoffs = a.server.Events()
 	}
-	a.enter(a.look(event{}))
+	a.enter(hotrestart.RoleStarting)
+	a.look(event{})
 	stop, quit := asked.Done(), (<-chan struct{})(a.quit)
 	for !a.loop.over {
 		select {
@@ -304,7 +307,7 @@ func fromHandoff(e hotrestart.Event) event {
 		hotrestart.Arrived: arrived, hotrestart.WantSockets: wantsSockets, hotrestart.Ready: isReady,
 		hotrestart.Settled: settledIn, hotrestart.Terminate: terminates, hotrestart.Ended: handoffEnded,
 	}
-	return event{kind: kinds[e.Kind], newcomer: e.Newcomer, outcome: e.Outcome, err: e.Err}
+	return event{kind: kinds[e.Kind], newcomer: e.Newcomer, err: e.Err}
 }
 
 func (a *Agent) warnUnlessLost(err error) {
@@ -315,6 +318,9 @@ func (a *Agent) warnUnlessLost(err error) {
 
 // stay is the role as it is, for a reaction that changes none.
 func (a *Agent) stay() hotrestart.Role { return a.loop.role }
+
+// tellDetails has enter tell everybody what is new.
+func (a *Agent) tellDetails(event) hotrestart.Role { return a.stay() }
 
 // finish ends the life.
 func (a *Agent) finish(event) hotrestart.Role {

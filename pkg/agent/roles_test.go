@@ -2,6 +2,7 @@ package agent
 
 import (
 	"log/slog"
+	"slices"
 	"testing"
 
 	"understudy.mesh/hotrestart"
@@ -31,13 +32,13 @@ var ofNoConsequence = map[hotrestart.Role]map[eventKind]string{
 		nobodyStarts: "somebody does: the newcomer",
 	},
 	hotrestart.RoleDraining: {
-		inForce: "too late", sidecarEnded: "which retired says", drainedToStop: "the drain goes on, and stops the agent",
+		inForce: "too late", learned: "the sockets are the successor's", sidecarEnded: "which retired says", drainedToStop: "the drain goes on, and stops the agent",
 		wentAlone: "there is no attempt", tookOver: "there is no attempt", failedToTake: "there is no attempt",
 		wantsSockets: "it has them all", isReady: "it was", settledIn: "it has",
 		nobodyStarts: "somebody did",
 	},
 	hotrestart.RoleStandby: {
-		inForce: "of what drained", sidecarEnded: "of what drained", drainedToStop: "of what drained", retired: "only a drain makes it a standby again", draining: "there is no drain",
+		inForce: "of what drained", learned: "of what drained", sidecarEnded: "of what drained", drainedToStop: "of what drained", retired: "only a drain makes it a standby again", draining: "there is no drain",
 		wentAlone: "there is no attempt", tookOver: "there is no attempt", failedToTake: "there is no attempt",
 		wantsSockets: "newcomers are sent on", isReady: "newcomers are sent on", settledIn: "newcomers are sent on", terminates: "there is no drain",
 		nobodyStarts: "a stop ends it at once",
@@ -109,6 +110,23 @@ func TestPredecessorsDrainIsNotedInEveryRole(t *testing.T) {
 		if a.shown.predecessor == nil || !a.shown.predecessor.Done {
 			t.Errorf("%s: the news is lost", role)
 		}
+	}
+}
+
+// TestServesAlthoughAskedToStop: the role is entered, before a successor is looked for.
+func TestServesAlthoughAskedToStop(t *testing.T) {
+	a := bareAgent(t, hotrestart.RoleStarting)
+	log := &roleLog{Handler: slog.DiscardHandler}
+	a.log = slog.New(log)
+	s := &sidecar{sockets: &sockets{log: quiet(), envoy: new(hotrestart.Sockets)}}
+	a.loop.sidecar, a.loop.stopping = s, true
+	a.handle(event{kind: inForce, sidecar: s})
+	a.loop.children.Wait()
+	if want := []hotrestart.Role{hotrestart.RoleServing}; !slices.Equal(log.roles, want) || a.shown.role != want[0] || a.shown.since.IsZero() {
+		t.Errorf("logged %q, shown as %q since %v; want %q", log.roles, a.shown.role, a.shown.since, want)
+	}
+	if e := <-a.events; e.kind != nobodyStarts {
+		t.Errorf("%s, want to have looked for a successor", e.kind)
 	}
 }
 

@@ -137,11 +137,14 @@ func (a *Agent) serveOn(e event) hotrestart.Role {
 		a.loop.sidecar.ready.Off(stopReason)
 	}
 	if a.loop.stopping && a.loop.cutDrain == nil {
-		if strings.Contains(e.err.Error(), stoppingReason) { // the whole pod stops
-			a.loop.role = a.loop.before
-			return a.drainToStop(e)
+		switch podStops := strings.Contains(e.err.Error(), stoppingReason); {
+		case !podStops:
+			a.loop.orphaned = true // the newcomer may be started again
+		case a.loop.before == hotrestart.RoleStarting:
+			return a.stopStarting(e)
+		default:
+			a.drainToStop(e)
 		}
-		a.loop.orphaned = true // it may be started again
 	}
 	return a.loop.before
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +39,7 @@ const (
 type sidecar struct {
 	cfg   *config.Config
 	world World
+	hooks hooks
 	log   *slog.Logger
 
 	generation *generation
@@ -84,14 +84,15 @@ type sidecar struct {
 type hooks struct {
 	samples     func() []status.Sample // what the agent counts besides
 	quit, drain func(context.Context) error
+	learned     func() // is told when Envoy's version or sockets are others than before
 }
 
 // newSidecar checks cfg against the world and takes or binds every socket; it starts
 // nothing. inherited is nil for a cold start; its sockets are the sidecar's from here
-// on. samples are what the agent has to count besides. What it bound or wrote is undone when it fails.
+// on, unless it fails: what it bound or wrote is undone then.
 func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *inheritance) (_ *sidecar, err error) {
 	s := &sidecar{
-		cfg: cfg, world: world, log: world.Log("agent"),
+		cfg: cfg, world: world, hooks: h, log: world.Log("agent"),
 		ready: &status.Readiness{}, stats: &relay{}, changes: newMailbox(),
 		inForce: make(chan struct{}), moved: make(chan struct{}, 1), done: make(chan struct{}),
 		failures: make(chan error, 1),
@@ -133,7 +134,7 @@ func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *
 	if inherited != nil {
 		s.inherit(inherited.state)
 	}
-	return s, s.newStatus(h)
+	return s, s.newStatus()
 }
 
 // checkBinary refuses a binaryPath that cannot be executed, before anything starts.
@@ -148,8 +149,8 @@ func checkBinary(path string) error {
 	return nil
 }
 
-// start runs the sidecar until stop, retire or kill; what ends it early is in err once
-// done is closed. Envoy starts first and boots while the files are read.
+// start runs the sidecar until end; what ends it early is in err once done is closed.
+// Envoy starts first and boots while the files are read.
 func (s *sidecar) start() {
 	base, endBase := context.WithCancel(context.Background())
 	s.endBase = endBase
@@ -239,49 +240,6 @@ func (s *sidecar) progress() {
 	})
 }
 
-// moveSockets has followSockets ask Envoy.
-func (s *sidecar) moveSockets() {
-	select {
-	case s.moved <- struct{}{}:
-	default:
-	}
-}
-
-// followSockets asks Envoy for its sockets whenever its listeners may have changed.
-func (s *sidecar) followSockets(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.moved:
-		}
-		i := s.supervisor.current()
-		if i == nil || i.child == nil || !isClosed(i.accepts) {
-			continue
-		}
-		s.learnVersion(ctx)
-		if err := s.sockets.refresh(ctx, i); err != nil && ctx.Err() == nil && !isClosed(i.Done()) {
-			s.log.Warn("after a crash Envoy would start without its sockets, and an upgrade cannot have them", "err", err)
-		}
-	}
-}
-
-// learnVersion asks Envoy for its version, "1.40.0" out of what its admin says.
-func (s *sidecar) learnVersion(ctx context.Context) {
-	if s.envoyVersion() != "" {
-		return
-	}
-	full, err := s.admin.Version(ctx)
-	if err != nil {
-		s.log.Debug("ask Envoy for its version", "err", err)
-		return
-	}
-	if parts := strings.Split(full, "/"); len(parts) > 1 {
-		full = parts[1]
-	}
-	s.version.Store(full)
-}
-
 // upgradable says why the sidecar could not be taken over; nil when it can.
 func (s *sidecar) upgradable() error {
 	if err := s.launcher.disabled(); err != nil {
@@ -290,8 +248,8 @@ func (s *sidecar) upgradable() error {
 	return nil
 }
 
-// drain is the first half of an ordinary stop, and end the other: readiness off, inbound drained, then Envoy ended; DNS and
-// status go on until it is gone. cut ends the drain early.
+// drain is the first half of an ordinary stop: readiness off, inbound drained, all else goes
+// on. cut ends it early. The other half is end.
 func (s *sidecar) drain(cut context.Context) {
 	s.ready.Off(stopReason)
 	s.endWork()
@@ -316,7 +274,7 @@ func (s *sidecar) retire(ctx context.Context, left func(n int, final bool)) {
 	s.endWork()
 	s.suspend()
 	s.supervisor.release()
-	if i := s.supervisor.current(); i != nil && i.child != nil {
+	if i := s.supervisor.hot(); i != nil {
 		tell, cancel := context.WithTimeout(ctx, adminTimeout)
 		if err := i.child.Drain(tell); err != nil && !isClosed(i.Done()) {
 			s.log.Warn("Envoy was not told to drain", "err", err)
@@ -349,8 +307,8 @@ func (s *sidecar) abandon() {
 
 // connections are those that Envoy serves, on whatever listener.
 func (s *sidecar) connections(ctx context.Context) (int, error) {
-	i := s.supervisor.current()
-	if i == nil || i.child == nil {
+	i := s.supervisor.hot()
+	if i == nil {
 		return 0, errNoHotRestart
 	}
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)

@@ -166,8 +166,19 @@ func (s *sockets) listeners(use socketUse, port uint16) (listeners []net.Listene
 	return listeners, nil
 }
 
-// dns returns copies of the DNS sockets, which the caller closes.
+// dns returns copies of the DNS sockets, which the caller closes: all of them, or none when it fails.
 func (s *sockets) dns() (udp []*net.UDPConn, tcp []*net.TCPListener, err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, conn := range udp {
+			conn.Close()
+		}
+		for _, l := range tcp {
+			l.Close()
+		}
+	}()
 	for _, addr := range s.cfg.DNSAddrs {
 		u, err := s.own.Get(dnsName("udp", addr))
 		if err != nil {
@@ -298,13 +309,8 @@ func (s *sockets) all() (*hotrestart.Sockets, error) {
 	if err != nil {
 		return nil, err
 	}
-	envoys, err := s.envoy.Dup()
-	if err != nil {
-		return nil, errors.Join(err, all.Close())
-	}
-	defer envoys.Close()
-	for _, name := range envoys.Names() {
-		fd, err := envoys.Copy(name)
+	for _, name := range s.envoy.Names() {
+		fd, err := s.envoy.Copy(name)
 		if err == nil {
 			err = all.AddDescriptor(name, fd)
 		}

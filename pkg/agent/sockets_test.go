@@ -239,13 +239,15 @@ func TestAcceptLeavesNothingOpenWhenItFails(t *testing.T) {
 	if err := s.newDNS(); err != nil {
 		t.Fatal(err)
 	}
-	s.sockets.own.Retain(func(name string) bool { return !strings.Contains(name, "dns") })
-	open := socketsLeft(t)
-	if err := s.accept(); !errors.Is(err, os.ErrNotExist) || s.accepting() {
-		t.Errorf("accept without the DNS sockets: %v, accepting: %v", err, s.accepting())
-	}
-	if left := socketsLeft(t); left > open {
-		t.Errorf("%d sockets are open, %d were", left, open)
+	for _, missing := range []string{"dns tcp", "dns"} {
+		s.sockets.own.Retain(func(name string) bool { return !strings.Contains(name, missing) })
+		open := socketsLeft(t)
+		if err := s.accept(); !errors.Is(err, os.ErrNotExist) || s.accepting() {
+			t.Errorf("accept without the sockets %q: %v, accepting: %v", missing, err, s.accepting())
+		}
+		if left := socketsLeft(t); left > open {
+			t.Errorf("without %q: %d sockets are open, %d were", missing, left, open)
+		}
 	}
 	s.sockets.close()
 }

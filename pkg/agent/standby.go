@@ -44,9 +44,9 @@ func (a *Agent) followSuccessor(id string) {
 				case !ok:
 					a.report(ctx, event{kind: peerGone, err: watch.Err()})
 					return
-				case r.Leaving && importance(r.Role) == importance(hotrestart.RoleServing):
+				case r.Leaving && serves(r.Role):
 					a.report(ctx, event{kind: peerLeaves, peer: r.Identity, reason: "it was asked to stop"})
-				case importance(r.Role) == importance(hotrestart.RoleServing):
+				case serves(r.Role):
 					a.report(ctx, event{kind: peerServes})
 				case importance(r.Role) == 0:
 					a.report(ctx, event{kind: peerGone})
@@ -91,8 +91,8 @@ func (a *Agent) relieve(e event) hotrestart.Role {
 		return a.stay()
 	}
 	a.adopt(nil) // what drains here goes on by itself
-	a.loop.role = hotrestart.RoleStarting
-	return a.takeOver(e)
+	a.takeOver(e)
+	return hotrestart.RoleStarting
 }
 
 // comeBack: the generation for which this one stood by is gone.

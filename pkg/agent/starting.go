@@ -86,7 +86,7 @@ func (a *Agent) survey(ctx context.Context, replaced bool) event {
 		a.log.Warn(verdict.Warning)
 	}
 	switch {
-	case first.Leaving && importance(first.Role) == importance(hotrestart.RoleServing):
+	case first.Leaving && serves(first.Role):
 		return event{kind: foundOlder, peer: first.Identity, reason: "it was asked to stop"}
 	case first.Role == hotrestart.RoleStarting && first.Identity.Force && !a.me.Force:
 		return event{kind: foundNewer, peer: first.Identity, reason: "it starts with --takeover=force"}
@@ -107,6 +107,9 @@ func importance(r hotrestart.Role) int {
 	}
 	return 0
 }
+
+// serves tells whether a generation in that role does.
+func serves(r hotrestart.Role) bool { return importance(r) == importance(hotrestart.RoleServing) }
 
 // startCold binds everything and serves, for nobody else does.
 func (a *Agent) startCold(e event) hotrestart.Role {
@@ -129,31 +132,30 @@ func (a *Agent) startCold(e event) hotrestart.Role {
 }
 
 func (a *Agent) newSidecar(inherited *inheritance) (*sidecar, error) {
-	a.mu.Lock()
-	a.loop.lives++
 	id := a.me.ID
-	if a.loop.lives > 1 {
-		id = fmt.Sprintf("%s-%d", a.me.ID, a.loop.lives)
+	if n := a.lives.Add(1); n > 1 {
+		id = fmt.Sprintf("%s-%d", a.me.ID, n)
 	}
-	a.mu.Unlock()
-	return newSidecar(a.cfg, a.world, id, hooks{samples: a.upgradeSamples, quit: a.Quit, drain: a.Drain}, inherited)
+	return newSidecar(a.cfg, a.world, id, hooks{
+		samples: a.upgradeSamples, quit: a.Quit, drain: a.Drain,
+		learned: func() { a.report(a.loop.ctx, event{kind: learned}) },
+	}, inherited)
 }
 
-// run starts s, makes it the agent's, and reports when it is in force and when it ends.
+// run starts s, and makes it the agent's.
 func (a *Agent) run(s *sidecar) {
 	a.adopt(s)
 	s.start()
 	a.watch(s)
 }
 
-// adopt makes s the one that commands and metrics are about.
+// adopt makes s the agent's, and shows it; nil: it has none.
 func (a *Agent) adopt(s *sidecar) {
 	a.loop.sidecar = s
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.shown.sidecar = s
+	a.showSidecar(s)
 }
 
+// watch reports when s is in force, and when it ends.
 func (a *Agent) watch(s *sidecar) {
 	a.spawn(func(ctx context.Context) (event, bool) {
 		select {
@@ -195,8 +197,7 @@ func (a *Agent) serve(e event) hotrestart.Role {
 	}
 	a.world.Settled()
 	if a.loop.stopping {
-		a.loop.role = hotrestart.RoleServing
-		return a.considerStop(e)
+		a.considerStop(e)
 	}
 	return hotrestart.RoleServing
 }

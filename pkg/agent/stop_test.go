@@ -170,6 +170,7 @@ func TestStopWhileHandingOff(t *testing.T) {
 			} else if err := c.Abort(tc.reason); err != nil {
 				t.Fatal(err)
 			}
+			defer a.entered(hotrestart.RoleStarting, hotrestart.RoleServing, hotrestart.RoleHandingOff, hotrestart.RoleServing)
 			if tc.ends {
 				a.endsWell()
 				return
@@ -179,6 +180,25 @@ func TestStopWhileHandingOff(t *testing.T) {
 			p.answers("a")
 		})
 	}
+}
+
+// TestStopOfAColdStart: what never served has nothing to drain, also after a hand-off that failed.
+func TestStopOfAColdStart(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Unready = true }))
+	waitFor(t, "a to start its Envoy", func() bool { return a.current() != nil })
+	c, err := hotrestart.Dial(t.Context(), p.dir("c"), a.me.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.becomes(hotrestart.RoleHandingOff)
+	a.ask()
+	a.goesOn(hotrestart.RoleHandingOff)
+	if err := c.Abort(stoppingReason); err != nil { // the whole pod stops
+		t.Fatal(err)
+	}
+	a.endsWell()
 }
 
 func TestStopOfTheStandby(t *testing.T) {

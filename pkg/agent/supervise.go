@@ -158,14 +158,12 @@ func (s *supervisor) isStopping() bool {
 	return s.stopping
 }
 
-// alive returns the channel that closes when the running Envoy ends; nil when none runs.
+// alive returns the channel that closes when the running Envoy ends, or has; nil when none was started.
 func (s *supervisor) alive() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.process == nil {
-		return nil
+	if p := s.current(); p != nil {
+		return p.Done()
 	}
-	return s.process.Done()
+	return nil
 }
 
 // current returns the running Envoy, or the one that ended last; nil when none was started.
@@ -173,6 +171,14 @@ func (s *supervisor) current() *instance {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.process
+}
+
+// hot is current, where that takes part in hot restarts; nil otherwise.
+func (s *supervisor) hot() *instance {
+	if i := s.current(); i != nil && i.child != nil {
+		return i
+	}
+	return nil
 }
 
 // release lets the next death of Envoy end the supervision: a draining agent
@@ -186,9 +192,7 @@ func (s *supervisor) release() {
 // stop ends Envoy, with SIGTERM and only then SIGKILL, and returns when it is gone.
 func (s *supervisor) stop() {
 	s.release()
-	s.mu.Lock()
-	p := s.process
-	s.mu.Unlock()
+	p := s.current()
 	if p == nil {
 		return
 	}

@@ -73,9 +73,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	}
 	clear(client.State()) // the client lives until the generation before has drained, and would keep it
 	s.start()
-	a.mu.Lock()
-	a.shown.sidecar = s
-	a.mu.Unlock()
+	a.showSidecar(s)
 	t := &succession{client: client, sidecar: s, begun: begun}
 	err = t.comeIntoForce(ctx)
 	if err == nil {
@@ -94,9 +92,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	s.sockets.widen()
 	a.giveUp(ctx, client, err)
 	s.abandon()
-	a.mu.Lock()
-	a.shown.sidecar = nil
-	a.mu.Unlock()
+	a.showSidecar(nil)
 	var own *ownError
 	if errors.As(err, &own) {
 		return event{kind: sidecarEnded, err: own.err}
@@ -160,9 +156,9 @@ func (t *succession) comeIntoForce(ctx context.Context) error {
 	case <-ctx.Done():
 		return errors.New(stoppingReason)
 	}
-	i := s.supervisor.current()
+	i := s.supervisor.hot()
 	t.envoy = i
-	if i == nil || i.child == nil {
+	if i == nil {
 		return fmt.Errorf("this generation's Envoy takes no part in hot restarts: %w", cmp.Or(s.launcher.disabled(), errNoHotRestart))
 	}
 	select {

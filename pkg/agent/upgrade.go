@@ -73,11 +73,18 @@ func (a *Agent) current() *sidecar {
 	return a.shown.sidecar
 }
 
+// showSidecar makes s the one that commands, metrics and the other generations are told of.
+func (a *Agent) showSidecar(s *sidecar) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.shown.sidecar = s
+}
+
 // show publishes the loop's role.
 func (a *Agent) show(changed bool) {
 	a.mu.Lock()
 	a.shown.role = a.loop.role
-	if changed || a.shown.since.IsZero() {
+	if changed {
 		a.shown.since = time.Now()
 	}
 	a.mu.Unlock()
@@ -85,8 +92,8 @@ func (a *Agent) show(changed bool) {
 		return
 	}
 	self := a.self()
-	details, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
-	report := hotrestart.Report{Role: a.loop.role, Since: self.Since, Leaving: a.loop.stopping, Left: self.Connections, Details: details}
+	told, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
+	report := hotrestart.Report{Role: a.loop.role, Since: self.Since, Leaving: a.loop.stopping, Left: self.Connections, Details: told}
 	if err == nil {
 		err = a.server.SetReport(report)
 	}
@@ -312,9 +319,12 @@ func (a *Agent) ofSidecar(handler func(*sidecar) http.Handler) http.Handler {
 
 // upgradeSamples are the metrics of hot upgrades.
 func (a *Agent) upgradeSamples() []status.Sample {
-	self := a.self()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	envoyVersion := ""
+	if s := a.shown.sidecar; s != nil {
+		envoyVersion = s.envoyVersion()
+	}
 	left := float64(a.shown.left)
 	if p := a.shown.predecessor; p != nil {
 		left += float64(p.Left)
@@ -322,7 +332,7 @@ func (a *Agent) upgradeSamples() []status.Sample {
 	samples := []status.Sample{
 		gauge("draining_connections", "Connections that the generation before still serves.", left),
 		{Name: "generation_info", Help: "The generation that answers.", Gauge: true, Value: 1, Labels: map[string]string{
-			"generation": self.ID, "role": self.Role, "agent": self.AgentVersion, "envoy": self.EnvoyVersion,
+			"generation": a.me.ID, "role": string(a.shown.role), "agent": a.me.AgentVersion, "envoy": envoyVersion,
 		}},
 	}
 	for labels, n := range a.shown.upgrades {

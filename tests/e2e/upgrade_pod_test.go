@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os/exec"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -122,24 +120,11 @@ func (p *slotPod) waitRole(t *testing.T, slot int, roles ...string) {
 	lab.Eventually(t, settleWithin, "the role of "+p.slot(slot).Name, func() error { return p.inRole(slot, roles...) })
 }
 
-var versionNumber = regexp.MustCompile(`/(\d+\.\d+\.\d+)/`)
-
-// envoyVersion is what an Envoy binary says of itself.
-func envoyVersion(t *testing.T, path string) string {
-	t.Helper()
-	out, err := exec.Command(path, "--version").Output()
-	found := versionNumber.FindStringSubmatch(string(out))
-	if err != nil || found == nil {
-		t.Fatalf("%s --version: %v: %s", path, err, out)
-	}
-	return found[1]
-}
-
 // mustServe demands that in the end the slot's agent serves with its image's Envoy, that no other
 // Envoy is left, that the pod is ready and its traffic flows.
 func (p *slotPod) mustServe(t *testing.T, slot int, image lab.Image) {
 	t.Helper()
-	version := envoyVersion(t, image.Envoy)
+	version := lab.EnvoyVersion(t, image.Envoy)
 	p.waitRole(t, slot, roleServing)
 	lab.Eventually(t, settleWithin, "one Envoy serves, and it is "+version, func() error {
 		if envoys := p.processesOf(lab.EnvoyPath); len(envoys) != 1 {

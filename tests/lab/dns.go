@@ -22,6 +22,7 @@ const serverTTL = 77
 type DNSServer struct {
 	mu      sync.Mutex
 	ttl     uint32
+	silent  bool
 	hosts   map[string][]netip.Addr // fully qualified, lower case
 	queries map[string]int          // "name TYPE"
 	servers []*dns.Server
@@ -76,6 +77,14 @@ func (s *DNSServer) SetTTL(ttl uint32) {
 	s.ttl = ttl
 }
 
+// SetSilent makes the server read every query and answer none, as one that hangs, or
+// answer again.
+func (s *DNSServer) SetSilent(silent bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.silent = silent
+}
+
 // Queries returns how often name was asked for with the type ("A", "AAAA").
 func (s *DNSServer) Queries(name, qtype string) int {
 	s.mu.Lock()
@@ -88,9 +97,12 @@ func (s *DNSServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	question := q.Question[0]
 	name := dns.CanonicalName(question.Name)
 	s.mu.Lock()
-	addrs, ttl := s.hosts[name], s.ttl
+	addrs, ttl, silent := s.hosts[name], s.ttl, s.silent
 	s.queries[name+" "+dns.TypeToString[question.Qtype]]++
 	s.mu.Unlock()
+	if silent {
+		return
+	}
 
 	m := new(dns.Msg).SetReply(q)
 	m.Authoritative = true

@@ -13,12 +13,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 )
 
-// T is what the lab asks of the test it serves. *testing.T has it, and so has the runner of the
-// benchmarks.
+// T is what the lab asks of the test it serves. *testing.T has it, and so has what Program runs.
 type T interface {
 	Helper()
 	Logf(format string, args ...any)
@@ -158,6 +158,20 @@ func EnvoyBinary(t T) string {
 func OtherEnvoyBinary(t T) string {
 	t.Helper()
 	return binary(t, "OTHER_ENVOY_BINARY", "envoy-1.39.3", "make envoy")
+}
+
+// versionNumber is in what Envoy says of itself: COMMIT/1.40.0/Clean/RELEASE/BoringSSL.
+var versionNumber = regexp.MustCompile(`/(\d+\.\d+\.\d+)/`)
+
+// EnvoyVersion returns the version that an Envoy binary says that it has, such as "1.40.0".
+func EnvoyVersion(t T, path string) string {
+	t.Helper()
+	out, err := exec.Command(path, "--version").Output()
+	found := versionNumber.FindSubmatch(out)
+	if err != nil || found == nil {
+		t.Fatalf("%s --version: %v: %s", path, err, out)
+	}
+	return string(found[1])
 }
 
 // StandbyBinary returns the path of the built agent of the empty image: $STANDBY_BINARY, else

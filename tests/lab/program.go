@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"strings"
 	"sync"
 )
@@ -16,8 +17,8 @@ var ErrInterrupted = errors.New("interrupted")
 const shownLines = 40
 
 // Program runs f outside of a test, with a T of its own: Fatalf and Skipf end f, and are the error that
-// is returned; Logf writes the last lines of its text to log. What f has made goes before Program
-// returns, also when ctx ends: f is not waited for then.
+// is returned; so is a panic, with its stack. Logf writes the last lines of its text to log. What f
+// has made goes before Program returns, also when ctx ends: f is not waited for then.
 func Program(ctx context.Context, log io.Writer, f func(T) error) error {
 	p := &program{log: log}
 	done := make(chan error, 1)
@@ -26,8 +27,7 @@ func Program(ctx context.Context, log io.Writer, f func(T) error) error {
 			if recovered := recover(); recovered == any(unwound{}) {
 				done <- p.failure()
 			} else if recovered != nil {
-				p.clean()
-				panic(recovered)
+				done <- fmt.Errorf("panic: %v\n%s", recovered, debug.Stack())
 			}
 		}()
 		done <- f(p)

@@ -24,6 +24,7 @@ func TestProgram(t *testing.T) {
 		"error":       {t.Context(), func(T) error { return wrong }, "wrong"},
 		"failed":      {t.Context(), func(t T) error { t.Fatalf("no %s", "luck"); return nil }, "no luck"},
 		"skipped":     {t.Context(), func(t T) error { t.Skipf("no %s", "root"); return nil }, "no root"},
+		"panic":       {t.Context(), func(T) error { panic(wrong) }, "panic: wrong"},
 		"interrupted": {interrupted, func(T) error { interrupt(); <-blocked; return nil }, ErrInterrupted.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -37,7 +38,7 @@ func TestProgram(t *testing.T) {
 				t.Errorf("cleaned up %q", order)
 			}
 			if got := ""; err != nil {
-				if got = err.Error(); got != tc.err {
+				if got, _, _ = strings.Cut(err.Error(), "\n"); got != tc.err {
 					t.Errorf("error %q, want %q", got, tc.err)
 				}
 			} else if tc.err != "" {

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"understudy.mesh/dnsproxy"
+)
+
+// blockRows is how many rows of a table are laid out together: all columns fit the widest
+// cell of these, and no more than these are held, of a list of any length.
+const blockRows = 1000
+
+// rows writes a table.
+type rows struct {
+	tw *tabwriter.Writer
+	n  int
+}
+
+func newRows(w io.Writer, head ...string) *rows {
+	r := &rows{tw: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
+	r.add(head...)
+	return r
+}
+
+// add writes a row; "" is shown as "-".
+func (r *rows) add(cells ...string) {
+	for i := range cells {
+		cells[i] = cmp.Or(oneLine(cells[i]), "-")
+	}
+	fmt.Fprintln(r.tw, strings.Join(cells, "\t"))
+	if r.n++; r.n%blockRows == 0 {
+		r.tw.Flush()
+	}
+}
+
+func (r *rows) end() error { return r.tw.Flush() }
+
+// each decodes a JSON list one element after the other.
+func each[T any](in *json.Decoder, do func(T)) error {
+	if err := expect(in, '['); err != nil {
+		return err
+	}
+	for in.More() {
+		var v T
+		if err := in.Decode(&v); err != nil {
+			return err
+		}
+		do(v)
+	}
+	return expect(in, ']')
+}
+
+func expect(in *json.Decoder, want json.Delim) error {
+	got, err := in.Token()
+	if err == nil && got != want {
+		err = fmt.Errorf("%q where %q should be", fmt.Sprint(got), want)
+	}
+	return err
+}
+
+func printHosts(w io.Writer, in *json.Decoder) error {
+	r := newRows(w, "NAME", "SOURCE", "ADDRESSES")
+	err := each(in, func(h dnsproxy.Host) {
+		source := "addresses"
+		if h.VIP {
+			source = "VIP"
+		}
+		r.add(h.Name, source, join(h.Addrs))
+	})
+	return cmp.Or(err, r.end())
+}
+
+func join(addrs []netip.Addr) string {
+	text := make([]string, len(addrs))
+	for i, a := range addrs {
+		text[i] = a.String()
+	}
+	return strings.Join(text, " ")
+}
+
+func printCache(w io.Writer, in *json.Decoder) error {
+	r := newRows(w, "NAME", "TYPE", "FLAGS", "ANSWER", "STATE", "LEFT", "HITS", "BYTES", "SERVER")
+	err := each(in, func(c dnsproxy.CacheEntry) {
+		state := "fresh"
+		switch {
+		case c.Failure:
+			state = "failure"
+		case c.Stale:
+			state = "stale"
+		}
+		r.add(c.Name, c.Type, strings.Join(c.Flags, ","), c.Rcode, state, inSeconds(c.RemainingSeconds),
+			strconv.FormatUint(uint64(c.Hits), 10), strconv.Itoa(c.Bytes), c.Server)
+	})
+	return cmp.Or(err, r.end())
+}
+
+// inSeconds shows seconds of JSON as briefly does.
+func inSeconds(s float64) string { return briefly(time.Duration(s * float64(time.Second))) }
+
+// vipView says how the pool is shown, at a time.
+type vipView struct{ now time.Time }
+
+// print expects what agent.DebugDNSVIPs answers.
+func (v vipView) print(w io.Writer, in *json.Decoder) error {
+	var pool dnsproxy.VIPStats
+	r := newRows(w, "HOST", "ADDRESSES", "STATE")
+	if err := expect(in, '{'); err != nil {
+		return err
+	}
+	for in.More() {
+		var err error
+		switch key, _ := in.Token(); key {
+		case "pool":
+			err = in.Decode(&pool)
+		case "vips":
+			err = each(in, func(a dnsproxy.VIP) { r.add(a.Host, join(a.Addrs), v.state(a)) })
+		default: // of a later release
+			err = in.Decode(new(json.RawMessage))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := cmp.Or(expect(in, '}'), r.end()); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "\nUsed: %d of %d. Kept back, as their host left: %d.\n", pool.Assigned, pool.Capacity, pool.Quarantined)
+	if err == nil && pool.Pending > 0 {
+		_, err = fmt.Fprintf(w, "Hosts that got none, as none is left: %d.\n", pool.Pending)
+	}
+	return err
+}
+
+// state says since when a host has its addresses, or when another may get them.
+func (v vipView) state(a dnsproxy.VIP) string {
+	switch {
+	case a.Freed.IsZero() && a.Since.IsZero():
+		return "used"
+	case a.Freed.IsZero():
+		return "used for " + briefly(v.now.Sub(a.Since))
+	case a.Usable.After(v.now):
+		return fmt.Sprintf("left %s ago, for others in %s", briefly(v.now.Sub(a.Freed)), briefly(a.Usable.Sub(v.now)))
+	}
+	return fmt.Sprintf("left %s ago, for others now", briefly(v.now.Sub(a.Freed)))
+}
+
+// upstreamView says how servers are shown, at a time.
+type upstreamView struct{ now time.Time }
+
+func (v upstreamView) print(w io.Writer, in *json.Decoder) error {
+	r := newRows(w, "SERVER", "STATE", "IN USE", "REQUESTS", "FAILURES", "HEDGES", "OVERTAKEN", "LATENCY", "LAST ERROR")
+	err := each(in, func(u dnsproxy.UpstreamStats) {
+		use, latency, last := "no", "", u.Error
+		if u.InUse {
+			use = "yes"
+		}
+		if u.RTT > 0 {
+			latency = u.RTT.Round(time.Microsecond).String()
+		}
+		if last != "" && !u.ErrorAt.IsZero() {
+			last = fmt.Sprintf("%s ago: %s", briefly(v.now.Sub(u.ErrorAt)), last)
+		}
+		r.add(u.Server.String(), u.State, use, count(u.Requests), count(u.Failures), count(u.Hedges), count(u.Overtaken), latency, last)
+	})
+	return cmp.Or(err, r.end())
+}
+
+func count(n uint64) string { return strconv.FormatUint(n, 10) }
+
+func printExplanation(w io.Writer, in *json.Decoder) error {
+	var x dnsproxy.Explanation
+	if err := in.Decode(&x); err != nil {
+		return err
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(key, value string) {
+		if value != "" {
+			fmt.Fprintf(tw, "%s:\t%s\n", key, value)
+		}
+	}
+	row("question", x.Name+" "+x.Type)
+	row("source", x.Source)
+	row("host", x.Host)
+	row("search domain", x.Search)
+	row("server", x.Server)
+	if x.RTTSeconds > 0 {
+		row("round trip", time.Duration(x.RTTSeconds*float64(time.Second)).Round(time.Microsecond).String())
+	}
+	if x.RemainingTTL > 0 {
+		row("cached", fmt.Sprintf("%.0f s ago, %d s left", x.AgeSeconds, x.RemainingTTL))
+	}
+	row("answer", x.Rcode)
+	for _, r := range x.Records {
+		fmt.Fprintf(tw, "\t%s\n", strings.Join(strings.Fields(r), " "))
+	}
+	return tw.Flush()
+}

@@ -8,6 +8,9 @@
 //	Render(rules, family)  the same as input of iptables-restore (pure)
 //	Apply(ctx, Config)     makes it so, from whatever is there now
 //
+// Read looks at what is there, whoever made it: Verify compares it with a Config, Infer
+// finds the Config that it was made from, and Trace follows a packet through it.
+//
 // # What is ours
 //
 // A rule belongs to this package when it is in a chain named ISTIO_*, jumps to

@@ -48,12 +48,13 @@ type Step struct {
 	Backend Backend `json:"backend"`
 	Table   Table   `json:"table"`
 	Chain   string  `json:"chain"`
-	Rule    string  `json:"rule"` // as iptables-save has it
-	Why     string  `json:"why,omitempty"`
+	Rule    string  `json:"rule"` // as iptables-save has it, without the comment
+	Comment string  `json:"comment,omitempty"`
 	Matched bool    `json:"matched"`
 	Because string  `json:"because,omitempty"` // the match that failed or cannot be evaluated
 
-	rule *heldRule // nil: the policy of a chain
+	rule  *heldRule // nil: the policy of a chain
+	jumps bool      // its target is a chain
 }
 
 // Outcome is one way that a packet can go.
@@ -117,6 +118,9 @@ func (s *Snapshot) Trace(f Flow, all bool) (Traced, error) {
 	}
 	for i := range t.Outcomes {
 		s.explain(f, &t.Outcomes[i])
+		if !all {
+			t.Outcomes[i].Steps = withoutDeadEnds(t.Outcomes[i].Steps)
+		}
 	}
 	return t, nil
 }
@@ -164,6 +168,23 @@ func (e *explorer) add(o Outcome) {
 	if !slices.ContainsFunc(e.outcomes, func(other Outcome) bool { return other.Landing == o.Landing }) {
 		e.outcomes = append(e.outcomes, o)
 	}
+}
+
+// withoutDeadEnds leaves out the jumps to chains in which nothing matched, but for
+// those where capture is decided.
+func withoutDeadEnds(steps []Step) []Step {
+	var out []Step
+	var next Step
+	for _, s := range slices.Backward(steps) {
+		led := s.jumps && next.Chain == s.rule.jump && next.Hook == s.Hook && next.Table == s.Table
+		decides := s.jumps && s.Table == NAT && (s.rule.jump == outbound || s.rule.jump == inbound)
+		if !s.jumps || led || decides {
+			out = append(out, s)
+			next = s
+		}
+	}
+	slices.Reverse(out)
+	return out
 }
 
 // follow takes the packet along its way through the kernel, as in the picture of

@@ -105,12 +105,13 @@ func (w *walk) chain(v view, t Table, at chainAt) verdict {
 			return stuck
 		}
 		step := r.step(at.hook)
+		step.jumps = v.chain(t, r.jump) != nil
 		m, because := r.matches(&w.p, w.net.isLocal)
 		if m != yes {
 			step.Because = because.String()
 		}
 		if m == unknown {
-			holds, known := w.ask(r, at.hook, "match", "cannot evaluate "+because.String())
+			holds, known := w.ask(r, at.hook, "match", because.String())
 			if !known {
 				return stuck
 			}
@@ -133,7 +134,7 @@ func (w *walk) chain(v view, t Table, at chainAt) verdict {
 func (w *walk) ask(r *heldRule, hook, about, problem string) (holds, known bool) {
 	key := fmt.Sprintf("%s %p %s", hook, r, about)
 	if holds, known = w.assume[key]; !known {
-		w.need = &question{key, fmt.Sprintf("rule %q of %s %s (%s)", r.spec, r.table, r.chain, problem)}
+		w.need = &question{key, fmt.Sprintf("%s %s %s (%s)", r.table, r.chain, r.plain(), problem)}
 	}
 	return holds, known
 }
@@ -200,7 +201,7 @@ func (w *walk) decided() {
 
 // stranger is a target that we do not know: it may take the packet, or let it pass.
 func (w *walk) stranger(r *heldRule, hook string) (got verdict, done bool) {
-	takes, known := w.ask(r, hook, "target", "do not know what "+r.jump+" does")
+	takes, known := w.ask(r, hook, "target", "who knows what "+r.jump+" does")
 	if !known {
 		return stuck, true
 	}
@@ -296,5 +297,8 @@ func (w *walk) connMark(r *heldRule) bool {
 }
 
 func (r *heldRule) step(hook string) Step {
-	return Step{Hook: hook, Backend: r.backend, Table: r.table, Chain: r.chain, Rule: r.spec, Why: r.why(), rule: r}
+	return Step{
+		Hook: hook, Backend: r.backend, Table: r.table, Chain: r.chain,
+		Rule: r.plain(), Comment: strings.TrimPrefix(r.comment, commentMark), rule: r,
+	}
 }

@@ -10,10 +10,7 @@ import (
 // explain puts into words why a packet lands where it does.
 func (s *Snapshot) explain(f Flow, o *Outcome) {
 	if o.Rule != nil {
-		o.Purpose = o.Rule.Why
-		if o.Purpose == "" {
-			o.Purpose = s.purpose(familyOf(f.Dst.Addr()), o.Rule.rule)
-		}
+		o.Purpose = s.purpose(familyOf(f.Dst.Addr()), o.leads())
 		switch {
 		case o.Purpose != "":
 			o.Reason = o.Purpose
@@ -33,11 +30,35 @@ func (s *Snapshot) explain(f Flow, o *Outcome) {
 	}
 }
 
-// purpose is that of a rule of Istio's, which has no comment: what ours for the same
-// would say.
+// leads returns the rule that decided, or the one that led to it where that only says
+// where to: the first rule of a chain such as ISTIO_REDIRECT.
+func (o *Outcome) leads() *heldRule {
+	var before *heldRule
+	for _, step := range o.Steps {
+		if !step.Matched {
+			continue
+		}
+		if step.rule == o.Rule.rule && before != nil && before.jump == step.Chain && isOurChain(step.Chain) && o.Captured() {
+			return before
+		}
+		before = step.rule
+	}
+	return o.Rule.rule
+}
+
+// Captured reports whether the packet ends at Envoy or at the agent's DNS.
+func (o *Outcome) Captured() bool {
+	return o.Place == EnvoyOutbound || o.Place == EnvoyInbound || o.Place == AgentDNS
+}
+
+// purpose is what the comment of a rule says or, of Istio's, which have none, what
+// that of ours for the same would say.
 func (s *Snapshot) purpose(f Family, r *heldRule) string {
 	if r == nil || !r.isOurs() {
 		return ""
+	}
+	if why := r.why(); why != "" {
+		return why
 	}
 	chain := viewOf(r.backend, f, wanted(Rules(s.inferred), f)).chain(r.table, r.chain)
 	for _, a := range r.atoms() {

@@ -304,6 +304,7 @@ func TestTraceIsWhatHappens(t *testing.T) {
 			c := Default()
 			g.edit(&c)
 			l.applyAndCompare(string(b)+" "+g.name, b, c, 24, all)
+			l.isRight(g.name)
 		}
 		viaTPROXY := fullConfig()
 		viaTPROXY.TPROXY = true
@@ -337,5 +338,27 @@ func (l *tracerLab) applyAndCompare(name string, b Backend, c Config, packets in
 	apply(l.t, c)
 	for place, n := range l.compare(name, packets) {
 		all[place] += n
+	}
+}
+
+// isRight checks that the kernel's own print of what is in force is complete.
+func (l *tracerLab) isRight(name string) {
+	l.t.Helper()
+	s, err := Read(l.t.Context(), quiet())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	c, ok := s.Infer()
+	if !ok {
+		l.t.Errorf("%s: nothing inferred", name)
+	}
+	list, err := s.Verify(c)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, d := range list {
+		if d.Kind != Routing { // the lab needs none
+			l.t.Errorf("%s: %s", name, d.Text)
+		}
 	}
 }

@@ -26,7 +26,7 @@ type Snapshot struct {
 func Read(ctx context.Context, log *slog.Logger) (*Snapshot, error) {
 	states, err := look(ctx, log)
 	if err != nil {
-		return nil, fmt.Errorf("read capture rules: %w", err)
+		return nil, fmt.Errorf("read the rules in force: %w", err)
 	}
 	return newSnapshot(states, kernelNetwork()), nil
 }
@@ -65,6 +65,8 @@ type network struct {
 	tables func(f Family, mark uint32) ([]uint32, error)
 	// allLocal reports whether a route table makes every address one of the pod's own.
 	allLocal func(f Family, table uint32) (bool, error)
+	// listens reports whether a port has a listener, on any address.
+	listens func(p Proto, port uint16) (bool, error)
 	// passthrough reports whether lo has ::6.
 	passthrough func() (bool, error)
 }
@@ -98,6 +100,7 @@ func kernelNetwork() network {
 		primary:     primaryAddress,
 		tables:      tablesOf,
 		allLocal:    allLocal,
+		listens:     listens,
 		passthrough: loHasPassthrough,
 	}
 }

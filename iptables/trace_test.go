@@ -44,7 +44,7 @@ func TestTraceSaysWhatItCannotEvaluate(t *testing.T) {
 		want               []string // places
 		blind              string
 	}{
-		{"a set that takes packets", "nat", "-A OUTPUT -m set --match-set x dst -j RETURN\n", app, []string{"envoy-outbound", "direct"}, "-m set --match-set x dst"},
+		{"a set that takes packets", "nat", "-A OUTPUT -m set --match-set x dst -j RETURN\n", app, []string{"envoy-outbound", "direct"}, "set --match-set x dst"},
 		{"a set that does not matter", "nat", "-A OUTPUT -m set --match-set x dst -j LOG\n", app, []string{"envoy-outbound"}, "set --match-set x dst"},
 		{"a set for another port", "nat", "-A OUTPUT -p tcp -m set --match-set x dst -m tcp --dport 81 -j RETURN\n", app, []string{"envoy-outbound"}, ""},
 		{"a negated set", "nat", "-A OUTPUT -m set ! --match-set x dst -j ACCEPT\n", app, []string{"envoy-outbound", "direct"}, "! set --match-set x dst"},
@@ -140,7 +140,7 @@ func TestTraceSaysWhy(t *testing.T) {
 		{Default(), from(1000, UDP, "1.2.3.4:53"), "DNS is not captured", "DNS"},
 		{Default(), fromOutside(podV4 + ":22"), "no inbound port is captured at all", "inbound port"},
 		{v4only, from(1000, TCP, "[2001:db8::1]:80"), "there are no capture rules for IPv6", ""},
-		{full, from(1000, TCP, "1.2.3.4:80"), "to Envoy, outbound", "to Envoy, outbound"},
+		{full, from(1000, TCP, "1.2.3.4:80"), "every other destination", "every other destination"},
 	} {
 		for name, s := range map[string]*Snapshot{"ours": rendered(tt.config), "Istio's": withoutComments(tt.config)} {
 			o := traced(t, s, tt.flow).Outcomes[0]

@@ -114,23 +114,30 @@ func (a atom) text() string {
 	return strings.Join(append(words, a.rule.target()), " ")
 }
 
-// plain is the rule without its comment.
+// plain is the rule without its comment and what goes without saying.
 func (h *heldRule) plain() string {
-	words := make([]string, 0, len(h.match)+1)
+	var words []string
+	var last string
 	for _, c := range h.match {
-		module, flag, several := strings.Cut(c.flag, " ")
-		if !several {
-			flag = module
+		module, flag, ofModule := strings.Cut(c.flag, " ")
+		if !ofModule {
+			module, flag = "", c.flag
 		}
-		if flag = strings.TrimSpace(flag + " " + c.value); several && module != "tcp" && module != "udp" {
-			flag = "-m " + module + " " + flag
+		if module != "" && module != last && module != "tcp" && module != "udp" {
+			words = append(words, "-m", module)
 		}
+		last = module
 		if c.not {
-			flag = "! " + flag
+			words = append(words, "!")
 		}
-		words = append(words, flag)
+		if words = append(words, flag); c.value != "" {
+			words = append(words, c.value)
+		}
 	}
-	return strings.Join(append(words, h.target()), " ")
+	if target := h.target(); target != "" {
+		words = append(words, target)
+	}
+	return strings.Join(words, " ")
 }
 
 // sameEffect reports whether it does not matter which of two rules comes first for a

@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -37,6 +38,7 @@ func paperNetwork(c Config) network {
 			return nil, nil
 		},
 		allLocal:    func(Family, uint32) (bool, error) { return true, nil },
+		listens:     func(_ Proto, port uint16) (bool, error) { return port != c.InboundPort, nil },
 		passthrough: func() (bool, error) { return c.IPv6, nil },
 	}
 }
@@ -261,5 +263,43 @@ func TestVerifyBackends(t *testing.T) {
 	}
 	if _, ok := onPaper(c, "", "").Infer(); ok {
 		t.Error("a configuration was inferred from nothing")
+	}
+}
+
+func TestUnheard(t *testing.T) {
+	c := fullConfig()
+	list, err := rendered(c).Unheard(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]string{"nobody listens on tcp port 15006: inbound traffic goes there, to Envoy"}, texts(list)); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestListens(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	port := func(a net.Addr) uint16 { return netip.MustParseAddrPort(a.String()).Port() }
+	for _, tt := range []struct {
+		proto Proto
+		port  uint16
+		want  bool
+	}{{TCP, port(l.Addr()), true}, {UDP, port(c.LocalAddr()), true}} {
+		if got, err := listens(tt.proto, tt.port); got != tt.want || err != nil {
+			t.Errorf("%s %d: %v, %v", tt.proto, tt.port, got, err)
+		}
+	}
+	gone := port(l.Addr())
+	l.Close()
+	if got, err := listens(TCP, gone); got || err != nil {
+		t.Errorf("closed: %v, %v", got, err)
 	}
 }

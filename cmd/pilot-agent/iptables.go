@@ -53,12 +53,11 @@ func newCaptureCommand(e *env, host captureHost, cmd *cobra.Command) *cobra.Comm
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o, err := parseCapture(cmd.Flags(), e.Environ, host)
-		var unsupported *unsupportedError
-		if err != nil && !errors.As(err, &unsupported) {
-			return &usageError{err}
-		}
 		if err != nil {
-			return err
+			return captureUsage(err)
+		}
+		if o.verify {
+			return e.verify(cmd, o, "")
 		}
 		log, err := e.commandLog(cmd)
 		if err != nil {
@@ -67,6 +66,16 @@ func newCaptureCommand(e *env, host captureHost, cmd *cobra.Command) *cobra.Comm
 		return o.run(cmd.Context(), e.Stdout, logging.For(log, "iptables"))
 	}
 	return cmd
+}
+
+// captureUsage blames the command line for what is wrong with it, and not for what is
+// not supported.
+func captureUsage(err error) error {
+	var unsupported *unsupportedError
+	if errors.As(err, &unsupported) {
+		return err
+	}
+	return &usageError{err}
 }
 
 func (o *captureOptions) run(ctx context.Context, stdout io.Writer, log *slog.Logger) error {

@@ -19,6 +19,7 @@ type captureOptions struct {
 	dryRunFile   string
 	cleanup      bool
 	skipApply    bool
+	verify       bool
 	dualStack    bool
 	autoAllocate bool
 	envoyUser    string
@@ -81,6 +82,7 @@ func captureSwitches() []captureSetting {
 		{flag: "force-iptables-binary", env: []string{"FORCE_IPTABLES_BINARY"}, doc: "legacy or nft (default: where rules are already, else what works)", set: setBackend},
 		{flag: "dry-run", short: "n", env: []string{"DRY_RUN"}, doc: "print the rules, change nothing; needs no privilege", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.dryRun })},
 		{flag: cleanupFlag, env: []string{"CLEANUP_ONLY"}, doc: "remove all rules instead", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.cleanup })},
+		{flag: "verify", doc: "compare with the rules in force instead: exit status 1 when something differs; see doctor capture", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.verify })},
 		{flag: "skip-rule-apply", env: []string{"SKIP_RULE_APPLY"}, doc: "check the settings only", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.skipApply })},
 		{flag: "reconcile", env: []string{"RECONCILE"}, doc: "accepted: rules of another configuration are always replaced", boolean: true, set: toggle(func(*captureOptions) *bool { return new(bool) })},
 		{flag: "force-apply", env: []string{"FORCE_APPLY"}, doc: "accepted: the rules are always checked and made right", boolean: true, set: toggle(func(*captureOptions) *bool { return new(bool) })},
@@ -174,6 +176,9 @@ func parseCapture(flags *pflag.FlagSet, environ []string, host captureHost) (*ca
 		read(false)
 	} else if o.dryRun {
 		errs = append(errs, errors.New("flag --dry-run: nothing to print with --cleanup-only: what is removed depends on what is there; see iptables-save"))
+	}
+	if o.cleanup && o.verify {
+		errs = append(errs, errors.New("flag --verify: there is nothing to compare with when --cleanup-only is given"))
 	}
 	if err := errors.Join(errs...); err != nil || o.cleanup {
 		return o, err

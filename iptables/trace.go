@@ -75,11 +75,12 @@ type Traced struct {
 	Flow     Flow      `json:"-"`
 	Outcomes []Outcome `json:"outcomes"`
 	Blind    []string  `json:"cannotBeEvaluated,omitempty"` // matches and targets on the way
+	Unseen   []string  `json:"notSeen,omitempty"`           // chains on the way of which we cannot read the rules
 }
 
-// Decided reports whether there is one answer.
+// Decided reports whether there is one answer, and nothing that could make it wrong.
 func (t Traced) Decided() bool {
-	return len(t.Outcomes) == 1 && t.Outcomes[0].Place != Undecided
+	return len(t.Outcomes) == 1 && t.Outcomes[0].Place != Undecided && len(t.Unseen) == 0
 }
 
 // maxCases bounds the ways that are followed because of what cannot be evaluated: six
@@ -112,7 +113,11 @@ func (s *Snapshot) Trace(f Flow, all bool) (Traced, error) {
 		}
 		e.explore(order, map[string]bool{}, first)
 	}
-	t := Traced{Flow: f, Outcomes: e.outcomes, Blind: e.blind}
+	unseen, err := s.unseenBy(familyOf(f.Dst.Addr()))
+	if err != nil {
+		return Traced{}, err
+	}
+	t := Traced{Flow: f, Outcomes: e.outcomes, Blind: e.blind, Unseen: unseen}
 	if len(t.Outcomes) == 1 {
 		t.Outcomes[0].If = nil // it does not depend on anything
 	}

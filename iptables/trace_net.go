@@ -65,6 +65,8 @@ type network struct {
 	tables func(f Family, mark uint32) ([]uint32, error)
 	// allLocal reports whether a route table makes every address one of the pod's own.
 	allLocal func(f Family, table uint32) (bool, error)
+	// nftChains returns the chains of nf_tables that packets meet, if they have rules.
+	nftChains func() ([]nftChain, error)
 	// listens reports whether a port has a listener, on any address.
 	listens func(p Proto, port uint16) (bool, error)
 	// passthrough reports whether lo has ::6.
@@ -100,6 +102,7 @@ func kernelNetwork() network {
 		primary:     primaryAddress,
 		tables:      tablesOf,
 		allLocal:    allLocal,
+		nftChains:   baseChains,
 		listens:     listens,
 		passthrough: loHasPassthrough,
 	}

@@ -38,6 +38,7 @@ func paperNetwork(c Config) network {
 			return nil, nil
 		},
 		allLocal:    func(Family, uint32) (bool, error) { return true, nil },
+		nftChains:   func() ([]nftChain, error) { return nil, nil },
 		listens:     func(_ Proto, port uint16) (bool, error) { return port != c.InboundPort, nil },
 		passthrough: func() (bool, error) { return c.IPv6, nil },
 	}

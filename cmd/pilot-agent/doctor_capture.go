@@ -28,6 +28,7 @@ type captureReport struct {
 	Right       bool                  `json:"right"`
 	ComparedTo  string                `json:"comparedTo"` // flags, or the rules themselves
 	Captures    []string              `json:"captures,omitempty"`
+	Unseen      []string              `json:"notSeen,omitempty"` // whose rules are not readable here
 	Differences []iptables.Difference `json:"differences"`
 }
 
@@ -97,6 +98,9 @@ func (e *env) verify(cmd *cobra.Command, o *captureOptions, output string) error
 		return err
 	}
 	r := captureReport{ComparedTo: "flags and environment"}
+	if r.Unseen, err = s.Unseen(); err != nil {
+		return err
+	}
 	if r.Differences, err = s.Verify(o.config); err != nil {
 		return err
 	}
@@ -115,6 +119,9 @@ func (e *env) inspect(cmd *cobra.Command, output string) error {
 		return errors.New("nothing is captured: there are no rules of istio-iptables in this network namespace, neither of this release nor of Istio's: did the pod's init container run?")
 	}
 	r := captureReport{ComparedTo: "the rules themselves", Captures: describeCapture(c)}
+	if r.Unseen, err = s.Unseen(); err != nil {
+		return err
+	}
 	if r.Differences, err = s.Verify(c); err != nil {
 		return err
 	}
@@ -150,6 +157,9 @@ const maxAlike = 5
 func (r captureReport) print(w io.Writer) {
 	for _, line := range r.Captures {
 		fmt.Fprintln(w, line)
+	}
+	for _, text := range r.Unseen {
+		fmt.Fprintf(w, "not seen, and may take packets: the rules of %s\n", text)
 	}
 	if r.Right {
 		fmt.Fprintf(w, "right: no difference from %s\n", r.ComparedTo)

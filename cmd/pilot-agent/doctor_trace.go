@@ -113,6 +113,9 @@ func (t tracedTarget) print(w io.Writer, v traceView) {
 	for _, text := range t.Blind {
 		fmt.Fprintf(w, "  cannot be evaluated: %s\n", text)
 	}
+	for _, text := range t.Unseen {
+		fmt.Fprintf(w, "  not seen: the rules of %s\n", text)
+	}
 	if !t.Decided {
 		fmt.Fprintf(w, "  undecided: it depends on that\n")
 	}

@@ -238,7 +238,7 @@ func (w *walk) outwards() Landing {
 	if p.out != loopbackIface {
 		return w.landing(Direct)
 	}
-	p.in, p.out, p.local = loopbackIface, "", false // lo takes the packet from its socket
+	p.in, p.out = loopbackIface, ""
 	return w.inwards()
 }
 

@@ -63,6 +63,8 @@ func TestTraceSaysWhatItCannotEvaluate(t *testing.T) {
 		{"marks", "mangle", "-A OUTPUT -p tcp -j MARK --set-xmark 0x6/0xff\n-A OUTPUT -j CONNMARK --save-mark --nfmask 0xff --ctmask 0xffff\n" +
 			"-A OUTPUT -m connmark --mark 0x6/0xf -m mark ! --mark 0x7 -j DROP\n", app, []string{"dropped"}, ""},
 		{"the first packet's state and flags", "filter", "-A OUTPUT -p tcp -m state --state NEW -m tcp --tcp-flags FIN,SYN,RST,ACK SYN --sport 32768:60999 -j DROP\n", app, []string{"dropped"}, ""},
+		{"redirected to the interface's address", "filter", "-A INPUT -d " + podV4 + "/32 -p tcp -m tcp --dport 15006 -j DROP\n", fromOutside(podV4 + ":4000"), []string{"dropped"}, ""},
+		{"redirected to loopback", "filter", "-A INPUT -d 127.0.0.1/32 -i lo -p tcp -m tcp --dport 15001 -j DROP\n", app, []string{"dropped"}, ""},
 		{"types and ranges of addresses", "filter", "-A INPUT -m addrtype --dst-type LOCAL -m iprange --src-range 10.77.0.0-10.77.0.9 -j DROP\n", app, []string{"dropped"}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -34,8 +34,8 @@ func (s *Snapshot) Verify(c Config) ([]Difference, error) {
 		default:
 			out = append(out, compare(have, want)...)
 		}
-		if !want.empty() {
-			out = append(out, takenAway(s.views[i], backend)...)
+		if s.captures(backend, st.family) {
+			out = append(out, takenAway(s.views[i], st.backend == backend)...)
 		}
 	}
 	routing, err := s.verifyRouting(c)
@@ -66,8 +66,9 @@ func (s *Snapshot) captures(b Backend, f Family) bool {
 }
 
 // takenAway returns the rules of others that a packet meets before ours and that may
-// end its way, or give it another, where ours would capture it.
-func takenAway(v view, ours Backend) (out []Difference) {
+// end its way, or give it another, where ours would capture it. Of the back end that
+// does not have ours nobody can tell whether it comes first; what it lets pass, ours get.
+func takenAway(v view, own bool) (out []Difference) {
 	for _, at := range []struct {
 		table Table
 		chain string
@@ -82,14 +83,14 @@ func takenAway(v view, ours Backend) (out []Difference) {
 				last = i
 			}
 		}
-		if v.backend != ours { // which of the two comes first nobody can tell
+		if !own {
 			last = len(chain.rules)
 		}
 		for _, r := range chain.rules[:max(last, 0)] {
 			if r.isOurs() || !r.mayBeCaptured() {
 				continue
 			}
-			if end := v.endOf(r, map[string]bool{}); end != nil {
+			if end := v.endOf(r, map[string]bool{}); end != nil && (own || end.jump != "ACCEPT" && end.jump != "RETURN") {
 				d := Difference{Kind: TakenAway, Backend: v.backend, Family: v.family.String(), Table: at.table, Chain: at.chain, Rule: r.plain()}
 				if end != r {
 					d.Is = end.chain + " " + end.plain()

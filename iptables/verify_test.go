@@ -224,6 +224,38 @@ func TestVerifySaysWhatIsWrong(t *testing.T) {
 	}
 }
 
+// The order of rules that no packet can tell is nobody's business.
+func TestOrderThatDoesNotMatter(t *testing.T) {
+	rules := func(lines ...string) *heldChain {
+		text := "*nat\n:A - [0:0]\n"
+		for _, line := range lines {
+			text += "-A A " + line + "\n"
+		}
+		return viewOf(NFT, IPv4, parseRuleset(text)).chain(NAT, "A")
+	}
+	for _, tt := range []struct {
+		name  string
+		a, b  string
+		alike bool
+	}{
+		{"one target", "-s 127.0.0.6/32 -j RETURN", "-d 10.0.0.0/8 -j RETURN", true},
+		{"two targets", "-s 127.0.0.6/32 -j RETURN", "-d 10.0.0.0/8 -j B", false},
+		{"two ports", "-p tcp -m tcp --dport 80 -j B", "-p tcp -m tcp --dport 81 -j C", true},
+		{"two protocols", "-p tcp -j B", "-p udp -j C", true},
+		{"two destinations", "-d 10.0.0.0/8 -j B", "-d 11.0.0.0/8 -j C", true},
+		{"one in the other", "-d 10.0.0.0/8 -j B", "-d 10.1.0.0/16 -j C", false},
+		{"a port and another negated", "-p tcp -m tcp --dport 80 -j B", "-p tcp -m tcp ! --dport 81 -j C", false},
+		{"a port and itself negated", "-p tcp -m tcp --dport 80 -j B", "-p tcp -m tcp ! --dport 80 -j C", true},
+		{"a range", "-p tcp -m tcp --dport 80 -j B", "-p tcp -m tcp --dport 70:90 -j C", false},
+		{"two users", "-m owner --uid-owner 1 -j B", "-m owner --uid-owner 2 -j C", true},
+	} {
+		got := compareChains(rules(tt.b, tt.a), rules(tt.a, tt.b))
+		if (len(got) == 0) != tt.alike {
+			t.Errorf("%s: %+v", tt.name, got)
+		}
+	}
+}
+
 func TestVerifyRouting(t *testing.T) {
 	c := Default()
 	c.TPROXY, c.InboundPorts.All, c.IPv6 = true, true, true
@@ -244,6 +276,11 @@ func TestVerifyRouting(t *testing.T) {
 
 func TestVerifyBackends(t *testing.T) {
 	c := fullConfig()
+	elsewhere := rendered(c)
+	elsewhere.views[2] = viewOf(Legacy, IPv4, parseRuleset("*nat\n-A OUTPUT -p tcp -m tcp --dport 1 -j ACCEPT\n-A OUTPUT -p tcp -m tcp --dport 2 -j DNAT --to-destination 1.1.1.1\nCOMMIT\n"))
+	if d := cmp.Diff([]string{"IPv4 nat OUTPUT: a rule that is not ours takes packets before ours can: -p tcp --dport 2 -j DNAT --to-destination 1.1.1.1"}, verified(t, elsewhere, c)); d != "" {
+		t.Error(d)
+	}
 	s := rendered(c)
 	for i := range s.states {
 		s.states[i].before, s.states[i].ours = s.states[i%2].before, s.states[i%2].ours

@@ -1,15 +1,16 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 
 	"github.com/spf13/cobra"
 
 	"understudy.mesh/iptables"
-	"understudy.mesh/pkg/logging"
 )
 
 func newDoctorCommand(e *env) *cobra.Command {
@@ -21,13 +22,9 @@ func newDoctorCommand(e *env) *cobra.Command {
 	return cmd
 }
 
-// snapshot reads the rules in force, which a container can only with privileges.
-func (e *env) snapshot(cmd *cobra.Command) (*iptables.Snapshot, error) {
-	log, err := e.commandLog(cmd)
-	if err != nil {
-		return nil, err
-	}
-	s, err := iptables.Read(cmd.Context(), logging.For(log, "iptables"))
+// readCapture reads the rules in force, which a container can only with privileges.
+func readCapture(ctx context.Context, log *slog.Logger) (*iptables.Snapshot, error) {
+	s, err := iptables.Read(ctx, log)
 	if err != nil {
 		return nil, fmt.Errorf("%w (an ephemeral container: from this agent's image, which has iptables, by kubectl debug --profile=netadmin, as user 0)", err)
 	}

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 
@@ -57,10 +59,12 @@ func newDoctorCaptureCommand(e *env, host captureHost) *cobra.Command {
 		if o.cleanup {
 			return &usageError{errors.New("flag --cleanup-only: there is no configuration to compare with")}
 		}
-		if !captureGiven(cmd.Flags(), e.Environ) {
-			return e.inspect(cmd, output)
+		log, err := e.commandLog(cmd)
+		if err != nil {
+			return err
 		}
-		return e.verify(cmd, o, output)
+		o.verify, o.report = true, checkReport{json: output == "json", alone: !captureGiven(cmd.Flags(), e.Environ)}
+		return o.run(cmd.Context(), e.Stdout, logging.For(log, "iptables"))
 	}
 	return cmd
 }
@@ -84,66 +88,58 @@ func captureGiven(flags *pflag.FlagSet, environ []string) bool {
 	return given
 }
 
-// verify compares what is in force with o.
-func (e *env) verify(cmd *cobra.Command, o *captureOptions, output string) error {
-	log, err := e.commandLog(cmd)
-	if err != nil {
-		return err
-	}
-	if err := o.complete(logging.For(log, "iptables")); err != nil {
-		return err
-	}
-	s, err := e.snapshot(cmd)
-	if err != nil {
-		return err
-	}
-	r := captureReport{ComparedTo: "flags and environment"}
-	if r.Unseen, err = s.Unseen(); err != nil {
-		return err
-	}
-	if r.Differences, err = s.Verify(o.config); err != nil {
-		return err
-	}
-	return e.report(r, output)
+// checkReport is how the rules in force are checked and reported.
+type checkReport struct {
+	json  bool
+	alone bool // there is no configuration to compare them with
 }
 
-// inspect checks the rules in force against themselves: those that would make the
-// configuration that they show.
-func (e *env) inspect(cmd *cobra.Command, output string) error {
-	s, err := e.snapshot(cmd)
+// check compares what is in force with o, or else with the configuration that it shows.
+func (o *captureOptions) check(ctx context.Context, stdout io.Writer, log *slog.Logger) error {
+	if !o.report.alone {
+		if err := o.complete(log); err != nil {
+			return err
+		}
+	}
+	s, err := readCapture(ctx, log)
 	if err != nil {
 		return err
 	}
-	c, ok := s.Infer()
-	if !ok {
-		return errors.New("nothing is captured: there are no rules of istio-iptables in this network namespace, neither of this release nor of Istio's: did the pod's init container run?")
-	}
-	r := captureReport{ComparedTo: "the rules themselves", Captures: describeCapture(c)}
-	if r.Unseen, err = s.Unseen(); err != nil {
-		return err
+	r, c := captureReport{ComparedTo: "flags and environment"}, o.config
+	if o.report.alone {
+		var ok bool
+		if c, ok = s.Infer(); !ok {
+			return errors.New("nothing is captured: there are no rules of istio-iptables in this network namespace, neither of this release nor of Istio's: did the pod's init container run?")
+		}
+		r = captureReport{ComparedTo: "the rules themselves", Captures: describeCapture(c)}
 	}
 	if r.Differences, err = s.Verify(c); err != nil {
 		return err
 	}
-	unheard, err := s.Unheard(c)
-	if err != nil {
+	if o.report.alone { // a pod that starts has no listeners yet, and one that runs has
+		unheard, err := s.Unheard(c)
+		if err != nil {
+			return err
+		}
+		r.Differences = append(r.Differences, unheard...)
+	}
+	if r.Unseen, err = s.Unseen(); err != nil {
 		return err
 	}
-	r.Differences = append(r.Differences, unheard...)
-	return e.report(r, output)
+	return r.write(stdout, o.report.json)
 }
 
-func (e *env) report(r captureReport, output string) error {
+func (r captureReport) write(w io.Writer, asJSON bool) error {
 	r.Right = len(r.Differences) == 0
-	if output == "json" {
+	if asJSON {
 		if r.Differences == nil {
 			r.Differences = []iptables.Difference{}
 		}
-		if err := printJSON(e.Stdout, r); err != nil {
+		if err := printJSON(w, r); err != nil {
 			return err
 		}
 	} else {
-		r.print(e.Stdout)
+		r.print(w)
 	}
 	if !r.Right {
 		return fmt.Errorf("%w; differences from %s: %d", errNotRight, r.ComparedTo, len(r.Differences))

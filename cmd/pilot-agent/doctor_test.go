@@ -271,9 +271,8 @@ func TestDoctorSpeaksJSON(t *testing.T) {
 		t.Errorf("%s", stdout)
 	}
 	var out bytes.Buffer
-	e := &env{Stdout: &out}
 	r := captureReport{ComparedTo: "x", Captures: []string{"y"}, Differences: []iptables.Difference{{Kind: iptables.Missing, Text: "z"}}}
-	if err := e.report(r, "json"); !errors.Is(err, errNotRight) {
+	if err := r.write(&out, true); !errors.Is(err, errNotRight) {
 		t.Error(err)
 	}
 	var back captureReport

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy.mesh/iptables"
+	"understudy.mesh/pkg/logging"
 )
 
 const doctorTraceHelp = `Follows the first packet of a connection, or a query, through the rules in force,
@@ -54,7 +55,11 @@ func newDoctorTraceCommand(e *env, host captureHost) *cobra.Command {
 			if err != nil {
 				return &usageError{fmt.Errorf("TO: %w", err)}
 			}
-			s, err := e.snapshot(cmd)
+			log, err := e.commandLog(cmd)
+			if err != nil {
+				return err
+			}
+			s, err := readCapture(cmd.Context(), logging.For(log, "iptables"))
 			if err != nil {
 				return err
 			}

@@ -56,9 +56,6 @@ func newCaptureCommand(e *env, host captureHost, cmd *cobra.Command) *cobra.Comm
 		if err != nil {
 			return captureUsage(err)
 		}
-		if o.verify {
-			return e.verify(cmd, o, "")
-		}
 		log, err := e.commandLog(cmd)
 		if err != nil {
 			return err
@@ -81,6 +78,9 @@ func captureUsage(err error) error {
 func (o *captureOptions) run(ctx context.Context, stdout io.Writer, log *slog.Logger) error {
 	if o.cleanup {
 		return iptables.Clean(ctx, log)
+	}
+	if o.verify {
+		return o.check(ctx, stdout, log)
 	}
 	if err := o.complete(log); err != nil {
 		return err

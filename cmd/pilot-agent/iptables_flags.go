@@ -20,6 +20,7 @@ type captureOptions struct {
 	cleanup      bool
 	skipApply    bool
 	verify       bool
+	report       checkReport
 	dualStack    bool
 	autoAllocate bool
 	envoyUser    string

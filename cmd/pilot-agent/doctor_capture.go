@@ -69,12 +69,17 @@ func newDoctorCaptureCommand(e *env, host captureHost) *cobra.Command {
 	return cmd
 }
 
+const namespaceFlag = "network-namespace"
+
 // captureGiven reports whether anybody has said what should be captured: by a flag, or
 // by a variable that only an init container has. The proxy's container shares some.
 func captureGiven(flags *pflag.FlagSet, environ []string) bool {
 	given := false
 	var shared = []string{"ISTIO_META_DNS_CAPTURE", "ISTIO_META_DNS_AUTO_ALLOCATE", "ISTIO_DUAL_STACK", "INVALID_DROP", "ENVOY_USER"}
 	for _, s := range captureSettings() {
+		if s.flag == namespaceFlag { // says where, not what
+			continue
+		}
 		if s.flag != "" && flags.Changed(s.flag) {
 			given = true
 		}

@@ -168,7 +168,7 @@ func TestCaptureGiven(t *testing.T) {
 		{environ: []string{"ISTIO_META_DNS_CAPTURE=true", "ISTIO_META_DNS_AUTO_ALLOCATE=true", "ISTIO_DUAL_STACK=true", "POD_NAME=x", "ISTIO_INBOUND_PORTS="}},
 		{environ: []string{"ISTIO_INBOUND_PORTS=*"}, want: true},
 		{args: []string{"-i", "*"}, want: true},
-		{args: []string{"--output", "json"}},
+		{args: []string{"--output", "json", "--network-namespace", "/proc/1/ns/net"}, environ: []string{"NETWORK_NAMESPACE=/x"}},
 	} {
 		cmd := newDoctorCaptureCommand(e, captureHost{})
 		if err := cmd.ParseFlags(tt.args); err != nil {

@@ -13,6 +13,9 @@
 // binaries, and nf_tables by netlink with no binary at all. Rules are wanted in one of
 // them and taken away from the others.
 //
+// Read looks at what is there, whoever made it: Verify compares it with a Config, Infer
+// finds the Config that it was made from, and Trace follows a packet through it.
+//
 // # What is ours
 //
 // A rule belongs to this package when it is in a chain named ISTIO_*, jumps to

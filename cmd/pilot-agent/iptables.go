@@ -60,12 +60,8 @@ func newCaptureCommand(e *env, host captureHost, cmd *cobra.Command) *cobra.Comm
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		defer debug.SetGCPercent(debug.SetGCPercent(shortLife))
 		o, err := parseCapture(cmd.Flags(), e.Environ, host)
-		var unsupported *unsupportedError
-		if err != nil && !errors.As(err, &unsupported) {
-			return &usageError{err}
-		}
 		if err != nil {
-			return err
+			return captureUsage(err)
 		}
 		log, err := e.commandLog(cmd)
 		if err != nil {
@@ -78,6 +74,16 @@ func newCaptureCommand(e *env, host captureHost, cmd *cobra.Command) *cobra.Comm
 
 // exitValidation is Istio's exit status for rules that are not in force.
 const exitValidation = 126
+
+// captureUsage blames the command line for what is wrong with it, and not for what is
+// not supported.
+func captureUsage(err error) error {
+	var unsupported *unsupportedError
+	if errors.As(err, &unsupported) {
+		return err
+	}
+	return &usageError{err}
+}
 
 func (o *captureOptions) run(ctx context.Context, stdout io.Writer, log *slog.Logger) error {
 	if o.namespace != "" {
@@ -94,6 +100,9 @@ func (o *captureOptions) run(ctx context.Context, stdout io.Writer, log *slog.Lo
 	}
 	if o.cleanup {
 		return iptables.Clean(ctx, log)
+	}
+	if o.verify {
+		return o.check(ctx, stdout, log)
 	}
 	if err := o.complete(log); err != nil {
 		return err

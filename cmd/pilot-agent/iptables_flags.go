@@ -27,6 +27,8 @@ type captureOptions struct {
 	probeTimeout time.Duration
 	namespace    string // a file; "" is this process's own
 	cniMode      bool
+	verify       bool
+	report       checkReport
 	dualStack    bool
 	autoAllocate bool
 	envoyUser    string
@@ -91,6 +93,7 @@ func captureSwitches() []captureSetting {
 		{flag: "native-nftables", env: []string{"NATIVE_NFTABLES"}, doc: "write the rules by nf_tables itself, without iptables or nft", boolean: true, set: setNative},
 		{flag: "dry-run", short: "n", env: []string{"DRY_RUN"}, doc: "print the rules, change nothing; needs no privilege", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.dryRun })},
 		{flag: cleanupFlag, env: []string{"CLEANUP_ONLY"}, doc: "remove all rules instead", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.cleanup })},
+		{flag: "verify", doc: "compare with the rules in force instead: exit status 1 when something differs; see doctor capture", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.verify })},
 		{flag: "skip-rule-apply", env: []string{"SKIP_RULE_APPLY"}, doc: "check the settings only", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.skipApply })},
 		{flag: "reconcile", env: []string{"RECONCILE"}, doc: "accepted: rules of another configuration are always replaced", boolean: true, set: toggle(func(*captureOptions) *bool { return new(bool) })},
 		{flag: "force-apply", env: []string{"FORCE_APPLY"}, doc: "accepted: the rules are always checked and made right", boolean: true, set: toggle(func(*captureOptions) *bool { return new(bool) })},
@@ -208,6 +211,9 @@ func parseCapture(flags *pflag.FlagSet, environ []string, host captureHost) (*ca
 	}
 	if o.dryRun && o.validate {
 		errs = append(errs, errors.New("flag --run-validation: a dry run makes no rules to validate; for those in force use --skip-rule-apply"))
+	}
+	if o.cleanup && o.verify {
+		errs = append(errs, errors.New("flag --verify: there is nothing to compare with when --cleanup-only is given"))
 	}
 	if err := errors.Join(errs...); err != nil || o.cleanup {
 		return o, err

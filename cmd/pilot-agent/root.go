@@ -92,6 +92,7 @@ func newRootCommand(e *env) *cobra.Command {
 		newRequestCommand(e),
 		newUpgradeStatusCommand(e),
 		newDNSCommand(e),
+		newDoctorCommand(e),
 		newIptablesCommand(e),
 		newCleanIptablesCommand(e),
 		newVersionCommand(e),

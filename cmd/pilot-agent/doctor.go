@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"understudy.mesh/iptables"
+)
+
+func newDoctorCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Find out what is wrong with a pod's capture, and why a connection goes where it does",
+	}
+	cmd.AddCommand(newDoctorCaptureCommand(e, thisHost()), newDoctorTraceCommand(e, thisHost()))
+	return cmd
+}
+
+// readCapture reads the rules in force, which a container can only with privileges.
+func readCapture(ctx context.Context, log *slog.Logger) (*iptables.Snapshot, error) {
+	s, err := iptables.Read(ctx, log)
+	if err != nil {
+		return nil, fmt.Errorf("%w (an ephemeral container: from this agent's image, which has iptables, by kubectl debug --profile=netadmin, as user 0)", err)
+	}
+	return s, nil
+}
+
+func checkOutput(output string) error {
+	if output == "" || output == "table" || output == "json" {
+		return nil
+	}
+	return &usageError{fmt.Errorf("flag --output: %q: give table or json", output)}
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// errNotRight ends a check that has found something: exit status 1.
+var errNotRight = errors.New("capture is not as it should be")

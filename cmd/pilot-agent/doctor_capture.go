@@ -1,0 +1,271 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/pkg/logging"
+)
+
+const doctorCaptureHelp = `Compares the rules in force with those that istio-iptables would make of the same
+flags and environment, in every back end and for IPv4 and IPv6, and prints what
+differs: exit status 0 when nothing does, else 1.
+
+Without any of them, as in an ephemeral container, says what the rules in force
+capture, and checks that they are complete: nothing of such a set missing or
+doubled, nobody else's rule in the way, somebody listening where traffic is sent.
+Needs uid 0 with NET_ADMIN and NET_RAW, and changes nothing.`
+
+// captureReport is what doctor capture says, as JSON.
+type captureReport struct {
+	Right       bool                  `json:"right"`
+	ComparedTo  string                `json:"comparedTo"` // flags, or the rules themselves
+	Captures    []string              `json:"captures,omitempty"`
+	Unseen      []string              `json:"notSeen,omitempty"` // whose rules are not readable here
+	Differences []iptables.Difference `json:"differences"`
+}
+
+func newDoctorCaptureCommand(e *env, host captureHost) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "capture [istio-iptables' flags]",
+		Short: "Compare what is captured with what should be",
+		Long:  doctorCaptureHelp,
+		Args:  cobra.NoArgs,
+	}
+	cmd.Flags().SortFlags = false
+	cmd.Flags().StringVar(&output, "output", "table", "table or json (-o is istio-iptables' own)")
+	completeFlag(cmd, "output", "table", "json")
+	for _, s := range captureSettings() {
+		s.register(cmd.Flags())
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkOutput(output); err != nil {
+			return err
+		}
+		o, err := parseCapture(cmd.Flags(), e.Environ, host)
+		if err != nil {
+			return captureUsage(err)
+		}
+		if o.cleanup {
+			return &usageError{errors.New("flag --cleanup-only: there is no configuration to compare with")}
+		}
+		log, err := e.commandLog(cmd)
+		if err != nil {
+			return err
+		}
+		o.verify, o.report = true, checkReport{json: output == "json", alone: !captureGiven(cmd.Flags(), e.Environ)}
+		return o.run(cmd.Context(), e.Stdout, logging.For(log, "iptables"))
+	}
+	return cmd
+}
+
+const namespaceFlag = "network-namespace"
+
+// captureGiven reports whether anybody has said what should be captured: by a flag, or
+// by a variable that only an init container has. The proxy's container shares some.
+func captureGiven(flags *pflag.FlagSet, environ []string) bool {
+	given := false
+	var shared = []string{"ISTIO_META_DNS_CAPTURE", "ISTIO_META_DNS_AUTO_ALLOCATE", "ISTIO_DUAL_STACK", "INVALID_DROP", "ENVOY_USER"}
+	for _, s := range captureSettings() {
+		if s.flag == namespaceFlag { // says where, not what
+			continue
+		}
+		if s.flag != "" && flags.Changed(s.flag) {
+			given = true
+		}
+		for _, name := range s.env {
+			given = given || !slices.Contains(shared, name) && slices.ContainsFunc(environ, func(kv string) bool {
+				k, v, _ := strings.Cut(kv, "=")
+				return k == name && v != ""
+			})
+		}
+	}
+	return given
+}
+
+// checkReport is how the rules in force are checked and reported.
+type checkReport struct {
+	json  bool
+	alone bool // there is no configuration to compare them with
+}
+
+// check compares what is in force with o, or else with the configuration that it shows.
+func (o *captureOptions) check(ctx context.Context, stdout io.Writer, log *slog.Logger) error {
+	if !o.report.alone {
+		if err := o.complete(log); err != nil {
+			return err
+		}
+	}
+	s, err := readCapture(ctx, log)
+	if err != nil {
+		return err
+	}
+	r, c := captureReport{ComparedTo: "flags and environment"}, o.config
+	if o.report.alone {
+		var ok bool
+		if c, ok = s.Infer(); !ok {
+			return errors.New("nothing is captured: there are no rules of istio-iptables in this network namespace, neither of this release nor of Istio's: did the pod's init container run?")
+		}
+		r = captureReport{ComparedTo: "the rules themselves", Captures: describeCapture(c)}
+	}
+	if r.Differences, err = s.Verify(c); err != nil {
+		return err
+	}
+	if o.report.alone { // a pod that starts has no listeners yet, and one that runs has
+		unheard, err := s.Unheard(c)
+		if err != nil {
+			return err
+		}
+		r.Differences = append(r.Differences, unheard...)
+	}
+	if r.Unseen, err = s.Unseen(); err != nil {
+		return err
+	}
+	return r.write(stdout, o.report.json)
+}
+
+func (r captureReport) write(w io.Writer, asJSON bool) error {
+	r.Right = len(r.Differences) == 0
+	if asJSON {
+		if r.Differences == nil {
+			r.Differences = []iptables.Difference{}
+		}
+		if err := printJSON(w, r); err != nil {
+			return err
+		}
+	} else {
+		r.print(w)
+	}
+	if !r.Right {
+		return fmt.Errorf("%w; differences from %s: %d", errNotRight, r.ComparedTo, len(r.Differences))
+	}
+	return nil
+}
+
+// maxAlike is how many differences of one kind in one chain are printed one by one.
+const maxAlike = 5
+
+func (r captureReport) print(w io.Writer) {
+	for _, line := range r.Captures {
+		fmt.Fprintln(w, line)
+	}
+	for _, text := range r.Unseen {
+		fmt.Fprintf(w, "not seen, and may take packets: the rules of %s\n", text)
+	}
+	if r.Right {
+		fmt.Fprintf(w, "right: no difference from %s\n", r.ComparedTo)
+	}
+	type alike struct {
+		kind          iptables.Kind
+		family, chain string
+		table         iptables.Table
+		why           string
+	}
+	count := map[alike]int{}
+	for i, d := range r.Differences {
+		key := alike{d.Kind, d.Family, d.Chain, d.Table, d.Why}
+		if count[key]++; count[key] <= maxAlike {
+			fmt.Fprintln(w, d.Text)
+		}
+		last := i == len(r.Differences)-1 || key != func(n iptables.Difference) alike {
+			return alike{n.Kind, n.Family, n.Chain, n.Table, n.Why}
+		}(r.Differences[i+1])
+		if more := count[key] - maxAlike; last && more > 0 {
+			fmt.Fprintf(w, "  and %d more like it (--output json has them all)\n", more)
+		}
+	}
+}
+
+// describeCapture says what a configuration captures.
+func describeCapture(c iptables.Config) []string {
+	families := "IPv4"
+	if c.IPv6 {
+		families = "IPv4 and IPv6"
+	}
+	lines := []string{fmt.Sprintf("outbound (%s): %s", families, describeOutbound(c))}
+	if skip := outboundExceptions(c); skip != "" {
+		lines = append(lines, "  but not "+skip)
+	}
+	how := "REDIRECT"
+	if c.TPROXY {
+		how = fmt.Sprintf("TPROXY, mark %#x, route table %d", c.Mark, c.RouteTable)
+	}
+	in := "nothing"
+	switch {
+	case c.InboundPorts.All:
+		in = "TCP to every port"
+		if len(c.ExcludeInboundPorts) > 0 {
+			in += " but " + enumerate(c.ExcludeInboundPorts)
+		}
+	case len(c.InboundPorts.List) > 0:
+		in = "TCP to ports " + enumerate(c.InboundPorts.List)
+	}
+	if in != "nothing" {
+		in += fmt.Sprintf(" -> Envoy, port %d, by %s; never port %d", c.InboundPort, how, c.TunnelPort)
+	}
+	lines = append(lines, "inbound: "+in)
+	dns := "not captured"
+	switch {
+	case c.DNS.Capture && c.DNS.All:
+		dns = "queries to every server -> the agent, port 15053"
+	case c.DNS.Capture:
+		dns = "queries to " + enumerate(c.DNS.Servers) + " -> the agent, port 15053"
+	}
+	return append(lines, "DNS: "+dns)
+}
+
+func describeOutbound(c iptables.Config) string {
+	var to []string
+	if c.IncludeCIDRs.All {
+		to = append(to, "every destination")
+	} else if len(c.IncludeCIDRs.List) > 0 {
+		to = append(to, enumerate(c.IncludeCIDRs.List))
+	}
+	if len(c.IncludeOutboundPorts) > 0 {
+		to = append(to, "ports "+enumerate(c.IncludeOutboundPorts))
+	}
+	if len(to) == 0 {
+		return "nothing"
+	}
+	return fmt.Sprintf("TCP to %s -> Envoy, port %d", strings.Join(to, " and "), c.ProxyPort)
+}
+
+func outboundExceptions(c iptables.Config) string {
+	var out []string
+	add := func(n int, text string) {
+		if n > 0 {
+			out = append(out, text)
+		}
+	}
+	add(len(c.UIDs), "from the proxy (uid "+enumerate(c.UIDs)+"; gid "+enumerate(c.GIDs)+")")
+	add(len(c.ExcludeOutboundPorts), "to ports "+enumerate(c.ExcludeOutboundPorts))
+	add(len(c.ExcludeCIDRs), "to "+enumerate(c.ExcludeCIDRs))
+	add(len(c.ExcludeInterfaces), "on interfaces "+enumerate(c.ExcludeInterfaces))
+	add(len(c.IncludeGroups), "from groups other than "+enumerate(c.IncludeGroups))
+	add(len(c.ExcludeGroups), "from groups "+enumerate(c.ExcludeGroups))
+	return strings.Join(out, "; ")
+}
+
+// enumerate shows items between commas, the first ten of many.
+func enumerate[T any](items []T) string {
+	const shown = 10
+	var out []string
+	for i, item := range items {
+		if i == shown {
+			out = append(out, fmt.Sprintf("and %d more", len(items)-i))
+			break
+		}
+		out = append(out, fmt.Sprint(item))
+	}
+	return strings.Join(out, ", ")
+}

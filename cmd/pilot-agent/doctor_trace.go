@@ -1,0 +1,205 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/pkg/logging"
+)
+
+const doctorTraceHelp = `Follows the first packet of a connection, or a query, through the rules in force,
+and says where it lands, which rule decided, and why. Sends nothing.
+
+FROM  uid:1000[,gid:G][,mark:M]   a process of the pod; without gid, the group of the same number
+      outside[,in:eth0]           any client; 10.1.2.3 is a certain one
+TO    tcp://10.1.2.3:80           tcp or udp (udp://8.8.8.8:53), and a port
+      tcp://reviews.example:9080  a name, as the agent's DNS answers it, else resolv.conf
+      tcp://pod:8080              the pod's own address
+
+pilot-agent doctor trace uid:1000 tcp://reviews.example:9080
+pilot-agent doctor trace outside tcp://pod:8080`
+
+// tracedTarget is one address of TO, traced.
+type tracedTarget struct {
+	From    string `json:"from"`
+	To      string `json:"to"`
+	Decided bool   `json:"decided"`
+	iptables.Traced
+	Notes []string `json:"notes,omitempty"`
+}
+
+func newDoctorTraceCommand(e *env, host captureHost) *cobra.Command {
+	var output string
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "trace FROM TO",
+		Short: "Say where a packet lands, and which rule decides",
+		Long:  doctorTraceHelp,
+		Args:  cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			from, err := parseTraceFrom(args[0], host)
+			if err != nil {
+				return &usageError{fmt.Errorf("FROM: %w", err)}
+			}
+			to, err := parseTraceTo(args[1])
+			if err != nil {
+				return &usageError{fmt.Errorf("TO: %w", err)}
+			}
+			log, err := e.commandLog(cmd)
+			if err != nil {
+				return err
+			}
+			s, err := readCapture(cmd.Context(), logging.For(log, "iptables"))
+			if err != nil {
+				return err
+			}
+			if err := to.resolve(cmd.Context(), e.traceResolver(host)); err != nil {
+				return err
+			}
+			return e.trace(s, from, to, traceView{verbose, output == "json"})
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	completeFlag(cmd, "output", "table", "json")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "show every rule on the way, not just those that match")
+	return cmd
+}
+
+type traceView struct{ all, json bool }
+
+func (e *env) trace(s *iptables.Snapshot, from traceFrom, to traceTo, v traceView) error {
+	var targets []tracedTarget
+	for _, a := range to.addrs {
+		flow, ok := from.flow(to, a)
+		if !ok { // a client of the other IP version
+			continue
+		}
+		traced, err := s.Trace(flow, v.all)
+		if err != nil {
+			return err
+		}
+		t := tracedTarget{From: from.text, To: string(to.proto) + "://" + flow.Dst.String(), Decided: traced.Decided(), Traced: traced}
+		for _, o := range traced.Outcomes {
+			if heard, err := s.Hears(flow.Proto, o.Landing); err != nil {
+				return err
+			} else if !heard {
+				t.Notes = append(t.Notes, fmt.Sprintf("nobody listens on %s port %d", flow.Proto, o.Addr.Port()))
+			}
+		}
+		targets = append(targets, t)
+	}
+	if len(targets) == 0 {
+		return fmt.Errorf("FROM %s and TO %s have no IP version in common", from.text, to.text)
+	}
+	if v.json {
+		return printJSON(e.Stdout, targets)
+	}
+	if to.said != "" {
+		fmt.Fprintln(e.Stdout, to.said)
+	}
+	for _, t := range targets {
+		t.print(e.Stdout, v)
+	}
+	return nil
+}
+
+func (t tracedTarget) print(w io.Writer, v traceView) {
+	fmt.Fprintf(w, "%s -> %s\n", t.From, t.To)
+	for _, text := range t.Blind {
+		fmt.Fprintf(w, "  cannot be evaluated: %s\n", text)
+	}
+	for _, text := range t.Unseen {
+		fmt.Fprintf(w, "  not seen: the rules of %s\n", text)
+	}
+	if !t.Decided {
+		fmt.Fprintf(w, "  undecided: it depends on that\n")
+	}
+	for _, o := range t.Outcomes {
+		if len(o.If) > 0 {
+			fmt.Fprintf(w, " if %s:\n", strings.Join(o.If, ", and "))
+		}
+		printSteps(w, o.Steps, v)
+		fmt.Fprintf(w, "  lands at %v\n", o.Landing)
+		if o.Rule != nil {
+			fmt.Fprintf(w, "  decided by %v\n", *o.Rule)
+		}
+		because := o.Reason
+		if setting := settingOf(o.Purpose); setting != "" {
+			because += " (" + setting + ")"
+		}
+		if because != "" {
+			fmt.Fprintf(w, "  because: %s\n", because)
+		}
+	}
+	for _, note := range t.Notes {
+		fmt.Fprintf(w, "  note: %s\n", note)
+	}
+}
+
+func printSteps(w io.Writer, steps []iptables.Step, v traceView) {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, s := range steps {
+		mark := ""
+		if v.all {
+			mark = "no: " + s.Because + "\t"
+			if s.Matched {
+				mark = "yes\t"
+			}
+		}
+		comment := ""
+		if s.Comment != "" {
+			comment = "\t" + s.Comment
+		}
+		fmt.Fprintf(tw, "  %s\t%s\t%s\t%s%s%s\n", s.Hook, s.Table, s.Chain, mark, s.Rule, comment)
+	}
+	tw.Flush()
+}
+
+// settingOf names the setting that a rule comes from, by its purpose.
+func settingOf(purpose string) string { return purposeSettings()[purpose] }
+
+func purposeSettings() map[string]string {
+	return map[string]string{
+		"excluded outbound port":                   "--istio-local-outbound-ports-exclude",
+		"excluded destination":                     "--istio-service-exclude-cidr",
+		"destination":                              "--istio-service-cidr",
+		"every other destination":                  "--istio-service-cidr",
+		"outbound port":                            "--istio-outbound-ports",
+		"inbound port":                             "--istio-inbound-ports",
+		"every other inbound port":                 "--istio-inbound-ports",
+		"excluded inbound port":                    "--istio-local-exclude-ports",
+		"excluded interface":                       "--istio-exclude-interfaces",
+		"virtual machine's traffic is not inbound": "--kube-virt-interfaces",
+		"from a virtual machine":                   "--kube-virt-interfaces",
+		"from the proxy":                           "--proxy-uid, --proxy-gid",
+		"mesh tunnel":                              "--inbound-tunnel-port",
+		"excluded owner group":                     "$ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",
+		"owner group not included":                 "$ISTIO_OUTBOUND_OWNER_GROUPS",
+		"loopback":                                 "$ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",
+		"DNS":                                      "--redirect-dns",
+		"queries of applications":                  "--redirect-dns, --capture-all-dns",
+		"answering them would reset a connection (istio#36566)": "--drop-invalid",
+	}
+}
+
+// explanation is the part of the agent's answer about a name that counts here.
+type explanation struct {
+	Source  string   `json:"source"`
+	Records []string `json:"records"`
+}
+
+func readExplanation(in io.Reader) (x explanation, err error) {
+	err = json.NewDecoder(in).Decode(&x)
+	x.Source = cmp.Or(x.Source, "the agent")
+	return x, err
+}

@@ -1,0 +1,170 @@
+package iptables
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// explain puts into words why a packet lands where it does.
+func (s *Snapshot) explain(f Flow, o *Outcome) {
+	if o.Rule != nil {
+		o.Purpose = s.purpose(familyOf(f.Dst.Addr()), o.leads())
+		switch {
+		case o.Purpose != "":
+			o.Reason = o.Purpose
+		case o.Rule.rule != nil && !o.Rule.rule.isOurs():
+			o.Reason = "a rule that is neither ours nor Istio's"
+		}
+		return
+	}
+	switch {
+	case o.Place == Unreachable:
+		o.Reason = "the kernel finds no route before it asks any rule"
+	case o.Place == Undecided:
+	case !f.Local && f.Proto == TCP:
+		o.Reason, o.Purpose = s.whyNotInbound(f)
+	default:
+		o.Reason, o.Purpose = s.whyNotOutbound(f, o)
+	}
+}
+
+// leads returns the rule that decided, or the one that led to it where that only says
+// where to: the first rule of a chain such as ISTIO_REDIRECT.
+func (o *Outcome) leads() *heldRule {
+	var before *heldRule
+	for _, step := range o.Steps {
+		if !step.Matched {
+			continue
+		}
+		if step.rule == o.Rule.rule && before != nil && before.jump == step.Chain && isOurChain(step.Chain) && o.Captured() {
+			return before
+		}
+		before = step.rule
+	}
+	return o.Rule.rule
+}
+
+// Captured reports whether the packet ends at Envoy or at the agent's DNS.
+func (o *Outcome) Captured() bool {
+	return o.Place == EnvoyOutbound || o.Place == EnvoyInbound || o.Place == AgentDNS
+}
+
+// purpose is what the comment of a rule says or, of Istio's, which have none, what
+// that of ours for the same would say.
+func (s *Snapshot) purpose(f Family, r *heldRule) string {
+	if r == nil || !r.isOurs() {
+		return ""
+	}
+	if why := r.why(); why != "" {
+		return why
+	}
+	chain := viewOf(r.backend, f, wanted(Rules(s.inferred), f)).chain(r.table, r.chain)
+	for _, a := range r.atoms() {
+		for _, b := range chain.atoms() {
+			if a.key == b.key {
+				return b.rule.why()
+			}
+		}
+	}
+	return ""
+}
+
+// whyNotOutbound is why no rule takes what the pod sends. No rule says so: there is
+// none.
+func (s *Snapshot) whyNotOutbound(f Flow, o *Outcome) (reason, purpose string) {
+	c := s.inferred
+	if reason := s.notEven(f, o, output, outbound); reason != "" {
+		return reason, ""
+	}
+	switch {
+	case f.Dst.Port() == dnsPort && !c.DNS.Capture:
+		reason, purpose = "DNS is not captured", "DNS"
+		if f.Proto == TCP {
+			more, _ := s.destinationNotIncluded(c)
+			reason += ", and " + more
+		}
+		return reason, purpose
+	case f.Dst.Port() == dnsPort && f.Proto == UDP:
+		return "queries are captured only to " + join(c.DNS.Servers, netip.Addr.String), "queries of applications"
+	case f.Proto == UDP:
+		return "of UDP, only DNS is captured", ""
+	}
+	return s.destinationNotIncluded(c)
+}
+
+func (s *Snapshot) destinationNotIncluded(c Config) (reason, purpose string) {
+	list := c.IncludeCIDRs.List
+	if len(list) == 0 && len(c.IncludeOutboundPorts) == 0 {
+		return "no outbound destination is captured at all", "destination"
+	}
+	var captured []string
+	if len(list) > 0 {
+		captured = append(captured, "destinations "+join(list, netip.Prefix.String))
+	}
+	if len(c.IncludeOutboundPorts) > 0 {
+		captured = append(captured, "ports "+join(c.IncludeOutboundPorts, portText))
+	}
+	return "captured are only " + strings.Join(captured, " and "), "destination"
+}
+
+func (s *Snapshot) whyNotInbound(f Flow) (reason, purpose string) {
+	c := s.inferred
+	if reason := s.nothingAt(f); reason != "" {
+		return reason, ""
+	}
+	if !c.InboundPorts.All && len(c.InboundPorts.List) == 0 {
+		return "no inbound port is captured at all", "inbound port"
+	}
+	if !c.InboundPorts.All {
+		return "the inbound ports that are captured are " + join(c.InboundPorts.List, portText), "inbound port"
+	}
+	return fmt.Sprintf("no rule of %s leads to %s", preRouting, inbound), ""
+}
+
+// notEven is why a packet does not so much as meet the rules.
+func (s *Snapshot) notEven(f Flow, o *Outcome, hook, chain string) string {
+	if reason := s.nothingAt(f); reason != "" {
+		return reason
+	}
+	met := slices.ContainsFunc(o.Steps, func(st Step) bool {
+		return st.Matched && st.rule != nil && st.rule.jump == chain && st.Table == NAT
+	})
+	untracked := slices.ContainsFunc(o.Steps, func(st Step) bool {
+		return st.Matched && st.rule != nil && (st.rule.jump == "NOTRACK" || slices.Contains(st.rule.options, "--notrack"))
+	})
+	switch {
+	case untracked:
+		return "a rule keeps it from conntrack (NOTRACK), without which there is no REDIRECT"
+	case !met && f.Local:
+		return fmt.Sprintf("no rule of table nat, chain %s leads it to %s", hook, chain)
+	}
+	return ""
+}
+
+// nothingAt is the reason when an IP version has no rules of ours.
+func (s *Snapshot) nothingAt(f Flow) string {
+	family := familyOf(f.Dst.Addr())
+	for _, st := range s.states {
+		if st.family == family && len(st.ours) > 0 {
+			return ""
+		}
+	}
+	return fmt.Sprintf("there are no capture rules for %v", family)
+}
+
+// maxListed is how many items of a list a sentence has.
+const maxListed = 8
+
+func join[T any](list []T, text func(T) string) string {
+	var out []string
+	for i, item := range list {
+		if i == maxListed {
+			out = append(out, fmt.Sprintf("and %d more", len(list)-i))
+			break
+		}
+		out = append(out, text(item))
+	}
+	return strings.Join(out, ", ")
+}

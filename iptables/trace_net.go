@@ -1,0 +1,236 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Snapshot is the state of capture at one moment, to be looked at from several sides.
+type Snapshot struct {
+	holders  []holder
+	states   []state // of holders, each for one IP version and in the form of iptables
+	views    []view
+	net      network
+	inferred Config // what made the rules, as far as they show it
+}
+
+// Read returns the rules of every back end and IP version of the calling thread's
+// network namespace. Routes are asked for when they are needed, on the same thread.
+// It changes nothing. It needs NET_ADMIN: the kernel shows rules to nobody else.
+func Read(ctx context.Context, log *slog.Logger) (*Snapshot, error) {
+	if err := checkPrivilege(); err != nil {
+		return nil, fmt.Errorf("read the rules in force: %w", err)
+	}
+	holders, err := look(ctx, log)()
+	if err != nil {
+		return nil, fmt.Errorf("read the rules in force: %w", err)
+	}
+	return newSnapshot(holders, kernelNetwork()), nil
+}
+
+func newSnapshot(holders []holder, net network) *Snapshot {
+	s := &Snapshot{holders: holders, net: net}
+	for _, h := range holders {
+		switch h := h.(type) {
+		case state:
+			s.states = append(s.states, h)
+		case native:
+			s.states = append(s.states, h.asSaved(IPv4), h.asSaved(IPv6))
+		}
+	}
+	for _, st := range s.states {
+		s.views = append(s.views, viewOf(st.backend, st.family, st.before))
+	}
+	s.inferred, _ = s.Infer()
+	return s
+}
+
+// asSaved returns what was found as iptables-save would print it for one IP version.
+// A rule that says more than ours do has a target that nobody knows.
+func (n native) asSaved(f Family) state {
+	rules, _ := n.actual()
+	all := wanted(rules, f)
+	return state{tool: tool{Native, f}, before: all, ours: all}
+}
+
+// title is the name that people know a back end by.
+func (b Backend) title() string {
+	switch b {
+	case Plain:
+		return "iptables"
+	case Legacy, NFT:
+		return "iptables-" + string(b)
+	}
+	return string(b)
+}
+
+// network is what a packet's way depends on besides rules.
+type network struct {
+	isLocal func(netip.Addr) bool
+	// route returns the interface by which a packet leaves, and the source that it gets.
+	route func(to netip.Addr, mark uint32) (iface string, src netip.Addr, err error)
+	// arrives returns the interface on which a client's packet to an address comes in;
+	// the client may be unknown.
+	arrives func(client, to netip.Addr) string
+	// primary is the first address of an interface in the IP version of like.
+	primary func(iface string, like netip.Addr) netip.Addr
+	// tables returns the route tables that a mark leads to.
+	tables func(f Family, mark uint32) ([]uint32, error)
+	// allLocal reports whether a route table makes every address one of the pod's own.
+	allLocal func(f Family, table uint32) (bool, error)
+	// nftChains returns the chains of nf_tables that packets meet, if they have rules.
+	nftChains func() ([]nftChain, error)
+	// listens reports whether a port has a listener, on any address.
+	listens func(p Proto, port uint16) (bool, error)
+	// passthrough reports whether lo has ::6.
+	passthrough func() (bool, error)
+}
+
+// own is the address that REDIRECT chooses, iptables-extensions(8).
+func (n network) own(hook, in string, like netip.Addr) netip.Addr {
+	if hook == preRouting {
+		return n.primary(in, like)
+	}
+	if like.Is4() {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return netip.IPv6Loopback()
+}
+
+func kernelNetwork() network {
+	return network{
+		isLocal: func(a netip.Addr) bool {
+			r, err := routeTo(a, 0)
+			return a.IsLoopback() || err == nil && r.Type == unix.RTN_LOCAL
+		},
+		route: func(to netip.Addr, mark uint32) (string, netip.Addr, error) {
+			r, err := routeTo(to, mark)
+			if err != nil {
+				return "", netip.Addr{}, err
+			}
+			src, _ := netip.AddrFromSlice(r.Src)
+			return linkName(r.LinkIndex), src.Unmap(), nil
+		},
+		arrives:     arrivesOn,
+		primary:     primaryAddress,
+		tables:      tablesOf,
+		allLocal:    allLocal,
+		nftChains:   baseChains,
+		listens:     listens,
+		passthrough: loHasPassthrough,
+	}
+}
+
+// routeTo is `ip route get`.
+func routeTo(a netip.Addr, mark uint32) (netlink.Route, error) {
+	if !a.IsValid() {
+		return netlink.Route{}, errors.New("no address")
+	}
+	routes, err := netlink.RouteGetWithOptions(net.IP(a.AsSlice()), &netlink.RouteGetOptions{Mark: mark})
+	if err != nil {
+		return netlink.Route{}, fmt.Errorf("find the route to %v: %w", a, err)
+	}
+	if len(routes) == 0 {
+		return netlink.Route{}, fmt.Errorf("find the route to %v: none", a)
+	}
+	return routes[0], nil
+}
+
+func linkName(index int) string {
+	link, err := netlink.LinkByIndex(index)
+	if err != nil {
+		return ""
+	}
+	return link.Attrs().Name
+}
+
+// arrivesOn takes the route back to the client, or the interface with the address.
+func arrivesOn(client, to netip.Addr) string {
+	if r, err := routeTo(client, 0); err == nil {
+		return linkName(r.LinkIndex)
+	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return ""
+	}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok && ip.Unmap() == to {
+			return linkName(a.LinkIndex)
+		}
+	}
+	return ""
+}
+
+func primaryAddress(iface string, like netip.Addr) netip.Addr {
+	link, err := netlink.LinkByName(iface)
+	if err != nil {
+		return like
+	}
+	addrs, err := netlink.AddrList(link, familyOf(like).netlink())
+	if err != nil {
+		return like
+	}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok && !ip.IsLinkLocalUnicast() {
+			return ip.Unmap()
+		}
+	}
+	return like
+}
+
+func (f Family) netlink() int {
+	if f == IPv6 {
+		return netlink.FAMILY_V6
+	}
+	return netlink.FAMILY_V4
+}
+
+// tablesOf is `ip rule show fwmark MARK`.
+func tablesOf(f Family, mark uint32) (tables []uint32, err error) {
+	rules, err := netlink.RuleList(f.netlink())
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil, nil // no such IP version
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list %v routing rules: %w", f, err)
+	}
+	for _, r := range rules {
+		if r.Mark == mark && mark != 0 && !r.Invert {
+			tables = append(tables, uint32(r.Table))
+		}
+	}
+	return tables, nil
+}
+
+// allLocal looks for `local default dev lo`.
+func allLocal(f Family, table uint32) (bool, error) {
+	routes, err := netlink.RouteListFiltered(f.netlink(), &netlink.Route{Table: int(table)}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return false, fmt.Errorf("list %v routes of table %d: %w", f, table, err)
+	}
+	for _, r := range routes {
+		bits := 0
+		if r.Dst != nil {
+			bits, _ = r.Dst.Mask.Size()
+		}
+		if r.Type == unix.RTN_LOCAL && bits == 0 && linkName(r.LinkIndex) == loopbackIface {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func loHasPassthrough() (bool, error) {
+	lo, err := netlink.LinkByName(loopbackIface)
+	if err != nil {
+		return false, fmt.Errorf("find interface %s: %w", loopbackIface, err)
+	}
+	return hasPassthrough(lo)
+}

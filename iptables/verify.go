@@ -1,0 +1,228 @@
+package iptables
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Verify returns what is not as c wants it: of every back end and IP version, the
+// address and the routes that belong to it, and rules of others that stand in the
+// way. None: capture is right. What has the same effect is no difference, so Istio's
+// own rules can be right, too. An error is that c cannot be had here at all.
+func (s *Snapshot) Verify(c Config) ([]Difference, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	backend, err := s.backendFor(c)
+	if err != nil {
+		return nil, fmt.Errorf("verify capture rules: %w", err)
+	}
+	rules := Rules(c)
+	var out []Difference
+	for i, st := range s.states {
+		want := viewOf(st.backend, st.family, nil)
+		if st.backend == backend {
+			want = viewOf(st.backend, st.family, wanted(rules, st.family))
+		}
+		have := viewOf(st.backend, st.family, st.ours)
+		switch {
+		case st.backend != backend && !have.empty() && s.captures(backend, st.family):
+			out = append(out, Difference{Kind: Twice, Backend: st.backend, Family: st.family.String()})
+		case have.empty() && !want.empty():
+			out = append(out, Difference{Kind: Missing, Backend: st.backend, Family: st.family.String()})
+		default:
+			out = append(out, compare(have, want)...)
+		}
+		if s.captures(backend, st.family) {
+			out = append(out, takenAway(s.views[i], st.backend == backend)...)
+		}
+	}
+	routing, err := s.verifyRouting(c)
+	if err != nil {
+		return nil, fmt.Errorf("verify capture rules: %w", err)
+	}
+	out = append(out, routing...)
+	for i := range out {
+		out[i].Text = out[i].words()
+	}
+	return out, nil
+}
+
+// backendFor is the back end where c's rules are or would go.
+func (s *Snapshot) backendFor(c Config) (Backend, error) {
+	candidates, err := choose(s.holders, c)
+	if err != nil {
+		return "", err
+	}
+	return candidates[0], nil
+}
+
+// captures reports whether a back end has rules of ours for an IP version.
+func (s *Snapshot) captures(b Backend, f Family) bool {
+	return slices.ContainsFunc(s.states, func(st state) bool {
+		return st.backend == b && st.family == f && len(st.ours) > 0
+	})
+}
+
+// takenAway returns the rules of others that a packet meets before ours and that may
+// end its way, or give it another, where ours would capture it. Of the back end that
+// does not have ours nobody can tell whether it comes first; what it lets pass, ours get.
+func takenAway(v view, own bool) (out []Difference) {
+	for _, at := range []struct {
+		table Table
+		chain string
+	}{{Mangle, preRouting}, {NAT, preRouting}, {NAT, output}} {
+		chain := v.chain(at.table, at.chain)
+		if chain == nil {
+			continue
+		}
+		last := -1 // of our rules
+		for i, r := range chain.rules {
+			if isOurChain(r.jump) {
+				last = i
+			}
+		}
+		if !own {
+			last = len(chain.rules)
+		}
+		for _, r := range chain.rules[:max(last, 0)] {
+			if r.isOurs() || !r.mayBeCaptured() {
+				continue
+			}
+			if end := v.endOf(r, map[string]bool{}); end != nil && (own || end.jump != "ACCEPT" && end.jump != "RETURN") {
+				d := Difference{Kind: TakenAway, Backend: v.backend, Family: v.family.String(), Table: at.table, Chain: at.chain, Rule: r.plain()}
+				if end != r {
+					d.Is = end.chain + " " + end.plain()
+				}
+				out = append(out, d)
+			}
+		}
+	}
+	return out
+}
+
+// mayBeCaptured reports whether a rule is about packets that capture is about.
+func (h *heldRule) mayBeCaptured() bool {
+	c, ok := h.find("-p")
+	return !ok || c.not || protocolIs(TCP, c.value) == yes || protocolIs(UDP, c.value) == yes
+}
+
+// endOf returns the rule, r or one in a chain that it leads to, which ends a packet's
+// way through the table; nil: none does. seen are the chains that have been looked at.
+func (v view) endOf(r *heldRule, seen map[string]bool) *heldRule {
+	switch r.jump {
+	case "ACCEPT", "DROP", "REJECT", "REDIRECT", "DNAT", "NETMAP", "QUEUE", "NFQUEUE", "TPROXY":
+		return r
+	case "RETURN":
+		if len(seen) == 0 { // of a built-in chain
+			return r
+		}
+		return nil
+	}
+	chain := v.chain(r.table, r.jump)
+	if chain == nil || seen[r.jump] {
+		return nil
+	}
+	seen[r.jump] = true
+	for _, next := range chain.rules {
+		if end := v.endOf(next, seen); end != nil {
+			return end
+		}
+	}
+	return nil
+}
+
+// verifyRouting looks at what is not in any table of netfilter.
+func (s *Snapshot) verifyRouting(c Config) ([]Difference, error) {
+	var out []Difference
+	address, err := s.net.passthrough()
+	if err != nil {
+		return nil, err
+	}
+	if address != c.IPv6 {
+		kind := Missing
+		if address {
+			kind = Surplus
+		}
+		out = append(out, Difference{Kind: Address, Family: IPv6.String(), Is: string(kind), Rule: passthroughV6.Addr().String()})
+	}
+	routed := c.TPROXY && (c.InboundPorts.All || len(c.InboundPorts.List) > 0)
+	for _, f := range []Family{IPv4, IPv6} {
+		tables, err := s.net.tables(f, c.Mark)
+		if err != nil {
+			return nil, err
+		}
+		wanted := routed && (f == IPv4 || c.IPv6)
+		rule := fmt.Sprintf("ip rule fwmark %#x lookup %d", c.Mark, c.RouteTable)
+		there := slices.Contains(tables, c.RouteTable)
+		if there != wanted {
+			out = append(out, routingDifference(f, there, rule))
+		}
+		if !wanted {
+			continue
+		}
+		all, err := s.net.allLocal(f, c.RouteTable)
+		if err != nil {
+			return nil, err
+		}
+		if !all {
+			out = append(out, routingDifference(f, false, fmt.Sprintf("ip route local default dev lo table %d", c.RouteTable)))
+		}
+	}
+	return out, nil
+}
+
+func routingDifference(f Family, there bool, rule string) Difference {
+	d := Difference{Kind: Routing, Family: f.String(), Is: string(Missing), Rule: rule}
+	if there {
+		d.Is = string(Surplus)
+	}
+	return d
+}
+
+// words says what is wrong, and what it means.
+func (d Difference) words() string {
+	where := strings.Join([]string{d.Family, string(d.Table), d.Chain}, " ")
+	why := ""
+	if d.Why != "" {
+		why = " (" + d.Why + ")"
+	}
+	if d.Rules > 0 {
+		d.Rule = fmt.Sprintf("the chain with its rules, of which there are %d", d.Rules)
+	}
+	switch d.Kind {
+	case Missing:
+		if d.Rule == "" {
+			return fmt.Sprintf("%s: nothing is captured: %s has no rules of ours", d.Family, d.Backend.title())
+		}
+		return fmt.Sprintf("%s: missing: %s%s", where, d.Rule, why)
+	case Surplus:
+		return fmt.Sprintf("%s: not wanted: %s%s", where, d.Rule, why)
+	case Changed:
+		return fmt.Sprintf("%s: should be %s, but is %s%s", where, d.Rule, d.Is, why)
+	case Doubled:
+		return fmt.Sprintf("%s: there more than once: %s%s", where, d.Rule, why)
+	case OutOfOrder:
+		return fmt.Sprintf("%s: out of order: %s comes %s%s", where, d.Rule, d.Is, why)
+	case TakenAway:
+		if d.Is != "" {
+			d.Rule += " (" + d.Is + ")"
+		}
+		return fmt.Sprintf("%s: a rule that is not ours takes packets before ours can: %s", where, d.Rule)
+	case Twice:
+		return fmt.Sprintf("%s: captured twice: %s has capture rules, too", d.Family, d.Backend.title())
+	case Address:
+		return fmt.Sprintf("%s: address %s of lo is %s: Envoy reaches the application from it", d.Family, d.Rule, notWanted(d.Is))
+	case Routing:
+		return fmt.Sprintf("%s: %s is %s: TPROXY's answers find back to Envoy by it", d.Family, d.Rule, notWanted(d.Is))
+	}
+	return d.Rule
+}
+
+func notWanted(is string) string {
+	if is == string(Surplus) {
+		return "there and not wanted"
+	}
+	return is
+}

@@ -24,7 +24,11 @@ type Snapshot struct {
 // network namespace. Routes are asked for when they are needed, on the same thread.
 // It changes nothing. It needs NET_ADMIN: the kernel shows rules to nobody else.
 func Read(ctx context.Context, log *slog.Logger) (*Snapshot, error) {
-	states, err := look(ctx, log)
+	err := checkPrivilege()
+	var states []state
+	if err == nil {
+		states, err = look(ctx, log)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the rules in force: %w", err)
 	}

@@ -190,11 +190,11 @@ func (i *inference) readOutbound(r *heldRule) {
 	}
 }
 
-// readProxy takes the ids, or the mark, that only the proxy's rules have.
+// readProxy takes the ids that only the proxy's rules have.
 func (i *inference) readProxy(r *heldRule) {
-	if c, ok := r.find("--mark"); ok {
-		if value, _, ok := parseMark(c.value); ok {
-			i.ProxyMark = value
+	if c, ok := r.find("--mark"); ok && !c.not {
+		if mark, _, ok := parseMark(c.value); ok {
+			i.ProxyMark = mark
 		}
 	}
 	if id, ok := r.owner("--uid-owner"); ok {
@@ -206,8 +206,8 @@ func (i *inference) readProxy(r *heldRule) {
 }
 
 func (i *inference) readOwners(r *heldRule) {
-	if id, ok := r.owner("--uid-owner"); ok {
-		i.UIDs = with(i.UIDs, id)
+	if _, ok := r.owner("--gid-owner"); !ok {
+		i.readProxy(r)
 	}
 	for _, c := range r.match {
 		id, err := strconv.ParseUint(c.value, 10, 32)
@@ -246,15 +246,9 @@ func (i *inference) finish() {
 			i.VirtInterfaces = with(i.VirtInterfaces, name)
 		}
 	}
-	slices.Reverse(i.VirtInterfaces) // the rule of each went before that of the one before it
-	if i.ProxyMark != 0 { // then ids may be none
-		return
-	}
-	if len(i.UIDs) == 0 {
-		i.UIDs = []uint32{DefaultProxyID}
-	}
-	if len(i.GIDs) == 0 {
-		i.GIDs = i.UIDs
+	slices.Reverse(i.VirtInterfaces)                      // the rule of each went before that of the one before it
+	if len(i.UIDs)+len(i.GIDs) == 0 && i.ProxyMark == 0 { // no rule of the proxy's is left
+		i.UIDs, i.GIDs = []uint32{DefaultProxyID}, []uint32{DefaultProxyID}
 	}
 }
 

@@ -366,8 +366,6 @@ func (l *tracerLab) isRight(name string) {
 		l.t.Fatal(err)
 	}
 	for _, d := range list {
-		if d.Kind != Routing { // the lab needs none
-			l.t.Errorf("%s: %s", name, d.Text)
-		}
+		l.t.Errorf("%s: %s", name, d.Text)
 	}
 }

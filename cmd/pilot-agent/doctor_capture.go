@@ -247,7 +247,17 @@ func outboundExceptions(c iptables.Config) string {
 			out = append(out, text)
 		}
 	}
-	add(len(c.UIDs), "from the proxy (uid "+enumerate(c.UIDs)+"; gid "+enumerate(c.GIDs)+")")
+	var proxy []string
+	if len(c.UIDs) > 0 {
+		proxy = append(proxy, "uid "+enumerate(c.UIDs))
+	}
+	if len(c.GIDs) > 0 {
+		proxy = append(proxy, "gid "+enumerate(c.GIDs))
+	}
+	if c.ProxyMark != 0 {
+		proxy = append(proxy, fmt.Sprintf("mark %#x", c.ProxyMark))
+	}
+	add(len(proxy), "from the proxy ("+strings.Join(proxy, "; ")+")")
 	add(len(c.ExcludeOutboundPorts), "to ports "+enumerate(c.ExcludeOutboundPorts))
 	add(len(c.ExcludeCIDRs), "to "+enumerate(c.ExcludeCIDRs))
 	add(len(c.ExcludeInterfaces), "on interfaces "+enumerate(c.ExcludeInterfaces))

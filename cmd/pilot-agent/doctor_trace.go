@@ -181,7 +181,7 @@ func purposeSettings() map[string]string {
 		"excluded interface":                       "--istio-exclude-interfaces",
 		"virtual machine's traffic is not inbound": "--kube-virt-interfaces",
 		"from a virtual machine":                   "--kube-virt-interfaces",
-		"from the proxy":                           "--proxy-uid, --proxy-gid",
+		"from the proxy":                           "--proxy-uid, --proxy-gid, --proxy-mark",
 		"mesh tunnel":                              "--inbound-tunnel-port",
 		"excluded owner group":                     "$ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",
 		"owner group not included":                 "$ISTIO_OUTBOUND_OWNER_GROUPS",

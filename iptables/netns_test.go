@@ -87,7 +87,7 @@ var listedLandings = []landing{
 }
 
 func TestWherePacketsLand(t *testing.T) {
-	for _, b := range []Backend{NFT, Legacy} {
+	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
 			l := newLab(t)
 			skipBackend(t, b)

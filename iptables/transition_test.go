@@ -78,8 +78,11 @@ func clean(t *testing.T) {
 	}
 }
 
+// backends are those that every test of what happens to packets is run with.
+var backends = []Backend{NFT, Legacy}
+
 func eachBackend(t *testing.T, test func(t *testing.T, b Backend)) {
-	for _, b := range []Backend{NFT, Legacy} {
+	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
 			newPod(t)
 			skipBackend(t, b)

@@ -22,7 +22,7 @@ import (
 
 // The test binary runs itself as another user or to be killed: "serve NETWORK ADDRESS
 // NAME ..." is servers that say where a packet landed, "apply BACKEND" applies
-// fullConfig.
+// fullConfig, "apply BACKEND N" the configuration changing(N).
 func TestMain(m *testing.M) {
 	if want := os.Getenv(namespaceVariable); want != "" && want != thisNamespace() {
 		fmt.Printf("started in namespace %s, not in %s: Start must run on the thread that entered it", thisNamespace(), want)
@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 	}
 	if len(os.Args) > 1 && os.Args[1] == "apply" {
 		c := fullConfig()
+		if len(os.Args) > 3 {
+			i, _ := strconv.Atoi(os.Args[3])
+			c = changing(i)
+		}
 		c.Backend = Backend(os.Args[2])
 		if err := Apply(context.Background(), c, quiet()); err != nil {
 			fmt.Print(err)

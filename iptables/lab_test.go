@@ -5,40 +5,35 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"io"
 	"log/slog"
-	"maps"
-	"net"
 	"os"
 	"os/exec"
 	"runtime"
-	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
-// The test binary runs itself as another user, to see where that user's packets
-// land: "probe NETWORK ADDRESS" prints the name of the server that answers, "probes"
-// does so until its standard input ends and counts the names, "serve NETWORK ADDRESS
-// NAME ..." is such servers (with the network "addresses" one that answers with the
-// connection's addresses, with "transparent4" or "transparent6" a proxy that uses NAME
-// as its mark), "apply BACKEND" applies fullConfig, "validate" probes it.
+// The test binary runs itself as another user or to be killed: "serve NETWORK ADDRESS
+// NAME ..." is servers that say where a packet landed, "apply BACKEND" applies
+// fullConfig, "apply BACKEND N" the configuration changing(N), "validate" probes it.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "probe" {
-		fmt.Print(probe(os.Args[2], os.Args[3]))
-		return
-	}
-	if len(os.Args) > 1 && os.Args[1] == "probes" {
-		probes(os.Args[2], os.Args[3])
-		return
+	if want := os.Getenv(namespaceVariable); want != "" && want != thisNamespace() {
+		fmt.Printf("started in namespace %s, not in %s: Start must run on the thread that entered it", thisNamespace(), want)
+		os.Exit(1)
 	}
 	if len(os.Args) > 1 && os.Args[1] == "apply" {
 		c := fullConfig()
+		if len(os.Args) > 3 {
+			i, _ := strconv.Atoi(os.Args[3])
+			c = changing(i)
+		}
 		c.Backend = Backend(os.Args[2])
 		if err := Apply(context.Background(), c, quiet()); err != nil {
 			fmt.Print(err)
@@ -58,110 +53,6 @@ func TestMain(m *testing.M) {
 		return
 	}
 	os.Exit(m.Run())
-}
-
-// probeTimeout is how long a probe waits for an answer that never comes.
-const probeTimeout = 3 * time.Second
-
-func probe(network, address string) string {
-	conn, err := net.DialTimeout(network, address, probeTimeout)
-	if err != nil {
-		return "error: " + err.Error()
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(probeTimeout))
-	if _, err := conn.Write([]byte("?\n")); err != nil {
-		return "error: " + err.Error()
-	}
-	if strings.HasPrefix(network, "udp") {
-		name := make([]byte, 64)
-		n, err := conn.Read(name)
-		if err != nil {
-			return "error: " + err.Error()
-		}
-		return string(name[:n])
-	}
-	name, err := io.ReadAll(conn)
-	if err != nil && len(name) == 0 {
-		return "error: " + err.Error()
-	}
-	return string(name)
-}
-
-// probes prints how often each server answered: "3 direct, 5 15001".
-func probes(network, address string) {
-	stop := make(chan struct{})
-	go func() {
-		io.Copy(io.Discard, os.Stdin)
-		close(stop)
-	}()
-	counts := map[string]int{}
-	for {
-		counts[probe(network, address)]++
-		select {
-		case <-stop:
-			var out []string
-			for _, name := range slices.Sorted(maps.Keys(counts)) {
-				out = append(out, fmt.Sprintf("%d %s", counts[name], name))
-			}
-			fmt.Print(strings.Join(out, ", "))
-			return
-		default:
-		}
-	}
-}
-
-// serve answers with each server's name until its standard input ends.
-func serve(args []string) {
-	for ; len(args) >= 3; args = args[3:] {
-		network, address, name := args[0], args[1], args[2]
-		if version, ok := strings.CutPrefix(network, "transparent"); ok {
-			if err := serveTransparent("tcp"+version, address, name); err != nil {
-				fmt.Println(err)
-				return
-			}
-			continue
-		}
-		if strings.HasPrefix(network, "udp") {
-			c, err := net.ListenPacket(network, address)
-			if err != nil {
-				fmt.Println(err)
-				return
-			}
-			go func() {
-				buf := make([]byte, 64)
-				for {
-					if _, from, err := c.ReadFrom(buf); err == nil {
-						c.WriteTo([]byte(name), from)
-					}
-				}
-			}()
-			continue
-		}
-		tellAddresses := network == "addresses"
-		if tellAddresses {
-			network = "tcp"
-		}
-		l, err := net.Listen(network, address)
-		if err != nil {
-			fmt.Println(err)
-			return
-		}
-		go func() {
-			for {
-				if c, err := l.Accept(); err == nil {
-					if tellAddresses {
-						from, to := c.RemoteAddr().(*net.TCPAddr), c.LocalAddr().(*net.TCPAddr)
-						name = from.IP.String() + " to " + to.IP.String()
-					}
-					io.WriteString(c, name)
-					c.Close()
-				}
-			}
-		}()
-	}
-	fmt.Println("ready")
-	io.Copy(io.Discard, os.Stdin)
 }
 
 // needRoot skips a test that programs the kernel, but not where everything must run.
@@ -188,6 +79,8 @@ func namespace(t *testing.T, suffix string) string {
 	ns.Close()
 	t.Cleanup(func() { netns.DeleteNamed(name) })
 	up(t, "lo")
+	// A refused datagram is told to its sender always, or each one would be waited for.
+	sh(t, "sysctl -qw net.ipv4.icmp_ratemask=0 net.ipv6.icmp.ratelimit=0 net.ipv6.icmp.ratemask=")
 	return name
 }
 
@@ -204,14 +97,19 @@ func up(t *testing.T, iface string) {
 
 func enter(t *testing.T, name string) {
 	t.Helper()
+	if err := enterNamespace(name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// enterNamespace moves the calling thread.
+func enterNamespace(name string) error {
 	ns, err := netns.GetFromName(name)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer ns.Close()
-	if err := netns.Set(ns); err != nil {
-		t.Fatal(err)
-	}
+	return netns.Set(ns)
 }
 
 // newPod enters a namespace with lo only. The thread ends with the test's goroutine.
@@ -227,46 +125,54 @@ func newPod(t *testing.T) {
 type lab struct {
 	t          *testing.T
 	pod, world string
+	probers    map[string]*prober // by namespace
+	proxy      owner              // of the servers that stand for Envoy and the agent
+	stopProxy  func()
 }
+
+// owner is who sends packets.
+type owner struct{ uid, gid uint32 }
 
 const (
 	podV4, podV6 = "10.77.0.1", "fd77::1"
 	proxyUID     = DefaultProxyID
 )
 
+// appPorts are where the application listens, and the world everywhere else.
+var appPorts = []string{"22", "53", "80", "443", "4000", "5000", "6000", "7000", "7011", "8443", "15008", "31000", "32000"}
+
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	needRoot(t)
 	runtime.LockOSThread()
-	l := &lab{t: t}
+	l := &lab{t: t, probers: map[string]*prober{}}
 	l.world = namespace(t, "-w")
 	l.pod = namespace(t, "-p")
-	sh(t, `ip link add eth0 type veth peer name wire netns `+l.world+`
-		ip addr add 10.77.0.1/24 dev eth0; ip addr add fd77::1/64 dev eth0 nodad
-		ip link set eth0 up
-		ip -n `+l.world+` addr add 10.77.0.2/24 dev wire; ip -n `+l.world+` addr add fd77::2/64 dev wire nodad
-		ip -n `+l.world+` link set wire up
-		ip -n `+l.world+` route add local 0.0.0.0/1 dev lo; ip -n `+l.world+` route add local 128.0.0.0/1 dev lo
-		ip -n `+l.world+` route add local 2000::/3 dev lo; ip -n `+l.world+` addr add 2001:db8::53/128 dev lo nodad
+	l.cable("eth0", l.world, "wire", 77)
+	sh(t, `ip -n `+l.world+` route add local 0.0.0.0/1 dev lo; ip -n `+l.world+` route add local 128.0.0.0/1 dev lo
+		ip -n `+l.world+` route add local 2000::/3 dev lo
 		ip route add default via 10.77.0.2; ip -6 route add default via fd77::2`)
 
-	l.serve(l.pod, proxyUID,
-		"tcp", "[::]:15001", "15001", "tcp", "[::]:15006", "15006",
-		"tcp4", "127.0.0.1:15053", "15053", "tcp6", "[::1]:15053", "15053",
-		"udp4", "127.0.0.1:15053", "15053", "udp6", "[::1]:15053", "15053")
-	l.serve(l.pod, 0, "tcp", "[::]:4000", "app", "tcp", "[::]:22", "app", "tcp", "[::]:15008", "app",
-		"udp4", "127.0.0.1:53", "local", "tcp4", "127.0.0.1:53", "local")
-	var world []string
-	for _, port := range []string{"80", "443", "7011", "8443", "53"} {
-		world = append(world, "tcp", "[::]:"+port, "direct")
-	}
-	// A UDP server must answer from the address that was asked.
-	for _, a := range []string{"10.77.0.2", "9.9.9.9", "8.8.8.8", "[2001:db8::53]"} {
-		world = append(world, "udp", a+":53", "direct")
-	}
-	l.serve(l.world, 0, world...)
+	l.serve(l.pod, 0, everywhere("app")...)
+	l.serve(l.world, 0, everywhere("direct")...)
+	t.Cleanup(func() { l.stopProxy() })
+	l.proxyIs(owner{proxyUID, proxyUID})
 	enter(t, l.pod)
 	return l
+}
+
+// cable joins the pod, which is entered, and another namespace: it is 10.n.0.1 and
+// fdn::1, the other end 10.n.0.2 and fdn::2. Neighbours are known from the start,
+// for the first packet to one of IPv6 can take a second.
+func (l *lab) cable(iface, ns, peer string, n int) {
+	l.t.Helper()
+	sh(l.t, strings.NewReplacer("IFACE", iface, "NS", ns, "PEER", peer, "NN", strconv.Itoa(n)).Replace(
+		`ip link add IFACE address 02:00:00:00:NN:01 type veth peer name PEER address 02:00:00:00:NN:02 netns NS
+		ip addr add 10.NN.0.1/24 dev IFACE; ip addr add fdNN::1/64 dev IFACE nodad
+		ip -n NS addr add 10.NN.0.2/24 dev PEER; ip -n NS addr add fdNN::2/64 dev PEER nodad
+		ip link set IFACE up; ip -n NS link set PEER up
+		ip neigh add 10.NN.0.2 lladdr 02:00:00:00:NN:02 dev IFACE; ip neigh add fdNN::2 lladdr 02:00:00:00:NN:02 dev IFACE
+		ip -n NS neigh add 10.NN.0.1 lladdr 02:00:00:00:NN:01 dev PEER; ip -n NS neigh add fdNN::1 lladdr 02:00:00:00:NN:01 dev PEER`))
 }
 
 func sh(t *testing.T, script string) string {
@@ -278,16 +184,43 @@ func sh(t *testing.T, script string) string {
 	return string(out)
 }
 
+// namespaceVariable tells a copy of the test binary where it must be: one that is
+// started by another thread than the test's would work on the machine's own network.
+const namespaceVariable = "IPTABLES_TEST_NAMESPACE"
+
+// thisNamespace returns the identity of the calling thread's network namespace.
+func thisNamespace() string {
+	ns, err := netns.Get()
+	if err != nil {
+		return err.Error()
+	}
+	defer ns.Close()
+	return ns.UniqueId()
+}
+
+// self returns the test binary as another user, to be started in the namespace of the
+// calling thread.
 func self(uid uint32, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), namespaceVariable+"="+thisNamespace())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
 	return cmd
 }
 
+// serve starts servers in a namespace (see serve) for the time of the test.
 func (l *lab) serve(ns string, uid uint32, args ...string) {
 	l.t.Helper()
+	l.t.Cleanup(l.serveAs(ns, owner{uid, uid}, args...))
+}
+
+// serveAs starts servers in a namespace. Whose they are counts for the packets that
+// they answer with.
+func (l *lab) serveAs(ns string, who owner, args ...string) (stop func()) {
+	l.t.Helper()
 	enter(l.t, ns)
-	cmd := self(uid, append([]string{"serve"}, args...)...)
+	cmd := self(who.uid, append([]string{"serve"}, args...)...)
+	cmd.SysProcAttr.Credential.Gid = who.gid
+	cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE} // transparent sockets, port 53
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		l.t.Fatal(err)
@@ -300,22 +233,41 @@ func (l *lab) serve(ns string, uid uint32, args ...string) {
 	if err := cmd.Start(); err != nil {
 		l.t.Fatal(err)
 	}
-	l.t.Cleanup(func() { stdin.Close(); cmd.Wait() })
+	stop = sync.OnceFunc(func() { stdin.Close(); cmd.Wait() })
 	if line, _ := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
+		stop()
 		l.t.Fatalf("server in %s: %s", ns, line)
 	}
+	return stop
 }
 
-// landing returns the name of the server that a user's packet reaches.
-func (l *lab) landing(ns string, uid uint32, network, address string) string {
+// proxyIs makes Envoy's and the agent's servers somebody's.
+func (l *lab) proxyIs(who owner) {
 	l.t.Helper()
-	enter(l.t, ns)
-	defer enter(l.t, l.pod)
-	out, err := self(uid, "probe", network, address).CombinedOutput()
-	if err != nil {
-		l.t.Fatalf("probe: %v: %s", err, out)
+	if l.proxy == who {
+		return
 	}
-	return string(out)
+	if l.stopProxy != nil {
+		l.stopProxy()
+	}
+	var servers []string
+	for _, port := range []string{"15001", "15006", "16001", "16006"} {
+		servers = append(servers, "transparent4", "0.0.0.0:"+port, port, "transparent6", "[::]:"+port, port)
+	}
+	for _, n := range []string{"tcp", "udp"} {
+		servers = append(servers, n+"4", "127.0.0.1:15053", "15053", n+"6", "[::1]:15053", "15053")
+	}
+	l.proxy, l.stopProxy = who, l.serveAs(l.pod, who, servers...)
+}
+
+// everywhere returns servers at all of appPorts.
+func everywhere(name string) (servers []string) {
+	for _, port := range appPorts {
+		for _, n := range []string{"tcp4", "tcp6", "udp4", "udp6"} {
+			servers = append(servers, n, ":"+port, name)
+		}
+	}
+	return servers
 }
 
 // saved returns the rules of every back end and family, comparable: without comments

@@ -4,7 +4,6 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -17,27 +16,7 @@ const testMark = 0x5357
 // application and the proxy of these tests are one user.
 func (l *lab) landingMarked(mark uint32, network, address string) string {
 	l.t.Helper()
-	dialer := net.Dialer{Timeout: probeTimeout, Control: func(_, _ string, c syscall.RawConn) error {
-		var failed error
-		err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)) })
-		if err != nil {
-			return err
-		}
-		return failed
-	}}
-	conn, err := dialer.DialContext(l.t.Context(), network, address)
-	if err != nil {
-		return "error: " + err.Error()
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(probeTimeout))
-	name := make([]byte, 64)
-	conn.Write([]byte("?\n"))
-	n, err := conn.Read(name)
-	if err != nil {
-		return "error: " + err.Error()
-	}
-	return string(name[:n])
+	return l.prober(l.pod).land([]probe{{network: network, to: netip.MustParseAddrPort(address), mark: mark}})[0]
 }
 
 // One user has both: without a mark it is the application, with it the proxy.
@@ -46,7 +25,7 @@ func TestMarkTellsProxyFromApplication(t *testing.T) {
 	full := func() Config { c := fullConfig(); c.ProxyMark = testMark; return c }
 	alone := func() Config { c := full(); c.UIDs, c.GIDs = nil, nil; return c }
 	shared := func() Config { c := full(); c.UIDs, c.GIDs = []uint32{7}, []uint32{7}; return c }
-	for _, b := range []Backend{NFT, Legacy} {
+	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
 			l := newLab(t)
 			skipBackend(t, b)
@@ -115,7 +94,7 @@ func TestMarkedQueriesHaveAZoneOfTheirOwn(t *testing.T) {
 		if err != nil {
 			return "error: " + err.Error()
 		}
-		return string(buf[:n])
+		return strings.TrimSpace(string(buf[:n]))
 	}
 	for range 2 {
 		if got := ask(0); got != "15053" {

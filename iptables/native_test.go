@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"fmt"
 	"net/netip"
 	"os/exec"
 	"runtime"
@@ -334,45 +333,4 @@ func TestNativeAppliesAtOnce(t *testing.T) {
 	if !slices.ContainsFunc(configs, func(c Config) bool { return toDo(now, Rules(c)) == "" }) {
 		t.Errorf("the state is none of those that were asked for:\n%s", nftRuns(t, "list ruleset"))
 	}
-}
-
-// While rules are applied anew, changed, and moved from one back end to another, no
-// connection gets past Envoy.
-func TestCaptureIsNeverMissing(t *testing.T) {
-	newLab(t)
-	for _, b := range backends {
-		skipBackend(t, b)
-	}
-	c := fullConfig()
-	c.Backend = Native
-	apply(t, c)
-	cmd := self(1000, "probes", "tcp", "1.2.3.4:80")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out strings.Builder
-	cmd.Stdout = &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	for i, b := range []Backend{Native, Native, NFT, Native, Legacy, Native, Native, NFT, Legacy, Native} {
-		c.Backend = b
-		c.ExcludeOutboundPorts = []uint16{7011, uint16(7012 + i)}
-		apply(t, c)
-		asWanted(t, c, b)
-	}
-	for i := range 30 {
-		c.ExcludeOutboundPorts = []uint16{7011, uint16(8012 + i)}
-		apply(t, c)
-	}
-	stdin.Close()
-	if err := cmd.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	var n int
-	if _, err := fmt.Sscanf(out.String(), "%d 15001", &n); err != nil || n < 20 || strings.Contains(out.String(), ",") {
-		t.Errorf("landed at: %s", out.String())
-	}
-	asWanted(t, c, Native)
 }

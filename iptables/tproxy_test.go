@@ -7,7 +7,6 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -16,7 +15,7 @@ import (
 
 // tproxyPort is where the transparent server of these tests listens; the lab's other
 // servers have Envoy's ports.
-const tproxyPort = 16006
+const tproxyPort = 17006
 
 func tproxyConfig() Config {
 	c := fullConfig()
@@ -24,62 +23,61 @@ func tproxyConfig() Config {
 	return c
 }
 
-// serveTransparent is Envoy in TPROXY mode: it accepts a connection for any
-// destination and passes it on to that destination, from the client's own address
-// and with a mark.
-func serveTransparent(network, address, mark string) error {
+// serveRelay is Envoy in TPROXY mode: it accepts a connection for any destination and
+// passes it on to that destination, from the client's own address and with a mark.
+func serveRelay(network, address, mark string) error {
 	n, err := strconv.ParseUint(mark, 0, 32)
 	if err != nil {
 		return err
 	}
-	any := net.ListenConfig{Control: transparentSocket(network, 0)}
-	l, err := any.Listen(context.Background(), network, address)
+	version := strings.TrimPrefix(network, "relay")
+	transparent := transparentOption(version == "6")
+	any := net.ListenConfig{Control: control(transparent)}
+	l, err := any.Listen(context.Background(), "tcp"+version, address)
 	if err != nil {
 		return err
 	}
+	d := &net.Dialer{Timeout: probeTimeout, Control: control(transparent, sockOption{unix.SOL_SOCKET, unix.SO_MARK, int(n)})}
 	go func() {
 		for {
 			if c, err := l.Accept(); err == nil {
-				go passOn(c, network, uint32(n))
+				go passOn(c, *d)
 			}
 		}
 	}()
 	return nil
 }
 
-func passOn(client net.Conn, network string, mark uint32) {
+func passOn(client net.Conn, d net.Dialer) {
 	defer client.Close()
 	from := *client.RemoteAddr().(*net.TCPAddr)
 	from.Port = 0
-	d := net.Dialer{Timeout: probeTimeout, LocalAddr: &from, Control: transparentSocket(network, mark)}
-	app, err := d.Dial(network, client.LocalAddr().String())
+	d.LocalAddr = &from
+	app, err := d.Dial("tcp", client.LocalAddr().String())
 	if err != nil {
-		fmt.Fprint(client, "to the application: ", err)
+		fmt.Fprintln(client, failure(err))
 		return
 	}
 	defer app.Close()
-	io.WriteString(client, "passed on: ")
+	io.WriteString(client, "passed-on:")
 	io.Copy(client, app)
 }
 
-func transparentSocket(network string, mark uint32) func(string, string, syscall.RawConn) error {
-	return func(_, _ string, c syscall.RawConn) error {
-		var failed error
-		err := c.Control(func(fd uintptr) {
-			level, option := unix.SOL_IP, unix.IP_TRANSPARENT
-			if network == "tcp6" {
-				level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
-			}
-			failed = unix.SetsockoptInt(int(fd), level, option, 1)
-			if failed == nil && mark != 0 {
-				failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark))
-			}
-		})
-		if err == nil {
-			err = failed
-		}
+// serveAddresses says which addresses a connection has.
+func serveAddresses(_, address, _ string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
 		return err
 	}
+	go func() {
+		for {
+			if c, err := l.Accept(); err == nil {
+				fmt.Fprintf(c, "%v>%v\n", c.RemoteAddr().(*net.TCPAddr).IP, c.LocalAddr().(*net.TCPAddr).IP)
+				c.Close()
+			}
+		}
+	}()
+	return nil
 }
 
 func TestTransparentProxyKeepsAddresses(t *testing.T) {
@@ -89,10 +87,10 @@ func TestTransparentProxyKeepsAddresses(t *testing.T) {
 			skipBackend(t, b)
 			c := tproxyConfig()
 			c.Backend, c.Mark, c.RouteTable = b, 0x1234, 4321
-			l.serve(l.pod, 0, "transparent4", "0.0.0.0:16006", "0x1234", "transparent6", "[::]:16006", "0x1234",
+			l.serve(l.pod, 0, "relay4", "0.0.0.0:17006", "0x1234", "relay6", "[::]:17006", "0x1234",
 				"addresses", "[::]:4001", "", "addresses", "[::]:22222", "")
 			c.ExcludeInboundPorts = []uint16{22, 22222}
-			const fromWorld4, fromWorld6 = "10.77.0.2 to 10.77.0.1", "fd77::2 to fd77::1"
+			const fromWorld4, fromWorld6 = "10.77.0.2>10.77.0.1", "fd77::2>fd77::1"
 			uncaptured := []landing{
 				{why: "without rules", network: "tcp", address: podV4 + ":4001", want: fromWorld4, fromWorld: true},
 				{why: "without rules", network: "tcp", address: "[" + podV6 + "]:4001", want: fromWorld6, fromWorld: true},
@@ -100,10 +98,10 @@ func TestTransparentProxyKeepsAddresses(t *testing.T) {
 			l.check(uncaptured)
 			apply(t, c)
 			l.check([]landing{
-				{why: "through the proxy, with the client's address", network: "tcp", address: podV4 + ":4001", want: "passed on: " + fromWorld4, fromWorld: true},
-				{why: "through the proxy, with the client's address", network: "tcp", address: "[" + podV6 + "]:4001", want: "passed on: " + fromWorld6, fromWorld: true},
+				{why: "through the proxy, with the client's address", network: "tcp", address: podV4 + ":4001", want: "passed-on:" + fromWorld4, fromWorld: true},
+				{why: "through the proxy, with the client's address", network: "tcp", address: "[" + podV6 + "]:4001", want: "passed-on:" + fromWorld6, fromWorld: true},
 				{why: "excluded inbound port", network: "tcp", address: podV4 + ":22222", want: fromWorld4, fromWorld: true},
-				{why: "the application calls itself", uid: 1000, network: "tcp", address: podV4 + ":4001", want: "10.77.0.1 to 10.77.0.1"},
+				{why: "the application calls itself", uid: 1000, network: "tcp", address: podV4 + ":4001", want: "10.77.0.1>10.77.0.1"},
 				{why: "application, to anywhere", uid: 1000, network: "tcp", address: "1.2.3.4:80", want: "15001"},
 				{why: "application, to anywhere", uid: 1000, network: "tcp", address: "[2001:db8::1]:80", want: "15001"},
 				{why: "the proxy", uid: proxyUID, network: "tcp", address: "1.2.3.4:80", want: "direct"},

@@ -78,6 +78,7 @@ func clean(t *testing.T) {
 	}
 }
 
+// backends are those that every test of what happens to packets is run with.
 var backends = []Backend{NFT, Legacy, Native}
 
 func eachBackend(t *testing.T, test func(t *testing.T, b Backend)) {

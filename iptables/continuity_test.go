@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var kills = flag.Int("kills", 20, "how many applies are killed, for each back end")
+var kills = flag.Int("kills", 12, "how many applies are killed, for each back end")
 
 const (
 	changesUnderTraffic = 20 // of the configuration

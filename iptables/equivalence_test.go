@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	randomConfigs = flag.Int("random-configs", 60, "how many random configurations are compared with Istio's rules")
+	randomConfigs = flag.Int("random-configs", 25, "how many random configurations are compared with Istio's rules")
 	randomSeed    = flag.Uint64("random-seed", 1, "of the first random configuration; the next one has the next seed")
 	probesEach    = flag.Int("probes-each", 150, "how many of the packets that are sent in the pod are tried with each configuration")
 )

@@ -21,7 +21,7 @@ import (
 )
 
 // transparentPort is where the lab's transparent socket is: its Envoy at 15006 has none.
-const transparentPort = 16006
+const transparentPort = tproxyPort
 
 // tracerLab is a lab in which every TCP port of the world answers, a transparent
 // socket takes what TPROXY hands over, and probes are made on this process's own

@@ -202,7 +202,8 @@ func thisNamespace() string {
 // calling thread.
 func self(uid uint32, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), namespaceVariable+"="+thisNamespace())
+	// The race detector would sleep for a second before each exit.
+	cmd.Env = append(os.Environ(), namespaceVariable+"="+thisNamespace(), "GORACE=atexit_sleep_ms=0")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
 	return cmd
 }

@@ -138,7 +138,7 @@ func TestTwoCapabilitiesSuffice(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sh(t, "setpriv --bounding-set=-all,+net_admin,+net_raw "+exe+" apply "+string(b))
+		sh(t, "GORACE=atexit_sleep_ms=0 setpriv --bounding-set=-all,+net_admin,+net_raw "+exe+" apply "+string(b))
 		asWanted(t, func() Config { c := fullConfig(); c.Backend = b; return c }(), b)
 	})
 }

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// transparentPort is where the lab's transparent socket is: its Envoy at 15006 has none.
+// transparentPort is where this lab's Envoy of TPROXY mode is.
 const transparentPort = tproxyPort
 
 // tracerLab is a lab in which every TCP port of the world answers, a transparent
@@ -118,15 +118,13 @@ func (l *tracerLab) answer(at Landing) string {
 		return fmt.Sprint(port)
 	case port == 15053 && at.Addr.Addr().IsLoopback():
 		return "15053"
-	case port == 4000 || port == 22 || port == 15008:
+	case slices.Contains(appPorts, fmt.Sprint(port)):
 		return "app"
-	case port == 53 && at.Addr.Addr() == netip.MustParseAddr("127.0.0.1"):
-		return "local"
 	}
 	return "refused"
 }
 
-// probe sends the packet of a flow and returns what answers.
+// probe sends the packet of a flow and returns the name of what answers.
 func (l *tracerLab) probe(f Flow) string {
 	result := make(chan string)
 	go func() {
@@ -153,6 +151,8 @@ func (l *tracerLab) probe(f Flow) string {
 			got = "refused"
 		case err != nil:
 			got = err.Error()
+		default:
+			got, _, _ = strings.Cut(strings.TrimSpace(got), " ")
 		}
 		result <- got
 	}()

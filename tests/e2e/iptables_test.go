@@ -124,7 +124,8 @@ esac
 exec /usr/sbin/"$name" "$@"
 `
 
-// TestKernelLacksModule demands that the missing module is named and nothing half done stays.
+// TestKernelLacksModule demands that the missing module is named and nothing half done stays; and
+// that nf_tables itself, which needs none of these, is used where nobody has said which back end.
 func TestKernelLacksModule(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
@@ -136,12 +137,20 @@ func TestKernelLacksModule(t *testing.T) {
 			must(t, os.WriteFile(filepath.Join(fakes, family+variant+"-restore"), []byte(kernelWithout), 0o755))
 		}
 	}
-	got := c.Iptables(t)
-	if err := contains(got.Output(), "owner"); got.Code == 0 || err != nil {
-		t.Errorf("want a failure that names the module: %v", got)
+	for _, forced := range []string{"nft", "legacy"} {
+		got := c.Iptables(t, "--force-iptables-binary", forced)
+		if err := contains(got.Output(), "owner"); got.Code == 0 || err != nil {
+			t.Errorf("%s: want a failure that names the module: %v", forced, got)
+		}
+		if left := ours(rulesOf(t, l)); len(left) != 0 {
+			t.Errorf("%s: half done:\n%s", forced, strings.Join(left, "\n"))
+		}
 	}
-	if left := ours(rulesOf(t, l)); len(left) != 0 {
-		t.Errorf("half done:\n%s", strings.Join(left, "\n"))
+	if got := c.Iptables(t); got.Code != 0 || contains(got.Output(), "owner") != nil {
+		t.Errorf("want another back end, and the reason in the log: %v", got)
+	}
+	if got := c.Iptables(t, "--verify"); got.Code != 0 {
+		t.Errorf("what is in force is not what was asked for: %v", got)
 	}
 }
 

@@ -22,10 +22,6 @@ func captureTransparently(t *testing.T, n *lab.Namespace, edit func(*iptables.Co
 	edit(&c)
 	must(t, c.Validate())
 	must(t, n.Do(func() error { return iptables.Apply(t.Context(), c, slog.New(slog.DiscardHandler)) }))
-	for _, family := range []string{"-4", "-6"} {
-		n.Run(t, "ip", family, "rule", "add", "fwmark", "1337", "lookup", "133")
-		n.Run(t, "ip", family, "route", "add", "local", "default", "dev", "lo", "table", "133")
-	}
 }
 
 const transparentEnv = "ISTIO_META_INTERCEPTION_MODE=TPROXY"

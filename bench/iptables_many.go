@@ -31,21 +31,45 @@ var manySteps = []struct {
 	{"clean", "bare save", 150},
 }
 
+// manyBackend is a back end, and what the programs of others do of the same.
+type manyBackend struct {
+	name                 string
+	flags                []string            // that force it
+	read                 map[string][]string // by the name of a file: what prints the rules that it takes
+	restore, save, flush string              // for sh
+}
+
+func iptablesBackend(kind string) manyBackend {
+	of := func(text string) string { return strings.ReplaceAll(text, "tables-", "tables-"+kind+"-") }
+	return manyBackend{
+		name: "iptables-" + kind, flags: []string{"--force-iptables-binary", kind},
+		read:    map[string][]string{"rules4": {of("iptables-save")}, "rules6": {of("ip6tables-save")}},
+		restore: of(restoreBoth), save: of("iptables-save >/dev/null && ip6tables-save >/dev/null"), flush: of(flushBoth),
+	}
+}
+
+var nativeBackend = manyBackend{
+	name: "nftables", flags: []string{"--native-nftables"},
+	read:    map[string][]string{"rules": {"nft", "list", "ruleset"}},
+	restore: "nft -f /config/rules", save: "nft list ruleset >/dev/null", flush: "nft flush ruleset",
+}
+
 // benchIptablesMany measures each back end with thousands of CIDRs and hundreds of ports.
 func benchIptablesMany(t lab.T, s settings) []result {
 	var results []result
-	for _, backend := range []string{"legacy", "nft"} {
+	for _, backend := range []manyBackend{iptablesBackend("legacy"), iptablesBackend("nft"), nativeBackend} {
 		results = append(results, benchBackend(t, s, backend)...)
 	}
 	return append(results, benchIptablesThrottled(t, s))
 }
 
-func benchBackend(t lab.T, s settings, backend string) (results []result) {
+func benchBackend(t lab.T, s settings, backend manyBackend) (results []result) {
 	l := lab.New(t)
 	c := l.NewContainer(t, lab.ContainerOptions{})
 	apply := func(cidrs []string) float64 {
 		return timed(t, "apply", func(t lab.T) lab.Result {
-			return c.Iptables(t, "-x", strings.Join(cidrs, ","), "-d", strings.Join(ports(manyPorts), ","), "--force-iptables-binary", backend)
+			lists := []string{"-x", strings.Join(cidrs, ","), "-d", strings.Join(ports(manyPorts), ",")}
+			return c.Iptables(t, append(lists, backend.flags...)...)
 		})
 	}
 	clean := func() float64 {
@@ -59,32 +83,31 @@ func benchBackend(t lab.T, s settings, backend string) (results []result) {
 	all := cidrs(manyCIDRs)
 	less := append(append([]string{}, all[:manyCIDRs/2]...), all[manyCIDRs/2+1:]...)
 	apply(all)
-	for family, file := range map[string]string{"iptables": "rules4", "ip6tables": "rules6"} {
-		rules := l.Pod.Run(t, family+"-"+backend+"-save")
+	for file, command := range backend.read {
+		rules := l.Pod.Run(t, command...)
 		if err := os.WriteFile(filepath.Join(c.HostConfig, file), []byte(rules), 0o644); err != nil {
 			t.Fatalf("write the rules: %v", err)
 		}
 	}
 	clean()
-	of := func(text string) string { return strings.ReplaceAll(text, "tables-", "tables-"+backend+"-") }
 	took, peer, nothing := make([][]float64, len(manySteps)), make([][]float64, len(manySteps)), []float64(nil)
 	for range s.rounds {
 		for i, step := range []func() float64{func() float64 { return apply(all) }, func() float64 { return apply(all) }, func() float64 { return apply(less) }, clean} {
 			took[i] = append(took[i], step())
 		}
-		peer[0] = append(peer[0], script(of(restoreBoth)))
-		saved := script(of("iptables-save >/dev/null && ip6tables-save >/dev/null"))
+		peer[0] = append(peer[0], script(backend.restore))
+		saved := script(backend.save)
 		for i := 1; i < len(peer); i++ {
 			peer[i] = append(peer[i], saved)
 		}
-		script(of(flushBoth))
+		script(backend.flush)
 		nothing = append(nothing, script("true"))
 	}
 	for i, step := range manySteps {
-		what := fmt.Sprintf("iptables-%s, %d CIDRs, %d ports: %s (limit %.0f)", backend, manyCIDRs, manyPorts, step.what, step.limit)
+		what := fmt.Sprintf("%s, %d CIDRs, %d ports: %s (limit %.0f)", backend.name, manyCIDRs, manyPorts, step.what, step.limit)
 		results = append(results, measured(what, "ms", took[i]).against(step.peer, peer[i]))
 	}
-	return append(results, measured(fmt.Sprintf("iptables-%s: (the harness's own share of each)", backend), "ms", nothing))
+	return append(results, measured(backend.name+": (the harness's own share of each)", "ms", nothing))
 }
 
 // benchIptablesThrottled applies the rules of an ordinary pod on a tenth of a core, the

@@ -173,7 +173,7 @@ func primaryAddress(iface string, like netip.Addr) netip.Addr {
 	if err != nil {
 		return like
 	}
-	addrs, err := netlink.AddrList(link, familyOf(like).netlink())
+	addrs, err := netlink.AddrList(link, familyOf(like).af())
 	if err != nil {
 		return like
 	}
@@ -185,46 +185,21 @@ func primaryAddress(iface string, like netip.Addr) netip.Addr {
 	return like
 }
 
-func (f Family) netlink() int {
-	if f == IPv6 {
-		return netlink.FAMILY_V6
-	}
-	return netlink.FAMILY_V4
-}
-
 // tablesOf is `ip rule show fwmark MARK`.
 func tablesOf(f Family, mark uint32) (tables []uint32, err error) {
-	rules, err := netlink.RuleList(f.netlink())
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
-		return nil, nil // no such IP version
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list %v routing rules: %w", f, err)
-	}
+	rules, err := policyRules(f)
 	for _, r := range rules {
 		if r.Mark == mark && mark != 0 && !r.Invert {
 			tables = append(tables, uint32(r.Table))
 		}
 	}
-	return tables, nil
+	return tables, err
 }
 
-// allLocal looks for `local default dev lo`.
+// allLocal looks for `local default`.
 func allLocal(f Family, table uint32) (bool, error) {
-	routes, err := netlink.RouteListFiltered(f.netlink(), &netlink.Route{Table: int(table)}, netlink.RT_FILTER_TABLE)
-	if err != nil {
-		return false, fmt.Errorf("list %v routes of table %d: %w", f, table, err)
-	}
-	for _, r := range routes {
-		bits := 0
-		if r.Dst != nil {
-			bits, _ = r.Dst.Mask.Size()
-		}
-		if r.Type == unix.RTN_LOCAL && bits == 0 && linkName(r.LinkIndex) == loopbackIface {
-			return true, nil
-		}
-	}
-	return false, nil
+	route, err := localRoute(f, table)
+	return route != nil, err
 }
 
 func loHasPassthrough() (bool, error) {

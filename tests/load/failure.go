@@ -82,6 +82,9 @@ func classify(err error) Class {
 	// net/http's GOAWAY error is unexported: a connection closed under a stream that was in flight.
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(err.Error(), "server sent GOAWAY"):
 		return EOF
+	// net/http's for the other streams of a connection, once a write of one of them has met the reset.
+	case strings.Contains(err.Error(), "http2: client connection force closed"):
+		return Reset
 	// net/http's, when its PING on a silent connection is not answered.
 	case strings.Contains(err.Error(), "http2: client connection lost"):
 		return Timeout

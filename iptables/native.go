@@ -168,7 +168,7 @@ func isForeign(family byte, name string) bool {
 	case unix.NFPROTO_INET:
 		return true
 	case unix.NFPROTO_IPV4, unix.NFPROTO_IPV6:
-		return !slices.Contains([]string{"raw", "mangle", "nat", "filter", "security"}, name)
+		return !slices.Contains(iptablesTables, name)
 	}
 	return false
 }

@@ -1,13 +1,10 @@
 package iptables
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,64 +64,50 @@ func (s *Snapshot) unseenBy(f Family) (out []string, err error) {
 
 // baseChains asks the kernel, as `nft list chains` does.
 func baseChains() ([]nftChain, error) {
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP)
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC})
-	answers, err := req.Execute(unix.NETLINK_NETFILTER, 0)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
-		return nil, nil // a kernel without nf_tables
+	conn, err := dialNetfilter()
+	var answers [][]byte
+	if err == nil {
+		answers, err = conn.ask(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, unix.NFPROTO_UNSPEC, nil)
+		conn.Close()
+	}
+	if errors.Is(absentNative(err), errAbsent) {
+		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("list the chains of nf_tables: %w", err)
 	}
 	var out []nftChain
 	for _, answer := range answers {
-		c, ok, err := parseNFTChain(answer)
+		c, asked, err := parseNFTChain(answer)
 		if err != nil {
 			return nil, fmt.Errorf("list the chains of nf_tables: %w", err)
 		}
-		if ok {
+		if asked {
 			out = append(out, c)
 		}
 	}
 	return out, nil
 }
 
-// families of nf_tables, include/uapi/linux/netfilter.h. Others see no IP packet of a
-// process.
-const nftInet = 1 // NFPROTO_INET; those of one version are AF_INET and AF_INET6
-
+// parseNFTChain reads an answer about a chain. asked: packets of the IP versions that
+// there are meet it, and it has rules.
 func parseNFTChain(answer []byte) (c nftChain, asked bool, err error) {
-	if len(answer) < nl.SizeofNfgenmsg {
+	if len(answer) < nfgenmsgLen {
 		return c, false, errors.New("an answer without a head")
 	}
-	attrs, err := nl.ParseRouteAttr(answer[nl.SizeofNfgenmsg:])
-	if err != nil {
-		return c, false, err
-	}
 	switch answer[0] {
-	case nftInet:
+	case unix.NFPROTO_INET:
 		c.family = Both
-	case unix.AF_INET:
+	case unix.NFPROTO_IPV4:
 		c.family = IPv4
-	case unix.AF_INET6:
+	case unix.NFPROTO_IPV6:
 		c.family = IPv6
 	default:
 		return c, false, nil
 	}
-	hooked, used := false, false
-	for _, a := range attrs {
-		text := string(bytes.TrimRight(a.Value, "\x00"))
-		switch a.Attr.Type & nl.NLA_TYPE_MASK {
-		case unix.NFTA_CHAIN_TABLE:
-			c.table = text
-		case unix.NFTA_CHAIN_NAME:
-			c.name = text
-		case unix.NFTA_CHAIN_HOOK:
-			hooked = true
-		case unix.NFTA_CHAIN_USE: // how many rules it has
-			used = len(a.Value) == 4 && binary.BigEndian.Uint32(a.Value) > 0
-		}
-	}
+	attrs := answer[nfgenmsgLen:]
+	c.table, c.name = attrName(attrs, unix.NFTA_CHAIN_TABLE), attrName(attrs, unix.NFTA_CHAIN_NAME)
 	c.iptables = c.family != Both && slices.Contains(iptablesTables, c.table)
-	return c, hooked && used, nil
+	used := attrUint32(attrs, unix.NFTA_CHAIN_USE) > 0 // how many rules it has
+	return c, attribute(attrs, unix.NFTA_CHAIN_HOOK) != nil && used, nil
 }

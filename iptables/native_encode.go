@@ -3,6 +3,7 @@ package iptables
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -276,13 +277,7 @@ func (w *nfWriter) addresses(field string, list []netip.Prefix, not bool) {
 	}
 }
 
-func netMask(p netip.Prefix) []byte {
-	m := make([]byte, p.Addr().BitLen()/8)
-	for bit := range p.Bits() {
-		m[bit/8] |= 0x80 >> (bit % 8)
-	}
-	return m
-}
+func netMask(p netip.Prefix) []byte { return net.CIDRMask(p.Bits(), p.Addr().BitLen()) }
 
 // ports matches the transport protocol and its ports.
 func (w *nfWriter) ports(m Match) {

@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -280,17 +279,13 @@ func (r savedRule) isIstioShape(name Table) bool {
 	return shape != nil && shape.MatchString(r.chain+" "+r.key)
 }
 
-var tproxyMark = regexp.MustCompile(`--tproxy-mark (0x[0-9a-f]{1,8})/0xffffffff`)
-
 // tproxyMark returns the mark that a rule of TPROXY mode gives to packets.
 func (r savedRule) tproxyMark() (mark uint32, ok bool) {
-	if r.jump != "TPROXY" {
+	if r.jump != tproxyTarget {
 		return 0, false
 	}
-	m := tproxyMark.FindStringSubmatch(r.key)
-	if m == nil {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(m[1], 0, 32)
-	return uint32(n), err == nil
+	_, after, _ := strings.Cut(r.key, "--tproxy-mark ")
+	word, _, _ := strings.Cut(after, " ")
+	mark, mask, ok := parseMark(word)
+	return mark, ok && mask == fullMask
 }

@@ -147,13 +147,12 @@ func (s *Snapshot) verifyRouting(c Config) ([]Difference, error) {
 		}
 		out = append(out, Difference{Kind: Address, Family: IPv6.String(), Is: string(kind), Rule: passthroughV6.Addr().String()})
 	}
-	routed := c.TPROXY && (c.InboundPorts.All || len(c.InboundPorts.List) > 0)
 	for _, f := range []Family{IPv4, IPv6} {
 		tables, err := s.net.tables(f, c.Mark)
 		if err != nil {
 			return nil, err
 		}
-		wanted := routed && (f == IPv4 || c.IPv6)
+		wanted := slices.Contains(c.policies(), policy{f, c.Mark, c.RouteTable})
 		rule := fmt.Sprintf("ip rule fwmark %#x lookup %d", c.Mark, c.RouteTable)
 		there := slices.Contains(tables, c.RouteTable)
 		if there != wanted {

@@ -117,8 +117,8 @@ func (q *dnsQuestion) outputFlag(cmd *cobra.Command) {
 // askDNS asks this container's own agent, or the one at the pod's ports where there can
 // be none, and prints its answer as it comes.
 func (c container) askDNS(ctx context.Context, q dnsQuestion, out io.Writer) error {
-	if q.output != "table" && q.output != "json" && q.output != "" { // "" is what earlier releases had for a table
-		return &usageError{fmt.Errorf("flag --output: %q: give table or json", q.output)}
+	if err := checkOutput(q.output); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
 	defer cancel()

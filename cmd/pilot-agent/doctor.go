@@ -31,6 +31,7 @@ func readCapture(ctx context.Context, log *slog.Logger) (*iptables.Snapshot, err
 	return s, nil
 }
 
+// checkOutput takes a value of --output; "" is what earlier releases had for a table.
 func checkOutput(output string) error {
 	if output == "" || output == "table" || output == "json" {
 		return nil

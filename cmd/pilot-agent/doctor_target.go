@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"understudy.mesh/dnsproxy"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/agent"
 )
@@ -213,7 +216,8 @@ func (c container) addressesOf(ctx context.Context, name string) (addrs []netip.
 		if err != nil {
 			return nil, "", err
 		}
-		x, err := readExplanation(answer)
+		var x dnsproxy.Explanation
+		err = json.NewDecoder(answer).Decode(&x)
 		answer.Close()
 		if err != nil {
 			return nil, "", fmt.Errorf("read the agent's answer: %w", err)
@@ -221,7 +225,7 @@ func (c container) addressesOf(ctx context.Context, name string) (addrs []netip.
 		for _, record := range x.Records { // name, TTL, class, type, data
 			f := strings.Fields(record)
 			if a, err := netip.ParseAddr(f[len(f)-1]); err == nil && slices.Contains(f, qtype) {
-				addrs, source = append(addrs, a.Unmap()), x.Source
+				addrs, source = append(addrs, a.Unmap()), cmp.Or(x.Source, "the agent")
 			}
 		}
 	}

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -190,16 +188,4 @@ func purposeSettings() map[string]string {
 		"queries of applications":                  "--redirect-dns, --capture-all-dns",
 		"answering them would reset a connection (istio#36566)": "--drop-invalid",
 	}
-}
-
-// explanation is the part of the agent's answer about a name that counts here.
-type explanation struct {
-	Source  string   `json:"source"`
-	Records []string `json:"records"`
-}
-
-func readExplanation(in io.Reader) (x explanation, err error) {
-	err = json.NewDecoder(in).Decode(&x)
-	x.Source = cmp.Or(x.Source, "the agent")
-	return x, err
 }

@@ -59,9 +59,14 @@ func hasPassthrough(lo netlink.Link) (bool, error) {
 	return false, nil
 }
 
+// passthroughAddr is the address as it is to be: of use at once. Duplicates are not looked for on
+// a loopback interface, but the kernel finds that out later, and until then nobody can bind it.
 func passthroughAddr() *netlink.Addr {
-	return &netlink.Addr{IPNet: &net.IPNet{
-		IP:   net.IP(passthroughV6.Addr().AsSlice()),
-		Mask: net.CIDRMask(passthroughV6.Bits(), passthroughV6.Addr().BitLen()),
-	}}
+	return &netlink.Addr{
+		IPNet: &net.IPNet{
+			IP:   net.IP(passthroughV6.Addr().AsSlice()),
+			Mask: net.CIDRMask(passthroughV6.Bits(), passthroughV6.Addr().BitLen()),
+		},
+		Flags: unix.IFA_F_NODAD,
+	}
 }

@@ -43,7 +43,7 @@ func (c Config) policies() []policy {
 // Commands returns, as commands of ip(8), what Apply does besides the netfilter rules.
 func Commands(c Config) (out []string) {
 	if c.IPv6 {
-		out = append(out, fmt.Sprintf("ip -6 address add %v dev %s", passthroughV6, loopbackIface))
+		out = append(out, fmt.Sprintf("ip -6 address add %v dev %s nodad", passthroughV6, loopbackIface))
 	}
 	for _, p := range c.policies() {
 		ip := "ip"

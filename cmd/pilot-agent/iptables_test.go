@@ -287,7 +287,7 @@ func TestCaptureDryRun(t *testing.T) {
 	if !found || !strings.HasPrefix(v4, "# iptables-restore --noflush\n") {
 		t.Fatalf("no two parts:\n%s", stdout)
 	}
-	for _, want := range []string{"ip rule add fwmark 0x539 lookup 133", "ip -6 route add local default dev lo table 133", "ip -6 address add ::6/128 dev lo"} {
+	for _, want := range []string{"ip rule add fwmark 0x539 lookup 133", "ip -6 route add local default dev lo table 133", "ip -6 address add ::6/128 dev lo nodad"} {
 		if !strings.Contains(v6, "\n# "+want+"\n") {
 			t.Errorf("does not say %q:\n%s", want, stdout)
 		}

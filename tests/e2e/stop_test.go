@@ -16,11 +16,13 @@ import (
 // itself. Envoy gets SIGKILL when SIGTERM does not end it, and that has a deadline of its own.
 const stopMargin = 10 * time.Second
 
-// runtimeStart is what the Go runtime may need before main on a busy machine.
-const runtimeStart = 20 * time.Millisecond
+// killed is the exit status of a process that a signal ended, as package os gives it.
+const killed = -1
 
 // TestStopAnyTime sends SIGTERM at random moments of the start and after it: the agent ends
-// within its drain time, with status 0, and leaves no process.
+// within its drain time, with status 0, and leaves no process. Before main the signal is the Go
+// runtime's, however long the machine takes to get there: it ends the process, which has said
+// nothing yet.
 func TestStopAnyTime(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
@@ -33,9 +35,8 @@ func TestStopAnyTime(t *testing.T) {
 	for i := range 12 {
 		a := c.StartAgent(t, lab.AgentOptions{})
 		a.WaitExec(t)
-		// Not a synchronisation: the moment is the input of this test. A Go program cannot handle
-		// a signal before its runtime has started, so the first milliseconds belong to the kernel's default.
-		moment := runtimeStart + time.Duration(random.Int64N(int64(1500*time.Millisecond)))
+		// Not a synchronisation: the moment is the input of this test.
+		moment := time.Duration(random.Int64N(int64(1500 * time.Millisecond)))
 		if i == 0 {
 			a.WaitReady(t)
 			moment = 0
@@ -43,7 +44,8 @@ func TestStopAnyTime(t *testing.T) {
 		<-time.After(moment)
 		signal := []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}[i%2]
 		a.Signal(signal)
-		if code := a.Wait(t, lab.TerminationDrain+stopMargin); code != 0 {
+		code := a.Wait(t, lab.TerminationDrain+stopMargin)
+		if beforeMain := code == killed && a.Log.Len() == 0; code != 0 && !beforeMain {
 			t.Errorf("%v %v after the start: exit status %d", signal, moment, code)
 		}
 		if left := l.Processes(); len(left) != 0 {

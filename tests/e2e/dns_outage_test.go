@@ -19,7 +19,7 @@ const (
 	// outageTTL, in seconds, is over soon after the outage begins.
 	outageTTL = 1
 	// queryBudget is what clients wait for an answer or a failure, 5 s, and some time for a busy machine.
-	queryBudget = 7 * time.Second
+	queryBudget = 9 * time.Second
 	// outagePeriod is how often each kind of name is asked for.
 	outagePeriod = 50 * time.Millisecond
 )

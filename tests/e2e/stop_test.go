@@ -14,7 +14,7 @@ import (
 
 // stopMargin is what an agent may need beyond its drain time, on a busy machine, to end Envoy and
 // itself. Envoy gets SIGKILL when SIGTERM does not end it, and that has a deadline of its own.
-const stopMargin = 10 * time.Second
+const stopMargin = lab.Deadline
 
 // killed is the exit status of a process that a signal ended, as package os gives it.
 const killed = -1

@@ -7,13 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"understudy.mesh/tests/lab"
 )
-
-// addedWithin is how soon a ServiceEntry works that is added while the agent runs.
-const addedWithin = 2 * time.Second
 
 // TestStory is what an application's user sees of a mesh, told with curl: before capture, with
 // it, and while the mesh changes.
@@ -123,7 +119,7 @@ func (s *story) proof() {
 func (s *story) addAndRemove() {
 	s.t.Helper()
 	s.p.c.Write(s.t, "plain.yaml", entry("plain", "plain.example", 80, "HTTP", "DNS"))
-	lab.Eventually(s.t, addedWithin, "the added host has a VIP", func() error { return vipError(s.p, "plain.example") })
+	eventually(s.t, "the added host has a VIP", func() error { return vipError(s.p, "plain.example") })
 	s.curl("plain", s.resolve("plain.example"), "http://plain.example/")
 	s.p.c.Remove(s.t, "plain.yaml")
 	eventually(s.t, "the removed host is forwarded", func() error {

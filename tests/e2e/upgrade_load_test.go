@@ -22,9 +22,6 @@ const (
 	outboundEvery = 50 * time.Millisecond
 	dnsEvery      = 25 * time.Millisecond
 	probeEvery    = 100 * time.Millisecond
-	// loadTimeout is when a request counts as lost. A connection that waits in a socket that
-	// nobody reads would wait for ever.
-	loadTimeout = 5 * time.Second
 )
 
 // load is a pod's clients: new connections from outside to the application, from the application
@@ -114,9 +111,7 @@ func (l *load) check(t *testing.T) {
 
 // answers demands a 200 on a connection of its own.
 func answers(n *lab.Namespace, url string) error {
-	client := n.Client()
-	client.Timeout = loadTimeout
-	resp, err := client.Get(url)
+	resp, err := n.Client().Get(url)
 	if err != nil {
 		return err
 	}
@@ -135,7 +130,7 @@ func resolves(n *lab.Namespace) error {
 		return err
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(loadTimeout))
+	_ = conn.SetDeadline(time.Now().Add(lab.Deadline))
 	c := &dns.Conn{Conn: conn}
 	if err := c.WriteMsg(new(dns.Msg).SetQuestion("http.example.", dns.TypeA)); err != nil {
 		return err

@@ -119,7 +119,7 @@ func TestUpgradeNewer(t *testing.T) {
 	p.mustServe(t, 0, p.older)
 	standby := p.slot(1).Agent()
 	standby.Signal(syscall.SIGTERM)
-	if code := standby.Wait(t, atOnce); code != 0 {
+	if code := standby.Wait(t, stopMargin); code != 0 {
 		t.Errorf("SIGTERM to a standby: exit status %d", code)
 	}
 

@@ -108,6 +108,7 @@ func newEntry(key string, a answer, now time.Time) *entry {
 	binary.BigEndian.PutUint16(e.msg[2:], flags&^flagAA) // the cache is no authority
 	f := freshness{qtype: binary.BigEndian.Uint16([]byte(key)), nxdomain: rcode == rcodeNXDomain}
 	walk := recordsOf(e.msg, headerLen+len(key)-keyFixed+4)
+	e.ttls = make([]uint16, 0, walk.most())
 	for rec, ok := walk.next(); ok; rec, ok = walk.next() {
 		e.ttls = append(e.ttls, uint16(rec.ttlAt))
 		f.add(e.msg, rec)

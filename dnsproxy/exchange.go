@@ -50,17 +50,16 @@ func (t *try) target() target { return target{t.u.addr, t.f.mark} }
 func (t *try) send(edns bool) (*datagram, error) {
 	request := buildRequest(t.q, edns)
 	id := t.q.scope.sent.add(request, t.q)
-	d, err := send(t.target(), request)
+	d, err := t.q.scope.sockets.ask(t.target(), request)
 	if err != nil {
 		t.q.scope.sent.remove(id)
-		return nil, err
 	}
-	return &d, nil
+	return d, err
 }
 
-func (t *try) close(d *datagram) {
+func (t *try) close(d *datagram, answered bool) {
 	t.q.scope.sent.remove(binary.BigEndian.Uint16(d.request))
-	d.Close()
+	t.q.scope.sockets.done(d, answered)
 }
 
 // soon waits for the answer a short time: nearly always that is enough, and
@@ -68,18 +67,19 @@ func (t *try) close(d *datagram) {
 // is left to finish. done says that there is no more to be done.
 func (t *try) soon(ctx context.Context, until time.Time) (msg []byte, done bool, err error) {
 	out := t.out
-	defer context.AfterFunc(ctx, func() { out.SetReadDeadline(past()) })()
+	stop := context.AfterFunc(ctx, func() { out.SetReadDeadline(past()) })
 	buf := t.f.buffers.Get().(*[upstreamBuffer]byte)
 	defer t.f.buffers.Put(buf)
 	reply, err := out.receive(buf[:], until)
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	untouched := stop()
+	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil, false, nil
-	case err != nil:
-		t.abandon()
+	}
+	t.out = nil
+	t.close(out, err == nil && untouched)
+	if err != nil {
 		return nil, true, err
 	}
-	t.abandon()
 	if flagsOf(reply)&flagTC != 0 || isRefusal(reply) {
 		t.reply = bytes.Clone(reply)
 		return nil, false, nil
@@ -139,15 +139,15 @@ func (t *try) overUDP(ctx context.Context, edns bool) ([]byte, error) {
 			return nil, err
 		}
 	}
-	defer t.close(out)
+	defer t.close(out, false)
 	defer context.AfterFunc(ctx, func() { out.SetReadDeadline(past()) })()
 	return out.receive(make([]byte, upstreamBuffer), t.limit)
 }
 
-// abandon closes what is open.
+// abandon gives up a question that has no answer.
 func (t *try) abandon() {
 	if t.out != nil {
-		t.close(t.out)
+		t.close(t.out, false)
 		t.out = nil
 	}
 }

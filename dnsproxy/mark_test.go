@@ -6,6 +6,7 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,7 +40,7 @@ func TestUpstreamSocketsAreMarked(t *testing.T) {
 	}
 	for _, mark := range []uint32{0, 0x5357, 0xffffffff} {
 		server := target{netip.MustParseAddrPort(l.Addr().String()), mark}
-		d, err := send(server, []byte("?"))
+		d, err := server.connect(time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -104,6 +104,14 @@ func recordsOf(msg []byte, off int) records {
 	return r
 }
 
+// most is how many records there are at most.
+func (r *records) most() (n int) {
+	for _, left := range r.left {
+		n += int(left)
+	}
+	return min(n, max(len(r.msg)-r.off, 0)/fixedRRLen)
+}
+
 // next returns the next record. False means the end, or r.err.
 func (r *records) next() (record, bool) {
 	for r.cur < sections && r.left[r.cur] == 0 {

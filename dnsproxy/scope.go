@@ -16,6 +16,7 @@ type scope struct {
 	flights singleflight.Group // of the cache
 	tasks   sync.WaitGroup     // connections, and what queries leave behind
 	streams streams            // TCP connections to upstreams
+	sockets sockets            // UDP sockets to upstreams
 	sent    sentQuestions
 	beside  bool // the table: see StartBeside
 }
@@ -31,6 +32,7 @@ func (s *scope) open(ctx context.Context) {
 func (s *scope) end() {
 	s.streams.keep(false)
 	s.tasks.Wait()
+	s.sockets.close()
 }
 
 // leave does work that no query waits for.

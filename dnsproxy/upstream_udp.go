@@ -28,14 +28,17 @@ const (
 
 var errStray = errors.New("too many messages that are no answer to the query")
 
-// datagram is a question on its way over UDP, from a port of its own that the
-// kernel picked at random. Its socket is connected: what others send to it
-// never arrives. It is a file rather than a [net.Conn], which would ask the
-// kernel for addresses that nobody reads: half the cost of a forwarded query.
+// datagram is a socket for a question over UDP, from a port that the kernel picked
+// at random. It is connected: what others send to it never arrives. It is a file
+// rather than a [net.Conn], which would ask the kernel for addresses that nobody
+// reads: half the cost of a forwarded query.
 type datagram struct {
 	*os.File
+	fd      int // its number, as long as it is open
 	server  target
-	request []byte
+	opened  time.Time
+	uses    int
+	request []byte // the question that it carries
 }
 
 // target is a server to ask, and the mark of the socket to ask it with: capture lets
@@ -45,30 +48,24 @@ type target struct {
 	mark uint32
 }
 
-// send opens a socket and sends request.
-func send(server target, request []byte) (datagram, error) {
-	family, addr, err := sockaddr(server.AddrPort)
+// connect returns a UDP socket whose other end is t.
+func (t target) connect(now time.Time) (*datagram, error) {
+	family, addr, err := sockaddr(t.AddrPort)
 	if err != nil {
-		return datagram{}, fmt.Errorf("ask %s: %w", server, err)
+		return nil, err
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return datagram{}, fmt.Errorf("ask %s: %w", server, os.NewSyscallError("socket", err))
+		return nil, os.NewSyscallError("socket", err)
 	}
-	if err := server.setMark(fd); err != nil {
+	if err = t.setMark(fd); err == nil {
+		err = os.NewSyscallError("connect", unix.Connect(fd, addr))
+	}
+	if err != nil {
 		unix.Close(fd)
-		return datagram{}, fmt.Errorf("ask %s: %w", server, err)
+		return nil, err
 	}
-	if err := unix.Connect(fd, addr); err != nil {
-		unix.Close(fd)
-		return datagram{}, fmt.Errorf("ask %s: %w", server, os.NewSyscallError("connect", err))
-	}
-	d := datagram{File: os.NewFile(uintptr(fd), "udp"), server: server, request: request}
-	if _, err := d.Write(request); err != nil {
-		d.Close()
-		return datagram{}, fmt.Errorf("ask %s: %w", server, err)
-	}
-	return d, nil
+	return &datagram{File: os.NewFile(uintptr(fd), "udp"), fd: fd, server: t, opened: now}, nil
 }
 
 // setMark marks a socket, which takes CAP_NET_ADMIN or, from Linux 5.17 on,
@@ -97,7 +94,7 @@ func (t target) dial(ctx context.Context) (net.Conn, error) {
 
 // receive returns the answer, in buf, if it comes in time; otherwise the error
 // is [os.ErrDeadlineExceeded], and receive may be called again.
-func (d datagram) receive(buf []byte, until time.Time) ([]byte, error) {
+func (d *datagram) receive(buf []byte, until time.Time) ([]byte, error) {
 	if err := d.SetReadDeadline(until); err != nil {
 		return nil, fmt.Errorf("ask %s: %w", d.server, err)
 	}

@@ -1,0 +1,186 @@
+package dnsproxy
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// portsUpstream is a server that answers only when it is told to.
+type portsUpstream struct {
+	*net.UDPConn
+	target target
+}
+
+func newPortsUpstream(t *testing.T) portsUpstream {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return portsUpstream{conn, target{AddrPort: conn.LocalAddr().(*net.UDPAddr).AddrPort()}}
+}
+
+// asked returns the port that the next question comes from.
+func (u portsUpstream) asked(t *testing.T) netip.AddrPort {
+	t.Helper()
+	var buf [64]byte
+	u.SetReadDeadline(time.Now().Add(testDeadline))
+	_, from, err := u.ReadFromUDPAddrPort(buf[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return from
+}
+
+func ask(t *testing.T, s *sockets, u portsUpstream) (*datagram, netip.AddrPort) {
+	t.Helper()
+	d, err := s.ask(u.target, []byte("?"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, u.asked(t)
+}
+
+// askMany asks n questions that wait at the same time.
+func askMany(t *testing.T, s *sockets, u portsUpstream, n int) (out []*datagram, ports map[netip.AddrPort]int) {
+	t.Helper()
+	ports = map[netip.AddrPort]int{}
+	for range n {
+		d, from := ask(t, s, u)
+		out = append(out, d)
+		ports[from]++
+	}
+	return out, ports
+}
+
+// Questions that come one after the other have a port each.
+func TestQuestionsHavePortsOfTheirOwn(t *testing.T) {
+	u := newPortsUpstream(t)
+	var s sockets
+	defer s.close()
+	const questions = 50
+	last := map[netip.AddrPort]bool{}
+	again := 0
+	for range questions {
+		d, from := ask(t, &s, u)
+		s.done(d, true)
+		if last[from] {
+			again++
+		}
+		last[from] = true
+		if idle := len(s.idle[u.target]); idle != 0 {
+			t.Fatalf("%d sockets are kept", idle)
+		}
+	}
+	if again > questions/10 { // the kernel may pick one twice
+		t.Errorf("%d of %d ports were used before", again, questions)
+	}
+}
+
+// Under load ports are used again, a bounded number of times and for one question
+// at a time, and not for long.
+func TestSocketsAreUsedAgainUnderLoad(t *testing.T) {
+	u := newPortsUpstream(t)
+	var s sockets
+	defer s.close()
+	const waiting = 2 * busySockets
+	uses := map[netip.AddrPort]int{}
+	for range 2 * maxSocketUses {
+		out, ports := askMany(t, &s, u, waiting)
+		if len(ports) != waiting {
+			t.Fatalf("%d questions that wait at the same time have %d ports", waiting, len(ports))
+		}
+		for from, n := range ports {
+			uses[from] += n
+		}
+		for _, d := range out {
+			s.done(d, true)
+		}
+	}
+	for from, n := range uses {
+		if n > maxSocketUses {
+			t.Errorf("%s was used %d times", from, n)
+		}
+	}
+	if all := waiting * 2 * maxSocketUses; len(uses) > all/2 {
+		t.Errorf("%d questions have %d ports: none is used again", all, len(uses))
+	}
+	for _, d := range s.idle[u.target] {
+		d.opened = d.opened.Add(-2 * maxSocketAge)
+	}
+	old := map[*datagram]bool{}
+	for _, d := range s.idle[u.target] {
+		old[d] = true
+	}
+	out, _ := askMany(t, &s, u, waiting)
+	for _, d := range out {
+		if old[d] {
+			t.Error("a socket is used again that was opened long ago")
+		}
+		s.done(d, true)
+	}
+}
+
+// What came to a port before its question is no answer to it: a forger would have
+// had time to send many.
+func TestSocketsWithSomethingInThemAreNotUsedAgain(t *testing.T) {
+	u := newPortsUpstream(t)
+	var s sockets
+	defer s.close()
+	out, ports := askMany(t, &s, u, 2*busySockets)
+	for _, d := range out {
+		s.done(d, true)
+	}
+	if len(s.idle[u.target]) == 0 {
+		t.Fatal("no socket is kept")
+	}
+	for from := range ports {
+		if _, err := u.WriteToUDPAddrPort([]byte("!"), from); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, _ = askMany(t, &s, u, 2*busySockets)
+	for _, d := range out {
+		s.done(d, false)
+		if d.uses != 1 {
+			t.Errorf("a socket was used %d times", d.uses)
+		}
+	}
+}
+
+// A question that had no answer may have one later: its socket is not used again.
+// Nor does anything stay open when the load is over.
+func TestSocketsAreClosed(t *testing.T) {
+	u := newPortsUpstream(t)
+	var s sockets
+	out, _ := askMany(t, &s, u, 2*busySockets)
+	for i, d := range out {
+		s.done(d, i%2 == 0)
+	}
+	if idle := len(s.idle[u.target]); idle != busySockets {
+		t.Errorf("%d sockets are kept of %d with an answer", idle, busySockets)
+	}
+	s.mu.Lock()
+	s.busyUntil = time.Now().Add(-time.Second)
+	s.mu.Unlock()
+	s.sweep()
+	if len(s.idle) != 0 || s.sweeper != nil {
+		t.Errorf("after the load: %v", s.idle)
+	}
+	for _, d := range out {
+		if err := d.Close(); err == nil {
+			t.Error("a socket is still open")
+		}
+	}
+	out, _ = askMany(t, &s, u, 2*busySockets)
+	for _, d := range out {
+		s.done(d, true)
+	}
+	s.close()
+	if len(s.idle) != 0 || s.sweeper != nil || s.asked != 0 {
+		t.Errorf("after the end: %v, %d asked", s.idle, s.asked)
+	}
+}

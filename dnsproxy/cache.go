@@ -74,7 +74,8 @@ const (
 //
 // The type is part of the key of an NXDOMAIN, too, though by RFC 2308 section 5
 // it denies every type: servers that are told to hide IPv6 deny the name when
-// its AAAA is asked for, and must not take the A record with it.
+// its AAAA is asked for, and must not take the A record with it. The other way
+// round it is believed, see denied.
 func appendKey(dst []byte, q *query) []byte {
 	var flags byte
 	if q.do {
@@ -98,6 +99,9 @@ func (h *cache) fast(q *query, dst []byte) (answer, bool) {
 	if a, ok := h.kept(q, dst, e); ok {
 		return a, true
 	}
+	if a, ok := h.denied(q, dst); ok {
+		return a, true
+	}
 	if e == nil && h.outage.holds(f.at, f.keep) && !h.outage.due() {
 		return h.failure(q, dst, f), true
 	}
@@ -112,7 +116,7 @@ func (h *cache) kept(q *query, dst []byte, e *entry) (answer, bool) {
 	age := e.age(h.now())
 	switch {
 	case age < e.ttl:
-		if e.hot(age) {
+		if e.hot(age) && !h.isDenied(q) {
 			h.prefetch(q, e)
 		}
 	case !h.held(e, age):
@@ -195,8 +199,12 @@ func owned(a answer, shared bool) answer {
 // fetch asks the next handler and keeps what it says.
 func (h *cache) fetch(ctx context.Context, q *query, key string) answer {
 	began := h.outage.clock()
-	a := h.next.serve(ctx, q)
+	a, denied := h.deniedAgain(ctx, q)
+	if !denied {
+		a = h.next.serve(ctx, q)
+	}
 	switch {
+	case denied && good(a): // kept as what it is, the answer about A
 	case good(a):
 		h.put(key, a)
 	case ctx.Err() != nil: // it was we who gave up

@@ -38,6 +38,14 @@ func (q *query) question() []byte { return q.questionAt[:q.questionN] }
 // wire returns the question's name in wire form and lower case.
 func (q *query) wire() []byte { return q.lowerAt[:q.lowerN] }
 
+// withType returns the same question about another type.
+func (q *query) withType(qtype uint16) query {
+	own := *q
+	own.qtype = qtype
+	binary.BigEndian.PutUint16(own.questionAt[own.lowerN:], qtype)
+	return own
+}
+
 func (q *query) has(flag uint16) bool { return q.flags&flag != 0 }
 
 // parse reads msg into q. limit is the transport's largest reply: 0 stands for

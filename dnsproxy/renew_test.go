@@ -249,8 +249,10 @@ func TestClusterLoad(t *testing.T) {
 		}
 	}
 	queries := up.udp.Load() + up.tcp.Load()
-	if per := float64(queries) / (names * passes); per > mostPerLookup || queries == 0 {
-		t.Errorf("%d queries reached the upstream, %.3f for each lookup, want %.2f at most", queries, per, mostPerLookup)
+	per := float64(queries) / (names * passes)
+	t.Logf("%d queries reached the upstream, %.3f for each lookup", queries, per)
+	if per > mostPerLookup || queries == 0 {
+		t.Errorf("want %.2f at most", mostPerLookup)
 	}
 	if u := s.Stats().Upstreams; len(u) != 1 || u[0].Server != netip.AddrPort(up.addr) {
 		t.Errorf("%+v", u)

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"understudy.mesh/tests/lab"
 )
@@ -116,7 +115,10 @@ func benchIptablesThrottled(t lab.T, s settings) result {
 	const limit = 1500 // ms
 	l := lab.New(t)
 	c := l.NewContainer(t, lab.ContainerOptions{})
-	procs := tenthOfACore(t)
+	procs, err := lab.CPULimit(t, 10)
+	if err != nil {
+		t.Fatalf("a tenth of a core: %v", err)
+	}
 	var took []float64
 	for range s.rounds {
 		took = append(took, timed(t, "apply on a tenth of a core", func(t lab.T) lab.Result {
@@ -137,29 +139,6 @@ func benchIptablesThrottled(t lab.T, s settings) result {
 		})
 	}
 	return measured("iptables: apply on 10 % of a core", "ms", took).against("limit", []float64{limit})
-}
-
-// tenthOfACore makes a control group, of version 2 or 1, and returns the file that takes
-// processes into it.
-func tenthOfACore(t lab.T) string {
-	root, file, limit := "/sys/fs/cgroup", "cpu.max", "10000 100000"
-	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err != nil {
-		root, file, limit = "/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", "10000" // of 100,000, the default
-	}
-	group := filepath.Join(root, fmt.Sprintf("understudy-bench-%d", os.Getpid()))
-	if err := os.Mkdir(group, 0o755); err != nil {
-		t.Fatalf("make a control group: %v", err)
-	}
-	t.Cleanup(func() {
-		deadline := time.Now().Add(lab.Deadline)
-		for os.Remove(group) != nil && time.Now().Before(deadline) { // as long as a process in it ends
-			time.Sleep(10 * time.Millisecond)
-		}
-	})
-	if err := os.WriteFile(filepath.Join(group, file), []byte(limit), 0o644); err != nil {
-		t.Fatalf("limit a control group: %v", err)
-	}
-	return filepath.Join(group, "cgroup.procs")
 }
 
 func cidrs(n int) (out []string) {

@@ -335,19 +335,22 @@ func (w *nfWriter) owners(list []Owner) {
 		case 1:
 			w.owner(Owner{ID: ids[0], Group: group, Not: true})
 		default:
-			words, key, load := "meta skuid", uint32(keyUser), expr.MetaKeySKUID
-			if group {
-				words, key, load = "meta skgid", keyGroup, expr.MetaKeySKGID
-			}
+			words, key, load := ownerField(group)
 			w.lookup(words, true, numberSet(key, ids), meta(load))
 		}
 	}
 }
 
 func (w *nfWriter) owner(o Owner) {
-	words, key := "meta skuid", expr.MetaKeySKUID
-	if o.Group {
-		words, key = "meta skgid", expr.MetaKeySKGID
+	words, _, load := ownerField(o.Group)
+	w.compare(words, fmt.Sprint(o.ID), o.Not, native32(o.ID), meta(load))
+}
+
+// ownerField returns how a socket's user or group is called, the type of a set of them,
+// and what loads it.
+func ownerField(group bool) (words string, setKey uint32, load expr.MetaKey) {
+	if group {
+		return "meta skgid", keyGroup, expr.MetaKeySKGID
 	}
-	w.compare(words, fmt.Sprint(o.ID), o.Not, native32(o.ID), meta(key))
+	return "meta skuid", keyUser, expr.MetaKeySKUID
 }

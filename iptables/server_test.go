@@ -66,26 +66,10 @@ func serveTCP(network, address, name string) error {
 
 // askedFor returns the address that the client dialed, whatever became of it since.
 func askedFor(c *net.TCPConn) netip.AddrPort {
-	local := c.LocalAddr().(*net.TCPAddr).AddrPort()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return local
+	if asked := originalDestination(c); asked.IsValid() {
+		return asked
 	}
-	raw.Control(func(fd uintptr) {
-		// SO_ORIGINAL_DST of either version gives a sockaddr; these two options have room for it.
-		if local.Addr().Is4() {
-			if a, err := unix.GetsockoptIPv6Mreq(int(fd), unix.SOL_IP, unix.SO_ORIGINAL_DST); err == nil {
-				b := a.Multiaddr
-				local = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), uint16(b[2])<<8|uint16(b[3]))
-			}
-			return
-		}
-		if a, err := unix.GetsockoptIPv6MTUInfo(int(fd), unix.SOL_IPV6, unix.SO_ORIGINAL_DST); err == nil {
-			p := a.Addr.Port
-			local = netip.AddrPortFrom(netip.AddrFrom16(a.Addr.Addr), p<<8|p>>8)
-		}
-	})
-	return local
+	return c.LocalAddr().(*net.TCPAddr).AddrPort()
 }
 
 // serveUDP answers from the address that was asked, of which there are many.

@@ -35,8 +35,8 @@ connections left while draining, and the last hand-off of each: from the generat
 the one that it gave to, with the reason where it failed. * is the agent that was asked.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return &usageError{fmt.Errorf("flag --output: %q: give table or json", output)}
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), upgradeStatusTimeout)
 			defer cancel()

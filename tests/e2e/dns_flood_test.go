@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -88,34 +86,16 @@ func TestDNSFlood(t *testing.T) {
 	}
 }
 
-// slowFifth gives a process a fifth of a core until the test ends, by cgroup v2 or v1, whichever has
-// the machine's cpu controller. False: there is none that can be written.
+// slowFifth gives a process a fifth of a core until the test ends. Most containers, CI's
+// included, have their control groups read-only; the flood is one all the same.
 func slowFifth(t *testing.T, pid int) bool {
 	t.Helper()
-	const name = "understudy-flood"
-	root, file, limit := "/sys/fs/cgroup", "cpu.max", "20000 100000"
-	if controllers, err := os.ReadFile(root + "/cgroup.controllers"); err != nil || !strings.Contains(string(controllers), "cpu") {
-		root, file, limit = "/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", "20000" // of 100,000, the default
-	} else {
-		_ = os.WriteFile(root+"/cgroup.subtree_control", []byte("+cpu"), 0o644) // it may be on already
-	}
-	dir := filepath.Join(root, name+"-"+strconv.Itoa(pid))
-	err := os.Mkdir(dir, 0o755)
+	procs, err := lab.CPULimit(t, 20)
 	if err == nil {
-		t.Cleanup(func() {
-			_ = os.WriteFile(filepath.Join(root, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644) // where it has not ended
-			if err := os.Remove(dir); err != nil {
-				t.Errorf("remove the control group: %v", err)
-			}
-		})
-		err = os.WriteFile(filepath.Join(dir, file), []byte(limit), 0o644)
-	}
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644)
+		err = lab.Join(procs, pid)
 	}
 	if err != nil {
-		// Read-only in most containers, CI's included; the flood is one all the same.
-		t.Logf("the agent has all of the machine: no control group can be made: %v", err)
+		t.Logf("the agent has all of the machine: %v", err)
 	}
 	return err == nil
 }

@@ -155,15 +155,20 @@ func TestSingleFlight(t *testing.T) {
 
 // A hit costs no allocation from the query's bytes to the reply's.
 func TestHitsDoNotAllocate(t *testing.T) {
-	up := newFakeUpstream(t, zone(0, goodA))
+	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte {
+		if nameIn(r) == "none.example." {
+			return zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 60")(r, tcp)
+		}
+		return zone(0, goodA)(r, tcp)
+	})
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
 	s.Swap(NewTable(testHosts, testSearch, 0))
 	s.ask(t, "udp", "x.example", dns.TypeA)
-	for _, name := range []string{"aliyun.com.", "a.wild.example.svc.cluster.local.", "x.example.", "2.1.240.240.in-addr.arpa."} {
-		qtype := dns.TypeA
-		if name[0] == '2' {
-			qtype = dns.TypePTR
-		}
+	s.ask(t, "udp", "none.example", dns.TypeA)
+	for name, qtype := range map[string]uint16{
+		"aliyun.com.": dns.TypeA, "a.wild.example.svc.cluster.local.": dns.TypeA, "x.example.": dns.TypeA,
+		"2.1.240.240.in-addr.arpa.": dns.TypePTR, "none.example.": dns.TypeAAAA,
+	} {
 		msg, err := new(dns.Msg).SetQuestion(name, qtype).Pack()
 		if err != nil {
 			t.Fatal(err)

@@ -34,7 +34,7 @@ func isPlain(reply []byte, q *query) (end int, ok bool) {
 	for rec, more := walk.next(); more; rec, more = walk.next() {
 		if rec.typ == typeOPT {
 			last := walk.left[sectionAdditional] == 0 && rec.end == len(reply)
-			return rec.start, last && plainOPT(reply, rec)
+			return rec.start, last && plainOPT(rec)
 		}
 		if !plainRecord(reply, rec) {
 			return 0, false
@@ -54,26 +54,10 @@ func isPlain(reply []byte, q *query) (end int, ok bool) {
 	return walk.off, walk.err == nil && walk.off == len(reply)
 }
 
-// plainOPT says whether an OPT record is well-formed and extends the RCODE by
-// nothing.
-func plainOPT(msg []byte, rec record) bool {
-	return rec.section == sectionAdditional && rec.root && rec.ttl>>24 == 0 && wholeOptions(msg[rec.data:rec.end])
-}
-
-// wholeOptions says whether the options of an OPT record fill its data, RFC
-// 6891 section 6.1.2.
-func wholeOptions(data []byte) bool {
-	for len(data) > 0 {
-		if len(data) < 4 {
-			return false
-		}
-		n := 4 + int(binary.BigEndian.Uint16(data[2:]))
-		if n > len(data) {
-			return false
-		}
-		data = data[n:]
-	}
-	return true
+// plainOPT says whether an OPT record extends the RCODE by nothing and has no
+// options, which servers add to few answers and in many forms.
+func plainOPT(rec record) bool {
+	return rec.section == sectionAdditional && rec.root && rec.ttl>>24 == 0 && rec.data == rec.end
 }
 
 // withoutLastOPT corrects the count of records when an OPT was cut off.

@@ -26,7 +26,7 @@ const chaosWorkers = 4
 // chaosTimeout is when a request counts as lost: long after a machine that does nothing for some
 // seconds goes on, for a connection in a socket that nobody reads would wait for ever. A query over
 // UDP that nobody answers holds its worker up for as long.
-const chaosTimeout = 10 * time.Second
+const chaosTimeout = 20 * time.Second
 
 // outsideFlows are the light load from outside on the pod, insideFlows the application's own.
 func outsideFlows() []traffic.Flow {

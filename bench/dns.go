@@ -39,6 +39,12 @@ type dnsTarget struct {
 	cpu, qps, p99 []float64 // µs a query, queries/s, µs; one sample a round
 }
 
+// dnsContest is one kind of names of the agent's and of its peers.
+type dnsContest struct {
+	agent, unbound *dnsTarget
+	echo           *dnsTarget // nil: over TCP and for what goes upstream there is none
+}
+
 // benchDNS loads the agent, unbound and the echo server in turn.
 func benchDNS(t lab.T, s settings) []result {
 	l := lab.New(t)
@@ -48,18 +54,22 @@ func benchDNS(t lab.T, s settings) []result {
 	table := writeQueries(t, l, "table", "host-%d.bench.example", s.entries)
 	hot := writeQueries(t, l, "hot", "hot-%d.forwarded.example", hotNames)
 	cold := writeQueries(t, l, "cold", "cold-%d.forwarded.example", coldNames)
-	targets := []*dnsTarget{
-		{name: "agent, table", addr: agentDNS, file: table, pid: agent.PID},
-		{name: "unbound, local-data", addr: unboundDNS, file: table, pid: unbound},
-		{name: "raw UDP echo", addr: echoDNS, file: table, pid: echoServer},
-		{name: "agent, cache", addr: agentDNS, file: hot, pid: agent.PID},
-		{name: "unbound, cache", addr: unboundDNS, file: hot, pid: unbound},
-		{name: "agent, cold forward", addr: agentDNS, file: cold, pid: agent.PID},
-		{name: "unbound, cold forward", addr: unboundDNS, file: cold, pid: unbound},
-		{name: "agent, table over TCP", addr: agentDNS, file: table, pid: agent.PID, tcp: true},
-		{name: "unbound, local-data over TCP", addr: unboundDNS, file: table, pid: unbound, tcp: true},
-		{name: "agent, cache over TCP", addr: agentDNS, file: hot, pid: agent.PID, tcp: true},
-		{name: "unbound, cache over TCP", addr: unboundDNS, file: hot, pid: unbound, tcp: true},
+	echo := &dnsTarget{name: "raw UDP echo", addr: echoDNS, file: table, pid: echoServer}
+	contests := []dnsContest{
+		{&dnsTarget{name: "agent, table", addr: agentDNS, file: table, pid: agent.PID},
+			&dnsTarget{name: "unbound, local-data", addr: unboundDNS, file: table, pid: unbound}, echo},
+		{&dnsTarget{name: "agent, cache", addr: agentDNS, file: hot, pid: agent.PID},
+			&dnsTarget{name: "unbound, cache", addr: unboundDNS, file: hot, pid: unbound}, echo},
+		{&dnsTarget{name: "agent, cold forward", addr: agentDNS, file: cold, pid: agent.PID},
+			&dnsTarget{name: "unbound, cold forward", addr: unboundDNS, file: cold, pid: unbound}, nil},
+		{&dnsTarget{name: "agent, table over TCP", addr: agentDNS, file: table, pid: agent.PID, tcp: true},
+			&dnsTarget{name: "unbound, local-data over TCP", addr: unboundDNS, file: table, pid: unbound, tcp: true}, nil},
+		{&dnsTarget{name: "agent, cache over TCP", addr: agentDNS, file: hot, pid: agent.PID, tcp: true},
+			&dnsTarget{name: "unbound, cache over TCP", addr: unboundDNS, file: hot, pid: unbound, tcp: true}, nil},
+	}
+	targets := []*dnsTarget{echo}
+	for _, c := range contests {
+		targets = append(targets, c.agent, c.unbound)
 	}
 	for _, target := range targets {
 		if target.file == cold {
@@ -74,22 +84,22 @@ func benchDNS(t lab.T, s settings) []result {
 			targets[(i+round)%len(targets)].measure(t, l, s.duration)
 		}
 	}
-	return dnsResults(targets)
+	return dnsResults(contests)
 }
 
-// dnsResults pairs each of the agent's rows with each of its peers'.
-func dnsResults(targets []*dnsTarget) []result {
-	agentTable, localData, raw, agentCache, cache, agentCold, cold := targets[0], targets[1], targets[2], targets[3], targets[4], targets[5], targets[6]
-	var results []result
-	for _, pair := range []struct{ agent, peer *dnsTarget }{
-		{agentTable, localData}, {agentTable, raw}, {agentCache, cache}, {agentCache, raw}, {agentCold, cold},
-		{targets[7], targets[8]}, {targets[9], targets[10]},
-	} {
-		kind := "DNS " + strings.TrimPrefix(pair.agent.name, "agent, ")
-		results = append(results,
-			measured(kind+": CPU", "µs/query", pair.agent.cpu).against(pair.peer.name, pair.peer.cpu),
-			measured(kind+": rate", "queries/s", pair.agent.qps).against(pair.peer.name, pair.peer.qps),
-			measured(kind+": p99 at "+latencyQPS+"/s", "µs", pair.agent.p99).against(pair.peer.name, pair.peer.p99))
+// dnsResults has a row for each of the agent's targets against each of its peers.
+func dnsResults(contests []dnsContest) (results []result) {
+	for _, c := range contests {
+		kind := "DNS " + strings.TrimPrefix(c.agent.name, "agent, ")
+		for _, peer := range []*dnsTarget{c.unbound, c.echo} {
+			if peer == nil {
+				continue
+			}
+			results = append(results,
+				measured(kind+": CPU", "µs/query", c.agent.cpu).against(peer.name, peer.cpu),
+				measured(kind+": rate", "queries/s", c.agent.qps).against(peer.name, peer.qps),
+				measured(kind+": p99 at "+latencyQPS+"/s", "µs", c.agent.p99).against(peer.name, peer.p99))
+		}
 	}
 	return results
 }

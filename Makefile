@@ -18,7 +18,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # The tests of one package already use every core with real Envoys and load generators; more
 # than two packages at once starve the ones that wait for a deadline.
 TEST_P       ?= 2
-TEST_TIMEOUT ?= 15m
+TEST_TIMEOUT ?= 30m
 FUZZTIME     ?= 20s
 ROUNDS       ?= 200
 SOAK_TIMEOUT ?= 24h

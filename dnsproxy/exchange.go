@@ -38,7 +38,7 @@ func (f *forwarder) begin(u *upstream, q *query, p *plan, limit time.Time) (*try
 	if t.tcp {
 		return t, nil
 	}
-	out, err := t.send(true)
+	out, err := t.send(true, t.sent)
 	t.out = out
 	return t, err
 }
@@ -47,10 +47,10 @@ func (t *try) target() target { return target{t.u.addr, t.f.mark} }
 
 // send sends the question over UDP; close ends that. It is noted first, for it
 // may be back at once.
-func (t *try) send(edns bool) (*datagram, error) {
+func (t *try) send(edns bool, now time.Time) (*datagram, error) {
 	request := buildRequest(t.q, edns)
 	id := t.q.scope.sent.add(request, t.q)
-	d, err := t.q.scope.sockets.ask(t.target(), request)
+	d, err := t.q.scope.sockets.ask(t.target(), request, now)
 	if err != nil {
 		t.q.scope.sent.remove(id)
 	}
@@ -66,17 +66,18 @@ func (t *try) close(d *datagram, answered bool) {
 // costs no goroutine. An answer that is not the last word, cut or without EDNS,
 // is left to finish. done says that there is no more to be done.
 func (t *try) soon(ctx context.Context, until time.Time) (msg []byte, done bool, err error) {
+	if ctx.Err() != nil { // when it ends later, so does the wait: see scope.open
+		until = past()
+	}
 	out := t.out
-	stop := context.AfterFunc(ctx, func() { out.SetReadDeadline(past()) })
 	buf := t.f.buffers.Get().(*[upstreamBuffer]byte)
 	defer t.f.buffers.Put(buf)
 	reply, err := out.receive(buf[:], until)
-	untouched := stop()
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil, false, nil
 	}
 	t.out = nil
-	t.close(out, err == nil && untouched)
+	t.close(out, err == nil)
 	if err != nil {
 		return nil, true, err
 	}
@@ -135,7 +136,7 @@ func (t *try) overUDP(ctx context.Context, edns bool) ([]byte, error) {
 	t.out = nil
 	if out == nil {
 		var err error
-		if out, err = t.send(edns); err != nil {
+		if out, err = t.send(edns, time.Now()); err != nil {
 			return nil, err
 		}
 	}

@@ -21,9 +21,11 @@ type scope struct {
 	beside  bool // the table: see StartBeside
 }
 
-// open begins the scope. One that is not opened keeps no TCP connection.
+// open begins the scope. One that is not opened keeps no TCP connection, and
+// its queries wait for an answer over UDP a little beyond the end of ctx.
 func (s *scope) open(ctx context.Context) {
 	s.ctx = ctx
+	context.AfterFunc(ctx, s.sockets.end)
 	s.streams.keep(true)
 }
 
@@ -32,7 +34,7 @@ func (s *scope) open(ctx context.Context) {
 func (s *scope) end() {
 	s.streams.keep(false)
 	s.tasks.Wait()
-	s.sockets.close()
+	s.sockets.end()
 }
 
 // leave does work that no query waits for.

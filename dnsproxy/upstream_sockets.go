@@ -18,7 +18,7 @@ const (
 	busyTime    = 100 * time.Millisecond
 
 	// maxSocketUses and maxSocketAge bound how long a port is the same.
-	maxSocketUses = 8
+	maxSocketUses = 32
 	maxSocketAge  = time.Second
 )
 
@@ -31,15 +31,15 @@ const (
 // to which something came before its question is not used.
 type sockets struct {
 	mu        sync.Mutex
-	asked     int // sockets that carry a question
+	asked     map[*datagram]struct{} // carry a question
+	ended     bool                   // nobody waits for answers any more
 	busyUntil time.Time
 	idle      map[target][]*datagram
 	sweeper   *time.Timer // runs while there is an idle one
 }
 
 // ask sends request to server; done ends that.
-func (s *sockets) ask(server target, request []byte) (*datagram, error) {
-	now := time.Now()
+func (s *sockets) ask(server target, request []byte, now time.Time) (*datagram, error) {
 	d := s.take(server, now)
 	if d != nil && !d.fresh(now) {
 		d.Close()
@@ -48,12 +48,12 @@ func (s *sockets) ask(server target, request []byte) (*datagram, error) {
 	if d == nil {
 		var err error
 		if d, err = server.connect(now); err != nil {
-			s.release(nil, now)
 			return nil, fmt.Errorf("ask %s: %w", server, err)
 		}
 	}
 	d.uses++
 	d.request = request
+	s.hold(d, now)
 	if _, err := d.Write(request); err != nil {
 		s.done(d, false)
 		return nil, fmt.Errorf("ask %s: %w", server, err)
@@ -63,25 +63,17 @@ func (s *sockets) ask(server target, request []byte) (*datagram, error) {
 
 // done takes d back, whose question has been answered, or never will be.
 func (s *sockets) done(d *datagram, answered bool) {
-	again := d
-	if !answered || d.uses == maxSocketUses {
-		again = nil
-	}
-	if !s.release(again, time.Now()) {
+	if !s.release(d, answered && d.uses < maxSocketUses) {
 		d.Close()
 	}
 }
 
-// take counts a question, and returns a socket for it if one may be used again.
+// take returns a socket if one may be used again.
 func (s *sockets) take(server target, now time.Time) *datagram {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asked++
-	if s.asked >= busySockets {
-		s.busyUntil = now.Add(busyTime)
-	}
 	idle := s.idle[server]
-	if len(idle) == 0 || s.asked+len(idle) <= busySockets || now.After(s.busyUntil) {
+	if len(idle) == 0 || len(s.asked)+len(idle) < busySockets || now.After(s.busyUntil) {
 		return nil
 	}
 	i, last := rand.IntN(len(idle)), len(idle)-1
@@ -91,12 +83,25 @@ func (s *sockets) take(server target, now time.Time) *datagram {
 	return d
 }
 
-// release counts a question's end, and keeps d, if it is not nil, while there is load.
-func (s *sockets) release(d *datagram, now time.Time) (kept bool) {
+// hold notes that d carries a question.
+func (s *sockets) hold(d *datagram, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asked--
-	if d == nil || now.After(s.busyUntil) {
+	if s.asked == nil {
+		s.asked = map[*datagram]struct{}{}
+	}
+	s.asked[d] = struct{}{}
+	if len(s.asked) >= busySockets {
+		s.busyUntil = now.Add(busyTime)
+	}
+}
+
+// release notes that d carries none any more, and keeps it, if it is good, while there is load.
+func (s *sockets) release(d *datagram, good bool) (kept bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.asked, d)
+	if !good || s.ended || s.busyUntil.IsZero() || time.Now().After(s.busyUntil) {
 		return false
 	}
 	if s.idle == nil {
@@ -115,7 +120,7 @@ func (s *sockets) sweep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.sweeper == nil {
-		return // closed meanwhile
+		return // ended meanwhile
 	}
 	for server, idle := range s.idle {
 		s.idle[server] = slices.DeleteFunc(idle, func(d *datagram) bool {
@@ -134,11 +139,15 @@ func (s *sockets) sweep() {
 	}
 }
 
-// close closes the idle sockets. Those that carry a question are closed by done.
-func (s *sockets) close() {
+// end has nobody wait for an answer any more, and closes the idle sockets. Those that
+// carry a question are closed by done.
+func (s *sockets) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.busyUntil = time.Time{}
+	s.ended = true
+	for d := range s.asked {
+		d.SetReadDeadline(past())
+	}
 	for _, idle := range s.idle {
 		for _, d := range idle {
 			d.Close()

@@ -37,7 +37,7 @@ func (u portsUpstream) asked(t *testing.T) netip.AddrPort {
 
 func ask(t *testing.T, s *sockets, u portsUpstream) (*datagram, netip.AddrPort) {
 	t.Helper()
-	d, err := s.ask(u.target, []byte("?"))
+	d, err := s.ask(u.target, []byte("?"), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func askMany(t *testing.T, s *sockets, u portsUpstream, n int) (out []*datagram,
 func TestQuestionsHavePortsOfTheirOwn(t *testing.T) {
 	u := newPortsUpstream(t)
 	var s sockets
-	defer s.close()
+	defer s.end()
 	const questions = 50
 	last := map[netip.AddrPort]bool{}
 	again := 0
@@ -85,10 +85,11 @@ func TestQuestionsHavePortsOfTheirOwn(t *testing.T) {
 func TestSocketsAreUsedAgainUnderLoad(t *testing.T) {
 	u := newPortsUpstream(t)
 	var s sockets
-	defer s.close()
+	defer s.end()
 	const waiting = 2 * busySockets
 	uses := map[netip.AddrPort]int{}
-	for range 2 * maxSocketUses {
+	const rounds = maxSocketUses + 2
+	for range rounds {
 		out, ports := askMany(t, &s, u, waiting)
 		if len(ports) != waiting {
 			t.Fatalf("%d questions that wait at the same time have %d ports", waiting, len(ports))
@@ -105,7 +106,7 @@ func TestSocketsAreUsedAgainUnderLoad(t *testing.T) {
 			t.Errorf("%s was used %d times", from, n)
 		}
 	}
-	if all := waiting * 2 * maxSocketUses; len(uses) > all/2 {
+	if all := waiting * rounds; len(uses) > all/2 {
 		t.Errorf("%d questions have %d ports: none is used again", all, len(uses))
 	}
 	for _, d := range s.idle[u.target] {
@@ -129,7 +130,7 @@ func TestSocketsAreUsedAgainUnderLoad(t *testing.T) {
 func TestSocketsWithSomethingInThemAreNotUsedAgain(t *testing.T) {
 	u := newPortsUpstream(t)
 	var s sockets
-	defer s.close()
+	defer s.end()
 	out, ports := askMany(t, &s, u, 2*busySockets)
 	for _, d := range out {
 		s.done(d, true)
@@ -179,8 +180,8 @@ func TestSocketsAreClosed(t *testing.T) {
 	for _, d := range out {
 		s.done(d, true)
 	}
-	s.close()
-	if len(s.idle) != 0 || s.sweeper != nil || s.asked != 0 {
-		t.Errorf("after the end: %v, %d asked", s.idle, s.asked)
+	s.end()
+	if len(s.idle) != 0 || s.sweeper != nil || len(s.asked) != 0 {
+		t.Errorf("after the end: %v, %d asked", s.idle, len(s.asked))
 	}
 }

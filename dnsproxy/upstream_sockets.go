@@ -101,7 +101,7 @@ func (s *sockets) release(d *datagram, good bool) (kept bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.asked, d)
-	if !good || s.ended || s.busyUntil.IsZero() || time.Now().After(s.busyUntil) {
+	if !good || s.ended || time.Now().After(s.busyUntil) {
 		return false
 	}
 	if s.idle == nil {
@@ -119,9 +119,6 @@ func (s *sockets) sweep() {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.sweeper == nil {
-		return // ended meanwhile
-	}
 	for server, idle := range s.idle {
 		s.idle[server] = slices.DeleteFunc(idle, func(d *datagram) bool {
 			old := d.old(now) || now.After(s.busyUntil)

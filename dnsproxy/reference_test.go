@@ -42,6 +42,7 @@ func (r *reference) answer(m *dns.Msg) *dns.Msg {
 		addrs, vipHost = r.find(strings.TrimSuffix(key.Name, ".")), r.vipHost(key.Name)
 	}
 	known := addrs != nil || vipHost != ""
+	cached := r.kept(key)
 	switch {
 	case addrs != nil && (asked.Qtype == dns.TypeA || asked.Qtype == dns.TypeAAAA || asked.Qtype == dns.TypeANY):
 		reply.Authoritative = true
@@ -49,17 +50,30 @@ func (r *reference) answer(m *dns.Msg) *dns.Msg {
 	case addrs == nil && vipHost != "" && (asked.Qtype == dns.TypePTR || asked.Qtype == dns.TypeANY):
 		reply.Authoritative = true
 		reply.Answer = []dns.RR{&dns.PTR{Hdr: r.header(reply, dns.TypePTR), Ptr: vipHost + "."}}
-	case r.cached[key] != nil && known && r.cached[key].Rcode == dns.RcodeNameError:
+	case cached != nil && known && cached.Rcode == dns.RcodeNameError:
 		reply.Authoritative = true
 		r.addSOA(reply)
-	case r.cached[key] != nil:
-		kept := r.cached[key].Copy()
+	case cached != nil:
+		kept := cached.Copy()
 		reply.Rcode, reply.Answer, reply.Ns = kept.Rcode, kept.Answer, kept.Ns
 		reply.AuthenticatedData = kept.AuthenticatedData && (do || m.AuthenticatedData)
 	default:
 		return nil
 	}
 	return reply
+}
+
+// kept returns what the cache has for a question. That there is no such name, asked
+// for its A, holds for its AAAA, too; not when it is an alias of what does not exist.
+func (r *reference) kept(key dns.Question) *dns.Msg {
+	if m := r.cached[key]; m != nil || key.Qtype != dns.TypeAAAA {
+		return m
+	}
+	key.Qtype = dns.TypeA
+	if m := r.cached[key]; m != nil && m.Rcode == dns.RcodeNameError && len(m.Answer) == 0 {
+		return m
+	}
+	return nil
 }
 
 func (r *reference) header(reply *dns.Msg, rrtype uint16) dns.RR_Header {
@@ -159,6 +173,7 @@ var keptAnswers = map[dns.Question]string{
 	{Name: "alias.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}:            "@ 300 IN CNAME hot.example.\nhot.example. 20 IN A 192.0.2.1",
 	{Name: "hot.example.", Qtype: dns.TypeAAAA, Qclass: dns.ClassINET}:           "---\nexample. 60 IN SOA a. b. 1 2 3 4 60",
 	{Name: "none.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}:             "NX\n---\nexample. 60 IN SOA a. b. 1 2 3 4 60",
+	{Name: "lost.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}:             "NX\n@ 300 IN CNAME none.example.\n---\nexample. 60 IN SOA a. b. 1 2 3 4 60",
 	{Name: "aliyun.com.", Qtype: dns.TypeTXT, Qclass: dns.ClassINET}:             "NX\n---\ncom. 60 IN SOA a. b. 1 2 3 4 60",
 	{Name: "a.wild.example.", Qtype: dns.TypeHTTPS, Qclass: dns.ClassINET}:       "---\nexample. 60 IN SOA a. b. 1 2 3 4 60",
 	{Name: "version.bind.", Qtype: dns.TypeTXT, Qclass: dns.ClassCHAOS}:          `@ 300 CH TXT "1"`,
@@ -212,6 +227,8 @@ func newReference(t testing.TB) (*Server, *reference) {
 func FuzzFastPath(f *testing.F) {
 	s, r := newReference(f)
 	for question := range keptAnswers {
+		addSeeds(f, question)
+		question.Qtype = dns.TypeAAAA
 		addSeeds(f, question)
 	}
 	for _, h := range r.hosts {

@@ -27,10 +27,10 @@ const (
 	newPrefix = ".new-"
 	// newGrace is far longer than the instant between making a lock file and locking it.
 	newGrace = time.Minute
-	// lookTimeout bounds one question about a generation's role; a live one answers from
+	// lookTimeout bounds the questions about a generation's role; a live one answers from
 	// a goroutine of its own.
 	lookTimeout = 2 * time.Second
-	// backlogPause is how long a full backlog is let be.
+	// backlogPause is how long a full backlog is let be, and a generation that broke off.
 	backlogPause = 10 * time.Millisecond
 )
 
@@ -187,6 +187,9 @@ func (d *Dir) Look(ctx context.Context) ([]Neighbour, error) {
 	return found, nil
 }
 
+// errNobodyListens is how a generation's end shows when it is connected to.
+var errNobodyListens = fmt.Errorf("nobody listens: %w", ErrLost)
+
 // connect connects to the generation's server, and makes sure that it is this user's.
 // The error wraps ErrLost when nobody listens.
 func (d *Dir) connect(ctx context.Context, id string) (*net.UnixConn, error) {
@@ -199,7 +202,7 @@ func (d *Dir) connect(ctx context.Context, id string) (*net.UnixConn, error) {
 	}
 	c, err := dialPatiently(ctx, path)
 	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("connect to generation %s: %w", id, ErrLost)
+		return nil, fmt.Errorf("connect to generation %s: %w", id, errNobodyListens)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to generation %s in %s: %w", id, d.path, err)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -179,6 +180,55 @@ func TestLookAndWatch(t *testing.T) {
 	if err := b.server.SetReport(Report{Details: make([]byte, maxDetails+1)}); err == nil {
 		t.Error("details too large")
 	}
+}
+
+// One that is pushed out before it is heard asks again: a generation that breaks off is
+// not gone, one whose socket nobody reads is.
+func TestPushedOutQuestion(t *testing.T) {
+	noLeaks(t)
+	path := t.TempDir()
+	p, err := openTestDir(t, path, "crowded").take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.leave()
+	report := encode(t, msgReport, Report{Identity: testIdentity("crowded"), Role: RoleServing}, 0)
+	done := make(chan error, 1)
+	go func() { done <- answerTheFourth(p.listener, report) }()
+	d := openTestDir(t, path, "me")
+	found, err := d.Look(testContext(t))
+	if err != nil || len(found) != 1 || found[0].Err != nil || found[0].Report.Role != RoleServing {
+		t.Errorf("pushed out: %+v, %v", found, err)
+	}
+	p.listener.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	found, err = d.Look(testContext(t))
+	if err != nil || len(found) != 1 || !errors.Is(found[0].Err, errNobodyListens) {
+		t.Errorf("gone: %+v, %v", found, err)
+	}
+}
+
+// answerTheFourth breaks three connections off, and gives the next one the report.
+func answerTheFourth(l *net.UnixListener, report []byte) error {
+	for range 3 {
+		c, err := l.AcceptUnix()
+		if err != nil {
+			return err
+		}
+		c.Close()
+	}
+	c, err := l.AcceptUnix()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.Read(make([]byte, 1024)); err != nil { // unread bytes would make the end an error
+		return err
+	}
+	_, err = c.Write(report)
+	return err
 }
 
 func nextReport(t *testing.T, w *Watch) Report {

@@ -2,8 +2,10 @@ package hotrestart
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // Watch follows one generation: its role now, each later one, and its end, which the
@@ -79,10 +81,26 @@ func (d *Dir) inquire(ctx context.Context, id string, follow bool) (*link, error
 	return l, nil
 }
 
-// ask is one question for a report.
+// ask is one question for a report. A generation that breaks off without an answer is
+// asked again: others push the silent out before they are heard, see Server.admit, and
+// the next connection tells whether it was its end.
 func (d *Dir) ask(ctx context.Context, id string) (Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
+	for {
+		r, err := d.askOnce(ctx, id)
+		if !errors.Is(err, ErrLost) || errors.Is(err, errNobodyListens) {
+			return r, err
+		}
+		select {
+		case <-ctx.Done():
+			return Report{}, err
+		case <-time.After(backlogPause):
+		}
+	}
+}
+
+func (d *Dir) askOnce(ctx context.Context, id string) (Report, error) {
 	l, err := d.inquire(ctx, id, false)
 	if err != nil {
 		return Report{}, err

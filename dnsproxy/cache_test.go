@@ -37,7 +37,7 @@ func TestCacheTTL(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			now := newClock()
 			up := newFakeUpstream(t, zone(tc.rcode, tc.text))
-			s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
+			s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now})
 			least := func(m *dns.Msg) uint32 {
 				ttl := ^uint32(0)
 				for _, rr := range append(m.Answer, m.Ns...) {
@@ -82,7 +82,7 @@ func TestCacheTTL(t *testing.T) {
 
 func TestCacheKey(t *testing.T) {
 	up := newFakeUpstream(t, zone(0, goodA))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce)})
 	variants := []func(*dns.Msg){
 		func(*dns.Msg) {},
 		edns(1232, true),
@@ -136,7 +136,7 @@ func TestSingleFlight(t *testing.T) {
 	release := make(chan struct{})
 	answer := zone(0, goodA)
 	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce)})
 	var all sync.WaitGroup
 	for range clients {
 		all.Go(func() {

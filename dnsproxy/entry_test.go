@@ -25,7 +25,7 @@ func TestUpstreamThatIsACache(t *testing.T) {
 		return zone(0, fmt.Sprintf("x.example. %d IN A 192.0.2.1", left))(r, tcp)
 	})
 	now.add(time.Second)
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now})
 	for _, step := range []struct {
 		after         time.Duration
 		ttl           uint32

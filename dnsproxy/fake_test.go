@@ -166,6 +166,10 @@ func writeConf(t testing.TB, lines ...string) string {
 	return path
 }
 
+// asksOnce is a resolv.conf line for tests that count questions: on a machine that stands
+// still for a moment, the same one would be asked a second time, in time for its client.
+const asksOnce = "options attempts:1"
+
 // nameserver is a resolv.conf line.
 func nameserver(addr netip.AddrPort) string {
 	return fmt.Sprintf("nameserver [%s]:%d", addr.Addr(), addr.Port())

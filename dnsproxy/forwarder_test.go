@@ -155,7 +155,7 @@ func TestForwardBigAnswer(t *testing.T) {
 		fmt.Fprintf(&text, "x.example. 60 IN A 192.0.2.%d\n", i)
 	}
 	up := newFakeUpstream(t, truncatedOverUDP(zone(0, text.String())))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce)})
 	for _, tc := range []struct {
 		network   string
 		size      uint16

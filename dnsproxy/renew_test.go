@@ -31,7 +31,7 @@ func TestPrefetch(t *testing.T) {
 	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte {
 		return zone(0, nameIn(r)+" 100 IN A 192.0.2.1")(r, tcp)
 	})
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now})
 	for range hotHits + 1 {
 		s.ask(t, "udp", "hot.example", dns.TypeA)
 	}
@@ -174,7 +174,7 @@ func TestFailuresAreKept(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			now := newClock()
 			up := newFakeUpstream(t, reply)
-			s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
+			s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now})
 			for i, keep := range []int{1, 2, 4, 5, 5} {
 				for range keep {
 					if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode == dns.RcodeSuccess {
@@ -238,7 +238,7 @@ func TestClusterLoad(t *testing.T) {
 		}
 		return zone(0, name+" 30 IN A 192.0.2.1")(r, tcp)
 	})
-	s := newServer(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
+	s := newServer(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now})
 	s.Swap(NewTable([]Host{{Name: "mesh.example", Addrs: ips("240.240.0.1")}}, testSearch, 0))
 	look := lookups(t, s)
 	for range passes {

@@ -128,7 +128,8 @@ func TestLostDatagram(t *testing.T) {
 		}
 		return answer(r, tcp)
 	})
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	// With time for each try, so that the first one is overtaken and never out of time.
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), ForwardTimeout: 20 * time.Second})
 	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
 		t.Errorf("%v", r)
 	}

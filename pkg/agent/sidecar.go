@@ -124,6 +124,7 @@ func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *
 		return nil, err
 	}
 	s.xds = xds.New(listener, world.Log("xds"))
+	s.xds.SendFirst(mesh.OutboundListener, mesh.InboundListener)
 	s.admin = envoy.NewAdmin(s.generation.adminSocket())
 	if err := s.newDNS(); err != nil {
 		return nil, err

@@ -30,7 +30,7 @@ const (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // startServer runs a server on a socket of its own until the test ends.
-func startServer(t *testing.T) (*Server, string) {
+func startServer(t *testing.T, first ...string) (*Server, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "xds.sock")
 	l, err := net.Listen("unix", path)
@@ -38,6 +38,7 @@ func startServer(t *testing.T) (*Server, string) {
 		t.Fatal(err)
 	}
 	s := New(l, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s.SendFirst(first...)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
@@ -206,9 +207,9 @@ func notApplied(t *testing.T, s *Server, version uint64) string {
 	return err.Error()
 }
 
-func start(t *testing.T, snap Snapshot) (*Server, *client) {
+func start(t *testing.T, snap Snapshot, first ...string) (*Server, *client) {
 	t.Helper()
-	s, path := startServer(t)
+	s, path := startServer(t, first...)
 	version := s.Set(snap)
 	c := connect(t, path)
 	c.subscribe(ClusterType)

@@ -52,6 +52,7 @@ type Server struct {
 	grpc     *grpc.Server
 	log      *slog.Logger
 	counters counters
+	first    []string // see SendFirst
 
 	mu      sync.Mutex
 	current *state               // nil until the first Set
@@ -90,6 +91,12 @@ func New(l net.Listener, log *slog.Logger) *Server {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.grpc, s)
 	return s
 }
+
+// SendFirst has the resources of these names come before all others of their type in a
+// response. Envoy keeps its listeners in the order in which it got them, and stops them in that
+// order: one that hands connections on must stop before those that take them
+// (ListenerManagerImpl::stopListeners). It must be called before Run.
+func (s *Server) SendFirst(names ...string) { s.first = names }
 
 // Run serves until ctx ends, and returns once every stream is closed and every
 // goroutine gone: nil when ctx was cancelled, else why it could not serve. It closes

@@ -77,6 +77,15 @@ func TestBodies(t *testing.T) {
 	}
 }
 
+// TestSendFirst: what hands connections on comes before what takes them, and so is stopped before it.
+func TestSendFirst(t *testing.T) {
+	s, c := start(t, Snapshot{}, "z2", "z1")
+	s.Set(Snapshot{Listeners: list("z1", "b", "z2", "a")})
+	c.expect("Listener +z1 +z2 +a +b")
+	s.Set(Snapshot{Listeners: list("z1", "b=new", "z2=new", "a", "c")})
+	c.expect("Listener +z2 +b +c")
+}
+
 func TestNothingBeforeFirstSet(t *testing.T) {
 	s, path := startServer(t)
 	c := connect(t, path)

@@ -3,6 +3,7 @@ package xds
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -272,7 +273,7 @@ func (st *stream) send(sub *subscription) (sent bool, err error) {
 	var changed []Resource
 	var removed []string
 	if st.phase != removeClusters {
-		changed = sub.changed(st.pushed)
+		changed = firstOnes(sub.changed(st.pushed), st.server.first)
 	}
 	if st.phase != addClusters {
 		removed = sub.removed(st.pushed)
@@ -292,6 +293,18 @@ func (st *stream) send(sub *subscription) (sent bool, err error) {
 		removed = removed[len(gone):]
 	}
 	return sent, nil
+}
+
+// firstOnes moves the resources of the given names to the front.
+func firstOnes(resources []Resource, names []string) []Resource {
+	last := func(r Resource) int {
+		if slices.Contains(names, r.Name) {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(resources, func(a, b Resource) int { return last(a) - last(b) })
+	return resources
 }
 
 // chunk is how many of the resources go into one response.

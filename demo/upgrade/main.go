@@ -32,6 +32,7 @@ type settings struct {
 	upgrades int
 	rate     int    // requests a second
 	dnsRate  int    // queries a second; half of rate unless set
+	newRate  int    // connections of one request a second, each way, besides
 	requests uint64 // at least so many before it ends
 	soak     bool
 	verbose  bool
@@ -53,6 +54,9 @@ const (
 	soakLife, soakPause = 1500 * time.Millisecond, time.Second
 
 	demoUpgrades, soakUpgrades = 3, 1000
+	// soakNewRate leaves a connection in each phase of its life at any moment, so that a soak sees
+	// what goes wrong in one of them only.
+	soakNewRate = 3000
 )
 
 func parse(args []string, env func(string) string) (settings, error) {
@@ -64,9 +68,10 @@ func parse(args []string, env func(string) string) (settings, error) {
 	flags.IntVar(&s.upgrades, "upgrades", 0, fmt.Sprintf("how many upgrades [$UPGRADES] (default %d, soak %d)", demoUpgrades, soakUpgrades))
 	flags.IntVar(&s.rate, "rate", 0, fmt.Sprintf("requests a second [$RATE] (default %d)", defaultRate))
 	flags.IntVar(&s.dnsRate, "dns-rate", 0, "DNS queries a second [$DNS_RATE] (default: half of the rate)")
+	flags.IntVar(&s.newRate, "new-rate", -1, fmt.Sprintf("besides, connections of one request a second, each way [$NEW_RATE] (default 0, soak %d)", soakNewRate))
 	flags.Uint64Var(&s.requests, "requests", 0, "make at least so many requests, and spread the upgrades over them [$REQUESTS]")
 	flags.DurationVar(&s.drain, "drain", 0, fmt.Sprintf("longest time that an old generation drains (default %v)", defaultDrain))
-	for flagName, envName := range map[string]string{"upgrades": "UPGRADES", "rate": "RATE", "dns-rate": "DNS_RATE", "requests": "REQUESTS"} {
+	for flagName, envName := range map[string]string{"upgrades": "UPGRADES", "rate": "RATE", "dns-rate": "DNS_RATE", "new-rate": "NEW_RATE", "requests": "REQUESTS"} {
 		if value := env(envName); value != "" {
 			if err := flags.Set(flagName, value); err != nil {
 				return s, fmt.Errorf("%s=%s: %w", envName, strconv.Quote(value), err)
@@ -83,16 +88,19 @@ func parse(args []string, env func(string) string) (settings, error) {
 }
 
 func (s settings) complete() (settings, error) {
-	upgrades := demoUpgrades
+	upgrades, newRate := demoUpgrades, 0
 	s.life, s.pause = demoLife, demoPause
 	if s.soak {
-		upgrades = soakUpgrades
+		upgrades, newRate = soakUpgrades, soakNewRate
 		s.life, s.pause = soakLife, soakPause
 	}
 	setDefault(&s.drain, defaultDrain)
 	setDefault(&s.upgrades, upgrades)
 	setDefault(&s.rate, defaultRate)
 	setDefault(&s.dnsRate, (s.rate+1)/2)
+	if s.newRate < 0 {
+		s.newRate = newRate
+	}
 	if s.upgrades < 1 || s.rate < 1 || s.dnsRate < 1 {
 		return s, errors.New("upgrades and rates are positive numbers")
 	}

@@ -25,7 +25,7 @@ const closeWithin = 15 * time.Second
 func outside(s settings) load.Config {
 	url, rate := "http://"+lab.PodIP+":"+appHTTP+"/", float64(s.rate)
 	life := load.Duration(s.life)
-	return load.Config{Source: "outside", Flows: []load.Flow{
+	return load.Config{Source: "outside", Flows: append(dense(s, "in", url, "", "server=app"), []load.Flow{
 		{Name: "in: http/1.1, new", Kind: load.HTTP1New, Target: url, Rate: .30 * rate, Workers: 16, Want: "server=app"},
 		{Name: "in: http/1.1, kept", Kind: load.HTTP1Keep, Target: url, Rate: .20 * rate, Workers: 16, Want: "server=app"},
 		{Name: "in: http/2", Kind: load.HTTP2, Target: url, Rate: .15 * rate, Workers: 16, Want: "server=app"},
@@ -33,6 +33,21 @@ func outside(s settings) load.Config {
 		{Name: "in: tcp streams", Kind: load.TCPStream, Target: lab.PodIP + ":" + appEcho, Rate: .10 * rate, Workers: 20, Life: life},
 		{Name: "probe 15020", Kind: load.Probe, Target: "http://" + lab.PodIP + ":" + lab.StatusPort + "/healthz/ready", Rate: probeRate},
 		{Name: "probe 15021", Kind: load.Probe, Target: "http://" + lab.PodIP + ":" + lab.HealthPort + "/healthz/ready", Rate: probeRate},
+	}...)}
+}
+
+// denseWorkers is how many connections the dense flow has at a time: with fewer, each worker of
+// Envoy's is idle now and then, and what goes wrong between two connections does not show.
+const denseWorkers = 12
+
+// dense is the flow that has a connection in every phase of its life at any moment.
+func dense(s settings, way, url, connect, want string) []load.Flow {
+	if s.newRate == 0 {
+		return nil
+	}
+	return []load.Flow{{
+		Name: way + ": http/1.1, dense", Kind: load.HTTP1New, Target: url, Connect: connect,
+		Rate: float64(s.newRate), Workers: denseWorkers, Want: want,
 	}}
 }
 
@@ -42,7 +57,7 @@ func inside(s settings, p *pod) load.Config {
 	server, dnsRate := lab.NameServer+":53", float64(s.dnsRate)
 	table, forwarded := []string{shopHost}, []string{elsewhereHost}
 	const tableWant = "240.240."
-	return load.Config{Source: "inside", Flows: []load.Flow{
+	return load.Config{Source: "inside", Flows: append(dense(s, "out", url, vip, "server=shop"), []load.Flow{
 		{Name: "out: http/1.1, new", Kind: load.HTTP1New, Target: url, Connect: vip, Rate: .10 * rate, Workers: 16, Want: "server=shop"},
 		{Name: "out: http/1.1, kept", Kind: load.HTTP1Keep, Target: url, Connect: vip, Rate: .10 * rate, Workers: 16, Want: "server=shop"},
 		{Name: "dns: udp, kept socket", Kind: load.DNSUDP, Target: server, Names: table, Want: tableWant, Rate: .35 * dnsRate, Workers: 8},
@@ -51,7 +66,7 @@ func inside(s settings, p *pod) load.Config {
 		{Name: "dns: tcp, kept", Kind: load.DNSTCP, Target: server, Names: table, Want: tableWant, Rate: .10 * dnsRate},
 		{Name: "dns: tcp, new", Kind: load.DNSTCP, Target: server, Names: table, Want: tableWant, Rate: .10 * dnsRate, NewSocket: true},
 		{Name: "probe 15000", Kind: load.Probe, Target: "http://127.0.0.1:" + lab.AdminPort + "/ready", Rate: probeRate},
-	}}
+	}...)}
 }
 
 // class is what of the traffic a number is about.

@@ -20,6 +20,9 @@ const (
 	// countEvery is how many words on a drain come without Envoy's counters, which cost it
 	// more than the number of connections; Envoy itself asks every 5 s.
 	countEvery = 5
+	// lateGrace is what a connection has at least that Envoy accepted at the very end of the probation,
+	// where --upgradeDrainDuration, which counts from its begin, is over by then: time for a request.
+	lateGrace = 2 * time.Second
 	// statsTimeout bounds how long the counters of Envoy may take: a newcomer waits for them.
 	statsTimeout = time.Second
 )
@@ -265,8 +268,8 @@ func (a *Agent) retire(event) hotrestart.Role {
 	a.loop.replaced, a.loop.drainOver = true, false
 	a.shownSuccessor(a.loop.newcomer.Identity().ID, false)
 	a.followSuccessor(a.loop.newcomer.Identity().ID)
-	s, until := a.loop.sidecar, a.loop.letGoAt.Add(a.cfg.UpgradeDrainDuration)
-	ctx, hurry := context.WithDeadline(a.loop.ctx, until)
+	s := a.loop.sidecar
+	ctx, hurry := context.WithDeadline(a.loop.ctx, a.drainDeadline(time.Now()))
 	earlier := a.loop.hurry
 	a.loop.hurry = func() {
 		if hurry(); earlier != nil {
@@ -288,4 +291,13 @@ func (a *Agent) retire(event) hotrestart.Role {
 		return event{kind: retired, sidecar: s, counters: last}, true
 	})
 	return hotrestart.RoleDraining
+}
+
+// drainDeadline is when a drain that begins now has to end: Envoy has accepted until now.
+func (a *Agent) drainDeadline(now time.Time) time.Time {
+	until := a.loop.letGoAt.Add(a.cfg.UpgradeDrainDuration)
+	if late := now.Add(min(a.cfg.UpgradeDrainDuration, lateGrace)); late.After(until) {
+		return late
+	}
+	return until
 }

@@ -61,14 +61,24 @@ type chaosLoad struct {
 
 func (p *chaosPod) startLoad(t *testing.T) *chaosLoad {
 	t.Helper()
+	outside, inside := outsideFlows(), insideFlows(p.vip)
+	for _, flows := range [][]traffic.Flow{outside, inside} {
+		for i := range flows {
+			flows[i].Workers, flows[i].Timeout = chaosWorkers, traffic.Duration(chaosTimeout)
+		}
+	}
+	return startFlows(t, p.Lab, outside, inside)
+}
+
+// startFlows begins both, and returns once they have.
+func startFlows(t *testing.T, p *lab.Lab, outside, inside []traffic.Flow) *chaosLoad {
+	t.Helper()
 	l := &chaosLoad{}
+	t.Cleanup(func() { _, _ = l.end() })
 	for _, side := range []struct {
 		n     *lab.Namespace
 		flows []traffic.Flow
-	}{{p.Out, outsideFlows()}, {p.Pod, insideFlows(p.vip)}} {
-		for i := range side.flows {
-			side.flows[i].Workers, side.flows[i].Timeout = chaosWorkers, traffic.Duration(chaosTimeout)
-		}
+	}{{p.Out, outside}, {p.Pod, inside}} {
 		config, err := json.Marshal(traffic.Config{Flows: side.flows})
 		must(t, err)
 		cmd := process(t, side.n, loadRole)
@@ -78,7 +88,6 @@ func (p *chaosPod) startLoad(t *testing.T) *chaosLoad {
 		must(t, cmd.Start())
 		l.processes, l.output = append(l.processes, cmd), append(l.output, bufio.NewReader(stdout))
 	}
-	t.Cleanup(func() { _, _ = l.end() })
 	for i, output := range l.output {
 		if line, err := output.ReadString('\n'); err != nil || line != "ready\n" {
 			t.Fatalf("start the load: %q, %v: %s", line, err, l.processes[i].Stderr)

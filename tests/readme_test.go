@@ -168,7 +168,7 @@ func TestAgentCommandsExist(t *testing.T) {
 			t.Errorf("%s: there is no pilot-agent %s:\n%s", c.where, names[0], help)
 		}
 		for _, flag := range flags {
-			if !regexp.MustCompile(`(?m)(^|[\s,])` + regexp.QuoteMeta(flag) + `([\s,=]|$)`).Match(help) {
+			if !regexp.MustCompile(`(?m)(^|[\s,])` + regexp.QuoteMeta(flag) + `([\s,=[]|$)`).Match(help) {
 				t.Errorf("%s: pilot-agent %s has no flag %s", c.where, strings.Join(names, " "), flag)
 			}
 		}

@@ -160,7 +160,7 @@ func (p *chaosPod) attack(t *testing.T, a attack) (finish func() attacked) {
 	a.Socket = p.portrait(t).ID + ".sock"
 	text, err := json.Marshal(a)
 	must(t, err)
-	cmd := process(t, p.Pod, attackRole)
+	cmd := p.Pod.Self(t, roleEnv+"="+attackRole)
 	cmd.Dir = filepath.Join(p.slots.VolumePath(lab.HandoffVolume, 0), fmt.Sprint("understudy-", lab.AgentUID))
 	cmd.Stdin = bytes.NewReader(text)
 	must(t, cmd.Start())

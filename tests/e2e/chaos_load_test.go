@@ -1,17 +1,10 @@
 package e2e_test
 
 import (
-	"bufio"
-	"bytes"
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -53,64 +46,23 @@ func insideFlows(vip string) []traffic.Flow {
 }
 
 // chaosLoad is both, each as a process in its namespace.
-type chaosLoad struct {
-	processes []*exec.Cmd
-	output    []*bufio.Reader // of each
-	ended     bool
-}
+type chaosLoad struct{ *lab.Traffic }
 
 func (p *chaosPod) startLoad(t *testing.T) *chaosLoad {
 	t.Helper()
-	outside, inside := outsideFlows(), insideFlows(p.vip)
-	for _, flows := range [][]traffic.Flow{outside, inside} {
-		for i := range flows {
-			flows[i].Workers, flows[i].Timeout = chaosWorkers, traffic.Duration(chaosTimeout)
+	sides := []lab.TrafficSide{{From: p.Out, Flows: outsideFlows()}, {From: p.Pod, Flows: insideFlows(p.vip)}}
+	for _, side := range sides {
+		for i := range side.Flows {
+			side.Flows[i].Workers, side.Flows[i].Timeout = chaosWorkers, traffic.Duration(chaosTimeout)
 		}
 	}
-	return startFlows(t, p.Lab, outside, inside)
-}
-
-// startFlows begins both, and returns once they have.
-func startFlows(t *testing.T, p *lab.Lab, outside, inside []traffic.Flow) *chaosLoad {
-	t.Helper()
-	l := &chaosLoad{}
-	t.Cleanup(func() { _, _ = l.end() })
-	for _, side := range []struct {
-		n     *lab.Namespace
-		flows []traffic.Flow
-	}{{p.Out, outside}, {p.Pod, inside}} {
-		config, err := json.Marshal(traffic.Config{Flows: side.flows})
-		must(t, err)
-		cmd := process(t, side.n, loadRole)
-		cmd.Stdin, cmd.Stdout = bytes.NewReader(config), nil
-		stdout, err := cmd.StdoutPipe()
-		must(t, err)
-		must(t, cmd.Start())
-		l.processes, l.output = append(l.processes, cmd), append(l.output, bufio.NewReader(stdout))
-	}
-	for i, output := range l.output {
-		if line, err := output.ReadString('\n'); err != nil || line != "ready\n" {
-			t.Fatalf("start the load: %q, %v: %s", line, err, l.processes[i].Stderr)
-		}
-	}
-	return l
-}
-
-// process is this test binary as a process in a namespace.
-func process(t *testing.T, n *lab.Namespace, role string) *exec.Cmd {
-	t.Helper()
-	self, err := os.Executable()
-	must(t, err)
-	cmd := n.Command(context.Background(), self)
-	cmd.Env = append(os.Environ(), roleEnv+"="+role)
-	cmd.Stdout, cmd.Stderr = &bytes.Buffer{}, &bytes.Buffer{}
-	return cmd
+	return &chaosLoad{lab.StartTraffic(t, sides...)}
 }
 
 // stop ends the load and returns what it counted.
 func (l *chaosLoad) stop(t *testing.T) traffic.Report {
 	t.Helper()
-	report, err := l.end()
+	report, err := l.Stop()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,27 +72,6 @@ func (l *chaosLoad) stop(t *testing.T) traffic.Report {
 		}
 	}
 	return report
-}
-
-func (l *chaosLoad) end() (report traffic.Report, err error) {
-	if l.ended {
-		return report, nil
-	}
-	l.ended = true
-	for _, cmd := range l.processes {
-		err = errors.Join(err, cmd.Process.Signal(syscall.SIGTERM))
-	}
-	for i, cmd := range l.processes {
-		var one traffic.Report
-		err = errors.Join(err, json.NewDecoder(l.output[i]).Decode(&one))
-		waitErr := cmd.Wait()
-		err = errors.Join(err, waitErr)
-		report = report.Merge(one)
-		if waitErr != nil {
-			err = fmt.Errorf("%w: %s", err, cmd.Stderr)
-		}
-	}
-	return report, err
 }
 
 // inFlightOnes is how many requests of one worker a dying Envoy may have: the one that it cut, and

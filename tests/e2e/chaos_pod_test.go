@@ -194,7 +194,7 @@ func (p *chaosPod) settled() error {
 	if err := p.decided(roleStandby); err != nil {
 		return err
 	}
-	if envoys := p.processesOf(lab.EnvoyPath); len(envoys) != 1 {
+	if envoys := p.ProcessesOf(lab.EnvoyPath); len(envoys) != 1 {
 		return fmt.Errorf("%d Envoys: %q", len(envoys), envoys)
 	}
 	return p.socketsAreRead()

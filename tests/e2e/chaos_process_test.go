@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,49 +8,32 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/signal"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
-	traffic "understudy.mesh/tests/load"
+	"understudy.mesh/tests/lab"
 )
 
-// roleEnv makes the test binary, executed again, one of the processes below: a namespace, and a
-// user, belong to a process.
+// roleEnv makes the test binary, executed again, the process below: a user belongs to a process.
 const (
 	roleEnv    = "E2E_PROCESS"
-	loadRole   = "load"   // traffic.Run, with the traffic.Config on standard input, until SIGTERM
 	attackRole = "attack" // attack.run, with the attack on standard input
 )
 
 func TestMain(m *testing.M) {
-	var err error
-	switch os.Getenv(roleEnv) {
-	case loadRole:
-		err = makeLoad()
-	case attackRole:
-		err = makeAttack()
-	default:
+	ran, err := lab.RunTraffic()
+	if os.Getenv(roleEnv) == attackRole {
+		ran, err = true, makeAttack()
+	}
+	if !ran {
 		os.Exit(m.Run())
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-}
-
-func makeLoad() error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	config, err := traffic.ReadConfig(os.Stdin)
-	if err != nil {
-		return err
-	}
-	fmt.Println("ready") // SIGTERM asks for the report from here on
-	final, err := traffic.Run(ctx, config, func(traffic.Report) {})
-	return errors.Join(err, json.NewEncoder(os.Stdout).Encode(final))
 }
 
 // attack is what somebody does to a hand-off socket.

@@ -36,12 +36,13 @@ func (p *slotPod) denseLoad(t *testing.T) *chaosLoad {
 		Name: "DNS TCP", Kind: traffic.DNSTCP, Target: lab.NameServer + ":53", Names: []string{"http.example"}, Want: "240.240.",
 		Rate: denseRate / 10, NewSocket: true,
 	}}
-	for _, flows := range [][]traffic.Flow{outside, inside} {
-		for i := range flows {
-			flows[i].Timeout = traffic.Duration(chaosTimeout)
+	sides := []lab.TrafficSide{{From: p.Out, Flows: outside}, {From: p.Pod, Flows: inside}}
+	for _, side := range sides {
+		for i := range side.Flows {
+			side.Flows[i].Timeout = traffic.Duration(chaosTimeout)
 		}
 	}
-	return startFlows(t, p.Lab, outside, inside)
+	return &chaosLoad{lab.StartTraffic(t, sides...)}
 }
 
 // TestDenseUpgrades upgrades again and again under new connections without a pause: nothing is lost.
@@ -81,8 +82,8 @@ func TestDenseUpgrades(t *testing.T) {
 func (p *slotPod) replace(t *testing.T, slot int, image lab.Image, version int) {
 	t.Helper()
 	p.start(t, slot, image, version, version-1)
-	p.waitRole(t, slot, roleServing)
-	p.waitRole(t, 1-slot, roleStandby)
+	p.slot(slot).WaitRole(t, lab.RoleServing)
+	p.slot(1-slot).WaitRole(t, lab.RoleStandby)
 	old := p.slot(1 - slot).Agent()
 	old.Signal(syscall.SIGTERM)
 	if code := old.Wait(t, lab.Deadline); code != 0 {
@@ -102,7 +103,7 @@ func manyHosts(n int) string {
 // eachEnvoy calls do with the process of every Envoy of the pod.
 func (p *slotPod) eachEnvoy(t *testing.T, do func(t *testing.T, pid int)) {
 	t.Helper()
-	for _, line := range p.processesOf(lab.EnvoyPath) {
+	for _, line := range p.ProcessesOf(lab.EnvoyPath) {
 		var pid int
 		if _, err := fmt.Sscan(line, &pid); err != nil {
 			t.Fatalf("read the pid of %q: %v", line, err)

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -140,14 +138,4 @@ func resolves(n *lab.Namespace) error {
 		err = fmt.Errorf("no address: %v", m)
 	}
 	return err
-}
-
-// processesOf are the pod's processes that are the program at a path of the container.
-func (p *slotPod) processesOf(path string) []string {
-	return slices.DeleteFunc(p.Processes(), func(line string) bool {
-		var pid int
-		_, _ = fmt.Sscan(line, &pid)
-		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		return err != nil || exe != path
-	})
 }

@@ -1,11 +1,8 @@
 package e2e_test
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
@@ -15,14 +12,12 @@ import (
 
 // Roles, as `upgrade-status -o json` gives them.
 const (
-	roleServing  = "serving"
-	roleDraining = "draining"
-	roleStandby  = "standby"
+	roleServing  = lab.RoleServing
+	roleDraining = lab.RoleDraining
+	roleStandby  = lab.RoleStandby
 )
 
-// settleWithin is how long an agent may take to know its role: two starts of Envoy, on a machine
-// that runs other tests.
-const settleWithin = 2 * lab.Deadline
+const settleWithin = lab.SettleWithin
 
 // manualWait is the postStart hook of the manual's SidecarSet.
 var manualWait = []string{"/bin/sh", "-c", "/usr/local/bin/pilot-agent wait"}
@@ -87,37 +82,15 @@ func (p *slotPod) ready() error { return answers(p.Out, "http://"+lab.PodIP+":15
 
 // upgradeStatus asks the agent in a slot.
 func (p *slotPod) upgradeStatus(slot int) (all agent.UpgradeStatus, self agent.GenerationStatus, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), lab.Deadline)
-	defer cancel()
-	got, err := p.slot(slot).Exec(ctx, lab.AgentPath, "upgrade-status", "-o", "json")
-	if err != nil {
-		return all, self, err
-	}
-	if got.Code != 0 {
-		return all, self, fmt.Errorf("upgrade-status: %v", got)
-	}
-	if err := json.Unmarshal([]byte(got.Stdout), &all); err != nil {
-		return all, self, fmt.Errorf("upgrade-status: %w: %v", err, got)
-	}
-	i := slices.IndexFunc(all.Generations, func(g agent.GenerationStatus) bool { return g.Self })
-	if i < 0 {
-		return all, self, fmt.Errorf("upgrade-status: the agent that was asked is not in it: %s", got.Stdout)
-	}
-	return all, all.Generations[i], nil
+	return p.slot(slot).UpgradeStatus()
 }
 
 // inRole returns nil when the slot's agent has one of the roles.
-func (p *slotPod) inRole(slot int, roles ...string) error {
-	_, self, err := p.upgradeStatus(slot)
-	if err == nil && !slices.Contains(roles, self.Role) {
-		err = fmt.Errorf("%s is %s, not %s", p.slot(slot).Name, self.Role, strings.Join(roles, " or "))
-	}
-	return err
-}
+func (p *slotPod) inRole(slot int, roles ...string) error { return p.slot(slot).InRole(roles...) }
 
 func (p *slotPod) waitRole(t *testing.T, slot int, roles ...string) {
 	t.Helper()
-	lab.Eventually(t, settleWithin, "the role of "+p.slot(slot).Name, func() error { return p.inRole(slot, roles...) })
+	p.slot(slot).WaitRole(t, roles...)
 }
 
 // mustServe demands that in the end the slot's agent serves with its image's Envoy, that no other
@@ -127,7 +100,7 @@ func (p *slotPod) mustServe(t *testing.T, slot int, image lab.Image) {
 	version := lab.EnvoyVersion(t, image.Envoy)
 	p.waitRole(t, slot, roleServing)
 	lab.Eventually(t, settleWithin, "one Envoy serves, and it is "+version, func() error {
-		if envoys := p.processesOf(lab.EnvoyPath); len(envoys) != 1 {
+		if envoys := p.ProcessesOf(lab.EnvoyPath); len(envoys) != 1 {
 			return fmt.Errorf("%d Envoys: %q", len(envoys), envoys)
 		}
 		_, self, err := p.upgradeStatus(slot)

@@ -35,6 +35,7 @@ const (
 	sidecarEnded  // by itself
 	predecessor   // news about the drain of the generation before
 	drainedToStop // the drain of an ordinary stop is over
+	emptied       // and after it nobody waits in a socket any more
 	retired       // the drain after a hand-off is over
 	draining      // news about it
 
@@ -56,7 +57,7 @@ var eventNames = [...]string{
 	foundNobody: "found nobody", foundOlder: "found an older one", foundNewer: "found a newer one", lookAgain: "look again",
 	peerServes: "the followed one serves", peerLeaves: "the followed one leaves", peerGone: "the followed one is gone",
 	inForce: "in force", learned: "learned of its Envoy", wentAlone: "went alone", tookOver: "took over", failedToTake: "failed to take over",
-	sidecarEnded: "sidecar ended", predecessor: "news of the one before", drainedToStop: "drained to stop", retired: "retired", draining: "news of the drain",
+	sidecarEnded: "sidecar ended", predecessor: "news of the one before", drainedToStop: "drained to stop", emptied: "emptied", retired: "retired", draining: "news of the drain",
 	arrived: "a newcomer arrived", wantsSockets: "it wants the sockets", isReady: "it is ready", settledIn: "it settled",
 	terminates: "it wants the drain to end", handoffEnded: "the hand-off ended",
 	stopAsked: "stop asked", quitAsked: "quit asked", nobodyStarts: "nobody starts",
@@ -111,7 +112,8 @@ var roles = map[hotrestart.Role]map[eventKind]reaction{
 		stopAsked:     (*Agent).considerStop,
 		quitAsked:     (*Agent).finish,
 		nobodyStarts:  (*Agent).reconsiderStop,
-		drainedToStop: (*Agent).finish,
+		drainedToStop: (*Agent).emptySockets,
+		emptied:       (*Agent).finish,
 	},
 	hotrestart.RoleHandingOff: {
 		predecessor:   (*Agent).notePredecessor,
@@ -183,6 +185,7 @@ type loop struct {
 
 	cutDrain  func() // ends the ordinary drain; nil: none runs
 	drainOver bool   // it is over, and waits for the newcomer
+	emptying  bool   // it is over, and the sockets take nobody new
 
 	// After a hand-off. There may be several drains: a generation whose successor died
 	// serves again, and may be taken over from again, before its first Envoy is done.

@@ -12,7 +12,7 @@ import (
 var ofNoConsequence = map[hotrestart.Role]map[eventKind]string{
 	hotrestart.RoleStarting: {
 		peerServes: "nobody is followed while this one looks for itself", peerLeaves: "a look finds it", peerGone: "nobody is followed",
-		drainedToStop: "only what serves drains to stop", nobodyStarts: "only what serves waits for an heir",
+		drainedToStop: "only what serves drains to stop", emptied: "so does what empties its sockets", nobodyStarts: "only what serves waits for an heir",
 		wantsSockets: "a welcomed newcomer makes it handing-off", isReady: "so does one that is ready", settledIn: "and one that settles",
 		terminates: "its word ends with its connection", handoffEnded: "of one that was refused",
 	},
@@ -29,16 +29,16 @@ var ofNoConsequence = map[hotrestart.Role]map[eventKind]string{
 		peerServes: "it follows nobody", peerLeaves: "it follows nobody", peerGone: "it follows nobody",
 		wentAlone: "there is no attempt", tookOver: "there is no attempt", failedToTake: "there is no attempt",
 		arrived: "the server refuses a second one; decline does what comes through", terminates: "nothing drains for this newcomer",
-		nobodyStarts: "somebody does: the newcomer",
+		nobodyStarts: "somebody does: the newcomer", emptied: "what empties its sockets welcomes nobody",
 	},
 	hotrestart.RoleDraining: {
 		inForce: "too late", learned: "the sockets are the successor's", sidecarEnded: "which retired says", drainedToStop: "the drain goes on, and stops the agent",
 		wentAlone: "there is no attempt", tookOver: "there is no attempt", failedToTake: "there is no attempt",
 		wantsSockets: "it has them all", isReady: "it was", settledIn: "it has",
-		nobodyStarts: "somebody did",
+		nobodyStarts: "somebody did", emptied: "what empties its sockets hands them to nobody",
 	},
 	hotrestart.RoleStandby: {
-		inForce: "of what drained", learned: "of what drained", sidecarEnded: "of what drained", drainedToStop: "of what drained", retired: "only a drain makes it a standby again", draining: "there is no drain",
+		inForce: "of what drained", learned: "of what drained", sidecarEnded: "of what drained", drainedToStop: "of what drained", emptied: "of what drained", retired: "only a drain makes it a standby again", draining: "there is no drain",
 		wentAlone: "there is no attempt", tookOver: "there is no attempt", failedToTake: "there is no attempt",
 		wantsSockets: "newcomers are sent on", isReady: "newcomers are sent on", settledIn: "newcomers are sent on", terminates: "there is no drain",
 		nobodyStarts: "a stop ends it at once",

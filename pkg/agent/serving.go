@@ -64,6 +64,8 @@ func (a *Agent) judge(newcomer hotrestart.Identity) *hotrestart.RefusedError {
 	switch {
 	case !verdict.TakeOver && !a.loop.stopping: // else whoever comes is welcome
 		return &hotrestart.RefusedError{Code: hotrestart.RefusedOlder, Reason: fmt.Sprintf("generation %s serves: %s", a.me.ID, verdict.Reason)}
+	case a.loop.emptying:
+		return &hotrestart.RefusedError{Code: hotrestart.RefusedBusy, Reason: fmt.Sprintf("generation %s is ending, and its sockets take nobody new", a.me.ID)}
 	case starting && a.me.Force && !newcomer.Force:
 		return &hotrestart.RefusedError{Code: hotrestart.RefusedBusy, Reason: fmt.Sprintf("generation %s is starting with --takeover=force", a.me.ID)}
 	case a.loop.taking != nil:
@@ -134,7 +136,8 @@ func (a *Agent) serveOn(e event) hotrestart.Role {
 		}
 	}
 	if a.loop.drainOver {
-		return a.finish(e)
+		a.emptySockets(e)
+		return a.loop.before
 	}
 	if a.loop.cutDrain != nil {
 		a.loop.sidecar.ready.Off(stopReason)
@@ -248,6 +251,20 @@ func (a *Agent) drainToStop(event) hotrestart.Role {
 func (a *Agent) postponeStop(event) hotrestart.Role {
 	a.loop.stopping = true
 	a.log.Info("asked to stop: serving on until the newcomer has taken over", "generation", a.loop.newcomer.Identity().ID)
+	return a.stay()
+}
+
+// emptySockets: the drain of the ordinary stop is over. What came before is served before Envoy ends.
+func (a *Agent) emptySockets(e event) hotrestart.Role {
+	if isClosed(a.noDrain) {
+		return a.finish(e)
+	}
+	a.loop.emptying = true
+	s := a.loop.sidecar
+	a.spawn(func(ctx context.Context) (event, bool) {
+		s.empty(ctx)
+		return event{kind: emptied}, true
+	})
 	return a.stay()
 }
 

@@ -30,6 +30,10 @@ const (
 	// abandonGrace is how long what the Envoy of a failed take-over has accepted may take; the
 	// next attempt waits for it.
 	abandonGrace = 5 * time.Second
+	// lastGrace is how long what Envoy serves at the end of an ordinary stop may take, when nobody
+	// new reaches it any more: time for a request. lastPoll is how often it is asked.
+	lastGrace = time.Second
+	lastPoll  = 50 * time.Millisecond
 	// stopReason is why a generation is not ready any more.
 	stopReason = "the agent is stopping"
 )
@@ -253,8 +257,8 @@ func (s *sidecar) upgradable() error {
 	return nil
 }
 
-// drain is the first half of an ordinary stop: readiness off, inbound drained, all else goes
-// on. cut ends it early. The other half is end.
+// drain is the first part of an ordinary stop: readiness off, inbound drained, all else goes
+// on. cut ends it early. The others are empty and end.
 func (s *sidecar) drain(cut context.Context) {
 	s.ready.Off(stopReason)
 	s.endWork()
@@ -268,6 +272,33 @@ func (s *sidecar) drain(cut context.Context) {
 		untilIdle:   s.cfg.ExitOnZeroActiveConnections,
 		minimum:     s.cfg.MinimumDrainDuration,
 	}, s.admin, s.supervisor.alive(), s.log)
+}
+
+// empty is the second part: nobody new reaches a socket, so that nobody who waits in one, or has
+// just been accepted, is reset at the end. It takes lastGrace at most. This generation must be the
+// only one that has the sockets.
+func (s *sidecar) empty(ctx context.Context) {
+	if s.supervisor.served.Load() == 0 {
+		return
+	}
+	s.sockets.quench()
+	ctx, cancel := context.WithTimeout(ctx, lastGrace)
+	defer cancel()
+	tick := time.NewTicker(lastPoll)
+	defer tick.Stop()
+	for {
+		left, err := s.connections(ctx)
+		if err == nil && left == 0 && s.sockets.queued() == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.supervisor.alive():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // retire lets connections end after a successor took over: Envoy stops accepting and asks

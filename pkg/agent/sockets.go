@@ -289,6 +289,28 @@ func (s *sockets) widen() {
 	s.warn(hotrestart.Widen(s.envoy))
 }
 
+// quench keeps whoever connects from now on from every socket: they are to be closed, and nobody
+// else has them.
+func (s *sockets) quench() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := errors.Join(hotrestart.Quench(s.envoy), hotrestart.Quench(s.own)); err != nil {
+		s.log.Warn("who connects in the last moment is reset", "err", err)
+	}
+}
+
+// queued counts who waits to be accepted.
+func (s *sockets) queued() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	envoy, err := hotrestart.Queued(s.envoy)
+	own, ownErr := hotrestart.Queued(s.own)
+	if err := errors.Join(err, ownErr); err != nil {
+		s.log.Debug("count who waits in the sockets", "err", err)
+	}
+	return envoy + own
+}
+
 // settle ends the time of what the generation before gave: what was not taken is closed,
 // so that nobody queues in a socket on which nobody accepts.
 func (s *sockets) settle() {

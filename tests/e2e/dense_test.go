@@ -118,3 +118,30 @@ func starve(t *testing.T, pid int) {
 	const schedIdle = 5 // SCHED_IDLE, sched(7)
 	must(t, unix.SchedSetAttr(pid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: schedIdle}, 0))
 }
+
+// TestDenseStop stops the only generation under new connections without a pause: who comes too late
+// is refused, and nobody is reset.
+func TestDenseStop(t *testing.T) {
+	p := newSlotPod(t, lab.SlotsOptions{})
+	p.start(t, 0, p.newer, 1, 0)
+	p.mustServe(t, 0, p.newer)
+	load := p.denseLoad(t)
+	for round := range int(number(t, "UPGRADES", 5)) {
+		agent := p.slot(0).Agent()
+		agent.Signal(syscall.SIGTERM)
+		if code := agent.Wait(t, lab.Deadline); code != 0 {
+			t.Errorf("stop %d: exit status %d", round+1, code)
+		}
+		p.start(t, 0, p.newer, round+2, 0)
+		p.mustServe(t, 0, p.newer)
+	}
+	report := load.stop(t)
+	for _, f := range report.Flows {
+		for class, n := range f.Total.Failed {
+			if class != traffic.Refused {
+				t.Errorf("%s: %d %s of %d; the first: %v", f.Name, n, class, f.Total.OK, f.Failures[:min(3, len(f.Failures))])
+			}
+		}
+		t.Logf("%s: %d answered, %d refused", f.Name, f.Total.OK, f.Total.Failed[traffic.Refused])
+	}
+}

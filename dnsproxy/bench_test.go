@@ -68,6 +68,6 @@ func BenchmarkNewTable(b *testing.B) {
 	hosts := hotServer(b).Table().Hosts()
 	b.ReportAllocs()
 	for b.Loop() {
-		NewTable(hosts, testSearch, 0)
+		NewTable(hosts, 0)
 	}
 }

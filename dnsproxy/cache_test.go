@@ -162,11 +162,11 @@ func TestHitsDoNotAllocate(t *testing.T) {
 		return zone(0, goodA)(r, tcp)
 	})
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts, testSearch, 0))
+	s.Swap(NewTable(testHosts, 0))
 	s.ask(t, "udp", "x.example", dns.TypeA)
 	s.ask(t, "udp", "none.example", dns.TypeA)
 	for name, qtype := range map[string]uint16{
-		"aliyun.com.": dns.TypeA, "a.wild.example.svc.cluster.local.": dns.TypeA, "x.example.": dns.TypeA,
+		"aliyun.com.": dns.TypeA, "a.wild.example.default.svc.cluster.local.": dns.TypeA, "x.example.": dns.TypeA,
 		"2.1.240.240.in-addr.arpa.": dns.TypePTR, "none.example.": dns.TypeAAAA,
 	} {
 		msg, err := new(dns.Msg).SetQuestion(name, qtype).Pack()

@@ -123,7 +123,7 @@ func TestCacheMovesOverFromUpstream(t *testing.T) {
 	})
 	now := newClock()
 	first := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
-	first.Swap(NewTable(nil, nil, 0))
+	first.Swap(NewTable(nil, 0))
 	first.ask(t, "udp", "x.example", dns.TypeA)
 	second := cacheServer(t, now)
 	if n, err := second.ImportCache(first.ExportCache(1 << 20)); n != 1 || err != nil {

@@ -39,16 +39,17 @@ func TestResolvConfGoesAndComes(t *testing.T) {
 	}
 }
 
-// The names of the table follow resolv.conf's search domains.
+// The names of the table are answered below the pod's own domain for as long as the
+// file has it first.
 func TestSearchFollowsTheFile(t *testing.T) {
 	up := newFakeUpstream(t, zone(dns.RcodeNameError, ""))
-	path := writeConf(t, nameserver(up.addr), "search old.test")
+	path := writeConf(t, nameserver(up.addr), "search own.test other.test")
 	now := newClock()
-	s := start(t, Config{ResolvConf: path, Now: now.Now})
-	s.Swap(NewTable(testHosts, []string{"old.test"}, 0))
-	check := func(known, unknown string) {
+	s := start(t, Config{ResolvConf: path, Domain: "Own.test.", Now: now.Now})
+	s.Swap(NewTable(testHosts, 0))
+	check := func(own int) {
 		t.Helper()
-		for name, want := range map[string]int{"aliyun.com." + known: dns.RcodeSuccess, "aliyun.com." + unknown: dns.RcodeNameError} {
+		for name, want := range map[string]int{"aliyun.com": dns.RcodeSuccess, "aliyun.com.own.test": own, "aliyun.com.other.test": dns.RcodeNameError} {
 			if r := s.ask(t, "udp", name, dns.TypeA); r.Rcode != want {
 				t.Errorf("%s: %s", name, dns.RcodeToString[r.Rcode])
 			}
@@ -61,13 +62,14 @@ func TestSearchFollowsTheFile(t *testing.T) {
 		}
 		now.add(2 * statEvery)
 	}
-	check("old.test", "new.test")
-	write("new.test")
+	check(dns.RcodeSuccess)
+	write("other.test own.test")
 	s.ask(t, "udp", "elsewhere.test", dns.TypeA) // whatever is forwarded
-	check("new.test", "old.test")
-	write("newer.test")
+	check(dns.RcodeNameError)
+	write("own.test")
 	s.Swap(s.Table().With(nil, []string{"v6.example"}))
-	check("newer.test", "new.test")
-	s.Swap(NewTable(testHosts, []string{"old.test"}, 0))
-	check("newer.test", "old.test")
+	check(dns.RcodeSuccess)
+	write(".")
+	s.Swap(NewTable(testHosts, 0))
+	check(dns.RcodeNameError)
 }

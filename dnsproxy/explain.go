@@ -22,7 +22,7 @@ type Explanation struct {
 	Source string `json:"source"`
 
 	Host     string `json:"host,omitempty"`     // the table's name that matched
-	Search   string `json:"search,omitempty"`   // the search domain that was cut off
+	Search   string `json:"search,omitempty"`   // the pod's own domain, where it was cut off
 	Wildcard bool   `json:"wildcard,omitempty"` // Host is a wildcard
 	VIP      bool   `json:"vip,omitempty"`      // Host's addresses are virtual
 
@@ -87,7 +87,10 @@ func (e *Explanation) match(t *Table, q *query, source Source) {
 	if !ok {
 		return
 	}
-	e.Search, e.Wildcard = m.search, m.wildcard
+	e.Wildcard = m.wildcard
+	if m.base != nil {
+		e.Search = dotted(t.domain)
+	}
 	if m.reverse != nil {
 		n, _ := skipName(m.reverse, 0)
 		e.Host, e.VIP = dotted(m.reverse[:n-1]), true

@@ -15,7 +15,7 @@ func TestExplain(t *testing.T) {
 	up := newFakeUpstream(t, zone(0, goodA))
 	now := newClock()
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
-	s.Swap(NewTable(testHosts, testSearch, 0))
+	s.Swap(NewTable(testHosts, 0))
 	server := up.addr.String()
 	for _, tc := range []struct {
 		name  string
@@ -23,10 +23,10 @@ func TestExplain(t *testing.T) {
 		want  Explanation
 	}{
 		{"aliyun.com", dns.TypeA, Explanation{Source: "vip", Host: "aliyun.com", VIP: true, Records: []string{"aliyun.com. 30 IN A 240.240.1.2"}}},
-		{"aliyun.com.svc.cluster.local", dns.TypeA, Explanation{Source: "vip", Host: "aliyun.com", VIP: true, Search: "svc.cluster.local",
-			Records: []string{"aliyun.com.svc.cluster.local. 30 IN A 240.240.1.2"}}},
+		{"aliyun.com.default.svc.cluster.local", dns.TypeA, Explanation{Source: "vip", Host: "aliyun.com", VIP: true, Search: testDomain,
+			Records: []string{"aliyun.com.default.svc.cluster.local. 30 IN A 240.240.1.2"}}},
 		{"Dual.example", dns.TypeAAAA, Explanation{Source: "table", Host: "dual.example", Records: []string{"Dual.example. 30 IN AAAA fd00::1"}}},
-		{"v6.example.cluster.local.", dns.TypeA, Explanation{Source: "search", Host: "v6.example", Search: "cluster.local"}},
+		{"v6.example.default.svc.cluster.local.", dns.TypeA, Explanation{Source: "search", Host: "v6.example", Search: testDomain}},
 		{"a.b.deep.wild.example", dns.TypeAAAA, Explanation{Source: "wildcard", Host: "*.deep.wild.example", Wildcard: true}},
 		{"2.1.240.240.in-addr.arpa", dns.TypePTR, Explanation{Source: "vip", Host: "aliyun.com", VIP: true, Records: []string{"2.1.240.240.in-addr.arpa. 30 IN PTR aliyun.com."}}},
 		{"x.example", dns.TypeA, Explanation{Source: "upstream", Server: server, Records: []string{"x.example. 60 IN A 192.0.2.1"}}},

@@ -156,9 +156,11 @@ func zone(rcode int, text string) func([]byte, bool) []byte {
 
 func silence([]byte, bool) []byte { return nil }
 
-// writeConf writes a resolv.conf and returns its path.
+// writeConf writes a resolv.conf with testSearch, unless lines have another search
+// line, and returns its path.
 func writeConf(t testing.TB, lines ...string) string {
 	t.Helper()
+	lines = append([]string{"search " + strings.Join(testSearch, " ")}, lines...)
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
 		t.Fatal(err)

@@ -184,7 +184,7 @@ func TestNoUpstream(t *testing.T) {
 	path := writeConf(t, "search x", "nameserver nonsense")
 	now := newClock()
 	s := start(t, Config{ResolvConf: path, Log: slog.New(slog.NewTextHandler(log, nil)), Now: now.Now})
-	s.Swap(NewTable(testHosts, nil, 0))
+	s.Swap(NewTable(testHosts, 0))
 	for range 3 {
 		if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeServerFailure {
 			t.Errorf("forwarded name: %v", r)
@@ -300,7 +300,7 @@ func TestHoldBeforeTable(t *testing.T) {
 	got := make(chan *dns.Msg)
 	go func() { got <- s.ask(t, "udp", "aliyun.com", dns.TypeA) }()
 	waitFor(t, "a held query", func() bool { return s.Stats().Inflight == 1 })
-	s.Swap(NewTable(testHosts, nil, 0))
+	s.Swap(NewTable(testHosts, 0))
 	if r := <-got; answers(r)[0] != "aliyun.com. 30 IN A 240.240.1.2" {
 		t.Errorf("held query: %v", r)
 	}

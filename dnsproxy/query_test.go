@@ -77,7 +77,7 @@ func TestParseQuery(t *testing.T) {
 func TestEDNS(t *testing.T) {
 	up := newFakeUpstream(t, zone(0, "x.example. 60 IN A 192.0.2.1"))
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts, nil, 0))
+	s.Swap(NewTable(testHosts, 0))
 	for _, name := range []string{"aliyun.com", "x.example", "x.example"} { // table, upstream, cache
 		r := s.ask(t, "udp", name, dns.TypeA, edns(1400, true))
 		opt := r.IsEdns0()
@@ -137,8 +137,9 @@ func FuzzQuery(f *testing.F) {
 	f.Add(raw(0, [4]uint16{1, 0, 0, 2}, aQuestion+optRR+"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x00\x00\x00"))
 	f.Add(raw(0, [4]uint16{1}, "\x06AliYun\x03cOm\x00\x00\x01\x00\x01"))
 	f.Add(raw(0, [4]uint16{1}, "\x012\x011\x03240\x03240\x07in-addr\x04arpa\x00\x00\x0c\x00\x01"))
-	table := NewTable(testHosts, testSearch, 30)
-	h := newTables(Config{TTL: 30}, new(forwarder))
+	table := NewTable(testHosts, 30)
+	h := newTables(Config{TTL: 30, Domain: testDomain}, new(forwarder))
+	h.searched(testSearch)
 	h.swap(table)
 	f.Fuzz(func(t *testing.T, msg []byte) {
 		q := new(query)
@@ -234,7 +235,7 @@ func compareAnswer(t *testing.T, table *Table, q *query, hit bool) {
 	}
 	name = strings.TrimSuffix(name, ".")
 	want := false
-	for _, s := range append([]string{""}, testSearch...) {
+	for _, s := range []string{"", testDomain} {
 		base := name
 		if s != "" {
 			var ok bool

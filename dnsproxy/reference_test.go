@@ -3,6 +3,7 @@ package dnsproxy
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -20,7 +21,7 @@ import (
 // what a client has no room for is the caller's to check.
 type reference struct {
 	hosts  []Host
-	search []string
+	domain string // the pod's own
 	ttl    uint32
 	cached map[dns.Question]*dns.Msg // lower case
 }
@@ -106,38 +107,29 @@ func (r *reference) addSOA(reply *dns.Msg) {
 		Serial: 1, Refresh: 3600, Retry: 1200, Expire: 604800, Minttl: r.ttl}}
 }
 
-// find returns the addresses of a name without its final dot: as it is, without
-// a search domain, by the closest wildcard, by that without a search domain.
+// find returns the addresses of a name without its final dot, as if each host were in
+// the table once more with the pod's domain: of the host of that name, else of the
+// longest wildcard that covers it.
 func (r *reference) find(name string) []netip.Addr {
-	names := []string{name}
-	for _, s := range r.search {
-		if base, ok := strings.CutSuffix(name, "."+s); ok && base != "" && !strings.HasSuffix(base, `\`) {
-			names = append(names, base)
-		}
-	}
-	for _, n := range names {
-		if addrs := r.list(n); addrs != nil && !strings.HasPrefix(n, "*.") { // a wildcard is no name
-			return addrs
-		}
-	}
-	for _, n := range names {
-		labels := dns.SplitDomainName(n)
-		for i := 1; i < len(labels); i++ {
-			if addrs := r.list("*." + strings.Join(labels[i:], ".")); addrs != nil {
-				return addrs
+	labels := dns.SplitDomainName(name)
+	var found []netip.Addr
+	best := 0
+	for _, h := range r.hosts {
+		for _, full := range []string{h.Name, h.Name + "." + r.domain} {
+			of := dns.SplitDomainName(full)
+			n := len(of)
+			switch {
+			case of[0] != "*" && slices.Equal(of, labels):
+				n = math.MaxInt
+			case of[0] != "*" || len(labels) < n || !slices.Equal(of[1:], labels[len(labels)-n+1:]):
+				continue
+			}
+			if n > best || n == best && full == h.Name {
+				best, found = n, h.Addrs
 			}
 		}
 	}
-	return nil
-}
-
-func (r *reference) list(name string) []netip.Addr {
-	for _, h := range r.hosts {
-		if h.Name == name {
-			return h.Addrs
-		}
-	}
-	return nil
+	return found
 }
 
 // vipHost returns the host that a reverse name's VIP belongs to.
@@ -163,6 +155,8 @@ func referenceHosts() []Host {
 	return slices.Concat(testHosts, []Host{many,
 		{Name: "also.aliyun.com", Addrs: ips("240.240.1.2", "2001:2::7"), VIP: true},
 		{Name: "a.svc.cluster.local", Addrs: ips("10.0.0.8")},
+		{Name: "*.cluster.local", Addrs: ips("10.0.0.9")},
+		{Name: "b.default.svc.cluster.local", Addrs: ips("10.0.0.10")}, {Name: "b", Addrs: ips("10.0.0.11")},
 	})
 }
 
@@ -186,8 +180,8 @@ var keptAnswers = map[dns.Question]string{
 func newReference(t testing.TB) (*Server, *reference) {
 	now := time.Unix(1000, 0)
 	s := newServer(t, Config{ResolvConf: writeConf(t), Now: func() time.Time { return now }})
-	r := &reference{hosts: referenceHosts(), search: testSearch, ttl: DefaultTTL, cached: map[dns.Question]*dns.Msg{}}
-	s.Swap(NewTable(r.hosts, r.search, 0))
+	r := &reference{hosts: referenceHosts(), domain: testDomain, ttl: DefaultTTL, cached: map[dns.Question]*dns.Msg{}}
+	s.Swap(NewTable(r.hosts, 0))
 	for question, text := range keptAnswers {
 		rcode := 0
 		if rest, ok := strings.CutPrefix(text, "NX\n"); ok {
@@ -235,6 +229,7 @@ func FuzzFastPath(f *testing.F) {
 		name := strings.Replace(h.Name, "*", "Ab.c", 1)
 		addSeeds(f, dns.Question{Name: name + ".", Qtype: dns.TypeA, Qclass: dns.ClassINET})
 		addSeeds(f, dns.Question{Name: name + ".Cluster.local.", Qtype: dns.TypeAAAA, Qclass: dns.ClassINET})
+		addSeeds(f, dns.Question{Name: name + ".Default.svc.cluster.local.", Qtype: dns.TypeA, Qclass: dns.ClassINET})
 		addSeeds(f, dns.Question{Name: name + ".", Qtype: dns.TypeANY, Qclass: dns.ClassINET})
 		reverse, _ := dns.ReverseAddr(h.Addrs[0].String())
 		addSeeds(f, dns.Question{Name: reverse, Qtype: dns.TypePTR, Qclass: dns.ClassINET})

@@ -239,7 +239,7 @@ func TestClusterLoad(t *testing.T) {
 		return zone(0, name+" 30 IN A 192.0.2.1")(r, tcp)
 	})
 	s := newServer(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now})
-	s.Swap(NewTable([]Host{{Name: "mesh.example", Addrs: ips("240.240.0.1")}}, testSearch, 0))
+	s.Swap(NewTable([]Host{{Name: "mesh.example", Addrs: ips("240.240.0.1")}}, 0))
 	look := lookups(t, s)
 	for range passes {
 		for i := range names {

@@ -37,7 +37,7 @@ func hotServer(t testing.TB) *testServer {
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
 	hosts := append(manyHosts(10_000), Host{Name: "many.mesh.example", Addrs: ips("10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1")},
 		Host{Name: "*.wild.example", Addrs: ips("10.0.1.1")})
-	s.Swap(NewTable(hosts, testSearch, 0))
+	s.Swap(NewTable(hosts, 0))
 	s.ask(t, "udp", "hot.example", dns.TypeA)
 	return s
 }
@@ -58,7 +58,7 @@ var hotNames = map[string]string{
 	"addresses":       "many.mesh.example.",
 	"search domain":   "svc-4711.mesh.example.default.svc.cluster.local.",
 	"wildcard":        "a.b.wild.example.",
-	"wildcard search": "a.b.wild.example.svc.cluster.local.",
+	"wildcard search": "a.b.wild.example.default.svc.cluster.local.",
 	"cache":           "hot.example.",
 }
 

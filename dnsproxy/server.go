@@ -24,6 +24,12 @@ type Config struct {
 	// CAP_NET_RAW; without, every forwarded query fails.
 	Mark uint32
 
+	// Domain is the search domain of the pod's own namespace,
+	// <namespace>.svc.<cluster domain>. While it is the first of ResolvConf's, a
+	// name below it is answered as the table's name without it, as Istio does.
+	// "": names are answered as they are.
+	Domain string
+
 	// ResolvConf is the path of the file with the servers to forward to. It
 	// is read again when it changes. It need not exist.
 	ResolvConf string
@@ -72,6 +78,7 @@ func New(c Config) (*Server, error) {
 	s.cache = cache
 	s.tables = newTables(c, cache)
 	s.forwarder.searched = s.tables.searched
+	s.tables.searched(s.forwarder.current.Search)
 	return s, nil
 }
 
@@ -102,8 +109,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Swap puts t in force for every query that is looked up from now on. Once the
-// search domains of Config.ResolvConf have changed, they are used instead of t's.
+// Swap puts t in force for every query that is looked up from now on.
 func (s *Server) Swap(t *Table) {
 	s.forwarder.plan() // for it looks at the file
 	s.tables.swap(t)

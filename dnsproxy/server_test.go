@@ -48,6 +48,9 @@ func newServer(t testing.TB, c Config) *Server {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.Domain == "" {
+		c.Domain = testDomain
+	}
 	s, err := New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +106,10 @@ var testHosts = []Host{
 	{Name: "own.wild.example", Addrs: ips("10.0.1.3")},
 }
 
-var testSearch = []string{"default.svc.cluster.local", "svc.cluster.local", "cluster.local"}
+// testDomain is the pod's own, testSearch what its resolv.conf has.
+const testDomain = "default.svc.cluster.local"
+
+var testSearch = []string{testDomain, "svc.cluster.local", "cluster.local"}
 
 func ips(list ...string) []netip.Addr {
 	var out []netip.Addr
@@ -115,7 +121,7 @@ func ips(list ...string) []netip.Addr {
 
 func TestServes(t *testing.T) {
 	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(testHosts, testSearch, 0))
+	s.Swap(NewTable(testHosts, 0))
 	for _, network := range []string{"udp", "tcp"} {
 		r := s.ask(t, network, "AliYun.com", dns.TypeA)
 		if r.Rcode != dns.RcodeSuccess || !r.Authoritative || !r.RecursionAvailable || len(r.Answer) != 1 {

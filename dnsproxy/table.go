@@ -26,37 +26,26 @@ type Table struct {
 	exact     *shards // values: addrs
 	wildcards *shards // the same, by the name behind "*."
 	reverse   *shards // by address: the VIP's hosts in wire form, sorted, one behind the other
-	search    []searchDomain
-	ttl       uint32 // seconds; 0: the server's default
-}
-
-// searchDomain is one of resolv.conf's.
-type searchDomain struct {
-	text string
-	wire []byte // without the root
+	domain    []byte  // in wire form without the root: `name.<domain>` is name; nil: no domain
+	ttl       uint32  // seconds; 0: the server's default
 }
 
 // NewTable returns the table of hosts. A name given twice has the addresses of
-// both. search are resolv.conf's search domains: `name.<search>` is answered as
-// name, at query time, so that they cost no memory; and directly, with records
-// of the name that was asked for: a CNAME to the shorter name would do as well,
-// but callers that look at the canonical name (Kerberos, certificate checks)
-// are better off with the name that they know. ttl is in seconds; 0 is
-// Config.TTL. Hosts without a usable name or address are left out.
-func NewTable(hosts []Host, search []string, ttl uint32) *Table {
+// both. ttl is in seconds; 0 is Config.TTL. Hosts without a usable name or
+// address are left out. A Server that has the table in force answers its names
+// also below the pod's own domain, see Config.Domain.
+func NewTable(hosts []Host, ttl uint32) *Table {
 	t := &Table{exact: newShards(), wildcards: newShards(), reverse: newShards(), ttl: ttl}
-	return t.With(hosts, nil).WithSearch(search)
+	return t.With(hosts, nil)
 }
 
-// WithSearch returns the table with these search domains instead of its own.
-func (t *Table) WithSearch(search []string) *Table {
+// below returns the table that has its names below domain, too; "": below none.
+// It is cut off when somebody asks, so that it costs no memory.
+func (t *Table) below(domain string) *Table {
 	out := *t
-	out.search = nil
-	for _, domain := range search {
-		domain = normalName(domain)
-		if wire, ok := appendName(nil, domain); ok {
-			out.search = append(out.search, searchDomain{text: domain, wire: wire[:len(wire)-1]})
-		}
+	out.domain = nil
+	if wire, ok := appendName(nil, domain); ok {
+		out.domain = wire[:len(wire)-1]
 	}
 	return &out
 }
@@ -91,53 +80,45 @@ type match struct {
 	addrs    addrs
 	wildcard bool
 	reverse  []byte // the hosts of the VIP that the name stands for
-	search   string // the search domain that was stripped
+	base     []byte // the name without the pod's domain, where that was cut off
 }
 
 // lookup finds a lower-case name in wire form, without the root: exact, exact
-// without one search domain, the most specific wildcard, a wildcard without one
-// search domain; and the reverse name of a VIP.
+// without the pod's domain, the most specific wildcard; and the reverse name of
+// a VIP.
 func (t *Table) lookup(name []byte) (match, bool) {
 	if e := t.exact.get(name); e != nil {
 		return match{owner: name, addrs: e}, true
 	}
-	for i := range t.search {
-		if base, ok := cutDomain(name, t.search[i].wire); ok {
-			if e := t.exact.get(base); e != nil {
-				return match{owner: base, addrs: e, search: t.search[i].text}, true
-			}
+	base := cutDomain(name, t.domain)
+	if base != nil {
+		if e := t.exact.get(base); e != nil {
+			return match{owner: base, addrs: e, base: base}, true
 		}
 	}
 	if t.wildcards.n > 0 {
-		if m, ok := t.lookupWildcard(name); ok {
+		if m, ok := t.wildcard(name, base); ok {
 			return m, true
 		}
 	}
 	return t.lookupReverse(name)
 }
 
-func (t *Table) lookupWildcard(name []byte) (match, bool) {
-	if m, ok := t.wildcard(name); ok {
-		return m, true
-	}
-	for i := range t.search {
-		if base, ok := cutDomain(name, t.search[i].wire); ok {
-			if m, ok := t.wildcard(base); ok {
-				m.search = t.search[i].text
-				return m, true
-			}
-		}
-	}
-	return match{}, false
-}
-
-// wildcard finds the closest ancestor of name that is a wildcard. The name
+// wildcard finds the closest ancestor of name that is a wildcard, or one below
+// the pod's domain: base is name without that, nil if it is elsewhere. The name
 // itself is not its own ancestor: "*.x" does not cover x.
-func (t *Table) wildcard(name []byte) (match, bool) {
-	for len(name) > 0 {
-		name = name[1+int(name[0]):]
-		if e := t.wildcards.get(name); e != nil {
-			return match{owner: name, addrs: e, wildcard: true}, true
+func (t *Table) wildcard(name, base []byte) (match, bool) {
+	for up := name; len(up) > 0; {
+		up = up[1+int(up[0]):]
+		if e := t.wildcards.get(up); e != nil {
+			return match{owner: up, addrs: e, wildcard: true}, true
+		}
+		if len(up) <= len(t.domain) || base == nil {
+			continue
+		}
+		owner := base[len(name)-len(up):]
+		if e := t.wildcards.get(owner); e != nil {
+			return match{owner: owner, addrs: e, wildcard: true, base: base}, true
 		}
 	}
 	return match{}, false
@@ -157,17 +138,20 @@ func (t *Table) lookupReverse(name []byte) (match, bool) {
 }
 
 // cutDomain returns name without a domain that it ends with, label by label;
-// false when it does not, and when nothing would be left.
-func cutDomain(name, domain []byte) ([]byte, bool) {
+// nil when it does not, when nothing would be left, and without a domain.
+func cutDomain(name, domain []byte) []byte {
 	n := len(name) - len(domain)
-	if n <= 0 || !bytes.Equal(name[n:], domain) {
-		return nil, false
+	if n <= 0 || len(domain) == 0 || !bytes.Equal(name[n:], domain) {
+		return nil
 	}
 	at := 0
 	for at < n {
 		at += 1 + int(name[at])
 	}
-	return name[:n], at == n
+	if at != n { // the domain's first label is the end of a longer one
+		return nil
+	}
+	return name[:n]
 }
 
 // appendRecords appends the answer with list's addresses, size bytes each, in

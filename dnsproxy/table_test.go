@@ -26,7 +26,7 @@ func answers(m *dns.Msg) []string {
 func TestTableAnswers(t *testing.T) {
 	up := newFakeUpstream(t, zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 5"))
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts, testSearch, 0))
+	s.Swap(NewTable(testHosts, 0))
 	nodata := []string{}
 	for _, tc := range []struct {
 		name  string
@@ -43,8 +43,12 @@ func TestTableAnswers(t *testing.T) {
 		{"v6.example", dns.TypeANY, []string{"v6.example. 30 IN AAAA fd00::6"}},
 		{"2.1.240.240.in-addr.arpa", dns.TypeANY, []string{"2.1.240.240.in-addr.arpa. 30 IN PTR aliyun.com."}},
 		{"aliyun.com.default.svc.cluster.local", dns.TypeA, []string{"aliyun.com.default.svc.cluster.local. 30 IN A 240.240.1.2"}},
-		{"aliyun.com.SVC.cluster.local", dns.TypeA, []string{"aliyun.com.SVC.cluster.local. 30 IN A 240.240.1.2"}},
-		{"aliyun.com.cluster.local", dns.TypeAAAA, nodata},
+		{"aliyun.com.default.SVC.cluster.local", dns.TypeA, []string{"aliyun.com.default.SVC.cluster.local. 30 IN A 240.240.1.2"}},
+		{"aliyun.com.default.svc.cluster.local", dns.TypeAAAA, nodata},
+		{"aliyun.com.svc.cluster.local", dns.TypeA, nil},
+		{"aliyun.com.cluster.local", dns.TypeA, nil},
+		{"aliyun.comdefault.svc.cluster.local", dns.TypeA, nil},
+		{"default.svc.cluster.local", dns.TypeA, nil},
 		{"aliyun.com.local", dns.TypeA, nil},
 		{"xaliyun.com", dns.TypeA, nil},
 		{"www.aliyun.com", dns.TypeA, nil},
@@ -55,8 +59,10 @@ func TestTableAnswers(t *testing.T) {
 		{"own.wild.example", dns.TypeA, []string{"own.wild.example. 30 IN A 10.0.1.3"}},
 		{"*.wild.example", dns.TypeA, []string{"*.wild.example. 30 IN A 10.0.1.1"}},
 		{"wild.example", dns.TypeA, nil},
-		{"a.wild.example.cluster.local", dns.TypeA, []string{"a.wild.example.cluster.local. 30 IN A 10.0.1.1"}},
-		{"wild.example.cluster.local", dns.TypeA, nil},
+		{"a.wild.example.default.svc.cluster.local", dns.TypeA, []string{"a.wild.example.default.svc.cluster.local. 30 IN A 10.0.1.1"}},
+		{"a.deep.wild.example.default.svc.cluster.local", dns.TypeA, []string{"a.deep.wild.example.default.svc.cluster.local. 30 IN A 10.0.1.2"}},
+		{"a.wild.example.svc.cluster.local", dns.TypeA, nil},
+		{"wild.example.default.svc.cluster.local", dns.TypeA, nil},
 		{"2.1.240.240.in-addr.arpa", dns.TypePTR, []string{"2.1.240.240.in-addr.arpa. 30 IN PTR aliyun.com."}},
 		{"2.1.240.240.in-addr.arpa", dns.TypeA, nodata},
 		{"3.1.240.240.in-addr.arpa", dns.TypePTR, nil},
@@ -83,10 +89,74 @@ func TestTableAnswers(t *testing.T) {
 	}
 }
 
+// A name of the mesh below any domain but the pod's own is somebody else's, and below
+// that one only where resolvers try it first: the server of that name is not the mesh's.
+func TestOtherSearchDomains(t *testing.T) {
+	const real = "192.0.2.1"
+	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte { return zone(0, nameIn(r)+" 60 IN A "+real)(r, tcp) })
+	hosts := []Host{
+		{Name: "db", Addrs: ips("240.240.0.1"), VIP: true}, {Name: "mongo.prod", Addrs: ips("240.240.0.2"), VIP: true},
+		{Name: "api.example.com", Addrs: ips("240.240.0.3"), VIP: true}, {Name: "*.apps.example", Addrs: ips("240.240.0.4")},
+	}
+	const demo, search = "demo.svc.cluster.local", " svc.cluster.local cluster.local corp.example"
+	for name, tc := range map[string]struct {
+		domain, search string
+		own            bool // names below demo are the mesh's
+	}{
+		"a pod's":                 {demo, demo + search, true},
+		"in capitals":             {"Demo.svc.cluster.local.", demo + search, true},
+		"another domain first":    {demo, "corp.example " + demo + search, false},
+		"another namespace first": {"prod.svc.cluster.local", demo + search, false},
+		"no search domain":        {demo, ".", false},
+		"no domain of its own":    {".", demo + search, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), "search "+tc.search), Domain: tc.domain})
+			s.Swap(NewTable(hosts, 0))
+			for host, vip := range map[string]string{"db": "240.240.0.1", "mongo.prod": "240.240.0.2", "api.example.com": "240.240.0.3", "a.apps.example": "240.240.0.4"} {
+				want := map[string]string{host: vip, host + "." + demo: real}
+				if tc.own {
+					want[host+"."+demo] = vip
+				}
+				for _, domain := range strings.Fields("example prod.svc.cluster.local" + search) {
+					want[host+"."+domain] = real
+				}
+				for full, addr := range want {
+					r := s.ask(t, "udp", full, dns.TypeA)
+					if diff := cmp.Diff([]string{full + ". " + fmt.Sprint(r.Answer[0].Header().Ttl) + " IN A " + addr}, answers(r)); diff != "" {
+						t.Error(diff)
+					}
+				}
+			}
+		})
+	}
+}
+
+// Of the wildcards that cover a name, the most specific one answers, whether below the
+// pod's domain or of it.
+func TestWildcardsAroundThePodsDomain(t *testing.T) {
+	up := newFakeUpstream(t, zone(dns.RcodeNameError, ""))
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	s.Swap(NewTable([]Host{
+		{Name: "*.svc.cluster.local", Addrs: ips("10.0.0.1")}, {Name: "*.example", Addrs: ips("10.0.0.2")},
+		{Name: "*.a.example.default.svc.cluster.local", Addrs: ips("10.0.0.3")}, {Name: "*.b.a.example", Addrs: ips("10.0.0.4")},
+		{Name: "*.c.example", Addrs: ips("10.0.0.5")}, {Name: "*.c.example.default.svc.cluster.local", Addrs: ips("10.0.0.6")},
+	}, 0))
+	for name, want := range map[string]string{
+		"x.default.svc.cluster.local": "10.0.0.1", "example.default.svc.cluster.local": "10.0.0.1", "x.example.default.svc.cluster.local": "10.0.0.2",
+		"x.a.example.default.svc.cluster.local": "10.0.0.3", "x.b.a.example.default.svc.cluster.local": "10.0.0.4",
+		"x.c.example.default.svc.cluster.local": "10.0.0.6", "x.c.example": "10.0.0.5",
+	} {
+		if r := s.ask(t, "udp", name, dns.TypeA); len(r.Answer) != 1 || r.Answer[0].(*dns.A).A.String() != want {
+			t.Errorf("%s: want %s: %v", name, want, r.Answer)
+		}
+	}
+}
+
 func TestTableOtherTypesFromUpstream(t *testing.T) {
 	up := newFakeUpstream(t, zone(0, "aliyun.com. 60 IN MX 10 mail.aliyun.com."))
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts, nil, 0))
+	s.Swap(NewTable(testHosts, 0))
 	if r := s.ask(t, "udp", "aliyun.com", dns.TypeMX); len(r.Answer) != 1 {
 		t.Errorf("MX of the upstream is lost: %v", r)
 	}
@@ -108,7 +178,7 @@ func TestManyAddresses(t *testing.T) {
 		list = append(list, netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))
 	}
 	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable([]Host{{Name: "many.example", Addrs: list}}, nil, 5))
+	s.Swap(NewTable([]Host{{Name: "many.example", Addrs: list}}, 5))
 	for _, tc := range []struct {
 		network string
 		size    uint16
@@ -150,7 +220,7 @@ func TestSwap(t *testing.T) {
 	a := []Host{{Name: "a.example", Addrs: ips("10.0.0.1", "fd00::1")}, {Name: "*.w.example", Addrs: ips("10.0.0.2"), VIP: true}}
 	b := []Host{{Name: "b.example", Addrs: ips("10.0.0.3")}}
 	for i, hosts := range [][]Host{a, a, b, {}} {
-		s.Swap(NewTable(hosts, testSearch, 0))
+		s.Swap(NewTable(hosts, 0))
 		got := s.Table().Hosts()
 		want := slices.Clone(hosts)
 		slices.SortFunc(want, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
@@ -170,7 +240,7 @@ func TestNewTableSkipsAndMerges(t *testing.T) {
 		{Name: "upper.example", Addrs: ips("10.0.0.2", "10.0.0.1", "::ffff:10.0.0.3")},
 		{Name: "none.example"}, {Name: "", Addrs: ips("10.0.0.1")}, {Name: "*", Addrs: ips("10.0.0.1")},
 		{Name: "*.", Addrs: ips("10.0.0.1")}, {Name: "a..b", Addrs: ips("10.0.0.1")}, {Name: long, Addrs: ips("10.0.0.1")},
-	}, nil, 0)
+	}, 0)
 	want := []Host{{Name: "upper.example", Addrs: ips("10.0.0.1", "10.0.0.2", "10.0.0.3")}}
 	if diff := cmp.Diff(want, table.Hosts(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Error(diff)

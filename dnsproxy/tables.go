@@ -18,8 +18,9 @@ type tables struct {
 	ttl     uint32
 	next    handler
 
+	own    string     // the pod's own domain
 	mu     sync.Mutex // of changes
-	search []string   // resolv.conf's domains since they have changed, else nil
+	domain string     // the same, while it is resolv.conf's first search domain, else ""
 }
 
 // maxHeld bounds the queries held until the first table comes; further ones
@@ -32,6 +33,7 @@ func newTables(c Config, next handler) *tables {
 		hold:  c.HoldBeforeTable,
 		held:  make(chan struct{}, maxHeld),
 		ttl:   c.TTL,
+		own:   normalName(c.Domain),
 		next:  next,
 	}
 }
@@ -39,20 +41,24 @@ func newTables(c Config, next handler) *tables {
 func (h *tables) swap(t *Table) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.search != nil {
-		t = t.WithSearch(h.search)
-	}
-	h.current.Store(t)
+	h.current.Store(t.below(h.domain))
 	h.once.Do(func() { close(h.first) })
 }
 
-// searched makes domains those of the table in force and of every later one.
+// searched is told resolv.conf's search domains. A resolver makes a name of the mesh
+// into one below the first of them before all others, so that it has its answer at
+// once if that one is answered here. Names below any other domain, and below a first
+// one that is not the pod's own, are other people's: db.corp.example is not the host
+// db, and no resolver asks for it on the way to that.
 func (h *tables) searched(domains []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.search = append([]string{}, domains...)
+	h.domain = ""
+	if len(domains) > 0 && domains[0] == h.own {
+		h.domain = h.own
+	}
 	if t := h.current.Load(); t != nil {
-		h.current.Store(t.WithSearch(h.search))
+		h.current.Store(t.below(h.domain))
 	}
 }
 

@@ -44,7 +44,7 @@ func TestWithIsNewTable(t *testing.T) {
 		}
 	}
 	have := map[string]Host{}
-	table := NewTable(nil, testSearch, 0)
+	table := NewTable(nil, 0)
 	for round := range 300 {
 		var set []Host
 		var gone []string
@@ -76,7 +76,7 @@ func TestWithIsNewTable(t *testing.T) {
 		for _, h := range have {
 			hosts = append(hosts, h)
 		}
-		want := NewTable(hosts, testSearch, 0)
+		want := NewTable(hosts, 0)
 		if diff := cmp.Diff(everything(want), everything(table)); diff != "" {
 			t.Fatalf("round %d, set %v, gone %v: %s", round, set, gone, diff)
 		}
@@ -100,7 +100,7 @@ func wireOf(t *testing.T, name string) []byte {
 }
 
 func TestWithOneNameTwice(t *testing.T) {
-	old := NewTable([]Host{{Name: "a.example", Addrs: ips("10.0.0.1")}, {Name: "b.example", Addrs: ips("10.0.0.2")}}, nil, 0)
+	old := NewTable([]Host{{Name: "a.example", Addrs: ips("10.0.0.1")}, {Name: "b.example", Addrs: ips("10.0.0.2")}}, 0)
 	for _, tc := range []struct {
 		set  []Host
 		gone []string
@@ -122,7 +122,7 @@ func TestWithOneNameTwice(t *testing.T) {
 // is in; no change leaves all of it.
 func TestWithCostsWhatChanges(t *testing.T) {
 	hosts := manyHosts(10_000)
-	old := NewTable(hosts, nil, 0)
+	old := NewTable(hosts, 0)
 	moved := hosts[4711]
 	moved.Addrs = ips("240.1.2.3")
 	shared := func(table *Table) (copied int) {
@@ -160,7 +160,7 @@ const tableNamesEnv = "TEST_TABLE_NAMES" // makes the test below a child
 func TestTableMemory(t *testing.T) {
 	if n := os.Getenv(tableNamesEnv); n != "" {
 		names, _ := strconv.Atoi(n)
-		table := NewTable(manyHosts(names), testSearch, 0)
+		table := NewTable(manyHosts(names), 0)
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		// All that Go holds of the system's memory; VmRSS would have the race detector's, too.
@@ -233,7 +233,7 @@ func newQueryCosts(t testing.TB) *queryCosts {
 	c.v, c.b = serveByHand(t, c.server, "127.0.0.1:0")
 	c.conn = open(t, "udp", c.b.conn.LocalAddr().String())
 	for i, n := range costSizes {
-		c.tables[i] = NewTable(manyHosts(n), testSearch, 0)
+		c.tables[i] = NewTable(manyHosts(n), 0)
 		for at := range 2000 {
 			c.queries[i] = append(c.queries[i], wireQuery(t, uint16(at), fmt.Sprintf("svc-%d.mesh.example.", at*7919%n)))
 		}
@@ -282,7 +282,7 @@ func cpuPerQuery(t testing.TB, v *Serving, b *udpBatch, conn net.Conn, queries [
 // the machine does other things as well.
 func TestWithIsFast(t *testing.T) {
 	s := tableServer(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(manyHosts(10_000), testSearch, 0))
+	s.Swap(NewTable(manyHosts(10_000), 0))
 	const most = 5 * time.Millisecond
 	best := time.Hour
 	for i := range byte(20) {
@@ -343,7 +343,7 @@ func BenchmarkQueriesWhileTableChanges(b *testing.B) {
 func BenchmarkWith(b *testing.B) {
 	for _, n := range []int{10_000, 100_000} {
 		hosts := manyHosts(n)
-		table := NewTable(hosts, testSearch, 0)
+		table := NewTable(hosts, 0)
 		moved := []Host{{Name: hosts[n/2].Name, Addrs: ips("240.255.2.3"), VIP: true}}
 		for name, set := range map[string][]Host{"one": moved, "all given": hosts} {
 			b.Run(fmt.Sprintf("%d/%s", n, name), func(b *testing.B) {

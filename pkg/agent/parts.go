@@ -83,6 +83,7 @@ func (s *sidecar) newDNS() (err error) {
 	s.dns, err = dnsproxy.New(dnsproxy.Config{
 		Own:            s.cfg.DNSAddrs,
 		Mark:           s.cfg.ProxyMark,
+		Domain:         ownDomain(s.cfg),
 		ResolvConf:     resolvConf,
 		ForwardTimeout: s.cfg.DNSForwardTimeout, ForwardParallel: s.cfg.DNSForwardParallel,
 		HoldBeforeTable: s.cfg.DNSHold, TTL: uint32(s.cfg.DNSTTL.Seconds()),
@@ -275,8 +276,7 @@ func (s *sidecar) newPublisher() {
 				s.dns.Swap(old.With(set, gone))
 				return
 			}
-			conf, _ := dnsproxy.ReadResolvConf(resolvConf) // the DNS server says what is wrong with it
-			s.dns.Swap(dnsproxy.NewTable(set, conf.Search, 0))
+			s.dns.Swap(dnsproxy.NewTable(set, 0))
 		}
 	}
 }
@@ -307,6 +307,15 @@ func (s *sidecar) newStatus() error {
 // envoyStats streams Envoy's own metrics in Prometheus' text format.
 func (s *sidecar) envoyStats(ctx context.Context, query string) (io.ReadCloser, string, error) {
 	return s.admin.Open(ctx, "/stats/prometheus?"+query)
+}
+
+// ownDomain is the search domain that Kubernetes gives first to the pods of this one's
+// namespace; "" when --domain is another one, below which names are other people's.
+func ownDomain(c *config.Config) string {
+	if !strings.HasPrefix(strings.ToLower(c.Domain), strings.ToLower(c.PodNamespace)+".svc.") {
+		return ""
+	}
+	return c.Domain
 }
 
 // dnsPort is the port that DNS is redirected to.

@@ -21,7 +21,7 @@ func podSettings() []Setting {
 		{Name: "hostIP", Env: "HOST_IP", Kind: IP, Field: "HostIP",
 			Doc: "Address of the node, put in place of $(HOST_IP) in the bootstrap override"},
 		{Name: "domain", Flag: "domain", Kind: String, Field: "Domain",
-			Doc: "DNS domain of the namespace; ${POD_NAMESPACE}.svc.cluster.local unless set"},
+			Doc: "DNS domain of the namespace, as the search list of its pods begins; ${POD_NAMESPACE}.svc.cluster.local unless set"},
 		{Name: "serviceCluster", Flag: "serviceCluster", Proxy: "serviceCluster", Kind: String, Default: defaultServiceCluster, Field: "ServiceCluster",
 			Doc: "Cluster of Envoy's node; at its default the pod's labels name it"},
 	}

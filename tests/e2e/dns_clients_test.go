@@ -20,8 +20,8 @@ import (
 // appUser is the application: any user but the agent's.
 const appUser = 1000
 
-// muslLookup is a program that prints the addresses of its arguments, one a line.
-const muslLookup = `#include <arpa/inet.h>
+// lookupSource is a program that prints the addresses of its arguments, one a line.
+const lookupSource = `#include <arpa/inet.h>
 #include <netdb.h>
 #include <stdio.h>
 #include <sys/socket.h>
@@ -113,19 +113,25 @@ func glibcClient(t *testing.T, p *pod, mesh []string) {
 }
 
 func muslClient(t *testing.T, p *pod, mesh []string) {
-	source, binary := filepath.Join(t.TempDir(), "lookup.c"), filepath.Join(p.c.HostConfig, "musl-lookup")
-	must(t, os.WriteFile(source, []byte(muslLookup), 0o644))
-	if out, err := exec.Command("musl-gcc", "-static", "-o", binary, source).CombinedOutput(); err != nil {
-		t.Fatalf("build a program with musl (Debian: musl-tools): %v: %s", err, out)
-	}
-	must(t, os.Chmod(binary, 0o755))
-	lookup := func(name string) []string {
-		return strings.Fields(app(t, p, lab.ConfigMount+"/musl-lookup", name))
-	}
+	program := buildLookup(t, p, "musl-gcc")
+	lookup := func(name string) []string { return strings.Fields(app(t, p, program, name)) }
 	sameAddrs(t, "mesh", lookup("aliyun.com"), mesh)
 	sameAddrs(t, "outside", lookup("plain.example"), plain)
 	// NXDOMAIN to one of the two questions would end it all: musl asks no other server then.
 	sameAddrs(t, "headless", lookup("headless.example"), []string{"10.1.0.1", "10.1.0.2", "10.1.0.3"})
+}
+
+// buildLookup builds lookupSource with a compiler, and returns where the pod has the program.
+func buildLookup(t *testing.T, p *pod, compiler string) string {
+	t.Helper()
+	name := compiler + "-lookup"
+	source, binary := filepath.Join(t.TempDir(), "lookup.c"), filepath.Join(p.c.HostConfig, name)
+	must(t, os.WriteFile(source, []byte(lookupSource), 0o644))
+	if out, err := exec.Command(compiler, "-static", "-o", binary, source).CombinedOutput(); err != nil {
+		t.Fatalf("build a program with %s (Debian: gcc, musl-tools): %v: %s", compiler, err, out)
+	}
+	must(t, os.Chmod(binary, 0o755))
+	return lab.ConfigMount + "/" + name
 }
 
 func goClient(t *testing.T, p *pod, mesh []string) {

@@ -146,10 +146,14 @@ func testNames(t *testing.T, p *pod, _ *lab.CA) {
 		}
 	}
 	vip := p.vip(t, "aliyun.com", dns.TypeA)
-	for _, domain := range []string{"default.svc.cluster.local", "svc.cluster.local", "cluster.local"} {
-		addrs, err := p.Pod.Lookup("aliyun.com."+domain, dns.TypeA)
-		if err != nil || len(addrs) != 1 || addrs[0] != vip {
-			t.Errorf("with search domain %s: %v, %v, want %v", domain, addrs, err, vip)
+	addrs, err := p.Pod.Lookup("aliyun.com.default.svc.cluster.local", dns.TypeA)
+	if err != nil || len(addrs) != 1 || addrs[0] != vip {
+		t.Errorf("with the search domain of the pod's namespace: %v, %v, want %v", addrs, err, vip)
+	}
+	for _, domain := range []string{"svc.cluster.local", "cluster.local", "corp.example"} {
+		m, err := p.Pod.Exchange("udp", server, "aliyun.com."+domain, dns.TypeA)
+		if err != nil || m.Rcode != dns.RcodeNameError {
+			t.Errorf("with domain %s, of others: %v, %v, want the real server's NXDOMAIN", domain, m, err)
 		}
 	}
 	m, err := p.Pod.Exchange("udp", server, "listed.example", dns.TypeAAAA)

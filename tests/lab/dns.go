@@ -92,6 +92,19 @@ func (s *DNSServer) Queries(name, qtype string) int {
 	return s.queries[dns.CanonicalName(name)+" "+qtype]
 }
 
+// Asked returns how often was asked for names that begin with the labels of prefix, of
+// whatever type and domain.
+func (s *DNSServer) Asked(prefix string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for question, times := range s.queries {
+		if strings.HasPrefix(question, dns.CanonicalName(prefix)) {
+			n += times
+		}
+	}
+	return n
+}
+
 // ServeDNS implements dns.Handler.
 func (s *DNSServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	question := q.Question[0]

@@ -1,0 +1,61 @@
+package e2e_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/miekg/dns"
+	"understudy.mesh/tests/lab"
+)
+
+// A pod's resolver makes names below each of these of a short one.
+const searching = "nameserver " + lab.NameServer + "\n" +
+	"search default.svc.cluster.local svc.cluster.local cluster.local corp.example\noptions ndots:5\n"
+
+// Hosts of the mesh that have a namesake elsewhere, by which a search domain would lead there.
+var namesakes = map[string]string{
+	"db": "db.corp.example", "mongo.prod": "mongo.prod.svc.cluster.local", "api.example.com": "api.example.com.corp.example",
+	"in.default.svc.cluster.local": "in.default.svc.cluster.local.corp.example", "a.b.c.d.e.example": "a.b.c.d.e.example.corp.example",
+}
+
+// TestSearchDomains looks hosts of the mesh up by the names that applications write: the resolvers of
+// glibc and musl have their answer from the agent alone, and the full name of something else is answered by
+// the server that knows it.
+func TestSearchDomains(t *testing.T) {
+	t.Parallel()
+	docs, port := []string{}, 8100
+	for host := range namesakes {
+		docs, port = append(docs, static("h"+strings.ReplaceAll(host, ".", "-"), host, port, "TCP", "198.51.100.12", 8012)), port+1
+	}
+	p := newPod(t, podOptions{container: lab.ContainerOptions{ResolvConf: searching}, files: map[string]string{"mesh.yaml": documents(docs...)}})
+	for _, namesake := range namesakes {
+		p.dns.Set(namesake, "198.51.100.99")
+	}
+	for _, compiler := range []string{"gcc", "musl-gcc"} {
+		program := buildLookup(t, p, compiler)
+		const rounds, mostPerLookup = 10, 0.05
+		for range rounds {
+			for host := range namesakes {
+				vips := []string{p.vip(t, host, dns.TypeA).String(), p.vip(t, host, dns.TypeAAAA).String()}
+				sameAddrs(t, compiler+": "+host, strings.Fields(app(t, p, program, host)), vips)
+			}
+		}
+		asked := 0
+		for host := range namesakes {
+			asked += p.dns.Asked(host)
+		}
+		if most := float64(rounds*len(namesakes)) * mostPerLookup; float64(asked) > most {
+			t.Errorf("%s: the real server was asked %d times, %.0f are allowed", compiler, asked, most)
+		}
+	}
+	for host, namesake := range namesakes {
+		got, err := p.Pod.Lookup(namesake, dns.TypeA)
+		if err != nil || len(got) != 1 || got[0].String() != "198.51.100.99" {
+			t.Errorf("%s: %v, %v, want what the real server says, not the VIP of %s", namesake, got, err, host)
+		}
+	}
+	if got := strings.Fields(app(t, p, "getent", "ahostsv4", "db.corp.example")); !slices.Contains(got, "198.51.100.99") {
+		t.Errorf("db.corp.example: %v", got)
+	}
+}

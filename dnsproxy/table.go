@@ -11,11 +11,16 @@ import (
 // DefaultTTL is the TTL of table answers in seconds, Istio's (pkg/dns/client).
 const DefaultTTL = 30
 
-// Host is a name that the table answers.
+// Host is a name that the table answers. Of several that cover a question's name
+// the most specific one decides, also where it has nothing to answer.
 type Host struct {
 	Name  string       // lower case; "*.x" covers all names below x
 	Addrs []netip.Addr // at least one, both families mixed
 	VIP   bool         // Addrs are virtual: PTR queries for them are answered
+
+	// Forwarded is a host without addresses: its name is asked upstream as if the
+	// table did not have it, whatever a wildcard would answer.
+	Forwarded bool `json:",omitempty"`
 }
 
 // Table is the set of names answered here. It is immutable, made by NewTable and
@@ -56,7 +61,7 @@ func (t *Table) Hosts() []Host {
 	collect := func(prefix string) func(key, value []byte) {
 		return func(key, value []byte) {
 			e := addrs(value)
-			hosts = append(hosts, Host{Name: prefix + dotted(key), Addrs: e.list(), VIP: e.vip()})
+			hosts = append(hosts, Host{Name: prefix + dotted(key), Addrs: e.list(), VIP: e.vip(), Forwarded: e.forwarded()})
 		}
 	}
 	t.exact.all(collect(""))

@@ -153,6 +153,51 @@ func TestWildcardsAroundThePodsDomain(t *testing.T) {
 	}
 }
 
+// The most specific name decides, with whatever it has: one family, no answer of the type
+// that was asked for, or nothing, and then it is the upstream's.
+func TestMostSpecificNameDecides(t *testing.T) {
+	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte {
+		if name := nameIn(r); name == "gap.wild.example." || name == "x.gap.wild.example." {
+			return zone(0, name+" 60 IN A 192.0.2.1")(r, tcp)
+		}
+		return zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 60")(r, tcp)
+	})
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	s.Swap(NewTable([]Host{
+		{Name: "*.wild.example", Addrs: ips("10.0.0.1", "fd00::1")}, {Name: "six.wild.example", Addrs: ips("fd00::6")},
+		{Name: "gap.wild.example", Forwarded: true}, {Name: "*.gap.wild.example", Forwarded: true}, {Name: "*.b.gap.wild.example", Addrs: ips("10.0.0.2")},
+	}, 0))
+	const none = "NXDOMAIN"
+	for _, tc := range []struct {
+		name  string
+		qtype uint16
+		want  string
+	}{
+		{"a.wild.example", dns.TypeA, "10.0.0.1"}, {"six.wild.example", dns.TypeA, ""}, {"six.wild.example", dns.TypeAAAA, "fd00::6"},
+		{"six.wild.example.default.svc.cluster.local", dns.TypeA, ""}, {"x.six.wild.example", dns.TypeA, "10.0.0.1"},
+		{"gap.wild.example", dns.TypeA, "192.0.2.1"}, {"x.gap.wild.example", dns.TypeA, "192.0.2.1"}, {"y.gap.wild.example", dns.TypeA, none},
+		{"gap.wild.example.default.svc.cluster.local", dns.TypeA, none}, {"y.gap.wild.example", dns.TypeTXT, none}, {"x.b.gap.wild.example", dns.TypeA, "10.0.0.2"},
+	} {
+		for range 2 { // from the upstream, then from the cache
+			r := s.ask(t, "udp", tc.name, tc.qtype)
+			got := ""
+			switch {
+			case r.Rcode != dns.RcodeSuccess:
+				got = dns.RcodeToString[r.Rcode]
+			case len(r.Answer) > 0:
+				fields := strings.Fields(r.Answer[len(r.Answer)-1].String())
+				got = fields[len(fields)-1]
+			}
+			if got != tc.want {
+				t.Errorf("%s %s: %q, want %q", tc.name, dns.TypeToString[tc.qtype], got, tc.want)
+			}
+		}
+	}
+	if e, err := s.Explain(t.Context(), "gap.wild.example", dns.TypeA); err != nil || e.Source != "cache" || e.Host != "" {
+		t.Errorf("explained: %+v, %v", e, err)
+	}
+}
+
 func TestTableOtherTypesFromUpstream(t *testing.T) {
 	up := newFakeUpstream(t, zone(0, "aliyun.com. 60 IN MX 10 mail.aliyun.com."))
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})

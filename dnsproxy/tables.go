@@ -160,13 +160,14 @@ func (h *tables) ttlOf(t *Table) uint32 {
 	return h.ttl
 }
 
-// find looks q's name up in t.
+// find looks q's name up in t. A host that is forwarded is found by nobody.
 func find(t *Table, q *query) (match, bool) {
 	name := q.wire()
 	if q.qclass != classIN || len(name) == 1 { // no table has the root
 		return match{}, false
 	}
-	return t.lookup(name[:len(name)-1])
+	m, ok := t.lookup(name[:len(name)-1])
+	return m, ok && (m.reverse != nil || !m.addrs.forwarded())
 }
 
 // dotted returns a name of a table, in wire form without the root, with dots.

@@ -13,14 +13,16 @@ import (
 const maxAddrs = 2000
 
 // addrs are the addresses of one host as the table keeps them: one byte for
-// Host.VIP, the number of IPv4 addresses in two, those, and then IPv6's.
+// Host.VIP, the number of IPv4 addresses in two, those, and then IPv6's. Without
+// any, the host is forwarded.
 type addrs []byte
 
 const addrsHead = 1 + 2
 
-func (e addrs) vip() bool  { return e[0] != 0 }
-func (e addrs) v4() []byte { return e[addrsHead:][:4*int(binary.BigEndian.Uint16(e[1:]))] }
-func (e addrs) v6() []byte { return e[addrsHead+len(e.v4()):] }
+func (e addrs) vip() bool       { return e[0] != 0 }
+func (e addrs) forwarded() bool { return len(e) == addrsHead }
+func (e addrs) v4() []byte      { return e[addrsHead:][:4*int(binary.BigEndian.Uint16(e[1:]))] }
+func (e addrs) v6() []byte      { return e[addrsHead+len(e.v4()):] }
 
 func (e addrs) list() []netip.Addr {
 	list := make([]netip.Addr, 0, len(e.v4())/4+len(e.v6())/16)
@@ -73,7 +75,7 @@ func appendAddr(dst []byte, a netip.Addr) []byte {
 
 // With returns the table in which each host of set has replaced the one of its
 // name, and gone, but for those of set, have left. A name twice in set has the
-// addresses of both; one without a usable address leaves. It costs what changes,
+// addresses of both; one without a usable address leaves, unless it is Forwarded. It costs what changes,
 // however large the table is: a host that is as it was costs a look-up.
 func (t *Table) With(set []Host, gone []string) *Table {
 	byName := func(a, b Host) int { return strings.Compare(normalName(a.Name), normalName(b.Name)) }
@@ -151,16 +153,19 @@ func (e *edit) nameKey(name string) (key []byte, wild, ok bool) {
 }
 
 // merged returns the addresses of hosts, which have one name. They are virtual
-// when all of them are.
+// when all of them are. Without any, it is forwarded when one of the hosts is.
 func (e *edit) merged(hosts []Host) addrs {
-	list, vip := hosts[0].Addrs, hosts[0].VIP
+	list, vip, forwarded := hosts[0].Addrs, hosts[0].VIP, hosts[0].Forwarded
 	for _, h := range hosts[1:] {
-		list, vip = slices.Concat(list, h.Addrs), vip && h.VIP
+		list, vip, forwarded = slices.Concat(list, h.Addrs), vip && h.VIP, forwarded || h.Forwarded
 	}
 	start := len(e.bytes)
 	e.bytes = appendAddrs(e.bytes, list, vip)
 	if len(e.bytes) == start {
-		return nil
+		if !forwarded {
+			return nil
+		}
+		e.bytes = append(e.bytes, make([]byte, addrsHead)...)
 	}
 	return addrs(e.bytes[start:len(e.bytes):len(e.bytes)])
 }

@@ -26,7 +26,7 @@ var sameAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 func everything(t *Table) map[string]string {
 	all := map[string]string{}
 	for _, h := range t.Hosts() {
-		all[h.Name] = fmt.Sprint(h.Addrs, h.VIP)
+		all[h.Name] = fmt.Sprint(h.Addrs, h.VIP, h.Forwarded)
 	}
 	t.reverse.all(func(key, value []byte) { all[fmt.Sprintf("%x", key)] = fmt.Sprintf("%q", value) })
 	return all
@@ -58,8 +58,8 @@ func TestWithIsNewTable(t *testing.T) {
 				delete(have, name)
 				continue
 			}
-			h := Host{Name: name, VIP: random.IntN(2) == 0}
-			for range random.IntN(3) { // few addresses, so that hosts share them; none: it leaves
+			h := Host{Name: name, VIP: random.IntN(2) == 0, Forwarded: random.IntN(2) == 0}
+			for range random.IntN(3) { // few addresses, so that hosts share them; none: it leaves, or is forwarded
 				h.Addrs = append(h.Addrs, netip.AddrFrom4([4]byte{240, 240, 0, byte(random.IntN(20))}))
 			}
 			set = append(set, h)
@@ -84,7 +84,7 @@ func TestWithIsNewTable(t *testing.T) {
 			t.Fatalf("round %d: %d names, want %d", round, table.Len(), want.Len())
 		}
 		for name, h := range have {
-			if m, ok := table.lookup(wireOf(t, strings.Replace(name, "*", "x", 1))); ok != (len(h.Addrs) > 0) {
+			if m, ok := table.lookup(wireOf(t, strings.Replace(name, "*", "x", 1))); ok != (len(h.Addrs) > 0 || h.Forwarded) {
 				t.Fatalf("round %d: %s in the table: %v, %v", round, name, ok, m)
 			}
 		}

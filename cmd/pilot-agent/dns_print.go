@@ -70,8 +70,11 @@ func printHosts(w io.Writer, in *json.Decoder) error {
 	r := newRows(w, "NAME", "SOURCE", "ADDRESSES")
 	err := each(in, func(h dnsproxy.Host) {
 		source := "addresses"
-		if h.VIP {
+		switch {
+		case h.VIP:
 			source = "VIP"
+		case h.Forwarded:
+			source = "upstream"
 		}
 		r.add(h.Name, source, join(h.Addrs))
 	})

@@ -139,11 +139,11 @@ func (p *publisher) settle(ctx context.Context, changes <-chan *mesh.Registry) {
 	if err != nil {
 		return // superseded, or ending
 	}
-	hosts := p.current.Hosts
+	hosts, unknown := p.current.Hosts, 0
 	if refused != nil {
-		hosts = slices.DeleteFunc(slices.Clone(hosts), func(h mesh.Host) bool { return touches(refused.Resources, h) })
+		hosts, unknown = withoutRefused(hosts, refused.Resources)
 	}
-	p.unknown.Store(int64(len(p.current.Hosts) - len(hosts)))
+	p.unknown.Store(int64(unknown))
 	p.answer(hosts)
 	p.report(refused, len(hosts))
 	p.shown.Store(&mesh.Output{Clusters: p.current.Clusters, Listeners: p.current.Listeners, Hosts: hosts})
@@ -197,7 +197,7 @@ func difference(old, wanted []mesh.Host) (set []dnsproxy.Host, gone []string) {
 				continue
 			}
 		}
-		set = append(set, dnsproxy.Host{Name: h.Name, Addrs: h.Addrs, VIP: h.VIP})
+		set = append(set, dnsproxy.Host{Name: h.Name, Addrs: h.Addrs, VIP: h.VIP, Forwarded: len(h.Addrs) == 0})
 	}
 	for _, h := range old {
 		gone = append(gone, h.Name)
@@ -321,6 +321,19 @@ func (p *publisher) awaitTaken(ctx context.Context, version uint64, changes <-ch
 			return nil, err
 		}
 	}
+}
+
+// withoutRefused returns hosts without the addresses of those that Envoy has not got the
+// resources of, and how many these are.
+func withoutRefused(hosts []mesh.Host, resources []string) (left []mesh.Host, n int) {
+	left = slices.Clone(hosts)
+	for i, h := range left {
+		if len(h.Addrs) > 0 && touches(resources, h) {
+			left[i] = mesh.Host{Name: h.Name}
+			n++
+		}
+	}
+	return mesh.Owned(left), n
 }
 
 // touches tells whether the host's traffic needs one of the resources: a listener

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -54,6 +55,9 @@ func (s *stage) nowNames() []string     { _, names, _ := s.seen(); return names 
 func (s *stage) nowListeners() []string { _, _, listeners := s.seen(); return listeners }
 func (s *stage) nowEvents() []string    { events, _, _ := s.seen(); return events }
 
+// forwarded is behind a name of the stage's that the table leaves to the upstream.
+const forwarded = " forwarded"
+
 func newStage() *stage {
 	s := &stage{applied: make(chan error, 10)}
 	s.p = &publisher{
@@ -90,8 +94,11 @@ func newStage() *stage {
 				for _, h := range set {
 					gone = append(gone, h.Name) // with its old address
 				}
-				s.names = slices.DeleteFunc(s.names, func(n string) bool { return slices.Contains(gone, n) })
+				s.names = slices.DeleteFunc(s.names, func(n string) bool { return slices.Contains(gone, strings.TrimSuffix(n, forwarded)) })
 				for _, h := range set {
+					if h.Forwarded {
+						h.Name += forwarded
+					}
 					s.names = append(s.names, h.Name)
 				}
 				slices.Sort(s.names)
@@ -231,6 +238,30 @@ func TestRefusedHostStaysUnknown(t *testing.T) {
 	s.publish(t.Context(), nil)
 	if !slices.Equal(s.nowNames(), []string{"b.example"}) {
 		t.Errorf("names are %v, want only the host whose listener Envoy took", s.nowNames())
+	}
+}
+
+// A wildcard does not answer for a host whose listener Envoy refused: it is another server.
+func TestRefusedHostBelowAWildcard(t *testing.T) {
+	s := newStage()
+	out := output(map[string]string{"*.example": "240.240.0.1", "a.example": "240.240.0.2", "b.other": "240.240.0.3"})
+	s.next(out)
+	s.applied <- &xds.RejectedError{Resources: []string{"240.240.0.2_80", "outbound|80||b.other"}}
+	s.publish(t.Context(), nil)
+	if want := []string{"*.example", "a.example" + forwarded}; !slices.Equal(s.nowNames(), want) {
+		t.Errorf("names are %v, want %v", s.nowNames(), want)
+	}
+	if n := s.p.unknown.Load(); n != 2 {
+		t.Errorf("%d hosts count as unknown, want 2", n)
+	}
+	if len(out.Hosts[1].Addrs) != 1 {
+		t.Error("what was built has changed")
+	}
+	s.next(out)
+	s.applied <- nil
+	s.publish(t.Context(), nil)
+	if want := []string{"*.example", "a.example", "b.other"}; !slices.Equal(s.nowNames(), want) {
+		t.Errorf("names are %v after Envoy took everything, want %v", s.nowNames(), want)
 	}
 }
 

@@ -31,6 +31,9 @@ const (
 	fieldCluster  protowire.Number = 1
 	fieldListener protowire.Number = 2
 	fieldHost     protowire.Number = 3
+	// fieldForwarded is the name of a host without an address, which a release that does not
+	// know the field would not take among the others.
+	fieldForwarded protowire.Number = 4
 
 	fieldName protowire.Number = 1
 	fieldBody protowire.Number = 2 // of a cluster, a listener
@@ -54,6 +57,11 @@ func marshalOutput(out *mesh.Output) []byte {
 		}
 	}
 	for _, h := range out.Hosts {
+		if len(h.Addrs) == 0 {
+			b = protowire.AppendTag(b, fieldForwarded, protowire.BytesType)
+			b = protowire.AppendString(b, h.Name)
+			continue
+		}
 		var e []byte
 		e = protowire.AppendTag(e, fieldName, protowire.BytesType)
 		e = protowire.AppendString(e, h.Name)
@@ -96,6 +104,8 @@ func unmarshalOutput(b []byte) (*mesh.Output, error) {
 				return err
 			}
 			out.Hosts = append(out.Hosts, h)
+		case fieldForwarded:
+			out.Hosts = append(out.Hosts, mesh.Host{Name: string(value)})
 		}
 		return nil
 	})

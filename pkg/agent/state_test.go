@@ -20,6 +20,7 @@ func someOutput() *mesh.Output {
 		Hosts: []mesh.Host{
 			{Name: "a.example", Addrs: []netip.Addr{netip.MustParseAddr("240.240.0.1"), netip.MustParseAddr("2001:2::1")}, VIP: true},
 			{Name: "*.b.example", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}},
+			{Name: "none.b.example"},
 		},
 	}
 }

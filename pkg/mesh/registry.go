@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Registry is the services that a good state of the directory declares: validated, merged by host, compact. It is
@@ -247,12 +248,12 @@ func (r *Registry) AutoHosts() []string {
 // Host is a name that DNS must answer.
 type Host struct {
 	Name  string       // lower case; "*.example.com" for a wildcard
-	Addrs []netip.Addr // at least one
+	Addrs []netip.Addr // none: it is resolved upstream, and no wildcard answers for it
 	VIP   bool         // Addrs were allocated by us, not declared
 }
 
 // Hosts returns the names that DNS must answer, sorted, with the addresses that the documents give or, where they give
-// none, those of vips. Hosts with neither are left out: they are resolved upstream.
+// none, those of vips. Hosts with neither are there only if Owned has them.
 func (r *Registry) Hosts(vips map[string][]netip.Addr) []Host {
 	out := make([]Host, 0, len(r.services))
 	taken := r.declared()
@@ -261,20 +262,42 @@ func (r *Registry) Hosts(vips map[string][]netip.Addr) []Host {
 		if s.wantsVIP {
 			h.Addrs, h.VIP = r.vipsOf(s, vips, taken), true
 		} else {
-			h.Addrs = s.singles(&r.o)
+			h.Addrs = s.singles()
 		}
-		if len(h.Addrs) > 0 {
-			out = append(out, h)
-		}
+		h.VIP = h.VIP && len(h.Addrs) > 0
+		out = append(out, h)
 	}
-	return out
+	return Owned(out)
 }
 
-// singles returns the service's declared addresses, CIDRs apart, of the families that the pod has.
-func (s *service) singles(o *Options) []netip.Addr {
+// Owned returns hosts, in place, without those that have no address, but for what a wildcard with addresses covers: that
+// one must not answer for a host with a name of its own.
+func Owned(hosts []Host) []Host {
+	answering := map[string]bool{} // what is behind the star of wildcards
+	for _, h := range hosts {
+		if suffix, ok := strings.CutPrefix(h.Name, "*."); ok && len(h.Addrs) > 0 {
+			answering[suffix] = true
+		}
+	}
+	return slices.DeleteFunc(hosts, func(h Host) bool { return len(h.Addrs) == 0 && !below(h.Name, answering) })
+}
+
+// below says whether name is below one of domains.
+func below(name string, domains map[string]bool) bool {
+	for found := len(domains) > 0; found; {
+		if _, name, found = strings.Cut(name, "."); domains[name] {
+			return true
+		}
+	}
+	return false
+}
+
+// singles returns the service's declared addresses, CIDRs apart, whatever families the pod has: what they are good for
+// the application finds out by them, as it would without us.
+func (s *service) singles() []netip.Addr {
 	var out []netip.Addr
 	for _, p := range s.addresses {
-		if p.IsSingleIP() && o.hasFamily(p.Addr()) {
+		if p.IsSingleIP() {
 			out = append(out, p.Addr())
 		}
 	}

@@ -140,15 +140,34 @@ func TestHosts(t *testing.T) {
 	}
 	validate(t, out)
 
+	// Without IPv6 there is no VIP of it; what is declared is answered as it is.
 	o.IPv6 = false
 	r, _ = load(t, text, o)
-	checkHosts(t, r.Hosts(vips), "*.own.x=[10.1.0.1] own.x=[10.1.0.1] pinned.x=[240.240.0.1] static.x=[240.240.0.2]vip")
+	checkHosts(t, r.Hosts(vips), "*.own.x=[10.1.0.1 2001:db8::1] own.x=[10.1.0.1 2001:db8::1] pinned.x=[240.240.0.1] static.x=[240.240.0.2]vip")
 	o.AutoAllocate = false
 	r, _ = load(t, text, o)
 	if got := r.AutoHosts(); len(got) != 0 {
 		t.Errorf("AutoHosts %v without AutoAllocate", got)
 	}
-	checkHosts(t, r.Hosts(nil), "*.own.x=[10.1.0.1] own.x=[10.1.0.1] pinned.x=[240.240.0.1]")
+	checkHosts(t, r.Hosts(nil), "*.own.x=[10.1.0.1 2001:db8::1] own.x=[10.1.0.1 2001:db8::1] pinned.x=[240.240.0.1]")
+}
+
+// TestHostsBelowAWildcard wants each host to have its own name, whatever a wildcard above it has: with its addresses of
+// whichever family, or without any.
+func TestHostsBelowAWildcard(t *testing.T) {
+	const ports = "ports: [{number: 80, name: p, protocol: TCP}]"
+	text := doc("name: wild", "hosts: ['*.example.com'], addresses: [10.1.0.1], resolution: NONE, "+ports) +
+		doc("name: six", "hosts: [six.example.com], addresses: ['2001:db8::1'], resolution: STATIC, endpoints: [{address: 10.0.0.1}], "+ports) +
+		doc("name: none", "hosts: [none.example.com, 'none.elsewhere.com'], resolution: NONE, "+ports) +
+		doc("name: cidr", "hosts: [a.cidr.example.com], addresses: [10.3.0.0/16], resolution: NONE, "+ports) +
+		doc("name: subdomain", "hosts: ['*.sub.example.com', '*.other.com', example.com], resolution: NONE, "+ports) +
+		doc("name: vip", "hosts: [vip.example.com], resolution: DNS, "+ports)
+	o := testOptions()
+	o.IPv6 = false
+	r, _ := load(t, text, o)
+	const rest = "*.example.com=[10.1.0.1] *.sub.example.com=[] a.cidr.example.com=[] none.example.com=[] six.example.com=[2001:db8::1] "
+	checkHosts(t, r.Hosts(giveVIPs(r.AutoHosts())), rest+"vip.example.com=[240.240.0.1]vip")
+	checkHosts(t, r.Hosts(nil), rest+"vip.example.com=[]")
 }
 
 func checkHosts(t *testing.T, hosts []Host, want string) {

@@ -24,9 +24,10 @@ func TestExplain(t *testing.T) {
 	}{
 		{"aliyun.com", dns.TypeA, Explanation{Source: "vip", Host: "aliyun.com", VIP: true, Records: []string{"aliyun.com. 30 IN A 240.240.1.2"}}},
 		{"aliyun.com.default.svc.cluster.local", dns.TypeA, Explanation{Source: "vip", Host: "aliyun.com", VIP: true, Search: testDomain,
-			Records: []string{"aliyun.com.default.svc.cluster.local. 30 IN A 240.240.1.2"}}},
+			Records: []string{"aliyun.com.default.svc.cluster.local. 30 IN CNAME aliyun.com.", "aliyun.com. 30 IN A 240.240.1.2"}}},
 		{"Dual.example", dns.TypeAAAA, Explanation{Source: "table", Host: "dual.example", Records: []string{"Dual.example. 30 IN AAAA fd00::1"}}},
-		{"v6.example.default.svc.cluster.local.", dns.TypeA, Explanation{Source: "search", Host: "v6.example", Search: testDomain}},
+		{"v6.example.default.svc.cluster.local.", dns.TypeA, Explanation{Source: "search", Host: "v6.example", Search: testDomain,
+			Records: []string{"v6.example.default.svc.cluster.local. 30 IN CNAME v6.example."}}},
 		{"a.b.deep.wild.example", dns.TypeAAAA, Explanation{Source: "wildcard", Host: "*.deep.wild.example", Wildcard: true}},
 		{"2.1.240.240.in-addr.arpa", dns.TypePTR, Explanation{Source: "vip", Host: "aliyun.com", VIP: true, Records: []string{"2.1.240.240.in-addr.arpa. 30 IN PTR aliyun.com."}}},
 		{"x.example", dns.TypeA, Explanation{Source: "upstream", Server: server, Records: []string{"x.example. 60 IN A 192.0.2.1"}}},

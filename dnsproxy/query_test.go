@@ -169,9 +169,13 @@ func FuzzQuery(f *testing.F) {
 		if len(reply) > q.limit || !r.Response || r.Id != q.id {
 			t.Fatalf("reply of %d bytes, limit %d: %v", len(reply), q.limit, r.MsgHdr)
 		}
+		owner := r.Question[0].Name
 		for _, rr := range r.Answer {
-			if rr.Header().Name != r.Question[0].Name {
-				t.Fatalf("owner %q for question %q", rr.Header().Name, r.Question[0].Name)
+			if rr.Header().Name != owner {
+				t.Fatalf("owner %q for %q, question %q", rr.Header().Name, owner, r.Question[0].Name)
+			}
+			if c, ok := rr.(*dns.CNAME); ok {
+				owner = c.Target
 			}
 		}
 	})

@@ -38,16 +38,23 @@ func (r *reference) answer(m *dns.Msg) *dns.Msg {
 	}
 	asked := m.Question[0]
 	key := dns.Question{Name: strings.ToLower(asked.Name), Qtype: asked.Qtype, Qclass: asked.Qclass}
-	addrs, vipHost := []netip.Addr(nil), ""
+	addrs, base, vipHost := []netip.Addr(nil), "", ""
 	if asked.Qclass == dns.ClassINET {
-		addrs, vipHost = r.find(strings.TrimSuffix(key.Name, ".")), r.vipHost(key.Name)
+		addrs, base = r.find(key.Name)
+		vipHost = r.vipHost(key.Name)
 	}
 	known := addrs != nil || vipHost != ""
 	cached := r.kept(key)
 	switch {
+	case base != "" && (asked.Qtype == dns.TypeCNAME || asked.Qtype == dns.TypeANY):
+		reply.Authoritative = true
+		r.addAlias(reply, base)
 	case addrs != nil && (asked.Qtype == dns.TypeA || asked.Qtype == dns.TypeAAAA || asked.Qtype == dns.TypeANY):
 		reply.Authoritative = true
 		r.addAddresses(reply, addrs)
+		if base != "" {
+			r.addAlias(reply, base)
+		}
 	case addrs == nil && vipHost != "" && (asked.Qtype == dns.TypePTR || asked.Qtype == dns.TypeANY):
 		reply.Authoritative = true
 		reply.Answer = []dns.RR{&dns.PTR{Hdr: r.header(reply, dns.TypePTR), Ptr: vipHost + "."}}
@@ -102,17 +109,28 @@ func (r *reference) addAddresses(reply *dns.Msg, addrs []netip.Addr) {
 	}
 }
 
+// addAlias makes what reply says of the question's name what it says of base, and the
+// first an alias of the second.
+func (r *reference) addAlias(reply *dns.Msg, base string) {
+	for _, rr := range slices.Concat(reply.Answer, reply.Ns) {
+		rr.Header().Name = base
+		if soa, ok := rr.(*dns.SOA); ok {
+			soa.Ns = base
+		}
+	}
+	reply.Answer = append([]dns.RR{&dns.CNAME{Hdr: r.header(reply, dns.TypeCNAME), Target: base}}, reply.Answer...)
+}
+
 func (r *reference) addSOA(reply *dns.Msg) {
 	reply.Ns = []dns.RR{&dns.SOA{Hdr: r.header(reply, dns.TypeSOA), Ns: reply.Question[0].Name, Mbox: "nobody.invalid.",
 		Serial: 1, Refresh: 3600, Retry: 1200, Expire: 604800, Minttl: r.ttl}}
 }
 
-// find returns the addresses of a name without its final dot, as if each host were in
-// the table once more with the pod's domain: of the host of that name, else of the
-// longest wildcard that covers it.
-func (r *reference) find(name string) []netip.Addr {
+// find returns the addresses of a name, as if each host were in the table once more with
+// the pod's domain: of the host of that name, else of the longest wildcard that covers
+// it; and if it was once more, the name without that domain.
+func (r *reference) find(name string) (found []netip.Addr, base string) {
 	labels := dns.SplitDomainName(name)
-	var found []netip.Addr
 	best := 0
 	for _, h := range r.hosts {
 		for _, full := range []string{h.Name, h.Name + "." + r.domain} {
@@ -125,11 +143,17 @@ func (r *reference) find(name string) []netip.Addr {
 				continue
 			}
 			if n > best || n == best && full == h.Name {
-				best, found = n, h.Addrs
+				best, found, base = n, h.Addrs, ""
+				if full != h.Name {
+					base = strings.TrimSuffix(name, r.domain+".")
+				}
 			}
 		}
 	}
-	return found
+	if found == nil { // forwarded
+		base = ""
+	}
+	return found, base
 }
 
 // vipHost returns the host that a reverse name's VIP belongs to.
@@ -239,6 +263,12 @@ func FuzzFastPath(f *testing.F) {
 			addSeeds(f, dns.Question{Name: reverse, Qtype: dns.TypePTR, Qclass: dns.ClassINET})
 		}
 	}
+	// The longest names, of which the answer has two.
+	for _, n := range []int{40, 49, 51} {
+		long := strings.Repeat(strings.Repeat("l", n)+".", 4) + "wild.example." + testDomain + "."
+		addSeeds(f, dns.Question{Name: long, Qtype: dns.TypeA, Qclass: dns.ClassINET})
+		addSeeds(f, dns.Question{Name: long, Qtype: dns.TypeAAAA, Qclass: dns.ClassINET})
+	}
 	f.Fuzz(func(t *testing.T, msg []byte) {
 		for _, limit := range []int{0, maxMessage} {
 			compareWithReference(t, s, r, msg, limit)
@@ -308,8 +338,16 @@ func compareTruncated(t *testing.T, limit, size int, got, want *dns.Msg) {
 		left = slices.Delete(left, at, at+1)
 	}
 	record := 16 // of an A record, its owner compressed
-	if len(want.Answer) > 0 && want.Answer[0].Header().Rrtype == dns.TypeAAAA {
+	if len(want.Answer) > 0 && want.Answer[len(want.Answer)-1].Header().Rrtype == dns.TypeAAAA {
 		record = 28
+	}
+	if len(want.Ns) > 0 { // a SOA, its names compressed
+		record = 12 + 2 + len("?nobody?invalid?") + 5*4
+	}
+	if len(want.Answer) > 0 && len(got.Answer) == 0 {
+		if alias, ok := want.Answer[0].(*dns.CNAME); ok { // nothing goes without it
+			record = 12 + len(alias.Target) + 1
+		}
 	}
 	if want.Authoritative && size+record <= limit {
 		t.Fatalf("room for another record: %d bytes of %d", size, limit)

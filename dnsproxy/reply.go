@@ -27,23 +27,45 @@ func setCount(msg []byte, s section, n int) {
 }
 
 // toQuestion is a compression pointer to the question's name: the owner of
-// every record made here, so that it has the client's case and never a `*`.
-var toQuestion = [2]byte{0xC0, headerLen}
+// the records made here, so that it has the client's case and never a `*`.
+const (
+	toQuestion = minPointer<<8 | headerLen
+	pointerLen = 2
+)
 
-// appendRR appends a record of class IN owned by the question's name, up to
-// its data.
-func appendRR(dst []byte, typ uint16, ttl uint32, dataLen int) []byte {
-	dst = append(dst, toQuestion[:]...)
+// appendRR appends a record of class IN up to its data. owner is a compression
+// pointer.
+func appendRR(dst []byte, owner, typ uint16, ttl uint32, dataLen int) []byte {
+	dst = binary.BigEndian.AppendUint16(dst, owner)
 	dst = binary.BigEndian.AppendUint16(dst, typ)
 	dst = binary.BigEndian.AppendUint16(dst, classIN)
 	dst = binary.BigEndian.AppendUint32(dst, ttl)
 	return binary.BigEndian.AppendUint16(dst, uint16(dataLen))
 }
 
+// appendAlias begins an answer of the table's: header, question and, where that is
+// about a name below the pod's domain, the CNAME to base, the name without it (nil:
+// none). Callers that go by the canonical name (Kerberos, certificate checks) so get
+// the host's. owner is the pointer to the name whose records come next.
+func appendAlias(dst []byte, q *query, base []byte, ttl uint32) (_ []byte, owner uint16) {
+	msg := len(dst)
+	dst = appendReply(dst, q, flagAA, rcodeSuccess)
+	if base == nil {
+		return dst, toQuestion
+	}
+	dst = appendRR(dst, toQuestion, typeCNAME, ttl, len(base)+1)
+	owner = minPointer<<8 | uint16(len(dst)-msg)
+	dst = append(dst, base...)
+	dst = append(dst, 0)
+	setCount(dst[msg:], sectionAnswer, 1)
+	return dst, owner
+}
+
 // appendNodata appends "the name exists, this type does not": NOERROR, no
-// answer, and a SOA without which nobody may cache it (RFC 2308 section 3).
+// answer but the CNAME to base, and a SOA without which nobody may cache it
+// (RFC 2308 section 3).
 // The SOA has the form that RFC 6303 section 3 gives for local zones.
-func appendNodata(dst []byte, q *query, ttl uint32) []byte {
+func appendNodata(dst []byte, q *query, base []byte, ttl uint32) []byte {
 	const (
 		serial  = 1
 		refresh = 3600
@@ -51,10 +73,10 @@ func appendNodata(dst []byte, q *query, ttl uint32) []byte {
 		expire  = 604800
 	)
 	msg := len(dst)
-	dst = appendReply(dst, q, flagAA, rcodeSuccess)
+	dst, owner := appendAlias(dst, q, base, ttl)
 	const rname = "\x06nobody\x07invalid\x00"
-	dst = appendRR(dst, typeSOA, ttl, len(toQuestion)+len(rname)+5*4)
-	dst = append(dst, toQuestion[:]...)
+	dst = appendRR(dst, owner, typeSOA, ttl, pointerLen+len(rname)+5*4)
+	dst = binary.BigEndian.AppendUint16(dst, owner)
 	dst = append(dst, rname...)
 	for _, v := range [...]uint32{serial, refresh, retry, expire, ttl} {
 		dst = binary.BigEndian.AppendUint32(dst, v)

@@ -160,21 +160,22 @@ func cutDomain(name, domain []byte) []byte {
 }
 
 // appendRecords appends the answer with list's addresses, size bytes each, in
-// random order; what the client cannot take is left off, and TC says so.
-func appendRecords(dst []byte, q *query, list []byte, size int, ttl uint32) []byte {
+// random order, behind the CNAME to base (nil: none); what the client cannot take
+// is left off, and TC says so.
+func appendRecords(dst []byte, q *query, base, list []byte, size int, ttl uint32) []byte {
 	msg := len(dst)
-	dst = appendReply(dst, q, flagAA, rcodeSuccess)
+	dst, owner := appendAlias(dst, q, base, ttl)
 	room := q.limit - (len(dst) - msg)
 	if q.edns {
 		room -= optLen
 	}
-	rr := len(toQuestion) + fixedRRLen + size
+	rr := pointerLen + fixedRRLen + size
 	typ := uint16(typeA)
 	if size > 4 {
 		typ = typeAAAA
 	}
 	n := len(list) / size
-	fit := min(n, room/rr)
+	fit := min(n, max(room, 0)/rr)
 	if fit < n {
 		dst[msg+2] |= flagTC >> 8
 	}
@@ -185,7 +186,7 @@ func appendRecords(dst []byte, q *query, list []byte, size int, ttl uint32) []by
 	}
 	first := len(dst)
 	for range fit {
-		dst = appendRR(dst, typ, ttl, size)
+		dst = appendRR(dst, owner, typ, ttl, size)
 		dst = append(dst, list[at*size:][:size]...)
 		if at++; at == n {
 			at = 0
@@ -199,6 +200,9 @@ func appendRecords(dst []byte, q *query, list []byte, size int, ttl uint32) []by
 		copy(tmp[:], a)
 		copy(a, b)
 		copy(b, tmp[:size])
+	}
+	if base != nil {
+		fit++ // the CNAME
 	}
 	setCount(dst[msg:], sectionAnswer, fit)
 	return dst

@@ -128,6 +128,9 @@ func (h *tables) local(t *Table, m match, q *query, dst []byte) (answer, bool) {
 		return answer{msg: appendPTR(dst, q, m.reverse, ttl)}, true
 	case m.reverse != nil:
 		return answer{}, false
+	case m.base != nil && (q.qtype == typeCNAME || q.qtype == typeANY):
+		msg, _ := appendAlias(dst, q, m.base, ttl)
+		return answer{msg: msg}, true
 	case q.qtype == typeA || q.qtype == typeANY && len(m.addrs.v4()) > 0:
 		list = m.addrs.v4()
 	case q.qtype == typeAAAA || q.qtype == typeANY:
@@ -136,9 +139,9 @@ func (h *tables) local(t *Table, m match, q *query, dst []byte) (answer, bool) {
 		return answer{}, false
 	}
 	if len(list) == 0 {
-		return answer{msg: appendNodata(dst, q, ttl)}, true
+		return answer{msg: appendNodata(dst, q, m.base, ttl)}, true
 	}
-	return answer{msg: appendRecords(dst, q, list, size, ttl)}, true
+	return answer{msg: appendRecords(dst, q, m.base, list, size, ttl)}, true
 }
 
 // exists sees that a name of the table is never denied: an upstream that does
@@ -149,7 +152,7 @@ func (h *tables) exists(t *Table, q *query, a answer) answer {
 	if len(a.msg) < headerLen || rcodeOf(a.msg) != rcodeNXDomain {
 		return a
 	}
-	a.msg = appendNodata(a.msg[:0], q, h.ttlOf(t))
+	a.msg = appendNodata(a.msg[:0], q, nil, h.ttlOf(t))
 	return a
 }
 
@@ -189,7 +192,7 @@ func appendPTR(dst []byte, q *query, hosts []byte, ttl uint32) []byte {
 	msg := len(dst)
 	n, _ := skipName(hosts, 0)
 	dst = appendReply(dst, q, flagAA, rcodeSuccess)
-	dst = appendRR(dst, typePTR, ttl, n)
+	dst = appendRR(dst, toQuestion, typePTR, ttl, n)
 	dst = append(dst, hosts[:n]...)
 	setCount(dst[msg:], sectionAnswer, 1)
 	return dst

@@ -20,19 +20,26 @@ import (
 // appUser is the application: any user but the agent's.
 const appUser = 1000
 
-// lookupSource is a program that prints the addresses of its arguments, one a line.
+// lookupSource is a program that prints the addresses of its arguments, one a line; behind -c
+// their canonical names.
 const lookupSource = `#include <arpa/inet.h>
 #include <netdb.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/socket.h>
 
 int main(int argc, char **argv) {
-	for (int i = 1; i < argc; i++) {
-		struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *list, *a;
+	int canonical = argc > 1 && !strcmp(argv[1], "-c");
+	for (int i = 1 + canonical; i < argc; i++) {
+		struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_CANONNAME}, *list, *a;
 		int err = getaddrinfo(argv[i], "80", &hints, &list);
 		if (err) {
 			printf("%s: %s\n", argv[i], gai_strerror(err));
 			return 1;
+		}
+		if (canonical) {
+			printf("%s\n", list->ai_canonname);
+			continue;
 		}
 		for (a = list; a; a = a->ai_next) {
 			char text[INET6_ADDRSTRLEN];
@@ -144,6 +151,9 @@ func goClient(t *testing.T, p *pod, mesh []string) {
 			t.Errorf("%s: %v", name, err)
 		}
 		sameAddrs(t, name, got, want)
+	}
+	if got, err := r.LookupCNAME(t.Context(), "aliyun.com.default.svc.cluster.local."); err != nil || got != "aliyun.com." {
+		t.Errorf("canonical name %q, %v, want the host's", got, err)
 	}
 	if got, err := r.LookupAddr(t.Context(), mesh[0]); err != nil || !slices.Contains(got, "aliyun.com.") {
 		t.Errorf("the name of the VIP %s: %v, %v", mesh[0], got, err)

@@ -20,7 +20,7 @@ var namesakes = map[string]string{
 }
 
 // TestSearchDomains looks hosts of the mesh up by the names that applications write: the resolvers of
-// glibc and musl have their answer from the agent alone, and the full name of something else is answered by
+// glibc and musl have addresses and canonical name from the agent alone, and the full name of something else is answered by
 // the server that knows it.
 func TestSearchDomains(t *testing.T) {
 	t.Parallel()
@@ -39,6 +39,11 @@ func TestSearchDomains(t *testing.T) {
 			for host := range namesakes {
 				vips := []string{p.vip(t, host, dns.TypeA).String(), p.vip(t, host, dns.TypeAAAA).String()}
 				sameAddrs(t, compiler+": "+host, strings.Fields(app(t, p, program, host)), vips)
+			}
+		}
+		for host := range namesakes { // what Kerberos makes a service's name of
+			if got := strings.TrimSpace(app(t, p, program, "-c", host)); got != host {
+				t.Errorf("%s: the canonical name of %s is %s", compiler, host, got)
 			}
 		}
 		asked := 0

@@ -75,7 +75,7 @@ func (s *service) destinations(o *Options) []netip.Prefix {
 	}
 	var out []netip.Prefix
 	for _, p := range s.addresses {
-		if o.hasFamily(p.Addr()) {
+		if !p.IsValid() || o.hasFamily(p.Addr()) {
 			out = append(out, p)
 		}
 	}

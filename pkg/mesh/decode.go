@@ -24,6 +24,7 @@ type decoded struct {
 	obj                   *object // nil unless status is StatusOK
 	status                Status
 	err                   *fieldError // why it is not StatusOK
+	remark                *fieldError // what of a good document has no effect
 	forbidden             bool        // restricts access, which must never be ignored
 }
 
@@ -34,6 +35,7 @@ type decoder struct {
 	seed         maphash.Seed
 	names        map[string]string // interned port names, namespaces, labels
 	budget       int               // bytes of text that the document at hand may still have
+	remarks      []*fieldError     // on the document or item at hand
 }
 
 func newDecoder(o Options) *decoder {
@@ -53,17 +55,17 @@ const aliasAllowance = 8 << 20
 func (d *decoder) document(s *stream, c chunk, sum uint64) []decoded {
 	tree, err := s.next(c)
 	if err != nil {
-		return []decoded{{status: StatusError, err: &fieldError{"", err.Error()}}}
+		return []decoded{decoded{status: StatusError, err: &fieldError{"", err.Error()}}.blamed(c)}
 	}
 	d.budget = 2*len(c.text) + aliasAllowance // 2: an escape of two bytes may stand for three, as \L does
 	env, ferr := d.envelope(tree)
 	if ferr != nil || env.items == nil || !strings.HasSuffix(env.kind, "List") {
-		return []decoded{d.value(env, ferr, sum)}
+		return []decoded{d.value(env, ferr, sum).blamed(c)}
 	}
 	out := make([]decoded, 0, len(env.items))
 	for _, item := range env.items {
 		env, ferr := d.envelope(item)
-		one := d.value(env, ferr, ofContent)
+		one := d.value(env, ferr, ofContent).blamed(c)
 		if d.budget < 0 { // none of the items that follow could be read, so none of them is gone
 			return []decoded{{status: StatusError, err: one.err.in("items")}}
 		}
@@ -81,13 +83,21 @@ func (d *decoder) value(env envelope, ferr *fieldError, sum uint64) decoded {
 	if dec.namespace == "" {
 		dec.namespace = d.namespace
 	}
+	d.remarks = nil
 	if ferr == nil {
 		ferr = d.object(&dec, env, sum)
 	}
 	if ferr != nil {
 		dec.status, dec.err, dec.obj = StatusError, ferr, nil
+	} else {
+		dec.remark = joined(d.remarks)
 	}
 	return dec
+}
+
+// remark notes what of the document at hand has no effect although the document is good.
+func (d *decoder) remark(field, format string, args ...any) {
+	d.remarks = append(d.remarks, fieldErrorf(field, format, args...))
 }
 
 // object classifies the document by its kind and fills in dec.

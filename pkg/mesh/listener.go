@@ -105,6 +105,7 @@ func (d *dispatch) add(s scope) {
 		switch {
 		case m.port.protocol.isHTTP():
 			http = append(http, m)
+		case m.port.protocol == protoTLS && isPartial(m.service.host): // no SNI tells it, see decoder.remarkOn
 		case m.port.protocol == protoTLS:
 			match := match(s.prefix)
 			match.ServerNames = []string{m.service.host}

@@ -1,23 +1,27 @@
 package mesh
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
+
+	networking "istio.io/api/networking/v1alpha3"
 )
 
-// resolution is how the endpoints of a service are found (ServiceEntry.resolution).
+// resolution is how the endpoints of a service are found: the API's ServiceEntry.Resolution, in a byte.
 type resolution uint8
 
 const (
-	resolveNone   resolution = iota // the address the application dialled
-	resolveStatic                   // the endpoints' IP addresses
-	resolveDNS                      // every address of the endpoints' names
-	resolveDNSRR                    // one address of the one name at a time
+	resolveNone   = resolution(networking.ServiceEntry_NONE)            // the address the application dialled
+	resolveStatic = resolution(networking.ServiceEntry_STATIC)          // the endpoints' IP addresses
+	resolveDNS    = resolution(networking.ServiceEntry_DNS)             // every address of the endpoints' names
+	resolveDNSRR  = resolution(networking.ServiceEntry_DNS_ROUND_ROBIN) // one address of the one name at a time
 )
 
-func (r resolution) String() string {
-	return [...]string{"NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN"}[r]
-}
+func (r resolution) String() string { return networking.ServiceEntry_Resolution(r).String() }
+
+// byName says whether Envoy looks up the names of the endpoints, or of the host itself.
+func (r resolution) byName() bool { return r == resolveDNS || r == resolveDNSRR }
 
 // protocol is what Envoy does with the bytes of a port; Istio's names with the same treatment share one.
 type protocol uint8
@@ -31,11 +35,33 @@ const (
 	protoUDP // declared but not captured: iptables redirects TCP only
 )
 
-// protocols are the values of ServicePort.protocol, from Istio's pkg/config/protocol.
-var protocols = map[string]protocol{
-	"": protoTCP, "TCP": protoTCP, "MONGO": protoTCP, "REDIS": protoTCP, "MYSQL": protoTCP,
-	"TLS": protoTLS, "HTTPS": protoTLS, "HTTP": protoHTTP, "HTTP2": protoHTTP2, "GRPC": protoHTTP2,
-	"GRPC-WEB": protoGRPCWeb, "UDP": protoUDP,
+// protocols are the values of ServicePort.protocol, from Istio's pkg/config/protocol. HTTP_PROXY is HTTP to istiod
+// outside of a Sidecar's listeners.
+var protocols = [...]struct {
+	name string
+	is   protocol
+}{
+	{"HTTP", protoHTTP}, {"HTTPS", protoTLS}, {"GRPC", protoHTTP2}, {"GRPC-WEB", protoGRPCWeb}, {"HTTP2", protoHTTP2},
+	{"HTTP_PROXY", protoHTTP}, {"MONGO", protoTCP}, {"MYSQL", protoTCP}, {"REDIS", protoTCP}, {"TCP", protoTCP},
+	{"TLS", protoTLS}, {"UDP", protoUDP},
+}
+
+// parseProtocol reads a ServicePort.protocol, of any case; without one, a port is TCP.
+func parseProtocol(name string) (p protocol, known bool) {
+	for i := range protocols {
+		if strings.EqualFold(protocols[i].name, name) {
+			return protocols[i].is, true
+		}
+	}
+	return protoTCP, name == ""
+}
+
+func protocolNames() string {
+	names := make([]string, len(protocols))
+	for i := range protocols {
+		names[i] = protocols[i].name
+	}
+	return strings.Join(names, ", ")
 }
 
 func (p protocol) isHTTP() bool { return p == protoHTTP || p == protoHTTP2 || p == protoGRPCWeb }
@@ -81,10 +107,11 @@ func (e *endpoint) isUnix() bool { return strings.HasPrefix(e.address, unixPrefi
 
 // entry is a valid ServiceEntry.
 type entry struct {
-	hosts      []string // lower case
-	addresses  []netip.Prefix
+	hosts      []string       // lower case
+	addresses  []netip.Prefix // the zero prefix is every address
 	ports      []port
 	endpoints  []endpoint
+	itself     bool    // the hosts are names that Envoy looks up: their own endpoints
 	selector   []label // nil: no selector
 	exportTo   []string
 	resolution resolution
@@ -150,4 +177,20 @@ func (e *fieldError) Error() string {
 		return e.reason
 	}
 	return e.field + ": " + e.reason
+}
+
+// joined makes one of several errors, in their order; nil when there is none.
+func joined(errs []*fieldError) *fieldError {
+	const most = 5 // in one line
+	if len(errs) == 0 {
+		return nil
+	}
+	out := *errs[0]
+	for _, e := range errs[1:min(len(errs), most)] {
+		out.reason += "; " + e.Error()
+	}
+	if more := len(errs) - most; more > 0 {
+		out.reason += fmt.Sprintf("; and %d more", more)
+	}
+	return &out
 }

@@ -131,7 +131,7 @@ func (a *assembly) add(obj *object) {
 				host: host, namespace: obj.namespace, sum: mix(a.memo.hash(host), sum),
 				addresses: e.addresses, ports: ports, none: e.resolution == resolveNone,
 			}
-			if e.resolution >= resolveDNS && len(e.endpoints) == 0 && e.selector == nil {
+			if e.itself {
 				s.ports = resolvingItself(ports, host)
 			}
 			a.byHost[host], a.owner[s] = s, obj
@@ -161,7 +161,11 @@ func (a *assembly) selected(obj *object) ([]endpoint, uint64) {
 		}
 		ep := w.workload.endpoint
 		if reason := unfit(ep, obj.entry); reason != "" {
-			a.conflict(obj, fieldErrorf("spec.workloadSelector", "selects WorkloadEntry %s/%s, whose address %s %s", w.namespace, w.name, ep.address, reason))
+			a.conflict(obj, fieldErrorf("spec.workloadSelector", "selects WorkloadEntry %s/%s, whose address %s", w.namespace, w.name, reason))
+			continue
+		}
+		if obj.entry.resolution == resolveDNSRR && len(out) > 0 {
+			a.conflict(obj, fieldErrorf("spec.workloadSelector", "selects WorkloadEntry %s/%s too, but resolution DNS_ROUND_ROBIN takes one only, the oldest; say resolution DNS", w.namespace, w.name))
 			continue
 		}
 		out, sum = append(out, ep), mix(sum, w.sum)
@@ -173,12 +177,14 @@ func (a *assembly) selected(obj *object) ([]endpoint, uint64) {
 func unfit(ep endpoint, e *entry) string {
 	_, err := netip.ParseAddr(ep.address)
 	switch {
+	case ep.address == "":
+		return "is missing, and nothing here leads to another network"
 	case ep.isUnix() && e.resolution != resolveStatic:
-		return "needs resolution STATIC"
+		return ep.address + " needs resolution STATIC"
 	case ep.isUnix() && len(e.ports) != 1:
-		return "needs an entry with exactly one port"
+		return ep.address + " needs an entry with exactly one port"
 	case !ep.isUnix() && err != nil && e.resolution == resolveStatic:
-		return "is a name, which needs resolution DNS"
+		return ep.address + " is a name, which needs resolution DNS"
 	}
 	return ""
 }
@@ -188,7 +194,7 @@ func unfit(ep endpoint, e *entry) string {
 func (a *assembly) merge(s *service, obj *object, ports []servicePort) {
 	e, first := obj.entry, a.owner[s]
 	s.ports = slices.Clone(s.ports)
-	if len(e.endpoints) == 0 && e.selector == nil && e.resolution >= resolveDNS {
+	if e.itself {
 		ports = resolvingItself(ports, s.host)
 	}
 	for i, p := range ports {
@@ -265,7 +271,9 @@ func (r *Registry) Hosts(vips map[string][]netip.Addr) []Host {
 			h.Addrs = s.singles()
 		}
 		h.VIP = h.VIP && len(h.Addrs) > 0
-		out = append(out, h)
+		if !isPartial(s.host) {
+			out = append(out, h)
+		}
 	}
 	return Owned(out)
 }

@@ -8,6 +8,8 @@ type Status string
 const (
 	// StatusOK: the document is in force.
 	StatusOK Status = "ok"
+	// StatusWarning: the document is in force, but for what Reason names.
+	StatusWarning Status = "warning"
 	// StatusError: the document is bad, or part of it lost a conflict; Reason says what and why.
 	StatusError Status = "error"
 	// StatusStale: the document is bad, and its last good version is still in force.

@@ -106,6 +106,8 @@ func (s *Source) tell() {
 		switch doc.Status {
 		case StatusIgnored:
 			s.log.Info("document ignored: " + line)
+		case StatusWarning:
+			s.log.Warn("document in force, but for this: " + line)
 		case StatusStale:
 			s.log.Error("bad document, its last good version stays: " + line)
 		default:
@@ -173,8 +175,10 @@ func documentOf(f *fileState, doc *docState) Document {
 		Kind: doc.kind, Namespace: doc.namespace, Name: doc.name, Status: doc.status,
 	}
 	err := doc.err
-	if doc.conflict != nil && err == nil {
+	if err == nil && doc.conflict != nil {
 		d.Status, err = StatusError, doc.conflict
+	} else if err == nil && doc.remark != nil {
+		d.Status, err = StatusWarning, doc.remark
 	}
 	if err != nil {
 		d.Field, d.Reason = err.field, err.reason

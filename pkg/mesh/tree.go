@@ -52,7 +52,12 @@ func (s *stream) next(c chunk) (tree any, err error) {
 		}
 		s.shared, tree = nil, nil
 	}
-	if err := yaml.UnmarshalStrict(c.text, &tree); err != nil {
+	if c.merges() {
+		tree, err = parseMerging(c.text)
+	} else {
+		err = yaml.UnmarshalStrict(c.text, &tree)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("is not YAML: %s", fileLines(err.Error(), c.line-1))
 	}
 	return tree, nil
@@ -64,11 +69,14 @@ func (c chunk) isJSON() bool {
 	return len(text) > 0 && text[0] == '{' && json.Valid(text)
 }
 
+// merges says whether the document may have merge keys.
+func (c chunk) merges() bool { return bytes.Contains(c.text, mergeKey) }
+
 // canShare says whether the document is YAML that means the same behind another one. What may hold a marker does not:
 // YAML 1.1 knows line breaks that split does not. Nor does a byte order mark, which is none within a text.
 func (c chunk) canShare() bool {
 	return !bytes.Contains(c.text, documentStart) && !bytes.Contains(c.text, documentEnd) &&
-		!bytes.HasPrefix(c.text, byteOrderMark) && !c.isJSON()
+		!bytes.HasPrefix(c.text, byteOrderMark) && !c.merges() && !c.isJSON()
 }
 
 // parseJSON returns the next value of valid JSON. Its recursion is bounded by json.Valid, which takes 10,000 levels.

@@ -11,7 +11,8 @@ import (
 )
 
 // The rules below are those of Istio's validation of ServiceEntry and WorkloadEntry (pkg/config/validation), so that
-// what istiod takes is taken here and the other way round. Each error names the field and what would be right.
+// what istiod takes is taken here and the other way round; what it warns of is a remark here. Each error names the field
+// and what would be right.
 
 func fieldErrorf(field, format string, args ...any) *fieldError {
 	return &fieldError{field, fmt.Sprintf(format, args...)}
@@ -30,6 +31,24 @@ func (d *decoder) newEntry(m *networking.ServiceEntry) (*entry, *fieldError) {
 	if e.ports, ferr = d.newPorts(m.Ports); ferr != nil {
 		return nil, ferr
 	}
+	if m.WorkloadSelector != nil {
+		if e.selector, ferr = d.newLabels(m.WorkloadSelector.Labels, "spec.workloadSelector.labels"); ferr != nil {
+			return nil, ferr
+		}
+	}
+	if ferr := e.checkResolution(m); ferr != nil {
+		return nil, ferr
+	}
+	if ferr := d.setEndpoints(e, m); ferr != nil {
+		return nil, ferr
+	}
+	d.remarkOn(e)
+	return e, e.checkExportTo()
+}
+
+// setEndpoints takes over the endpoints that can be reached.
+func (d *decoder) setEndpoints(e *entry, m *networking.ServiceEntry) *fieldError {
+	e.itself = e.resolution.byName() && len(m.Endpoints) == 0 && e.selector == nil
 	for i, ep := range m.Endpoints {
 		path := fmt.Sprintf("spec.endpoints[%d]", i)
 		one, ferr := d.newEndpoint(ep, path, e.resolution)
@@ -37,22 +56,31 @@ func (d *decoder) newEntry(m *networking.ServiceEntry) (*entry, *fieldError) {
 			ferr = e.checkEndpointPorts(one, path)
 		}
 		if ferr != nil {
-			return nil, ferr
+			return ferr
+		}
+		if one.address == "" {
+			d.remark(path+".address", "is missing, and nothing here leads to network %q: the endpoint is left out", abridge(ep.Network))
+			continue
 		}
 		e.endpoints = append(e.endpoints, one)
 	}
-	if m.WorkloadSelector != nil {
-		if e.selector, ferr = d.newLabels(m.WorkloadSelector.Labels, "spec.workloadSelector.labels"); ferr != nil {
-			return nil, ferr
-		}
-		if len(e.selector) == 0 {
-			return nil, fieldErrorf("spec.workloadSelector.labels", "is empty, should name at least one label")
+	return nil
+}
+
+// remarkOn says what of a valid entry has no effect, or one that is hardly meant.
+func (d *decoder) remarkOn(e *entry) {
+	for i, h := range e.hosts {
+		if isPartial(h) {
+			d.remark(indexed("spec.hosts", i), "is the partial wildcard %q, which is known by the Host of HTTP and by spec.addresses only, not by DNS and not by SNI; name a whole domain, such as *.example.com", h)
 		}
 	}
-	if ferr := e.checkResolution(); ferr != nil {
-		return nil, ferr
+	switch {
+	case e.resolution == resolveNone && e.selector != nil:
+		d.remark("spec.workloadSelector", "has no effect with resolution NONE; say resolution STATIC or DNS")
+		e.selector = nil
+	case e.resolution == resolveStatic && len(e.endpoints) == 0 && e.selector == nil:
+		d.remark("spec.endpoints", "has none that can be reached, so that every connection is refused; resolution STATIC needs endpoints or a workloadSelector")
 	}
-	return e, e.checkExportTo()
 }
 
 func (e *entry) setHosts(m *networking.ServiceEntry) *fieldError {
@@ -61,16 +89,13 @@ func (e *entry) setHosts(m *networking.ServiceEntry) *fieldError {
 	}
 	for i, h := range m.Hosts {
 		path := fmt.Sprintf("spec.hosts[%d]", i)
-		host := strings.ToLower(h)
+		host := canonicalHost(h)
 		if reason := checkHost(host, true); reason != "" {
 			return fieldErrorf(path, "is %q, %s", abridge(h), reason)
 		}
-		for _, other := range e.hosts {
-			if other == host {
-				return fieldErrorf(path, "%q is named twice", host)
-			}
+		if !slices.Contains(e.hosts, host) {
+			e.hosts = append(e.hosts, host)
 		}
-		e.hosts = append(e.hosts, host)
 	}
 	return nil
 }
@@ -83,7 +108,7 @@ func (e *entry) setAddresses(m *networking.ServiceEntry) *fieldError {
 		case !ok:
 			return fieldErrorf(path, "is %q, should be an IP address or a CIDR such as 10.0.0.0/8", abridge(a))
 		case p.IsSingleIP() && p.Addr().IsUnspecified():
-			return fieldErrorf(path, "is %q, which nothing can dial; leave addresses out to match every address", a)
+			p = netip.Prefix{} // Istio's word for every address
 		case !p.IsSingleIP() && e.resolution != resolveNone && e.resolution != resolveStatic:
 			return fieldErrorf(path, "is the CIDR %s, which needs resolution NONE or STATIC, not %s", a, e.resolution)
 		}
@@ -100,7 +125,11 @@ func parsePrefix(s string) (netip.Prefix, bool) {
 		a = a.Unmap()
 		return netip.PrefixFrom(a, a.BitLen()), true
 	}
+	const mapped = 96 // bits before the IPv4 address, RFC 4291 2.5.5.2
 	p, err := netip.ParsePrefix(s)
+	if err == nil && p.Addr().Is4In6() && p.Bits() >= mapped {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped)
+	}
 	if err != nil || p.Addr().Is4In6() {
 		return netip.Prefix{}, false
 	}
@@ -111,14 +140,14 @@ func (d *decoder) newPorts(in []*networking.ServicePort) ([]port, *fieldError) {
 	out := make([]port, 0, len(in))
 	for i, p := range in {
 		path := fmt.Sprintf("spec.ports[%d].", i)
-		proto, known := protocols[strings.ToUpper(p.Protocol)]
+		proto, known := parseProtocol(p.Protocol)
 		switch {
 		case p.Number < 1 || p.Number > 65535:
 			return nil, fieldErrorf(path+"number", "is %d, should be 1 to 65535", p.Number)
 		case p.TargetPort > 65535:
 			return nil, fieldErrorf(path+"targetPort", "is %d, should be 1 to 65535", p.TargetPort)
 		case !known:
-			return nil, fieldErrorf(path+"protocol", "is %q, should be one of HTTP, HTTPS, GRPC, GRPC-WEB, HTTP2, MONGO, TCP, TLS", abridge(p.Protocol))
+			return nil, fieldErrorf(path+"protocol", "is %q, should be one of %s", abridge(p.Protocol), protocolNames())
 		case !isLabel(strings.ToLower(p.Name)):
 			return nil, fieldErrorf(path+"name", "is %q, should be 1 to 63 letters, digits and '-'", abridge(p.Name))
 		}
@@ -156,22 +185,16 @@ func (e *entry) checkEndpointPorts(ep endpoint, path string) *fieldError {
 }
 
 // checkResolution holds the rules that tie resolution, endpoints, selector and hosts together.
-func (e *entry) checkResolution() *fieldError {
+func (e *entry) checkResolution(m *networking.ServiceEntry) *fieldError {
 	switch {
-	case e.selector != nil && len(e.endpoints) > 0:
+	case e.selector != nil && len(m.Endpoints) > 0:
 		return fieldErrorf("spec.workloadSelector", "can not stand beside endpoints; keep one of the two")
-	case e.resolution == resolveNone && len(e.endpoints) > 0:
+	case e.resolution == resolveNone && len(m.Endpoints) > 0:
 		return fieldErrorf("spec.endpoints", "has no meaning with resolution NONE; remove it, or say resolution STATIC or DNS")
-	case e.resolution == resolveNone && e.selector != nil:
-		return fieldErrorf("spec.workloadSelector", "has no meaning with resolution NONE; say resolution STATIC or DNS")
-	case e.resolution == resolveStatic && len(e.endpoints) == 0 && e.selector == nil:
-		return fieldErrorf("spec.endpoints", "is empty, resolution STATIC needs endpoints or a workloadSelector")
-	case e.resolution == resolveDNSRR && len(e.endpoints) > 1:
-		return fieldErrorf("spec.endpoints", "has %d endpoints, resolution DNS_ROUND_ROBIN takes one at most; say resolution DNS", len(e.endpoints))
-	case e.resolution == resolveDNSRR && e.selector != nil:
-		return fieldErrorf("spec.workloadSelector", "needs resolution STATIC or DNS, not DNS_ROUND_ROBIN")
+	case e.resolution == resolveDNSRR && len(m.Endpoints) > 1:
+		return fieldErrorf("spec.endpoints", "has %d endpoints, resolution DNS_ROUND_ROBIN takes one at most; say resolution DNS", len(m.Endpoints))
 	}
-	if e.resolution >= resolveDNS && len(e.endpoints) == 0 && e.selector == nil {
+	if e.resolution.byName() && len(m.Endpoints) == 0 && e.selector == nil {
 		for i, h := range e.hosts {
 			if isWildcard(h) {
 				return fieldErrorf(fmt.Sprintf("spec.hosts[%d]", i), "is the wildcard %q, which resolution %s can not resolve without endpoints; add endpoints, or say resolution NONE", h, e.resolution)
@@ -203,8 +226,10 @@ func (d *decoder) newWorkload(m *networking.WorkloadEntry) (*workload, *fieldErr
 
 func (d *decoder) newEndpoint(m *networking.WorkloadEntry, path string, r resolution) (endpoint, *fieldError) {
 	ep := endpoint{address: m.Address, locality: d.intern(m.Locality), weight: m.Weight}
-	if ferr := checkAddress(&ep, path+".address", r); ferr != nil {
-		return ep, ferr
+	if m.Address != "" || m.Network == "" { // with a network, Istio has an endpoint that is behind its gateway
+		if ferr := checkAddress(&ep, path+".address", r); ferr != nil {
+			return ep, ferr
+		}
 	}
 	for _, name := range sortedKeys(m.Ports) {
 		n := m.Ports[name]
@@ -241,13 +266,11 @@ func checkAddress(ep *endpoint, path string, r resolution) *fieldError {
 	switch {
 	case ep.address == "":
 		return fieldErrorf(path, "is missing")
-	case r == resolveNone:
-		return nil // checkResolution has the better message
 	case r == resolveStatic:
 		return fieldErrorf(path, "is %q, resolution STATIC needs an IP address; say resolution DNS for a name", abridge(ep.address))
 	}
-	ep.address = strings.ToLower(ep.address)
-	if reason := checkHost(ep.address, false); reason != "" {
+	ep.address = strings.ToLower(ep.address) // a dot at its end stays: the name is absolute then
+	if reason := checkHost(canonicalHost(ep.address), false); reason != "" {
 		return fieldErrorf(path, "is %q, should be an IP address or a host name: %s", abridge(ep.address), reason)
 	}
 	return nil
@@ -263,54 +286,4 @@ func (d *decoder) newLabels(in map[string]string, path string) ([]label, *fieldE
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].key < out[j].key })
 	return out, nil
-}
-
-func isWildcard(host string) bool { return strings.HasPrefix(host, "*") }
-
-// checkHost returns what is wrong with a lower-case host name (RFC 1123, RFC 1035 2.3.4), or "".
-func checkHost(host string, wildcard bool) string {
-	const most = 253 // RFC 1035: 255 octets on the wire
-	name := host
-	if rest, ok := strings.CutPrefix(host, "*."); ok && wildcard {
-		name = rest
-	}
-	switch {
-	case host == "*":
-		return "should name a domain, such as *.example.com"
-	case name == "":
-		return "should be a host name"
-	case len(host) > most:
-		return fmt.Sprintf("should have at most %d characters", most)
-	case strings.HasSuffix(name, "."):
-		return "should have no dot at its end"
-	}
-	labels := strings.Split(name, ".")
-	for _, l := range labels {
-		switch {
-		case strings.Contains(l, "*"):
-			return "should have its wildcard as the whole first label, such as *.example.com"
-		case !isHostLabel(l):
-			return fmt.Sprintf("the label %q should be 1 to 63 letters, digits and '-'", abridge(l))
-		}
-	}
-	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" {
-		return "should be a host name, not an address or a number; addresses go to spec.addresses"
-	}
-	return ""
-}
-
-// isHostLabel takes '_' too, which RFC 1123 does not and real names (SRV owners, docker compose) have.
-func isHostLabel(s string) bool { return isLabel(strings.ReplaceAll(s, "_", "x")) }
-
-// isLabel says whether s is a DNS label in lower case (RFC 1123 2.1).
-func isLabel(s string) bool {
-	if len(s) < 1 || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
-		return false
-	}
-	for i := range len(s) {
-		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
-			return false
-		}
-	}
-	return true
 }

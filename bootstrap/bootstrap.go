@@ -132,7 +132,7 @@ func build(c Config) (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
-	resolver, err := dnsResolver(c.DNSServer)
+	resolver, err := DNSResolver(c.DNSServer)
 	if err != nil {
 		return nil, err
 	}

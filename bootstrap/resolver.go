@@ -22,10 +22,12 @@ const (
 	udpMaxQueries = 100
 )
 
-// dnsResolver is how Envoy looks up names: with the servers of resolv.conf, or with the
+// DNSResolver is how Envoy looks up names: with the servers of resolv.conf, or with the
 // one that is given; never with the agent's answers for the application, which for mesh
-// names are Envoy's own listeners.
-func dnsResolver(server netip.AddrPort) (*corev3.TypedExtensionConfig, error) {
+// names are Envoy's own listeners. The bootstrap has it as the default; what in Envoy does
+// not follow that (the dynamic forward proxy) needs it too. An error is about the
+// serialization, and is none in practice.
+func DNSResolver(server netip.AddrPort) (*corev3.TypedExtensionConfig, error) {
 	cares := &caresv3.CaresDnsResolverConfig{
 		QueryTimeoutSeconds: wrapperspb.UInt64(queryTimeoutSeconds),
 		QueryTries:          wrapperspb.UInt32(queryTries),

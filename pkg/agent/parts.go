@@ -95,18 +95,32 @@ func (s *sidecar) newDNS() (err error) {
 	return err
 }
 
+// envoyDNS is whom Envoy asks for names; the zero value is the servers of resolv.conf.
+func (s *sidecar) envoyDNS() netip.AddrPort {
+	if s.resolver == nil {
+		return netip.AddrPort{}
+	}
+	return s.resolver.addr
+}
+
+// build makes the resources and names of a registry.
+func (s *sidecar) build(r *mesh.Registry, vips map[string][]netip.Addr) (*mesh.Output, error) {
+	o := meshOptions(s.cfg)
+	var err error
+	if o.DNSResolver, err = bootstrap.DNSResolver(s.envoyDNS()); err != nil {
+		return nil, err
+	}
+	return mesh.Build(r, vips, o)
+}
+
 // newEnvoy writes the bootstrap and prepares Envoy's start.
 func (s *sidecar) newEnvoy() error {
 	c := s.cfg
-	var dnsServer netip.AddrPort
-	if s.resolver != nil {
-		dnsServer = s.resolver.addr
-	}
 	b, err := bootstrap.Build(bootstrap.Config{
 		Node:      bootstrap.Node(c.Node),
 		AdminPath: s.generation.adminSocket(), XDSPath: s.generation.xdsSocket(),
 		StatsPort: c.StatsPort, StatsLoopbackOnly: c.StatsLoopbackOnly,
-		IPv4: c.IPv4, IPv6: c.IPv6, ProxyMark: c.ProxyMark, DNSServer: dnsServer, LogJSON: c.LogJSON, RuntimeValues: c.RuntimeValues,
+		IPv4: c.IPv4, IPv6: c.IPv6, ProxyMark: c.ProxyMark, DNSServer: s.envoyDNS(), LogJSON: c.LogJSON, RuntimeValues: c.RuntimeValues,
 		StatsMatcher: bootstrap.StatsMatcher{
 			Prefixes: c.StatsInclusionPrefixes, Suffixes: c.StatsInclusionSuffixes, Regexps: c.StatsInclusionRegexps,
 		},
@@ -258,9 +272,7 @@ func (s *sidecar) bequeathLast() hotrestart.State {
 func (s *sidecar) newPublisher() {
 	s.ready.Pending(taskConfig, "the configuration files are not in force yet")
 	s.publisher = &publisher{
-		build: func(r *mesh.Registry, vips map[string][]netip.Addr) (*mesh.Output, error) {
-			return mesh.Build(r, vips, meshOptions(s.cfg))
-		},
+		build:   s.build,
 		assign:  s.vips.Assign,
 		set:     s.xds.Set,
 		applied: s.xds.Applied,

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	networking "istio.io/api/networking/v1alpha3"
 )
 
 // TestAccepted wants what istiod takes taken, and a remark where it has no effect here or is hardly meant.
@@ -104,5 +106,63 @@ func TestTemplates(t *testing.T) {
 		{"# {{ comment }}\n" + entryWith(`{hosts: [], resolution: DNS}`), "spec.hosts", "at least one host"},
 	} {
 		checkRefused(t, c.text, c.field, c.reason)
+	}
+}
+
+// TestEnumerations wants every value of the API's enumerations, and what a later one may bring, named without a panic.
+func TestEnumerations(t *testing.T) {
+	for r := range 256 {
+		name, known := networking.ServiceEntry_Resolution_name[int32(r)]
+		if got := fmt.Sprint(resolution(r)); strings.Contains(got, "PANIC") || known && got != name {
+			t.Errorf("resolution %d: %q, want %q", r, got, name)
+		}
+		if got := fmt.Sprint(protocol(r)); strings.Contains(got, "PANIC") || got == "" {
+			t.Errorf("protocol %d: %q", r, got)
+		}
+		if !known {
+			continue
+		}
+		// Each is taken or refused with a reason, and what is taken makes resources that Envoy takes.
+		for _, host := range []string{"a.b", "*.b"} {
+			text := entryWith(fmt.Sprintf(`{hosts: ["%s"], ports: [{number: 80, name: h, protocol: HTTP}], resolution: %s}`, host, name))
+			reg, report := load(t, text+"---\n"+strings.Replace(text, "HTTP", "TLS", 1), testOptions())
+			for _, d := range report.Documents {
+				if strings.Contains(d.Reason, "PANIC") {
+					t.Errorf("%+v", d)
+				}
+			}
+			validate(t, build(t, reg, testOptions()))
+		}
+	}
+	if _, ferr := newDecoder(testOptions()).newEntry(&networking.ServiceEntry{Hosts: []string{"*.x"}, Resolution: 5}); ferr == nil || ferr.field != "spec.resolution" {
+		t.Errorf("resolution 5: %v", ferr)
+	}
+}
+
+// TestDynamicAccepted wants of resolution DYNAMIC_DNS what istiod makes of it: wildcards, by Host or SNI only.
+func TestDynamicAccepted(t *testing.T) {
+	const tls = `{number: 443, name: tls, protocol: TLS}`
+	for _, c := range []struct{ spec, clusters, field, remark string }{
+		{`{hosts: ["*.b", "*.c"], ports: [` + tls + `], resolution: DYNAMIC_DNS}`, "outbound|443||*.b= outbound|443||*.c=", "", ""},
+		{`{hosts: ["*.b"], ports: [` + tls + `], resolution: DYNAMIC_DNS, endpoints: [{address: a.x}]}`, "outbound|443||*.b=", "spec.endpoints", "no effect"},
+		{`{hosts: ["*.b"], ports: [` + tls + `], resolution: DYNAMIC_DNS, workloadSelector: {}}`, "outbound|443||*.b=", "spec.workloadSelector", "no effect"},
+		{`{hosts: ["*.b"], ports: [` + tls + `, {number: 1, name: t}], resolution: DYNAMIC_DNS}`, "outbound|443||*.b=", "spec.ports[t]", "is TCP"},
+		{`{hosts: ["*.b"], ports: [{number: 443, name: t, protocol: TLS, targetPort: 8443}], resolution: DYNAMIC_DNS}`, "outbound|443||*.b=", "spec.ports[t].targetPort", "port 443"},
+	} {
+		r, report := load(t, entryWith(c.spec), testOptions())
+		if d := report.Documents[0]; (d.Status == StatusOK) != (c.remark == "") || d.Status == StatusError || d.Field != c.field || !strings.Contains(d.Reason, c.remark) {
+			t.Errorf("%s: %+v, want %s: %s", c.spec, d, c.field, c.remark)
+		}
+		out := build(t, r, testOptions())
+		if got := clusterSummary(t, out); got != c.clusters || len(out.Hosts) != 0 {
+			t.Errorf("%s: clusters %q, want %q; hosts %v", c.spec, got, c.clusters, out.Hosts)
+		}
+		validate(t, out)
+	}
+	for _, c := range []struct{ spec, field, reason string }{
+		{`{hosts: [a.b], ports: [` + tls + `], resolution: DYNAMIC_DNS}`, "spec.hosts[0]", "say resolution DNS"},
+		{`{hosts: ["*.b"], addresses: [10.0.0.0/8], ports: [` + tls + `], resolution: DYNAMIC_DNS}`, "spec.addresses[0]", "not DYNAMIC_DNS"},
+	} {
+		checkRefused(t, entryWith(c.spec), c.field, c.reason)
 	}
 }

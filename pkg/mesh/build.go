@@ -38,7 +38,7 @@ func Build(r *Registry, vips map[string][]netip.Addr, o Options) (*Output, error
 	if err != nil {
 		return nil, err
 	}
-	r.memo.begin(o)
+	r.memo.begin(o, b.dynamicCache.Name)
 	defer r.memo.end()
 	out := &Output{Hosts: r.Hosts(vips)}
 	if err := b.all(r, vips, out); err != nil {
@@ -116,9 +116,10 @@ func newMemo() *memo { return &memo{seed: maphash.MakeSeed()} }
 
 func (m *memo) hash(s string) uint64 { return maphash.String(m.seed, s) }
 
-func (m *memo) begin(o Options) {
-	o.Now = nil // a function has no value to compare
-	if options := fmt.Sprintf("%+v", o); options != m.options {
+// begin begins a build with o; cache is the name of the cache of names, which says what is in o.DNSResolver.
+func (m *memo) begin(o Options, cache string) {
+	o.Now, o.DNSResolver = nil, nil // a function and a pointer have no value to compare
+	if options := fmt.Sprintf("%+v %s", o, cache); options != m.options {
 		m.options, m.now = options, nil
 	}
 	m.last, m.now = m.now, make(map[uint64][]Message, len(m.now))

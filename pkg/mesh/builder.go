@@ -9,6 +9,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	fileaccesslogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
 	streamaccesslogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
+	dynamiccommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/dynamic_forward_proxy/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -44,12 +45,16 @@ type builder struct {
 	accessLog     []*accesslogv3.AccessLog
 	http1Upstream map[string]*anypb.Any // for services that speak HTTP/1, and
 	http2Upstream map[string]*anypb.Any // HTTP/2
+	dynamicCache  *dynamiccommonv3.DnsCacheConfig
 }
 
 func newBuilder(o Options) (*builder, error) {
 	b := &builder{o: o}
 	var err error
 	if b.accessLog, err = newAccessLog(o.AccessLog); err != nil {
+		return nil, err
+	}
+	if b.dynamicCache, err = newDynamicCache(&b.o); err != nil {
 		return nil, err
 	}
 	h1, err := transparentHTTP1()

@@ -46,12 +46,16 @@ func (b *builder) clusters(s *service) ([]resource, error) {
 			setOriginalDst(c)
 		case resolveStatic:
 			c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
+		case resolveDynamic:
+			if err := b.setDynamic(c); err != nil {
+				return nil, err
+			}
 		default:
 			if err := b.setDNS(c, p); err != nil {
 				return nil, err
 			}
 		}
-		if p.resolution != resolveNone {
+		if p.resolution != resolveNone && p.resolution != resolveDynamic {
 			c.LoadAssignment = b.assignment(c.Name, p)
 		}
 		switch p.protocol {
@@ -91,15 +95,9 @@ func (b *builder) setDNS(c *clusterv3.Cluster, p servicePort) error {
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 		return nil
 	}
-	family := dnscommonv3.DnsLookupFamily_ALL
-	switch {
-	case !b.o.IPv6:
-		family = dnscommonv3.DnsLookupFamily_V4_ONLY
-	case !b.o.IPv4:
-		family = dnscommonv3.DnsLookupFamily_V6_ONLY
-	}
 	config, err := toAny(&dnsv3.DnsCluster{
-		RespectDnsTtl: true, DnsLookupFamily: family, AllAddressesInSingleEndpoint: p.resolution == resolveDNSRR,
+		RespectDnsTtl: true, DnsLookupFamily: perFamily(&b.o, dnscommonv3.DnsLookupFamily_V4_ONLY, dnscommonv3.DnsLookupFamily_V6_ONLY, dnscommonv3.DnsLookupFamily_ALL),
+		AllAddressesInSingleEndpoint: p.resolution == resolveDNSRR,
 	})
 	c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
 		Name: "envoy.cluster.dns", TypedConfig: config,

@@ -92,10 +92,14 @@ func (b *builder) outboundHTTP(statPrefix string, members []member, byHost bool)
 			domain = m.service.host
 		}
 		grpcWeb = grpcWeb || m.port.protocol == protoGRPCWeb
-		routes.VirtualHosts = append(routes.VirtualHosts, &routev3.VirtualHost{
+		host := &routev3.VirtualHost{
 			Name: fmt.Sprintf("%s:%d", m.service.host, m.port.number), Domains: []string{domain},
 			Routes: []*routev3.Route{routeTo(clusterName(m.port.number, m.service.host), outboundRetryOn, retries)},
-		})
+		}
+		if m.isDynamic() {
+			host.Routes = b.dynamicRoutes(m)
+		}
+		routes.VirtualHosts = append(routes.VirtualHosts, host)
 	}
 	if byHost {
 		routes.VirtualHosts = append(routes.VirtualHosts, b.unknownHosts())
@@ -104,12 +108,18 @@ func (b *builder) outboundHTTP(statPrefix string, members []member, byHost bool)
 	if err != nil {
 		return nil, err
 	}
-	return b.httpFilter(&hcmv3.HttpConnectionManager{
+	manager := &hcmv3.HttpConnectionManager{
 		StatPrefix:          "outbound_" + statPrefix,
 		RouteSpecifier:      &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: routes},
 		HttpProtocolOptions: h1,
 		UpgradeConfigs:      []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
-	}, grpcWeb)
+	}
+	if anyDynamic(members) {
+		if err := b.addLookup(manager, members[0].port.number); err != nil {
+			return nil, err
+		}
+	}
+	return b.httpFilter(manager, grpcWeb)
 }
 
 // everyPath matches every request but CONNECT. (OPTIONS * never gets as far: Envoy answers 404 itself.)

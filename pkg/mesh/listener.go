@@ -68,7 +68,7 @@ func (b *builder) sharedListener(share binding) ([]resource, error) {
 	}
 	d := &dispatch{builder: b, listener: b.newListener(addrs, share.port)}
 	for _, s := range share.scopes {
-		if len(s.members) == 1 && (exact || s.prefix.IsValid()) {
+		if len(s.members) == 1 && (exact || s.prefix.IsValid()) && !anyDynamic(s.members) {
 			d.append(match(s.prefix), d.keep(b.onlyFilter(d.listener.Name, s.members[0])))
 		} else {
 			d.add(s)
@@ -110,7 +110,11 @@ func (d *dispatch) add(s scope) {
 			match := match(s.prefix)
 			match.ServerNames = []string{m.service.host}
 			d.tls = true
-			d.append(match, d.keep(d.tcpFilter(name, name)))
+			if m.isDynamic() {
+				d.append(match, d.keepAll(d.sniFilters(m))...)
+			} else {
+				d.append(match, d.keep(d.tcpFilter(name, name)))
+			}
 		default:
 			tcp = d.keep(d.tcpFilter(name, name))
 		}
@@ -157,12 +161,12 @@ func (b *builder) matchAll(prefixes []netip.Prefix) *listenerv3.FilterChainMatch
 	return m
 }
 
-func (d *dispatch) append(m *listenerv3.FilterChainMatch, f *listenerv3.Filter) {
-	d.listener.FilterChains = append(d.listener.FilterChains, newChain(m, f))
+func (d *dispatch) append(m *listenerv3.FilterChainMatch, f ...*listenerv3.Filter) {
+	d.listener.FilterChains = append(d.listener.FilterChains, newChain(m, f...))
 }
 
-func newChain(m *listenerv3.FilterChainMatch, f *listenerv3.Filter) *listenerv3.FilterChain {
-	return &listenerv3.FilterChain{FilterChainMatch: m, Filters: []*listenerv3.Filter{f}}
+func newChain(m *listenerv3.FilterChainMatch, f ...*listenerv3.Filter) *listenerv3.FilterChain {
+	return &listenerv3.FilterChain{FilterChainMatch: m, Filters: f}
 }
 
 // keep returns f, and remembers the first error.
@@ -170,6 +174,12 @@ func (d *dispatch) keep(f *listenerv3.Filter, err error) *listenerv3.Filter {
 	if d.err == nil {
 		d.err = err
 	}
+	return f
+}
+
+// keepAll is keep of several filters.
+func (d *dispatch) keepAll(f []*listenerv3.Filter, err error) []*listenerv3.Filter {
+	d.keep(nil, err)
 	return f
 }
 

@@ -333,7 +333,7 @@ func checkInbound(t *testing.T) {
 		{"server first", talk(t, "10.77.0.1:3306", ""), "inbound db"},
 		{"the agent's port", talk(t, "10.77.0.1:15020", ""), ""},
 		{"direct connection to 15006", talk(t, "127.0.0.1:15006", get("a")), ""},
-		{"HTTP/2", talkHTTP2(t, "10.77.0.1:8080"), "app GET /h2 host=h2.x"},
+		{"HTTP/2", talkHTTP2(t, "10.77.0.1:8080", "h2.x"), "app GET /h2 host=h2.x"},
 	} {
 		checkAnswer(t, c.name, c.got, c.want)
 	}
@@ -344,8 +344,8 @@ func checkInbound(t *testing.T) {
 	}
 }
 
-// talkHTTP2 makes one request over cleartext HTTP/2.
-func talkHTTP2(t *testing.T, addr string) string {
+// talkHTTP2 makes one request for /h2 over cleartext HTTP/2.
+func talkHTTP2(t *testing.T, addr, host string) string {
 	t.Helper()
 	c, err := net.Dial("tcp", addr) // here: the transport would dial from a thread of another namespace
 	if err != nil {
@@ -355,7 +355,7 @@ func talkHTTP2(t *testing.T, addr string) string {
 	protocols.SetUnencryptedHTTP2(true)
 	transport := &http.Transport{Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}
 	defer transport.CloseIdleConnections()
-	resp, err := (&http.Client{Transport: transport, Timeout: patience}).Get("http://h2.x/h2")
+	resp, err := (&http.Client{Transport: transport, Timeout: patience}).Get("http://" + host + "/h2")
 	if err != nil {
 		t.Errorf("HTTP/2: %v", err)
 		return ""

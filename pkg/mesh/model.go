@@ -12,10 +12,11 @@ import (
 type resolution uint8
 
 const (
-	resolveNone   = resolution(networking.ServiceEntry_NONE)            // the address the application dialled
-	resolveStatic = resolution(networking.ServiceEntry_STATIC)          // the endpoints' IP addresses
-	resolveDNS    = resolution(networking.ServiceEntry_DNS)             // every address of the endpoints' names
-	resolveDNSRR  = resolution(networking.ServiceEntry_DNS_ROUND_ROBIN) // one address of the one name at a time
+	resolveNone    = resolution(networking.ServiceEntry_NONE)            // the address the application dialled
+	resolveStatic  = resolution(networking.ServiceEntry_STATIC)          // the endpoints' IP addresses
+	resolveDNS     = resolution(networking.ServiceEntry_DNS)             // every address of the endpoints' names
+	resolveDNSRR   = resolution(networking.ServiceEntry_DNS_ROUND_ROBIN) // one address of the one name at a time
+	resolveDynamic = resolution(networking.ServiceEntry_DYNAMIC_DNS)     // every address of the name that Host or SNI says
 )
 
 func (r resolution) String() string { return networking.ServiceEntry_Resolution(r).String() }
@@ -67,7 +68,11 @@ func protocolNames() string {
 func (p protocol) isHTTP() bool { return p == protoHTTP || p == protoHTTP2 || p == protoGRPCWeb }
 
 func (p protocol) String() string {
-	return [...]string{"TCP", "TLS", "HTTP", "HTTP2", "GRPC-WEB", "UDP"}[p]
+	names := [...]string{protoTCP: "TCP", protoTLS: "TLS", protoHTTP: "HTTP", protoHTTP2: "HTTP2", protoGRPCWeb: "GRPC-WEB", protoUDP: "UDP"}
+	if int(p) < len(names) {
+		return names[p]
+	}
+	return fmt.Sprintf("protocol %d", p)
 }
 
 // port is one port of a ServiceEntry.

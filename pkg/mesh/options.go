@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 )
 
 const (
@@ -44,6 +46,9 @@ type Options struct {
 	AutoAllocate bool
 	// VIPRanges are where VIPs come from. A connection into them that no listener declares is refused.
 	VIPRanges []netip.Prefix
+	// DNSResolver is how Envoy looks up the names of resolution DYNAMIC_DNS, which does not follow the bootstrap's default
+	// as all else does; nil is c-ares with resolv.conf. Owned by the caller, and never changed.
+	DNSResolver *corev3.TypedExtensionConfig
 	// ConnectTimeout bounds Envoy's upstream TCP connects; default 10 s.
 	ConnectTimeout time.Duration
 	// DetectionTimeout is how long protocol detection waits for a client's first bytes; default 100 ms.
@@ -104,6 +109,17 @@ func (o *Options) reserved(port uint16) bool {
 		}
 	}
 	return false
+}
+
+// perFamily picks what is for a pod with IPv4 only, with IPv6 only, or with both.
+func perFamily[T any](o *Options, v4, v6, both T) T {
+	switch {
+	case !o.IPv6:
+		return v4
+	case !o.IPv4:
+		return v6
+	}
+	return both
 }
 
 // hasFamily says whether the pod has the family of a.

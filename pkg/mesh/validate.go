@@ -21,6 +21,9 @@ func fieldErrorf(field, format string, args ...any) *fieldError {
 // newEntry makes the compact form of a ServiceEntry, or says which field is wrong.
 func (d *decoder) newEntry(m *networking.ServiceEntry) (*entry, *fieldError) {
 	e := &entry{resolution: resolution(m.Resolution), exportTo: m.ExportTo}
+	if e.resolution > resolveDynamic {
+		return nil, fieldErrorf("spec.resolution", "is %s, which is unknown here", e.resolution)
+	}
 	steps := []func(*networking.ServiceEntry) *fieldError{e.setHosts, e.setAddresses}
 	for _, step := range steps {
 		if ferr := step(m); ferr != nil {
@@ -46,8 +49,38 @@ func (d *decoder) newEntry(m *networking.ServiceEntry) (*entry, *fieldError) {
 	return e, e.checkExportTo()
 }
 
+// setDynamic leaves of an entry of resolution DYNAMIC_DNS what can have an effect.
+func (d *decoder) setDynamic(e *entry, m *networking.ServiceEntry) *fieldError {
+	for i, h := range e.hosts {
+		if !isWildcard(h) {
+			return fieldErrorf(indexed("spec.hosts", i), "is %q, resolution DYNAMIC_DNS is for wildcards such as *.example.com; say resolution DNS", h)
+		}
+	}
+	if len(m.Endpoints) > 0 {
+		d.remark("spec.endpoints", "has no effect with resolution DYNAMIC_DNS, which looks up the name that Host or SNI says; remove it, or say resolution DNS")
+	}
+	if e.selector != nil {
+		d.remark("spec.workloadSelector", "has no effect with resolution DYNAMIC_DNS, which looks up the name that Host or SNI says; remove it, or say resolution STATIC or DNS")
+		e.selector = nil
+	}
+	e.ports = slices.DeleteFunc(e.ports, func(p port) bool {
+		if !p.protocol.namesHost() && p.protocol != protoUDP {
+			d.remark("spec.ports["+p.name+"]", "is %s, which names no host that resolution DYNAMIC_DNS could look up: the port is left out; say protocol TLS, HTTPS or HTTP, or resolution NONE", p.protocol)
+			return true
+		}
+		if p.target != p.number {
+			d.remark("spec.ports["+p.name+"].targetPort", "has no effect with resolution DYNAMIC_DNS, which connects to port %d", p.number)
+		}
+		return false
+	})
+	return nil
+}
+
 // setEndpoints takes over the endpoints that can be reached.
 func (d *decoder) setEndpoints(e *entry, m *networking.ServiceEntry) *fieldError {
+	if e.resolution == resolveDynamic {
+		return d.setDynamic(e, m)
+	}
 	e.itself = e.resolution.byName() && len(m.Endpoints) == 0 && e.selector == nil
 	for i, ep := range m.Endpoints {
 		path := fmt.Sprintf("spec.endpoints[%d]", i)

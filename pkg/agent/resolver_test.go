@@ -1,0 +1,48 @@
+package agent
+
+import (
+	"bytes"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/mesh"
+)
+
+// TestLookupsOfResources wants what Envoy looks up without its bootstrap's resolver to go to the same server as all else.
+func TestLookupsOfResources(t *testing.T) {
+	dir := t.TempDir()
+	const text = `{"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": "a"}, "spec": {
+		"hosts": ["*.a.x"], "ports": [{"number": 80, "name": "h", "protocol": "HTTP"}], "resolution": "DYNAMIC_DNS"}}`
+	if err := os.WriteFile(filepath.Join(dir, "a.json"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := &sidecar{cfg: &config.Config{IPv4: true}}
+	source, err := mesh.NewSource(dir, meshOptions(s.cfg), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg, err := source.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const server = "127.0.0.77"
+	for _, known := range []bool{false, true} {
+		if known {
+			s.resolver = &resolver{addr: netip.MustParseAddrPort(server + ":53053")}
+		}
+		out, err := s.build(reg, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range append(out.Clusters, out.Listeners...) {
+			needs := m.Name == "outbound|80||*.a.x" || m.Name == "0.0.0.0_80"
+			if asks := bytes.Contains(m.Body, []byte(server)); asks != (needs && known) {
+				t.Errorf("server known %v: %s asks it: %v", known, m.Name, asks)
+			}
+		}
+	}
+}

@@ -1,0 +1,130 @@
+package mesh
+
+import (
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"strconv"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	dynamicv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dynamic_forward_proxy/v3"
+	dynamiccommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/dynamic_forward_proxy/v3"
+	filterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	dynamichttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/dynamic_forward_proxy/v3"
+	sethttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	snidynamicv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/sni_dynamic_forward_proxy/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// A service of resolution DYNAMIC_DNS is a wildcard whose names Envoy looks up as they are asked for: by the Host of an
+// HTTP request, or by the SNI of a TLS hello. The filter on the connection's way has the look-up done, and the cluster
+// connects to what the cache of names has then. All of them share one cache.
+
+const (
+	// dynamicHosts is how many names the cache holds; Envoy's own limit, 1,024, is less than a crawler asks for in the
+	// 5 minutes for which it keeps an unused one.
+	dynamicHosts = 10_000
+	// A name that could not be looked up is tried again after dynamicRetry, then less often. (Envoy's own are 60 s.)
+	dynamicRetry     = time.Second
+	dynamicRetryMost = 5 * time.Second
+	// dynamicPort is the filter state in which Envoy's forward proxy looks for the port of a Host without one.
+	dynamicPort = "envoy.upstream.dynamic_port"
+)
+
+// isDynamic says whether Host or SNI must say what to connect to, even where the address has told the service.
+func (m *member) isDynamic() bool { return m.port.resolution == resolveDynamic }
+
+// namesHost says whether a connection to the port names a host that can be looked up.
+func (p protocol) namesHost() bool { return p.isHTTP() || p == protoTLS }
+
+// newDynamicCache describes the cache of names. Envoy refuses another description under the same name for as long as it
+// lives, be it another generation's or release's: so the name has a hash of it.
+func newDynamicCache(o *Options) (*dynamiccommonv3.DnsCacheConfig, error) {
+	c := &dynamiccommonv3.DnsCacheConfig{
+		DnsLookupFamily:        perFamily(o, clusterv3.Cluster_V4_ONLY, clusterv3.Cluster_V6_ONLY, clusterv3.Cluster_ALL),
+		MaxHosts:               wrapperspb.UInt32(dynamicHosts),
+		DnsFailureRefreshRate:  &clusterv3.Cluster_RefreshRate{BaseInterval: durationpb.New(dynamicRetry), MaxInterval: durationpb.New(dynamicRetryMost)},
+		DnsCacheCircuitBreaker: &dynamiccommonv3.DnsCacheCircuitBreakers{MaxPendingRequests: wrapperspb.UInt32(unlimited)},
+		TypedDnsResolverConfig: o.DNSResolver,
+	}
+	body, err := marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("serialize the cache of names: %w", err)
+	}
+	hash := fnv.New32a()
+	hash.Write(body)
+	c.Name = fmt.Sprintf("dynamic_dns_%08x", hash.Sum32())
+	return c, nil
+}
+
+// setDynamic makes a cluster connect to the names that its filters had looked up.
+func (b *builder) setDynamic(c *clusterv3.Cluster) error {
+	config, err := toAny(&dynamicv3.ClusterConfig{
+		ClusterImplementationSpecifier: &dynamicv3.ClusterConfig_DnsCacheConfig{DnsCacheConfig: b.dynamicCache},
+		AllowInsecureClusterOptions:    true, // about TLS of Envoy's own, which there is none of
+	})
+	c.LbPolicy = clusterv3.Cluster_CLUSTER_PROVIDED
+	c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+		Name: "envoy.clusters.dynamic_forward_proxy", TypedConfig: config,
+	}}
+	return err
+}
+
+// sniFilters has the SNI of a connection looked up, and connects it to the port that the service declares.
+func (b *builder) sniFilters(m member) ([]*listenerv3.Filter, error) {
+	lookup, err := networkFilter("envoy.filters.network.sni_dynamic_forward_proxy", &snidynamicv3.FilterConfig{
+		DnsCacheConfig: b.dynamicCache, PortSpecifier: &snidynamicv3.FilterConfig_PortValue{PortValue: uint32(m.port.number)},
+	})
+	if err != nil {
+		return nil, err
+	}
+	name := clusterName(m.port.number, m.service.host)
+	proxy, err := b.tcpFilter(name, name)
+	return []*listenerv3.Filter{lookup, proxy}, err
+}
+
+// addLookup has the Host of a request looked up before it is routed to a cluster of setDynamic's. Without a port, Host
+// has that of the listener: its scheme's default is no port of the service.
+func (b *builder) addLookup(m *hcmv3.HttpConnectionManager, port uint16) error {
+	err := addHTTPFilter(m, "envoy.filters.http.set_filter_state", &sethttpv3.Config{OnRequestHeaders: []*filterstatev3.FilterStateValue{{
+		Key: &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: dynamicPort},
+		Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
+			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
+				Specifier: &corev3.DataSource_InlineString{InlineString: strconv.Itoa(int(port))},
+			}},
+		}},
+	}}})
+	if err != nil {
+		return err
+	}
+	return addHTTPFilter(m, "envoy.filters.http.dynamic_forward_proxy", &dynamichttpv3.FilterConfig{
+		ImplementationSpecifier: &dynamichttpv3.FilterConfig_DnsCacheConfig{DnsCacheConfig: b.dynamicCache},
+	})
+}
+
+// dynamicRoutes are those of a service whose Host says where to go: to the port of the service and to no other, which is
+// as unknown as another host.
+func (b *builder) dynamicRoutes(m member) []*routev3.Route {
+	route := routeTo(clusterName(m.port.number, m.service.host), outboundRetryOn, retries)
+	route.Match.Headers = []*routev3.HeaderMatcher{{
+		Name: ":authority",
+		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+			MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{
+				Regex: fmt.Sprintf("[^:]*(:%d)?", m.port.number),
+			}},
+		}},
+	}}
+	return append([]*routev3.Route{route}, b.unknownHosts().Routes...)
+}
+
+// anyDynamic says whether one of members is of resolution DYNAMIC_DNS.
+func anyDynamic(members []member) bool {
+	return slices.ContainsFunc(members, func(m member) bool { return m.isDynamic() })
+}

@@ -2,6 +2,7 @@ package dnsproxy
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -22,7 +23,11 @@ const (
 
 // String returns the source as metrics and the command line name it.
 func (s Source) String() string {
-	return [...]string{"table", "cache", "stale", "upstream", "failure", "reject"}[s]
+	names := [sources]string{"table", "cache", "stale", "upstream", "failure", "reject"}
+	if s < sources {
+		return names[s]
+	}
+	return fmt.Sprintf("source %d", uint8(s))
 }
 
 // answer is what a handler says to a query. msg is a DNS message whose

@@ -1,6 +1,7 @@
 package dnsproxy
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -49,7 +50,17 @@ const (
 // StateHealthy is UpstreamStats.State of a server that answers in time.
 const StateHealthy = "healthy"
 
-func (h health) String() string { return [...]string{StateHealthy, "slow", "failing"}[h] }
+func (h health) String() string {
+	switch h {
+	case healthy:
+		return StateHealthy
+	case slow:
+		return "slow"
+	case failing:
+		return "failing"
+	}
+	return fmt.Sprintf("state %d", uint8(h))
+}
 
 // upstream is what is known of one server. It lives as long as the forwarder,
 // whatever resolv.conf says meanwhile, because it has the counters.

@@ -70,8 +70,15 @@ const (
 	Ended
 )
 
+var eventKindNames = [...]string{
+	Arrived: "arrived", WantSockets: "want sockets", Ready: "ready", Settled: "settled", Terminate: "terminate", Ended: "ended",
+}
+
 func (k EventKind) String() string {
-	return [...]string{Arrived: "arrived", WantSockets: "want sockets", Ready: "ready", Settled: "settled", Terminate: "terminate", Ended: "ended"}[k]
+	if int(k) < len(eventKindNames) {
+		return eventKindNames[k]
+	}
+	return fmt.Sprintf("event %d", uint8(k))
 }
 
 // Outcome is what the end of a hand-off means to the old generation.

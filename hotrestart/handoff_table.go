@@ -41,7 +41,12 @@ var stageNames = [...]string{
 	childSettled: "child settled", stageOver: "over",
 }
 
-func (s stage) String() string { return stageNames[s] }
+func (s stage) String() string {
+	if int(s) < len(stageNames) {
+		return stageNames[s]
+	}
+	return fmt.Sprintf("stage %d", uint8(s))
+}
 
 // event is what moves a stage: a message of the peer's, something the owner does, or
 // time. The peer's end moves every stage to stageOver and has no rows.
@@ -75,7 +80,10 @@ func (e event) String() string {
 	if e.message != 0 {
 		return "got " + e.message.String()
 	}
-	return actNames[e.act]
+	if int(e.act) < len(actNames) {
+		return actNames[e.act]
+	}
+	return fmt.Sprintf("act %d", uint8(e.act))
 }
 
 func got(k messageKind) event { return event{message: k} }

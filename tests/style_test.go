@@ -96,6 +96,32 @@ func TestFilesAndFunctionsAreShort(t *testing.T) {
 	}
 }
 
+// TestNamesOfValuesAreBounded wants no String method that indexes an array without a condition: a value may be newer than
+// the array, or come from another release, and what names it in an error must not panic.
+func TestNamesOfValuesAreBounded(t *testing.T) {
+	for _, f := range sourceFiles(t) {
+		for _, declaration := range f.tree.Decls {
+			function, ok := declaration.(*ast.FuncDecl)
+			if !ok || function.Name.Name != "String" || function.Recv == nil {
+				continue
+			}
+			var index, condition bool
+			ast.Inspect(function, func(n ast.Node) bool {
+				switch n.(type) {
+				case *ast.IndexExpr:
+					index = true
+				case *ast.IfStmt, *ast.RangeStmt:
+					condition = true
+				}
+				return true
+			})
+			if index && !condition {
+				t.Errorf("%s:%d: String indexes without asking whether the value is in bounds", f.name, f.line(function.Pos()))
+			}
+		}
+	}
+}
+
 func TestNoForbiddenCalls(t *testing.T) {
 	for _, f := range sourceFiles(t) {
 		for _, spec := range f.tree.Imports {

@@ -63,7 +63,12 @@ var eventNames = [...]string{
 	stopAsked: "stop asked", quitAsked: "quit asked", nobodyStarts: "nobody starts",
 }
 
-func (k eventKind) String() string { return eventNames[k] }
+func (k eventKind) String() string {
+	if int(k) < len(eventNames) {
+		return eventNames[k]
+	}
+	return fmt.Sprintf("event %d", uint8(k))
+}
 
 // event is one thing that happened, with what belongs to it.
 type event struct {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/mesh"
@@ -20,7 +21,7 @@ func TestLookupsOfResources(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "a.json"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s := &sidecar{cfg: &config.Config{IPv4: true}}
+	s := &sidecar{cfg: &config.Config{IPv4: true, PodNamespace: "default", ConnectTimeout: time.Second}}
 	source, err := mesh.NewSource(dir, meshOptions(s.cfg), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -21,6 +22,7 @@ import (
 func testOptions() Options {
 	return Options{
 		Namespace: "default", IPv4: true, IPv6: true, AutoAllocate: true,
+		InboundPort: 15006, OutboundPort: 15001, ConnectTimeout: 10 * time.Second, DetectionTimeout: 100 * time.Millisecond,
 		VIPRanges:     []netip.Prefix{netip.MustParsePrefix("240.240.0.0/16"), netip.MustParsePrefix("2001:2::/48")},
 		ReservedPorts: []uint16{15000, 15020, 15021, 15053, 15090},
 	}

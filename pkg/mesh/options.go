@@ -8,28 +8,17 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 )
 
-const (
-	// defaultInboundPort and defaultOutboundPort are Istio's capture ports, the targets of the iptables REDIRECT.
-	defaultInboundPort  = 15006
-	defaultOutboundPort = 15001
-	// defaultConnectTimeout is MeshConfig.connectTimeout's default in Istio.
-	defaultConnectTimeout = 10 * time.Second
-	// defaultDetectionTimeout is how long a connection may say nothing before it is taken for a server-first
-	// protocol. Long enough for the first packet of a client in the same pod, short enough that MySQL and SMTP
-	// clients do not notice.
-	defaultDetectionTimeout = 100 * time.Millisecond
-	// defaultMaxFileBytes holds about 30,000 ServiceEntries; a file above it is a mistake, and is not read.
-	defaultMaxFileBytes = 16 << 20
-)
+// defaultMaxFileBytes holds about 30,000 ServiceEntries; a file above it is a mistake, and is not read.
+const defaultMaxFileBytes = 16 << 20
 
-// Options are the settings of the embedded control plane. The zero value of a field means its default, where one is
-// named; the caller owns the slices and must not change them afterwards.
+// Options are the settings of the embedded control plane. What is a setting of the user's has its default there and none
+// here, where zero is a value like any other. The caller owns the slices and must not change them afterwards.
 type Options struct {
-	// Namespace is the pod's. Documents without a namespace are in it, and exportTo "." is measured against it.
+	// Namespace is the pod's; needed. Documents without a namespace are in it, and exportTo "." is measured against it.
 	Namespace string
 	// IPv4 and IPv6 say which families the pod has. At least one is needed.
 	IPv4, IPv6 bool
-	// InboundPort and OutboundPort are where Envoy captures; default 15006 and 15001.
+	// InboundPort and OutboundPort are where Envoy captures; needed.
 	InboundPort, OutboundPort uint16
 	// TransparentMark is for inbound traffic that TPROXY captures, with both its
 	// addresses as the client gave them: Envoy calls the application from the client's
@@ -49,9 +38,10 @@ type Options struct {
 	// DNSResolver is how Envoy looks up the names of resolution DYNAMIC_DNS, which does not follow the bootstrap's default
 	// as all else does; nil is c-ares with resolv.conf. Owned by the caller, and never changed.
 	DNSResolver *corev3.TypedExtensionConfig
-	// ConnectTimeout bounds Envoy's upstream TCP connects; default 10 s.
+	// ConnectTimeout bounds Envoy's upstream TCP connects; needed, as Envoy takes no 0.
 	ConnectTimeout time.Duration
-	// DetectionTimeout is how long protocol detection waits for a client's first bytes; default 100 ms.
+	// DetectionTimeout is how long a connection may say nothing before it is taken for a server-first protocol; 0 is
+	// for ever.
 	DetectionTimeout time.Duration
 	// AccessLog is MeshConfig's accessLogFile, accessLogFormat and accessLogEncoding. An empty path is no access log,
 	// an empty format Istio's default format.
@@ -74,17 +64,22 @@ type AccessLog struct {
 	JSON bool
 }
 
-// withDefaults returns o with its zero fields filled in, or an error when no resources can be made of it.
+// withDefaults returns o with the defaults that are no settings, or an error when no resources can be made of it.
 func (o Options) withDefaults() (Options, error) {
 	if !o.IPv4 && !o.IPv6 {
 		return o, fmt.Errorf("mesh options: neither IPv4 nor IPv6 is on, the pod needs an address of one of them")
 	}
-	setDefault(&o.InboundPort, defaultInboundPort)
-	setDefault(&o.OutboundPort, defaultOutboundPort)
-	setDefault(&o.ConnectTimeout, defaultConnectTimeout)
-	setDefault(&o.DetectionTimeout, defaultDetectionTimeout)
+	switch {
+	case o.InboundPort == 0 || o.OutboundPort == 0:
+		return o, fmt.Errorf("mesh options: the capture ports are %d and %d, both are needed", o.InboundPort, o.OutboundPort)
+	case o.Namespace == "":
+		return o, fmt.Errorf("mesh options: the pod's namespace is needed")
+	case o.ConnectTimeout <= 0:
+		return o, fmt.Errorf("connectTimeout is %s, should be longer than 0s", o.ConnectTimeout)
+	case o.DetectionTimeout < 0:
+		return o, fmt.Errorf("protocolDetectionTimeout is %s, should be 0s, which waits for ever, or longer", o.DetectionTimeout)
+	}
 	setDefault(&o.MaxFileBytes, defaultMaxFileBytes)
-	setDefault(&o.Namespace, "default")
 	if o.Now == nil {
 		o.Now = time.Now
 	}

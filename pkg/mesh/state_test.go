@@ -270,12 +270,25 @@ func TestKinds(t *testing.T) {
 
 func TestNewSourceErrors(t *testing.T) {
 	file := filepath.Join(writeFiles(t, map[string]string{"f": ""}), "f")
+	good := t.TempDir()
 	for _, c := range []struct {
-		dir string
-		o   Options
-	}{{file, testOptions()}, {file + "/none", testOptions()}, {t.TempDir(), Options{}}} {
-		if _, err := NewSource(c.dir, c.o, nil); err == nil {
-			t.Errorf("NewSource(%s): no error", c.dir)
+		dir   string
+		spoil func(*Options)
+		want  string
+	}{
+		{file, nil, "not a directory"}, {file + "/none", nil, "not a directory"},
+		{good, func(o *Options) { o.IPv4, o.IPv6 = false, false }, "neither IPv4 nor IPv6"},
+		{good, func(o *Options) { o.OutboundPort = 0 }, "capture ports"},
+		{good, func(o *Options) { o.Namespace = "" }, "namespace"},
+		{good, func(o *Options) { o.ConnectTimeout = 0 }, "connectTimeout is 0s"},
+		{good, func(o *Options) { o.DetectionTimeout = -1 }, "protocolDetectionTimeout is -1ns"},
+	} {
+		o := testOptions()
+		if c.spoil != nil {
+			c.spoil(&o)
+		}
+		if _, err := NewSource(c.dir, o, nil); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("NewSource(%s): %v, want %q", c.dir, err, c.want)
 		}
 	}
 }

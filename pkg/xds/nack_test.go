@@ -1,8 +1,16 @@
 package xds
 
 import (
+	"errors"
+	"fmt"
+	"maps"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
 
 func TestNACK(t *testing.T) {
@@ -30,8 +38,8 @@ func TestNACK(t *testing.T) {
 	}
 }
 
-// TestNamedIn has messages of Envoy 1.40.
-func TestNamedIn(t *testing.T) {
+// TestBlamedBy has messages of Envoy 1.40.
+func TestBlamedBy(t *testing.T) {
 	names := []string{"svc-1", "svc-10", "outbound|80||a", "outbound|80||a.b", "ok"}
 	for message, want := range map[string]string{
 		"Error adding/updating cluster(s) outbound|80||a: Didn't find a registered implementation for 'nope' with type URL: '', outbound|80||a.b: no": "outbound|80||a outbound|80||a.b",
@@ -39,8 +47,14 @@ func TestNamedIn(t *testing.T) {
 		"Error adding/updating listener(s) svc-10: a\nsvc-1: error adding listener '127.0.0.1:0': no filter chains specified\n":                       "svc-1 svc-10",
 		"Unable to unpack as envoy.config.cluster.v3.Cluster: goo.gle/debugstr  \ntype_url: \"ok\"":                                                   "",
 	} {
-		if got := strings.Join(namedIn(message, names), " "); got != want {
+		blamed := blamedBy(message, names)
+		if got := strings.Join(slices.Sorted(maps.Keys(blamed)), " "); got != want {
 			t.Errorf("%q blames %q, want %q", message, got, want)
+		}
+		for name, reason := range blamed {
+			if reason == "" || !strings.Contains(message, name+": "+reason) {
+				t.Errorf("%q: the reason of %q is %q", message, name, reason)
+			}
 		}
 	}
 }
@@ -57,12 +71,198 @@ func TestNACKThenRemove(t *testing.T) {
 	}
 }
 
-// TestNACKWithoutName: Envoy's message may name nothing.
+// TestNACKWithoutName: Envoy's message may name nothing, and then it took nothing. What
+// it refuses is found by halves, and the rest comes into force.
 func TestNACKWithoutName(t *testing.T) {
-	s, c := start(t, Snapshot{})
-	version := s.Set(Snapshot{Listeners: list("l1", "l2", "l3", "l4")})
-	c.nack(c.next(), "cannot parse")
-	if err := applied(t, s, version); err == nil || !strings.Contains(err.Error(), `one of 4 resources Listener ["l1" "l2" "l3"]`) {
-		t.Errorf("got %v", err)
+	s, c := start(t, Snapshot{nil, list("old", "l4=1")})
+	version := s.Set(Snapshot{Listeners: list("l1", "l2", "l3", "l4=2")})
+	for _, want := range []struct{ response, refusal string }{
+		{"Listener +l1 +l2 +l3 +l4 -old", "cannot parse"},
+		{"Listener +l1 +l2", ""},
+		{"Listener +l3 +l4 -old", "Proto constraint validation failed"},
+		{"Listener +l3", ""},
+		{"Listener +l4 -old", "Proto constraint validation failed"},
+		{"Listener +l4", "l4 is bad"},
+		{"Listener -old", ""},
+	} {
+		resp := c.next()
+		if got := describe(resp); got != want.response {
+			t.Fatalf("got %q, want %q", got, want.response)
+		}
+		if want.refusal == "" {
+			c.ack(resp)
+		} else {
+			c.nack(resp, want.refusal)
+		}
 	}
+	rejected := refusedIn(t, applied(t, s, version))
+	if !slices.Equal(rejected.Resources, []string{"l4"}) || len(rejected.Missing) != 0 || !slices.Equal(rejected.Reasons, []string{`Listener "l4": l4 is bad`}) {
+		t.Errorf("got %+v, want l4 alone, of which Envoy keeps an earlier version", rejected)
+	}
+	// It would refuse that one for ever, and is not asked again; but still it has not taken it.
+	version = s.Set(Snapshot{Listeners: list("l1", "l2", "l3=3", "l4=2")})
+	c.expect("Listener +l3")
+	if rejected := refusedIn(t, applied(t, s, version)); !slices.Equal(rejected.Resources, []string{"l4"}) {
+		t.Errorf("got %+v", rejected)
+	}
+	version = s.Set(Snapshot{Listeners: list("l1", "l2", "l3=3", "l4=3")})
+	c.expect("Listener +l4")
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+}
+
+func refusedIn(t *testing.T, err error) *RejectedError {
+	t.Helper()
+	var rejected *RejectedError
+	if !errors.As(err, &rejected) {
+		t.Fatalf("got %v, want a *RejectedError", err)
+	}
+	return rejected
+}
+
+// TestNACKCutShort: Envoy's message ends after 4,096 bytes, and with it the names.
+func TestNACKCutShort(t *testing.T) {
+	s, c := start(t, Snapshot{})
+	version := s.Set(Snapshot{Clusters: list("a", "b", "c", "d")})
+	c.nack(c.next(), "Error adding/updating cluster(s) b: no, d: ...(truncated)")
+	c.expect("Cluster +a")
+	resp := c.next()
+	if got := describe(resp); got != "Cluster +c" {
+		t.Fatal(got)
+	}
+	c.nack(resp, "Error adding/updating cluster(s) c: neither")
+	rejected := refusedIn(t, applied(t, s, version))
+	if want := []string{"b", "c", "d"}; !slices.Equal(rejected.Resources, want) || !slices.Equal(rejected.Missing, want) {
+		t.Errorf("got %+v, want %q", rejected, want)
+	}
+}
+
+// TestNACKOfMany: an error has all names, but not all reasons.
+func TestNACKOfMany(t *testing.T) {
+	var names []string
+	for i := range 3 * maxReasons {
+		names = append(names, fmt.Sprintf("c%02d", i))
+	}
+	s, c := start(t, Snapshot{})
+	version := s.Set(Snapshot{Clusters: list(names...)})
+	c.nack(c.next(), "Error adding/updating cluster(s) "+strings.Join(names, ": "+strings.Repeat("x", 2*maxReason)+", ")+": no")
+	rejected := refusedIn(t, applied(t, s, version))
+	if !slices.Equal(rejected.Resources, names) || len(rejected.Reasons) != maxReasons+1 || rejected.Reasons[maxReasons] != "and 20 more" {
+		t.Errorf("%d resources, reasons %q", len(rejected.Resources), rejected.Reasons)
+	}
+	if len(rejected.Error()) > 2*maxReasons*maxReason {
+		t.Errorf("the error has %d bytes", len(rejected.Error()))
+	}
+}
+
+// TestNACKThenNewEnvoy: what the Envoy before had in an earlier version, this one has not.
+func TestNACKThenNewEnvoy(t *testing.T) {
+	s, path := startServer(t)
+	s.Set(Snapshot{Clusters: list("a=1")})
+	for i, missing := range [][]string{nil, {"a"}} {
+		c := connect(t, path)
+		c.subscribe(ClusterType)
+		if i == 0 {
+			c.expect("Cluster +a")
+			c.subscribe(ListenerType)
+			c.expect("Listener")
+			s.Set(Snapshot{Clusters: list("a=2")})
+			c.nack(c.next(), "no")
+		} else {
+			c.nack(c.next(), "no")
+			c.subscribe(ListenerType)
+			c.expect("Listener")
+		}
+		rejected := refusedIn(t, applied(t, s, 2))
+		if !slices.Equal(rejected.Missing, missing) {
+			t.Errorf("Envoy %d lacks %q, want %q", i, rejected.Missing, missing)
+		}
+		c.close()
+		for deadline := time.Now().Add(patience); s.Connected(); {
+			if time.Now().After(deadline) {
+				t.Fatal("still connected")
+			}
+			runtime.Gosched()
+		}
+	}
+}
+
+// FuzzNACK: whatever resources Envoy refuses, and in whatever form it says so, each of them is
+// known by name in the end, and every other one is in force.
+func FuzzNACK(f *testing.F) {
+	f.Add([]byte{1, 2, 0, 3, 0, 0, 1}, uint8(3))
+	f.Add([]byte{2, 2, 2, 2}, uint8(0))
+	f.Add([]byte{1, 1, 1, 1, 1, 1}, uint8(2))
+	f.Fuzz(func(t *testing.T, kinds []byte, limit uint8) {
+		kinds = kinds[:min(len(kinds), 64)]
+		sub := newSubscription(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: ClusterType})
+		var want, has []string
+		var resources []Resource
+		fault := make(map[string]byte)
+		for i, kind := range kinds {
+			name := fmt.Sprintf("outbound|%d||a", i)
+			resources = append(resources, NewResource(name, nil))
+			if fault[name] = kind % 3; kind%3 != 0 {
+				want = append(want, name)
+			}
+		}
+		st := &stream{server: &Server{}, subs: map[string]*subscription{ClusterType: sub}}
+		st.pushed, _ = newState(1, Snapshot{Clusters: resources})
+		queue := [][]string{nil}
+		for _, r := range resources {
+			queue[0] = append(queue[0], r.Name)
+		}
+		for steps := 0; len(queue) > 0; steps++ {
+			if steps > 4*len(kinds)+1 {
+				t.Fatal("it does not end")
+			}
+			for _, names := range queue {
+				changed, _ := sub.among(st.pushed, names)
+				sub.sent("n", changed, nil)
+				message := envoysAnswer(sub.inflight["n"], fault, int(limit))
+				if message == "" {
+					sub.accept(sub.inflight["n"])
+				} else {
+					sub.refuse(sub.inflight["n"], message)
+				}
+			}
+			queue, sub.parts = sub.parts, nil
+		}
+		if got := st.rejected(); got == nil && len(want) > 0 {
+			t.Fatalf("nothing is refused, want %q", want)
+		} else if slices.Sort(want); got != nil && !slices.Equal(got.Missing, want) {
+			t.Fatalf("refused are %q, want %q", got.Missing, want)
+		}
+		for name, it := range sub.known {
+			if it.held {
+				has = append(has, name)
+			}
+		}
+		if len(has)+len(want) != len(kinds) {
+			t.Fatalf("Envoy has %q, refuses %q of %d", has, want, len(kinds))
+		}
+	})
+}
+
+// envoysAnswer is Envoy's message on a response; "" for an ACK. A fault of 1 refuses a resource
+// by name, one of 2 the response. Only limit names fit.
+func envoysAnswer(names []string, fault map[string]byte, limit int) string {
+	var blamed []string
+	for _, name := range names {
+		switch fault[name] {
+		case 1:
+			blamed = append(blamed, name+": no, not that")
+		case 2:
+			return "Proto constraint validation failed"
+		}
+	}
+	if len(blamed) == 0 {
+		return ""
+	}
+	text := "Error adding/updating cluster(s) "
+	if limit++; len(blamed) > limit {
+		return text + strings.Join(blamed[:limit], ", ") + truncated
+	}
+	return text + strings.Join(blamed, ", ")
 }

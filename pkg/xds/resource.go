@@ -71,10 +71,12 @@ func newState(version uint64, snap Snapshot) (st *state, duplicates []string) {
 	return st, duplicates
 }
 
-// has says whether the state holds a resource of this type and name.
-func (st *state) has(url, name string) bool {
-	_, found := slices.BinarySearchFunc(st.resources[url], name, func(r Resource, name string) int {
-		return cmp.Compare(r.Name, name)
-	})
-	return found
+// find returns the resource of this type and name, if the state has it.
+func (st *state) find(url, name string) (r Resource, has bool) {
+	list := st.resources[url]
+	i, has := slices.BinarySearchFunc(list, name, func(r Resource, name string) int { return cmp.Compare(r.Name, name) })
+	if !has {
+		return Resource{}, false
+	}
+	return list[i], true
 }

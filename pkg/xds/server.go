@@ -7,6 +7,9 @@
 // clusters. A push is finished before a newer state is looked at, so states that come
 // in quick succession are skipped but for the last.
 //
+// When Envoy refuses a response and does not say which resource of it, the response is
+// halved until each refused resource is known by name; all others come into force.
+//
 // Resources are passed on as bytes. Nothing here knows what is in a cluster.
 package xds
 
@@ -16,7 +19,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,7 +67,7 @@ type Server struct {
 type progress struct {
 	waiting string // what the push waits for
 	done    uint64 // version that was sent and answered in full
-	failed  error  // what Envoy refused of done; nil when it took everything
+	failed  error  // what Envoy refuses of done; nil when it took everything
 }
 
 // New returns a server for l, a Unix listener whose file mode (0600) says who may
@@ -135,20 +137,6 @@ func (s *Server) Set(snap Snapshot) (version uint64) {
 		st.wake()
 	}
 	return version
-}
-
-// RejectedError says what Envoy refused of a configuration; everything else of it is
-// in force.
-type RejectedError struct {
-	Version uint64
-	// Resources are the names that Envoy's messages have; a message may have none.
-	Resources []string
-	// Reasons are Envoy's messages, with the kind and the names of the resources.
-	Reasons []string
-}
-
-func (e *RejectedError) Error() string {
-	return fmt.Sprintf("Envoy refused configuration version %d: %s", e.Version, strings.Join(e.Reasons, "; "))
 }
 
 // Applied blocks until a connected Envoy has answered for version, or a newer one, in

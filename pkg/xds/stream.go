@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
-	"strings"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -18,8 +17,6 @@ const (
 	// to be added to all of them, which for thousands takes minutes. This is enough for
 	// 30,000.
 	maxResponse = 8 << 20
-	// maxNamed is how many resources an error names when Envoy did not say which.
-	maxNamed = 3
 )
 
 // phase is a step of a push, in their order.
@@ -44,9 +41,7 @@ type stream struct {
 
 	pushed   *state // the state of the running push, or of the last one
 	phase    phase
-	again    bool          // a subscription changed since the push began
-	refused  RejectedError // what Envoy refused in this push
-	lastNACK string        // what was logged last
+	again    bool // a subscription changed since the push began
 	progress progress
 }
 
@@ -151,51 +146,12 @@ func (st *stream) answer(sub *subscription, req *discoveryv3.DeltaDiscoveryReque
 	detail := req.GetErrorDetail()
 	if detail == nil {
 		st.server.counters.acks.Add(1)
+		sub.accept(names)
 		return
 	}
 	st.server.counters.nacks.Add(1)
-	named := namedIn(detail.GetMessage(), names)
-	if len(named) > 0 {
-		sub.refuse(named) // Envoy has taken the others
-	} else {
-		sub.refuse(names)
-	}
-	text := refusal(sub.url, named, names, detail.GetMessage())
-	st.refused.Resources = append(st.refused.Resources, named...)
-	st.refused.Reasons = append(st.refused.Reasons, text)
-	if text != st.lastNACK {
-		st.lastNACK = text
-		st.log.Warn("Envoy refused configuration", "resources", text)
-	}
-	st.report()
-}
-
-// namedIn returns those of names that message blames. Envoy writes "<name>: <reason>",
-// several of them parted by ", " or a line break; a bare occurrence would take svc-1 for
-// svc-10's fault.
-func namedIn(message string, names []string) []string {
-	var named []string
-	text := " " + strings.ReplaceAll(message, "\n", " ")
-	for _, name := range names {
-		if strings.Contains(text, " "+name+": ") {
-			named = append(named, name)
-		}
-	}
-	return named
-}
-
-// refusal words a NACK: the resources that Envoy's message names, or else the first of
-// those that were in the response.
-func refusal(url string, named, names []string, message string) string {
-	kind := url[strings.LastIndexByte(url, '.')+1:]
-	switch {
-	case len(named) > 0:
-		return fmt.Sprintf("%s %s: %s", kind, strings.Trim(fmt.Sprintf("%q", named), "[]"), message)
-	case len(names) > maxNamed:
-		return fmt.Sprintf("one of %d resources %s %q...: %s", len(names), kind, names[:maxNamed], message)
-	default:
-		return fmt.Sprintf("%s %q: %s", kind, names, message)
-	}
+	st.log.Debug("Envoy refused a response, or a part of it", "kind", kindOf(sub.url), "resources", len(names), "message", detail.GetMessage())
+	sub.refuse(names, detail.GetMessage())
 }
 
 // advance takes the push as far as it goes without another answer of Envoy's.
@@ -235,7 +191,7 @@ func (st *stream) begin() bool {
 	if desired == nil || (desired == st.pushed && !st.again) {
 		return false
 	}
-	st.pushed, st.phase, st.again, st.refused = desired, addClusters, false, RejectedError{Version: desired.version}
+	st.pushed, st.phase, st.again = desired, addClusters, false
 	for _, sub := range st.subs {
 		sub.retry()
 	}
@@ -251,9 +207,8 @@ func (st *stream) next() {
 	st.phase = idle
 	st.server.counters.pushes.Add(1)
 	st.progress = progress{done: st.pushed.version, waiting: "it is about to be sent"}
-	if len(st.refused.Reasons) > 0 {
-		rejected := st.refused
-		st.progress.failed = &rejected
+	if rejected := st.rejected(); rejected != nil {
+		st.progress.failed = rejected
 	}
 	st.report()
 }
@@ -270,6 +225,9 @@ func (st *stream) report() { st.server.report(st, st.progress) }
 // send sends what the phase calls for, in as many responses as it takes; sent is false
 // when there is nothing to send.
 func (st *stream) send(sub *subscription) (sent bool, err error) {
+	if len(sub.parts) > 0 {
+		return st.sendParts(sub)
+	}
 	var changed []Resource
 	var removed []string
 	if st.phase != removeClusters {
@@ -305,6 +263,23 @@ func firstOnes(resources []Resource, names []string) []Resource {
 	}
 	slices.SortStableFunc(resources, func(a, b Resource) int { return last(a) - last(b) })
 	return resources
+}
+
+// sendParts sends the parts of refused responses, all at once, each in a response of its own.
+func (st *stream) sendParts(sub *subscription) (sent bool, err error) {
+	parts := sub.parts
+	sub.parts = nil
+	for _, names := range parts {
+		changed, removed := sub.among(st.pushed, names)
+		if len(changed)+len(removed) == 0 {
+			continue // no longer asked for
+		}
+		if err := st.respond(sub, firstOnes(changed, st.server.first), removed); err != nil {
+			return sent, err
+		}
+		sent = true
+	}
+	return sent, nil
 }
 
 // chunk is how many of the resources go into one response.

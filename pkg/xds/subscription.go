@@ -16,17 +16,28 @@ type subscription struct {
 	url      string
 	wildcard bool
 	names    map[string]struct{} // asked for by name
-	// known is what Envoy has, as far as we know: the version that was sent last, or 0
-	// for a name whose state is not known (refused, or asked for anew), which makes it
-	// differ from every version.
-	known map[string]uint64
+	// known is what Envoy was sent, and every name that it asked for.
+	known map[string]item
 	// answered is false until the first response: Envoy waits for one, if an empty one.
 	answered bool
 	// inflight are the responses that were neither ACKed nor NACKed, by nonce. A
 	// response is kept as the names in it.
 	inflight map[string][]string
-	// refused are names of responses that were NACKed in the running push.
-	refused []string
+	// parts are names of which Envoy refused some and did not say which; each part goes
+	// in a response of its own.
+	parts [][]string
+	// rejected is what Envoy refused, until it takes it or there is no such resource.
+	rejected map[string]rejection
+}
+
+// item is one resource as Envoy has it, as far as we know.
+type item struct {
+	// version was sent last; 0, which differs from every version, when the state is not
+	// known: refused, or asked for anew.
+	version uint64
+	// held says that Envoy has the resource, if in an earlier version: it keeps that
+	// when it refuses a later one.
+	held bool
 }
 
 // newSubscription starts from the first request of a type on a stream, which also
@@ -35,13 +46,14 @@ func newSubscription(first *discoveryv3.DeltaDiscoveryRequest) *subscription {
 	s := &subscription{
 		url:      first.GetTypeUrl(),
 		names:    make(map[string]struct{}),
-		known:    make(map[string]uint64, len(first.GetInitialResourceVersions())),
+		known:    make(map[string]item, len(first.GetInitialResourceVersions())),
 		inflight: make(map[string][]string),
+		rejected: make(map[string]rejection),
 		// No name at all in the first request is the older form of "*".
 		wildcard: len(first.GetResourceNamesSubscribe()) == 0,
 	}
 	for name, version := range first.GetInitialResourceVersions() {
-		s.known[name] = parseVersion(version)
+		s.known[name] = item{parseVersion(version), true}
 	}
 	for _, name := range first.GetResourceNamesSubscribe() {
 		_, has := s.known[name]
@@ -71,7 +83,7 @@ func (s *subscription) subscribe(name string, send bool) {
 	}
 	s.names[name] = struct{}{}
 	if send {
-		s.known[name] = 0
+		s.forget(name)
 	}
 }
 
@@ -88,13 +100,16 @@ func (s *subscription) unsubscribe(name string) {
 		// Still wanted: the protocol has the server say so, by sending it again.
 		delete(s.names, name)
 		if _, has := s.known[name]; has {
-			s.known[name] = 0
+			s.forget(name)
 		}
 	default:
 		delete(s.names, name)
 		delete(s.known, name)
 	}
 }
+
+// forget makes the version of a resource unknown, so that it is sent again.
+func (s *subscription) forget(name string) { s.known[name] = item{0, s.known[name].held} }
 
 func (s *subscription) wants(name string) bool {
 	if s.wildcard {
@@ -108,7 +123,7 @@ func (s *subscription) wants(name string) bool {
 func (s *subscription) changed(st *state) []Resource {
 	var out []Resource
 	for _, r := range st.resources[s.url] {
-		if s.wants(r.Name) && s.known[r.Name] != r.Version {
+		if s.wants(r.Name) && s.known[r.Name].version != r.Version {
 			out = append(out, r)
 		}
 	}
@@ -119,7 +134,7 @@ func (s *subscription) changed(st *state) []Resource {
 func (s *subscription) removed(st *state) []string {
 	var out []string
 	for name := range s.known {
-		if !st.has(s.url, name) {
+		if _, has := st.find(s.url, name); !has {
 			out = append(out, name)
 		}
 	}
@@ -127,11 +142,25 @@ func (s *subscription) removed(st *state) []string {
 	return out
 }
 
+// among gives what changed and removed do, of names alone.
+func (s *subscription) among(st *state, names []string) (changed []Resource, removed []string) {
+	for _, name := range names {
+		it, known := s.known[name]
+		switch r, has := st.find(s.url, name); {
+		case has && s.wants(name) && it.version != r.Version:
+			changed = append(changed, r)
+		case !has && known:
+			removed = append(removed, name)
+		}
+	}
+	return changed, removed
+}
+
 // sent notes a response on its way.
 func (s *subscription) sent(nonce string, changed []Resource, removed []string) {
 	names := make([]string, 0, len(changed)+len(removed))
 	for _, r := range changed {
-		s.known[r.Name] = r.Version
+		s.known[r.Name] = item{r.Version, s.known[r.Name].held}
 		names = append(names, r.Name)
 	}
 	for _, name := range removed {
@@ -140,18 +169,4 @@ func (s *subscription) sent(nonce string, changed []Resource, removed []string) 
 	}
 	s.inflight[nonce] = names
 	s.answered = true
-}
-
-// refuse notes names that Envoy refused, for retry.
-func (s *subscription) refuse(names []string) { s.refused = append(s.refused, names...) }
-
-// retry makes the next push send again what Envoy refused, whether it changes or not:
-// Envoy may have taken a part, and the cause may have gone (an address in use).
-func (s *subscription) retry() {
-	for _, name := range s.refused {
-		if _, has := s.known[name]; has {
-			s.known[name] = 0
-		}
-	}
-	s.refused = nil
 }

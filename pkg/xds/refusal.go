@@ -1,0 +1,197 @@
+package xds
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+const (
+	// blaming begins every message of Envoy's that names the resources that it refused, and
+	// says that it took the others of that response (CdsApiHelper, LdsApiImpl). Any other message
+	// refuses the response whole: bytes that are no message, a value against a field's rule.
+	blaming = "Error adding/updating "
+	// truncated ends a message of which Envoy left out what is beyond 4,096 bytes, and so
+	// perhaps names (Config::Utility::truncateGrpcStatusMessage).
+	truncated = "...(truncated)"
+	// maxReason bounds what is kept of a reason: the fault comes first, then the resource's
+	// whole text.
+	maxReason = 512
+	// maxReasons bounds the reasons of an error; it says how many more there are.
+	maxReasons = 10
+)
+
+// RejectedError says what Envoy refuses of a configuration; everything else of it is
+// in force.
+type RejectedError struct {
+	Version uint64
+	// Resources are the names of all that Envoy refuses, clusters first.
+	Resources []string
+	// Missing are those of Resources that Envoy does not have at all. Of the others it
+	// keeps the version that it took last.
+	Missing []string
+	// Reasons are Envoy's, each with the kind and the name of the resource; at most ten.
+	Reasons []string
+}
+
+func (e *RejectedError) Error() string {
+	return fmt.Sprintf("Envoy refused configuration version %d: %s", e.Version, strings.Join(e.Reasons, "; "))
+}
+
+// rejection is why Envoy refused a resource.
+type rejection struct {
+	reason string
+	// final says that Envoy refused the resource as such, which it will do as often as it is
+	// sent. Else the cause may go: an address in use.
+	final bool
+}
+
+// accept notes names that Envoy took.
+func (s *subscription) accept(names []string) {
+	for _, name := range names {
+		delete(s.rejected, name)
+		if it, has := s.known[name]; has { // else it was removed
+			s.known[name] = item{it.version, true}
+		}
+	}
+}
+
+// refuse takes in a NACK of a response with names.
+func (s *subscription) refuse(names []string, message string) {
+	blamed := blamedBy(message, names)
+	final := len(blamed) == 0 && len(names) == 1
+	if final {
+		blamed = map[string]string{names[0]: message}
+	}
+	for name, reason := range blamed {
+		if len(reason) > maxReason {
+			reason = strings.ToValidUTF8(reason[:maxReason], "") + "..."
+		}
+		s.rejected[name] = rejection{strings.Clone(reason), final} // not the whole message
+	}
+	rest := slices.DeleteFunc(names, func(name string) bool { _, is := blamed[name]; return is })
+	if len(blamed) > 0 && !strings.HasSuffix(message, truncated) {
+		s.accept(rest)
+	} else {
+		s.part(rest)
+	}
+}
+
+// part has names sent again, in two responses.
+func (s *subscription) part(names []string) {
+	for _, name := range names {
+		it, has := s.known[name]
+		s.known[name] = item{0, it.held || !has} // a removal that did not happen
+	}
+	for _, half := range [][]string{names[:len(names)/2], names[len(names)/2:]} {
+		if len(half) > 0 {
+			s.parts = append(s.parts, half)
+		}
+	}
+}
+
+// retry makes the next push send again what Envoy refused, whether it changes or not,
+// unless it would refuse it for ever.
+func (s *subscription) retry() {
+	for name, r := range s.rejected {
+		if _, known := s.known[name]; !known { // removed since, or no longer asked for
+			delete(s.rejected, name)
+		} else if !r.final {
+			s.forget(name)
+		}
+	}
+}
+
+// blamedBy returns those of names that message blames, each with its reason. Envoy writes
+// "<name>: <reason>", several of them parted by ", " or a line break.
+func blamedBy(message string, names []string) map[string]string {
+	_, text, found := strings.Cut(message, "(s) ")
+	if !found || !strings.HasPrefix(message, blaming) {
+		return nil
+	}
+	known, longest := make(map[string]bool, len(names)), 0
+	for _, name := range names {
+		known[name] = true
+		longest = max(longest, len(name))
+	}
+	blamed := make(map[string]string)
+	last, begins := "", 0 // the name before, and where its reason begins
+	for at := 0; at < len(text); at = after(text, at) {
+		name := nameAt(text[at:min(len(text), at+longest+len(": "))], known)
+		if name == "" {
+			continue
+		}
+		if last != "" {
+			blamed[last] = trim(text[begins:at])
+		}
+		last, begins = name, at+len(name)+len(": ")
+	}
+	if last != "" {
+		blamed[last] = trim(text[begins:])
+	}
+	return blamed
+}
+
+// after returns where the next name after at may begin.
+func after(text string, at int) int {
+	i := strings.IndexAny(text[at:], ",\n")
+	if i < 0 {
+		return len(text)
+	}
+	at += i + 1
+	if text[at-1] == ',' && at < len(text) && text[at] == ' ' {
+		at++
+	}
+	return at
+}
+
+// nameAt returns the known name with which text begins, "" when there is none. A name may
+// itself have a colon in it.
+func nameAt(text string, known map[string]bool) string {
+	for i := 0; ; {
+		end := strings.Index(text[i:], ": ")
+		if end < 0 {
+			return ""
+		}
+		if i += end; known[text[:i]] {
+			return text[:i]
+		}
+		i++
+	}
+}
+
+func trim(reason string) string { return strings.Trim(strings.TrimSuffix(reason, truncated), ", \n") }
+
+// rejected is what Envoy refuses of the state that was pushed last; nil when it took everything.
+func (st *stream) rejected() *RejectedError {
+	e := &RejectedError{Version: st.pushed.version}
+	for _, url := range []string{ClusterType, ListenerType} {
+		sub := st.subs[url]
+		if sub == nil {
+			continue
+		}
+		for _, name := range slices.Sorted(maps.Keys(sub.rejected)) {
+			it, known := sub.known[name]
+			if !known {
+				continue // removed in this push
+			}
+			e.Resources = append(e.Resources, name)
+			if !it.held {
+				e.Missing = append(e.Missing, name)
+			}
+			if len(e.Resources) <= maxReasons {
+				e.Reasons = append(e.Reasons, fmt.Sprintf("%s %q: %s", kindOf(url), name, sub.rejected[name].reason))
+			}
+		}
+	}
+	if len(e.Resources) == 0 {
+		return nil
+	}
+	if more := len(e.Resources) - maxReasons; more > 0 {
+		e.Reasons = append(e.Reasons, fmt.Sprintf("and %d more", more))
+	}
+	return e
+}
+
+func kindOf(url string) string { return url[strings.LastIndexByte(url, '.')+1:] }

@@ -49,9 +49,10 @@ func comparisons() (out []comparison) {
 
 // Packets must land where they land with Istio's own rules.
 //
-// Our rules differ from Istio's on purpose in what no landing shows: the order of the
-// raw table, where Istio's puts the proxy's own queries into the zone of applications
-// (TestQueriesAndAnswersShareAZone); ports and addresses that share a rule, and
+// Our rules differ from Istio's on purpose in what no landing here shows: the raw table,
+// where Istio's puts the proxy's own queries into the zone of applications
+// (TestQueriesAndAnswersShareAZone) and answers to forwarded ones into another than the
+// queries (TestForwardedQueriesAreLeftAlone); ports and addresses that share a rule, and
 // addresses that others cover, which have none.
 func TestPacketsLandWhereIstiosLand(t *testing.T) {
 	all := comparisons()

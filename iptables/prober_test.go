@@ -90,6 +90,9 @@ func (p probe) dialer() *net.Dialer {
 	if p.source.IsValid() {
 		options = append(options, transparentOption(p.source.Is6()))
 		d.LocalAddr = &net.TCPAddr{IP: p.source.AsSlice()}
+		if p.network == "udp" {
+			d.LocalAddr = &net.UDPAddr{IP: p.source.AsSlice()}
+		}
 	}
 	if len(options) > 0 {
 		d.Control = control(options...)

@@ -157,16 +157,17 @@ func (b *builder) outbound() {
 	for _, s := range b.senders() {
 		b.proxy(s)
 	}
-	b.ownerGroups()
+	b.ownerGroups(func(m Match, why string) { b.nat(outbound, m, accept, why) })
 	b.dnsRedirect()
 	b.nat(outbound, Match{Dsts: b.loopback()}, accept, "loopback")
 	b.destinations()
 }
 
-func (b *builder) ownerGroups() {
+// ownerGroups gives leave what groups that are not captured send.
+func (b *builder) ownerGroups(leave func(m Match, why string)) {
 	if len(b.IncludeGroups) == 0 {
 		for _, id := range b.ExcludeGroups {
-			b.nat(outbound, Match{Owners: []Owner{{ID: id, Group: true}}}, accept, "excluded owner group")
+			leave(Match{Owners: []Owner{{ID: id, Group: true}}}, "excluded owner group")
 		}
 		return
 	}
@@ -174,7 +175,7 @@ func (b *builder) ownerGroups() {
 	for _, id := range b.IncludeGroups {
 		others = append(others, Owner{ID: id, Group: true, Not: true})
 	}
-	b.nat(outbound, Match{Owners: others}, accept, "owner group not included")
+	leave(Match{Owners: others}, "owner group not included")
 }
 
 // destinations decides what is left: application traffic to somewhere else.

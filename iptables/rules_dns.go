@@ -1,33 +1,53 @@
 package iptables
 
-import "net/netip"
-
-// An application may send two queries from one source port, one caught and one of
-// the proxy's own. Without zones of their own both would share a conntrack entry and
-// the redirect of the first would apply to the second (istio#33469).
-var (
-	upstreamZone = conntrackZone(1) // between the proxy and the nameservers
-	appZone      = conntrackZone(2) // between applications and the proxy
+import (
+	"net/netip"
+	"slices"
 )
 
-// dnsZones sorts UDP queries into conntrack zones. CT leaves a packet that already
-// has a zone alone, so the proxy's own rules must come before those for all senders:
-// otherwise its queries would be tracked in one zone and their answers in the other
-// (istio#46935).
+// appZone is the conntrack zone between applications and the agent. One source port may
+// send two queries, one caught and one of the agent's own. Without a zone for the first
+// both would share a conntrack entry, and the redirect of the first would apply to the
+// second (istio#33469).
+var appZone = conntrackZone(2)
+
+// dnsZones puts the UDP queries that are redirected, and what the agent answers to them,
+// into appZone. All others stay where the kernel has them. Istio gives a zone to the
+// agent's own queries, too, and so to every answer of a nameserver; but an answer to what
+// the pod forwards for a container or a virtual machine looks the same when it arrives,
+// and in that zone nobody knows whom it is for (istio#54689, #44996).
 func (b *builder) dnsZones() {
+	if slices.Contains(b.ExcludeOutboundPorts, dnsPort) { // none is redirected
+		return
+	}
+	families, servers := b.nameservers()
+	add := func(chain string, m Match, t Target, why string) {
+		b.add(Rule{Family: families, Table: Raw, Chain: chain, Match: m, Target: t, Why: why})
+	}
 	for _, s := range b.senders() {
-		b.raw(Both, output, s.sent(Match{Proto: UDP, DstPorts: []uint16{dnsPort}}), upstreamZone, "query of the proxy")
 		answer := Match{Proto: UDP, SrcPort: dnsProxyPort}
 		if s.mark == 0 { // a mark is on what leaves the pod; the port is the agent's whoever runs it
 			answer = s.sent(answer)
 		}
-		b.raw(Both, output, answer, appZone, "answer of the proxy")
+		add(output, answer, appZone, "answer of the proxy")
 	}
-	b.raw(Both, output, Match{}, jump(outboundDNS), "queries of applications")
-	families, servers := b.nameservers()
-	b.raw(families, preRouting, Match{}, jump(inbound), "answers of nameservers")
-	b.raw(families, outboundDNS, Match{Dsts: servers, Proto: UDP, DstPorts: []uint16{dnsPort}}, appZone, "query of an application")
-	b.raw(families, inbound, Match{Srcs: servers, Proto: UDP, SrcPort: dnsPort}, upstreamZone, "answer of a nameserver")
+	add(output, udpTo(dnsPort), jump(outboundDNS), "queries of applications")
+	b.leaveQueries(func(m Match, why string) { add(outboundDNS, m, accept, why) })
+	query := udpTo(dnsPort)
+	query.Dsts = servers
+	add(outboundDNS, query, appZone, "query of an application")
+}
+
+// leaveQueries gives leave what the nat table lets pass before it redirects queries.
+func (b *builder) leaveQueries(leave func(m Match, why string)) {
+	for _, name := range b.ExcludeInterfaces {
+		leave(Match{Out: name}, "excluded interface")
+	}
+	leave(Match{Srcs: passthrough, Out: loopbackIface}, "Envoy to its own application")
+	for _, s := range b.senders() {
+		leave(s.sent(Match{}), "from the proxy")
+	}
+	b.ownerGroups(leave)
 }
 
 // dnsRedirect sends queries to the agent.
@@ -57,8 +77,4 @@ func (b *builder) nameservers() (families Family, servers []netip.Prefix) {
 		servers = append(servers, netip.PrefixFrom(s, s.BitLen()))
 	}
 	return families, servers
-}
-
-func (b *builder) raw(f Family, chain string, m Match, t Target, why string) {
-	b.add(Rule{Family: f, Table: Raw, Chain: chain, Match: m, Target: t, Why: why})
 }

@@ -153,6 +153,22 @@ COMMIT
 	}
 }
 
+// Istio's rules for DNS lose what the pod forwards. That is named, and nothing else of them.
+func TestZonesOfIstioAreNamed(t *testing.T) {
+	c := Default()
+	c.DNS = servers("10.96.0.10")
+	named := false
+	for _, d := range verified(t, onPaper(c, istioText(c, IPv4), ""), c) {
+		named = named || d == "IPv4 raw ISTIO_INBOUND: not wanted: the chain with its rules, of which there are 1"
+		if !strings.HasPrefix(d, "IPv4 raw ") {
+			t.Error(d)
+		}
+	}
+	if !named {
+		t.Error("the zone of answers is not named")
+	}
+}
+
 func TestVerifySaysWhatIsWrong(t *testing.T) {
 	base := Default()
 	base.InboundPorts.All, base.ExcludeInboundPorts = true, []uint16{22, 23}

@@ -67,7 +67,11 @@ func newCaptureCommand(e *env, host captureHost, cmd *cobra.Command) *cobra.Comm
 		if err != nil {
 			return err
 		}
-		return o.run(cmd.Context(), e.Stdout, logging.For(log, "iptables"))
+		log = logging.For(log, "iptables")
+		for _, what := range o.ineffective {
+			log.Warn(what)
+		}
+		return o.run(cmd.Context(), e.Stdout, log)
 	}
 	return cmd
 }
@@ -97,6 +101,9 @@ func (o *captureOptions) run(ctx context.Context, stdout io.Writer, log *slog.Lo
 		if err := os.Setenv("XTABLES_LOCKFILE", o.namespace); err != nil {
 			return fmt.Errorf("name the xtables lock: %w", err)
 		}
+	}
+	if o.cleanup && o.dryRun {
+		return nil
 	}
 	if o.cleanup {
 		return iptables.Clean(ctx, log)

@@ -31,8 +31,11 @@ type captureOptions struct {
 	report       checkReport
 	dualStack    bool
 	autoAllocate bool
+	native       bool // nf_tables by itself; wins over config.Backend
+	forceApply   bool
 	envoyUser    string
 	host         captureHost
+	ineffective  []string // what was asked for and does not come about, and why
 }
 
 // captureSetting is one input of istio-iptables: a flag, an environment variable, or
@@ -90,13 +93,13 @@ func captureSwitches() []captureSetting {
 		{flag: "drop-invalid", env: []string{"DROP_INVALID", "INVALID_DROP"}, doc: "drop packets that conntrack calls INVALID", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.config.DropInvalid })},
 		{flag: "dual-stack", env: []string{"DUAL_STACK", "ISTIO_DUAL_STACK"}, def: "true", doc: "capture IPv6, too, when the pod's first address is IPv4", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.dualStack })},
 		{flag: "force-iptables-binary", env: []string{"FORCE_IPTABLES_BINARY"}, doc: "legacy or nft (default: where rules are already, else what is installed, else as --native-nftables)", set: setBackend},
-		{flag: "native-nftables", env: []string{"NATIVE_NFTABLES"}, doc: "write the rules by nf_tables itself, without iptables or nft", boolean: true, set: setNative},
+		{flag: "native-nftables", env: []string{"NATIVE_NFTABLES"}, doc: "write the rules by nf_tables itself, without iptables or nft, whatever --force-iptables-binary says", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.native })},
 		{flag: "dry-run", short: "n", env: []string{"DRY_RUN"}, doc: "print the rules, change nothing; needs no privilege", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.dryRun })},
 		{flag: cleanupFlag, env: []string{"CLEANUP_ONLY"}, doc: "remove all rules instead", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.cleanup })},
 		{flag: "verify", doc: "compare with the rules in force instead: exit status 1 when something differs; see doctor capture", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.verify })},
 		{flag: "skip-rule-apply", env: []string{"SKIP_RULE_APPLY"}, doc: "check the settings only", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.skipApply })},
 		{flag: "reconcile", env: []string{"RECONCILE"}, doc: "accepted: rules of another configuration are always replaced", boolean: true, set: toggle(func(*captureOptions) *bool { return new(bool) })},
-		{flag: "force-apply", env: []string{"FORCE_APPLY"}, doc: "accepted: the rules are always checked and made right", boolean: true, set: toggle(func(*captureOptions) *bool { return new(bool) })},
+		{flag: "force-apply", env: []string{"FORCE_APPLY"}, doc: "accepted: the rules are always checked and made right", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.forceApply })},
 	}
 }
 
@@ -200,21 +203,11 @@ func parseCapture(flags *pflag.FlagSet, environ []string, host captureHost) (*ca
 	read(true)
 	if !o.cleanup {
 		read(false)
-	} else if o.dryRun {
-		errs = append(errs, errors.New("flag --dry-run: nothing to print with --cleanup-only: what is removed depends on what is there; see iptables-save"))
-	}
-	if o.cniMode && o.namespace == "" {
-		errs = append(errs, errors.New("flag --cni-mode: needs the pod's --network-namespace; leave it out in a container of the pod"))
-	}
-	if o.cniMode && o.config.DNS.Capture {
-		o.config.DNS.All = true // as Istio's CNI plugin has it: the resolv.conf here is not the pod's
-	}
-	if o.dryRun && o.validate {
-		errs = append(errs, errors.New("flag --run-validation: a dry run makes no rules to validate; for those in force use --skip-rule-apply"))
 	}
 	if o.cleanup && o.verify {
 		errs = append(errs, errors.New("flag --verify: there is nothing to compare with when --cleanup-only is given"))
 	}
+	o.settle()
 	if err := errors.Join(errs...); err != nil || o.cleanup {
 		return o, err
 	}

@@ -210,15 +210,11 @@ func TestCaptureRefuses(t *testing.T) {
 		{name: "TPROXY without a mark", args: []string{"-m", "TPROXY", "-t", "0", "-r", "254"}, usage: true, want: []string{"TPROXY mark 0: want 1 to 4294967294", "TPROXY route table 254: want 1 to 4294967295, but not 253 to 255"}},
 		{name: "TPROXY with the last mark", args: []string{"-m", "TPROXY", "-t", "4294967295", "-r", "0"}, usage: true, want: []string{"TPROXY mark 4294967295", "TPROXY route table 0"}},
 		{name: "no numbers", args: []string{"-t", "4294967296", "-r", "main"}, usage: true, want: []string{`flag --istio-inbound-tproxy-mark: "4294967296": want a number`, `flag --istio-inbound-tproxy-route-table: "main"`}},
-		{name: "two back ends", environ: []string{"FORCE_IPTABLES_BINARY=nft"}, args: []string{"--native-nftables"}, usage: true, want: []string{"flag --native-nftables", "contradicts --force-iptables-binary=nft"}},
-		{name: "validation of nothing", args: []string{"--run-validation", "-n"}, usage: true, want: []string{"flag --run-validation", "--skip-rule-apply"}},
 		{name: "validation", args: []string{"--run-validation", "--probe-timeout", "0s", "--iptables-probe-port", "65536"}, usage: true, want: []string{`flag --probe-timeout: "0s"`, `flag --iptables-probe-port: port "65536"`}},
-		{name: "CNI, where?", environ: []string{"CNI_MODE=true"}, usage: true, want: []string{"flag --cni-mode", "--network-namespace"}},
 		{name: "no namespace, even to clean", args: []string{"--network-namespace", "/nowhere", "--cleanup-only"}, want: []string{"/nowhere", "no such file", "/proc/PID/ns/net"}},
 		{name: "a namespace of another kind", args: []string{"--network-namespace", "/proc/self/ns/mnt"}, want: []string{"/proc/self/ns/mnt", "no file of a network namespace"}},
 		{name: "no namespace at all", args: []string{"--network-namespace", "/dev/null"}, want: []string{"no file of a network namespace"}},
 		{name: "a list from nowhere", args: []string{"-x", "@/nowhere"}, usage: true, want: []string{`flag --istio-service-exclude-cidr: read the value "@/nowhere"`, "no such file"}},
-		{name: "dry clean", args: []string{"--dry-run", "--cleanup-only"}, usage: true, want: []string{"flag --dry-run"}},
 		{name: "no network", addrs: []string{"127.0.0.1"}, args: []string{"--dry-run"}, want: []string{"no interface has an address"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

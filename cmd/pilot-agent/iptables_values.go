@@ -113,19 +113,6 @@ func setBackend(o *captureOptions, v string) error {
 	return fmt.Errorf("%q: want %s or %s", v, iptables.Legacy, iptables.NFT)
 }
 
-// setNative comes after setBackend.
-func setNative(o *captureOptions, v string) error {
-	var native bool
-	if err := toggle(func(*captureOptions) *bool { return &native })(o, v); err != nil || !native {
-		return err
-	}
-	if b := o.config.Backend; b != iptables.Auto {
-		return fmt.Errorf("%q contradicts --force-iptables-binary=%s: leave one of them out", v, b)
-	}
-	o.config.Backend = iptables.Native
-	return nil
-}
-
 // noIDs says that the proxy is not known by its user, or not by its group: another
 // way is left then, such as its mark.
 const noIDs = "none"

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+
+	"understudy.mesh/iptables"
+)
+
+// settle decides between settings that contradict each other. Istio's init container
+// takes any two of them, so none may stop a pod; what does not come about is noted.
+func (o *captureOptions) settle() {
+	note := func(setting, why string) {
+		o.ineffective = append(o.ineffective, fmt.Sprintf("%s has no effect: %s", setting, why))
+	}
+	c := &o.config
+	if o.native {
+		if c.Backend != iptables.Auto {
+			note("--force-iptables-binary="+string(c.Backend), "--native-nftables runs no binary")
+		}
+		c.Backend = iptables.Native
+	}
+	if o.cniMode && o.namespace == "" {
+		o.cniMode = false
+		note("--cni-mode", "it is for the pod's --network-namespace, of which there is none; the rules are for this one, whose resolv.conf is here")
+	}
+	if o.cniMode && c.DNS.Capture {
+		c.DNS.All = true // as Istio's CNI plugin has it: the resolv.conf here is not the pod's
+	}
+	if o.dryRun && o.cleanup {
+		note("--cleanup-only", "a dry run removes nothing; what would be removed depends on what is there, see iptables-save")
+	}
+	if o.dryRun && o.validate {
+		o.validate = false
+		note("--run-validation", "a dry run makes no rules to validate; for those in force use --skip-rule-apply")
+	}
+	if o.skipApply && o.forceApply {
+		note("--force-apply", "--skip-rule-apply leaves the rules as they are")
+	}
+	o.settleDNS(note)
+	if len(c.IncludeGroups) > 0 && len(c.ExcludeGroups) > 0 {
+		note("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "only the groups of ISTIO_OUTBOUND_OWNER_GROUPS are captured")
+	}
+	for _, p := range c.ExcludeInboundPorts {
+		if slices.Contains(c.InboundPorts.List, p) {
+			note(fmt.Sprintf("--istio-local-exclude-ports of port %d", p), "--istio-inbound-ports names it; take it out there")
+		}
+	}
+}
+
+func (o *captureOptions) settleDNS(note func(setting, why string)) {
+	const dnsPort = 53
+	dns := o.config.DNS
+	if dns.All && !dns.Capture {
+		note("--capture-all-dns", "no DNS is captured without --redirect-dns")
+	}
+	if dns.Capture && slices.Contains(o.config.ExcludeOutboundPorts, dnsPort) {
+		note("--redirect-dns", "--istio-local-outbound-ports-exclude has port 53")
+	}
+}

@@ -45,7 +45,7 @@ func newPod(t *testing.T) *pod {
 		Node:      config.Node{ID: "sidecar~127.0.0.1~a.default~default.svc.cluster.local", Cluster: "a.default"},
 		ConfigDir: t.TempDir(), ConfigPath: shortDir(t), BinaryPath: binary, HandoffDir: p.handoff,
 		Takeover: config.TakeoverAuto, UpgradeDrainDuration: time.Minute, DrainDuration: time.Second,
-		TerminationDrainDuration: time.Millisecond,
+		TerminationDrainDuration: time.Millisecond, ConnectTimeout: 10 * time.Second,
 		StatusPort:               ports[1], ReadyPort: ports[2], AdminPort: ports[3], StatsPort: ports[4],
 		DNSCapture: true, DNSAddrs: []netip.AddrPort{netip.AddrPortFrom(loopback, ports[5])}, DNSForwardTimeout: time.Second,
 	}

@@ -89,13 +89,12 @@ func TestCacheKey(t *testing.T) {
 		func(m *dns.Msg) { m.CheckingDisabled = true },
 		func(m *dns.Msg) { m.RecursionDesired = false },
 		func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeANY },
-		func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS },
 	}
 	for i, change := range variants {
 		for range 2 {
 			s.ask(t, "udp", "x.example", dns.TypeA, change)
 		}
-		if n := up.udp.Load(); i != len(variants)-1 && n != int64(i+1) {
+		if n := up.udp.Load(); n != int64(i+1) {
 			t.Errorf("variant %d: %d queries reached the upstream, want %d", i, n, i+1)
 		}
 	}
@@ -168,6 +167,7 @@ func TestHitsDoNotAllocate(t *testing.T) {
 	for name, qtype := range map[string]uint16{
 		"aliyun.com.": dns.TypeA, "a.wild.example.default.svc.cluster.local.": dns.TypeA, "x.example.": dns.TypeA,
 		"2.1.240.240.in-addr.arpa.": dns.TypePTR, "none.example.": dns.TypeAAAA,
+		"localhost.": dns.TypeA, "x.localhost.cluster.local.": dns.TypeAAAA,
 	} {
 		msg, err := new(dns.Msg).SetQuestion(name, qtype).Pack()
 		if err != nil {

@@ -246,7 +246,7 @@ func TestImportCacheHostile(t *testing.T) {
 		"upper-case key":     sealed(good, now.Now(), server, edit(key, func(k []byte) { k[6] = 'A' }), msg),
 		"another name":       sealed(good, now.Now(), server, edit(key, func(k []byte) { k[6] = 'b' }), msg),
 		"another type":       sealed(good, now.Now(), server, edit(key, func(k []byte) { k[1] = typeAAAA }), msg),
-		"a transfer":         sealed(good, now.Now(), server, edit(key, func(k []byte) { k[1] = typeAXFR }), msg),
+		"a transfer":         sealed(good, now.Now(), server, edit(key, func(k []byte) { k[1] = byte(dns.TypeAXFR) }), msg),
 		"compressed key":     sealed(good, now.Now(), server, append(bytes.Clone(key[:5]), 0xC0, 12), msg),
 		"no message":         sealed(good, now.Now(), server, key, nil),
 		"a query":            sealed(good, now.Now(), server, key, edit(msg, flag(0x80))),

@@ -16,13 +16,13 @@ type Explanation struct {
 	Type string `json:"type"`
 
 	// Source is what decided: vip, table, wildcard or search (a name of the
-	// mesh, the first of these that is true of it), cache, stale, upstream,
+	// mesh or of this host, the first of these that is true of it), cache, stale, upstream,
 	// or failure. A mesh name's types that the table does not have come from
 	// cache or upstream.
 	Source string `json:"source"`
 
 	Host     string `json:"host,omitempty"`     // the table's name that matched
-	Search   string `json:"search,omitempty"`   // the pod's own domain, where it was cut off
+	Search   string `json:"search,omitempty"`   // the search domain, where it was cut off
 	Wildcard bool   `json:"wildcard,omitempty"` // Host is a wildcard
 	VIP      bool   `json:"vip,omitempty"`      // Host's addresses are virtual
 
@@ -49,9 +49,9 @@ func (s *Server) Explain(ctx context.Context, name string, qtype uint16) (Explan
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	own.ctx = ctx
-	a, ok := s.tables.fast(q, nil)
+	a, ok := s.fast(q, nil)
 	if !ok {
-		a = s.tables.serve(ctx, q)
+		a = s.stage(q).serve(ctx, q)
 	}
 	e := Explanation{
 		Name: dns.Fqdn(name), Type: dns.Type(qtype).String(), Source: a.source.String(), Records: []string{},
@@ -60,8 +60,12 @@ func (s *Server) Explain(ctx context.Context, name string, qtype uint16) (Explan
 	if a.server.IsValid() {
 		e.Server = a.server.String()
 	}
-	if t := s.Table(); t != nil {
-		e.match(t, q, a.source)
+	m, ok := s.localhost.find(q.wire())
+	if t := s.Table(); t != nil && !ok {
+		m, ok = find(t, q)
+	}
+	if ok {
+		e.match(m, q, a.source)
 	}
 	return e, e.read(a)
 }
@@ -81,15 +85,11 @@ func newQuery(name string, qtype uint16) (*query, error) {
 	return q, nil
 }
 
-// match adds how the table found the name.
-func (e *Explanation) match(t *Table, q *query, source Source) {
-	m, ok := find(t, q)
-	if !ok {
-		return
-	}
+// match adds how the name was found.
+func (e *Explanation) match(m match, q *query, source Source) {
 	e.Wildcard = m.wildcard
-	if m.base != nil {
-		e.Search = dotted(t.domain)
+	if name := q.wire(); m.base != nil {
+		e.Search = dotted(name[len(m.base) : len(name)-1])
 	}
 	if m.reverse != nil {
 		n, _ := skipName(m.reverse, 0)

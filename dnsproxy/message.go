@@ -42,8 +42,6 @@ const (
 	typeTXT   = 16
 	typeSRV   = 33
 	typeANY   = 255
-	typeIXFR  = 251
-	typeAXFR  = 252
 	classIN   = 1
 
 	rcodeSuccess  = 0

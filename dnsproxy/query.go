@@ -163,10 +163,21 @@ func (q *query) parseOPT(msg []byte, off int, udp bool) verdict {
 		return q.reject(rcodeFormErr)
 	case version != 0:
 		return q.reject(rcodeBadVers)
-	case q.qtype == typeAXFR || q.qtype == typeIXFR:
-		// A transfer is many messages, which a forwarder of single
-		// answers does not have.
+	case q.qclass != classIN:
+		// CHAOS, HESIOD, ANY: nobody has names of the mesh or of a cluster in
+		// them, and servers that drop such questions made the client wait.
+		return q.reject(rcodeRefused)
+	case isMeta(q.qtype):
 		return q.reject(rcodeNotImp)
 	}
 	return answerIt
+}
+
+// isMeta says whether no record is of that type, RFC 6895 section 3.1, but for ANY.
+// Such questions are about the server or the message (OPT, TSIG, TKEY), are answered by
+// what a forwarder of single answers does not have (a transfer is many), or obsolete
+// (MAILA).
+func isMeta(qtype uint16) bool {
+	const first, last = 128, 255
+	return qtype == typeOPT || first <= qtype && qtype <= last && qtype != typeANY
 }

@@ -53,6 +53,7 @@ type Config struct {
 type Server struct {
 	config    Config
 	log       *slog.Logger
+	localhost *localhost
 	tables    *tables
 	cache     *cache
 	forwarder *forwarder
@@ -77,8 +78,9 @@ func New(c Config) (*Server, error) {
 	}
 	s.cache = cache
 	s.tables = newTables(c, cache)
-	s.forwarder.searched = s.tables.searched
-	s.tables.searched(s.forwarder.current.Search)
+	s.localhost = newLocalhost(c.TTL)
+	s.forwarder.searched = s.searched
+	s.searched(s.forwarder.current.Search)
 	return s, nil
 }
 
@@ -107,6 +109,12 @@ func (c Config) withDefaults() Config {
 	}
 	c.Own = own
 	return c
+}
+
+// searched is told resolv.conf's search domains.
+func (s *Server) searched(domains []string) {
+	s.localhost.searched(domains)
+	s.tables.searched(domains)
 }
 
 // Swap puts t in force for every query that is looked up from now on.
@@ -143,11 +151,18 @@ func (s *Server) respond(q *query, msg []byte, limit int, dst []byte) (reply []b
 		s.counters.reply(SourceReject, q.qtype, q.rcode)
 		return appendReject(dst, q), true
 	}
-	a, ok := s.stage(q).fast(q, dst)
+	a, ok := s.fast(q, dst)
 	if !ok {
 		return nil, false
 	}
 	return s.finish(q, a), true
+}
+
+func (s *Server) fast(q *query, dst []byte) (answer, bool) {
+	if a, ok := s.localhost.fast(q, dst); ok {
+		return a, true
+	}
+	return s.stage(q).fast(q, dst)
 }
 
 // wait answers a query that respond could not, however long that takes.

@@ -71,7 +71,7 @@ func (h *tables) fast(q *query, dst []byte) (answer, bool) {
 	if !ok {
 		return h.next.fast(q, dst)
 	}
-	if a, ok := h.local(t, m, q, dst); ok {
+	if a, ok := fromTable(m, q, dst, h.ttlOf(t)); ok {
 		return a, true
 	}
 	a, ok := h.next.fast(q, dst)
@@ -87,7 +87,7 @@ func (h *tables) serve(ctx context.Context, q *query) answer {
 	if !ok {
 		return h.next.serve(ctx, q)
 	}
-	if a, ok := h.local(t, m, q, nil); ok {
+	if a, ok := fromTable(m, q, nil, h.ttlOf(t)); ok {
 		return a
 	}
 	return h.exists(t, q, h.next.serve(ctx, q))
@@ -116,11 +116,10 @@ func (h *tables) await(ctx context.Context, q *query) *Table {
 	return h.current.Load()
 }
 
-// local answers the types that the table has of a name it knows. The others
+// fromTable answers the types that a table has of a name it knows. The others
 // are for the upstream to answer. Who asks for ANY gets records of one type
 // (RFC 8482 section 4.1): the upstream would deny those that there are.
-func (h *tables) local(t *Table, m match, q *query, dst []byte) (answer, bool) {
-	ttl := h.ttlOf(t)
+func fromTable(m match, q *query, dst []byte, ttl uint32) (answer, bool) {
 	var list []byte
 	size := 4
 	switch {
@@ -166,7 +165,7 @@ func (h *tables) ttlOf(t *Table) uint32 {
 // find looks q's name up in t. A host that is forwarded is found by nobody.
 func find(t *Table, q *query) (match, bool) {
 	name := q.wire()
-	if q.qclass != classIN || len(name) == 1 { // no table has the root
+	if len(name) == 1 { // no table has the root
 		return match{}, false
 	}
 	m, ok := t.lookup(name[:len(name)-1])

@@ -22,7 +22,8 @@ type race struct {
 	asked   int       // tries begun, in p's order, round after round
 	next    time.Time // when another is begun though none has failed
 	running []*try
-	results chan result
+	results chan result   // of the tries that somebody listens to
+	over    chan struct{} // closed when nobody reads results any more
 	bad     map[*upstream]bool
 
 	worst answer // what to say when nobody answers well
@@ -68,8 +69,7 @@ func (r *race) run(ctx context.Context) (answer, error) {
 	late, cancel := context.WithDeadline(ctx, r.deadline)
 	defer cancel()
 	defer r.end(ctx)
-	// The most that can be begun: the rounds, and one for each recheck.
-	r.results = make(chan result, len(r.p.servers)*r.p.Attempts+maxRechecks)
+	r.results, r.over = make(chan result), make(chan struct{})
 	for _, t := range r.running {
 		r.listen(ctx, t)
 	}
@@ -185,7 +185,10 @@ func (r *race) listen(ctx context.Context, t *try) {
 		defer cancel()
 		defer t.abandon()
 		msg, err := t.finish(try)
-		r.results <- result{t, msg, err}
+		select {
+		case r.results <- result{t, msg, err}:
+		case <-r.over:
+		}
 	})
 }
 
@@ -263,14 +266,17 @@ func (r *race) end(ctx context.Context) {
 			t.cancel()
 		}
 	}
-	if running := len(r.running); watched {
-		r.q.scope.tasks.Go(func() { r.watch(ctx, running) })
+	if !watched {
+		close(r.over)
+		return
 	}
+	r.q.scope.tasks.Go(func() { r.watch(ctx) })
 }
 
 // watch records how the watched ones among the tries that run have ended.
-func (r *race) watch(ctx context.Context, running int) {
-	for range running {
+func (r *race) watch(ctx context.Context) {
+	defer close(r.over)
+	for range r.running {
 		if got := <-r.results; got.t.watched {
 			r.f.ended(ctx, got.t, got.err)
 			got.t.u.unwatch()

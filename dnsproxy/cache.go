@@ -1,7 +1,6 @@
 package dnsproxy
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"hash/maphash"
@@ -37,6 +36,8 @@ type cache struct {
 	renewals              chan struct{} // one slot for each question that no query waits for
 	looped                atomic.Int64  // when a question last came back (see outage.clock)
 	staleAfter, staleHold time.Duration // the constants, but in tests
+	// patience is how long a query waits for what another has asked.
+	patience func(*query) time.Duration
 
 	mu       sync.Mutex
 	lru      *simplelru.LRU[uint64, *entry] // by hash; the entry has the key
@@ -50,6 +51,7 @@ func newCache(c Config, next handler, o *outage) (*cache, error) {
 		next: next, outage: o, now: c.Now, seed: maphash.MakeSeed(), log: c.Log, maxBytes: c.CacheBytes,
 		renewals: make(chan struct{}, maxRenewals), failures: newFailureCache(),
 		staleAfter: staleAfter, staleHold: staleHold,
+		patience: func(*query) time.Duration { return clientPatience },
 	}
 	lru, err := simplelru.NewLRU(c.CacheEntries, func(_ uint64, e *entry) { h.bytes -= e.size() })
 	h.lru = lru
@@ -175,25 +177,19 @@ func (h *cache) loop(q *query) answer {
 
 // ask returns what the cache has by now, or asks.
 func (h *cache) ask(ctx context.Context, q *query, key string) answer {
-	// The leader asks within its own ctx, which has the budget of a query;
-	// it began before those that wait here, and so ends before theirs.
-	v, _, shared := q.scope.flights.Do(key, func() (any, error) {
-		// Another flight may have landed since fast looked.
-		if e, _ := h.find([]byte(key)); e != nil {
-			if age := e.age(h.now()); age < e.ttl {
-				return e.append(nil, age), nil
-			}
-		}
-		return h.fetch(ctx, q, key), nil
-	})
-	return owned(v.(answer), shared)
-}
-
-func owned(a answer, shared bool) answer {
-	if shared {
-		a.msg = bytes.Clone(a.msg)
+	f, first := q.scope.flights.join(key)
+	if !first {
+		return h.follow(ctx, q, f)
 	}
-	return a
+	// Another flight may have landed since fast looked.
+	if e, _ := h.find([]byte(key)); e != nil {
+		if age := e.age(h.now()); age < e.ttl {
+			a := e.append(nil, age)
+			q.scope.flights.land(key, f, a)
+			return a
+		}
+	}
+	return h.lead(ctx, q, f, key)
 }
 
 // fetch asks the next handler and keeps what it says.
@@ -203,8 +199,16 @@ func (h *cache) fetch(ctx context.Context, q *query, key string) answer {
 	if !denied {
 		a = h.next.serve(ctx, q)
 	}
+	if !denied || !good(a) { // that is kept as what it is, the answer about A
+		h.settle(ctx, key, a, began)
+	}
+	return a
+}
+
+// settle keeps what became of a question that was asked at a time of the outage's clock.
+func (h *cache) settle(ctx context.Context, key string, a answer, began int64) {
 	switch {
-	case denied && good(a): // kept as what it is, the answer about A
+	case a.late != nil || a.pending: // not yet known
 	case good(a):
 		h.put(key, a)
 	case ctx.Err() != nil: // it was we who gave up
@@ -212,7 +216,6 @@ func (h *cache) fetch(ctx context.Context, q *query, key string) answer {
 	default:
 		h.fail(key, a)
 	}
-	return a
 }
 
 // put keeps a, if it may be kept. In any case it takes the place of what was

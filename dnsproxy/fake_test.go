@@ -22,6 +22,7 @@ import (
 type fakeUpstream struct {
 	addr     netip.AddrPort
 	udp, tcp atomic.Int64 // queries that arrived
+	apart    atomic.Bool  // one datagram does not wait for another's answer
 
 	mu    sync.Mutex
 	reply func(request []byte, tcp bool) []byte // nil: silence
@@ -79,8 +80,16 @@ func (f *fakeUpstream) serveUDP(conn *net.UDPConn) {
 			return
 		}
 		f.udp.Add(1)
-		if reply := f.answer(buf[:n], false); reply != nil {
-			conn.WriteToUDPAddrPort(reply, from)
+		request := bytes.Clone(buf[:n])
+		answer := func() {
+			if reply := f.answer(request, false); reply != nil {
+				conn.WriteToUDPAddrPort(reply, from)
+			}
+		}
+		if f.apart.Load() {
+			go answer()
+		} else {
+			answer()
 		}
 	}
 }

@@ -22,6 +22,22 @@ const (
 	// resolv.conf(5).
 	clientPatience = 5 * time.Second
 
+	// answerMargin is how much of the client's patience is left for it to hear
+	// that there is no answer, rather than to ask again.
+	answerMargin = 200 * time.Millisecond
+
+	// clientTries is how often a client asks before it gives up: glibc, Go and
+	// older c-ares do so twice, and take the answer to the first question until then.
+	clientTries = 2
+
+	// maxLate bounds the races that go on for an answer that comes late; each
+	// has a socket for every try.
+	maxLate = 128
+
+	// slowTrust is how long a server that fails is believed to be merely slow
+	// after it has answered.
+	slowTrust = time.Minute
+
 	// minTries is how many tries, one after the other, must fit into the
 	// time that a query has, if there may be so many.
 	minTries = 2
@@ -46,7 +62,8 @@ type forwarder struct {
 	own      []netip.AddrPort // where we listen: never ask these
 	mark     uint32           // of the sockets to upstreams; 0 is none
 	outage   *outage
-	buffers  sync.Pool // of *[upstreamBuffer]byte
+	buffers  sync.Pool     // of *[upstreamBuffer]byte
+	late     chan struct{} // one slot for each race that goes on when its query has ended
 	// searched is told the file's search domains when they have changed.
 	searched func([]string)
 
@@ -71,6 +88,7 @@ func newForwarder(c Config) *forwarder {
 		own:      c.Own,
 		mark:     c.Mark,
 		outage:   newOutage(c.Now),
+		late:     make(chan struct{}, maxLate),
 		buffers:  sync.Pool{New: func() any { return new([upstreamBuffer]byte) }},
 		known:    map[netip.AddrPort]*upstream{},
 		searched: func([]string) {},
@@ -125,9 +143,10 @@ func (f *forwarder) probe(p *plan, q *query) {
 		if u.due(now) && q.scope.ctx != nil {
 			own := *q
 			q.scope.leave(func(ctx context.Context) {
-				ctx, cancel := context.WithTimeout(ctx, f.tryTime(p))
+				ctx, cancel := context.WithTimeout(ctx, f.heard(p))
 				defer cancel()
-				t, err := f.begin(u, &own, p, time.Now().Add(f.tryTime(p)))
+				defer context.AfterFunc(own.scope.lives.context(), cancel)()
+				t, err := f.begin(u, &own, p, time.Now().Add(f.heard(p)))
 				if err == nil {
 					_, err = t.finish(ctx)
 				}
@@ -167,10 +186,10 @@ func (p plan) failing() bool {
 	return !slices.ContainsFunc(p.servers, func(u *upstream) bool { return !u.failing() })
 }
 
-// budget is the time that a query has, from the first question to the last: a
-// little less than a client waits, so that it gets the answer or hears that
-// there is none. With `options timeout:1 attempts:2` that is two seconds. Who
-// sets DNS_FORWARD_TIMEOUT to more has clients that wait longer.
+// budget is the time that a query has, from the first question on: a little less
+// than a client waits, so that it gets the answer or hears that there is none.
+// With `options timeout:1 attempts:2` that is two seconds. Who sets
+// DNS_FORWARD_TIMEOUT to more has clients that wait longer.
 func (f *forwarder) budget(p *plan) time.Duration {
 	patience := clientPatience
 	if p.Timeout > 0 {
@@ -179,7 +198,24 @@ func (f *forwarder) budget(p *plan) time.Duration {
 	if f.timeout > DefaultForwardTimeout {
 		patience = max(patience, f.timeout)
 	}
-	return patience - patience/10
+	return patience - min(patience/10, answerMargin)
+}
+
+// patience is how long q waits for what another query has asked.
+func (f *forwarder) patience(q *query) time.Duration {
+	p := f.plan()
+	return f.timeLeft(&p, q)
+}
+
+// heard is how long the answer to one try is listened to: as long as the client's
+// own resolver would, all its tries together, for that takes the answer to the
+// first when it comes after the second was sent. Who sets DNS_FORWARD_TIMEOUT to
+// less than the default wants to hear nothing later than that.
+func (f *forwarder) heard(p *plan) time.Duration {
+	if f.timeout < DefaultForwardTimeout {
+		return f.timeout
+	}
+	return max(clientTries*clientPatience, f.budget(p))
 }
 
 // timeLeft is what is left of q's budget, or time for a try: who has it held for
@@ -188,8 +224,8 @@ func (f *forwarder) timeLeft(p *plan, q *query) time.Duration {
 	return max(f.budget(p)-q.held, f.tryTime(p))
 }
 
-// tryTime is how long one server may take: what the settings say, but short
-// enough that there is time for another try.
+// tryTime is how long one server may take before there is another try: what the
+// settings say, but short enough that there is time for one.
 func (f *forwarder) tryTime(p *plan) time.Duration {
 	tries := min(minTries, len(p.servers)*p.Attempts)
 	limit := min(f.timeout, f.budget(p)/time.Duration(tries))

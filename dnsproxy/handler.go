@@ -40,6 +40,12 @@ type answer struct {
 	server netip.AddrPort // that gave it: upstream, cache and stale
 	rtt    time.Duration  // upstream only
 	age    time.Duration  // cache and stale
+
+	// late delivers one answer more where msg only says that time is up: a
+	// server may yet answer. It is the receiver's to read. pending says the same
+	// where another reads it.
+	late    <-chan answer
+	pending bool
 }
 
 // handler is one stage of table -> cache -> forwarder.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -17,7 +18,8 @@ type race struct {
 	p        *plan
 	q        *query
 	deadline time.Time
-	tryTime  time.Duration
+	tryTime  time.Duration // until another try is begun
+	heard    time.Duration // until a try is given up
 
 	asked   int       // tries begun, in p's order, round after round
 	next    time.Time // when another is begun though none has failed
@@ -25,6 +27,7 @@ type race struct {
 	results chan result   // of the tries that somebody listens to
 	over    chan struct{} // closed when nobody reads results any more
 	bad     map[*upstream]bool
+	goesOn  bool // though nobody waits, see late
 
 	worst answer // what to say when nobody answers well
 	last  error
@@ -39,7 +42,7 @@ type result struct {
 
 func newRace(f *forwarder, p *plan, q *query) *race {
 	return &race{
-		f: f, p: p, q: q, deadline: time.Now().Add(f.timeLeft(p, q)), tryTime: f.tryTime(p),
+		f: f, p: p, q: q, deadline: time.Now().Add(f.timeLeft(p, q)), tryTime: f.tryTime(p), heard: f.heard(p),
 		worst: answer{source: SourceFailure}, last: errBudget,
 	}
 }
@@ -104,10 +107,7 @@ func (r *race) run(ctx context.Context) (answer, error) {
 				r.another(ctx)
 			}
 		case <-late.Done():
-			for _, t := range r.running {
-				r.lost(ctx, t, errBudget)
-			}
-			return r.worst, r.last
+			return r.late(ctx), r.last
 		}
 	}
 	return r.worst, r.last
@@ -144,7 +144,7 @@ func (r *race) begin() (*try, error) {
 	hedge := len(r.running) > 0 && !r.f.parallel
 	r.asked++
 	now := time.Now()
-	limit := now.Add(r.tryTime)
+	limit := now.Add(r.heard)
 	r.next = now.Add(r.patience(u))
 	if hedge {
 		u.hedge()
@@ -256,30 +256,102 @@ func (r *race) overtaken(winner *try) {
 	}
 }
 
+// late ends the race for its query, whose time is up. Where a server that is asked
+// may merely be slow, it goes on for the query after, and delivers what becomes of it.
+func (r *race) late(ctx context.Context) answer {
+	a, scope, now := r.worst, r.q.scope, r.f.now()
+	slow := scope.ctx != nil && ctx.Err() == nil &&
+		slices.ContainsFunc(r.running, func(t *try) bool { return t.u.mayBeSlow(now) })
+	for _, t := range r.running {
+		r.lost(ctx, t, errBudget)
+	}
+	if !slow {
+		return a
+	}
+	select {
+	case r.f.late <- struct{}{}:
+	default:
+		return a // too many wait: so many servers are not slow
+	}
+	own := *r.q
+	r.q, r.goesOn = &own, true
+	late := make(chan answer, 1)
+	scope.tasks.Go(func() {
+		defer func() { <-r.f.late }()
+		late <- r.linger(ctx)
+	})
+	a.late = late
+	return a
+}
+
+// linger waits for the tries that run, and calls off the others when one has answered.
+func (r *race) linger(ctx context.Context) answer {
+	defer r.callOff()
+	for len(r.running) > 0 {
+		select {
+		case got := <-r.results:
+			r.drop(got.t)
+			if got.err != nil { // it was counted when the query's time was up
+				continue
+			}
+			if a, done := r.take(ctx, got.t, got.msg); done {
+				return a
+			}
+		case <-r.q.scope.lives.context().Done():
+			return answer{source: SourceFailure, msg: appendReply(nil, r.q, 0, rcodeServFail), pending: true}
+		}
+	}
+	if r.worst.msg == nil {
+		r.worst.msg = appendReply(nil, r.q, 0, rcodeServFail)
+	}
+	return r.worst
+}
+
+// callOff ends what runs, and has nobody read results any more.
+func (r *race) callOff() {
+	for _, t := range r.running {
+		t.cancel()
+	}
+	close(r.over)
+}
+
 // end calls off the tries that run, but for those that are watched.
 func (r *race) end(ctx context.Context) {
-	watched := false
+	if r.goesOn {
+		return
+	}
+	var watched []*try
 	for _, t := range r.running {
 		if t.watched {
-			watched = true
+			watched = append(watched, t)
 		} else {
 			t.cancel()
 		}
 	}
-	if !watched {
+	if r.running = watched; len(watched) == 0 {
 		close(r.over)
 		return
 	}
-	r.q.scope.tasks.Go(func() { r.watch(ctx) })
+	scope := r.q.scope
+	scope.tasks.Go(func() { r.watch(ctx, scope.lives.context().Done()) })
 }
 
-// watch records how the watched ones among the tries that run have ended.
-func (r *race) watch(ctx context.Context) {
-	defer close(r.over)
-	for range r.running {
-		if got := <-r.results; got.t.watched {
-			r.f.ended(ctx, got.t, got.err)
-			got.t.u.unwatch()
+// watch records how the watched tries have ended, unless that is sooner.
+func (r *race) watch(ctx context.Context, ended <-chan struct{}) {
+	defer r.callOff()
+	for len(r.running) > 0 {
+		select {
+		case got := <-r.results:
+			if got.t.watched {
+				r.drop(got.t)
+				r.f.ended(ctx, got.t, got.err)
+				got.t.u.unwatch()
+			}
+		case <-ended:
+			for _, t := range r.running {
+				t.u.unwatch()
+			}
+			return
 		}
 	}
 }

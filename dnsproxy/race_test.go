@@ -145,14 +145,14 @@ func TestBudget(t *testing.T) {
 		servers     int
 		budget, try time.Duration
 	}{
-		"default":        {"", DefaultForwardTimeout, 1, 4500 * time.Millisecond, 2250 * time.Millisecond},
+		"default":        {"", DefaultForwardTimeout, 1, 4800 * time.Millisecond, 2400 * time.Millisecond},
 		"impatient":      {"options timeout:1 attempts:2", DefaultForwardTimeout, 1, 1800 * time.Millisecond, 900 * time.Millisecond},
-		"many attempts":  {"options timeout:2 attempts:5", DefaultForwardTimeout, 1, 4500 * time.Millisecond, 2 * time.Second},
-		"one attempt":    {"options attempts:1", DefaultForwardTimeout, 1, 4500 * time.Millisecond, 4500 * time.Millisecond},
-		"one of three":   {"options attempts:1", DefaultForwardTimeout, 3, 4500 * time.Millisecond, 2250 * time.Millisecond},
-		"patient file":   {"options timeout:30", DefaultForwardTimeout, 1, 27 * time.Second, 5 * time.Second},
-		"patient agent":  {"", 20 * time.Second, 1, 18 * time.Second, 9 * time.Second},
-		"impatient both": {"options timeout:3", time.Second, 2, 4500 * time.Millisecond, time.Second},
+		"many attempts":  {"options timeout:2 attempts:5", DefaultForwardTimeout, 1, 4800 * time.Millisecond, 2 * time.Second},
+		"one attempt":    {"options attempts:1", DefaultForwardTimeout, 1, 4800 * time.Millisecond, 4800 * time.Millisecond},
+		"one of three":   {"options attempts:1", DefaultForwardTimeout, 3, 4800 * time.Millisecond, 2400 * time.Millisecond},
+		"patient file":   {"options timeout:30", DefaultForwardTimeout, 1, 29800 * time.Millisecond, 5 * time.Second},
+		"patient agent":  {"", 20 * time.Second, 1, 19800 * time.Millisecond, 9900 * time.Millisecond},
+		"impatient both": {"options timeout:3", time.Second, 2, 4800 * time.Millisecond, time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &forwarder{timeout: tc.timeout}
@@ -185,7 +185,7 @@ func TestHeldTimeCounts(t *testing.T) {
 	f := &forwarder{timeout: DefaultForwardTimeout}
 	p := plan{servers: make([]*upstream, 1), ResolvConf: parseResolvConf(nil)}
 	for held, want := range map[time.Duration]time.Duration{
-		0: 4500 * time.Millisecond, 2 * time.Second: 2500 * time.Millisecond, time.Hour: f.tryTime(&p),
+		0: 4800 * time.Millisecond, 2 * time.Second: 2800 * time.Millisecond, time.Hour: f.tryTime(&p),
 	} {
 		if left := f.timeLeft(&p, &query{held: held}); left != want {
 			t.Errorf("%s are left after %s, want %s", left, held, want)

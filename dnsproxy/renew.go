@@ -55,7 +55,9 @@ func (h *cache) renew(q *query) bool {
 	own.scope.leave(func(ctx context.Context) {
 		defer func() { <-h.renewals }()
 		key := string(appendKey(nil, &own))
-		own.scope.flights.Do(key, func() (any, error) { return h.fetch(ctx, &own, key), nil })
+		if f, first := own.scope.flights.join(key); first {
+			h.lead(ctx, &own, f, key)
+		}
 	})
 	return true
 }

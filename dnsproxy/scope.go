@@ -5,20 +5,37 @@ import (
 	"encoding/binary"
 	"hash/maphash"
 	"sync"
-
-	"golang.org/x/sync/singleflight"
 )
 
 // scope is what queries share that end together: an upstream's answer that one
 // of them waits for must not be lost to another's end.
 type scope struct {
-	ctx     context.Context    // of every query; what they leave behind ends with it
-	flights singleflight.Group // of the cache
-	tasks   sync.WaitGroup     // connections, and what queries leave behind
-	streams streams            // TCP connections to upstreams
-	sockets sockets            // UDP sockets to upstreams
+	ctx     context.Context // of every query; what they leave behind ends with it
+	flights flights         // of the cache
+	tasks   sync.WaitGroup  // connections, and what queries leave behind
+	streams streams         // TCP connections to upstreams
+	sockets sockets         // UDP sockets to upstreams
 	sent    sentQuestions
 	beside  bool // the table: see StartBeside
+
+	lives lifetime
+}
+
+// lifetime is the context of what no query waits for, made when it is first asked for.
+type lifetime struct {
+	made sync.Once
+	ctx  context.Context
+	stop context.CancelFunc
+}
+
+func (l *lifetime) context() context.Context {
+	l.made.Do(func() { l.ctx, l.stop = context.WithCancel(context.Background()) })
+	return l.ctx
+}
+
+func (l *lifetime) end() {
+	l.context()
+	l.stop()
 }
 
 // open begins the scope. One that is not opened keeps no TCP connection, and
@@ -29,9 +46,10 @@ func (s *scope) open(ctx context.Context) {
 	s.streams.keep(true)
 }
 
-// end waits until nothing of the scope is left. No query may begin any more
-// but of connections that are among its tasks.
+// end waits until nothing of the scope is left, and has end what no query waits for. No
+// query may begin any more but of connections that are among its tasks.
 func (s *scope) end() {
+	s.lives.end()
 	s.streams.keep(false)
 	s.tasks.Wait()
 	s.sockets.end()

@@ -76,6 +76,7 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start dns proxy: make cache of %d entries: %w", c.CacheEntries, err)
 	}
+	cache.patience = s.forwarder.patience
 	s.cache = cache
 	s.tables = newTables(c, cache)
 	s.localhost = newLocalhost(c.TTL)

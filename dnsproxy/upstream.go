@@ -198,6 +198,14 @@ func (u *upstream) health() health {
 
 func (u *upstream) failing() bool { return u.health() == failing }
 
+// mayBeSlow says whether u may answer yet though it took longer than a query may:
+// it has not failed before, or has answered since.
+func (u *upstream) mayBeSlow(now time.Time) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.state != failing || !u.answered.IsZero() && now.Sub(u.answered) < slowTrust
+}
+
 // patience is how long to wait for u before another server is asked as well:
 // nearly all its answers come within the mean and four deviations.
 func (u *upstream) patience() time.Duration {

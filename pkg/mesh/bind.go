@@ -22,7 +22,7 @@ func comparePrefixes(p, q netip.Prefix) int {
 	return cmp.Or(p.Addr().Compare(q.Addr()), cmp.Compare(p.Bits(), q.Bits()))
 }
 
-// bind lays out the listeners of the services that have no VIP, and reports those that can not have theirs.
+// bind lays out the listeners of the services that have no VIP, and reports the ports that can not have theirs.
 func (a *assembly) bind() (exact, wild []binding) {
 	at := map[place]map[netip.Prefix][]member{}
 	put := func(pl place, prefix netip.Prefix, m member) {
@@ -35,7 +35,7 @@ func (a *assembly) bind() (exact, wild []binding) {
 		if s.wantsVIP {
 			continue
 		}
-		for i, p := range s.ports {
+		for _, p := range s.ports {
 			if p.protocol == protoUDP {
 				continue
 			}
@@ -43,7 +43,8 @@ func (a *assembly) bind() (exact, wild []binding) {
 				own := prefix.IsValid() && prefix.IsSingleIP()
 				switch {
 				case a.o.reserved(p.number) && (!own || prefix.Addr().IsLoopback()):
-					a.conflict(a.owner[s], fieldErrorf(indexed("spec.ports", i)+".number", "%d belongs to the agent or Envoy, and %s has no address of its own to tell it apart; give it one in spec.addresses", p.number, s.host))
+					obj := a.declarer(s, p.number)
+					a.except(obj, fieldErrorf(portField(obj, p.number)+".number", "%d belongs to the agent or Envoy, and %s has no address of its own to tell it apart: the port is not captured; give the host an address in spec.addresses", p.number, s.host))
 				case own:
 					put(place{prefix.Addr(), p.number}, netip.Prefix{}, member{s, p})
 				default:
@@ -82,8 +83,9 @@ func (s *service) destinations(o *Options) []netip.Prefix {
 	return out
 }
 
-// oneTCP leaves the oldest plain TCP service of those that share addresses and port, since nothing in a TCP connection
-// tells them apart, and reports the others. With resolution NONE it makes no difference which one it is.
+// oneTCP leaves the oldest plain TCP service of those that share a port, since nothing in a TCP connection tells them
+// apart, and reports the others where that makes a difference. Those that share a port of an address that documents
+// give went before, see contested.
 func (a *assembly) oneTCP(members []member) []member {
 	var first *member
 	return slices.DeleteFunc(members, func(m member) bool {
@@ -95,9 +97,9 @@ func (a *assembly) oneTCP(members []member) []member {
 			first = &kept
 			return false
 		}
-		if m.port.resolution != resolveNone || first.port.resolution != resolveNone {
-			winner := a.owner[first.service]
-			a.conflict(a.owner[m.service], fieldErrorf("spec.ports", "TCP port %d of %s goes to %s already, by ServiceEntry %s/%s, which is older; give the hosts different spec.addresses, or turn on automatic addresses (ISTIO_META_DNS_AUTO_ALLOCATE)",
+		if !sameTarget(m.port, first.port) {
+			winner, loser := a.declarer(first.service, m.port.number), a.declarer(m.service, m.port.number)
+			a.except(loser, fieldErrorf(portField(loser, m.port.number), "TCP port %d of %s has no address to tell it apart, so that connections to it reach %s, by ServiceEntry %s/%s, which is older; give the hosts different spec.addresses, or turn on automatic addresses (ISTIO_META_DNS_AUTO_ALLOCATE)",
 				m.port.number, m.service.host, first.service.host, winner.namespace, winner.name))
 		}
 		return true

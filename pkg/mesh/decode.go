@@ -90,7 +90,7 @@ func (d *decoder) value(env envelope, ferr *fieldError, sum uint64) decoded {
 	if ferr != nil {
 		dec.status, dec.err, dec.obj = StatusError, ferr, nil
 	} else {
-		dec.remark = joined(d.remarks)
+		dec.remark = joined(d.remarks...)
 	}
 	return dec
 }

@@ -3,6 +3,7 @@ package mesh
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
@@ -185,17 +186,23 @@ func (e *fieldError) Error() string {
 }
 
 // joined makes one of several errors, in their order; nil when there is none.
-func joined(errs []*fieldError) *fieldError {
+func joined(errs ...*fieldError) *fieldError {
 	const most = 5 // in one line
-	if len(errs) == 0 {
-		return nil
+	var out *fieldError
+	more := 0
+	for _, e := range slices.DeleteFunc(errs, func(e *fieldError) bool { return e == nil }) {
+		switch {
+		case out == nil:
+			out = &fieldError{e.field, e.reason}
+		case more < most-1:
+			out.reason += "; " + e.Error()
+			more++
+		default:
+			more++
+		}
 	}
-	out := *errs[0]
-	for _, e := range errs[1:min(len(errs), most)] {
-		out.reason += "; " + e.Error()
+	if left := more - (most - 1); left > 0 {
+		out.reason += fmt.Sprintf("; and %d more", left)
 	}
-	if more := len(errs) - most; more > 0 {
-		out.reason += fmt.Sprintf("; and %d more", more)
-	}
-	return &out
+	return out
 }

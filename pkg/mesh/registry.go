@@ -58,19 +58,31 @@ type member struct {
 type assembly struct {
 	o         *Options
 	memo      *memo
-	conflict  func(*object, *fieldError) // reports what of a document is not in force
-	workloads map[string][]*object       // by namespace
+	report    func(*object, verdict)
+	workloads map[string][]*object // by namespace
 	byHost    map[string]*service
-	owner     map[*service]*object // the document that declared it first
-	services  []*service           // oldest first
+	owner     map[*service]*object            // the document that declared it first
+	joined    map[*service]map[uint16]*object // those that gave it a port later
+	claims    map[claim]claimant
+	services  []*service // oldest first
 }
 
-// newRegistry merges good documents into services. Conflicts go to conflict, with the document that lost.
-func newRegistry(objects []*object, o Options, m *memo, conflict func(*object, *fieldError)) *Registry {
+// verdict is what other documents keep from being in force: all of a document, or what the error names of it.
+type verdict struct {
+	*fieldError
+	whole bool
+}
+
+// except reports that a part of obj is not in force, because of what other documents say.
+func (a *assembly) except(obj *object, err *fieldError) { a.report(obj, verdict{fieldError: err}) }
+
+// newRegistry merges good documents into services. Conflicts go to report, with the document that lost.
+func newRegistry(objects []*object, o Options, m *memo, report func(*object, verdict)) *Registry {
 	slices.SortFunc(objects, older)
 	a := &assembly{
-		o: &o, memo: m, conflict: conflict, workloads: map[string][]*object{},
+		o: &o, memo: m, report: report, workloads: map[string][]*object{},
 		byHost: make(map[string]*service, len(objects)), owner: make(map[*service]*object, len(objects)),
+		joined: map[*service]map[uint16]*object{}, claims: map[claim]claimant{},
 	}
 	for _, obj := range objects {
 		if obj.workload != nil {
@@ -113,33 +125,40 @@ func visible(obj *object, namespace string) bool {
 	return false
 }
 
-// add adds the hosts of one entry.
+// add adds the hosts of one entry, all or none.
 func (a *assembly) add(obj *object) {
 	e := obj.entry
 	endpoints, sum := e.endpoints, obj.sum
 	if e.selector != nil {
 		endpoints, sum = a.selected(obj)
 	}
-	ports := make([]servicePort, len(e.ports))
+	shared := make([]servicePort, len(e.ports))
 	for i, p := range e.ports {
-		ports[i] = servicePort{port: p, resolution: e.resolution, endpoints: endpoints}
+		shared[i] = servicePort{port: p, resolution: e.resolution, endpoints: endpoints}
 	}
-	for _, host := range e.hosts {
-		s := a.byHost[host]
-		if s == nil {
-			s = &service{
-				host: host, namespace: obj.namespace, sum: mix(a.memo.hash(host), sum),
-				addresses: e.addresses, ports: ports, none: e.resolution == resolveNone,
-			}
-			if e.itself {
-				s.ports = resolvingItself(ports, host)
-			}
-			a.byHost[host], a.owner[s] = s, obj
-			a.services = append(a.services, s)
+	ports := make([][]servicePort, len(e.hosts))
+	for i, host := range e.hosts {
+		ports[i] = shared
+		if e.itself {
+			ports[i] = resolvingItself(shared, host)
+		}
+	}
+	if err := a.contested(obj, ports); err != nil {
+		a.report(obj, verdict{err, true})
+		return
+	}
+	for i, host := range e.hosts {
+		if s := a.byHost[host]; s != nil {
+			a.merge(s, obj, ports[i])
+			s.sum = mix(s.sum, sum)
 			continue
 		}
-		a.merge(s, obj, ports)
-		s.sum = mix(s.sum, sum)
+		s := &service{
+			host: host, namespace: obj.namespace, sum: mix(a.memo.hash(host), sum),
+			addresses: e.addresses, ports: ports[i], none: e.resolution == resolveNone,
+		}
+		a.byHost[host], a.owner[s] = s, obj
+		a.services = append(a.services, s)
 	}
 }
 
@@ -161,11 +180,11 @@ func (a *assembly) selected(obj *object) ([]endpoint, uint64) {
 		}
 		ep := w.workload.endpoint
 		if reason := unfit(ep, obj.entry); reason != "" {
-			a.conflict(obj, fieldErrorf("spec.workloadSelector", "selects WorkloadEntry %s/%s, whose address %s", w.namespace, w.name, reason))
+			a.except(obj, fieldErrorf("spec.workloadSelector", "selects WorkloadEntry %s/%s, which is left out: its address %s", w.namespace, w.name, reason))
 			continue
 		}
 		if obj.entry.resolution == resolveDNSRR && len(out) > 0 {
-			a.conflict(obj, fieldErrorf("spec.workloadSelector", "selects WorkloadEntry %s/%s too, but resolution DNS_ROUND_ROBIN takes one only, the oldest; say resolution DNS", w.namespace, w.name))
+			a.except(obj, fieldErrorf("spec.workloadSelector", "selects WorkloadEntry %s/%s too, which is left out: resolution DNS_ROUND_ROBIN takes one only, the oldest; say resolution DNS", w.namespace, w.name))
 			continue
 		}
 		out, sum = append(out, ep), mix(sum, w.sum)
@@ -192,32 +211,33 @@ func unfit(ep endpoint, e *entry) string {
 // merge adds the ports of a later entry for the same host, as Istio does: new ports are added, endpoints of the same
 // port are put together within one namespace, and where the two contradict each other the older entry wins.
 func (a *assembly) merge(s *service, obj *object, ports []servicePort) {
-	e, first := obj.entry, a.owner[s]
 	s.ports = slices.Clone(s.ports)
-	if e.itself {
-		ports = resolvingItself(ports, s.host)
-	}
 	for i, p := range ports {
+		first := a.declarer(s, p.number)
 		at := slices.IndexFunc(s.ports, func(have servicePort) bool { return have.number == p.number })
 		switch {
 		case at < 0:
 			s.ports = append(s.ports, p)
 			s.none = s.none || p.resolution == resolveNone
+			if a.joined[s] == nil {
+				a.joined[s] = map[uint16]*object{}
+			}
+			a.joined[s][p.number] = obj
 		case s.ports[at].protocol != p.protocol || s.ports[at].resolution != p.resolution:
 			have := s.ports[at]
-			a.conflict(obj, fieldErrorf(indexed("spec.ports", i), "port %d of %s is %s with resolution %s in ServiceEntry %s/%s, which is older, and %s with %s here; make them agree",
+			a.except(obj, fieldErrorf(indexed("spec.ports", i), "port %d of %s is %s with resolution %s in ServiceEntry %s/%s, which is older, and %s with %s here: the older one counts; make them agree",
 				p.number, s.host, have.protocol, have.resolution, first.namespace, first.name, p.protocol, p.resolution))
 		case s.namespace != obj.namespace:
-			a.conflict(obj, fieldErrorf(indexed("spec.ports", i), "port %d of %s is declared in another namespace, by ServiceEntry %s/%s, which is older; remove one of the two",
+			a.except(obj, fieldErrorf(indexed("spec.ports", i), "port %d of %s is declared in another namespace, by ServiceEntry %s/%s, which is older and counts; remove one of the two",
 				p.number, s.host, first.namespace, first.name))
 		case p.resolution == resolveDNSRR && !slices.EqualFunc(s.ports[at].endpoints, p.endpoints, sameEndpoint):
-			a.conflict(obj, fieldErrorf(indexed("spec.ports", i), "port %d of %s has another endpoint in ServiceEntry %s/%s, which is older, and resolution DNS_ROUND_ROBIN takes one only; say resolution DNS",
+			a.except(obj, fieldErrorf(indexed("spec.ports", i), "port %d of %s has another endpoint in ServiceEntry %s/%s, which is older and counts, as resolution DNS_ROUND_ROBIN takes one only; say resolution DNS",
 				p.number, s.host, first.namespace, first.name))
 		default:
 			s.ports[at].endpoints = union(s.ports[at].endpoints, p.endpoints)
 		}
 	}
-	for _, p := range e.addresses {
+	for _, p := range obj.entry.addresses {
 		if !slices.Contains(s.addresses, p) {
 			s.addresses = append(slices.Clip(s.addresses), p)
 		}

@@ -50,7 +50,7 @@ func TestConflicts(t *testing.T) {
 		{name: "two TCP hosts on one address",
 			text: doc("name: a", "hosts: [a.x], addresses: [10.0.0.1], ports: ["+tcp+"], resolution: DNS") +
 				doc("name: b", "hosts: [b.x], addresses: [10.0.0.1], ports: ["+tcp+"], resolution: DNS"),
-			clusters: "outbound|443||a.x=a.x:443 outbound|443||b.x=b.x:443", loser: "default/b", reason: "goes to a.x already"},
+			clusters: "outbound|443||a.x=a.x:443", loser: "default/b", reason: "nothing of this document is in force"},
 		{name: "two TCP wildcards of resolution NONE are one and the same",
 			text:     doc("name: a", "hosts: ['*.a.x', '*.b.x'], ports: ["+tcp+"], resolution: NONE"),
 			clusters: "outbound|443||*.a.x= outbound|443||*.b.x="},

@@ -10,9 +10,9 @@ const (
 	StatusOK Status = "ok"
 	// StatusWarning: the document is in force, but for what Reason names.
 	StatusWarning Status = "warning"
-	// StatusError: the document is bad, or part of it lost a conflict; Reason says what and why.
+	// StatusError: nothing of the document is in force, because it is bad or because of another one; Reason says why.
 	StatusError Status = "error"
-	// StatusStale: the document is bad, and its last good version is still in force.
+	// StatusStale: the document is bad, or can not be in force beside others, and its version before is still in force.
 	StatusStale Status = "stale"
 	// StatusIgnored: nothing here uses the document.
 	StatusIgnored Status = "ignored"

@@ -59,8 +59,8 @@ func (s *Source) Load() (*Registry, error) {
 	if err := s.dir.scan(); err != nil {
 		return nil, fmt.Errorf("read configuration directory %s: %w", s.dir.path, err)
 	}
-	if refused := s.dir.refused(); len(refused) > 0 {
-		return nil, fmt.Errorf("read configuration directory %s: %s", s.dir.path, strings.Join(refused, "; "))
+	if forbidden := s.dir.forbidden(); len(forbidden) > 0 {
+		return nil, fmt.Errorf("read configuration directory %s: %s", s.dir.path, strings.Join(forbidden, "; "))
 	}
 	s.registry = s.dir.registry(s.o, s.memo)
 	s.tell()
@@ -174,13 +174,15 @@ func documentOf(f *fileState, doc *docState) Document {
 		File: f.name, Index: doc.index, Item: doc.item, Line: doc.line, ofBadFile: f.err != nil,
 		Kind: doc.kind, Namespace: doc.namespace, Name: doc.name, Status: doc.status,
 	}
-	err := doc.err
-	if err == nil && doc.conflict != nil {
-		d.Status, err = StatusError, doc.conflict
-	} else if err == nil && doc.remark != nil {
-		d.Status, err = StatusWarning, doc.remark
+	switch {
+	case doc.kept:
+		d.Status = StatusStale
+	case doc.conflict != nil:
+		d.Status = StatusError
+	case doc.status == StatusOK && (doc.exception != nil || doc.remark != nil):
+		d.Status = StatusWarning
 	}
-	if err != nil {
+	if err := joined(doc.err, doc.conflict, doc.exception, doc.remark); err != nil {
 		d.Field, d.Reason = err.field, err.reason
 	}
 	return d

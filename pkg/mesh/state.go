@@ -13,8 +13,9 @@ type docState struct {
 	decoded
 	chunk             uint64 // hash of the whole document
 	index, item, line int    // its place; item is 0 outside of Lists
-	// conflict is why a good document is not in force, or not wholly: another one has its name, host or port.
-	conflict *fieldError
+	// What other documents do to a good one: conflict is why nothing of it is in force, exception what of it is not.
+	conflict, exception *fieldError
+	kept                bool // it has a conflict, and its version before is in force
 }
 
 // fileState is one file as of the last scan.
@@ -32,7 +33,9 @@ type directory struct {
 	o         Options
 	dec       *decoder
 	files     []*fileState    // by name
-	good      map[key]*object // in force
+	good      map[key]*object // good by themselves, and the last good ones of those that are not
+	before    map[key]*object // good before the last scan; nil once registry has seen it
+	refused   map[key]*object // what other documents keep from being in force, with the version that is instead, if any
 	foreign   bool            // a file is a link that leads out of the directory, whose changes no watch reports
 	unsettled bool            // a file was just emptied: perhaps its writer is not done
 }
@@ -248,7 +251,7 @@ func (d *directory) settle() {
 				if doc.status != pass {
 					continue
 				}
-				doc.conflict = nil
+				doc.conflict, doc.exception, doc.kept = nil, nil, false
 				k := doc.obj.key()
 				switch {
 				case good[k] == nil:
@@ -262,7 +265,7 @@ func (d *directory) settle() {
 			}
 		}
 	}
-	d.good = good
+	d.before, d.good = d.good, good
 }
 
 // declaring says where the document of an object is.
@@ -277,30 +280,8 @@ func (d *directory) declaring(o *object) string {
 	return "another document"
 }
 
-// registry merges the objects in force, and notes at their documents what lost a conflict.
-func (d *directory) registry(o Options, m *memo) *Registry {
-	objects := make([]*object, 0, len(d.good))
-	for _, obj := range d.good {
-		objects = append(objects, obj)
-	}
-	lost := map[*object]*fieldError{}
-	r := newRegistry(objects, o, m, func(obj *object, err *fieldError) {
-		if lost[obj] == nil {
-			lost[obj] = err
-		}
-	})
-	for _, f := range d.files {
-		for i := range f.docs {
-			if doc := &f.docs[i]; doc.obj != nil && lost[doc.obj] != nil && doc.conflict == nil {
-				doc.conflict = lost[doc.obj]
-			}
-		}
-	}
-	return r
-}
-
-// refused describes the documents that must not be ignored, a line each.
-func (d *directory) refused() []string {
+// forbidden describes the documents that must not be ignored, a line each.
+func (d *directory) forbidden() []string {
 	var out []string
 	for _, f := range d.files {
 		for i := range f.docs {

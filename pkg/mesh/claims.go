@@ -1,0 +1,105 @@
+package mesh
+
+import (
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// claim is a port of an address or a CIDR that documents give. Nothing in a TCP connection to it tells services apart, so
+// that one alone can have it; a document that wants another's is refused whole: its name would lead to the other's server.
+type claim struct {
+	prefix netip.Prefix
+	port   uint16
+}
+
+// claimant is who has a claim.
+type claimant struct {
+	host string
+	port servicePort
+	by   *object
+}
+
+// contested returns why obj can not be in force beside the documents that are older, or nil; what obj claims is its own
+// then. ports has those of each host of obj.
+func (a *assembly) contested(obj *object, ports [][]servicePort) *fieldError {
+	var wanted map[claim]claimant
+	for i, host := range obj.entry.hosts {
+		for c, p := range a.claimed(obj, host, ports[i]) {
+			have, taken := a.claims[c]
+			if !taken {
+				have, taken = wanted[c]
+			}
+			if taken && have.host != host && !sameTarget(have.port, p) {
+				return lostTo(have, obj, host, c)
+			}
+			if !taken {
+				if wanted == nil {
+					wanted = map[claim]claimant{}
+				}
+				wanted[c] = claimant{host, p, obj}
+			}
+		}
+	}
+	maps.Copy(a.claims, wanted)
+	return nil
+}
+
+// claimed yields what host needs once obj is in force: every TCP port of it on every address of it, whoever declared
+// the one and the other.
+func (a *assembly) claimed(obj *object, host string, ports []servicePort) iter.Seq2[claim, servicePort] {
+	addresses := obj.entry.addresses
+	if s := a.byHost[host]; s != nil {
+		addresses = append(slices.Clip(addresses), s.addresses...)
+		ports = append(slices.Clip(s.ports), ports...)
+	}
+	return func(yield func(claim, servicePort) bool) {
+		for _, prefix := range addresses {
+			for _, p := range ports {
+				if prefix.IsValid() && p.protocol == protoTCP && !yield(claim{prefix, p.number}, p) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// lostTo says that host, of obj, can not have c.
+func lostTo(have claimant, obj *object, host string, c claim) *fieldError {
+	at := "the CIDR " + c.prefix.String()
+	if c.prefix.IsSingleIP() {
+		at = c.prefix.Addr().String()
+	}
+	if have.by == obj {
+		return fieldErrorf(portField(obj, c.port), "TCP port %d of %s and of %s is on %s, and nothing in a connection tells the two apart; declare them with addresses of their own",
+			c.port, have.host, host, at)
+	}
+	field := "spec.addresses"
+	if slices.ContainsFunc(obj.entry.ports, func(p port) bool { return p.number == c.port }) {
+		field = portField(obj, c.port)
+	}
+	return fieldErrorf(field, "TCP port %d of %s on %s goes to %s already, by ServiceEntry %s/%s, which is older; nothing of this document is in force: give its hosts other spec.addresses, or none and turn on automatic ones (ISTIO_META_DNS_AUTO_ALLOCATE)",
+		c.port, host, at, have.host, have.by.namespace, have.by.name)
+}
+
+// sameTarget says whether connections to the two end at the same place, so that it makes no difference whose they are.
+func sameTarget(p, q servicePort) bool {
+	return p.resolution == q.resolution && (p.resolution == resolveNone ||
+		slices.EqualFunc(p.endpoints, q.endpoints, func(x, y endpoint) bool {
+			return x.address == y.address && x.on(p.port) == y.on(q.port)
+		}))
+}
+
+// declarer returns the document that gave s a port.
+func (a *assembly) declarer(s *service, number uint16) *object {
+	if obj := a.joined[s][number]; obj != nil {
+		return obj
+	}
+	return a.owner[s]
+}
+
+// portField is the path of a port in the document that declares it.
+func portField(obj *object, number uint16) string {
+	return indexed("spec.ports", slices.IndexFunc(obj.entry.ports, func(p port) bool { return p.number == number }))
+}

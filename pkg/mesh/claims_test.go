@@ -1,0 +1,125 @@
+package mesh
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestClaims wants a document that can not have an address for its hosts to have no effect at all, be it by one port of
+// many, and one of which only a part has no effect to be in force but for what the report names.
+func TestClaims(t *testing.T) {
+	const tcp, other, tls = "{number: 3306, name: db, protocol: TCP}", "{number: 80, name: web, protocol: HTTP}", "{number: 3306, name: db, protocol: TLS}"
+	static := func(address string) string { return "resolution: STATIC, endpoints: [{address: " + address + "}]" }
+	at := func(name, address, ports, resolution string) string {
+		return doc("name: "+name, "hosts: ["+name+".x], addresses: ["+address+"], ports: ["+ports+"], "+resolution)
+	}
+	for _, c := range []struct{ name, text, hosts, statuses, reason string }{
+		{"the same address and port", at("a", "10.0.0.1", tcp, static("10.1.0.1")) + at("b", "10.0.0.1", tcp, static("10.1.0.2")),
+			"a.x=[10.0.0.1]", "ok error", "spec.ports[0]: TCP port 3306 of b.x on 10.0.0.1 goes to a.x already"},
+		{"one address and one port of several", at("a", "10.0.0.1", tcp, static("10.1.0.1")) + at("b", "10.0.0.2, 10.0.0.1", other+", "+tcp, static("10.1.0.2")),
+			"a.x=[10.0.0.1]", "ok error", "spec.ports[1]: TCP port 3306 of b.x on 10.0.0.1"},
+		{"the same servers", at("a", "10.0.0.1", tcp, static("10.1.0.1")) + at("b", "10.0.0.1", tcp, static("10.1.0.1")),
+			"a.x=[10.0.0.1] b.x=[10.0.0.1]", "ok ok", ""},
+		{"other ports of one address", at("a", "10.0.0.1", tcp, static("10.1.0.1")) + at("b", "10.0.0.1", other, static("10.1.0.2")),
+			"a.x=[10.0.0.1] b.x=[10.0.0.1]", "ok ok", ""},
+		{"told apart by SNI", at("a", "10.0.0.1", tls, static("10.1.0.1")) + at("b", "10.0.0.1", tls, static("10.1.0.2")),
+			"a.x=[10.0.0.1] b.x=[10.0.0.1]", "ok ok", ""},
+		{"the same CIDR", at("a", "10.0.0.0/24", tcp, "resolution: NONE") + at("b", "10.0.0.9/24, 10.9.0.1", tcp, static("10.1.0.2")),
+			"", "ok error", "on the CIDR 10.0.0.0/24 goes to a.x already"},
+		{"a more specific CIDR and an address", at("a", "10.0.0.0/8", tcp, "resolution: NONE") + at("b", "10.0.0.0/24", tcp, static("10.1.0.2")) +
+			at("c", "10.0.0.1", tcp, static("10.1.0.3")), "c.x=[10.0.0.1]", "ok ok ok", ""},
+		{"IPv6", at("a", "'2001:db8::1'", tcp, static("10.1.0.1")) + at("b", "'2001:0db8::1/128'", tcp, static("10.1.0.2")),
+			"a.x=[2001:db8::1]", "ok error", "on 2001:db8::1 goes to a.x"},
+		{"who lost takes nothing from the third", at("a", "10.0.0.1", tcp, static("10.1.0.1")) + at("b", "10.0.0.1, 10.0.0.2", tcp, static("10.1.0.2")) +
+			at("c", "10.0.0.2", tcp, static("10.1.0.3")), "a.x=[10.0.0.1] c.x=[10.0.0.2]", "ok error ok", ""},
+		{"within one document", doc("name: a", "hosts: [a.x, b.x], addresses: [10.0.0.1], ports: ["+tcp+"], resolution: DNS"),
+			"", "error", "nothing in a connection tells the two apart"},
+		{"within one document, the same servers", doc("name: a", "hosts: [a.x, b.x], addresses: [10.0.0.1], ports: ["+tcp+"], "+static("10.1.0.1")),
+			"a.x=[10.0.0.1] b.x=[10.0.0.1]", "ok", ""},
+		{"an address that comes later", doc("name: a", "hosts: [a.x], ports: ["+tcp+"], "+static("10.1.0.1")) + at("b", "10.0.0.1", tcp, static("10.1.0.2")) +
+			doc("name: c", "hosts: [a.x], addresses: [10.0.0.1], ports: ["+other+"], "+static("10.1.0.1")),
+			"a.x=[240.240.0.1 2001:2::1]vip b.x=[10.0.0.1]", "ok ok error", "spec.addresses: TCP port 3306 of a.x on 10.0.0.1 goes to b.x"},
+		{"no address", doc("name: a", "hosts: ['*.a.x'], ports: ["+tcp+"], resolution: NONE") + doc("name: b", "hosts: ['*.b.x'], ports: ["+other+", "+tcp+"], "+static("10.1.0.2")),
+			"", "ok warning", "spec.ports[1]: TCP port 3306 of *.b.x has no address to tell it apart, so that connections to it reach *.a.x"},
+		{"a port that a second document gave", doc("name: a", "hosts: ['*.a.x'], ports: ["+tcp+"], resolution: NONE") +
+			doc("name: b", "hosts: ['*.b.x'], ports: ["+other+"], "+static("10.1.0.2")) + doc("name: c", "hosts: ['*.b.x'], ports: ["+tcp+"], "+static("10.1.0.2")),
+			"", "ok ok warning", "spec.ports[0]: TCP port 3306 of *.b.x"},
+		{"two parts", doc("name: a", "hosts: [h.x], ports: ["+tcp+", "+other+"], resolution: DNS") +
+			doc("name: b", "hosts: [h.x], ports: [{number: 3306, name: a, protocol: TLS}, {number: 80, name: b, protocol: TCP}], resolution: DNS"),
+			"h.x=[240.240.0.1 2001:2::1]vip", "ok warning", "; spec.ports[1]: port 80 of h.x"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r, report := load(t, c.text, testOptions())
+			var statuses, reasons []string
+			for _, d := range report.Documents {
+				statuses = append(statuses, string(d.Status))
+				reasons = append(reasons, d.Field+": "+d.Reason)
+			}
+			if got := strings.Join(statuses, " "); got != c.statuses || !strings.Contains(strings.Join(reasons, "\n"), c.reason) {
+				t.Errorf("statuses %s, want %s, with %q:\n%s", got, c.statuses, c.reason, strings.Join(reasons, "\n"))
+			}
+			out := build(t, r, testOptions())
+			checkHosts(t, out.Hosts, c.hosts)
+			for _, d := range report.Documents { // documents are named after their host
+				if name := d.Name + ".x"; d.Status == StatusError && strings.Contains(clusterSummary(t, out), "||"+name) && !strings.Contains(c.hosts, name) {
+					t.Errorf("%s was refused, and has clusters: %s", name, clusterSummary(t, out))
+				}
+			}
+			validate(t, out)
+		})
+	}
+}
+
+// TestClaimsOverTime steps through the life of two documents that want one address.
+func TestClaimsOverTime(t *testing.T) {
+	at := func(name, address string) string {
+		return doc("name: "+name, "hosts: ["+name+".x], addresses: ["+address+"], ports: [{number: 1, name: p}], resolution: DNS")
+	}
+	dir := t.TempDir()
+	s, log := newTestSource(t, dir, testOptions())
+	for i, step := range []struct{ text, want string }{
+		{at("b", "10.0.0.1"), "b.x:1 | b=ok"},
+		{at("b", "10.0.0.1") + at("c", "10.0.0.1"), "b.x:1 | b=ok c=error"},
+		{at("b", "10.0.0.2") + at("c", "10.0.0.1"), "b.x:1 c.x:1 | b=ok c=ok"},
+		{at("a", "10.0.0.1") + at("b", "10.0.0.2") + at("c", "10.0.0.1"), "a.x:1 b.x:1 | a=ok b=ok c=error"},
+		{at("a", "10.0.0.1") + at("b", "10.0.0.2") + strings.Replace(at("c", "10.0.0.1"), "DNS", "NOPE", 1), "a.x:1 b.x:1 | a=ok b=ok c=error"},
+		{at("b", "10.0.0.2") + at("c", "10.0.0.1"), "b.x:1 c.x:1 | b=ok c=ok"},
+		// A version that can not be in force beside the others leaves the one before in force,
+		{at("b", "10.0.0.2") + at("c", "10.0.0.2"), "b.x:1 c.x:1 | b=ok c=stale"},
+		{at("b", "10.0.0.2") + at("c", "10.0.0.2") + at("d", "10.0.0.3"), "b.x:1 c.x:1 d.x:1 | b=ok c=stale d=ok"},
+		// of which others take nothing either,
+		{at("b", "10.0.0.2") + at("c", "10.0.0.2") + at("d", "10.0.0.1"), "b.x:1 c.x:1 d.x:1 | b=ok c=stale d=stale"},
+		// until it can not be in force itself.
+		{at("a", "10.0.0.1") + at("b", "10.0.0.2") + at("c", "10.0.0.2") + at("d", "10.0.0.1"), "a.x:1 b.x:1 d.x:1 | a=ok b=ok c=error d=stale"},
+		{at("c", "10.0.0.2") + at("d", "10.0.0.1"), "c.x:1 d.x:1 | c=ok d=ok"},
+	} {
+		writeFile(t, filepath.Join(dir, "x.yaml"), step.text)
+		if _, err := s.Load(); err != nil {
+			t.Fatal(err)
+		}
+		if got := statuses(s); got != step.want {
+			t.Errorf("step %d: %q, want %q", i+1, got, step.want)
+		}
+	}
+	for _, line := range []string{"bad document: x.yaml: document 2", "no longer so: x.yaml: document 2"} {
+		if !strings.Contains(log.String(), line) {
+			t.Errorf("the log has no %q:\n%s", line, log)
+		}
+	}
+}
+
+// TestManyReasons wants a line with many reasons to stay a line.
+func TestManyReasons(t *testing.T) {
+	var all []*fieldError
+	for i := range 9 {
+		all = append(all, fieldErrorf(fmt.Sprintf("f%d", i), "r"), nil)
+	}
+	if got := joined(all...).Error(); got != "f0: r; f1: r; f2: r; f3: r; f4: r; and 4 more" {
+		t.Error(got)
+	}
+	if joined(nil, nil) != nil || joined() != nil || joined(nil, &fieldError{"a", "b"}).Error() != "a: b" {
+		t.Error("joined of nothing or one")
+	}
+}

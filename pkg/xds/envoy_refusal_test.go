@@ -42,8 +42,8 @@ func TestEveryRefusalHasAName(t *testing.T) {
 			if err := p.apply(snap); !errors.As(err, &rejected) {
 				t.Fatalf("got %v", err)
 			}
-			if !slices.Equal(rejected.Resources, want) || !slices.Equal(rejected.Missing, want) {
-				t.Errorf("Envoy refuses %q and lacks %q, want %q", rejected.Resources, rejected.Missing, want)
+			if !slices.Equal(rejected.Resources, want) || !slices.Equal(rejected.Missing(), want) {
+				t.Errorf("Envoy refuses %q and lacks %q, want %q", rejected.Resources, rejected.Missing(), want)
 			}
 			for i, reason := range rejected.Reasons[:min(len(want), 10)] {
 				if !strings.Contains(reason, fmt.Sprintf("%q: ", want[i])) || strings.HasSuffix(reason, ": ") {

@@ -96,7 +96,7 @@ func TestNACKWithoutName(t *testing.T) {
 		}
 	}
 	rejected := refusedIn(t, applied(t, s, version))
-	if !slices.Equal(rejected.Resources, []string{"l4"}) || len(rejected.Missing) != 0 || !slices.Equal(rejected.Reasons, []string{`Listener "l4": l4 is bad`}) {
+	if !slices.Equal(rejected.Resources, []string{"l4"}) || len(rejected.Missing()) != 0 || !slices.Equal(rejected.Reasons, []string{`Listener "l4": l4 is bad`}) {
 		t.Errorf("got %+v, want l4 alone, of which Envoy keeps an earlier version", rejected)
 	}
 	// It would refuse that one for ever, and is not asked again; but still it has not taken it.
@@ -133,7 +133,7 @@ func TestNACKCutShort(t *testing.T) {
 	}
 	c.nack(resp, "Error adding/updating cluster(s) c: neither")
 	rejected := refusedIn(t, applied(t, s, version))
-	if want := []string{"b", "c", "d"}; !slices.Equal(rejected.Resources, want) || !slices.Equal(rejected.Missing, want) {
+	if want := []string{"b", "c", "d"}; !slices.Equal(rejected.Resources, want) || !slices.Equal(rejected.Missing(), want) {
 		t.Errorf("got %+v, want %q", rejected, want)
 	}
 }
@@ -175,8 +175,8 @@ func TestNACKThenNewEnvoy(t *testing.T) {
 			c.expect("Listener")
 		}
 		rejected := refusedIn(t, applied(t, s, 2))
-		if !slices.Equal(rejected.Missing, missing) {
-			t.Errorf("Envoy %d lacks %q, want %q", i, rejected.Missing, missing)
+		if !slices.Equal(rejected.Missing(), missing) {
+			t.Errorf("Envoy %d lacks %q, want %q", i, rejected.Missing(), missing)
 		}
 		c.close()
 		for deadline := time.Now().Add(patience); s.Connected(); {
@@ -231,8 +231,8 @@ func FuzzNACK(f *testing.F) {
 		}
 		if got := st.rejected(); got == nil && len(want) > 0 {
 			t.Fatalf("nothing is refused, want %q", want)
-		} else if slices.Sort(want); got != nil && !slices.Equal(got.Missing, want) {
-			t.Fatalf("refused are %q, want %q", got.Missing, want)
+		} else if slices.Sort(want); got != nil && !slices.Equal(got.Missing(), want) {
+			t.Fatalf("refused are %q, want %q", got.Missing(), want)
 		}
 		for name, it := range sub.known {
 			if it.held {

@@ -28,15 +28,29 @@ type RejectedError struct {
 	Version uint64
 	// Resources are the names of all that Envoy refuses, clusters first.
 	Resources []string
-	// Missing are those of Resources that Envoy does not have at all. Of the others it
-	// keeps the version that it took last.
-	Missing []string
+	// Kept are those of Resources of which Envoy has an earlier version, the one that it
+	// took last. The others it does not have at all.
+	Kept []string
 	// Reasons are Envoy's, each with the kind and the name of the resource; at most ten.
 	Reasons []string
 }
 
 func (e *RejectedError) Error() string {
 	return fmt.Sprintf("Envoy refused configuration version %d: %s", e.Version, strings.Join(e.Reasons, "; "))
+}
+
+// Missing are those of Resources that Envoy does not have in any version.
+func (e *RejectedError) Missing() (missing []string) {
+	kept := make(map[string]bool, len(e.Kept))
+	for _, name := range e.Kept {
+		kept[name] = true
+	}
+	for _, name := range e.Resources {
+		if !kept[name] {
+			missing = append(missing, name)
+		}
+	}
+	return missing
 }
 
 // rejection is why Envoy refused a resource.
@@ -177,8 +191,8 @@ func (st *stream) rejected() *RejectedError {
 				continue // removed in this push
 			}
 			e.Resources = append(e.Resources, name)
-			if !it.held {
-				e.Missing = append(e.Missing, name)
+			if it.held {
+				e.Kept = append(e.Kept, name)
 			}
 			if len(e.Resources) <= maxReasons {
 				e.Reasons = append(e.Reasons, fmt.Sprintf("%s %q: %s", kindOf(url), name, sub.rejected[name].reason))

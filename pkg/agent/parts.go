@@ -201,11 +201,19 @@ func readOverride(path string, hostIP netip.Addr) (string, error) {
 
 // settled is called after each configuration that Envoy has answered for. Without
 // the capture listeners the pod has no traffic at all; anything else that Envoy
-// refuses concerns only whoever needs it.
+// lacks concerns only whoever needs it. But a successor never serves without what the
+// generation before has: that one had better go on.
 func (s *sidecar) settled(refused *xds.RejectedError) {
-	if refused != nil && (slices.Contains(refused.Resources, mesh.OutboundListener) || slices.Contains(refused.Resources, mesh.InboundListener)) {
-		s.ready.Fail(taskConfig, refused)
-		return
+	if refused != nil {
+		capture := func(name string) bool { return name == mesh.OutboundListener || name == mesh.InboundListener }
+		if slices.ContainsFunc(refused.Missing(), capture) {
+			s.ready.Fail(taskConfig, refused)
+			return
+		}
+		if lost := s.lost(refused.Missing()); lost != nil {
+			s.ready.Fail(taskConfig, lost)
+			return
+		}
 	}
 	s.ready.Done(taskConfig)
 	if s.dns != nil {
@@ -219,11 +227,17 @@ func (s *sidecar) settled(refused *xds.RejectedError) {
 // cannot be read is left out; the files say it as well.
 func (s *sidecar) inherit(state hotrestart.State) {
 	if data, ok := state[stateResources]; ok {
-		out, err := unmarshalOutput(data)
+		out, exact, err := unmarshalOutput(data)
 		if err != nil {
 			s.log.Warn("Envoy starts without them", "err", err)
 		} else {
-			s.publisher.seed(out)
+			if bad := discardUnreadable(out); len(bad) > 0 {
+				s.log.Warn("Envoy starts without resources of the generation before that cannot be read", "names", bad)
+			}
+			s.publisher.inherit(out)
+			if exact {
+				s.heritage.Store(out)
+			}
 		}
 	}
 	s.adopt(state)
@@ -275,9 +289,9 @@ func (s *sidecar) newPublisher() {
 		build:   s.build,
 		assign:  s.vips.Assign,
 		set:     s.xds.Set,
-		applied: s.xds.Applied,
+		applied: s.xds.Applied, connected: s.xds.Connected,
 		warming: s.admin.Warming,
-		ttl:     s.cfg.DNSTTL,
+		rollout: rollout{keep: s.cfg.DNSTTL + lingerMargin},
 		now:     time.Now,
 		log:     s.log,
 		settled: s.settled,

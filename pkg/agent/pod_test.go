@@ -46,7 +46,7 @@ func newPod(t *testing.T) *pod {
 		ConfigDir: t.TempDir(), ConfigPath: shortDir(t), BinaryPath: binary, HandoffDir: p.handoff,
 		Takeover: config.TakeoverAuto, UpgradeDrainDuration: time.Minute, DrainDuration: time.Second,
 		TerminationDrainDuration: time.Millisecond, ConnectTimeout: 10 * time.Second,
-		StatusPort:               ports[1], ReadyPort: ports[2], AdminPort: ports[3], StatsPort: ports[4],
+		StatusPort: ports[1], ReadyPort: ports[2], AdminPort: ports[3], StatsPort: ports[4],
 		DNSCapture: true, DNSAddrs: []netip.AddrPort{netip.AddrPortFrom(loopback, ports[5])}, DNSForwardTimeout: time.Second,
 	}
 	return p

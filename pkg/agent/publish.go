@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -22,9 +23,15 @@ const (
 	// pollShare keeps the questions to a fifth of Envoy's main thread: in a large mesh
 	// each of them takes it a while.
 	pollShare = 4
-	// supersededPoll is how often a wait for Envoy's answer looks for a newer
-	// configuration, which makes the wait pointless.
+	// supersededPoll is how often a wait for Envoy looks for a newer configuration, and
+	// whether there is an Envoy at all.
 	supersededPoll = 100 * time.Millisecond
+	// patienceFirst is how long a newer configuration waits for the one that Envoy works on:
+	// were each given up for the next, changes that come faster than Envoy answers would
+	// publish no name at all. It doubles with each one that is given up, to patienceLast, so
+	// that any Envoy that comes to an end gets there.
+	patienceFirst = time.Second
+	patienceLast  = 30 * time.Second
 	// retryRefused is how long Envoy is left alone with what it refused: the port that
 	// a listener could not bind may become free.
 	retryRefused = 5 * time.Second
@@ -37,7 +44,7 @@ const (
 // publisher brings registries into force so that a name never resolves to an
 // address that Envoy cannot route: what is added is in force in Envoy before its
 // name appears; what is removed loses its name first, and its listener stays
-// until the last answer's TTL is over.
+// until the last answer's TTL is over. What that means is decided in rollout.
 type publisher struct {
 	build  func(*mesh.Registry, map[string][]netip.Addr) (*mesh.Output, error)
 	assign func(hosts []string) (map[string][]netip.Addr, error)
@@ -45,52 +52,43 @@ type publisher struct {
 	// that version ([xds.Server]).
 	set     func(xds.Snapshot) uint64
 	applied func(ctx context.Context, version uint64) error
+	// connected says whether an Envoy is there to take a configuration.
+	connected func() bool
 	// warming returns how many clusters and listeners Envoy has taken but does not use yet.
 	warming func(context.Context) (clusters, listeners uint64, err error)
 	// names publishes what becomes different in what DNS answers: hosts that are new or have
 	// other addresses, and names that are gone; nil without DNS capture.
 	names func(set []dnsproxy.Host, gone []string)
-	ttl   time.Duration
 	now   func() time.Time
 	log   *slog.Logger
 	// settled is called each time Envoy has answered for a configuration; refused is
 	// nil when it took everything.
 	settled func(refused *xds.RejectedError)
 
-	// current is what Envoy was last given, without what lingers; shown is the same for
-	// other goroutines.
-	current   *mesh.Output
-	shown     atomic.Pointer[mesh.Output]
-	inherited bool        // current is the generation before's, not the files' yet
-	inForce   []mesh.Host // what DNS answers
-	named     []mesh.Host // the same, sorted, as names was told: nothing yet of what was inherited
-	lingering []lingerer
-	refused   string       // what was logged last of Envoy's refusals; "" when it took everything
-	unknown   atomic.Int64 // hosts that DNS does not answer because Envoy refused them, for the metric
+	rollout
+	shown     atomic.Pointer[mesh.Output] // rollout.inForce, for other goroutines
+	inherited bool                        // wanted is what the generation before had, not the files' yet
+	named     []mesh.Host                 // answered, as names was told: nothing yet of what was inherited
+	patience  time.Duration               // zero is patienceFirst
+	refused   string                      // what was logged last of Envoy's refusals; "" when it took everything
+	unknown   atomic.Int64                // hosts that DNS does not answer because Envoy refused them, for the metric
 }
 
-// lingerer is a resource that no registry names any more, kept while clients
-// may still hold an answer that leads to it.
-type lingerer struct {
-	cluster  bool
-	resource mesh.Message
-	until    time.Time
+// inherit makes out, of the generation before, what the first registry is a change of.
+func (p *publisher) inherit(out *mesh.Output) {
+	p.seed(out)
+	p.inherited = true
 }
 
-// seed makes out, of the generation before, what the first registry is a change of.
-func (p *publisher) seed(out *mesh.Output) {
-	p.current, p.inForce, p.inherited = out, out.Hosts, true
-}
-
-// published is what Envoy was given last and the names that DNS answers; nil before the first.
+// published is what Envoy uses and the names that DNS answers; nil before the first.
 func (p *publisher) published() *mesh.Output { return p.shown.Load() }
 
 // run publishes each registry that arrives on changes until ctx ends; of
 // several that queue up only the last counts.
 func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) {
 	var expire, retry <-chan time.Time
-	if p.current != nil { // inherited, or interrupted
-		p.settle(ctx, changes)
+	if p.wanted != nil { // inherited, or interrupted
+		p.bring(ctx, changes)
 		expire = p.nextExpiry()
 	}
 	for {
@@ -100,9 +98,10 @@ func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) {
 		case reg := <-changes:
 			p.publish(ctx, reg, changes)
 		case <-retry:
-			p.settle(ctx, changes)
+			p.bring(ctx, changes)
 		case <-expire:
 			p.send()
+			p.show()
 		}
 		expire, retry = p.nextExpiry(), nil
 		if p.refused != "" {
@@ -123,37 +122,73 @@ func (p *publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-c
 		return
 	}
 	p.log.Debug("built Envoy's configuration")
-	if p.current != nil { // before the first table DNS holds queries, which an empty one would end
-		p.answer(retained(p.inForce, out.Hosts))
-		p.linger(out)
+	first := p.wanted == nil
+	p.want(out, p.now())
+	p.inherited = false
+	if !first { // before the first table DNS holds queries, which an empty one would end
+		p.answer()
 	}
-	p.current, p.inherited = out, false
-	p.settle(ctx, changes)
+	p.bring(ctx, changes)
 }
 
-// settle gives Envoy the current resources and, once it uses them, publishes the
-// names of those that it took. It gives up when ctx ends or when a newer registry
-// is waiting; names that are not in force then stay unpublished.
-func (p *publisher) settle(ctx context.Context, changes <-chan *mesh.Registry) {
+// bring gives Envoy the wanted resources and, once it uses them, publishes the names of those
+// that it took. It gives up when ctx ends, or when a newer registry has waited for too long;
+// names that are not in force then stay unpublished.
+func (p *publisher) bring(ctx context.Context, changes <-chan *mesh.Registry) {
+	p.standIns = nil // what was refused is tried again
 	refused, err := p.await(ctx, p.send(), changes)
-	if err != nil {
-		return // superseded, or ending
+	if err == nil && refused != nil && p.standIn(refused.Missing()) {
+		var still *xds.RejectedError
+		still, err = p.await(ctx, p.send(), changes)
+		refused = together(refused, still)
 	}
-	hosts, unknown := p.current.Hosts, 0
-	if refused != nil {
-		hosts, unknown = withoutRefused(hosts, refused.Resources)
+	switch {
+	case errors.Is(err, errSuperseded):
+		p.patience = min(2*max(p.patience, patienceFirst), patienceLast)
+		return
+	case err != nil:
+		return // ending
 	}
-	p.unknown.Store(int64(unknown))
-	p.answer(hosts)
-	p.report(refused, len(hosts))
-	p.shown.Store(&mesh.Output{Clusters: p.current.Clusters, Listeners: p.current.Listeners, Hosts: hosts})
+	p.patience = 0
+	p.report(refused)
+	if refused != nil && len(refused.Resources) == 0 {
+		return // nobody knows what is in force
+	}
+	p.settle(refused, p.now())
+	p.unknown.Store(int64(answering(p.wanted.Hosts) - answering(p.answered)))
+	p.answer()
+	p.show()
 	if !p.inherited {
 		p.settled(refused)
 	}
 }
 
+// together is what Envoy refuses of a configuration; what it refuses still, with earlier
+// versions in the place of what it lacked, is all that it lacks.
+func together(refused, still *xds.RejectedError) *xds.RejectedError {
+	if still == nil {
+		still = &xds.RejectedError{}
+	}
+	all := *refused
+	for _, name := range still.Resources {
+		if !slices.Contains(refused.Resources, name) {
+			all.Resources = append(slices.Clip(all.Resources), name)
+		}
+	}
+	lacks := setOf(still.Missing())
+	all.Kept = slices.DeleteFunc(slices.Clone(all.Resources), func(name string) bool { return lacks[name] })
+	return &all
+}
+
+// show makes what is in force known to other goroutines.
+func (p *publisher) show() {
+	if p.reached {
+		p.shown.Store(p.inForce())
+	}
+}
+
 // report logs what Envoy refuses once, however often it is tried again.
-func (p *publisher) report(refused *xds.RejectedError, hosts int) {
+func (p *publisher) report(refused *xds.RejectedError) {
 	reasons := ""
 	if refused != nil {
 		reasons = strings.Join(refused.Reasons, "; ")
@@ -167,22 +202,27 @@ func (p *publisher) report(refused *xds.RejectedError, hosts int) {
 			"every", retryRefused, "reason", reasons)
 	}
 	p.refused = reasons
-	p.log.Debug("configuration in force", "hosts", hosts, "clusters", len(p.current.Clusters), "listeners", len(p.current.Listeners))
+	p.log.Debug("configuration in force", "hosts", len(p.wanted.Hosts), "clusters", len(p.wanted.Clusters), "listeners", len(p.wanted.Listeners))
 }
 
-// answer makes DNS answer exactly hosts.
-func (p *publisher) answer(hosts []mesh.Host) {
-	p.inForce = hosts
+// answer makes DNS answer what rollout says.
+func (p *publisher) answer() {
 	if p.names == nil {
 		return
 	}
-	byName := func(a, b mesh.Host) int { return strings.Compare(a.Name, b.Name) }
-	if !slices.IsSortedFunc(hosts, byName) { // inherited from who knows which release
-		hosts = slices.SortedFunc(slices.Values(hosts), byName)
-	}
-	set, gone := difference(p.named, hosts)
-	p.named = hosts
+	set, gone := difference(p.named, p.answered)
+	p.named = p.answered
 	p.names(set, gone)
+}
+
+// answering counts the hosts that have an address.
+func answering(hosts []mesh.Host) (n int) {
+	for _, h := range hosts {
+		if len(h.Addrs) > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // difference returns what makes wanted of old; both are sorted by name, each name once.
@@ -205,72 +245,16 @@ func difference(old, wanted []mesh.Host) (set []dnsproxy.Host, gone []string) {
 	return set, gone
 }
 
-// retained returns the hosts of old that are still wanted, as they were.
-func retained(old, wanted []mesh.Host) []mesh.Host {
-	names := make(map[string]bool, len(wanted))
-	for _, h := range wanted {
-		names[h.Name] = true
-	}
-	return slices.DeleteFunc(slices.Clone(old), func(h mesh.Host) bool { return !names[h.Name] })
-}
+// send gives Envoy what it is to have now, and returns the snapshot's version.
+func (p *publisher) send() uint64 { return p.set(p.snapshot(p.now())) }
 
-// linger keeps what out no longer has for the time that DNS answers live.
-func (p *publisher) linger(out *mesh.Output) {
-	until := p.now().Add(p.ttl + lingerMargin)
-	keep := func(cluster bool, old, wanted []mesh.Message) {
-		names := nameSet(wanted)
-		p.lingering = slices.DeleteFunc(p.lingering, func(l lingerer) bool {
-			return l.cluster == cluster && names[l.resource.Name]
-		})
-		for _, r := range old {
-			if !names[r.Name] {
-				p.lingering = append(p.lingering, lingerer{cluster, r, until})
-			}
-		}
-	}
-	keep(true, p.current.Clusters, out.Clusters)
-	keep(false, p.current.Listeners, out.Listeners)
-}
-
-func nameSet(rs []mesh.Message) map[string]bool {
-	names := make(map[string]bool, len(rs))
-	for _, r := range rs {
-		names[r.Name] = true
-	}
-	return names
-}
-
-// send gives Envoy the current resources and what still lingers, and returns the snapshot's version.
-func (p *publisher) send() uint64 {
-	now := p.now()
-	p.lingering = slices.DeleteFunc(p.lingering, func(l lingerer) bool { return !now.Before(l.until) })
-	snap := xds.Snapshot{Clusters: resources(p.current.Clusters), Listeners: resources(p.current.Listeners)}
-	for _, l := range p.lingering {
-		r := xds.NewResource(l.resource.Name, l.resource.Body)
-		if l.cluster {
-			snap.Clusters = append(snap.Clusters, r)
-		} else {
-			snap.Listeners = append(snap.Listeners, r)
-		}
-	}
-	return p.set(snap)
-}
-
-func resources(ms []mesh.Message) []xds.Resource {
-	rs := make([]xds.Resource, len(ms))
-	for i, m := range ms {
-		rs[i] = xds.NewResource(m.Name, m.Body)
-	}
-	return rs
-}
-
-// nextExpiry fires when the first lingering resource has to go; nil when none lingers.
+// nextExpiry fires when the first lingering resource has to go; nil when none has to yet.
 func (p *publisher) nextExpiry() <-chan time.Time {
-	if len(p.lingering) == 0 {
+	first := p.expiry()
+	if first.IsZero() {
 		return nil
 	}
-	first := slices.MinFunc(p.lingering, func(a, b lingerer) int { return a.until.Compare(b.until) })
-	return time.After(first.until.Sub(p.now()))
+	return time.After(first.Sub(p.now()))
 }
 
 // errSuperseded ends the wait for a configuration that a newer one replaces.
@@ -279,9 +263,28 @@ var errSuperseded = errors.New("a newer configuration waits")
 // await returns once Envoy uses version: it has taken it and nothing warms any
 // more. It returns what Envoy refused of it; an error says that the wait was given up.
 func (p *publisher) await(ctx context.Context, version uint64, changes <-chan *mesh.Registry) (*xds.RejectedError, error) {
-	refused, err := p.awaitTaken(ctx, version, changes)
-	if err != nil {
-		return nil, err
+	until := p.now().Add(max(p.patience, patienceFirst))
+	ctx, giveUp := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		tick := time.NewTicker(supersededPoll)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if len(changes) > 0 && (!p.connected() || !p.now().Before(until)) {
+				giveUp(errSuperseded)
+			}
+		}
+	}()
+	defer func() { giveUp(nil); <-watched }()
+	var refused *xds.RejectedError
+	if err := p.applied(ctx, version); err != nil && !errors.As(err, &refused) {
+		return nil, cmp.Or(context.Cause(ctx), err)
 	}
 	p.log.Debug("Envoy has answered for the configuration", "version", version)
 	for {
@@ -292,56 +295,8 @@ func (p *publisher) await(ctx context.Context, version uint64, changes <-chan *m
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, context.Cause(ctx)
 		case <-time.After(max(warmingPoll, pollShare*time.Since(asked))):
-			if len(changes) > 0 {
-				return nil, errSuperseded
-			}
 		}
 	}
-}
-
-// awaitTaken returns once Envoy has answered for everything in version.
-func (p *publisher) awaitTaken(ctx context.Context, version uint64, changes <-chan *mesh.Registry) (*xds.RejectedError, error) {
-	for {
-		attempt, cancel := context.WithTimeout(ctx, supersededPoll)
-		err := p.applied(attempt, version)
-		cancel()
-		var rejected *xds.RejectedError
-		switch {
-		case err == nil:
-			return nil, nil
-		case errors.As(err, &rejected):
-			return rejected, nil
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case len(changes) > 0:
-			return nil, errSuperseded
-		case !errors.Is(err, context.DeadlineExceeded):
-			return nil, err
-		}
-	}
-}
-
-// withoutRefused returns hosts without the addresses of those that Envoy has not got the
-// resources of, and how many these are.
-func withoutRefused(hosts []mesh.Host, resources []string) (left []mesh.Host, n int) {
-	left = slices.Clone(hosts)
-	for i, h := range left {
-		if len(h.Addrs) > 0 && touches(resources, h) {
-			left[i] = mesh.Host{Name: h.Name}
-			n++
-		}
-	}
-	return mesh.Owned(left), n
-}
-
-// touches tells whether the host's traffic needs one of the resources: a listener
-// is named after its address, a cluster after its host.
-func touches(resources []string, h mesh.Host) bool {
-	return slices.ContainsFunc(resources, func(name string) bool {
-		return strings.HasSuffix(name, "||"+h.Name) || slices.ContainsFunc(h.Addrs, func(a netip.Addr) bool {
-			return strings.HasPrefix(name, a.String()+"_")
-		})
-	})
 }

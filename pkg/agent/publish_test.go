@@ -85,6 +85,7 @@ func newStage() *stage {
 				return ctx.Err()
 			}
 		},
+		connected: func() bool { return true },
 		warming: func(context.Context) (n, _ uint64, _ error) {
 			s.locked(func() { n = s.warming })
 			return n, 0, nil
@@ -105,7 +106,7 @@ func newStage() *stage {
 			})
 			s.event("names")
 		},
-		ttl: 30 * time.Second, now: time.Now, log: slog.New(slog.DiscardHandler),
+		rollout: rollout{keep: 30*time.Second + lingerMargin}, now: time.Now, log: slog.New(slog.DiscardHandler),
 		settled: func(*xds.RejectedError) { s.event("settled") },
 	}
 	return s

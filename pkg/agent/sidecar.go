@@ -61,6 +61,9 @@ type sidecar struct {
 	status     *status.Server
 	stats      *relay
 	version    atomic.Value // string: the running Envoy's, once known
+	// heritage is what the Envoy of the generation before uses, until this one is in force; nil
+	// for a cold start, and if that generation does not say precisely.
+	heritage atomic.Pointer[mesh.Output]
 
 	changes *mailbox
 	// inForce is closed once everything is: Envoy serves its whole configuration, DNS
@@ -244,6 +247,7 @@ func (s *sidecar) progress() {
 		return
 	}
 	s.inForceOnce.Do(func() {
+		s.heritage.Store(nil)
 		s.status.Started(time.Since(s.world.Started))
 		close(s.inForce)
 	})

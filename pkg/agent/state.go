@@ -34,6 +34,9 @@ const (
 	// fieldForwarded is the name of a host without an address, which a release that does not
 	// know the field would not take among the others.
 	fieldForwarded protowire.Number = 4
+	// fieldExact is a varint: not 0 when Envoy uses all these resources, refused ones are left
+	// out, and those are there to which answers within their TTL may lead.
+	fieldExact protowire.Number = 5
 
 	fieldName protowire.Number = 1
 	fieldBody protowire.Number = 2 // of a cluster, a listener
@@ -76,17 +79,17 @@ func marshalOutput(out *mesh.Output) []byte {
 		b = protowire.AppendTag(b, fieldHost, protowire.BytesType)
 		b = protowire.AppendBytes(b, e)
 	}
-	return b
+	return protowire.AppendVarint(protowire.AppendTag(b, fieldExact, protowire.VarintType), 1)
 }
 
 // errState says that a component is not what its name promises.
 var errState = errors.New("not what this release understands")
 
 // unmarshalOutput reads what marshalOutput wrote, here or in another release. Fields
-// that it does not know are skipped.
-func unmarshalOutput(b []byte) (*mesh.Output, error) {
-	out := &mesh.Output{}
-	err := eachField(b, func(number protowire.Number, value []byte, _ uint64) error {
+// that it does not know are skipped. exact says that Envoy used precisely what is in it.
+func unmarshalOutput(b []byte) (out *mesh.Output, exact bool, err error) {
+	out = &mesh.Output{}
+	err = eachField(b, func(number protowire.Number, value []byte, n uint64) error {
 		switch number {
 		case fieldCluster, fieldListener:
 			m, err := unmarshalMessage(value)
@@ -106,13 +109,15 @@ func unmarshalOutput(b []byte) (*mesh.Output, error) {
 			out.Hosts = append(out.Hosts, h)
 		case fieldForwarded:
 			out.Hosts = append(out.Hosts, mesh.Host{Name: string(value)})
+		case fieldExact:
+			exact = n != 0
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read the resources of the generation before: %w", err)
+		return nil, false, fmt.Errorf("read the resources of the generation before: %w", err)
 	}
-	return out, nil
+	return out, exact, nil
 }
 
 func unmarshalMessage(b []byte) (m mesh.Message, err error) {

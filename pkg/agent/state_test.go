@@ -30,9 +30,11 @@ var sameOutput = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a 
 
 func TestOutputRoundTrip(t *testing.T) {
 	for name, want := range map[string]*mesh.Output{"empty": {}, "some": someOutput()} {
-		got, err := unmarshalOutput(marshalOutput(want))
+		got, exact, err := unmarshalOutput(marshalOutput(want))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
+		} else if !exact {
+			t.Errorf("%s: it is not taken for precise", name)
 		} else if diff := cmp.Diff(want, got, sameOutput); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
@@ -52,7 +54,7 @@ func TestOutputOfALaterRelease(t *testing.T) {
 	host = unknown(protowire.AppendBytes(protowire.AppendTag(host, fieldAddr, protowire.BytesType), []byte{10, 0, 0, 2}))
 	b := unknown(marshalOutput(someOutput()))
 	b = protowire.AppendBytes(protowire.AppendTag(b, fieldHost, protowire.BytesType), host)
-	got, err := unmarshalOutput(b)
+	got, _, err := unmarshalOutput(b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +79,7 @@ func TestDamagedOutput(t *testing.T) {
 		"an address of 3 bytes":  field(fieldHost, append(field(fieldName, 'a'), field(fieldAddr, 1, 2, 3)...)...),
 		"a damaged inner length": field(fieldListener, 0x0a, 0x7f),
 	} {
-		if out, err := unmarshalOutput(b); !errors.Is(err, errState) {
+		if out, _, err := unmarshalOutput(b); !errors.Is(err, errState) {
 			t.Errorf("%s: %v, %v; want errState", name, out, err)
 		}
 	}
@@ -89,11 +91,11 @@ func FuzzUnmarshalOutput(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte{0x1a, 0x02, 0x0a, 0x7f})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		out, err := unmarshalOutput(b)
+		out, _, err := unmarshalOutput(b)
 		if err != nil {
 			return
 		}
-		again, err := unmarshalOutput(marshalOutput(out))
+		again, _, err := unmarshalOutput(marshalOutput(out))
 		if err != nil {
 			t.Fatalf("what was read cannot be read again: %v", err)
 		}

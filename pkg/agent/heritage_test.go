@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/status"
+	"understudy.mesh/pkg/xds"
+)
+
+// TestReadyWithoutWhatIsRefused: what Envoy refuses keeps a pod from being ready only if it is a
+// capture listener, or what the generation before serves.
+func TestReadyWithoutWhatIsRefused(t *testing.T) {
+	heritage := &mesh.Output{
+		Clusters:  []mesh.Message{{Name: "outbound|80||a"}},
+		Listeners: []mesh.Message{{Name: mesh.OutboundListener}, {Name: "10.0.0.1_80"}},
+	}
+	refused := func(kept bool, names ...string) *xds.RejectedError {
+		r := &xds.RejectedError{Resources: names, Reasons: names}
+		if kept {
+			r.Kept = names
+		}
+		return r
+	}
+	for name, tc := range map[string]struct {
+		before  *mesh.Output
+		refused *xds.RejectedError
+		reason  string // "" when it is ready
+	}{
+		"nothing":                       {heritage, nil, ""},
+		"cold":                          {nil, refused(false, "10.0.0.1_80"), ""},
+		"cold, outbound":                {nil, refused(false, mesh.OutboundListener), mesh.OutboundListener},
+		"cold, inbound":                 {nil, refused(false, "10.0.0.1_80", mesh.InboundListener), mesh.InboundListener},
+		"a change of outbound":          {nil, refused(true, mesh.OutboundListener), ""},
+		"the one before lacks it too":   {heritage, refused(false, "10.0.0.2_80", "outbound|80||b"), ""},
+		"the one before has a listener": {heritage, refused(false, "10.0.0.2_80", "10.0.0.1_80"), "10.0.0.1_80"},
+		"the one before has a cluster":  {heritage, refused(false, "outbound|80||a"), "outbound|80||a"},
+		"a change of what it has":       {heritage, refused(true, "10.0.0.1_80"), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &sidecar{ready: &status.Readiness{}, moved: make(chan struct{}, 1)}
+			s.ready.Pending(taskConfig, "files")
+			s.ready.Pending("another", "so that nothing comes of it")
+			s.heritage.Store(tc.before)
+			s.settled(tc.refused)
+			_, pending := s.ready.Check()
+			i := slices.IndexFunc(pending, func(p status.Pending) bool { return p.Task == taskConfig })
+			switch {
+			case tc.reason == "" && i >= 0:
+				t.Errorf("not ready: %s", pending[i].Reason)
+			case tc.reason != "" && (i < 0 || !pending[i].Failed || !strings.Contains(pending[i].Reason, tc.reason)):
+				t.Errorf("pending are %v, want a failure that names %s", pending, tc.reason)
+			}
+		})
+	}
+}
+
+// TestUnreadableHeritage: what no release can have meant is left out, and nothing else.
+func TestUnreadableHeritage(t *testing.T) {
+	named := func(name string) []byte {
+		return protowire.AppendString(protowire.AppendTag(nil, fieldResourceName, protowire.BytesType), name)
+	}
+	out := &mesh.Output{
+		Clusters: []mesh.Message{
+			{Name: "good", Body: named("good")},
+			{Name: "bytes", Body: []byte("\xff\xff")},
+			{Name: "other", Body: named("another")},
+			{Name: "empty"},
+			{Name: "good", Body: named("good")},
+		},
+		Listeners: []mesh.Message{{Name: "good", Body: named("good")}, {Name: "cut", Body: named("cut")[:3]}},
+	}
+	bad := discardUnreadable(out)
+	if want := []string{"bytes", "other", "empty", "good", "cut"}; !slices.Equal(bad, want) {
+		t.Errorf("left out are %q, want %q", bad, want)
+	}
+	if len(out.Clusters) != 1 || len(out.Listeners) != 1 {
+		t.Errorf("%d clusters and %d listeners are left, want one each", len(out.Clusters), len(out.Listeners))
+	}
+}

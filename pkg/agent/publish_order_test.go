@@ -1,0 +1,181 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/xds"
+)
+
+func (s *stage) answered(name string) []netip.Addr {
+	for _, h := range s.p.named {
+		if h.Name == name {
+			return h.Addrs
+		}
+	}
+	return nil
+}
+
+// A name whose address changes is answered with its old address until Envoy has the new
+// one; the old listener must live at least that long.
+func TestOldListenerOutlivesItsName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage()
+		s.next(output(map[string]string{"a.example": "10.0.0.1"}))
+		s.applied <- nil
+		s.publish(t.Context(), nil)
+
+		changes := make(chan *mesh.Registry, 1)
+		changes <- &mesh.Registry{} // a newer one waits: superseded
+		s.next(output(map[string]string{"a.example": "10.0.0.2"}))
+		s.publish(t.Context(), changes)
+		time.Sleep(33 * time.Second) // Envoy is slow, or changes come all the time
+		s.next(output(map[string]string{"a.example": "10.0.0.2", "c.example": "10.0.0.3"}))
+		s.publish(t.Context(), changes)
+		if got := s.answered("a.example"); slices.Contains(got, netip.MustParseAddr("10.0.0.1")) && !slices.Contains(s.nowListeners(), "10.0.0.1_80") {
+			t.Errorf("DNS answers a.example with %v, and Envoy has only %v", got, s.nowListeners())
+		}
+	})
+}
+
+// The same when Envoy answers late: the listener goes with the name, not a TTL after it.
+func TestListenerStaysForTheTTLOfTheLastAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage()
+		ctx, cancel := context.WithCancel(t.Context())
+		changes := newMailbox()
+		done := make(chan struct{})
+		s.next(output(map[string]string{"a.example": "10.0.0.1"}))
+		s.applied <- nil
+		go func() { s.p.run(ctx, changes.ch); close(done) }()
+		changes.put(&mesh.Registry{})
+		synctest.Wait()
+		s.next(output(map[string]string{"a.example": "10.0.0.2"}))
+		changes.put(&mesh.Registry{})
+		time.Sleep(40 * time.Second) // Envoy answers late; a.example is 10.0.0.1 meanwhile
+		s.applied <- nil
+		synctest.Wait()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if !slices.Contains(s.nowListeners(), "10.0.0.1_80") {
+			t.Errorf("10.0.0.1 was answered with a TTL of 30 s one second ago, and its listener is gone: %v", s.nowListeners())
+		}
+		cancel()
+		<-done
+	})
+}
+
+// A refusal that names no resource leaves open what is in force.
+func TestNamelessRefusalPublishesNothing(t *testing.T) {
+	s := newStage()
+	s.next(output(map[string]string{"a.example": "240.240.0.1"}))
+	s.applied <- &xds.RejectedError{Reasons: []string{`one of 1 resources Listener: Proto constraint validation failed`}}
+	s.publish(t.Context(), nil)
+	if len(s.nowNames()) != 0 {
+		t.Errorf("Envoy refused the response, and DNS answers %v", s.nowNames())
+	}
+	if slices.Contains(s.nowEvents(), "settled") {
+		t.Error("nobody knows what is in force, and it counts as settled")
+	}
+	if s.p.refused == "" {
+		t.Error("it is not tried again")
+	}
+}
+
+// Changes that come faster than Envoy answers do not keep names from being published.
+func TestNamesAreNotStarved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage()
+		s.p.applied = func(ctx context.Context, _ uint64) error { // Envoy takes 150 ms
+			select {
+			case <-time.After(150 * time.Millisecond):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		changes := newMailbox()
+		done := make(chan struct{})
+		s.next(output(map[string]string{"a.example": "10.0.0.1"}))
+		go func() { s.p.run(ctx, changes.ch); close(done) }()
+		for range 600 { // a minute
+			changes.put(&mesh.Registry{})
+			time.Sleep(100 * time.Millisecond)
+		}
+		if len(s.nowNames()) == 0 {
+			t.Error("a minute of changes, and a.example was never published")
+		}
+		cancel()
+		<-done
+	})
+}
+
+// What Envoy refuses does not take away what it has: the name stays with the version that Envoy
+// keeps, with the address that it had, and with an earlier version in an Envoy that is new.
+func TestRefusalKeepsWhatIsInForce(t *testing.T) {
+	one := func(addr, body string) *mesh.Output {
+		out := output(map[string]string{"a.example": addr})
+		out.Listeners[0].Body = []byte(body)
+		return out
+	}
+	const x, y = "10.0.0.1", "10.0.0.2"
+	for name, tc := range map[string]struct {
+		wanted  *mesh.Output
+		answers []error // of Envoy's, to what comes second
+		addr    string  // the answer then
+		body    string  // what Envoy was given last for that address
+		sets    int
+	}{
+		"Envoy keeps a version": {one(x, "2"), []error{&xds.RejectedError{Resources: []string{x + "_80"}, Kept: []string{x + "_80"}}}, x, "2", 1},
+		"another address":       {one(y, "2"), []error{&xds.RejectedError{Resources: []string{y + "_80"}}}, x, "1", 1},
+		"a new Envoy":           {one(x, "2"), []error{&xds.RejectedError{Resources: []string{x + "_80"}}, nil}, x, "1", 2},
+		"nothing is left": {one(x, "2"), []error{
+			&xds.RejectedError{Resources: []string{x + "_80"}}, &xds.RejectedError{Resources: []string{x + "_80"}},
+		}, "", "1", 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStage()
+				given := map[string]string{}
+				set := s.p.set
+				s.p.set = func(snap xds.Snapshot) uint64 {
+					for _, l := range snap.Listeners {
+						given[l.Name] = string(l.Body)
+					}
+					return set(snap)
+				}
+				s.next(one(x, "1"))
+				s.applied <- nil
+				s.publish(t.Context(), nil)
+				s.next(tc.wanted)
+				for _, err := range tc.answers {
+					s.applied <- err
+				}
+				s.publish(t.Context(), nil)
+				got := ""
+				if addrs := s.answered("a.example"); len(addrs) > 0 {
+					got = addrs[0].String()
+				}
+				if got != tc.addr || given[x+"_80"] != tc.body {
+					t.Errorf("DNS answers %q, Envoy was given %v; want %q, %q", got, given, tc.addr, tc.body)
+				}
+				events := s.nowEvents()
+				if sets := len(slices.DeleteFunc(events, func(e string) bool { return e != "set" })); sets != tc.sets {
+					t.Errorf("Envoy was given %d configurations, want %d", sets, tc.sets)
+				}
+				time.Sleep(time.Hour)
+				s.p.send()
+				if want := cmp.Or(tc.addr, x) + "_80"; !slices.Contains(s.nowListeners(), want) {
+					t.Errorf("after an hour Envoy has %v; want %s", s.nowListeners(), want)
+				}
+			})
+		})
+	}
+}

@@ -14,12 +14,6 @@ import (
 )
 
 const (
-	// maxEarlyDeaths is how many Envoys in a row may die before the first one
-	// ever served: then the cause is not a passing one.
-	maxEarlyDeaths = 5
-	// firstBackOff doubles with each early death, up to lastBackOff.
-	firstBackOff = 200 * time.Millisecond
-	lastBackOff  = 3 * time.Second
 	// readyPoll is how often a starting Envoy is asked whether it serves; it adds
 	// to the time that a pod waits, and a question costs Envoy well under 1 ms.
 	readyPoll = 10 * time.Millisecond
@@ -31,6 +25,8 @@ const (
 
 	// taskEnvoy is the readiness task that is pending while Envoy does not serve.
 	taskEnvoy = "envoy"
+	// taskCrashes is pending while Envoy has ended too often of late.
+	taskCrashes = "crash-loop"
 )
 
 // ExitError says that the agent's process must end with Status.
@@ -42,7 +38,8 @@ type ExitError struct {
 func (e *ExitError) Error() string { return e.Reason }
 
 // supervisor keeps one Envoy running: before one ever served it gives up after
-// maxEarlyDeaths, and afterwards it starts the next one at once, however often.
+// maxEarlyDeaths, and afterwards it starts the next one, at once after a life that was
+// long enough, until a crash loop has lasted too long.
 type supervisor struct {
 	launcher *launcher
 	admin    *envoy.Admin
@@ -60,32 +57,123 @@ type supervisor struct {
 }
 
 // run starts Envoy again and again until stop is called (nil), or until it is
-// clear that no Envoy will ever serve (an *ExitError with Envoy's status).
+// clear that no Envoy will serve (an *ExitError with Envoy's status).
 func (s *supervisor) run(ctx context.Context) error {
-	for deaths := 0; ; {
+	var lives crashes
+	for {
 		p, err := s.start()
-		if err != nil || p == nil {
+		if p == nil && (err == nil || s.served.Load() == 0) {
 			return err
 		}
-		watch, stopWatch := context.WithCancel(ctx)
-		var watching sync.WaitGroup
-		watching.Go(func() { s.watchReady(watch, p) })
-		<-p.cleared
-		stopWatch()
-		watching.Wait()
+		died := death{status: 1}
+		if err != nil { // what there was a moment ago may come back
+			died.how = err.Error()
+		} else {
+			died.served = s.live(ctx, p, &lives)
+			died.how, died.status, died.pid = p.Exit().String(), p.Exit().Status(), p.PID()
+		}
 		if s.isStopping() {
 			return nil
 		}
-		s.ready.Pending(taskEnvoy, "Envoy ended ("+p.Exit().String()+") and is being started again")
-		if s.served.Load() > 0 {
-			deaths = 0
-			s.log.Warn("Envoy ended and is started again", "exit", p.Exit().String(), "pid", p.PID())
-		} else if deaths++; deaths >= maxEarlyDeaths {
-			return &ExitError{p.Exit().Status(), fmt.Sprintf("Envoy ended %d times before it ever served, the last time with %s: its own log says why", deaths, p.Exit())}
-		} else if !s.launcher.recheck(ctx) && !s.backOff(ctx, deaths, p.Exit()) {
-			return nil
+		pause, err := s.mourn(ctx, &lives, died)
+		if err != nil || !sleep(ctx, pause) {
+			return err
 		}
 		s.restarts.Add(1)
+	}
+}
+
+// live returns when p has ended, and nothing that it needed is left, with the time for
+// which it served.
+func (s *supervisor) live(ctx context.Context, p *instance, lives *crashes) (served time.Duration) {
+	watch, stopWatch := context.WithCancel(ctx)
+	defer stopWatch()
+	since := make(chan time.Time, 1)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		defer close(since)
+		if s.watchReady(watch, p) {
+			since <- time.Now()
+			s.calmDown(watch, lives)
+		}
+	})
+	<-p.cleared
+	ended := time.Now()
+	stopWatch()
+	watching.Wait()
+	if began, ok := <-since; ok {
+		served = ended.Sub(began)
+	}
+	return served
+}
+
+// death is how one Envoy ended, or that it could not be started at all.
+type death struct {
+	how    string
+	status int // that the agent ends with if it was the last one
+	pid    int
+	served time.Duration
+}
+
+// mourn says what comes after a death: the next start, after a pause, or the agent's end.
+func (s *supervisor) mourn(ctx context.Context, lives *crashes, d death) (pause time.Duration, err error) {
+	now := time.Now()
+	pause = lives.died(now, d.served)
+	s.ready.Pending(taskEnvoy, "Envoy ended ("+d.how+") and is being started again")
+	// A stop that nobody asked for is an error, whatever Envoy thinks of it.
+	status := cmp.Or(d.status, 1)
+	if s.served.Load() == 0 {
+		if lives.short >= maxEarlyDeaths {
+			return 0, &ExitError{status, fmt.Sprintf("Envoy ended %d times before it ever served, the last time with %s: its own log says why", lives.short, d.how)}
+		}
+		if s.launcher.recheck(ctx) {
+			pause = 0
+		}
+		s.log.Error("Envoy ended before it served", "exit", d.how, "deaths", lives.short, "of", maxEarlyDeaths, "next", pause)
+		return pause, nil
+	}
+	if lives.hopeless(now) {
+		return 0, &ExitError{status, fmt.Sprintf("%s; it has been so for %v", lives.reason(d.how), now.Sub(lives.since).Round(time.Second))}
+	}
+	s.log.Warn("Envoy ended and is started again", "exit", d.how, "pid", d.pid, "served", d.served.Round(time.Millisecond), "next", pause)
+	if lives.looping(now) {
+		s.ready.Pending(taskCrashes, lives.reason(d.how))
+	} else {
+		s.ready.Done(taskCrashes)
+	}
+	return pause, nil
+}
+
+// calmDown makes the agent ready again once Envoy has lived long enough after a crash loop.
+func (s *supervisor) calmDown(ctx context.Context, lives *crashes) {
+	wait := lives.calmIn(time.Now())
+	if wait == 0 || !sleep(ctx, wait) {
+		return
+	}
+	s.log.Info("Envoy does not end again and again any more")
+	s.ready.Done(taskCrashes)
+	s.begun()
+}
+
+// begun tells whoever waits for it that Envoy serves.
+func (s *supervisor) begun() {
+	if s.serves != nil {
+		s.serves()
+	}
+}
+
+// sleep waits; false when ctx ended before.
+func sleep(ctx context.Context, wait time.Duration) bool {
+	if wait <= 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }
 
@@ -106,20 +194,8 @@ func (s *supervisor) start() (*instance, error) {
 	return p, nil
 }
 
-// backOff waits before the next start; false when ctx ended.
-func (s *supervisor) backOff(ctx context.Context, deaths int, exit envoy.Exit) bool {
-	wait := min(firstBackOff<<(deaths-1), lastBackOff)
-	s.log.Error("Envoy ended before it served", "exit", exit.String(), "deaths", deaths, "of", maxEarlyDeaths, "next", wait)
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(wait):
-		return true
-	}
-}
-
-// watchReady marks the agent's Envoy as ready once it serves.
-func (s *supervisor) watchReady(ctx context.Context, p *instance) {
+// watchReady marks the agent's Envoy as ready once it serves; false when it never does.
+func (s *supervisor) watchReady(ctx context.Context, p *instance) bool {
 	tick := time.NewTicker(readyPoll)
 	defer tick.Stop()
 	started := time.Now()
@@ -130,10 +206,8 @@ func (s *supervisor) watchReady(ctx context.Context, p *instance) {
 			s.served.Add(1)
 			s.log.Info("Envoy serves", "pid", p.PID(), "after", time.Since(started).Round(time.Millisecond))
 			s.ready.Done(taskEnvoy)
-			if s.serves != nil {
-				s.serves()
-			}
-			return
+			s.begun()
+			return true
 		}
 		if time.Since(asked) > reasonPoll {
 			asked = time.Now()
@@ -144,9 +218,9 @@ func (s *supervisor) watchReady(ctx context.Context, p *instance) {
 		s.ready.Pending(taskEnvoy, err.Error())
 		select {
 		case <-ctx.Done():
-			return
+			return false
 		case <-p.Done():
-			return
+			return false
 		case <-tick.C:
 		}
 	}

@@ -129,6 +129,10 @@ func TestChaosEnvoyCrash(t *testing.T) {
 		t.Errorf("lost what must not be: %v", err)
 	}
 	p.settle(t)
+	// So many deaths turned the pod unready, for a minute after the third last.
+	lab.Eventually(t, time.Minute+lab.Deadline, "the pod is ready again", patiently(func() error {
+		return answers(p.Out, "http://"+lab.PodIP+":"+lab.HealthPort+"/healthz/ready")
+	}))
 	p.everyPortServes(t, 50)
 }
 

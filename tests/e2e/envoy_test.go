@@ -25,6 +25,9 @@ exit 7
 // deathsBeforeServing is after how many deaths in a row the agent gives up.
 const deathsBeforeServing = 5
 
+// deathsInALoop of an Envoy that served, within a minute, turn the pod unready.
+const deathsInALoop = 3
+
 // TestEnvoyNeverServes demands five tries and then an exit with the reason.
 func TestEnvoyNeverServes(t *testing.T) {
 	t.Parallel()
@@ -43,12 +46,12 @@ func TestEnvoyNeverServes(t *testing.T) {
 }
 
 // TestEnvoyKilled kills an Envoy that served, more often than five times: it is started again
-// each time, the agent stays, and traffic flows again.
+// each time, the agent stays, and traffic flows again. The third time the pod turns unready.
 func TestEnvoyKilled(t *testing.T) {
 	t.Parallel()
 	p := newPod(t, podOptions{files: map[string]string{"one.yaml": entry("one", "one.example", 3306, "TCP", "DNS")}})
 	lab.ServeTCP(p.Out.Listen(t, "198.51.100.21:3306"), lab.Banner("I am one"))
-	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGSEGV, syscall.SIGKILL, syscall.SIGKILL, syscall.SIGKILL} {
+	for i, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGSEGV, syscall.SIGKILL, syscall.SIGKILL, syscall.SIGKILL} {
 		old := p.agent.EnvoyPID()
 		if old == 0 {
 			t.Fatal("the agent has no Envoy")
@@ -60,7 +63,17 @@ func TestEnvoyKilled(t *testing.T) {
 			}
 			return fmt.Errorf("none after %d", old)
 		})
-		p.agent.WaitReady(t)
+		if i < deathsInALoop-1 {
+			p.agent.WaitReady(t)
+		} else {
+			eventually(t, "readiness names nothing but the crash loop", func() error {
+				err := p.agent.Ready()
+				if err == nil || !strings.Contains(err.Error(), "crash-loop") || strings.Contains(err.Error(), "envoy:") {
+					return fmt.Errorf("after %d deaths readiness says %v", i+1, err)
+				}
+				return nil
+			})
+		}
 		expect(t, p.dialHost(t, "one.example", 3306), "I am one\r\n")
 	}
 	status, body, err := p.Pod.Get("http://127.0.0.1:15020/stats/prometheus")

@@ -130,9 +130,9 @@ func (a *Agent) openHandoff() error {
 	return nil
 }
 
-// Run lives through the roles until a stop that was asked for is over (nil), or until
-// something ends the agent; an *ExitError carries the status that the process should
-// end with. It returns when every goroutine and Envoy are gone.
+// Run lives through the roles until a stop that was asked for is over (nil, if the agent was
+// ready before, or stood by), or until something ends the agent; an *ExitError carries the
+// status that the process should end with. It returns when every goroutine and Envoy are gone.
 func (a *Agent) Run(ctx context.Context) error {
 	base, endBase := context.WithCancel(context.WithoutCancel(ctx))
 	var servers sync.WaitGroup

@@ -174,6 +174,7 @@ type loop struct {
 	over     bool            // the life is
 	err      error           // why, unless it was asked for
 	stopping bool            // a stop was asked for
+	settled  bool            // it was ready once, or stood by
 	replaced bool            // a newer generation has taken over: never take over from a live one again
 
 	sidecar  *sidecar
@@ -228,8 +229,24 @@ func (a *Agent) runRoles(asked, base context.Context) error {
 			a.handle(e)
 		}
 	}
+	err := a.loop.err
+	if err == nil {
+		err = a.unsettled()
+	}
 	a.leave(cancel, handoffs)
-	return a.loop.err
+	return err
+}
+
+// unsettled is the error of a stop that came before this generation was ever ready, or stood
+// by (nil): a Job's sidecar whose start failed must be started again, not count as done.
+func (a *Agent) unsettled() error {
+	s := a.loop.sidecar
+	if a.loop.settled || s != nil && isClosed(s.inForce) {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return &ExitError{Status: 1, Reason: "stopped before this agent was ever ready: " + a.pending()}
 }
 
 // handle looks the event up in the table and does what it says.
@@ -252,6 +269,7 @@ func (a *Agent) handle(e event) {
 func (a *Agent) enter(role hotrestart.Role) {
 	changed := role != a.loop.role
 	a.loop.role = role
+	a.loop.settled = a.loop.settled || role == hotrestart.RoleServing || role == hotrestart.RoleStandby
 	a.show(changed)
 	if changed {
 		a.log.Info("role", "role", role, "generation", a.me.ID)

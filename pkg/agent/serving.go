@@ -160,7 +160,7 @@ func (a *Agent) noteInForce(e event) hotrestart.Role {
 	if e.sidecar != a.loop.sidecar {
 		return a.stay() // of one that drains
 	}
-	a.loop.before = hotrestart.RoleServing
+	a.loop.before, a.loop.settled = hotrestart.RoleServing, true
 	e.sidecar.sockets.settle()
 	a.world.Settled()
 	return a.stay()

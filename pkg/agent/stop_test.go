@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +16,15 @@ func (m *member) endsWell() {
 	m.pod.t.Helper()
 	if err := m.ends(); err != nil {
 		m.pod.t.Errorf("a stop that was asked for: %v", err)
+	}
+}
+
+// endsUnready: it was stopped before it was ever ready.
+func (m *member) endsUnready() {
+	m.pod.t.Helper()
+	err := m.ends()
+	if exit := new(ExitError); !errors.As(err, &exit) || exit.Status != 1 || !strings.Contains(exit.Reason, "ever ready: ") {
+		m.pod.t.Errorf("a stop before it was ever ready: %v, want exit status 1 and the reason", err)
 	}
 }
 
@@ -47,7 +58,7 @@ func TestStopInTheMiddleOfATakeOverTellsTheOther(t *testing.T) {
 				n.expect(t, at)
 			}
 			a.ask()
-			a.endsWell()
+			a.endsUnready()
 			if e := n.expect(t, hotrestart.Ended); e.Err.Error() != (&hotrestart.AbortedError{Reason: stoppingReason}).Error() {
 				t.Errorf("the generation before is told %q, want %q", e.Err, stoppingReason)
 			}
@@ -198,7 +209,24 @@ func TestStopOfAColdStart(t *testing.T) {
 	if err := c.Abort(stoppingReason); err != nil { // the whole pod stops
 		t.Fatal(err)
 	}
-	a.endsWell()
+	a.endsUnready()
+}
+
+// TestStopBeforeReady: whoever asks for it.
+func TestStopBeforeReady(t *testing.T) {
+	t.Parallel()
+	for name, stop := range map[string]func(*member){
+		"SIGTERM":       func(m *member) { m.ask() },
+		"/quitquitquit": func(m *member) { m.kill() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newPod(t).start("a", envoyThat(func(f *fakeEnvoy) { f.Unready = true }))
+			waitFor(t, "a to start its Envoy", func() bool { return a.current() != nil })
+			stop(a)
+			a.endsUnready()
+		})
+	}
 }
 
 func TestStopOfTheStandby(t *testing.T) {

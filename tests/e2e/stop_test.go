@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -20,7 +21,7 @@ const stopMargin = lab.Deadline
 const killed = -1
 
 // TestStopAnyTime sends SIGTERM at random moments of the start and after it: the agent ends
-// within its drain time, with status 0, and leaves no process. Before main the signal is the Go
+// within its drain time, with status 0, or 1 if it was never ready, and leaves no process. Before main the signal is the Go
 // runtime's, however long the machine takes to get there: it ends the process, which has said
 // nothing yet.
 func TestStopAnyTime(t *testing.T) {
@@ -45,8 +46,15 @@ func TestStopAnyTime(t *testing.T) {
 		signal := []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}[i%2]
 		a.Signal(signal)
 		code := a.Wait(t, lab.TerminationDrain+stopMargin)
-		if beforeMain := code == killed && a.Log.Len() == 0; code != 0 && !beforeMain {
-			t.Errorf("%v %v after the start: exit status %d", signal, moment, code)
+		want := 0
+		if strings.Contains(a.Log.String(), "before this agent was ever ready") {
+			want = 1
+		}
+		if beforeMain := code == killed && a.Log.Len() == 0; code != want && !beforeMain {
+			t.Errorf("%v %v after the start: exit status %d, want %d", signal, moment, code, want)
+		}
+		if served := strings.Contains(a.Log.String(), "role=serving"); served && want == 1 || i == 0 && !served {
+			t.Errorf("%v %v after the start: it served: %v, and ends with %d", signal, moment, served, code)
 		}
 		if left := l.Processes(); len(left) != 0 {
 			t.Errorf("%v %v after the start: it left %q", signal, moment, left)

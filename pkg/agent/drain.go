@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 )
 
@@ -16,7 +17,24 @@ const (
 	maxPollErrors  = 5
 	// adminTimeout bounds one question to Envoy's admin while draining.
 	adminTimeout = 2 * time.Second
+	// untilIdleDrain stands for a drain that lasts until the last connection has ended: the
+	// grace period of a pod is hardly longer.
+	untilIdleDrain = time.Hour
 )
+
+// envoyDrain is Envoy's --drain-time-s: the longest that a drain of ours can take. In the last
+// third of it Envoy, from 1.40 on, ends what no response ends: upgraded streams (WebSocket) and
+// CONNECT, at times that it spreads. Were it shorter, they would be cut in the middle of our drain.
+func envoyDrain(c *config.Config) time.Duration {
+	longest := max(c.DrainDuration, c.TerminationDrainDuration)
+	if c.HandoffDir != "" {
+		longest = max(longest, c.UpgradeDrainDuration)
+	}
+	if c.ExitOnZeroActiveConnections {
+		longest = max(longest, c.MinimumDrainDuration, untilIdleDrain)
+	}
+	return longest
+}
 
 // drainPlan says how an ordinary stop lets connections finish.
 type drainPlan struct {

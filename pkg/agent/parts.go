@@ -163,7 +163,7 @@ func (s *sidecar) newEnvoy() error {
 func (s *sidecar) envoyOptions(override string, hotRestart []string) envoy.Options {
 	c := s.cfg
 	return envoy.Options{
-		ConfigPath: s.generation.bootstrapFile(), DrainDuration: c.DrainDuration,
+		ConfigPath: s.generation.bootstrapFile(), DrainDuration: envoyDrain(c),
 		LogLevel: c.ProxyLogLevel, ComponentLogLevel: c.ProxyComponentLogLevel,
 		Concurrency: c.Concurrency, LocalIPv6: !c.IPv4,
 		SkipDeprecatedLogs: c.SkipDeprecatedLogs, CoreDump: c.CoreDump, OverrideYAML: override,

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/status"
 )
@@ -144,6 +145,24 @@ func TestDrainAsksForInboundAndWaits(t *testing.T) {
 	}
 	if len(admin.drains) != 1 || admin.drains[0] != "inboundonly&graceful&skip_exit" {
 		t.Errorf("Envoy was asked %q", admin.drains)
+	}
+}
+
+// TestEnvoyDrainIsTheLongest: Envoy ends streams by its own drain time, which must not be over before ours.
+func TestEnvoyDrainIsTheLongest(t *testing.T) {
+	const s = time.Second
+	for name, tc := range map[string]struct {
+		cfg  config.Config
+		want time.Duration
+	}{
+		"its own":               {config.Config{DrainDuration: 45 * s, TerminationDrainDuration: 5 * s, UpgradeDrainDuration: 60 * s}, 45 * s},
+		"that of an upgrade":    {config.Config{DrainDuration: 45 * s, UpgradeDrainDuration: 60 * s, HandoffDir: "/h"}, 60 * s},
+		"that of a stop":        {config.Config{DrainDuration: 45 * s, TerminationDrainDuration: 90 * s, UpgradeDrainDuration: 60 * s, HandoffDir: "/h"}, 90 * s},
+		"until nothing is left": {config.Config{DrainDuration: 45 * s, TerminationDrainDuration: 5 * s, ExitOnZeroActiveConnections: true}, untilIdleDrain},
+	} {
+		if got := envoyDrain(&tc.cfg); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
 	}
 }
 

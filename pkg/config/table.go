@@ -92,7 +92,7 @@ func envoySettings() []Setting {
 func lifeSettings() []Setting {
 	return []Setting{
 		{Name: "drainDuration", Flag: "drainDuration", Proxy: "drainDuration", Kind: Duration, Default: "45s", Field: "DrainDuration",
-			Doc: "How long Envoy takes to close connections that it drains; at least 1s"},
+			Doc: "How long Envoy takes to close connections that it drains, such as those of a listener that has changed; at least 1s. Envoy gets the largest of this and of the drains of a stop and of an upgrade"},
 		{Name: "parentShutdownDuration", Flag: "parentShutdownDuration", Proxy: "parentShutdownDuration", Kind: Duration, Default: "60s", Field: "ParentShutdownDuration",
 			Doc: "How long the old Envoy lives on in a hot upgrade; upgradeDrainDuration goes before it"},
 		{Name: "terminationDrainDuration", Env: "TERMINATION_DRAIN_DURATION_SECONDS", Proxy: "terminationDrainDuration", Kind: Duration, EnvKind: Seconds, Default: "5s", Field: "TerminationDrainDuration",

@@ -156,6 +156,7 @@ func (s *sidecar) newEnvoy() error {
 	}
 	s.supervisor = &supervisor{
 		launcher: s.launcher, admin: s.admin, ready: s.ready, log: s.world.Log("envoy"), serves: s.progress,
+		restartHung: c.RestartHung, node: pressure{files: pressureFiles[:]},
 	}
 	return nil
 }

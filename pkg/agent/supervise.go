@@ -47,6 +47,9 @@ type supervisor struct {
 	log      *slog.Logger
 	// serves is called each time an Envoy begins to; nil is allowed.
 	serves func()
+	// restartHung ends an Envoy that hangs, instead of only saying so.
+	restartHung bool
+	node        pressure // only the goroutine that takes the pulse uses it
 
 	mu       sync.Mutex
 	process  *instance
@@ -94,7 +97,8 @@ func (s *supervisor) live(ctx context.Context, p *instance, lives *crashes) (ser
 		defer close(since)
 		if s.watchReady(watch, p) {
 			since <- time.Now()
-			s.calmDown(watch, lives)
+			watching.Go(func() { s.calmDown(watch, lives) })
+			s.takePulse(watch, p)
 		}
 	})
 	<-p.cleared
@@ -160,6 +164,31 @@ func (s *supervisor) begun() {
 	if s.serves != nil {
 		s.serves()
 	}
+}
+
+// takePulse makes the agent unready while its Envoy hangs, until ctx ends.
+func (s *supervisor) takePulse(ctx context.Context, p *instance) {
+	said := false
+	watch{
+		ask: s.admin.Answers, cpu: p.MainThreadTime,
+		starved: func() bool { return s.node.starved(time.Now()) },
+		hung: func(reason string) {
+			s.ready.Pending(taskEnvoy, reason)
+			if !said {
+				said = true
+				s.log.Error(reason, "pid", p.PID(), "restart", s.restartHung)
+			}
+			if s.restartHung && !s.isStopping() { // one that drains has connections that may yet be served
+				p.Kill()
+			}
+		},
+		well: func() {
+			said = false
+			s.log.Info("Envoy answers again", "pid", p.PID())
+			s.ready.Done(taskEnvoy)
+			s.begun()
+		},
+	}.run(ctx)
 }
 
 // sleep waits; false when ctx ended before.

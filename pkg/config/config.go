@@ -133,6 +133,7 @@ type Config struct {
 	TerminationDrainDuration    time.Duration
 	MinimumDrainDuration        time.Duration
 	ExitOnZeroActiveConnections bool
+	RestartHung                 bool // kill an Envoy that hangs, and start another
 
 	// The agent's servers.
 	StatusPort, ReadyPort uint16 // StatusPort 0 is no status server besides ReadyPort

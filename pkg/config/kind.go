@@ -39,6 +39,7 @@ const (
 	TrafficPolicy                    // bool: whether REGISTRY_ONLY
 	LogEncoding                      // bool: whether JSON
 	TakeoverMode                     // Takeover
+	HungAction                       // bool: whether restart
 	InterceptionMode                 // Interception
 	Mark                             // uint32, not 0: decimal, or hexadecimal after 0x
 	LogLevels                        // logging.Levels
@@ -83,6 +84,8 @@ func (k Kind) parse(text string) (any, error) {
 		return oneOf(text, "ALLOW_ANY", "REGISTRY_ONLY")
 	case LogEncoding:
 		return oneOf(text, "TEXT", "JSON")
+	case HungAction:
+		return oneOf(text, "report", "restart")
 	}
 	return k.parseText(text)
 }

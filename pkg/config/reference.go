@@ -32,7 +32,7 @@ func (k Kind) String() string {
 		return "json"
 	case LogLevels, EnvoyLevels, EnvoyComponents:
 		return "levels"
-	case TrafficPolicy, LogEncoding, TakeoverMode:
+	case TrafficPolicy, LogEncoding, TakeoverMode, HungAction:
 		return "enum"
 	}
 	return "string"

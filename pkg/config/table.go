@@ -101,6 +101,8 @@ func lifeSettings() []Setting {
 			Doc: "Shortest drain with exitOnZeroActiveConnections"},
 		{Name: "exitOnZeroActiveConnections", Env: "EXIT_ON_ZERO_ACTIVE_CONNECTIONS", Kind: Bool, Default: "false", Field: "ExitOnZeroActiveConnections",
 			Doc: "End Envoy when its last connection has ended, instead of after terminationDrainDuration"},
+		{Name: "hungEnvoy", Env: "UNDERSTUDY_HUNG_ENVOY", Kind: HungAction, Default: "report", Field: "RestartHung",
+			Doc: "What becomes of an Envoy that hangs, besides that the pod is not ready: report only says so, restart ends it with SIGKILL and starts another on the same sockets"},
 	}
 }
 

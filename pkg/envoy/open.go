@@ -27,3 +27,20 @@ func (a *Admin) Open(ctx context.Context, path string) (body io.ReadCloser, cont
 	}
 	return resp.Body, resp.Header.Get("Content-Type"), nil
 }
+
+// Answers returns nil once the admin answers anything at all, which takes Envoy's main thread.
+// The question costs it next to nothing. Only ctx bounds the time.
+func (a *Admin) Answers(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+adminHost+"/ready", nil)
+	if err != nil {
+		return fmt.Errorf("ask Envoy's admin whether it answers: %w", err)
+	}
+	resp, err := a.transport.RoundTrip(req)
+	if err != nil {
+		return fmt.Errorf("ask Envoy's admin on %s whether it answers: %w", a.path, err)
+	}
+	defer resp.Body.Close()
+	// What is left unread would cost the connection.
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAdminError))
+	return nil
+}

@@ -1,0 +1,53 @@
+package envoy
+
+import (
+	"os/exec"
+	"testing"
+	"time"
+)
+
+func TestMainThreadTime(t *testing.T) {
+	if _, err := exec.LookPath("sh"); err != nil {
+		t.Skip("no shell")
+	}
+	busy, err := Start(Command{Path: "/bin/sh", Args: []string{"-c", "while :; do :; done"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { busy.Kill(); <-busy.Done() }()
+	first, err := busy.MainThreadTime()
+	for deadline := time.Now().Add(patience); err == nil; {
+		now, nowErr := busy.MainThreadTime()
+		if err = nowErr; now > first {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("a busy shell has had %v all the time", now)
+		}
+		time.Sleep(clockTick)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	idle, err := Start(Command{Path: "/bin/true"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-idle.Done()
+	if _, err := idle.MainThreadTime(); err == nil {
+		t.Error("a process that has ended has a main thread")
+	}
+}
+
+func TestThreadTime(t *testing.T) {
+	const rest = " S 1 2 3 4 5 6 7 8 9 10 150 50 13 14 15\n"
+	for text, want := range map[string]time.Duration{
+		"42 (envoy)" + rest: 2 * time.Second, "42 (a) b (c)" + rest: 2 * time.Second,
+		"": -1, "42 (envoy) S 1 2": -1, "42 (envoy) S 1 2 3 4 5 6 7 8 9 10 x y": -1,
+	} {
+		got, err := threadTime([]byte(text))
+		if (err != nil) != (want < 0) || err == nil && got != want {
+			t.Errorf("%q: %v, %v; want %v", text, got, err, want)
+		}
+	}
+}

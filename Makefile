@@ -77,4 +77,4 @@ soak: ## UPGRADES (1000) hot upgrades in a row under load, then ROUNDS (200) of 
 	ROUNDS='$(ROUNDS)' $(GO) test -tags $(TAGS) -count=1 -timeout $(SOAK_TIMEOUT) -run TestChaos -v ./tests/e2e/
 
 clean: demo-clean ## remove what was built or downloaded
-	rm -rf bin .envoy bench/out
+	rm -rf bin .envoy .skew bench/out

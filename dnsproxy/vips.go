@@ -44,7 +44,8 @@ type VIPs struct {
 
 	mu sync.Mutex
 	allocation
-	pending   int // hosts that got none at the last Assign
+	declared  declaredAddrs // by the last Assign
+	pending   int           // hosts that got none at the last Assign
 	exhausted uint64
 	unsaved   bool // the file is behind
 	readOnly  bool // the last write failed, and was logged
@@ -114,7 +115,11 @@ func OpenVIPs(c VIPConfig) (*VIPs, error) {
 // is missing loses it, and gets the same again if it comes back before another
 // needed it, which is never within the quarantine. Where no address is left
 // the error names the hosts without one, and the map has the others.
-func (v *VIPs) Assign(hosts []string) (map[string][]netip.Addr, error) {
+//
+// declared are all addresses that others have by their own right: no host has
+// one of these, and one that had it gets another, which is logged. A prefix
+// that is as large as a range or larger is none of them.
+func (v *VIPs) Assign(hosts []string, declared ...netip.Prefix) (map[string][]netip.Addr, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	wanted := make(map[string]struct{}, len(hosts))
@@ -124,7 +129,10 @@ func (v *VIPs) Assign(hosts []string) (map[string][]netip.Addr, error) {
 		}
 	}
 	v.free(wanted)
+	v.setDeclared(v.declaredOf(declared), v.config.Now())
+	had := v.displace()
 	unlucky := v.give(v.arrivals(wanted))
+	v.tellDisplaced(had)
 	v.save()
 	given := make(map[string][]netip.Addr, len(v.assigned))
 	for h, index := range v.assigned {
@@ -207,7 +215,7 @@ func (v *VIPs) search(h string, now time.Time) bool {
 
 // take gives index to h if it may have it.
 func (v *VIPs) take(h string, index uint32, now time.Time) bool {
-	if !v.usable(index) {
+	if !v.usable(index) || v.declared[index] {
 		return false
 	}
 	if last, ok := v.owner[index]; ok {
@@ -269,8 +277,8 @@ func (v *VIPs) exhaustion(hosts []string) error {
 		more = fmt.Sprintf(" and %d more", len(hosts)-maxNamed)
 	}
 	s := v.stats()
-	return fmt.Errorf("assign VIPs: %s is exhausted (%d of %d addresses in use, %d in quarantine for %s after their host left): no address for %s%s; remove hosts or give them addresses",
-		v.config.V4, s.Assigned, s.Capacity, s.Quarantined, v.config.Quarantine, strings.Join(hosts[:min(len(hosts), maxNamed)], ", "), more)
+	return fmt.Errorf("assign VIPs: %s is exhausted (%d of %d addresses in use, %d declared by documents, %d in quarantine for %s after their host left): no address for %s%s; remove hosts or give them addresses",
+		v.config.V4, s.Assigned, s.Capacity, len(v.declared), s.Quarantined, v.config.Quarantine, strings.Join(hosts[:min(len(hosts), maxNamed)], ", "), more)
 }
 
 // Stats returns the pool's numbers as they are now.

@@ -47,7 +47,7 @@ const (
 // until the last answer's TTL is over. What that means is decided in rollout.
 type publisher struct {
 	build  func(*mesh.Registry, map[string][]netip.Addr) (*mesh.Output, error)
-	assign func(hosts []string) (map[string][]netip.Addr, error)
+	assign func(hosts []string, declared ...netip.Prefix) (map[string][]netip.Addr, error)
 	// set gives Envoy its whole configuration; applied waits until it has taken
 	// that version ([xds.Server]).
 	set     func(xds.Snapshot) uint64
@@ -112,7 +112,7 @@ func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) {
 
 // publish brings reg into force.
 func (p *publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-chan *mesh.Registry) {
-	vips, err := p.assign(reg.AutoHosts())
+	vips, err := p.assign(reg.AutoHosts(), reg.Declared()...)
 	if err != nil {
 		p.log.Error("some hosts get no VIP and stay unknown to DNS", "err", err)
 	}

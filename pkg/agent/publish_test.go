@@ -61,7 +61,7 @@ const forwarded = " forwarded"
 func newStage() *stage {
 	s := &stage{applied: make(chan error, 10)}
 	s.p = &publisher{
-		assign: func([]string) (map[string][]netip.Addr, error) { return nil, nil },
+		assign: func([]string, ...netip.Prefix) (map[string][]netip.Addr, error) { return nil, nil },
 		build: func(*mesh.Registry, map[string][]netip.Addr) (out *mesh.Output, err error) {
 			s.locked(func() { out = s.out })
 			return out, nil

@@ -62,7 +62,7 @@ func (b *builder) all(r *Registry, vips map[string][]netip.Addr, out *Output) er
 	if err := add(&out.Listeners, mix(basics, listeners), b.captureListeners); err != nil {
 		return err
 	}
-	taken := r.declared()
+	taken := r.taken()
 	for _, s := range r.services {
 		if err := add(&out.Clusters, mix(s.sum, clusters), func() ([]resource, error) { return b.clusters(s) }); err != nil {
 			return fmt.Errorf("build clusters of %s: %w", s.host, err)

@@ -282,7 +282,7 @@ type Host struct {
 // none, those of vips. Hosts with neither are there only if Owned has them.
 func (r *Registry) Hosts(vips map[string][]netip.Addr) []Host {
 	out := make([]Host, 0, len(r.services))
-	taken := r.declared()
+	taken := r.taken()
 	for _, s := range r.services {
 		h := Host{Name: s.host}
 		if s.wantsVIP {
@@ -342,11 +342,28 @@ func (r *Registry) vipsOf(s *service, vips map[string][]netip.Addr, taken map[ne
 	return slices.DeleteFunc(slices.Clone(all), func(a netip.Addr) bool { return !usable(a) })
 }
 
-// declared returns the addresses that documents give.
-func (r *Registry) declared() map[netip.Addr]bool {
+// Declared returns the addresses and CIDRs within the VIP ranges that documents give, sorted. No host of AutoHosts can
+// have one of these as its VIP. A CIDR as large as a range, or larger, leaves the range to the VIPs and is not returned.
+func (r *Registry) Declared() []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range r.services {
+		for _, p := range s.addresses {
+			if slices.ContainsFunc(r.o.VIPRanges, func(vips netip.Prefix) bool { return p.IsValid() && vips.Contains(p.Addr()) && p.Bits() > vips.Bits() }) {
+				out = append(out, p)
+			}
+		}
+	}
+	slices.SortFunc(out, comparePrefixes)
+	return slices.Compact(out)
+}
+
+// taken returns the single addresses of Declared.
+func (r *Registry) taken() map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
-	for _, b := range r.exact {
-		out[b.addr] = true
+	for _, p := range r.Declared() {
+		if p.IsSingleIP() {
+			out[p.Addr()] = true
+		}
 	}
 	return out
 }

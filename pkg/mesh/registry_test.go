@@ -233,3 +233,21 @@ func TestAccessLogFormat(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// TestDeclared wants the addresses that no VIP may be: all that documents give within the ranges, with or without a
+// listener, but for CIDRs that would leave no VIP.
+func TestDeclared(t *testing.T) {
+	const ports = "ports: [{number: 80, name: p, protocol: TCP}], resolution: NONE"
+	text := doc("name: a", "hosts: [a.x], addresses: [240.240.1.1, '2001:2::7', 10.0.0.1, 240.240.1.1/32], "+ports) +
+		doc("name: b", "hosts: [b.x], addresses: [240.240.2.0/24, 240.240.0.0/16, 0.0.0.0/0, '::/0'], "+ports) +
+		doc("name: c", "hosts: [c.x], addresses: [240.240.0.9], resolution: NONE") +
+		doc("name: d", "hosts: [d.x], addresses: [0.0.0.0], "+ports) + doc("name: e", "hosts: [e.x], resolution: DNS, ports: [{number: 1, name: p}]")
+	r, _ := load(t, text, testOptions())
+	if got := fmt.Sprint(r.Declared()); got != "[240.240.0.9/32 240.240.1.1/32 240.240.2.0/24 2001:2::7/128]" {
+		t.Error(got)
+	}
+	validate(t, build(t, r, testOptions()))
+	if got := new(Registry).Declared(); len(got) != 0 {
+		t.Error(got)
+	}
+}

@@ -1,0 +1,134 @@
+package agent
+
+import (
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"google.golang.org/protobuf/proto"
+
+	"understudy.mesh/dnsproxy"
+	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/xds"
+)
+
+// entryAt is a ServiceEntry of one TCP port, with addresses or with an automatic one.
+func entryAt(host, addresses string) string {
+	return "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: " + strings.TrimSuffix(host, ".x") + "}\nspec:\n  hosts: [" + host +
+		"]\n  addresses: [" + addresses + "]\n  ports: [{number: 80, name: p, protocol: TCP}]\n  resolution: STATIC\n  endpoints: [{address: 10.0.0.1}]\n---\n"
+}
+
+// declaring publishes the files of a directory, with the real allocation of VIPs and the real resources.
+type declaring struct {
+	*stage
+	t     *testing.T
+	dir   string
+	o     mesh.Options
+	known map[string]string // what DNS answers
+	clash string            // two listeners of one snapshot that have an address in common
+}
+
+func newDeclaring(t *testing.T) *declaring {
+	d := &declaring{stage: newStage(), t: t, dir: t.TempDir(), known: map[string]string{}}
+	d.o = meshOptions(&config.Config{IPv4: true, IPv6: true, PodNamespace: "default", ConnectTimeout: time.Second, DNSCapture: true, DNSAutoAllocate: true})
+	vips, err := dnsproxy.OpenVIPs(dnsproxy.VIPConfig{V4: d.o.VIPRanges[0], V6: d.o.VIPRanges[1], IPv6: true, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.p.assign = vips.Assign
+	d.p.build = func(r *mesh.Registry, vips map[string][]netip.Addr) (*mesh.Output, error) {
+		return mesh.Build(r, vips, d.o)
+	}
+	d.p.names = func(set []dnsproxy.Host, gone []string) {
+		for _, name := range gone {
+			delete(d.known, name)
+		}
+		for _, h := range set {
+			d.known[h.Name] = h.Addrs[0].String()
+		}
+	}
+	d.p.set = func(snap xds.Snapshot) uint64 { d.look(snap); return 1 }
+	return d
+}
+
+// look finds two listeners on one address, which Envoy would refuse.
+func (d *declaring) look(snap xds.Snapshot) {
+	owner := map[string]string{}
+	for _, r := range snap.Listeners {
+		var l listenerv3.Listener
+		if err := proto.Unmarshal(r.Body, &l); err != nil {
+			d.t.Error(err)
+		}
+		addrs := []string{l.Address.String()}
+		for _, a := range l.AdditionalAddresses {
+			addrs = append(addrs, a.Address.String())
+		}
+		for _, a := range addrs {
+			if other := owner[a]; other != "" {
+				d.clash = other + " and " + l.Name
+			}
+			owner[a] = l.Name
+		}
+	}
+}
+
+// publish brings text into force; meanwhile looks at what DNS answers before Envoy has taken it.
+func (d *declaring) publish(text string, meanwhile func()) {
+	d.t.Helper()
+	if err := os.WriteFile(filepath.Join(d.dir, "x.yaml"), []byte(text), 0o644); err != nil {
+		d.t.Fatal(err)
+	}
+	source, err := mesh.NewSource(d.dir, d.o, slog.New(slog.DiscardHandler))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	reg, err := source.Load()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); d.p.publish(d.t.Context(), reg, nil) }()
+	synctest.Wait()
+	meanwhile()
+	d.applied <- nil
+	<-done
+	if d.clash != "" {
+		d.t.Errorf("listeners %s are on one address", d.clash)
+	}
+}
+
+// TestDeclaredAddressTakesAVIP declares the VIP of a host as another's address: the host gets another VIP, it has a name
+// all the time, and no two listeners are ever on one address.
+func TestDeclaredAddressTakesAVIP(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDeclaring(t)
+		auto := entryAt("v1.x", "")
+		d.publish(auto, func() {})
+		vip := d.known["v1.x"]
+		if vip == "" {
+			t.Fatal("v1.x has no VIP")
+		}
+		stays := func() {
+			if d.known["v1.x"] != vip {
+				t.Errorf("before its new listener is in force v1.x is %q, not %s", d.known["v1.x"], vip)
+			}
+		}
+		d.publish(auto+entryAt("v2.x", vip), stays)
+		moved := d.known["v1.x"]
+		if moved == "" || moved == vip || d.known["v2.x"] != vip {
+			t.Errorf("with %s declared by v2.x DNS answers %v", vip, d.known)
+		}
+		vip = moved
+		d.publish(auto, stays)
+		if d.known["v1.x"] != moved || d.known["v2.x"] != "" {
+			t.Errorf("without v2.x DNS answers %v, v1.x should stay %s", d.known, moved)
+		}
+	})
+}

@@ -161,11 +161,12 @@ func TestHostsBelowAWildcard(t *testing.T) {
 		doc("name: none", "hosts: [none.example.com, 'none.elsewhere.com'], resolution: NONE, "+ports) +
 		doc("name: cidr", "hosts: [a.cidr.example.com], addresses: [10.3.0.0/16], resolution: NONE, "+ports) +
 		doc("name: subdomain", "hosts: ['*.sub.example.com', '*.other.com', example.com], resolution: NONE, "+ports) +
+		doc("name: dynamic", "hosts: ['*.dynamic.example.com'], resolution: DYNAMIC_DNS, ports: [{number: 443, name: p, protocol: TLS}]") +
 		doc("name: vip", "hosts: [vip.example.com], resolution: DNS, "+ports)
 	o := testOptions()
 	o.IPv6 = false
 	r, _ := load(t, text, o)
-	const rest = "*.example.com=[10.1.0.1] *.sub.example.com=[] a.cidr.example.com=[] none.example.com=[] six.example.com=[2001:db8::1] "
+	const rest = "*.dynamic.example.com=[] *.example.com=[10.1.0.1] *.sub.example.com=[] a.cidr.example.com=[] none.example.com=[] six.example.com=[2001:db8::1] "
 	checkHosts(t, r.Hosts(giveVIPs(r.AutoHosts())), rest+"vip.example.com=[240.240.0.1]vip")
 	checkHosts(t, r.Hosts(nil), rest+"vip.example.com=[]")
 }

@@ -23,19 +23,30 @@ const (
 	denseHosts = 300
 )
 
+// slowPause is how long a slow client takes over its request, in which it keeps Envoy in its listener
+// filters; slowRate keeps some 24 of them there.
+const (
+	slowPause = 300 * time.Millisecond
+	slowRate  = 80
+)
+
 // denseLoad begins new connections at the highest rate that the machine has: from outside to the
-// application, from the application to a VIP, and DNS over TCP.
-func (p *slotPod) denseLoad(t *testing.T) *chaosLoad {
+// application, from the application to a VIP, and DNS over TCP; and beside them slow clients,
+// and the flows besides.
+func (p *slotPod) denseLoad(t *testing.T, besides ...traffic.Flow) *chaosLoad {
 	t.Helper()
 	vip := (&pod{Lab: p.Lab}).vip(t, "http.example", dns.TypeA).String()
-	http := func(name, target string) traffic.Flow {
-		return traffic.Flow{Name: name, Kind: traffic.HTTP1New, Target: target, Rate: denseRate, Workers: denseWorkers}
+	http := func(name, target string) []traffic.Flow {
+		return []traffic.Flow{
+			{Name: name, Kind: traffic.HTTP1New, Target: target, Rate: denseRate, Workers: denseWorkers},
+			{Name: name + " slow", Kind: traffic.HTTP1New, Target: target, Rate: slowRate, Workers: 2 * denseWorkers, Pause: traffic.Duration(slowPause)},
+		}
 	}
-	outside := []traffic.Flow{http("inbound", "http://"+lab.PodIP+":8080/")}
-	inside := []traffic.Flow{http("outbound", "http://"+vip+"/"), {
+	outside := append(http("inbound", "http://"+lab.PodIP+":8080/"), besides...)
+	inside := append(http("outbound", "http://"+vip+"/"), traffic.Flow{
 		Name: "DNS TCP", Kind: traffic.DNSTCP, Target: lab.NameServer + ":53", Names: []string{"http.example"}, Want: "240.240.",
 		Rate: denseRate / 10, NewSocket: true,
-	}}
+	})
 	sides := []lab.TrafficSide{{From: p.Out, Flows: outside}, {From: p.Pod, Flows: inside}}
 	for _, side := range sides {
 		for i := range side.Flows {
@@ -43,6 +54,14 @@ func (p *slotPod) denseLoad(t *testing.T) *chaosLoad {
 		}
 	}
 	return &chaosLoad{lab.StartTraffic(t, sides...)}
+}
+
+// keptFlows are connections of more than one request, and of bytes.
+func keptFlows() []traffic.Flow {
+	return []traffic.Flow{
+		{Name: "inbound HTTP/2", Kind: traffic.HTTP2, Target: "http://" + lab.PodIP + ":8080/", Rate: 100},
+		{Name: "inbound TCP", Kind: traffic.TCPStream, Target: lab.PodIP + ":9000", Rate: 300, Workers: denseWorkers, Life: traffic.Duration(50 * time.Millisecond)},
+	}
 }
 
 // TestDenseUpgrades upgrades again and again under new connections without a pause: nothing is lost.
@@ -65,7 +84,7 @@ func TestDenseUpgrades(t *testing.T) {
 			p.slots.Write(t, "more.yaml", manyHosts(test.hosts))
 			p.start(t, 0, p.older, 1, 0)
 			p.mustServe(t, 0, p.older)
-			load := p.denseLoad(t)
+			load := p.denseLoad(t, keptFlows()...)
 			images := []lab.Image{p.newer, p.older}
 			for i := range int(number(t, "UPGRADES", 5)) {
 				if test.slow != nil {
@@ -76,6 +95,21 @@ func TestDenseUpgrades(t *testing.T) {
 			nothing.check(t, "upgrades", load.stop(t))
 		})
 	}
+}
+
+// TestDenseTakeBack stops newcomers in their probation: the old generation takes back, and nothing is
+// lost, neither of what it has itself nor of what the newcomer had accepted.
+func TestDenseTakeBack(t *testing.T) {
+	p := newChaosPod(t)
+	load := p.denseLoad(t, keptFlows()...)
+	for range int(number(t, "UPGRADES", 5)) {
+		newcomer := p.launch(t, 1-p.serving, p.newer)
+		newcomer.await(t, saysLetGo)
+		newcomer.Signal(syscall.SIGTERM)
+		newcomer.Wait(t, lab.Deadline)
+		p.slot(p.serving).WaitRole(t, lab.RoleServing)
+	}
+	nothing.check(t, "take-backs", load.stop(t))
 }
 
 // replace takes over in a slot from the other one, whose agent is stopped once it has drained.

@@ -76,6 +76,9 @@ type Flow struct {
 	Timeout Duration `json:"timeout,omitempty"`
 	// Life is after how long a stream or kept connection is ended and opened again; 0: never.
 	Life Duration `json:"life,omitempty"`
+	// Pause is how long the client of a new connection takes over its first request: half of it before
+	// the first byte, half of it in the middle. Only HTTP/1.1; 0: none.
+	Pause Duration `json:"pause,omitempty"`
 	// Size is the length of a stream's message in bytes; 64 by default.
 	Size int `json:"size,omitempty"`
 	// Want must be in the body of an answer, or start every address of a DNS answer ("240.240.").
@@ -166,6 +169,8 @@ func (f *Flow) set(key, value string) (err error) {
 		err = f.Timeout.UnmarshalText([]byte(value))
 	case "life":
 		err = f.Life.UnmarshalText([]byte(value))
+	case "pause":
+		err = f.Pause.UnmarshalText([]byte(value))
 	case "new_socket":
 		f.NewSocket, err = strconv.ParseBool(value)
 	default:
@@ -194,10 +199,12 @@ func (f Flow) complete() (Flow, error) {
 
 	var err error
 	switch {
-	case f.Rate < 0 || f.Workers < 1 || f.Workers > maxWorkers || f.Conns < 1 || f.Timeout < 0 || f.Life < 0:
-		err = errors.New("rate, workers, conns, timeout and life are positive numbers")
+	case f.Rate < 0 || f.Workers < 1 || f.Workers > maxWorkers || f.Conns < 1 || f.Timeout < 0 || f.Life < 0 || f.Pause < 0:
+		err = errors.New("rate, workers, conns, timeout, life and pause are positive numbers")
 	case f.Size < minSize || f.Size > maxSize:
 		err = fmt.Errorf("size %d: give %d to %d bytes", f.Size, minSize, maxSize)
+	case f.Pause > 0 && f.Kind != HTTP1New && f.Kind != HTTP1Keep:
+		err = fmt.Errorf("pause: only %s and %s have one", HTTP1New, HTTP1Keep)
 	case isDNS:
 		err = f.completeDNS()
 	case f.Kind == TCPStream:

@@ -37,6 +37,7 @@ type link struct {
 	r       *bufio.Reader // of the link, so that ended is known
 	ended   error         // that the last read from the connection met
 	expires time.Time     // zero: never
+	pause   time.Duration // before the first request is complete; 0: it was, or none is wanted
 }
 
 // Read implements io.Reader for r.
@@ -58,7 +59,7 @@ func (e endpoint) dial() (*link, error) {
 		return nil, err
 	}
 	e.meter.opened()
-	l := &link{TCPConn: c, raw: raw}
+	l := &link{TCPConn: c, raw: raw, pause: time.Duration(e.flow.Pause)}
 	l.r = bufio.NewReaderSize(l, bufferSize)
 	if e.flow.Life > 0 {
 		l.expires = time.Now().Add(time.Duration(e.flow.Life))
@@ -176,6 +177,17 @@ func (k *kept) finish() error {
 
 // send writes the request and waits for the first byte of its answer.
 func (l *link) send(request []byte) error {
+	if l.pause > 0 {
+		half := l.pause / 2
+		l.pause = 0
+		time.Sleep(half) // of a slow client, in which the proxy waits for its first byte
+		n, err := l.Write(request[:len(request)/2])
+		if err != nil {
+			return unansweredError{err}
+		}
+		request = request[n:]
+		time.Sleep(half) // and for the rest of its first line
+	}
 	if _, err := l.Write(request); err != nil {
 		return unansweredError{err}
 	}

@@ -395,3 +395,36 @@ func TestFirstFailuresAreKept(t *testing.T) {
 		t.Errorf("%d refused, %d kept, want 100, 20", got.Total.Failed[Refused], len(got.Failures))
 	}
 }
+
+// TestPause: a slow client's request comes in two pieces, and is answered all the same.
+func TestPause(t *testing.T) {
+	pieces := make(chan string, 2)
+	address := serveRaw(t, func(c *net.TCPConn) {
+		buffer := make([]byte, 1024)
+		for range 2 {
+			n, err := c.Read(buffer)
+			if err != nil {
+				t.Error(err)
+			}
+			pieces <- string(buffer[:n])
+		}
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+	})
+	r, err := Run(t.Context(), Config{Requests: 1, Flows: []Flow{{
+		Kind: HTTP1New, Target: "http://" + address + "/", Workers: 1, Pause: Duration(20 * time.Millisecond),
+	}}}, func(Report) {})
+	if err != nil || r.Total().OK != 1 {
+		t.Fatalf("%v, %v", r, err)
+	}
+	first, second := <-pieces, <-pieces
+	if !strings.HasPrefix(first, "GET / HTTP/1.1\r\n") || strings.Contains(first, "\r\n\r\n") || !strings.HasSuffix(second, "\r\n\r\n") {
+		t.Errorf("got %q and %q", first, second)
+	}
+}
+
+func TestPauseIsOnlyForHTTP1(t *testing.T) {
+	_, err := Flow{Kind: TCPStream, Target: "127.0.0.1:1", Pause: 1}.complete()
+	if err == nil || !strings.Contains(err.Error(), "pause: only http1-new and http1-keep have one") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -249,6 +249,7 @@ func TestBadConfig(t *testing.T) {
 		"kind=http1-new target":                            `"target" is not key=value`,
 		"kind=http1-new colour=red":                        "colour: no such key",
 		"kind=http1-new rate=fast":                         `rate: strconv.ParseFloat: parsing "fast": invalid syntax`,
+		"kind=http1-new pause=1":                           "pause: time: missing unit",
 		"kind=http1-new life=1":                            "life: time: missing unit",
 		"kind=http3":                                       `kind "http3" is none of`,
 		"kind=h2 target=https://a/":                        "give an http:// URL",

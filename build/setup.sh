@@ -37,6 +37,7 @@ nc                 netcat-openbsd
 capsh              libcap2-bin
 strace             strace
 musl-gcc           musl-tools
+/usr/include/ares.h libc-ares-dev
 shellcheck         shellcheck
 "
 # Debian's sbin directories are not in every user's PATH.

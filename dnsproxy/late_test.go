@@ -72,6 +72,43 @@ func TestLateAnswerIsKept(t *testing.T) {
 	}
 }
 
+// While a race goes on for servers that fail, it is this one that finds them back, for
+// nobody else asks its question.
+func TestLateRaceFindsServersBack(t *testing.T) {
+	var back atomic.Bool
+	answer := zone(0, goodA)
+	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte {
+		if !back.Load() {
+			return nil
+		}
+		return answer(r, tcp)
+	})
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), impatient)})
+	s.ask(t, "udp", "x.example", dns.TypeA)
+	if len(s.forwarder.late) != 1 {
+		t.Fatal("no race goes on")
+	}
+	asked := s.Upstreams()[0].Requests
+	back.Store(true)
+	waitFor(t, "the answer", func() bool { return s.Stats().Cache.Entries == 1 })
+	if n := s.Upstreams()[0].Requests; n == asked {
+		t.Error("the answer is to an old question")
+	}
+}
+
+// Who may recheck and finds the question on its way leaves that to the next.
+func TestRecheckIsReturned(t *testing.T) {
+	o := newOutage(newClock().Now)
+	o.down.Store(true)
+	if !o.recheck() || o.recheck() {
+		t.Fatal("want one recheck at a time")
+	}
+	o.returned()
+	if !o.recheck() {
+		t.Error("a recheck that was returned is not due")
+	}
+}
+
 // Who leads a flight has an answer of its own: what it does to it, nobody else sees.
 func TestFlightsShareNothing(t *testing.T) {
 	var s flights

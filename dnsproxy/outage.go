@@ -54,6 +54,9 @@ func (o *outage) recheck() bool {
 	return o.due() && o.rechecked.CompareAndSwap(last, o.clock())
 }
 
+// returned has the next recheck be due at once: who was told to ask has nothing to send.
+func (o *outage) returned() { o.rechecked.Store(o.clock() - int64(recheckOutage)) }
+
 // over is told that a server which failed has answered.
 func (o *outage) over() {
 	o.down.Store(false)

@@ -285,8 +285,13 @@ func (r *race) late(ctx context.Context) answer {
 }
 
 // linger waits for the tries that run, and calls off the others when one has answered.
+// Meanwhile nobody else asks the same: where servers fail, it sees whether they are back.
 func (r *race) linger(ctx context.Context) answer {
 	defer r.callOff()
+	back := r.f.outage.end()
+	recheck := time.NewTicker(recheckOutage)
+	defer recheck.Stop()
+	lasts := time.Now().Add(r.heard) // and so no more than twice as long
 	for len(r.running) > 0 {
 		select {
 		case got := <-r.results:
@@ -296,6 +301,13 @@ func (r *race) linger(ctx context.Context) answer {
 			}
 			if a, done := r.take(ctx, got.t, got.msg); done {
 				return a
+			}
+		case <-back:
+			back = nil
+			r.another(ctx)
+		case now := <-recheck.C:
+			if now.Before(lasts) && r.f.outage.recheck() {
+				r.another(ctx)
 			}
 		case <-r.q.scope.lives.context().Done():
 			return answer{source: SourceFailure, msg: appendReply(nil, r.q, 0, rcodeServFail), pending: true}

@@ -57,6 +57,8 @@ func (h *cache) renew(q *query) bool {
 		key := string(appendKey(nil, &own))
 		if f, first := own.scope.flights.join(key); first {
 			h.lead(ctx, &own, f, key)
+		} else {
+			h.outage.returned()
 		}
 	})
 	return true

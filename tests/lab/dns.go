@@ -24,14 +24,15 @@ type DNSServer struct {
 	ttl     uint32
 	silent  bool
 	hosts   map[string][]netip.Addr // fully qualified, lower case
-	queries map[string]int          // "name TYPE"
+	delays  map[string]time.Duration
+	queries map[string]int // "name TYPE"
 	servers []*dns.Server
 }
 
 // StartDNS starts the server with hosts like "aliyun.com": {"198.51.100.10", "2001:db8::10"}.
 func (l *Lab) StartDNS(t T, hosts map[string][]string) *DNSServer {
 	t.Helper()
-	s := &DNSServer{ttl: serverTTL, hosts: map[string][]netip.Addr{}, queries: map[string]int{}}
+	s := &DNSServer{ttl: serverTTL, hosts: map[string][]netip.Addr{}, queries: map[string]int{}, delays: map[string]time.Duration{}}
 	for host, addrs := range hosts {
 		s.Set(host, addrs...)
 	}
@@ -85,6 +86,13 @@ func (s *DNSServer) SetSilent(silent bool) {
 	s.silent = silent
 }
 
+// SetDelay makes the server answer each question about a host so much later.
+func (s *DNSServer) SetDelay(host string, delay time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.delays[dns.CanonicalName(host)] = delay
+}
+
 // Queries returns how often name was asked for with the type ("A", "AAAA").
 func (s *DNSServer) Queries(name, qtype string) int {
 	s.mu.Lock()
@@ -111,8 +119,10 @@ func (s *DNSServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	name := dns.CanonicalName(question.Name)
 	s.mu.Lock()
 	addrs, ttl, silent := s.hosts[name], s.ttl, s.silent
+	delay := s.delays[name]
 	s.queries[name+" "+dns.TypeToString[question.Qtype]]++
 	s.mu.Unlock()
+	<-time.After(delay)
 	if silent {
 		return
 	}

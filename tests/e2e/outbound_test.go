@@ -66,6 +66,21 @@ func testOutboundTLS(t *testing.T, p *pod, ca *lab.CA) {
 	}
 }
 
+// testOutboundByName: a wildcard of resolution DYNAMIC_DNS has no VIP, and Envoy looks up what Host and SNI say, whatever
+// address the application had dialled.
+func testOutboundByName(t *testing.T, p *pod, ca *lab.CA) {
+	const host, elsewhere = "a.dyn.example", "198.51.100.40"
+	if addrs, err := p.Pod.Lookup(host, dns.TypeA); err != nil || len(addrs) != 1 || addrs[0] != netip.MustParseAddr("198.51.100.12") {
+		t.Errorf("%s is %v, %v", host, addrs, err)
+	}
+	if got := get(t, dial(t, p.Pod, elsewhere+":8787"), host+":8787"); got["server"] != "dynamic" || got["host"] != host+":8787" {
+		t.Errorf("by Host: %v", got)
+	}
+	if got := get(t, handshake(t, ca, dial(t, p.Pod, elsewhere+":8786"), host), host); got["server"] != "dynamic-tls" {
+		t.Errorf("by SNI: %v", got)
+	}
+}
+
 func testOutboundTCP(t *testing.T, p *pod, _ *lab.CA) {
 	// Two hosts on one port reach two servers: what VIPs are for.
 	for host, banner := range map[string]string{"one.example": "I am one\r\n", "two.example": "I am two\r\n", "six.example": "I am six\r\n"} {

@@ -18,6 +18,7 @@ func TestTraffic(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *pod, *lab.CA){
 		"names": testNames, "inbound HTTP": testInboundHTTP, "inbound TCP": testInboundTCP,
 		"outbound HTTP": testOutboundHTTP, "outbound TLS": testOutboundTLS, "outbound TCP": testOutboundTCP,
+		"outbound by name": testOutboundByName,
 		"passthrough": testPassthrough, "own ports": testOwnPorts, "access": testAccess,
 		"commands": testCommands, "pages": testPages,
 	} {
@@ -43,6 +44,8 @@ func trafficConfig() string {
 		static("count", "count.example", 5000, "TCP", "198.51.100.40", 9002),
 		static("static-tcp", "echo.example", 7, "TCP", "198.51.100.13", 7007),
 		entry("wild", "*.wild.example", 443, "TLS", "NONE"),
+		entry("dynamic-http", "*.dyn.example", 8787, "HTTP", "DYNAMIC_DNS"),
+		entry("dynamic-tls", "*.dyn.example", 8786, "TLS", "DYNAMIC_DNS"),
 		entry("listed", "listed.example", 9100, "TCP", "NONE")+"  addresses: [198.51.100.50]\n",
 	)
 }
@@ -62,6 +65,9 @@ func serveOutside(t *testing.T, p *pod, ca *lab.CA) {
 		lab.ServeHTTP(t, tls.NewListener(p.Out.Listen(t, addr), ca.Server(t, "aliyun.com")), "aliyun-tls")
 	}
 	lab.ServeHTTP(t, tls.NewListener(p.Out.Listen(t, "198.51.100.41:443"), ca.Server(t, "a.b.wild.example")), "wild")
+	p.dns.Set("a.dyn.example", "198.51.100.12")
+	lab.ServeHTTP(t, p.Out.Listen(t, "198.51.100.12:8787"), "dynamic")
+	lab.ServeHTTP(t, tls.NewListener(p.Out.Listen(t, "198.51.100.12:8786"), ca.Server(t, "a.dyn.example")), "dynamic-tls")
 	for addr, serve := range map[string]func(net.Conn){
 		"198.51.100.21:3306":  lab.Banner("I am one"),
 		"198.51.100.22:3306":  lab.Banner("I am two"),

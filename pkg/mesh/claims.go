@@ -51,6 +51,9 @@ func (a *assembly) contested(obj *object, ports [][]servicePort) *fieldError {
 func (a *assembly) claimed(obj *object, host string, ports []servicePort) iter.Seq2[claim, servicePort] {
 	addresses := obj.entry.addresses
 	if s := a.byHost[host]; s != nil {
+		if a.keepsVIP(s, obj) {
+			addresses = nil
+		}
 		addresses = append(slices.Clip(addresses), s.addresses...)
 		ports = append(slices.Clip(s.ports), ports...)
 	}

@@ -123,3 +123,29 @@ func TestManyReasons(t *testing.T) {
 		t.Error("joined of nothing or one")
 	}
 }
+
+// TestOlderKeepsItsVIP wants no younger document to take the VIP of an older one's host and leave the host without a name.
+func TestOlderKeepsItsVIP(t *testing.T) {
+	const web = "ports: [{number: 80, name: web, protocol: HTTP}]"
+	const vip, own = "h.x=[240.240.0.1 2001:2::1]vip", "h.x=[10.0.0.1]"
+	older := doc("name: a", "hosts: [h.x], "+web+", resolution: DNS")
+	for _, c := range []struct{ younger, hosts, clusters, remark string }{
+		{"ports: [{number: 1, name: none}], resolution: NONE", vip, "outbound|80||h.x=h.x:80", "spec.ports[0]: port 1 of h.x has resolution NONE"},
+		{"addresses: [10.0.0.0/24], ports: [{number: 1, name: cidr}], resolution: STATIC", vip, "outbound|80||h.x=h.x:80 outbound|1||h.x=", "spec.addresses: has no single address"},
+		{"addresses: [0.0.0.0], ports: [{number: 1, name: any}], resolution: DNS", vip, "outbound|80||h.x=h.x:80 outbound|1||h.x=h.x:1", "spec.addresses"},
+		{"addresses: [10.0.0.1], ports: [{number: 1, name: none}], resolution: NONE", own, "outbound|80||h.x=h.x:80 outbound|1||h.x=", ""},
+		{"ports: [{number: 1, name: udp, protocol: UDP}], resolution: DNS", vip, "outbound|80||h.x=h.x:80", ""},
+	} {
+		r, report := load(t, older+doc("name: b", "hosts: [h.x], "+c.younger), testOptions())
+		out := build(t, r, testOptions())
+		checkHosts(t, out.Hosts, c.hosts)
+		if got := clusterSummary(t, out); got != c.clusters {
+			t.Errorf("%s: clusters %q, want %q", c.younger, got, c.clusters)
+		}
+		d := report.Documents[1]
+		if said := d.Field + ": " + d.Reason; (d.Status == StatusWarning) != (c.remark != "") || !strings.Contains(said, c.remark) {
+			t.Errorf("%s: %s: %s, want %q", c.younger, d.Status, said, c.remark)
+		}
+		validate(t, out)
+	}
+}

@@ -96,7 +96,7 @@ func newRegistry(objects []*object, o Options, m *memo, report func(*object, ver
 	}
 	r := &Registry{memo: m, o: o}
 	for _, s := range a.services {
-		s.wantsVIP = o.AutoAllocate && len(s.addresses) == 0 && !s.none && !isWildcard(s.host) && s.captured()
+		s.wantsVIP = s.needsVIP(&o)
 	}
 	r.exact, r.wild = a.bind()
 	r.services = a.services
@@ -105,6 +105,11 @@ func newRegistry(objects []*object, o Options, m *memo, report func(*object, ver
 		r.sum = mix(r.sum, s.sum)
 	}
 	return r
+}
+
+// needsVIP says whether the documents so far leave the service without an address that one of ours could be.
+func (s *service) needsVIP(o *Options) bool {
+	return o.AutoAllocate && len(s.addresses) == 0 && !s.none && !isWildcard(s.host) && s.captured()
 }
 
 // captured says whether Envoy serves any port of the service. A VIP without one would be a black hole.
@@ -206,57 +211,6 @@ func unfit(ep endpoint, e *entry) string {
 		return ep.address + " is a name, which needs resolution DNS"
 	}
 	return ""
-}
-
-// merge adds the ports of a later entry for the same host, as Istio does: new ports are added, endpoints of the same
-// port are put together within one namespace, and where the two contradict each other the older entry wins.
-func (a *assembly) merge(s *service, obj *object, ports []servicePort) {
-	s.ports = slices.Clone(s.ports)
-	for i, p := range ports {
-		first := a.declarer(s, p.number)
-		at := slices.IndexFunc(s.ports, func(have servicePort) bool { return have.number == p.number })
-		switch {
-		case at < 0:
-			s.ports = append(s.ports, p)
-			s.none = s.none || p.resolution == resolveNone
-			if a.joined[s] == nil {
-				a.joined[s] = map[uint16]*object{}
-			}
-			a.joined[s][p.number] = obj
-		case s.ports[at].protocol != p.protocol || s.ports[at].resolution != p.resolution:
-			have := s.ports[at]
-			a.except(obj, fieldErrorf(indexed("spec.ports", i), "port %d of %s is %s with resolution %s in ServiceEntry %s/%s, which is older, and %s with %s here: the older one counts; make them agree",
-				p.number, s.host, have.protocol, have.resolution, first.namespace, first.name, p.protocol, p.resolution))
-		case s.namespace != obj.namespace:
-			a.except(obj, fieldErrorf(indexed("spec.ports", i), "port %d of %s is declared in another namespace, by ServiceEntry %s/%s, which is older and counts; remove one of the two",
-				p.number, s.host, first.namespace, first.name))
-		case p.resolution == resolveDNSRR && !slices.EqualFunc(s.ports[at].endpoints, p.endpoints, sameEndpoint):
-			a.except(obj, fieldErrorf(indexed("spec.ports", i), "port %d of %s has another endpoint in ServiceEntry %s/%s, which is older and counts, as resolution DNS_ROUND_ROBIN takes one only; say resolution DNS",
-				p.number, s.host, first.namespace, first.name))
-		default:
-			s.ports[at].endpoints = union(s.ports[at].endpoints, p.endpoints)
-		}
-	}
-	for _, p := range obj.entry.addresses {
-		if !slices.Contains(s.addresses, p) {
-			s.addresses = append(slices.Clip(s.addresses), p)
-		}
-	}
-}
-
-// union returns the endpoints of a, and those of b that a has not.
-func union(a, b []endpoint) []endpoint {
-	out := slices.Clip(a)
-	for _, ep := range b {
-		if !slices.ContainsFunc(a, func(have endpoint) bool { return sameEndpoint(have, ep) }) {
-			out = append(out, ep)
-		}
-	}
-	return out
-}
-
-func sameEndpoint(a, b endpoint) bool {
-	return a.address == b.address && slices.Equal(a.ports, b.ports)
 }
 
 // AutoHosts returns the hosts that want a VIP, sorted: those without an address, but for wildcards, for resolution NONE,

@@ -79,7 +79,7 @@ var layers = []layer{
 		tests: append([]string{"github.com/miekg/dns", "github.com/prometheus"}, grpcTypes...)},
 
 	{path: "iptables", outside: []string{"github.com/coreos/go-iptables", "github.com/google/nftables", "github.com/vishvananda/netlink", "golang.org/x/sys"}},
-	{path: "dnsproxy", outside: []string{"github.com/miekg/dns", "github.com/hashicorp/golang-lru/v2", "golang.org/x/net", "golang.org/x/sys"}},
+	{path: "dnsproxy", module: []string{"pkg/journal"}, outside: []string{"github.com/miekg/dns", "github.com/hashicorp/golang-lru/v2", "golang.org/x/net", "golang.org/x/sys"}},
 	{path: "hotrestart", outside: []string{"golang.org/x/sys", "google.golang.org/protobuf"}},
 	{path: "bootstrap", outside: envoyTypes},
 
@@ -87,6 +87,7 @@ var layers = []layer{
 	{path: "pkg/config", module: []string{"pkg/logging"}, outside: []string{"istio.io/api", "google.golang.org/protobuf", "go.yaml.in/yaml", "sigs.k8s.io/yaml"}},
 	{path: "pkg/envoy", outside: []string{"golang.org/x/sys"}},
 	{path: "pkg/inject", outside: []string{"k8s.io", "sigs.k8s.io"}},
+	{path: "pkg/journal"},
 	{path: "pkg/logging"},
 	// x/sys: a file of the directory is opened so that a FIFO or a device cannot block.
 	// go.yaml.in: the parser below sigs.k8s.io/yaml, without the way round JSON text.

@@ -38,7 +38,7 @@ func parse() settings {
 	flag.IntVar(&s.rounds, "rounds", 5, "how often each measurement is repeated; medians are shown")
 	flag.DurationVar(&s.duration, "duration", 3*time.Second, "how long one DNS load takes")
 	flag.IntVar(&s.entries, "entries", 1000, "number of ServiceEntries")
-	flag.StringVar(&s.only, "only", "", "sections to run: dns,start,iptables,upgrade (default: all)")
+	flag.StringVar(&s.only, "only", "", "sections to run: dns,start,iptables,vips,upgrade (default: all)")
 	flag.StringVar(&s.out, "out", "bench/out", "directory of the JSON files")
 	flag.StringVar(&s.echo, "echo", "", "serve raw UDP echoes on this address, and do nothing else")
 	flag.BoolVar(&s.load, "load", false, "make the load whose configuration is on standard input, and do nothing else")
@@ -75,7 +75,7 @@ func main() {
 		measure func(lab.T, settings) []result
 	}{
 		{"dns", benchDNS}, {"start", benchStart}, {"iptables", benchIptables}, {"iptables-many", benchIptablesMany},
-		{"upgrade-start", benchUpgradeStart}, {"upgrade-load", benchUpgradeLoad},
+		{"vips", benchVIPs}, {"upgrade-start", benchUpgradeStart}, {"upgrade-load", benchUpgradeLoad},
 		{"upgrade-crash", benchUpgradeCrash}, {"upgrade-memory", benchUpgradeMemory},
 	} {
 		if !s.wants(section.name) {

@@ -4,14 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"syscall"
 	"time"
+
+	"understudy.mesh/pkg/journal"
 )
 
 const (
@@ -20,6 +19,10 @@ const (
 	// maxVIPFile bounds what is read: 65,024 hosts with the longest names
 	// are 21 MB.
 	maxVIPFile = 24 << 20
+
+	// maxJournal bounds the journal: what a release that does not know it may miss, and what a
+	// start has to read beside the file.
+	maxJournal = 64 << 10
 
 	// setAside is appended to the name of a file that cannot be used.
 	setAside = ".bad"
@@ -38,6 +41,12 @@ type vipFile struct {
 	Since map[uint32]int64 `json:"since,omitempty"`
 }
 
+// vipRecord is a record of the journal: hosts as they are since.
+type vipRecord struct {
+	vipFile
+	Gone []string `json:"gone,omitempty"` // hosts that have nothing any more
+}
+
 type vipFreed struct {
 	Index uint32    `json:"index"`
 	At    time.Time `json:"at"`
@@ -45,54 +54,67 @@ type vipFreed struct {
 
 // load fills v from its file, or leaves it empty.
 func (v *VIPs) load() {
-	v.allocation = newAllocation()
-	if v.config.Path == "" {
+	v.allocation, v.compact = newAllocation(), true
+	if v.store == nil {
 		return
 	}
-	a, err := v.read()
-	switch {
-	case err == nil:
+	content, err := v.store.Load(maxVIPFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var a allocation
+	if err == nil {
+		a, err = v.replay(content)
+	}
+	if err == nil {
 		v.allocation = a
-	case errors.Is(err, fs.ErrNotExist):
-	default:
-		bad := v.config.Path + setAside
-		v.log.Warn("cannot use the VIP file; hosts get the address that their name's hash says",
-			"file", v.config.Path, "error", err, "setAside", bad)
-		if err := os.Rename(v.config.Path, bad); err != nil {
-			v.log.Warn("cannot set the VIP file aside", "file", v.config.Path, "error", err)
+		v.compact = len(content.Records) == 0 && content.Damaged == nil
+		v.compactNow() // an earlier release may be the next to read it
+		return
+	}
+	bad := v.config.Path + setAside
+	v.log.Warn("cannot use the VIP file; hosts get the address that their name's hash says",
+		"file", v.config.Path, "error", err, "setAside", bad)
+	if err := os.Rename(v.config.Path, bad); err != nil {
+		v.log.Warn("cannot set the VIP file aside", "file", v.config.Path, "error", err)
+	}
+}
+
+// replay returns the allocation that the file and the records have. Where the records make no
+// sense it is that of the file alone.
+func (v *VIPs) replay(c journal.Content) (allocation, error) {
+	whole, err := v.decode(c.Snapshot)
+	if err != nil {
+		return allocation{}, err
+	}
+	damaged := c.Damaged
+	if len(c.Records) > 0 {
+		if a, err := v.decode(c.Snapshot, c.Records...); err == nil {
+			whole = a
+		} else {
+			damaged = err
 		}
 	}
+	if damaged != nil {
+		v.log.Warn("the journal of the VIP file is damaged; hosts of its last changes may get another address",
+			"file", v.config.Path, "error", damaged)
+	}
+	return whole, nil
 }
 
-func (v *VIPs) read() (allocation, error) {
-	// Not blocking: a FIFO of that name must not stop the start.
-	f, err := os.OpenFile(v.config.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return allocation{}, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return allocation{}, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxVIPFile {
-		return allocation{}, fmt.Errorf("not a regular file of at most %d bytes", maxVIPFile)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxVIPFile))
-	if err != nil {
-		return allocation{}, err
-	}
-	return v.decode(data)
-}
-
-// decode returns the allocation that data has.
-func (v *VIPs) decode(data []byte) (allocation, error) {
+// decode returns the allocation that data has, with the changes of records.
+func (v *VIPs) decode(data []byte, records ...[]byte) (allocation, error) {
 	if len(data) > maxVIPFile {
 		return allocation{}, fmt.Errorf("more than %d bytes", maxVIPFile)
 	}
 	var file vipFile
 	if err := json.Unmarshal(data, &file); err != nil {
 		return allocation{}, err
+	}
+	for _, data := range records {
+		if err := file.apply(data); err != nil {
+			return allocation{}, fmt.Errorf("apply a record: %w", err)
+		}
 	}
 	if file.Version != vipFileVersion {
 		return allocation{}, fmt.Errorf("version %d, this agent reads %d", file.Version, vipFileVersion)
@@ -121,42 +143,120 @@ func (v *VIPs) decode(data []byte) (allocation, error) {
 	return a, v.index(a)
 }
 
-// save writes the file when something changed. It goes on without: an agent
-// that cannot write still gives addresses, and says so once.
+// apply makes the change that a record says.
+func (file *vipFile) apply(data []byte) error {
+	record := vipRecord{}
+	if err := json.Unmarshal(data, &record); err != nil {
+		return err
+	}
+	if file.Assigned == nil {
+		file.Assigned = map[string]uint32{}
+	}
+	if file.Freed == nil {
+		file.Freed = map[string]vipFreed{}
+	}
+	if file.Since == nil {
+		file.Since = map[uint32]int64{}
+	}
+	for _, h := range record.Gone {
+		delete(file.Assigned, h)
+		delete(file.Freed, h)
+	}
+	for h, index := range record.Assigned {
+		delete(file.Freed, h)
+		delete(file.Since, index) // of another
+		file.Assigned[h] = index
+	}
+	for h, f := range record.Freed {
+		delete(file.Assigned, h)
+		file.Freed[h] = f
+	}
+	maps.Copy(file.Since, record.Since)
+	return nil
+}
+
+// note says that the file has something else of h.
+func (v *VIPs) note(h string) {
+	if v.store != nil {
+		v.changed[h] = struct{}{}
+	}
+}
+
+// save writes what changed. It goes on without: an agent that cannot write still
+// gives addresses, and says so once.
 func (v *VIPs) save() {
-	if !v.unsaved || v.config.Path == "" {
+	if len(v.changed) == 0 || v.store == nil {
 		return
 	}
-	if err := v.write(); err != nil {
+	record, err := v.record()
+	if err == nil {
+		err = v.store.Append(record)
+	}
+	if errors.Is(err, journal.ErrRewrite) {
+		v.compact = false
+		v.compactNow()
+		return
+	}
+	if v.saved(err) {
+		v.compact = false
+	}
+}
+
+// Compact writes the file whole, for a release that does not know the journal, if
+// there is anything in that. Errors are logged and counted.
+func (v *VIPs) Compact() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.compactNow()
+}
+
+func (v *VIPs) compactNow() {
+	if v.store == nil || v.compact && len(v.changed) == 0 {
+		return
+	}
+	data, err := v.encode()
+	if err == nil {
+		err = v.store.Rewrite(data)
+	}
+	if v.saved(err) {
+		v.compact = true
+	}
+}
+
+// saved notes the end of a write.
+func (v *VIPs) saved(err error) bool {
+	if err != nil {
 		v.failures++
 		if !v.readOnly {
 			v.log.Warn("cannot write the VIP file; addresses are kept in memory only", "file", v.config.Path, "error", err)
 		}
 		v.readOnly = true
-		return
+		return false
 	}
-	v.unsaved, v.readOnly = false, false
+	v.changed = map[string]struct{}{} // cleared, it would stay as large as it ever was
+	v.readOnly = false
+	return true
 }
 
-// write renames a new file over the old one: whoever reads it, another agent
-// that shares the directory during an upgrade included, sees a whole one.
-func (v *VIPs) write() error {
-	data, err := v.encode()
-	if err != nil {
-		return err
+// record encodes what the changed hosts have.
+func (v *VIPs) record() ([]byte, error) {
+	r := vipRecord{vipFile: vipFile{Version: vipFileVersion, Base: v.config.V4, Assigned: map[string]uint32{}, Freed: map[string]vipFreed{}, Since: map[uint32]int64{}}}
+	for h := range v.changed {
+		index, assigned := v.assigned[h]
+		f, left := v.freed[h]
+		switch {
+		case assigned:
+			r.Assigned[h] = index
+			if at, ok := v.since[index]; ok {
+				r.Since[index] = at
+			}
+		case left:
+			r.Freed[h] = vipFreed{f.index, f.at.UTC().Round(0)}
+		default:
+			r.Gone = append(r.Gone, h)
+		}
 	}
-	f, err := os.CreateTemp(filepath.Dir(v.config.Path), filepath.Base(v.config.Path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), v.config.Path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
+	return json.Marshal(r)
 }
 
 func (v *VIPs) encode() ([]byte, error) {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"understudy.mesh/pkg/journal"
 )
 
 // DefaultQuarantine is how long the address of a host that left is given to
@@ -35,20 +37,22 @@ type VIPConfig struct {
 // stay over restarts. A host's index in the range is a hash of its name, or
 // the next free one: agents that never saw each other's file mostly agree.
 //
-// The file is written whole, beside the old one, and renamed. It is not synced
-// to disk: it lives as long as the pod, and a node that crashes ends the pod.
+// A change is a record in a journal beside the file, which costs as much as the
+// change. The file is written whole when the journal is full, and by Compact.
 type VIPs struct {
 	config   VIPConfig
 	log      *slog.Logger
-	capacity int // addresses that can be given
+	capacity int            // addresses that can be given
+	store    *journal.Store // nil: only in memory
 
 	mu sync.Mutex
 	allocation
 	declared  declaredAddrs // by the last Assign
 	pending   int           // hosts that got none at the last Assign
 	exhausted uint64
-	unsaved   bool // the file is behind
-	readOnly  bool // the last write failed, and was logged
+	changed   map[string]struct{} // hosts of which the file has something else
+	compact   bool                // the file alone has all but changed
+	readOnly  bool                // the last write failed, and was logged
 	failures  uint64
 }
 
@@ -100,7 +104,10 @@ func OpenVIPs(c VIPConfig) (*VIPs, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	v := &VIPs{config: c, log: c.Log}
+	v := &VIPs{config: c, log: c.Log, changed: map[string]struct{}{}}
+	if c.Path != "" {
+		v.store = journal.New(c.Path, maxJournal)
+	}
 	for i := range v.size() {
 		if v.usable(i) {
 			v.capacity++
@@ -135,8 +142,11 @@ func (v *VIPs) Assign(hosts []string, declared ...netip.Prefix) (map[string][]ne
 	v.tellDisplaced(had)
 	v.save()
 	given := make(map[string][]netip.Addr, len(v.assigned))
+	all := make([]netip.Addr, 0, 2*len(v.assigned)) // one allocation instead of one a host
 	for h, index := range v.assigned {
-		given[h] = v.addrs(index)
+		begin := len(all)
+		all = v.appendAddrs(all, index)
+		given[h] = slices.Clip(all[begin:])
 	}
 	if v.pending = len(unlucky); v.pending == 0 {
 		return given, nil
@@ -153,7 +163,7 @@ func (v *VIPs) free(wanted map[string]struct{}) {
 			delete(v.assigned, h)
 			delete(v.since, index)
 			v.freed[h] = freed{index, now}
-			v.unsaved = true
+			v.note(h)
 		}
 	}
 }
@@ -172,7 +182,7 @@ func (v *VIPs) arrivals(wanted map[string]struct{}) []string {
 			delete(v.freed, h)
 			v.assigned[h] = f.index
 			v.since[f.index] = now
-			v.unsaved = true
+			v.note(h)
 			continue
 		}
 		fresh = append(fresh, h)
@@ -224,11 +234,12 @@ func (v *VIPs) take(h string, index uint32, now time.Time) bool {
 			return false
 		}
 		delete(v.freed, last)
+		v.note(last)
 	}
 	v.assigned[h] = index
 	v.since[index] = now.Unix()
 	v.owner[index] = h
-	v.unsaved = true
+	v.note(h)
 	return true
 }
 
@@ -255,10 +266,12 @@ func (v *VIPs) base4() uint32 {
 }
 
 // addrs returns the addresses at index: the same offset in both ranges.
-func (v *VIPs) addrs(index uint32) []netip.Addr {
+func (v *VIPs) addrs(index uint32) []netip.Addr { return v.appendAddrs(nil, index) }
+
+func (v *VIPs) appendAddrs(list []netip.Addr, index uint32) []netip.Addr {
 	var b4 [4]byte
 	binary.BigEndian.PutUint32(b4[:], v.base4()+index)
-	list := []netip.Addr{netip.AddrFrom4(b4)}
+	list = append(list, netip.AddrFrom4(b4))
 	if v.config.IPv6 {
 		b6 := v.config.V6.Addr().As16()
 		binary.BigEndian.PutUint32(b6[12:], binary.BigEndian.Uint32(b6[12:])+index)

@@ -45,8 +45,17 @@ func (v *VIPs) Import(data []byte) (changed bool, err error) {
 	if v.equal(a) {
 		return false, nil
 	}
+	for _, hosts := range []map[string]uint32{v.assigned, a.assigned} {
+		for h := range hosts {
+			v.note(h)
+		}
+	}
+	for _, hosts := range []map[string]freed{v.freed, a.freed} {
+		for h := range hosts {
+			v.note(h)
+		}
+	}
 	v.allocation = a
-	v.unsaved = true
 	v.save()
 	return true, nil
 }

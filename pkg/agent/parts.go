@@ -281,6 +281,7 @@ func (s *sidecar) bequeath() hotrestart.State {
 // bequeathLast is what a successor is told as this generation lets go: what must not
 // have changed behind its back since it arrived.
 func (s *sidecar) bequeathLast() hotrestart.State {
+	s.vips.Compact() // the successor may be a release that finds no change in a journal
 	return hotrestart.State{stateVIPs: s.vips.Export()}
 }
 

@@ -266,6 +266,7 @@ func (s *sidecar) upgradable() error {
 func (s *sidecar) drain(cut context.Context) {
 	s.ready.Off(stopReason)
 	s.endWork()
+	s.vips.Compact() // whoever starts next may be a release that finds no change in a journal
 	s.supervisor.release()
 	if s.supervisor.served.Load() == 0 || cut.Err() != nil {
 		return

@@ -180,7 +180,7 @@ func TestBuildRefuses(t *testing.T) {
 		"metadata":         {with(func(c *Config) { c.Node.Metadata = map[string]any{"a": make(chan int)} }), "Node.Metadata"},
 		"regexp":           {with(func(c *Config) { c.StatsMatcher.Regexps = []string{"("} }), `Regexps "("`},
 		"empty prefix":     {with(func(c *Config) { c.StatsMatcher.Prefixes = []string{""} }), "empty prefix"},
-		"connection limit": {with(func(c *Config) { c.RuntimeValues = map[string]string{maxConnectionsKey: "many"} }), `"many"`},
+		"connection limit": {with(func(c *Config) { c.RuntimeValues = map[string]string{MaxConnectionsKey: "many"} }), `"many"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := Build(tc.config); err == nil || !strings.Contains(err.Error(), tc.want) {

@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	// maxConnectionsKey bounds downstream connections. As a runtime key it is
+	// MaxConnectionsKey bounds downstream connections. As a runtime key it is
 	// deprecated in Envoy; users still write it in runtimeValues, so it is moved to
 	// the overload manager.
-	maxConnectionsKey = "overload.global_downstream_max_connections"
+	MaxConnectionsKey = "overload.global_downstream_max_connections"
 	// maxConnections is Istio's default for it: the largest int32, no bound.
 	maxConnections = 2147483647
 
@@ -42,7 +42,7 @@ func runtimeDefaults() map[string]string {
 func layeredRuntime(values map[string]string) *bootstrapv3.LayeredRuntime {
 	merged := runtimeDefaults()
 	for k, v := range values {
-		if v == "" || k == maxConnectionsKey {
+		if v == "" || k == MaxConnectionsKey {
 			delete(merged, k)
 			continue
 		}
@@ -72,10 +72,10 @@ func stringStruct(values map[string]string) *structpb.Struct {
 // overloadManager bounds the connections of all listeners together.
 func overloadManager(c Config) (*overloadv3.OverloadManager, error) {
 	limit := c.MaxDownstreamConnections
-	if v := c.RuntimeValues[maxConnectionsKey]; limit == 0 && v != "" {
+	if v := c.RuntimeValues[MaxConnectionsKey]; limit == 0 && v != "" {
 		n, err := strconv.ParseUint(v, 10, 63)
 		if err != nil || n == 0 {
-			return nil, fmt.Errorf("RuntimeValues[%q] is %q: want a number of connections, 1 or more", maxConnectionsKey, v)
+			return nil, fmt.Errorf("RuntimeValues[%q] is %q: want a number of connections, 1 or more", MaxConnectionsKey, v)
 		}
 		limit = n
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"understudy.mesh/pkg/agent"
 	"understudy.mesh/pkg/config"
@@ -85,7 +86,7 @@ func (e *env) proxy(cmd *cobra.Command, role config.Role) error {
 	a, err := agent.New(cfg, agent.World{
 		Version: currentBuild().Version, Environ: e.Environ,
 		Stdout: asFile(e.Stdout), Stderr: asFile(e.Stderr),
-		Init: os.Getpid() == 1, Started: started, Boot: bootTime(), Settled: settled,
+		FileLimit: fileLimit(), Init: os.Getpid() == 1, Started: started, Boot: bootTime(), Settled: settled,
 		Log: func(scope string) *slog.Logger { return logging.For(log, scope) },
 	})
 	if err != nil {
@@ -151,6 +152,16 @@ func readSettingsFile(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxSettingsFile)
 	}
 	return data, err
+}
+
+// fileLimit is how many files Envoy may have open, 0 when there is no limit. Go has raised the
+// agent's own limit to the hard one, and Envoy raises its own.
+func fileLimit() uint64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur == unix.RLIM_INFINITY {
+		return 0
+	}
+	return limit.Cur
 }
 
 func isDir(path string) bool {

@@ -32,6 +32,9 @@ type World struct {
 	Stdout, Stderr *os.File
 	// DataDir keeps what outlives a restart of the container; "" is Istio's.
 	DataDir string
+	// FileLimit is how many files a process may have open (RLIMIT_NOFILE), as a child inherits
+	// it; 0 is no limit, or an unknown one.
+	FileLimit uint64
 	// Init says that the process is PID 1 of its container and must reap orphans.
 	Init bool
 	// Started is when the process began, and Boot the same as the time since the node's

@@ -124,7 +124,8 @@ func (s *sidecar) newEnvoy() error {
 		StatsMatcher: bootstrap.StatsMatcher{
 			Prefixes: c.StatsInclusionPrefixes, Suffixes: c.StatsInclusionSuffixes, Regexps: c.StatsInclusionRegexps,
 		},
-		ConnectionStats: c.ExitOnZeroActiveConnections,
+		ConnectionStats:          c.ExitOnZeroActiveConnections,
+		MaxDownstreamConnections: connectionLimit(c, s.world.FileLimit, s.log),
 	})
 	if err != nil {
 		return fmt.Errorf("build Envoy's bootstrap: %w", err)

@@ -112,28 +112,31 @@ type Config struct {
 	SidecarSetVersion, SidecarSetVersionAlt string
 
 	// Envoy.
-	BinaryPath, ConfigPath      string
-	ServiceCluster              string
-	ProxyLogLevel               string // one level
-	ProxyComponentLogLevel      string // "component:level,..." or ""
-	Concurrency                 int    // 0 lets Envoy use every core
-	CPULimit                    int    // cores; 0 is none
-	SkipDeprecatedLogs          bool
-	CoreDump                    bool
-	BootstrapOverride           string // path of a file
-	OutlierLogPath              string
-	RuntimeValues               map[string]string
-	StatsInclusionPrefixes      []string
-	StatsInclusionSuffixes      []string
-	StatsInclusionRegexps       []string
-	FileFlushInterval           time.Duration // of Envoy's access logs
-	FileFlushMinSizeKB          uint32        // 0 is Envoy's default
-	DrainDuration               time.Duration
-	ParentShutdownDuration      time.Duration
-	TerminationDrainDuration    time.Duration
-	MinimumDrainDuration        time.Duration
-	ExitOnZeroActiveConnections bool
-	RestartHung                 bool // kill an Envoy that hangs, and start another
+	BinaryPath, ConfigPath string
+	ServiceCluster         string
+	ProxyLogLevel          string // one level
+	ProxyComponentLogLevel string // "component:level,..." or ""
+	Concurrency            int    // 0 lets Envoy use every core
+	CPULimit               int    // cores; 0 is none
+	SkipDeprecatedLogs     bool
+	CoreDump               bool
+	BootstrapOverride      string // path of a file
+	OutlierLogPath         string
+	RuntimeValues          map[string]string
+	// ConnectionLimit bounds the connections of all of Envoy's listeners together; 0 leaves it to
+	// RuntimeValues, or to the limit of open files. NodeConnectionLimit is what it is when it is unset.
+	ConnectionLimit, NodeConnectionLimit uint32
+	StatsInclusionPrefixes               []string
+	StatsInclusionSuffixes               []string
+	StatsInclusionRegexps                []string
+	FileFlushInterval                    time.Duration // of Envoy's access logs
+	FileFlushMinSizeKB                   uint32        // 0 is Envoy's default
+	DrainDuration                        time.Duration
+	ParentShutdownDuration               time.Duration
+	TerminationDrainDuration             time.Duration
+	MinimumDrainDuration                 time.Duration
+	ExitOnZeroActiveConnections          bool
+	RestartHung                          bool // kill an Envoy that hangs, and start another
 
 	// The agent's servers.
 	StatusPort, ReadyPort uint16 // StatusPort 0 is no status server besides ReadyPort

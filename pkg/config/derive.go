@@ -34,6 +34,10 @@ func (l *loader) derive(c *Config) {
 		c.Concurrency = c.CPULimit
 		l.derived("concurrency", c.Concurrency)
 	}
+	if !l.isSet("connectionLimit") && c.NodeConnectionLimit > 0 {
+		c.ConnectionLimit = c.NodeConnectionLimit
+		l.derived("connectionLimit", c.ConnectionLimit)
+	}
 	level, components := splitLevels(c.ProxyLogLevel)
 	c.ProxyLogLevel = level
 	if components != "" {

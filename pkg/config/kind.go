@@ -40,6 +40,7 @@ const (
 	LogEncoding                      // bool: whether JSON
 	TakeoverMode                     // Takeover
 	HungAction                       // bool: whether restart
+	Limit                            // uint32, 1 to 2147483647
 	InterceptionMode                 // Interception
 	Mark                             // uint32, not 0: decimal, or hexadecimal after 0x
 	LogLevels                        // logging.Levels
@@ -99,6 +100,12 @@ func (k Kind) parseText(text string) (any, error) {
 		return parseInterception(text)
 	case Mark:
 		return parseMark(text)
+	case Limit:
+		n, err := strconv.ParseUint(text, 10, 31)
+		if err == nil && n == 0 {
+			err = strconv.ErrRange
+		}
+		return uint32(n), remedy(err, "want a whole number, 1 to 2147483647")
 	case StringList:
 		return parseList(text)
 	case RegexpList:

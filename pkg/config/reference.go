@@ -16,7 +16,7 @@ func (k Kind) String() string {
 		return "seconds"
 	case Port, PortOrOff:
 		return "port"
-	case Count, Size:
+	case Count, Size, Limit:
 		return "number"
 	case Cores:
 		return "cores"

@@ -72,7 +72,7 @@ func checkKind(t *testing.T, s Setting) {
 	t.Helper()
 	text := s.Default
 	if text == "" {
-		text = map[Kind]string{IP: "::1", Size: "1", Count: "1", Cores: "1", StringMap: "{}", JSONObject: "{}", Duration: "1s", Bool: "true", PortOrOff: "0", Mark: "1"}[s.Kind]
+		text = map[Kind]string{IP: "::1", Size: "1", Count: "1", Cores: "1", StringMap: "{}", JSONObject: "{}", Duration: "1s", Bool: "true", PortOrOff: "0", Mark: "1", Limit: "1"}[s.Kind]
 	}
 	value, err := s.Kind.parse(text)
 	if err != nil {

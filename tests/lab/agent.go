@@ -46,6 +46,8 @@ type AgentOptions struct {
 	Caps []string
 	// ConfigDir is --configDir; the container's ConfigMount/mesh when "". "-" leaves the flag out.
 	ConfigDir string
+	// Files is the hard limit of open files; 0 leaves it as it is.
+	Files int
 	// PID1 runs the agent as the first process of a PID namespace of its own.
 	PID1 bool
 }
@@ -152,6 +154,9 @@ func (c *Container) StartAgent(t T, o AgentOptions) *Agent {
 		as.UID, as.GID = uid, AgentUID
 	}
 	argv = append(argv, o.Args...)
+	if o.Files > 0 {
+		argv = append([]string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$@"`, o.Files), "limited"}, argv...)
+	}
 	if o.PID1 {
 		as.UID, as.Caps = RootUID, []string{"sys_admin", "setuid", "setgid", "setpcap"}
 		argv = append(inPIDNamespace(uid), argv...)

@@ -37,7 +37,7 @@ type dialOptions struct {
 
 // Dial asks the generation id for a hand-off to dir's own, and returns once that is
 // granted and the state has come. Nothing has changed on either side then; Close undoes
-// it.
+// it. When ctx is cancelled, the other side is told that this one was asked to stop.
 func Dial(ctx context.Context, dir *Dir, id string) (*Client, error) {
 	return dial(ctx, dir, id, dialOptions{timing: defaultTiming(), protocols: ownProtocols()})
 }
@@ -53,6 +53,9 @@ func dial(ctx context.Context, dir *Dir, id string, o dialOptions) (*Client, err
 		err = c.load(ctx)
 	}
 	if err != nil {
+		if errors.Is(ctx.Err(), context.Canceled) {
+			err = errors.Join(err, c.Abort(AbortStopping, ""))
+		}
 		c.Close()
 		return nil, fmt.Errorf("take over from generation %s: %w", id, err)
 	}
@@ -219,10 +222,11 @@ func (c *Client) Next(ctx context.Context) (drained Drained, news State, err err
 // becomes of it, Next tells.
 func (c *Client) Terminate() error { return c.do(actEnd, msgTerminate, emptyHead{}) }
 
-// Abort tells the old generation why this one gives up, and closes. Before Commit has
-// returned, the old one serves on, or again.
-func (c *Client) Abort(reason string) error {
-	err := c.link.send(msgAbort, abortHead{cleanReason(reason)})
+// Abort tells the old generation why this one gives up, in a word and in words, and
+// closes. Before Commit has returned, the old one serves on, or again. With AbortStopping
+// it does not wait for this one to come again, and reason may be empty.
+func (c *Client) Abort(code AbortCode, reason string) error {
+	err := c.link.send(msgAbort, newAbort(code, reason))
 	c.link.close()
 	return err
 }

@@ -289,7 +289,7 @@ func FuzzHandoffFrames(f *testing.F) {
 	f.Add(encode(f, msgInquire, inquireHead{true}, 0))
 	f.Add(append(encode(f, msgPing, emptyHead{}, 0), encode(f, 99, emptyHead{}, 0)...))
 	f.Add(append(encode(f, msgWelcome, welcomeHead{1, testIdentity("old")}, 0), encode(f, msgStateEnd, stateEndHead{0}, 0)...))
-	f.Add(encode(f, msgAbort, abortHead{"no"}, 0))
+	f.Add(encode(f, msgAbort, abortHead{AbortFailed, "no"}, 0))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		ours, theirs := socketPair(t)
 		s := &Server{me: testIdentity("old"), log: slog.New(slog.DiscardHandler), timing: quick(), protocols: ownProtocols(), events: make(chan Event, 100)}

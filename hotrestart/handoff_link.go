@@ -15,11 +15,6 @@ import (
 // ErrLost says that the other side of a hand-off ended, or broke the connection off.
 var ErrLost = errors.New("the other generation is gone")
 
-// AbortedError says that the other side gave the hand-off up, in its own words.
-type AbortedError struct{ Reason string }
-
-func (e *AbortedError) Error() string { return "the other generation gave up: " + e.Reason }
-
 // link is one connection between two agents. A goroutine reads it all the time, so that
 // the peer's end, its abort and its pings are noticed while nobody waits for a message.
 // It answers pings and unknown messages by itself.
@@ -146,7 +141,7 @@ func (l *link) dispatch(f handoffFrame) error {
 		if err != nil {
 			return err
 		}
-		return &AbortedError{cleanReason(head.Reason)}
+		return head.aborted()
 	case !f.kind.known():
 		f.closeDescriptors()
 		return l.send(msgUnknown, unknownHead{uint8(f.kind)})

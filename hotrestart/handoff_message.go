@@ -84,7 +84,8 @@ type (
 		Gone  int `json:"gone"`
 	}
 	abortHead struct {
-		Reason string `json:"reason"`
+		Code   AbortCode `json:"code,omitempty"` // the first releases send none
+		Reason string    `json:"reason"`
 	}
 	inquireHead struct {
 		Follow bool `json:"follow,omitempty"`

@@ -71,8 +71,7 @@ func (n *Newcomer) Identity() Identity { return n.identity }
 func (n *Newcomer) Protocol() int { return int(n.protocol) }
 
 // Accept answers Arrived: the newcomer is welcome, and gets state to warm itself with.
-// It fails when state is too large; then accept again with less. The bytes must not be
-// changed afterwards.
+// It fails when state is too large (State.Fit). The bytes must not be changed afterwards.
 func (n *Newcomer) Accept(state State) error {
 	if err := state.check(); err != nil {
 		return err

@@ -28,13 +28,27 @@ func (n *Newcomer) run(ctx context.Context) {
 			err = fmt.Errorf("generation %s is ending", n.server.me.ID)
 		}
 		if err != nil {
-			n.end(ctx, err)
+			n.end(ctx, n.ownWords(err))
 			return
 		}
 		if n.stage != before {
 			n.arm(timer)
 		}
 	}
+}
+
+// ownWords prefers what the peer said last to the bare fact, met in sending, that it is gone.
+func (n *Newcomer) ownWords(err error) error {
+	if !errors.Is(err, ErrLost) {
+		return err
+	}
+	for f := range n.link.frames { // what it left is little
+		f.closeDescriptors()
+	}
+	if errors.As(n.link.err, new(*AbortedError)) {
+		return n.link.err
+	}
+	return err
 }
 
 // arm sets the deadline of the stage that was just entered.
@@ -193,7 +207,7 @@ func (n *Newcomer) release(c command) error {
 func (n *Newcomer) sendAway(kind messageKind, refusal *RefusedError) error {
 	var head any = refusedHead{refusal.Code, cleanReason(refusal.Reason)}
 	if kind == msgAbort {
-		head = abortHead{cleanReason(refusal.Error())}
+		head = newAbort(AbortRefused, refusal.Error())
 	}
 	if err := n.link.send(kind, head); err != nil {
 		return errors.Join(refusal, err)
@@ -233,7 +247,7 @@ func (n *Newcomer) end(ctx context.Context, why error) {
 	outcome := outcomeAt(n.stage)
 	var fault *violation
 	if errors.As(why, &fault) && n.stage != parentGreeting {
-		if err := n.link.send(msgAbort, abortHead{cleanReason(why.Error())}); err != nil {
+		if err := n.link.send(msgAbort, newAbort(AbortBroken, why.Error())); err != nil {
 			n.server.log.Debug("the newcomer could not be told", "err", err, "newcomer", n.identity.ID)
 		}
 	}

@@ -129,7 +129,7 @@ func TestNewcomerBreaksOff(t *testing.T) {
 				c := mustDial(t, openTestDir(t, path, "new"), "old")
 				goTo(t, c, &mine, tc.after)
 				if how == "abort" {
-					if err := c.Abort("Envoy\ndied"); err != nil {
+					if err := c.Abort(AbortFailed, "Envoy\ndied"); err != nil {
 						t.Fatal(err)
 					}
 				} else {

@@ -33,6 +33,28 @@ func (s State) Size() (total int) {
 	return total
 }
 
+// Fit leaves out of s what is too large to be handed over: each component that is by itself, and of
+// the rest as many as it takes, the first of dispensable first. It returns the sizes of what is gone
+// in bytes, by name.
+func (s State) Fit(dispensable ...string) map[string]int {
+	gone := map[string]int{}
+	leaveOut := func(name string) {
+		gone[name] = len(s[name])
+		delete(s, name)
+	}
+	for name, data := range s {
+		if len(data) > maxComponent {
+			leaveOut(name)
+		}
+	}
+	for _, name := range dispensable {
+		if _, ok := s[name]; ok && s.Size() > maxState {
+			leaveOut(name)
+		}
+	}
+	return gone
+}
+
 // check bounds s, before anything is sent.
 func (s State) check() error {
 	for _, name := range slices.Sorted(maps.Keys(s)) {

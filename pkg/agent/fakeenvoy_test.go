@@ -36,6 +36,7 @@ type fakeEnvoy struct {
 	Exits        bool   // at once, with 3
 	ExitsOnce    string // the same, unless this file exists, which is made then
 	Unready      bool   // its admin never says that it serves
+	LongStats    bool   // its counters, and how their names are to be read, are more than a hand-off carries
 	Slow         bool   // it serves, but says that it accepts on all its listeners only after SIGUSR1
 
 	where       string // --socket-path
@@ -44,6 +45,9 @@ type fakeEnvoy struct {
 	connections atomic.Int64
 	live        atomic.Bool
 }
+
+// longName is the length of a counter's name that Envoy's admin still tells.
+const longName = 64 << 10
 
 // environ is what an agent hands on for its Envoy to be f.
 func (f *fakeEnvoy) environ() []string {
@@ -100,8 +104,15 @@ func (f *fakeEnvoy) admin(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "INITIALIZING", http.StatusServiceUnavailable)
 	case r.URL.Path == "/server_info":
 		fmt.Fprint(w, `{"version":"0/9.9.9/x/y/z"}`)
+	case r.URL.Path == "/name":
+		fmt.Fprint(w, f.Name)
+	case r.URL.Path == "/stats/prometheus":
+		fmt.Fprintf(w, "envoy_of_%s 1\n", f.Name)
 	case r.URL.Path == "/stats":
 		fmt.Fprint(w, liveStats)
+		if f.LongStats && r.URL.Query().Get("type") == "Counters" {
+			fmt.Fprintf(w, "%s: 1\n", strings.Repeat("n", longName))
+		}
 	}
 }
 
@@ -237,6 +248,9 @@ func (f *fakeEnvoy) playParent() error {
 				reply = protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), uint64(answer))
 			case 3:
 				reply = protowire.AppendVarint(protowire.AppendTag(nil, 2, protowire.VarintType), uint64(f.connections.Load()))
+				if f.LongStats {
+					reply = protowire.AppendBytes(protowire.AppendTag(reply, 5, protowire.BytesType), make([]byte, 16<<20-longName))
+				}
 			case 4:
 				f.listener.Load().Close()
 				continue
@@ -304,8 +318,13 @@ func sendHotRestart(conn *net.UnixConn, to string, message []byte, fd int) error
 		rights = unix.UnixRights(fd)
 	}
 	frame := append(binary.BigEndian.AppendUint64(nil, uint64(len(message))), message...)
-	_, _, err := conn.WriteMsgUnix(frame, rights, &net.UnixAddr{Name: to, Net: "unixgram"})
-	return err
+	for part := range slices.Chunk(frame, 4096) { // as Envoy does
+		if _, _, err := conn.WriteMsgUnix(part, rights, &net.UnixAddr{Name: to, Net: "unixgram"}); err != nil {
+			return err
+		}
+		rights = nil
+	}
+	return nil
 }
 
 func receiveHotRestart(conn *net.UnixConn) (message []byte, fd int, err error) {

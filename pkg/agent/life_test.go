@@ -157,7 +157,7 @@ func TestHandOffOfAColdStartIsNotSettled(t *testing.T) {
 	if s := a.roleStatus(); s.Settled || s.Reason == "" {
 		t.Errorf("settled %v, %q: it has never served", s.Settled, s.Reason)
 	}
-	if err := c.Abort("changed my mind"); err != nil {
+	if err := c.Abort(hotrestart.AbortFailed, "changed my mind"); err != nil {
 		t.Fatal(err)
 	}
 	a.becomes(hotrestart.RoleStarting)

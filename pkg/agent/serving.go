@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"understudy.mesh/hotrestart"
@@ -37,14 +36,7 @@ func (a *Agent) welcome(e event) hotrestart.Role {
 		}
 		return a.stay()
 	}
-	state := a.loop.sidecar.bequeath()
-	err := e.newcomer.Accept(state)
-	if err != nil && !errors.Is(err, hotrestart.ErrLost) {
-		a.log.Warn("the newcomer starts without the resources", "err", err)
-		delete(state, stateResources)
-		err = e.newcomer.Accept(state)
-	}
-	if err != nil {
+	if err := e.newcomer.Accept(a.fit(a.loop.sidecar.bequeath())); err != nil {
 		a.warnUnlessLost(err)
 		return a.stay()
 	}
@@ -55,6 +47,15 @@ func (a *Agent) welcome(e event) hotrestart.Role {
 	a.loop.newcomer, a.loop.began, a.loop.before = e.newcomer, time.Now(), a.loop.role
 	a.beginAttempt(e.newcomer.Identity().ID, false)
 	return hotrestart.RoleHandingOff
+}
+
+// fit leaves out of what a newcomer is told what does not fit into a hand-off: it starts without rather
+// than not at all.
+func (a *Agent) fit(state hotrestart.State) hotrestart.State {
+	for name, size := range state.Fit(stateStats, stateCache, stateResources) {
+		a.log.Warn("the newcomer does without: too large to be handed over", "component", name, "bytes", size)
+	}
+	return state
 }
 
 // judge says why a newcomer may not take over; nil when it may.
@@ -115,7 +116,7 @@ func (a *Agent) letGo(e event) hotrestart.Role {
 	}
 	all, err := s.sockets.all()
 	if err == nil {
-		err = errors.Join(e.newcomer.Release(all, state), all.Close())
+		err = errors.Join(e.newcomer.Release(all, a.fit(state)), all.Close())
 	}
 	a.warnUnlessLost(err)
 	return a.stay()
@@ -143,7 +144,8 @@ func (a *Agent) serveOn(e event) hotrestart.Role {
 		a.loop.sidecar.ready.Off(stopReason)
 	}
 	if a.loop.stopping && a.loop.cutDrain == nil {
-		switch podStops := strings.Contains(e.err.Error(), stoppingReason); {
+		var aborted *hotrestart.AbortedError
+		switch podStops := errors.As(e.err, &aborted) && aborted.Code == hotrestart.AbortStopping; {
 		case !podStops:
 			a.loop.orphaned = true // the newcomer may be started again
 		case a.loop.before == hotrestart.RoleStarting:

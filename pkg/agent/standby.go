@@ -143,7 +143,7 @@ func (a *Agent) tellNewcomer(d hotrestart.Drained, counters *census) {
 	var news hotrestart.State
 	grown := a.loop.counted.growth(counters)
 	if grown != nil {
-		news = hotrestart.State{stateStats: grown}
+		news = a.fit(hotrestart.State{stateStats: grown})
 	}
 	if err := a.loop.newcomer.Drained(d, news); err != nil {
 		a.warnUnlessLost(err)

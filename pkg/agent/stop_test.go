@@ -43,7 +43,7 @@ func (m *member) goesOn(role hotrestart.Role) {
 func TestStopInTheMiddleOfATakeOverTellsTheOther(t *testing.T) {
 	t.Parallel()
 	for name, at := range map[string]hotrestart.EventKind{
-		"welcomed": hotrestart.WantSockets, "given the sockets": hotrestart.Ended, "ready": hotrestart.Ready,
+		"not welcomed yet": hotrestart.Arrived, "welcomed": hotrestart.WantSockets, "given the sockets": hotrestart.Ended, "ready": hotrestart.Ready,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -150,11 +150,11 @@ func TestStopOfTheServing(t *testing.T) {
 func TestStopWhileHandingOff(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
-		reason string
-		ends   bool
+		code hotrestart.AbortCode
+		ends bool
 	}{
-		"the newcomer fails":    {"my Envoy does not start", false}, // it may be started again
-		"the newcomer stops":    {stoppingReason, true},             // the whole pod does
+		"the newcomer fails":    {hotrestart.AbortFailed, false},  // it may be started again
+		"the newcomer stops":    {hotrestart.AbortStopping, true}, // the whole pod does
 		"the newcomer vanishes": {"", false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -176,9 +176,9 @@ func TestStopWhileHandingOff(t *testing.T) {
 			}
 			a.ask()
 			a.goesOn(hotrestart.RoleHandingOff)
-			if tc.reason == "" {
+			if tc.code == "" {
 				c.Close()
-			} else if err := c.Abort(tc.reason); err != nil {
+			} else if err := c.Abort(tc.code, "my Envoy does not start"); err != nil {
 				t.Fatal(err)
 			}
 			defer a.entered(hotrestart.RoleStarting, hotrestart.RoleServing, hotrestart.RoleHandingOff, hotrestart.RoleServing)
@@ -206,7 +206,7 @@ func TestStopOfAColdStart(t *testing.T) {
 	a.becomes(hotrestart.RoleHandingOff)
 	a.ask()
 	a.goesOn(hotrestart.RoleHandingOff)
-	if err := c.Abort(stoppingReason); err != nil { // the whole pod stops
+	if err := c.Abort(hotrestart.AbortStopping, ""); err != nil { // the whole pod stops
 		t.Fatal(err)
 	}
 	a.endsUnready()

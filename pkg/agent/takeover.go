@@ -22,8 +22,7 @@ const (
 	acceptTimeout = 5 * time.Second
 )
 
-// stoppingReason is why a newcomer that was asked to stop gives its hand-off up. The other side
-// looks for it: the words are part of the protocol.
+// stoppingReason is why a newcomer that was asked to stop gives its hand-off up.
 const stoppingReason = "this generation was asked to stop"
 
 // takeOver begins to take over from an older generation.
@@ -103,11 +102,11 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 // giveUp tells the generation before why, which is none of what this one met when it
 // was asked to stop.
 func (a *Agent) giveUp(ctx context.Context, client *hotrestart.Client, why error) {
-	reason := why.Error()
+	code, reason := hotrestart.AbortFailed, why.Error()
 	if ctx.Err() != nil {
-		reason = stoppingReason
+		code, reason = hotrestart.AbortStopping, ""
 	}
-	if err := client.Abort(reason); err != nil {
+	if err := client.Abort(code, reason); err != nil {
 		a.log.Debug("the generation before could not be told", "err", err)
 	}
 }

@@ -209,3 +209,17 @@ func TestWhoDied(t *testing.T) {
 		t.Error("a generation that left counts as alive")
 	}
 }
+
+// TestLongStatistics: the counters of an Envoy may be more than a hand-off carries. It succeeds without.
+func TestLongStatistics(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.LongStats = true }), func(c *config.Config, _ *fakeEnvoy) { c.UpgradeStats = true })
+	a.settles(hotrestart.RoleServing)
+	b := p.start("b")
+	b.settles(hotrestart.RoleServing)
+	if got := b.lastAttempt(); got.Result != resultSuccess {
+		t.Errorf("the attempt is %+v", got)
+	}
+	a.becomes(hotrestart.RoleStandby)
+}

@@ -52,7 +52,7 @@ func (v *VIPs) setDeclared(now declaredAddrs, at time.Time) {
 		name := v.addrs(index)[0].String() // no host's name, and what people look for in the file
 		v.freed[name] = freed{index, at}
 		v.owner[index] = name
-		v.unsaved = true
+		v.note(name)
 	}
 	v.declared = now
 }
@@ -66,7 +66,7 @@ func (v *VIPs) displace() map[string][]netip.Addr {
 		delete(v.since, index)
 		delete(v.freed, h)
 		delete(v.owner, index)
-		v.unsaved = true
+		v.note(h)
 	}
 	for h, index := range v.assigned {
 		if v.declared[index] {

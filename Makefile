@@ -65,7 +65,7 @@ bench: ## DNS, start, memory, iptables, hot upgrade: one table with ratios, and 
 	@$(MAKE) --no-print-directory envoy build
 	$(GO) run -tags $(TAGS) ./bench
 
-demo-upgrade: ## the hot upgrade under load, narrated (UPGRADES=3 RATE=2000 REQUESTS=0)
+demo-upgrade: ## the hot upgrade under load, narrated (UPGRADES=3 RATE=2000 NEW_RATE=0 REQUESTS=0)
 	@build/setup.sh demo
 	@$(MAKE) --no-print-directory envoy build
 	@CGO_ENABLED=0 $(GO) run -tags $(TAGS) ./demo/upgrade

@@ -54,9 +54,12 @@ const (
 	soakLife, soakPause = 1500 * time.Millisecond, time.Second
 
 	demoUpgrades, soakUpgrades = 3, 1000
+
+	unset = -1 // a rate that may be 0, and was not given
 	// soakNewRate leaves a connection in each phase of its life at any moment, so that a soak sees
-	// what goes wrong in one of them only.
+	// what goes wrong in one of them only; soakRate leaves room for it.
 	soakNewRate = 3000
+	soakRate    = 500
 )
 
 func parse(args []string, env func(string) string) (settings, error) {
@@ -66,9 +69,9 @@ func parse(args []string, env func(string) string) (settings, error) {
 	flags.BoolVar(&s.verbose, "v", false, "agents log what they do in a hand-off")
 	flags.StringVar(&s.logs, "logs", "", "write all logs into this `directory` at the end (a soak that fails writes them anyway)")
 	flags.IntVar(&s.upgrades, "upgrades", 0, fmt.Sprintf("how many upgrades [$UPGRADES] (default %d, soak %d)", demoUpgrades, soakUpgrades))
-	flags.IntVar(&s.rate, "rate", 0, fmt.Sprintf("requests a second [$RATE] (default %d)", defaultRate))
+	flags.IntVar(&s.rate, "rate", 0, fmt.Sprintf("requests a second [$RATE] (default %d, soak %d)", defaultRate, soakRate))
 	flags.IntVar(&s.dnsRate, "dns-rate", 0, "DNS queries a second [$DNS_RATE] (default: half of the rate)")
-	flags.IntVar(&s.newRate, "new-rate", -1, fmt.Sprintf("besides, connections of one request a second, each way [$NEW_RATE] (default 0, soak %d)", soakNewRate))
+	flags.IntVar(&s.newRate, "new-rate", unset, fmt.Sprintf("besides, connections of one request a second, each way [$NEW_RATE] (default 0, soak %d)", soakNewRate))
 	flags.Uint64Var(&s.requests, "requests", 0, "make at least so many requests, and spread the upgrades over them [$REQUESTS]")
 	flags.DurationVar(&s.drain, "drain", 0, fmt.Sprintf("longest time that an old generation drains (default %v)", defaultDrain))
 	for flagName, envName := range map[string]string{"upgrades": "UPGRADES", "rate": "RATE", "dns-rate": "DNS_RATE", "new-rate": "NEW_RATE", "requests": "REQUESTS"} {
@@ -88,20 +91,20 @@ func parse(args []string, env func(string) string) (settings, error) {
 }
 
 func (s settings) complete() (settings, error) {
-	upgrades, newRate := demoUpgrades, 0
+	upgrades, rate, newRate := demoUpgrades, defaultRate, 0
 	s.life, s.pause = demoLife, demoPause
 	if s.soak {
-		upgrades, newRate = soakUpgrades, soakNewRate
+		upgrades, rate, newRate = soakUpgrades, soakRate, soakNewRate
 		s.life, s.pause = soakLife, soakPause
 	}
 	setDefault(&s.drain, defaultDrain)
 	setDefault(&s.upgrades, upgrades)
-	setDefault(&s.rate, defaultRate)
+	setDefault(&s.rate, rate)
 	setDefault(&s.dnsRate, (s.rate+1)/2)
-	if s.newRate < 0 {
+	if s.newRate == unset {
 		s.newRate = newRate
 	}
-	if s.upgrades < 1 || s.rate < 1 || s.dnsRate < 1 {
+	if s.newRate < 0 || s.upgrades < 1 || s.rate < 1 || s.dnsRate < 1 {
 		return s, errors.New("upgrades and rates are positive numbers")
 	}
 	if s.drain <= s.life {

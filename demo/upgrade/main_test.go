@@ -17,15 +17,17 @@ func TestParse(t *testing.T) {
 		err  string
 	}{
 		{name: "defaults", want: func(s settings) bool {
-			return s.upgrades == demoUpgrades && s.rate == defaultRate && s.dnsRate == defaultRate/2 && s.drain == defaultDrain
+			return s.upgrades == demoUpgrades && s.rate == defaultRate && s.dnsRate == defaultRate/2 && s.newRate == 0 && s.drain == defaultDrain
 		}},
 		{name: "environment", env: map[string]string{"UPGRADES": "10", "RATE": "5000", "REQUESTS": "1000000"}, want: func(s settings) bool {
 			return s.upgrades == 10 && s.rate == 5000 && s.dnsRate == 2500 && s.requests == 1_000_000
 		}},
 		{name: "flags win", args: []string{"-upgrades", "2"}, env: map[string]string{"UPGRADES": "10"}, want: func(s settings) bool { return s.upgrades == 2 }},
 		{name: "soak", args: []string{"-soak"}, want: func(s settings) bool {
-			return s.upgrades == soakUpgrades && s.life == soakLife
+			return s.upgrades == soakUpgrades && s.life == soakLife && s.rate == soakRate && s.newRate == soakNewRate
 		}},
+		{name: "soak without new connections", args: []string{"-soak"}, env: map[string]string{"NEW_RATE": "0"}, want: func(s settings) bool { return s.newRate == 0 }},
+		{name: "negative new rate", args: []string{"-new-rate", "-2"}, err: "positive"},
 		{name: "no number", env: map[string]string{"UPGRADES": "many"}, err: `UPGRADES="many"`},
 		{name: "negative", args: []string{"-rate", "-1"}, err: "positive"},
 		{name: "streams would be cut", args: []string{"-drain", "2s"}, err: "would be cut"},

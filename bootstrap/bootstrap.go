@@ -94,6 +94,9 @@ type Config struct {
 	// ExtraStatTags are names of tags that extensions put into statistics' names as
 	// "<tag>=.=<value>;.;" (annotation sidecar.istio.io/extraStatTags).
 	ExtraStatTags []string
+	// OutlierLogPath is the file to which Envoy writes each ejection and return of a host by
+	// outlier detection; "" is none.
+	OutlierLogPath string
 	// ConnectionStats keeps downstream_cx_active of every listener, which a drain that
 	// waits for the last connection needs.
 	ConnectionStats bool
@@ -154,7 +157,7 @@ func build(c Config) (*bootstrapv3.Bootstrap, error) {
 		// A pod has many clusters and uses few: their statistics are made when they are
 		// first needed.
 		DeferredStatOptions: &bootstrapv3.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
-		ClusterManager:      clusterManager(c.ProxyMark),
+		ClusterManager:      clusterManager(c),
 		OverloadManager:     overload,
 		DynamicResources:    dynamicResources(),
 		StaticResources:     static,
@@ -239,19 +242,31 @@ func logConfig(asJSON bool) *bootstrapv3.Bootstrap_ApplicationLogConfig {
 	return &bootstrapv3.Bootstrap_ApplicationLogConfig{LogFormat: format}
 }
 
-// clusterManager makes every upstream connection carry a mark. What goes on to the
+// clusterManager holds what concerns all clusters; nil when nothing does.
+func clusterManager(c Config) *bootstrapv3.ClusterManager {
+	if c.ProxyMark == 0 && c.OutlierLogPath == "" {
+		return nil
+	}
+	m := &bootstrapv3.ClusterManager{UpstreamBindConfig: markSockets(c.ProxyMark)}
+	if c.OutlierLogPath != "" {
+		m.OutlierDetection = &bootstrapv3.ClusterManager_OutlierDetection{EventLogPath: c.OutlierLogPath}
+	}
+	return m
+}
+
+// markSockets makes every upstream connection carry a mark. What goes on to the
 // application needs none: its clusters have a source address that capture knows.
-func clusterManager(mark uint32) *bootstrapv3.ClusterManager {
+func markSockets(mark uint32) *corev3.BindConfig {
 	if mark == 0 {
 		return nil
 	}
-	return &bootstrapv3.ClusterManager{UpstreamBindConfig: &corev3.BindConfig{SocketOptions: []*corev3.SocketOption{{
+	return &corev3.BindConfig{SocketOptions: []*corev3.SocketOption{{
 		Description: "the proxy's mark", // in Envoy's log when it may not set it
 		Level:       syscall.SOL_SOCKET,
 		Name:        syscall.SO_MARK,
 		Value:       &corev3.SocketOption_IntValue{IntValue: int64(mark)},
 		State:       corev3.SocketOption_STATE_PREBIND,
-	}}}}
+	}}}
 }
 
 func dynamicResources() *bootstrapv3.Bootstrap_DynamicResources {

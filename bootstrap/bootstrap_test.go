@@ -59,6 +59,7 @@ func cases() map[string]Config {
 			c.StatsMatcher = StatsMatcher{Prefixes: []string{"http"}, Suffixes: []string{"upstream_cx_total"}, Regexps: []string{`cluster\.outbound.*`}}
 			c.ExtraStatTags = []string{"my.tag"}
 			c.ConnectionStats = true
+			c.OutlierLogPath = "/dev/stdout"
 		}),
 	}
 }

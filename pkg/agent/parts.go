@@ -124,6 +124,7 @@ func (s *sidecar) newEnvoy() error {
 		StatsMatcher: bootstrap.StatsMatcher{
 			Prefixes: c.StatsInclusionPrefixes, Suffixes: c.StatsInclusionSuffixes, Regexps: c.StatsInclusionRegexps,
 		},
+		ExtraStatTags: c.ExtraStatTags, OutlierLogPath: c.OutlierLogPath,
 		ConnectionStats:          c.ExitOnZeroActiveConnections,
 		MaxDownstreamConnections: connectionLimit(c, s.world.FileLimit, s.log),
 	})

@@ -126,6 +126,7 @@ type Config struct {
 	// ConnectionLimit bounds the connections of all of Envoy's listeners together; 0 leaves it to
 	// RuntimeValues, or to the limit of open files. NodeConnectionLimit is what it is when it is unset.
 	ConnectionLimit, NodeConnectionLimit uint32
+	ExtraStatTags                        []string
 	StatsInclusionPrefixes               []string
 	StatsInclusionSuffixes               []string
 	StatsInclusionRegexps                []string

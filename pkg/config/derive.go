@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -38,6 +39,9 @@ func (l *loader) derive(c *Config) {
 		c.ConnectionLimit = c.NodeConnectionLimit
 		l.derived("connectionLimit", c.ConnectionLimit)
 	}
+	c.StatsInclusionPrefixes = perAddress(c.StatsInclusionPrefixes, c.NodeIPs, netip.Addr.String)
+	c.StatsInclusionSuffixes = perAddress(c.StatsInclusionSuffixes, c.NodeIPs, netip.Addr.String)
+	c.StatsInclusionRegexps = perAddress(c.StatsInclusionRegexps, c.NodeIPs, func(ip netip.Addr) string { return regexp.QuoteMeta(ip.String()) })
 	level, components := splitLevels(c.ProxyLogLevel)
 	c.ProxyLogLevel = level
 	if components != "" {
@@ -46,6 +50,21 @@ func (l *loader) derive(c *Config) {
 	// Istio captures the DNS of sidecars; a gateway asks for the server itself.
 	c.DNSCapture = (c.DNSCapture && c.Role == Sidecar) || c.DNSServer
 	l.deriveNode(c)
+}
+
+// perAddress puts each of the pod's addresses in place of {pod_ip}, as Istio's agent does.
+func perAddress(list []string, ips []netip.Addr, spell func(netip.Addr) string) (all []string) {
+	const placeholder = "{pod_ip}"
+	for _, item := range list {
+		if !strings.Contains(item, placeholder) {
+			all = append(all, item)
+			continue
+		}
+		for _, ip := range ips {
+			all = append(all, strings.ReplaceAll(item, placeholder, spell(ip)))
+		}
+	}
+	return all
 }
 
 // deriveAddresses orders the pod's addresses as Istio does and finds its families.

@@ -142,7 +142,17 @@ func TestWarnings(t *testing.T) {
 			[]string{`command line: --meshConfig: no file at "/nowhere": the defaults hold`}},
 		{"no capture", Sources{Environ: []string{"PROXY_CONFIG=interceptionMode: NONE"}},
 			[]string{"PROXY_CONFIG: interceptionMode: nothing is captured, and Envoy gets only what is sent to its ports 15001 and 15006: no listener is bound to a service's port, as Istio would; want REDIRECT or TPROXY"}},
-		{"old flags are silent", Sources{Flags: map[string]string{"zipkinAddress": "z:9411", "stsPort": "0"}}, nil},
+		{"old flags are silent", Sources{Flags: map[string]string{"dnsRefreshRate": "300s", "stsPort": "0"}}, nil},
+		{"but not what Istio puts into its bootstrap", Sources{Flags: map[string]string{"zipkinAddress": "z:9411", "statsdUdpAddress": "s:1"}, Environ: []string{"PROXY_CONFIG=zipkinAddress: z:9411"}},
+			[]string{"PROXY_CONFIG: zipkinAddress: has no effect: tracing is configured by the control plane", "command line: --statsdUdpAddress: has no effect: statistics are scraped, not pushed"}},
+		{"fields of ProxyConfig that nothing reads, once", Sources{ReadFile: files(map[string]string{meshPath: "defaultConfig: {tracing: {sampling: 5}}"}),
+			Environ: []string{"PROXY_CONFIG=tracing: {zipkin: {address: z}}\nconnectionSettings: {httpIdleTimeout: 5s, globalDownstreamConnectionLimit: 7}\nextraStatTags: [a]\nproxyMetadata: {A: b}\nimage: {imageType: x}"}},
+			[]string{meshPath + ": defaultConfig.tracing: has no effect yet", "PROXY_CONFIG: connectionSettings.httpIdleTimeout: has no effect yet"}},
+		{"but not one that says nothing", Sources{Environ: []string{"PROXY_CONFIG=tracing: {}\nstatsCompression: false\nsds: {enabled: false}\ncaCertificatesPem: []\navailabilityZone: ''"}}, nil},
+		{"node metadata on which Istio's bootstrap acts", Sources{Environ: []string{"ISTIO_META_IDLE_TIMEOUT=5s", "ISTIO_META_ENABLE_HBONE=false", "ISTIO_META_NETWORK=n", "ISTIO_META_HTTP10="}},
+			[]string{"environment: ISTIO_META_IDLE_TIMEOUT: has no effect: it is only passed on, as metadata of Envoy's node"}},
+		{"annotations of statistics", Sources{ReadFile: files(map[string]string{AnnotationsFile: "sidecar.istio.io/statsFlushInterval=\"5s\"\nsidecar.istio.io/extraStatTags=\"a\"\n"})},
+			[]string{"annotation: sidecar.istio.io/statsFlushInterval: has no effect: statistics are scraped, not pushed"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, warnings := mustLoad(t, tc.src)

@@ -38,7 +38,7 @@ type loader struct {
 	values      map[string]resolved
 	problems    []*Problem
 	warnings    []Warning
-	warned      map[string]bool // settings of effect Warned that were
+	warned      map[string]bool // settings without effect that were warned of, and fields of ProxyConfig
 }
 
 func newLoader(src Sources) *loader {
@@ -82,9 +82,8 @@ func (l *loader) set(s Setting, kind Kind, text, source, key string) {
 		l.problems = append(l.problems, &Problem{Source: source, Key: key, Value: shown, Remedy: err.Error()})
 		return
 	}
-	if s.Effect == Warned && source != SourceDefault && text != "" && !l.warned[s.Name] {
-		l.warned[s.Name] = true
-		l.warn(source, key, "has no effect: "+s.Why)
+	if s.Effect == Warned && source != SourceDefault && text != "" && text != "false" {
+		l.warnOnce(s.Name, source, key, "has no effect: "+s.Why)
 	}
 	l.values[s.Name] = resolved{value: value, source: source}
 }
@@ -95,6 +94,14 @@ func (l *loader) problem(source, key, value, remedy string) {
 
 func (l *loader) warn(source, key, message string) {
 	l.warnings = append(l.warnings, Warning{Source: source, Key: key, Message: message})
+}
+
+// warnOnce warns of a setting in the first source that has it.
+func (l *loader) warnOnce(name, source, key, message string) {
+	if !l.warned[name] {
+		l.warned[name] = true
+		l.warn(source, key, message)
+	}
 }
 
 func (l *loader) defaults() {
@@ -168,6 +175,7 @@ func (l *loader) checked(msg proto.Message, tree map[string]any, source string) 
 // field, and proxyMetadata key by key.
 func (l *loader) mergeProxy(tree map[string]any, source, prefix string) {
 	l.fromTree(tree, source, prefix, func(s Setting) string { return s.Proxy })
+	l.nameUnread(tree, source, prefix, "")
 	for key, value := range tree {
 		if key != "proxyMetadata" {
 			l.proxy[key] = value

@@ -180,8 +180,8 @@ func TestManualManifest(t *testing.T) {
 		Environ: []string{"POD_NAME=sleep-1", "POD_NAMESPACE=shop", "INSTANCE_IP=10.0.0.9"},
 		NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("fd00::9")},
 	})
-	if len(warnings) != 0 {
-		t.Errorf("warnings %v, want none", warnings)
+	if len(warnings) != 1 || warnings[0].Key != "--zipkinAddress" {
+		t.Errorf("warnings %v, want one, of tracing", warnings)
 	}
 	if cfg.StatusPort != 15021 || cfg.ReadyPort != 15021 || cfg.Concurrency != 2 {
 		t.Errorf("ports %d, %d, concurrency %d", cfg.StatusPort, cfg.ReadyPort, cfg.Concurrency)

@@ -52,7 +52,8 @@ flags. ` + "`proxyMetadata`" + ` is merged key by key, every other field is repl
 Under "File": ` + "`proxy:`" + ` is a field of ProxyConfig, ` + "`mesh:`" + ` a field of MeshConfig, ` + "`metadata:`" + ` an entry of
 proxyMetadata. Variables ` + "`ISTIO_META_*`" + ` and ` + "`ISTIO_METAJSON_*`" + ` become metadata of Envoy's node as well.
 Durations of flags and variables are Go's (` + "`1m30s`" + `), in files seconds (` + "`90s`" + `).
-Values marked secret are masked in the log and in errors.
+Values marked secret are masked in the log and in errors. A field of ProxyConfig that is not on this page, and on which
+nothing acts, is named in the log at the start.
 `
 
 // Reference renders the reference page of all settings, in Markdown.

@@ -86,6 +86,8 @@ func envoySettings() []Setting {
 			Doc: "Suffixes of further Envoy statistics to keep"},
 		{Name: "statsInclusionRegexps", Annotation: "sidecar.istio.io/statsInclusionRegexps", Proxy: "proxyStatsMatcher.inclusionRegexps", Kind: RegexpList, Field: "StatsInclusionRegexps",
 			Doc: "Regular expressions of further Envoy statistics to keep"},
+		{Name: "extraStatTags", Annotation: "sidecar.istio.io/extraStatTags", Proxy: "extraStatTags", Kind: StringList, Field: "ExtraStatTags",
+			Doc: "Tags that extensions put into the names of statistics, and that become labels"},
 		{Name: "fileFlushInterval", Proxy: "fileFlushInterval", Kind: Duration, Default: "1s", Field: "FileFlushInterval",
 			Doc: "Envoy's --file-flush-interval-msec"},
 		{Name: "fileFlushMinSizeKb", Proxy: "fileFlushMinSizeKb", Kind: Size, Field: "FileFlushMinSizeKB",

@@ -1,0 +1,56 @@
+package config
+
+import "strings"
+
+// othersFields are fields of ProxyConfig that are not for the agent: the injector acts on them, or
+// they only say who the proxy is. proxyMetadata is read by itself.
+var othersFields = [...]string{"proxyMetadata", "holdApplicationUntilProxyStarts", "image", "readinessProbe", "meshId"}
+
+// nameUnread warns of every field of a checked ProxyConfig on which nothing acts: each by itself
+// where other fields of the same message are read, else the message as a whole.
+func (l *loader) nameUnread(tree map[string]any, source, prefix, at string) {
+	for _, key := range sortedKeys(tree) {
+		path, value := at+key, tree[key]
+		sub, isMap := value.(map[string]any)
+		read, below := l.reads(path)
+		switch {
+		case read || isUnset(value):
+		case below && isMap:
+			l.nameUnread(sub, source, prefix, path+".")
+		default:
+			l.warnOnce("ProxyConfig."+path, source, prefix+path, "has no effect yet")
+		}
+	}
+}
+
+// reads tells whether a setting has this path in ProxyConfig, and whether one has a path below it.
+func (l *loader) reads(path string) (read, below bool) {
+	for _, name := range othersFields {
+		read = read || path == name
+	}
+	for _, s := range l.table {
+		read = read || s.Proxy == path
+		below = below || strings.HasPrefix(s.Proxy, path+".")
+	}
+	return read, below
+}
+
+// isUnset tells whether a value says no more than its absence.
+func isUnset(value any) bool {
+	switch value := value.(type) {
+	case string:
+		return value == ""
+	case bool:
+		return !value
+	case []any:
+		return len(value) == 0
+	case map[string]any:
+		for _, member := range value {
+			if !isUnset(member) {
+				return false
+			}
+		}
+		return true
+	}
+	return value == nil
+}

@@ -22,7 +22,8 @@ import (
 
 // The test binary runs itself as another user or to be killed: "serve NETWORK ADDRESS
 // NAME ..." is servers that say where a packet landed, "apply BACKEND" applies
-// fullConfig, "apply BACKEND N" the configuration changing(N), "validate" probes it.
+// fullConfig, "apply BACKEND N" the configuration changing(N), "validate" probes it,
+// "squat MANNER" takes the lock's name.
 func TestMain(m *testing.M) {
 	if want := os.Getenv(namespaceVariable); want != "" && want != thisNamespace() {
 		fmt.Printf("started in namespace %s, not in %s: Start must run on the thread that entered it", thisNamespace(), want)
@@ -46,6 +47,10 @@ func TestMain(m *testing.M) {
 			fmt.Print(err)
 			os.Exit(1)
 		}
+		return
+	}
+	if len(os.Args) > 2 && os.Args[1] == "squat" {
+		fmt.Println(squat(os.Args[2]))
 		return
 	}
 	if len(os.Args) > 1 && os.Args[1] == "serve" {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,7 +25,17 @@ const (
 	// applyWait is how long an apply waits for another one: as long as that may wait for
 	// the xtables lock in both families, and some time to work.
 	applyWait = 90 * time.Second
+
+	// unknownWait is how long the holder may stay unknown: it has just ended, or does not
+	// listen yet.
+	unknownWait = 2 * time.Second
+
+	// unknownLook is how often it is looked for meanwhile.
+	unknownLook = 10 * time.Millisecond
 )
+
+// errStranger says that somebody holds the lock who can have no change under way.
+var errStranger = errors.New("the lock of the capture rules is held by a process that may not change them")
 
 type lockKey struct{}
 
@@ -39,13 +50,18 @@ func heldLock(ctx context.Context) []*os.File {
 
 // acquire waits until no other apply or cleaning is under way in this network
 // namespace: two that read the same state would both add what is missing. The
-// context that it returns carries the lock to what start starts.
+// context that it returns carries the lock to what start starts. Any process of the pod
+// can take the lock's name; for one that is neither root nor of this user nobody waits,
+// and there is no lock.
 func acquire(ctx context.Context, log *slog.Logger) (held context.Context, release func(), err error) {
 	if err := checkPrivilege(); err != nil {
 		return ctx, nil, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, applyWait)
 	defer cancel()
+	tick := time.NewTicker(unknownLook)
+	defer tick.Stop()
+	known := time.Now() // until when it was known what is under way
 	for {
 		l, err := new(net.ListenConfig).Listen(ctx, "unix", applyLock)
 		if err == nil {
@@ -54,8 +70,22 @@ func acquire(ctx context.Context, log *slog.Logger) (held context.Context, relea
 		if !errors.Is(err, unix.EADDRINUSE) {
 			return ctx, nil, fmt.Errorf("lock the capture rules of this network namespace: %w", err)
 		}
-		if err := awaitHolder(waiting, log); err != nil {
+		waited, err := awaitHolder(waiting, log)
+		switch {
+		case waited:
+			known = time.Now()
+		case err == nil && time.Since(known) > unknownWait:
+			err = fmt.Errorf("%w: it does not accept connections, so it has no name here", errStranger)
+		}
+		if errors.Is(err, errStranger) {
+			log.Warn("capture rules are changed without the lock, which keeps two changes at once apart", "err", err)
+			return ctx, func() {}, nil
+		}
+		if err != nil {
 			return ctx, nil, err
+		}
+		if !waited {
+			<-tick.C
 		}
 	}
 }
@@ -70,38 +100,46 @@ func carry(ctx context.Context, l *net.UnixListener) (held context.Context, rele
 }
 
 // awaitHolder returns when the holder of the lock has let go of it. The kernel says
-// so: nobody ever accepts the connection to it, and it ends with the socket.
-func awaitHolder(ctx context.Context, log *slog.Logger) error {
+// so: nobody ever accepts the connection to it, and it ends with the socket. Without a
+// connection nothing was waited for, and there is no error: the holder has ended
+// meanwhile, or it is no apply, which always has room for connections.
+func awaitHolder(ctx context.Context, log *slog.Logger) (waited bool, err error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", applyLock)
-	if errors.Is(err, unix.ECONNREFUSED) {
-		return ctx.Err() // it has ended meanwhile
+	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN) {
+		return false, ctx.Err()
 	}
 	if err != nil {
-		return fmt.Errorf("wait for another change of the capture rules: %w", err)
+		return false, fmt.Errorf("wait for another change of the capture rules: %w", err)
 	}
 	defer conn.Close()
-	holder := peerOf(conn.(*net.UnixConn))
+	credentials, err := peerOf(conn.(*net.UnixConn))
+	if err != nil {
+		return false, fmt.Errorf("wait for another change of the capture rules: find out whose it is: %w", err)
+	}
+	holder := fmt.Sprintf("%s of uid %d", process(int(credentials.Pid)), credentials.Uid)
+	if credentials.Uid != 0 && int(credentials.Uid) != os.Geteuid() {
+		return false, fmt.Errorf("%w: %s", errStranger, holder)
+	}
 	log.Info("waiting for another change of the capture rules", "by", holder)
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) })()
 	if _, err := io.Copy(io.Discard, conn); err != nil && ctx.Err() != nil {
-		return fmt.Errorf("another change of the capture rules is under way, by %s: it must end first: %w", holder, ctx.Err())
+		return true, fmt.Errorf("another change of the capture rules is under way, by %s: it must end first: %w", holder, ctx.Err())
 	}
-	return nil
+	return true, nil
 }
 
-// peerOf names the process on the other side.
-func peerOf(conn *net.UnixConn) string {
-	var credentials *unix.Ucred
+// peerOf returns who listens on the other side (SO_PEERCRED, unix(7)).
+func peerOf(conn *net.UnixConn) (credentials *unix.Ucred, err error) {
 	raw, err := conn.SyscallConn()
-	if err == nil {
-		raw.Control(func(fd uintptr) {
-			credentials, err = unix.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
-		})
-	}
 	if err != nil {
-		return "an unknown process"
+		return nil, err
 	}
-	return process(int(credentials.Pid))
+	if controlErr := raw.Control(func(fd uintptr) {
+		credentials, err = unix.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	}); controlErr != nil {
+		return nil, controlErr
+	}
+	return credentials, err
 }
 
 // process names a process for a person. One of another PID namespace has no number
@@ -114,5 +152,15 @@ func process(pid int) string {
 	if err != nil || len(text) == 0 {
 		return fmt.Sprintf("process %d", pid)
 	}
-	return fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(strings.ReplaceAll(string(text), "\x00", " ")))
+	line := strings.Map(func(r rune) rune { // it is in the hands of who runs there
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, string(text[:min(len(text), maxCommandLine)]))
+	return fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(line))
 }
+
+// maxCommandLine is how much is said of a process's command line, in bytes: enough to
+// know it by.
+const maxCommandLine = 200

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -87,7 +88,7 @@ func foreignPorts(dirs []string, unixSockets string) error {
 // otherAgent finds the control socket of an agent of another mount namespace in a file
 // of the form of /proc/net/unix (proc_net(5)); "" is none.
 func otherAgent(unixSockets string) (string, error) {
-	own, err := agent.ControlName("self")
+	own, err := agent.ControlNames("self")
 	if err != nil {
 		return "", err
 	}
@@ -99,11 +100,18 @@ func otherAgent(unixSockets string) (string, error) {
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		name := lines.Text()[strings.LastIndexByte(lines.Text(), ' ')+1:]
-		if strings.HasPrefix(name, agent.ControlPrefix) && name != own {
+		if isControlName(name) && !slices.Contains(own, name) {
 			return name, nil
 		}
 	}
 	return "", lines.Err()
+}
+
+// isControlName tells an agent's control socket from other sockets of ours: what follows
+// the prefix is a number.
+func isControlName(name string) bool {
+	rest, ok := strings.CutPrefix(name, agent.ControlPrefix)
+	return ok && rest != "" && rest[0] >= '0' && rest[0] <= '9'
 }
 
 // patiently calls ask until it meets an agent, or agentPatience is over: a command may
@@ -112,7 +120,7 @@ func patiently(ctx context.Context, ask func() error) error {
 	deadline := time.Now().Add(agentPatience)
 	for {
 		err := ask()
-		absent := errors.Is(err, agent.ErrNoAgent) || errors.Is(err, unix.ECONNREFUSED)
+		absent := errors.Is(err, agent.ErrNoAgent) || errors.Is(err, agent.ErrImpostor) || errors.Is(err, unix.ECONNREFUSED)
 		if !absent || !time.Now().Before(deadline) {
 			return err
 		}

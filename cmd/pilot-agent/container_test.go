@@ -109,6 +109,8 @@ func TestForeignPorts(t *testing.T) {
 		{"no sockets", nil, head, ""},
 		{"a hand-off directory", []string{dir + "/none", dir}, head, "there is a hand-off directory, " + dir},
 		{"its own agent", nil, head + line(agent.ControlPrefix+own), ""},
+		{"its own agent under its last name", nil, head + line(agent.ControlPrefix+own+"-4"), ""},
+		{"the lock of capture", nil, head + line("@understudy-capture"), ""},
 		{"another container's agent", nil, head + line(agent.ControlPrefix+own) + line(agent.ControlPrefix+"1"), "the socket @understudy-1"},
 		{"a socket without a name", nil, head + "0000000000000000: 00000003 00000000 00000000 0001 03 31338\n", ""},
 		{"it cannot be told", nil, "", "cannot be found out"},

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -54,7 +53,7 @@ type Agent struct {
 	log   *slog.Logger
 
 	me      hotrestart.Identity
-	control net.Listener
+	control *peerListener
 	dir     *hotrestart.Dir    // nil: no hot upgrade
 	server  *hotrestart.Server // nil with dir
 	off     string             // why there is no hot upgrade; "" while there is
@@ -94,7 +93,11 @@ func New(cfg *config.Config, world World) (_ *Agent, err error) {
 	if err := checkCapability(cfg); err != nil {
 		return nil, err
 	}
-	if a.control, err = listenControl(); err != nil && (cfg.HandoffDir == "" || !errors.Is(err, errControlTaken)) {
+	a.control, err = listenControl()
+	if errors.Is(err, errControlHeld) { // by whom no agent may be stopped; commands may have to wait
+		err = nil
+	}
+	if err != nil && (cfg.HandoffDir == "" || !errors.Is(err, errControlTaken)) {
 		return nil, err
 	}
 	if cfg.HandoffDir == "" {
@@ -165,11 +168,13 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) serveCommands(ctx context.Context) error {
 	l := a.control
 	if l == nil {
-		a.log.Warn("commands reach the other agent of this mount namespace, until it has ended: run each generation in one of its own")
 		var err error
-		if l, err = claimControl(ctx); l == nil {
+		if l, err = claimControl(ctx, a.log); l == nil {
 			return err
 		}
+	}
+	if l.strangers != nil {
+		a.log.Warn("a name of the control socket is held by a process that is no agent of this container: end that process", "err", l.strangers, "used", l.Addr())
 	}
 	return serveControl(ctx, l, a.controlHandler(), a.log)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -34,12 +33,25 @@ const (
 	// controlClaim is how often a generation tries to get the control socket that
 	// another one of its mount namespace has.
 	controlClaim = 500 * time.Millisecond
+	// controlNames is how many names the control socket has: any process of the pod can
+	// take an abstract name, and the agent then takes the next one. More would only help
+	// against somebody who takes as many as there are.
+	controlNames = 4
+	// controlUnknown is how long the holder of a name may stay unknown: another agent has
+	// bound it and does not listen yet, or does not accept for the moment.
+	controlUnknown = time.Second
+	// controlLook is how often it is looked for meanwhile.
+	controlLook = 20 * time.Millisecond
 	// proxyUID is the user that Istio's manifests run the proxy's container as.
 	proxyUID = 1337
 )
 
 // ErrNoAgent says that no agent of this process's mount namespace listens.
 var ErrNoAgent = errors.New("no agent runs in this container")
+
+// ErrImpostor says that none was found, and that a process which is no agent listens
+// under one of its names. An agent may still come: it takes the next name.
+var ErrImpostor = errors.New("a name of the control socket is held by a process that is no agent of this container")
 
 // ControlPrefix begins the name of every agent's control socket; the id of the agent's
 // mount namespace follows.
@@ -59,34 +71,97 @@ func ControlName(process string) (string, error) {
 	return ControlPrefix + strings.TrimSuffix(strings.TrimPrefix(mount, "mnt:["), "]"), nil
 }
 
-// listenControl binds the control socket of this container's agent.
-func listenControl() (net.Listener, error) {
-	name, err := ControlName("self")
+// ControlNames returns every name that the agent of a process's mount namespace may
+// have, [ControlName] first and then the same with -2, -3 and -4 behind it: the agent
+// takes the first one that no process of another user holds.
+func ControlNames(process string) ([]string, error) {
+	first, err := ControlName(process)
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("unix", name)
-	if errors.Is(err, unix.EADDRINUSE) {
-		return nil, fmt.Errorf("bind the control socket %s: %w", name, errControlTaken)
+	names := []string{first}
+	for n := 2; n <= controlNames; n++ {
+		names = append(names, fmt.Sprintf("%s-%d", first, n))
 	}
-	if err != nil {
-		return nil, fmt.Errorf("bind the control socket %s: %w", name, err)
-	}
-	return &peerListener{Listener: l}, nil
+	return names, nil
 }
 
-// errControlTaken says that another agent of this mount namespace has the name.
-var errControlTaken = errors.New("another agent runs in this container")
+// listenControl binds the control socket of this container's agent, under the first of
+// its names that no stranger holds. The caller closes it.
+func listenControl() (*peerListener, error) {
+	names, err := ControlNames("self")
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]*holder{}
+	for _, name := range names { // before any is bound: the other agent may have a later one
+		h, known := holderOf(name)
+		if known && h.isTrusted() {
+			return nil, fmt.Errorf("bind the control socket %s: %w", name, errControlTaken)
+		}
+		if known { // a second look might fail: each fills the queue of who does not accept
+			seen[name] = h
+		}
+	}
+	var strangers []error
+	for _, name := range names {
+		l, err := bindControl(name, seen[name])
+		if stranger := (*holder)(nil); errors.As(err, &stranger) {
+			strangers = append(strangers, err)
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("bind the control socket %s: %w", name, err)
+		}
+		return &peerListener{Listener: l, strangers: errors.Join(strangers...)}, nil
+	}
+	return nil, fmt.Errorf("bind the control socket: %w: end those processes: %w", errControlHeld, errors.Join(strangers...))
+}
 
-// claimControl binds the control socket once the agent that has it lets it go, or
-// returns nil at the end of ctx. Two generations on a plain server share a mount
+var (
+	// errControlTaken says that another agent of this mount namespace has the name.
+	errControlTaken = errors.New("another agent runs in this container")
+	// errControlHeld says that strangers have all the names.
+	errControlHeld = errors.New("all of its names are held by processes that are no agent of this container")
+)
+
+// bindControl binds one name. The error is a *holder where a stranger has it, as seen
+// already or now.
+func bindControl(name string, seen *holder) (net.Listener, error) {
+	tick := time.NewTicker(controlLook)
+	defer tick.Stop()
+	for began := time.Now(); ; <-tick.C {
+		l, err := net.Listen("unix", name)
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return l, err
+		}
+		h, known := seen, seen != nil
+		if !known {
+			h, known = holderOf(name)
+		}
+		switch {
+		case known && h.isTrusted():
+			return nil, errControlTaken
+		case known || time.Since(began) > controlUnknown:
+			return nil, h
+		}
+	}
+}
+
+// claimControl binds the control socket once whoever has it lets it go, or returns nil
+// at the end of ctx. Two generations on a plain server share a mount
 // namespace: the one that stays gets the name when the other has ended.
-func claimControl(ctx context.Context) (net.Listener, error) {
+func claimControl(ctx context.Context, log *slog.Logger) (*peerListener, error) {
 	tick := time.NewTicker(controlClaim)
 	defer tick.Stop()
-	for {
+	for said := false; ; said = true {
 		l, err := listenControl()
-		if !errors.Is(err, errControlTaken) {
+		switch {
+		case errors.Is(err, errControlTaken) && !said:
+			log.Warn("commands reach the other agent of this mount namespace, until it has ended: run each generation in one of its own")
+		case errors.Is(err, errControlHeld) && !said:
+			log.Warn("no command reaches this agent", "err", err)
+		case !errors.Is(err, errControlTaken) && !errors.Is(err, errControlHeld):
 			return l, err
 		}
 		select {
@@ -99,7 +174,10 @@ func claimControl(ctx context.Context) (net.Listener, error) {
 
 // peerListener hands out only connections of root and of the agent's own user:
 // an abstract socket has no file mode that could keep others out.
-type peerListener struct{ net.Listener }
+type peerListener struct {
+	net.Listener
+	strangers error // who holds the names before this one, a *holder each; nil: it is the first
+}
 
 func (l *peerListener) Accept() (net.Conn, error) {
 	for {
@@ -113,26 +191,6 @@ func (l *peerListener) Accept() (net.Conn, error) {
 		}
 		c.Close()
 	}
-}
-
-// peerCredentials returns who is at the other end of a Unix socket (SO_PEERCRED, unix(7)).
-func peerCredentials(c net.Conn) (*unix.Ucred, error) {
-	uc, ok := c.(*net.UnixConn)
-	if !ok {
-		return nil, fmt.Errorf("%T is not a Unix socket", c)
-	}
-	raw, err := uc.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return nil, err
-	}
-	return cred, credErr
 }
 
 // serveControl serves the agent's own endpoints to commands of its container
@@ -158,64 +216,4 @@ func serveControl(ctx context.Context, l net.Listener, handler http.Handler, log
 	}
 	<-stopped
 	return nil
-}
-
-// NewControlClient returns an HTTP client whose every connection goes to the
-// agent of this process's own mount namespace; the host of a URL is ignored, its
-// path begins with [ControlStatus] or [ControlAdmin]. Requests fail with
-// [ErrNoAgent] when no agent is there, and when whoever holds the name is
-// neither root, nor this user, nor (for root) believable as this container's agent.
-func NewControlClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialControl(ctx)
-		},
-	}}
-}
-
-func dialControl(ctx context.Context) (net.Conn, error) {
-	name, err := ControlName("self")
-	if err != nil {
-		return nil, err
-	}
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", name)
-	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) {
-		return nil, ErrNoAgent
-	}
-	if err != nil {
-		return nil, fmt.Errorf("connect to the control socket %s: %w", name, err)
-	}
-	if err := checkServer(c); err != nil {
-		c.Close()
-		return nil, err
-	}
-	return c, nil
-}
-
-// checkServer refuses an impostor: any process of the pod could bind the
-// agent's abstract name first.
-func checkServer(c net.Conn) error {
-	cred, err := peerCredentials(c)
-	if err != nil {
-		return fmt.Errorf("identify the control socket's owner: %w", err)
-	}
-	me := uint32(os.Geteuid())
-	if cred.Uid == 0 || cred.Uid == me || me == 0 && trustedByRoot(cred) {
-		return nil
-	}
-	return fmt.Errorf("the control socket is held by uid %d, pid %d, which is no agent of this container: end that process", cred.Uid, cred.Pid)
-}
-
-// trustedByRoot tells whether root may believe an agent of another user: one of its
-// own mount namespace or, where root lacks the capability to look (CAP_SYS_PTRACE),
-// one of the proxy's user, as whom no application may run: capture lets it pass.
-func trustedByRoot(cred *unix.Ucred) bool {
-	theirs, err := os.Readlink(filepath.Join("/proc", fmt.Sprint(cred.Pid), "ns/mnt"))
-	if err != nil {
-		return errors.Is(err, fs.ErrPermission) && cred.Uid == proxyUID
-	}
-	ours, err := os.Readlink("/proc/self/ns/mnt")
-	return err == nil && ours == theirs
 }

@@ -21,6 +21,11 @@ func hungPod(t *testing.T, env ...string) *pod {
 		agent: lab.AgentOptions{Env: env},
 	})
 	lab.ServeTCP(p.Out.Listen(t, "198.51.100.21:3306"), lab.Banner("I am one"))
+	// An Envoy that stands still before the agent has copies of its sockets takes them with it.
+	lab.Eventually(t, lab.Deadline, "the agent has Envoy's sockets", func() error {
+		got := p.c.Run(t, lab.As{UID: lab.AgentUID}, lab.AgentPath, "upgrade-status", "-o", "json")
+		return contains(got.Stdout, "tcp://[::]:15001", "tcp://[::]:15006", "tcp://[::]:15090")
+	})
 	return p
 }
 

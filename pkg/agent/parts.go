@@ -293,7 +293,7 @@ func (s *sidecar) newPublisher() {
 		build:   s.build,
 		assign:  s.vips.Assign,
 		set:     s.xds.Set,
-		applied: s.xds.Applied, connected: s.xds.Connected,
+		applied: s.xds.Applied, connected: s.xds.Connected, renewed: s.xds.Renewed(),
 		warming: s.admin.Warming,
 		rollout: rollout{keep: s.cfg.DNSTTL + lingerMargin},
 		now:     time.Now,

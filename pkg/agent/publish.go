@@ -54,6 +54,9 @@ type publisher struct {
 	applied func(ctx context.Context, version uint64) error
 	// connected says whether an Envoy is there to take a configuration.
 	connected func() bool
+	// renewed holds a token when an Envoy has come in the place of another: it may refuse what
+	// that one took. It may be nil.
+	renewed <-chan struct{}
 	// warming returns how many clusters and listeners Envoy has taken but does not use yet.
 	warming func(context.Context) (clusters, listeners uint64, err error)
 	// names publishes what becomes different in what DNS answers: hosts that are new or have
@@ -99,6 +102,8 @@ func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) {
 			p.publish(ctx, reg, changes)
 		case <-retry:
 			p.bring(ctx, changes)
+		case <-p.renewed:
+			p.renew(ctx, changes)
 		case <-expire:
 			p.send()
 			p.show()
@@ -129,6 +134,13 @@ func (p *publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-c
 		p.answer()
 	}
 	p.bring(ctx, changes)
+}
+
+// renew looks what of the configuration a new Envoy uses.
+func (p *publisher) renew(ctx context.Context, changes <-chan *mesh.Registry) {
+	if p.wanted != nil {
+		p.bring(ctx, changes)
+	}
 }
 
 // bring gives Envoy the wanted resources and, once it uses them, publishes the names of those

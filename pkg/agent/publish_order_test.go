@@ -179,3 +179,27 @@ func TestRefusalKeepsWhatIsInForce(t *testing.T) {
 		})
 	}
 }
+
+// A new Envoy may refuse what the one before took: its names go, though no file has changed.
+func TestNewEnvoyIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage()
+		renewed := make(chan struct{}, 1)
+		s.p.renewed = renewed
+		ctx, cancel := context.WithCancel(t.Context())
+		changes, done := newMailbox(), make(chan struct{})
+		s.next(output(map[string]string{"a.example": "10.0.0.1", "b.example": "10.0.0.2"}))
+		s.applied <- nil
+		go func() { s.p.run(ctx, changes.ch); close(done) }()
+		changes.put(&mesh.Registry{})
+		synctest.Wait()
+		s.applied <- &xds.RejectedError{Resources: []string{"10.0.0.1_80"}, Reasons: []string{"the port is taken"}}
+		renewed <- struct{}{}
+		synctest.Wait()
+		if got := s.answered("a.example"); len(got) != 0 || len(s.answered("b.example")) != 1 {
+			t.Errorf("a.example is answered with %v, b.example with %v", got, s.answered("b.example"))
+		}
+		cancel()
+		<-done
+	})
+}

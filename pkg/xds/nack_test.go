@@ -175,6 +175,19 @@ func TestNACKThenNewEnvoy(t *testing.T) {
 			c.expect("Listener")
 		}
 		rejected := refusedIn(t, applied(t, s, 2))
+		if i == 0 {
+			select {
+			case <-s.Renewed():
+				t.Error("the first Envoy counts as one in the place of another")
+			default:
+			}
+		} else {
+			select {
+			case <-s.Renewed():
+			case <-time.After(patience):
+				t.Error("nobody hears of the second Envoy")
+			}
+		}
 		if !slices.Equal(rejected.Missing(), missing) {
 			t.Errorf("Envoy %d lacks %q, want %q", i, rejected.Missing(), missing)
 		}

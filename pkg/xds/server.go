@@ -61,6 +61,8 @@ type Server struct {
 	streams map[*stream]progress // what each connected Envoy has
 	changed chan struct{}        // closed and replaced when streams or stopped change
 	stopped bool
+	served  bool          // an Envoy has answered for a configuration in full
+	renewed chan struct{} // see Renewed
 }
 
 // progress is how far one stream is; Server.mu guards it.
@@ -79,6 +81,7 @@ func New(l net.Listener, log *slog.Logger) *Server {
 		log:      log,
 		streams:  make(map[*stream]progress),
 		changed:  make(chan struct{}),
+		renewed:  make(chan struct{}, 1),
 		grpc: grpc.NewServer(
 			grpc.ForceServerCodecV2(codec{}),
 			grpc.MaxRecvMsgSize(maxRequest),
@@ -182,6 +185,25 @@ func (s *Server) look(version uint64) (waiting string, changed <-chan struct{}, 
 		return "", nil, true, errors.New("the xDS server has stopped")
 	}
 	return waiting, s.changed, false, nil
+}
+
+// Renewed holds a token once an Envoy that came after another one has answered for its
+// first configuration: it may refuse what that one took.
+func (s *Server) Renewed() <-chan struct{} { return s.renewed }
+
+// answered notes that a stream has answered for its first configuration. The caller has
+// reported that.
+func (s *Server) answered() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.served {
+		s.served = true
+		return
+	}
+	select {
+	case s.renewed <- struct{}{}:
+	default:
+	}
 }
 
 // Connected says whether an Envoy has a stream open.

@@ -206,11 +206,15 @@ func (st *stream) next() {
 	}
 	st.phase = idle
 	st.server.counters.pushes.Add(1)
+	first := st.progress.done == 0
 	st.progress = progress{done: st.pushed.version, waiting: "it is about to be sent"}
 	if rejected := st.rejected(); rejected != nil {
 		st.progress.failed = rejected
 	}
 	st.report()
+	if first {
+		st.server.answered()
+	}
 }
 
 func (st *stream) wait(what string) {

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"understudy.mesh/dnsproxy"
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/config"
@@ -114,6 +116,9 @@ func (s *sockets) listenDNS(addrs []netip.AddrPort) error {
 			return fmt.Errorf("the generation before gave one of the two DNS sockets of %s", addr)
 		}
 		conns, listeners, err := dnsproxy.Listen([]netip.AddrPort{addr})
+		if errors.Is(err, unix.EADDRINUSE) {
+			return fmt.Errorf("%w; %s", err, status.Taken(addr.Port(), "DNS_PROXY_ADDR"))
+		}
 		if err != nil {
 			return err
 		}

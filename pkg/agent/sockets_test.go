@@ -7,10 +7,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/status"
@@ -250,4 +253,36 @@ func TestAcceptLeavesNothingOpenWhenItFails(t *testing.T) {
 		}
 	}
 	s.sockets.close()
+}
+
+// A port of the DNS server may be held by a socket that listens to nobody.
+func TestDNSPortTaken(t *testing.T) {
+	addr := netip.MustParseAddrPort("127.0.0.1:0")
+	for _, network := range []string{"tcp", "udp"} {
+		t.Run(network, func(t *testing.T) {
+			var bound net.Addr
+			if network == "udp" {
+				c, err := net.ListenPacket("udp4", addr.String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				bound = c.LocalAddr()
+			} else {
+				l, err := net.Listen("tcp4", addr.String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				bound = l.Addr()
+			}
+			s := &sockets{log: quiet(), own: new(hotrestart.Sockets)}
+			defer s.own.Close()
+			taken := netip.MustParseAddrPort(bound.String())
+			err := s.listenDNS([]netip.AddrPort{taken})
+			if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), status.Taken(taken.Port(), "DNS_PROXY_ADDR")) {
+				t.Errorf("%v: %v", bound, err)
+			}
+		})
+	}
 }

@@ -52,13 +52,21 @@ func Listen(s Socket) ([]net.Listener, error) {
 func (s Socket) explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("listen on port %d for %s: %w; another process has it (`ss -ltnp 'sport = :%d'` shows which): stop that one, or choose another port with %s",
-			s.Port, s.Use, err, s.Port, s.Setting)
+		return fmt.Errorf("listen on port %d for %s: %w; %s", s.Port, s.Use, err, Taken(s.Port, s.Setting))
 	case errors.Is(err, syscall.EACCES):
 		return fmt.Errorf("listen on port %d for %s: %w; ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE: choose a higher one with %s",
 			s.Port, s.Use, err, s.Setting)
 	}
 	return fmt.Errorf("listen on port %d for %s: %w", s.Port, s.Use, err)
+}
+
+// Taken says who may have a port that is in use (EADDRINUSE), and the way out. setting is
+// what moves it elsewhere. It need be no listener: the kernel gives a port to an outgoing
+// connection, too, if net.ipv4.ip_local_port_range has it and
+// net.ipv4.ip_local_reserved_ports has not (Linux, networking/ip-sysctl).
+func Taken(port uint16, setting string) string {
+	return fmt.Sprintf("another process listens there, or has an outgoing connection from it (`ss -tuanp 'sport = :%d'` shows which): stop that one, or choose another port with %s; "+
+		"to keep outgoing connections off it, have it in the pod's sysctl net.ipv4.ip_local_reserved_ports", port, setting)
 }
 
 func portString(p uint16) string { return strconv.Itoa(int(p)) }

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -135,11 +137,41 @@ func TestListenPortTaken(t *testing.T) {
 		if !errors.Is(err, syscall.EADDRINUSE) {
 			t.Errorf("loopback=%v: %v is not EADDRINUSE", loopback, err)
 		}
-		for _, word := range []string{strconv.Itoa(port), "the status server", "--statusPort"} {
+		for _, word := range []string{strconv.Itoa(port), "the status server", "--statusPort", "outgoing connection", "net.ipv4.ip_local_reserved_ports"} {
 			if !strings.Contains(err.Error(), word) {
 				t.Errorf("loopback=%v: %q does not name %q", loopback, err, word)
 			}
 		}
+	}
+}
+
+// A port may be taken by a connection that only goes out from it. The command that the
+// error names has to show it.
+func TestListenPortTakenByAConnection(t *testing.T) {
+	server, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	c, err := net.Dial("tcp4", server.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	port := c.LocalAddr().(*net.TCPAddr).Port
+	ls, err := Listen(Socket{Port: uint16(port), Use: "the status server", Setting: "--statusPort"})
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		closeListeners(ls)
+		t.Fatalf("%v is not EADDRINUSE", err)
+	}
+	_, rest, _ := strings.Cut(err.Error(), "`")
+	command, _, _ := strings.Cut(rest, "`")
+	if _, err := exec.LookPath("ss"); err != nil && os.Getenv("CI") != "true" {
+		t.Skip(err)
+	}
+	out, err := exec.Command("sh", "-c", command).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), server.Addr().String()) {
+		t.Errorf("%s: %v: does not show the connection to %s:\n%s", command, err, server.Addr(), out)
 	}
 }
 

@@ -188,7 +188,7 @@ func repack(reply []byte, q *query) ([]byte, error) {
 		return nil, fmt.Errorf("read upstream answer: %w", err)
 	}
 	if m.Rcode > rcodes { // BADVERS and the like are between it and us
-		return nil, fmt.Errorf("read upstream answer: rcode %s", dns.RcodeToString[m.Rcode])
+		return nil, fmt.Errorf("read upstream answer: rcode %s", rcodeName(m.Rcode))
 	}
 	if len(m.Question) == 0 { // a refusal, see isReply
 		return appendReply(nil, q, 0, m.Rcode), nil

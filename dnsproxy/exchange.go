@@ -20,6 +20,7 @@ type try struct {
 	u     *upstream
 	q     *query
 	tcp   bool
+	edns  bool
 	began time.Time // by the injected clock: for the records
 	sent  time.Time // by the real one: for deadlines
 	limit time.Time // when it is given up
@@ -29,16 +30,25 @@ type try struct {
 
 	out   *datagram // the first question, where that is on its way
 	reply []byte    // to the first question, where that has come
+	cut   bool      // the last answer over UDP was
 }
 
-// begin sends q to u, over UDP unless tcp says otherwise.
-func (f *forwarder) begin(u *upstream, q *query, p *plan, limit time.Time) (*try, error) {
-	t := &try{f: f, u: u, q: q, tcp: p.TCP, began: f.now(), sent: time.Now(), limit: limit}
+// attempt says how long a try may last, and whether there was another before it at the
+// same server.
+type attempt struct {
+	limit time.Time
+	again bool
+}
+
+// begin sends q to u, over UDP unless p says otherwise.
+func (f *forwarder) begin(u *upstream, q *query, p *plan, a attempt) (*try, error) {
+	t := &try{f: f, u: u, q: q, tcp: p.TCP, began: f.now(), sent: time.Now(), limit: a.limit}
+	t.edns = u.edns(t.began, a.again)
 	u.begin(t.began)
 	if t.tcp {
 		return t, nil
 	}
-	out, err := t.send(true, t.sent)
+	out, err := t.send(t.sent)
 	t.out = out
 	return t, err
 }
@@ -47,8 +57,8 @@ func (t *try) target() target { return target{t.u.addr, t.f.mark} }
 
 // send sends the question over UDP; close ends that. It is noted first, for it
 // may be back at once.
-func (t *try) send(edns bool, now time.Time) (*datagram, error) {
-	request := buildRequest(t.q, edns)
+func (t *try) send(now time.Time) (*datagram, error) {
+	request := buildRequest(t.q, t.edns)
 	id := t.q.scope.sent.add(request, t.q)
 	d, err := t.q.scope.sockets.ask(t.target(), request, now)
 	if err != nil {
@@ -63,8 +73,8 @@ func (t *try) close(d *datagram, answered bool) {
 }
 
 // soon waits for the answer a short time: nearly always that is enough, and
-// costs no goroutine. An answer that is not the last word, cut or without EDNS,
-// is left to finish. done says that there is no more to be done.
+// costs no goroutine. An answer that is not the last word, cut or to be had without EDNS
+// only, is left to finish. done says that there is no more to be done.
 func (t *try) soon(ctx context.Context, until time.Time) (msg []byte, done bool, err error) {
 	if ctx.Err() != nil { // when it ends later, so does the wait: see scope.open
 		until = past()
@@ -81,41 +91,37 @@ func (t *try) soon(ctx context.Context, until time.Time) (msg []byte, done bool,
 	if err != nil {
 		return nil, true, err
 	}
-	if flagsOf(reply)&flagTC != 0 || isRefusal(reply) {
+	if msg, err = canonical(reply, t.q); flagsOf(reply)&flagTC != 0 || !t.accept(msg, err) {
 		t.reply = bytes.Clone(reply)
 		return nil, false, nil
 	}
-	msg, err = canonical(reply, t.q)
 	return msg, true, err
 }
 
 // finish does what is left, within ctx, which ends at the try's limit.
 func (t *try) finish(ctx context.Context) ([]byte, error) {
-	reply, err := t.ask(ctx, true)
-	if err != nil {
+	reply, err := t.ask(ctx)
+	if err != nil && !t.cut {
 		return nil, err
 	}
-	if isRefusal(reply) { // servers from before EDNS, RFC 6891 section 7
-		if reply, err = t.ask(ctx, false); err != nil {
-			return nil, err
-		}
+	var msg []byte
+	if err == nil {
+		msg, err = canonical(reply, t.q)
 	}
-	return canonical(reply, t.q)
+	if t.accept(msg, err) {
+		return msg, err
+	}
+	return t.plainly(ctx, msg, err)
 }
 
-// isRefusal says whether a server did not like the way it was asked.
-func isRefusal(reply []byte) bool {
-	code := rcodeOf(reply)
-	return code == rcodeFormErr || code == rcodeNotImp
-}
-
-func (t *try) ask(ctx context.Context, edns bool) (reply []byte, err error) {
+func (t *try) ask(ctx context.Context) (reply []byte, err error) {
 	if !t.tcp {
-		if reply, err = t.overUDP(ctx, edns); err != nil || flagsOf(reply)&flagTC == 0 {
+		reply, err = t.overUDP(ctx)
+		if t.cut = err == nil && flagsOf(reply)&flagTC != 0; !t.cut {
 			return reply, err
 		}
 	}
-	request := buildRequest(t.q, edns)
+	request := buildRequest(t.q, t.edns)
 	id := t.q.scope.sent.add(request, t.q)
 	defer t.q.scope.sent.remove(id)
 	reply, err = t.q.scope.streams.ask(ctx, &t.q.scope.tasks, t.target(), request)
@@ -127,7 +133,7 @@ func (t *try) ask(ctx context.Context, edns bool) (reply []byte, err error) {
 
 // overUDP waits for the answer to the question that is on its way, if there is
 // one, or asks. A reply that came earlier is taken first.
-func (t *try) overUDP(ctx context.Context, edns bool) ([]byte, error) {
+func (t *try) overUDP(ctx context.Context) ([]byte, error) {
 	if reply := t.reply; reply != nil {
 		t.reply = nil
 		return reply, nil
@@ -136,7 +142,7 @@ func (t *try) overUDP(ctx context.Context, edns bool) ([]byte, error) {
 	t.out = nil
 	if out == nil {
 		var err error
-		if out, err = t.send(edns, time.Now()); err != nil {
+		if out, err = t.send(time.Now()); err != nil {
 			return nil, err
 		}
 	}

@@ -146,7 +146,7 @@ func (f *forwarder) probe(p *plan, q *query) {
 				ctx, cancel := context.WithTimeout(ctx, f.heard(p))
 				defer cancel()
 				defer context.AfterFunc(own.scope.lives.context(), cancel)()
-				t, err := f.begin(u, &own, p, time.Now().Add(f.heard(p)))
+				t, err := f.begin(u, &own, p, attempt{limit: time.Now().Add(f.heard(p))})
 				if err == nil {
 					_, err = t.finish(ctx)
 				}

@@ -21,6 +21,7 @@ type race struct {
 	tryTime  time.Duration // until another try is begun
 	heard    time.Duration // until a try is given up
 
+	rounds  int       // how often each server is asked
 	asked   int       // tries begun, in p's order, round after round
 	next    time.Time // when another is begun though none has failed
 	running []*try
@@ -41,8 +42,12 @@ type result struct {
 }
 
 func newRace(f *forwarder, p *plan, q *query) *race {
+	rounds := p.Attempts
+	if rounds == 1 && slices.ContainsFunc(p.servers, func(u *upstream) bool { return !u.understood(f.now()) }) {
+		rounds = 2 // the second one without EDNS
+	}
 	return &race{
-		f: f, p: p, q: q, deadline: time.Now().Add(f.timeLeft(p, q)), tryTime: f.tryTime(p), heard: f.heard(p),
+		f: f, p: p, q: q, rounds: rounds, deadline: time.Now().Add(f.timeLeft(p, q)), tryTime: f.tryTime(p), heard: f.heard(p),
 		worst: answer{source: SourceFailure}, last: errBudget,
 	}
 }
@@ -127,7 +132,7 @@ func (r *race) wake(now time.Time) time.Duration {
 
 // more says whether a try is left.
 func (r *race) more() bool {
-	for ; r.asked < len(r.p.servers)*r.p.Attempts; r.asked++ {
+	for ; r.asked < len(r.p.servers)*r.rounds; r.asked++ {
 		if !r.bad[r.server()] {
 			return true
 		}
@@ -144,18 +149,20 @@ func (r *race) begin() (*try, error) {
 	hedge := len(r.running) > 0 && !r.f.parallel
 	r.asked++
 	now := time.Now()
-	limit := now.Add(r.heard)
+	how := attempt{now.Add(r.heard), r.asked > len(r.p.servers)}
 	r.next = now.Add(r.patience(u))
 	if hedge {
 		u.hedge()
 	}
-	return r.f.begin(u, r.q, r.p, limit)
+	return r.f.begin(u, r.q, r.p, how)
 }
 
 // patience is how long u may take before the next server is asked, too.
 func (r *race) patience(u *upstream) time.Duration {
 	wait := min(u.patience(), r.tryTime)
 	switch {
+	case r.asked%len(r.p.servers) == 0 && r.p.Attempts == 1: // there is a next round for EDNS only
+		return r.f.budget(r.p) / minTries
 	case r.asked%len(r.p.servers) == 0: // the next round
 		return max(wait, min(askAgain, r.tryTime))
 	case r.f.parallel:

@@ -93,7 +93,11 @@ func (s *sentQuestions) remove(id uint16) {
 // chooses. Few clients send AD, DO's size and no capital; so one whose id is
 // the same by chance is not taken for us.
 func (s *sentQuestions) has(q *query) bool {
-	if !q.edns || !q.has(flagAD) || q.limit != ownUDPSize && q.limit != maxMessage {
+	size := minUDPSize
+	if q.edns {
+		size = ownUDPSize
+	}
+	if !q.has(flagAD) || q.limit != size && q.limit != maxMessage {
 		return false
 	}
 	if string(q.question()[:q.lowerN]) != string(q.wire()) {

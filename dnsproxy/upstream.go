@@ -77,6 +77,7 @@ type upstream struct {
 	last     time.Time // when it was last asked
 	answered time.Time // when it last answered
 	rtt      smoothed
+	dialect  dialect
 	err      error // the last one
 	erred    time.Time
 	stats    UpstreamStats

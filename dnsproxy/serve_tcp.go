@@ -17,9 +17,6 @@ const (
 	// fit many times.
 	maxQuery = 4096
 
-	// maxConns is the contract's number of TCP connections at once.
-	maxConns = 64
-
 	// tcpIdle is how long a connection may be silent: RFC 7766 section
 	// 6.2.3 wants seconds.
 	tcpIdle = 10 * time.Second
@@ -56,7 +53,7 @@ type tcpConn struct {
 	replies int           // in out
 	slots   chan struct{} // one for each query that waits
 	write   sync.Mutex
-	active  time.Time // when it last had a query; guarded by connSet.mu
+	active  time.Time // when it last had a whole query, or an answer late; guarded by connSet.mu
 }
 
 // serveTCP accepts connections from l until Release.
@@ -79,12 +76,9 @@ func (v *Serving) serveTCP(l *net.TCPListener) {
 		conn.SetWriteBuffer(tcpUnread) // where that fails, it is as it was
 		c := &tcpConn{Conn: conn, serving: v, slots: make(chan struct{}, maxPipelined)}
 		c.in = bufio.NewReaderSize(conn, 2+maxQuery)
-		if !v.server.conns.add(c, &v.server.counters) {
-			conn.Close()
-			continue
-		}
+		v.server.admit(v.taking, c)
 		v.scope.tasks.Go(func() {
-			defer v.server.conns.remove(c, &v.server.counters)
+			defer v.server.dismiss(c)
 			v.serveConn(c)
 		})
 	}
@@ -128,12 +122,14 @@ func (v *Serving) serveConn(c *tcpConn) {
 // next returns the next message, which is good until it is called again. What
 // was gathered is sent before it waits.
 func (c *tcpConn) next() ([]byte, error) {
-	if c.in.Buffered() == 0 {
+	arrived := c.in.Buffered() == 0
+	if arrived {
 		if err := c.awaitQuery(); err != nil {
 			return nil, err
 		}
 	}
 	if !c.whole() {
+		arrived = true
 		if err := c.flush(); err != nil {
 			return nil, err
 		}
@@ -151,6 +147,9 @@ func (c *tcpConn) next() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if arrived {
+		c.serving.server.touch(c)
+	}
 	_, err = c.in.Discard(2 + n)
 	return msg[2:], err
 }
@@ -165,7 +164,6 @@ func (c *tcpConn) awaitQuery() error {
 		c.SetReadDeadline(deadlineIn(releasedIdle))
 	}
 	_, err := c.in.Peek(1)
-	c.serving.server.conns.touch(c)
 	return err
 }
 
@@ -250,73 +248,7 @@ func (v *Serving) dispatchTCP(c *tcpConn, pending *sync.WaitGroup, q *query) ([]
 		if c.send(append(framed, reply...)) != nil {
 			c.Close() // half a reply makes the rest unreadable
 		}
-		v.server.conns.touch(c)
+		v.server.touch(c)
 	})
 	return nil, nil
-}
-
-// connSet is the open TCP connections, of every Serving.
-type connSet struct {
-	mu   sync.Mutex
-	open map[*tcpConn]struct{}
-}
-
-// add admits c. When there are too many, the one that has been idle longest
-// is closed; when all are busy, c is not admitted.
-func (s *connSet) add(c *tcpConn, count *counters) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.open == nil {
-		s.open = map[*tcpConn]struct{}{}
-	}
-	if len(s.open) >= maxConns {
-		count.tcpCut.Add(1)
-		idle := s.idlest()
-		if idle == nil {
-			return false
-		}
-		idle.Close()
-		delete(s.open, idle)
-		count.tcpOpen.Add(-1)
-	}
-	c.active = time.Now()
-	s.open[c] = struct{}{}
-	count.tcpOpen.Add(1)
-	return true
-}
-
-func (s *connSet) idlest() *tcpConn {
-	var idle *tcpConn
-	for c := range s.open {
-		if len(c.slots) == 0 && (idle == nil || c.active.Before(idle.active)) {
-			idle = c
-		}
-	}
-	return idle
-}
-
-func (s *connSet) touch(c *tcpConn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c.active = time.Now()
-}
-
-func (s *connSet) remove(c *tcpConn, count *counters) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.open[c]; ok {
-		delete(s.open, c)
-		count.tcpOpen.Add(-1)
-	}
-}
-
-// each calls do for the connections that v accepted.
-func (s *connSet) each(v *Serving, do func(*tcpConn)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.open {
-		if c.serving == v {
-			do(c)
-		}
-	}
 }

@@ -106,7 +106,7 @@ func TestTCPBadMessages(t *testing.T) {
 	}
 }
 
-// The 65th connection closes the one that is idle longest.
+// One connection more than there may be closes the one that is idle longest.
 func TestTCPConnectionBound(t *testing.T) {
 	s := start(t, Config{ResolvConf: writeConf(t)})
 	s.Swap(NewTable(testHosts, 0))
@@ -139,6 +139,105 @@ func TestTCPConnectionBound(t *testing.T) {
 	}
 	if st := s.Stats(); st.TCPOpen > maxConns || st.TCPCut != 1 {
 		t.Errorf("open %d, cut %d", st.TCPOpen, st.TCPCut)
+	}
+}
+
+// A connection that spoke a moment ago is not closed for another, which waits until one
+// ends or has been silent: what it asks meanwhile is answered then.
+func TestTCPBusyConnectionsStay(t *testing.T) {
+	now := newClock()
+	s := start(t, Config{ResolvConf: writeConf(t), Now: now.Now})
+	s.Swap(NewTable(testHosts, 0))
+	query := func(c net.Conn) {
+		if err := writeFramed(c, wireQuery(t, 1, "aliyun.com.")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answered := func(what string, c net.Conn) {
+		t.Helper()
+		if _, err := readFramed(c); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	var open []net.Conn
+	for range maxConns {
+		open = append(open, dialTCP(t, s))
+	}
+	var more []net.Conn
+	for range 3 { // one is accepted and waits, the others wait in the kernel
+		c := dialTCP(t, s)
+		query(c)
+		more = append(more, c)
+	}
+	for range 2 {
+		for i, c := range open {
+			query(c)
+			answered(fmt.Sprint("busy connection ", i), c)
+		}
+	}
+	if st := s.Stats(); st.TCPCut != 0 || st.TCPOpen != maxConns {
+		t.Fatalf("cut %d, open %d", st.TCPCut, st.TCPOpen)
+	}
+	open[0].Close()
+	answered("the first to wait", more[0])
+	now.add(connQuiet)
+	answered("the second", more[1])
+	answered("the third", more[2])
+	if st := s.Stats(); st.TCPCut != 2 || st.TCPOpen != maxConns {
+		t.Errorf("cut %d, open %d", st.TCPCut, st.TCPOpen)
+	}
+}
+
+// Who was accepted and waits is served when the Serving lets go of the sockets.
+func TestTCPWaiterIsServedOnRelease(t *testing.T) {
+	udp, tcp := listen(t)
+	addr := tcp[0].Addr().String()
+	s := newServer(t, Config{ResolvConf: writeConf(t), Now: newClock().Now})
+	s.Swap(NewTable(testHosts, 0))
+	v := s.Start(udp, tcp)
+	defer closeNow(t, v)
+	for range maxConns {
+		dialTCP(t, &testServer{s, addr})
+	}
+	waitFor(t, "a full house", func() bool { return s.Stats().TCPOpen == maxConns })
+	c := dialTCP(t, &testServer{s, addr})
+	if err := writeFramed(c, wireQuery(t, 1, "aliyun.com.")); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "one who waits", func() bool { s.conns.mu.Lock(); defer s.conns.mu.Unlock(); return s.conns.freed != nil })
+	v.Release()
+	if _, err := readFramed(c); err != nil {
+		t.Error(err)
+	}
+}
+
+// A connection is not silent whose query is in the kernel.
+func TestTCPUnreadQueryCounts(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	now := newClock().Now()
+	c := &tcpConn{Conn: conn, active: now}
+	set := connSet{open: map[*tcpConn]struct{}{c: {}}}
+	if set.quietest(now.Add(connQuiet)) != c || set.quietest(now) != nil {
+		t.Error("silence is not told from speech")
+	}
+	client.Write([]byte{0})
+	waitFor(t, "the query", func() bool { return unread(conn) })
+	if set.quietest(now.Add(connQuiet)) != nil {
+		t.Error("a connection with a query is taken for silent")
 	}
 }
 

@@ -31,6 +31,9 @@ func (l *loader) check(c *Config) {
 	if c.DrainDuration < time.Second {
 		l.blame("drainDuration", c.DrainDuration.String(), "want at least 1s: Envoy counts whole seconds")
 	}
+	if c.ConnectTimeout < time.Millisecond {
+		l.blame("connectTimeout", c.ConnectTimeout.String(), "want at least 1ms: Envoy refuses a cluster that has no time to connect")
+	}
 	if c.DNSTTL < time.Second || c.DNSTTL%time.Second != 0 {
 		l.blame("dnsTTL", c.DNSTTL.String(), "want whole seconds, at least 1s: so records count, and what nobody may keep is asked for again each time")
 	}

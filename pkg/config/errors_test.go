@@ -70,6 +70,7 @@ func TestProblems(t *testing.T) {
 		{"unreadable labels", file(LabelsFile, "unreadable"), LabelsFile + `: downward API: want a readable file: open ` + LabelsFile + `: permission denied`},
 		{"mesh file", file(meshPath, "accessLogEncoding: XML"), meshPath + `: accessLogEncoding="XML": want one of TEXT, JSON`},
 		{"mesh file's ProxyConfig", file(meshPath, "defaultConfig: {proxyAdminPort: 70000}"), meshPath + `: defaultConfig.proxyAdminPort="70000": want a port from 1 to 65535`},
+		{"no time to connect", file(meshPath, "connectTimeout: 0s"), meshPath + `: connectTimeout="0s": want at least 1ms...`},
 		{"mesh file unreadable", file(meshPath, "unreadable"), meshPath + `: mesh config: want a readable file: ...`},
 		{"bytes", env("ISTIO_META_X=\xff"), `environment: ISTIO_META_X="\xff": want UTF-8 text`},
 		{"bytes in a setting", env("POD_NAME=\xff"), `environment: POD_NAME="\xff": want UTF-8 text`},

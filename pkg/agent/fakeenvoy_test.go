@@ -20,6 +20,7 @@ import (
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"golang.org/x/sys/unix"
+	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -37,6 +38,7 @@ type fakeEnvoy struct {
 	ExitsOnce    string // the same, unless this file exists, which is made then
 	Unready      bool   // its admin never says that it serves
 	LongStats    bool   // its counters, and how their names are to be read, are more than a hand-off carries
+	Refuses      string // the name of a cluster or listener
 	Slow         bool   // it serves, but says that it accepts on all its listeners only after SIGUSR1
 
 	where       string // --socket-path
@@ -116,7 +118,7 @@ func (f *fakeEnvoy) admin(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// takeResources acknowledges whatever it gets, and returns after the first listeners.
+// takeResources acknowledges whatever it gets but what it refuses, and returns after the first listeners.
 func (f *fakeEnvoy) takeResources(path string) error {
 	const cds, lds = "type.googleapis.com/envoy.config.cluster.v3.Cluster", "type.googleapis.com/envoy.config.listener.v3.Listener"
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -137,7 +139,7 @@ func (f *fakeEnvoy) takeResources(path string) error {
 		for {
 			resp, err := stream.Recv()
 			if err == nil {
-				err = stream.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.TypeUrl, ResponseNonce: resp.Nonce})
+				err = stream.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.TypeUrl, ResponseNonce: resp.Nonce, ErrorDetail: f.verdict(resp)})
 			}
 			if err != nil || resp.TypeUrl == lds {
 				select {
@@ -151,6 +153,17 @@ func (f *fakeEnvoy) takeResources(path string) error {
 		}
 	}()
 	return <-first
+}
+
+// verdict is nil for a response that Envoy takes. A resource against a rule has it refused whole,
+// and the message does not say which.
+func (f *fakeEnvoy) verdict(resp *discoveryv3.DeltaDiscoveryResponse) *status.Status {
+	for _, r := range resp.Resources {
+		if r.Name == f.Refuses {
+			return &status.Status{Message: "Proto constraint validation failed"}
+		}
+	}
+	return nil
 }
 
 // serve listens, on what the generation before has where there is one.

@@ -112,6 +112,28 @@ func TestNACKWithoutName(t *testing.T) {
 	}
 }
 
+// TestNACKKeepsTheOrder: what is to come first does, although Envoy refuses its neighbour.
+func TestNACKKeepsTheOrder(t *testing.T) {
+	s, path := startServer(t)
+	s.SendFirst("z")
+	version := s.Set(Snapshot{Listeners: list("a", "b", "c", "z")})
+	c := connect(t, path)
+	c.subscribe(ClusterType)
+	c.expect("Cluster")
+	c.subscribe(ListenerType)
+	resp := c.next()
+	if got := describe(resp); got != "Listener +z +a +b +c" {
+		t.Fatal(got)
+	}
+	c.nack(resp, "cannot parse")
+	c.expect("Listener +z")
+	c.nack(c.next(), "cannot parse") // a
+	c.expect("Listener +b +c")
+	if rejected := refusedIn(t, applied(t, s, version)); !slices.Equal(rejected.Resources, []string{"a"}) {
+		t.Errorf("got %+v", rejected)
+	}
+}
+
 func refusedIn(t *testing.T, err error) *RejectedError {
 	t.Helper()
 	var rejected *RejectedError

@@ -271,7 +271,7 @@ func firstOnes(resources []Resource, names []string) []Resource {
 
 // sendParts sends the parts of refused responses, all at once, each in a response of its own.
 func (st *stream) sendParts(sub *subscription) (sent bool, err error) {
-	parts := sub.parts
+	parts := leading(sub.parts, st.server.first)
 	sub.parts = nil
 	for _, names := range parts {
 		changed, removed := sub.among(st.pushed, names)
@@ -284,6 +284,25 @@ func (st *stream) sendParts(sub *subscription) (sent bool, err error) {
 		sent = true
 	}
 	return sent, nil
+}
+
+// leading takes the given names out of parts and puts them before, in a part of their own: what
+// another resource of theirs is refused for must not have them come last.
+func leading(parts [][]string, names []string) [][]string {
+	var first []string
+	for i, part := range parts {
+		parts[i] = slices.DeleteFunc(part, func(name string) bool {
+			is := slices.Contains(names, name)
+			if is {
+				first = append(first, name)
+			}
+			return is
+		})
+	}
+	if len(first) == 0 {
+		return parts
+	}
+	return append([][]string{first}, parts...)
 }
 
 // chunk is how many of the resources go into one response.

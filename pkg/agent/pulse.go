@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"understudy.mesh/pkg/envoy"
 )
 
 const (
@@ -32,20 +34,22 @@ type pulse struct {
 // beat is what was seen at one tick.
 type beat struct {
 	now      time.Time
-	answered bool          // since the tick before
-	cpu      time.Duration // what the main thread has had, ever
-	cpuKnown bool
-	starved  bool // the node has nothing to give
+	answered bool         // since the tick before
+	thread   envoy.Thread // its main thread
+	known    bool         // thread is
+	starved  bool         // the node has nothing to give
 }
 
 // tick notes a beat, and returns why Envoy counts as hung; "" while it does not.
 func (p *pulse) tick(b beat) (hung string) {
-	passed, idled := b.now.Sub(p.last), b.cpuKnown && b.cpu == p.cpu
-	p.last, p.cpu = b.now, b.cpu
+	passed, idled := b.now.Sub(p.last), b.known && b.thread.Time == p.cpu
+	p.last, p.cpu = b.now, b.thread.Time
+	// A thread that would run and is not let waits for a processor, and not for anything of Envoy's.
+	starved := b.starved || idled && b.thread.Runnable || passed > pulsePoll+maxLate
 	switch {
 	case b.answered:
 		p.silent, p.idle = 0, 0
-	case b.starved || passed > pulsePoll+maxLate:
+	case starved:
 		// It says nothing about Envoy: one bad node would turn all its pods unready.
 	default:
 		p.silent += passed
@@ -66,7 +70,7 @@ func (p *pulse) tick(b beat) (hung string) {
 // watch is how the pulse of one Envoy is taken, and what comes of it.
 type watch struct {
 	ask     func(context.Context) error // returns once Envoy answers; an error is no answer
-	cpu     func() (time.Duration, error)
+	thread  func() (envoy.Thread, error)
 	starved func() bool
 	hung    func(reason string) // it hangs; called again each second, as long as it does
 	well    func()              // it answers again
@@ -96,8 +100,8 @@ func (w watch) run(ctx context.Context) {
 		case <-tick.C:
 			b := beat{now: time.Now(), answered: answered}
 			if !answered { // else nobody needs to look
-				cpu, err := w.cpu()
-				b.cpu, b.cpuKnown, b.starved = cpu, err == nil, w.starved()
+				thread, err := w.thread()
+				b.thread, b.known, b.starved = thread, err == nil, w.starved()
 			}
 			if reason := p.tick(b); reason != "" {
 				hangs = true

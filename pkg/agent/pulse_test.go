@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"understudy.mesh/pkg/envoy"
 )
 
 func TestPulse(t *testing.T) {
@@ -18,21 +20,23 @@ func TestPulse(t *testing.T) {
 	for name, tc := range map[string]struct {
 		answers, starved func(second int) bool
 		cpu              func(second int) time.Duration
-		unknown          bool
-		late             int // seconds, of each tick, beyond the one
-		want             int // the second at which it hangs; 0: never, in five minutes
+		unknown, runs    bool // nothing is known of the thread; it would run
+		late             int  // seconds, of each tick, beyond the one
+		want             int  // the second at which it hangs; 0: never, in five minutes
 	}{
-		"healthy":              {answers: func(int) bool { return true }, cpu: idle},
-		"stopped":              {cpu: idle, want: 30},
-		"busy":                 {cpu: works, want: 120},
-		"busy for 20 s":        {cpu: works, answers: func(s int) bool { return s >= 20 }},
-		"busy, then stopped":   {cpu: func(s int) time.Duration { return works(min(s, 50)) }, want: 80},
-		"works now and then":   {cpu: func(s int) time.Duration { return works(s / 20) }, want: 120},
-		"answers now and then": {cpu: idle, answers: func(s int) bool { return s%29 == 0 }},
-		"nothing is known":     {cpu: idle, unknown: true, want: 120},
-		"starved":              {cpu: idle, starved: func(int) bool { return true }},
-		"starved in between":   {cpu: idle, starved: func(s int) bool { return s > 10 && s <= 50 }, want: 70},
-		"a late timer":         {cpu: idle, late: 2},
+		"healthy":               {answers: func(int) bool { return true }, cpu: idle},
+		"stopped":               {cpu: idle, want: 30},
+		"busy":                  {cpu: works, want: 120},
+		"busy for 20 s":         {cpu: works, answers: func(s int) bool { return s >= 20 }},
+		"busy, then stopped":    {cpu: func(s int) time.Duration { return works(min(s, 50)) }, want: 80},
+		"works now and then":    {cpu: func(s int) time.Duration { return works(s / 20) }, want: 120},
+		"answers now and then":  {cpu: idle, answers: func(s int) bool { return s%29 == 0 }},
+		"nothing is known":      {cpu: idle, unknown: true, want: 120},
+		"waits for a processor": {cpu: idle, runs: true},
+		"spins":                 {cpu: works, runs: true, want: 120},
+		"starved":               {cpu: idle, starved: func(int) bool { return true }},
+		"starved in between":    {cpu: idle, starved: func(s int) bool { return s > 10 && s <= 50 }, want: 70},
+		"a late timer":          {cpu: idle, late: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tc.answers == nil {
@@ -45,7 +49,7 @@ func TestPulse(t *testing.T) {
 			p := pulse{last: now}
 			for second := 1; second <= 300; second++ {
 				now = now.Add(time.Duration(1+tc.late) * time.Second)
-				b := beat{now: now, answered: tc.answers(second), cpu: tc.cpu(second), cpuKnown: !tc.unknown, starved: tc.starved(second)}
+				b := beat{now: now, answered: tc.answers(second), thread: envoy.Thread{Time: tc.cpu(second), Runnable: tc.runs}, known: !tc.unknown, starved: tc.starved(second)}
 				hung := p.tick(b)
 				if want := tc.want > 0 && second >= tc.want; (hung != "") != want {
 					t.Fatalf("after %d s: %q, want it to hang: %v", second, hung, want)
@@ -89,7 +93,7 @@ func TestWatch(t *testing.T) {
 				<-ctx.Done()
 				return ctx.Err()
 			},
-			cpu: func() (time.Duration, error) { return 0, nil }, starved: func() bool { return false },
+			thread: func() (envoy.Thread, error) { return envoy.Thread{}, nil }, starved: func() bool { return false },
 			hung: func(string) { hung = append(hung, after()) }, well: func() { well = append(well, after()) },
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
@@ -147,6 +151,15 @@ func TestHungEnvoy(t *testing.T) {
 			}
 			defer func() { i.Kill(); <-i.cleared }()
 			s.process = i
+			// Time flies in the bubble: it must not still be on its way to sleep.
+			asleep := 0
+			waitFor(t, "it to sleep", func() bool {
+				if thread, err := i.MainThread(); err != nil || thread.Runnable {
+					asleep = 0
+				}
+				asleep++
+				return asleep == 50
+			})
 			ctx, cancel := context.WithCancel(t.Context())
 			synctest.Test(t, func(t *testing.T) {
 				go s.takePulse(ctx, i)
@@ -165,6 +178,9 @@ func TestHungEnvoy(t *testing.T) {
 			})
 			if restart {
 				<-i.Done()
+				if !strings.Contains(s.ended, "hangs") { // not for want of memory, as after another SIGKILL
+					t.Errorf("it was ended because of %q", s.ended)
+				}
 			} else if isClosed(i.Done()) {
 				t.Error("it was ended")
 			}

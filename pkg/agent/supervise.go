@@ -50,6 +50,7 @@ type supervisor struct {
 	// restartHung ends an Envoy that hangs, instead of only saying so.
 	restartHung bool
 	node        pressure // only the goroutine that takes the pulse uses it
+	ended       string   // why the last Envoy was ended by the agent; "" when it was not
 
 	mu       sync.Mutex
 	process  *instance
@@ -73,7 +74,7 @@ func (s *supervisor) run(ctx context.Context) error {
 			died.how = err.Error()
 		} else {
 			died.served = s.live(ctx, p, &lives)
-			died.how, died.status, died.pid = p.Exit().String(), p.Exit().Status(), p.PID()
+			died.how, died.status, died.pid = cmp.Or(s.ended, p.Exit().String()), p.Exit().Status(), p.PID()
 		}
 		if s.isStopping() {
 			return nil
@@ -89,6 +90,7 @@ func (s *supervisor) run(ctx context.Context) error {
 // live returns when p has ended, and nothing that it needed is left, with the time for
 // which it served.
 func (s *supervisor) live(ctx context.Context, p *instance, lives *crashes) (served time.Duration) {
+	s.ended = ""
 	watch, stopWatch := context.WithCancel(ctx)
 	defer stopWatch()
 	since := make(chan time.Time, 1)
@@ -170,7 +172,7 @@ func (s *supervisor) begun() {
 func (s *supervisor) takePulse(ctx context.Context, p *instance) {
 	said := false
 	watch{
-		ask: s.admin.Answers, cpu: p.MainThreadTime,
+		ask: s.admin.Answers, thread: p.MainThread,
 		starved: func() bool { return s.node.starved(time.Now()) },
 		hung: func(reason string) {
 			s.ready.Pending(taskEnvoy, reason)
@@ -179,6 +181,7 @@ func (s *supervisor) takePulse(ctx context.Context, p *instance) {
 				s.log.Error(reason, "pid", p.PID(), "restart", s.restartHung)
 			}
 			if s.restartHung && !s.isStopping() { // one that drains has connections that may yet be served
+				s.ended = reason
 				p.Kill()
 			}
 		},

@@ -12,36 +12,43 @@ import (
 // Envoy run on (proc_pid_stat(5)).
 const clockTick = 10 * time.Millisecond
 
-// MainThreadTime is the processor time that the main thread of the process has had, in user and
-// kernel mode, in steps of 10 ms. It fails when the process has ended.
-func (p *Process) MainThreadTime() (time.Duration, error) {
+// Thread is what the kernel knows of a thread at one moment.
+type Thread struct {
+	// Time is the processor time that it has had, in user and kernel mode, in steps of 10 ms.
+	Time time.Duration
+	// Runnable says that it runs, or would if it got a processor.
+	Runnable bool
+}
+
+// MainThread looks at the main thread of the process. It fails when the process has ended.
+func (p *Process) MainThread() (Thread, error) {
 	path := fmt.Sprintf("/proc/%d/task/%[1]d/stat", p.PID())
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return 0, fmt.Errorf("read the processor time of Envoy: %w", err)
+		return Thread{}, fmt.Errorf("look at Envoy's main thread: %w", err)
 	}
-	d, err := threadTime(data)
+	t, err := parseThread(data)
 	if err != nil {
-		return 0, fmt.Errorf("read the processor time of Envoy: %s: %w", path, err)
+		return Thread{}, fmt.Errorf("look at Envoy's main thread: %s: %w", path, err)
 	}
-	return d, nil
+	return t, nil
 }
 
-// threadTime reads utime and stime, the 14th and 15th field; the second one, the name in
-// parentheses, may hold anything.
-func threadTime(stat []byte) (time.Duration, error) {
-	const utime, stime = 14 - 3, 15 - 3 // from the third field on
+// parseThread reads the state, utime and stime: the 3rd, 14th and 15th field. The second one, the
+// name in parentheses, may hold anything.
+func parseThread(stat []byte) (Thread, error) {
+	const state, utime, stime = 0, 14 - 3, 15 - 3 // from the third field on
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	if len(fields) <= stime {
-		return 0, fmt.Errorf("%d fields after the name, want more than %d", len(fields), stime)
+		return Thread{}, fmt.Errorf("%d fields after the name, want more than %d", len(fields), stime)
 	}
-	var ticks int64
+	t := Thread{Runnable: string(fields[state]) == "R"}
 	for _, field := range fields[utime : stime+1] {
-		n, err := strconv.ParseInt(string(field), 10, 64)
+		ticks, err := strconv.ParseInt(string(field), 10, 64)
 		if err != nil {
-			return 0, err
+			return Thread{}, err
 		}
-		ticks += n
+		t.Time += time.Duration(ticks) * clockTick
 	}
-	return time.Duration(ticks) * clockTick, nil
+	return t, nil
 }

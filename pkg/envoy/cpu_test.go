@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestMainThreadTime(t *testing.T) {
+func TestMainThread(t *testing.T) {
 	if _, err := exec.LookPath("sh"); err != nil {
 		t.Skip("no shell")
 	}
@@ -15,14 +15,14 @@ func TestMainThreadTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { busy.Kill(); <-busy.Done() }()
-	first, err := busy.MainThreadTime()
+	first, err := busy.MainThread()
 	for deadline := time.Now().Add(patience); err == nil; {
-		now, nowErr := busy.MainThreadTime()
-		if err = nowErr; now > first {
+		now, nowErr := busy.MainThread()
+		if err = nowErr; now.Time > first.Time && now.Runnable {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("a busy shell has had %v all the time", now)
+			t.Fatalf("a busy shell is %+v, was %+v", now, first)
 		}
 		time.Sleep(clockTick)
 	}
@@ -34,20 +34,20 @@ func TestMainThreadTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-idle.Done()
-	if _, err := idle.MainThreadTime(); err == nil {
+	if _, err := idle.MainThread(); err == nil {
 		t.Error("a process that has ended has a main thread")
 	}
 }
 
-func TestThreadTime(t *testing.T) {
+func TestParseThread(t *testing.T) {
 	const rest = " S 1 2 3 4 5 6 7 8 9 10 150 50 13 14 15\n"
 	for text, want := range map[string]time.Duration{
 		"42 (envoy)" + rest: 2 * time.Second, "42 (a) b (c)" + rest: 2 * time.Second,
 		"": -1, "42 (envoy) S 1 2": -1, "42 (envoy) S 1 2 3 4 5 6 7 8 9 10 x y": -1,
 	} {
-		got, err := threadTime([]byte(text))
-		if (err != nil) != (want < 0) || err == nil && got != want {
-			t.Errorf("%q: %v, %v; want %v", text, got, err, want)
+		got, err := parseThread([]byte(text))
+		if (err != nil) != (want < 0) || err == nil && (got.Time != want || got.Runnable) {
+			t.Errorf("%q: %+v, %v; want %v", text, got, err, want)
 		}
 	}
 }

@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/hotrestart"
 )
 
 // asSquatter makes the test binary a process that takes names, for a test as another user.
@@ -186,6 +188,20 @@ func TestControlOfStrangersOnly(t *testing.T) {
 	if l := <-claimed; l != nil {
 		l.Close()
 	}
+}
+
+// The agent serves whoever has its names, and commands reach it once one is free.
+func TestStrangersStopNoAgent(t *testing.T) {
+	_, leave := squatter(t, "listens", "listens", "listens", "listens")
+	p := newPod(t)
+	p.cfg.HandoffDir = ""
+	a := p.start("a")
+	a.settles(hotrestart.RoleServing)
+	leave()
+	waitFor(t, "a command to reach the agent", func() bool {
+		body, err := ask(ControlRole)
+		return err == nil && strings.Contains(body, `"role": "serving"`)
+	})
 }
 
 // Root believes more than others, but not whoever shares its mount namespace.

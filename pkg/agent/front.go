@@ -47,6 +47,7 @@ func (s *sidecar) accept() (err error) {
 		}
 		f.dns = s.dns.Start(udp, tcp)
 	}
+	s.probation.begin()
 	f.status = s.status.Start(l)
 	s.mu.Lock()
 	s.front = f

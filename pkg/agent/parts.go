@@ -2,9 +2,8 @@ package agent
 
 import (
 	"cmp"
-	"context"
 	"fmt"
-	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -321,8 +320,9 @@ func (s *sidecar) newStatus() error {
 	}
 	var err error
 	s.status, err = status.New(status.Config{
-		Ports: []uint16{statusPort(c)}, Admin: s.admin,
-		Ready: s.ready, Quit: s.hooks.quit, Drain: s.hooks.drain,
+		Ports: []uint16{statusPort(c)}, Admin: http.HandlerFunc(s.serveAdmin),
+		Ready: s.ready, StandIn: func(w http.ResponseWriter, r *http.Request) bool { return s.standIn(w, r, statusPort(c)) },
+		Quit: s.hooks.quit, Drain: s.hooks.drain,
 		EnvoyStats: s.envoyStats, MergeEnvoyStats: c.MergeEnvoyStats,
 		AppProbers: []byte(c.AppProbers), PrometheusAnnotations: []byte(c.PrometheusAnnotations),
 		PodIPs: c.NodeIPs, LegacyLocalhostProbe: c.ProbeLocalhost,
@@ -332,11 +332,6 @@ func (s *sidecar) newStatus() error {
 		Log:      s.world.Log("status"),
 	})
 	return err
-}
-
-// envoyStats streams Envoy's own metrics in Prometheus' text format.
-func (s *sidecar) envoyStats(ctx context.Context, query string) (io.ReadCloser, string, error) {
-	return s.admin.Open(ctx, "/stats/prometheus?"+query)
 }
 
 // ownDomain is the search domain that Kubernetes gives first to the pods of this one's

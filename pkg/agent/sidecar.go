@@ -60,6 +60,7 @@ type sidecar struct {
 	publisher  *publisher
 	status     *status.Server
 	stats      *relay
+	probation  *probation   // nil after a cold start
 	version    atomic.Value // string: the running Envoy's, once known
 	// heritage is what the Envoy of the generation before uses, until this one is in force; nil
 	// for a cold start, and if that generation does not say precisely.
@@ -121,7 +122,7 @@ func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *
 	}
 	var given *hotrestart.Sockets
 	if inherited != nil {
-		given = inherited.sockets
+		given, s.probation = inherited.sockets, newProbation()
 	}
 	if s.sockets, err = newSockets(cfg, given, s.log); err != nil {
 		return nil, err
@@ -336,11 +337,13 @@ func (s *sidecar) retire(ctx context.Context, left func(n int, final bool)) {
 // abandon ends the sidecar of a take-over that failed. What its Envoy has accepted, beside that of
 // the generation before, may finish; whoever connects from now on reaches the latter.
 func (s *sidecar) abandon() {
-	if i := s.supervisor.current(); i == nil || !isClosed(i.accepts) {
+	s.supervisor.release() // an Envoy that has died is not started again, beside the one that serves
+	s.release()
+	s.probation.fail()
+	if i := s.supervisor.current(); i == nil || !isClosed(i.accepts) || isClosed(i.Done()) {
 		s.end()
 		return
 	}
-	s.release()
 	ctx, cancel := context.WithTimeout(context.Background(), abandonGrace)
 	defer cancel()
 	s.retire(ctx, func(int, bool) {})

@@ -183,6 +183,7 @@ func (a *Agent) serve(e event) hotrestart.Role {
 	}
 	a.loop.taking, a.loop.failures, a.loop.replaced = nil, 0, false
 	if e.kind == tookOver {
+		e.sidecar.probation.pass()
 		a.adopt(e.sidecar)
 		a.watch(e.sidecar)
 		a.finishAttempt(resultSuccess, nil)
@@ -207,6 +208,7 @@ func (a *Agent) serve(e event) hotrestart.Role {
 func (a *Agent) goAlone(e event) hotrestart.Role {
 	a.log.Warn("the generation before died during the hand-off: its connections are lost, its sockets are not", "err", e.err)
 	a.loop.taking = nil
+	e.sidecar.probation.pass()
 	a.adopt(e.sidecar)
 	a.finishAttempt(resultSuccess, e.err)
 	a.watch(e.sidecar)

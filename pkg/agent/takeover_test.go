@@ -221,5 +221,4 @@ func TestLongStatistics(t *testing.T) {
 	if got := b.lastAttempt(); got.Result != resultSuccess {
 		t.Errorf("the attempt is %+v", got)
 	}
-	a.becomes(hotrestart.RoleStandby)
 }

@@ -16,6 +16,12 @@ const adminHost = "localhost"
 // holding more of it than one buffer: /stats of a large mesh has tens of megabytes.
 // Where there is no Envoy it answers 503 and the reason.
 func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.Relay(w, r, func(reason string) { http.Error(w, reason, http.StatusServiceUnavailable) })
+}
+
+// Relay is ServeHTTP with another answer where there is no Envoy: unanswered gives it. It is called with the
+// reason, a sentence for people, at most once and before anything was written.
+func (a *Admin) Relay(w http.ResponseWriter, r *http.Request, unanswered func(reason string)) {
 	relay := httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme = "http"
@@ -27,7 +33,7 @@ func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// A client that goes away in the middle is not worth a line.
 		ErrorLog: log.New(io.Discard, "", 0),
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			http.Error(w, fmt.Sprintf("Envoy's admin on %s does not answer: %v", a.path, err), http.StatusServiceUnavailable)
+			unanswered(fmt.Sprintf("Envoy's admin on %s does not answer: %v", a.path, err))
 		},
 	}
 	// Otherwise the server closes the request's body when the reply begins, and the

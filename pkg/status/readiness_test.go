@@ -2,6 +2,8 @@ package status
 
 import (
 	"errors"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 )
@@ -61,5 +63,43 @@ func TestReadyEndpoint(t *testing.T) {
 	c.Ready.Off("asked to")
 	if resp, body := get(t, url); resp.StatusCode != 503 || body != "drain: off: asked to\n" {
 		t.Errorf("off: got %d %q", resp.StatusCode, body)
+	}
+}
+
+// Where somebody else serves, what that one says counts; where nobody does, what holds after the question.
+func TestReadyStandIn(t *testing.T) {
+	c := testConfig(t)
+	asked := 0
+	c.StandIn = func(w http.ResponseWriter, r *http.Request) bool {
+		asked++
+		if r.URL.RawQuery == "late" {
+			c.Ready.Done("envoy")
+			return false
+		}
+		if r.URL.RawQuery == "elsewhere" {
+			w.WriteHeader(http.StatusOK)
+			io.WriteString(w, "ready there\n")
+			return true
+		}
+		return false
+	}
+	url := run(t, c) + "/healthz/ready"
+	for _, step := range []struct {
+		query, body string
+		status      int
+		pending     bool
+		asked       int
+	}{
+		{"", "ready\n", 200, false, 0},
+		{"elsewhere", "ready there\n", 200, true, 1},
+		{"nowhere", "envoy: waiting: it died\n", 503, true, 2},
+		{"late", "ready\n", 200, true, 3},
+	} {
+		if step.pending {
+			c.Ready.Pending("envoy", "it died")
+		}
+		if resp, body := get(t, url+"?"+step.query); resp.StatusCode != step.status || body != step.body || asked != step.asked {
+			t.Errorf("%q: %d %q, asked %d times, want %+v", step.query, resp.StatusCode, body, asked, step)
+		}
 	}
 }

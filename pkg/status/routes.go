@@ -69,10 +69,16 @@ func (s *Server) adminHandler(g guard) http.Handler {
 
 // readyHandler answers 200, or 503 with a line for each thing that is pending.
 func (s *Server) readyHandler() http.Handler {
-	return methods(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	return methods(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ready, pending := s.cfg.Ready.Check()
+		if !ready && s.cfg.StandIn != nil {
+			if s.cfg.StandIn(w, r) {
+				return
+			}
+			ready, pending = s.cfg.Ready.Check() // it may have waited
+		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("Cache-Control", "no-store")
-		ready, pending := s.cfg.Ready.Check()
 		if ready {
 			io.WriteString(w, "ready\n")
 			return

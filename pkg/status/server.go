@@ -30,6 +30,10 @@ type Config struct {
 
 	Ready *Readiness // required
 
+	// StandIn is asked to answer a request for readiness where this agent is not ready, and says whether it
+	// did: somebody else who serves at the same ports knows better. It may wait for that. nil: there is nobody.
+	StandIn func(http.ResponseWriter, *http.Request) (answered bool)
+
 	// Quit and Drain ask for a stop and for a drain, and return once that was
 	// asked for, not once it is over: the answer to the request waits for
 	// them. The context does not end with the request.

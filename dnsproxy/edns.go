@@ -30,14 +30,14 @@ type dialect struct {
 func (u *upstream) speaks(now time.Time) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return within(u.dialect.spoken, now)
+	return recent(u.dialect.spoken, now)
 }
 
 // understood says whether u is known to answer with EDNS, or without.
 func (u *upstream) understood(now time.Time) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return within(u.dialect.spoken, now) || within(u.dialect.plain, now)
+	return recent(u.dialect.spoken, now) || recent(u.dialect.plain, now)
 }
 
 // edns says whether to ask u with an OPT record. again says that it was asked with one
@@ -45,7 +45,7 @@ func (u *upstream) understood(now time.Time) bool {
 func (u *upstream) edns(now time.Time, again bool) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return !within(u.dialect.plain, now) && (!again || within(u.dialect.spoken, now))
+	return !recent(u.dialect.plain, now) && (!again || recent(u.dialect.spoken, now))
 }
 
 // learn notes that u has answered well at a time, with EDNS or without.
@@ -55,13 +55,13 @@ func (u *upstream) learn(now time.Time, edns bool) {
 	switch {
 	case edns:
 		u.dialect = dialect{spoken: now}
-	case !within(u.dialect.plain, now): // or it would never be tried anew
+	case !recent(u.dialect.plain, now): // or it would never be tried anew
 		u.dialect = dialect{plain: now}
 		u.log.Info("dns upstream answers without EDNS only", "server", u.addr, "tried anew after", plainFor)
 	}
 }
 
-func within(since, now time.Time) bool { return !since.IsZero() && now.Sub(since) < plainFor }
+func recent(since, now time.Time) bool { return !since.IsZero() && now.Sub(since) < plainFor }
 
 // accept says what becomes of an answer, as canonical has it: it is the last word, or
 // the question is worth to be asked without EDNS.

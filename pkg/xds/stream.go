@@ -286,23 +286,21 @@ func (st *stream) sendParts(sub *subscription) (sent bool, err error) {
 	return sent, nil
 }
 
-// leading takes the given names out of parts and puts them before, in a part of their own: what
-// another resource of theirs is refused for must not have them come last.
+// leading takes the given names out of parts and puts them before, each in a part of its own: what
+// another resource of their part is refused for must not have them come last.
 func leading(parts [][]string, names []string) [][]string {
-	var first []string
-	for i, part := range parts {
-		parts[i] = slices.DeleteFunc(part, func(name string) bool {
+	var first, rest [][]string
+	for _, part := range parts {
+		part = slices.DeleteFunc(part, func(name string) bool {
 			is := slices.Contains(names, name)
 			if is {
-				first = append(first, name)
+				first = append(first, []string{name})
 			}
 			return is
 		})
+		rest = append(rest, part)
 	}
-	if len(first) == 0 {
-		return parts
-	}
-	return append([][]string{first}, parts...)
+	return append(first, rest...)
 }
 
 // chunk is how many of the resources go into one response.

@@ -60,12 +60,12 @@ func (s *Server) Explain(ctx context.Context, name string, qtype uint16) (Explan
 	if a.server.IsValid() {
 		e.Server = a.server.String()
 	}
-	m, ok := s.localhost.find(q.wire())
-	if t := s.Table(); t != nil && !ok {
-		m, ok = find(t, q)
-	}
-	if ok {
-		e.match(m, q, a.source)
+	if base, ok := s.localhost.has(q.wire()); ok {
+		e.match(s.localhost.match(base), q, a.source)
+	} else if t := s.Table(); t != nil {
+		if m, ok := find(t, q); ok {
+			e.match(m, q, a.source)
+		}
 	}
 	return e, e.read(a)
 }

@@ -3,6 +3,7 @@ package dnsproxy
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 )
 
@@ -11,10 +12,10 @@ import (
 // domain. They need no server and no table (RFC 6761 section 6.3), and have no type but
 // addresses.
 type localhost struct {
-	name  []byte // in wire form without the root
-	addrs addrs  // 127.0.0.1 and ::1
-	ttl   uint32
-	below atomic.Pointer[[][]byte] // name in each search domain
+	name   []byte // in wire form without the root
+	addrs  addrs  // 127.0.0.1 and ::1
+	ttl    uint32
+	search atomic.Pointer[[][]byte] // resolv.conf's search domains, in wire form without the root
 }
 
 func newLocalhost(ttl uint32) *localhost {
@@ -28,42 +29,41 @@ func newLocalhost(ttl uint32) *localhost {
 func (h *localhost) searched(domains []string) {
 	list := make([][]byte, 0, len(domains))
 	for _, domain := range domains {
-		if wire, ok := appendName(bytes.Clone(h.name), domain); ok {
+		if wire, ok := appendName(nil, domain); ok {
 			list = append(list, wire[:len(wire)-1])
 		}
 	}
-	h.below.Store(&list)
+	h.search.Store(&list)
 }
 
-// fast answers q if its name is this host's.
-func (h *localhost) fast(q *query, dst []byte) (answer, bool) {
-	m, ok := h.find(q.wire())
+// answer is what q, whose name is one of this host's, is answered.
+func (h *localhost) answer(q *query, base, dst []byte) answer {
+	a, ok := fromTable(h.match(base), q, dst, h.ttl)
 	if !ok {
-		return answer{}, false
+		a.msg = appendNodata(dst, q, base, h.ttl)
 	}
-	a, ok := fromTable(m, q, dst, h.ttl)
-	if !ok {
-		a.msg = appendNodata(dst, q, m.base, h.ttl)
-	}
-	return a, true
+	return a
 }
 
-// find says whether a lower-case name in wire form is this host's.
-func (h *localhost) find(name []byte) (match, bool) {
+func (h *localhost) match(base []byte) match {
+	return match{owner: h.name, addrs: h.addrs, base: base}
+}
+
+// has says whether a lower-case name in wire form is this host's; base is the name
+// without a search domain, nil if it has none.
+func (h *localhost) has(name []byte) (base []byte, ok bool) {
 	name = name[:len(name)-1] // the root
-	if within(name, h.name) {
-		return match{owner: h.name, addrs: h.addrs}, true
-	}
-	for _, full := range *h.below.Load() {
-		if within(name, full) {
-			base := name[:len(name)-len(full)+len(h.name)]
-			return match{owner: h.name, addrs: h.addrs, base: base}, true
+	for off := 0; off < len(name); off += 1 + int(name[off]) {
+		if !bytes.HasPrefix(name[off:], h.name) {
+			continue
+		}
+		end := off + len(h.name)
+		if end == len(name) {
+			return nil, true
+		}
+		if slices.ContainsFunc(*h.search.Load(), func(domain []byte) bool { return bytes.Equal(name[end:], domain) }) {
+			return name[:end], true
 		}
 	}
-	return match{}, false
-}
-
-// within says whether name is domain or below it.
-func within(name, domain []byte) bool {
-	return bytes.Equal(name, domain) || cutDomain(name, domain) != nil
+	return nil, false
 }

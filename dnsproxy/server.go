@@ -160,8 +160,8 @@ func (s *Server) respond(q *query, msg []byte, limit int, dst []byte) (reply []b
 }
 
 func (s *Server) fast(q *query, dst []byte) (answer, bool) {
-	if a, ok := s.localhost.fast(q, dst); ok {
-		return a, true
+	if base, ok := s.localhost.has(q.wire()); ok {
+		return s.localhost.answer(q, base, dst), true
 	}
 	return s.stage(q).fast(q, dst)
 }

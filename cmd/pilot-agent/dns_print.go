@@ -76,7 +76,7 @@ func printHosts(w io.Writer, in *json.Decoder) error {
 		case h.Forwarded:
 			source = "upstream"
 		}
-		r.add(h.Name, source, join(h.Addrs))
+		r.add(h.Name, source, cmp.Or(join(h.Addrs), "-"))
 	})
 	return cmp.Or(err, r.end())
 }

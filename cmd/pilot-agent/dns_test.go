@@ -37,12 +37,14 @@ answer:    NOERROR
 		print: printHosts,
 		page: `[
 {"Name":"aliyun.com","Addrs":["240.240.1.2","2001:2::102"],"VIP":true},
-{"Name":"*.wild.example","Addrs":["192.0.2.1"],"VIP":false,"later":{}}
+{"Name":"*.wild.example","Addrs":["192.0.2.1"],"VIP":false,"later":{}},
+{"Name":"own.wild.example","Addrs":[],"VIP":false,"Forwarded":true}
 ]`,
 		text: `
-NAME            SOURCE     ADDRESSES
-aliyun.com      VIP        240.240.1.2 2001:2::102
-*.wild.example  addresses  192.0.2.1
+NAME              SOURCE     ADDRESSES
+aliyun.com        VIP        240.240.1.2 2001:2::102
+*.wild.example    addresses  192.0.2.1
+own.wild.example  upstream   -
 `},
 	agent.DebugDNSCache: {
 		print: printCache,

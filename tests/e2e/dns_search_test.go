@@ -64,3 +64,34 @@ func TestSearchDomains(t *testing.T) {
 		t.Errorf("db.corp.example: %v", got)
 	}
 }
+
+// TestAddressesOfAnotherFamily has a host with an IPv6 address only, in a pod that serves IPv4 alone: its address is
+// answered as it is declared, and the wildcard above it, another server's, for neither family.
+func TestAddressesOfAnotherFamily(t *testing.T) {
+	t.Parallel()
+	p := newPod(t, podOptions{
+		agent: lab.AgentOptions{Env: []string{"ISTIO_DUAL_STACK=false"}},
+		files: map[string]string{"mesh.yaml": documents(aliyun,
+			entry("wild", "*.only.example", 8080, "TCP", "NONE")+"  addresses: [198.51.100.50]\n",
+			static("six", "six.only.example", 8080, "TCP", "198.51.100.12", 8012)+"  addresses: ['2001:db8::77']\n")},
+	})
+	for _, tc := range []struct {
+		name  string
+		qtype uint16
+		want  []string
+	}{
+		{"six.only.example", dns.TypeAAAA, []string{"2001:db8::77"}}, {"six.only.example", dns.TypeA, nil},
+		{"any.only.example", dns.TypeA, []string{"198.51.100.50"}}, {"aliyun.com", dns.TypeAAAA, nil},
+	} {
+		got, err := p.Pod.Lookup(tc.name, tc.qtype)
+		must(t, err)
+		var text []string
+		for _, a := range got {
+			text = append(text, a.String())
+		}
+		if !slices.Equal(text, tc.want) {
+			t.Errorf("%s %s: %v, want %v", tc.name, dns.TypeToString[tc.qtype], text, tc.want)
+		}
+	}
+	p.vip(t, "aliyun.com", dns.TypeA)
+}

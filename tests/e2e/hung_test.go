@@ -2,6 +2,8 @@ package e2e_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -29,13 +31,33 @@ func hungPod(t *testing.T, env ...string) *pod {
 	return p
 }
 
+// stopProcess returns when every thread of the process stands still: until the one that takes the
+// signal gets a processor, the others go on, and may accept a connection.
+func stopProcess(t *testing.T, pid int) {
+	t.Helper()
+	must(t, syscall.Kill(pid, syscall.SIGSTOP))
+	eventually(t, "the process stands still", func() error {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		if err != nil || len(threads) == 0 {
+			return fmt.Errorf("no threads of %d: %v", pid, err)
+		}
+		for _, thread := range threads {
+			stat, err := os.ReadFile(thread)
+			if err != nil || !strings.Contains(string(stat), ") T ") {
+				return fmt.Errorf("%s: %q, %v", thread, stat, err)
+			}
+		}
+		return nil
+	})
+}
+
 // TestHungEnvoyIsReported stops an Envoy: the pod turns unready with the reason, and is ready
 // again when Envoy goes on, which nobody has ended.
 func TestHungEnvoyIsReported(t *testing.T) {
 	t.Parallel()
 	p := hungPod(t)
 	pid := p.agent.EnvoyPID()
-	must(t, syscall.Kill(pid, syscall.SIGSTOP))
+	stopProcess(t, pid)
 	stopped := time.Now()
 	lab.Eventually(t, hungWithin, "the pod is unready", func() error {
 		err := p.agent.Ready()
@@ -61,7 +83,7 @@ func TestHungEnvoyIsRestarted(t *testing.T) {
 	p := hungPod(t, "UNDERSTUDY_HUNG_ENVOY=restart")
 	pid := p.agent.EnvoyPID()
 	lab.ServeTCP(p.Pod.Listen(t, "[::]:9000"), lab.Echo)
-	must(t, syscall.Kill(pid, syscall.SIGSTOP))
+	stopProcess(t, pid)
 	waiting := dial(t, p.Out, lab.PodIP+":9000")
 	must(t, waiting.SetDeadline(time.Now().Add(hungWithin+lab.Deadline)))
 	send(t, waiting, "patience")

@@ -49,7 +49,7 @@ func (s *sidecar) lost(missing []string) error {
 	for _, list := range [][]mesh.Message{before.Clusters, before.Listeners} {
 		for _, m := range list {
 			if lacks[m.Name] {
-				return fmt.Errorf("Envoy refuses %q, which the generation before serves", m.Name) //nolint:staticcheck // a name
+				return fmt.Errorf("what the generation before serves is refused by Envoy: %q", m.Name)
 			}
 		}
 	}

@@ -28,10 +28,11 @@ func (s *sidecar) followSockets(ctx context.Context) {
 			continue
 		}
 		names, version := s.sockets.names(), s.envoyVersion()
-		s.learnVersion(ctx)
+		// The sockets first: until they are here, an Envoy that dies takes them with it.
 		if err := s.sockets.refresh(ctx, i); err != nil && ctx.Err() == nil && !isClosed(i.Done()) {
 			s.log.Warn("after a crash Envoy would start without its sockets, and an upgrade cannot have them", "err", err)
 		}
+		s.learnVersion(ctx)
 		if version != s.envoyVersion() || !slices.Equal(names, s.sockets.names()) {
 			s.hooks.learned()
 		}

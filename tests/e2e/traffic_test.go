@@ -19,7 +19,7 @@ func TestTraffic(t *testing.T) {
 		"names": testNames, "inbound HTTP": testInboundHTTP, "inbound TCP": testInboundTCP,
 		"outbound HTTP": testOutboundHTTP, "outbound TLS": testOutboundTLS, "outbound TCP": testOutboundTCP,
 		"outbound by name": testOutboundByName,
-		"passthrough": testPassthrough, "own ports": testOwnPorts, "access": testAccess,
+		"passthrough":      testPassthrough, "own ports": testOwnPorts, "access": testAccess,
 		"commands": testCommands, "pages": testPages,
 	} {
 		t.Run(name, func(t *testing.T) {

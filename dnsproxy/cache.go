@@ -36,6 +36,10 @@ type cache struct {
 	renewals              chan struct{} // one slot for each question that no query waits for
 	looped                atomic.Int64  // when a question last came back (see outage.clock)
 	staleAfter, staleHold time.Duration // the constants, but in tests
+	longest, clusterStale time.Duration // see Config.Stale
+	cluster               string        // the cluster's domain in wire form, "" when there is none
+	off, noPrefetch       bool
+
 	// patience is how long a query waits for what another has asked.
 	patience func(*query) time.Duration
 
@@ -51,7 +55,12 @@ func newCache(c Config, next handler, o *outage) (*cache, error) {
 		next: next, outage: o, now: c.Now, seed: maphash.MakeSeed(), log: c.Log, maxBytes: c.CacheBytes,
 		renewals: make(chan struct{}, maxRenewals), failures: newFailureCache(),
 		staleAfter: staleAfter, staleHold: staleHold,
+		longest: max(c.Stale, 0), clusterStale: min(max(c.Stale, 0), ClusterStale),
+		off: c.NoCache, noPrefetch: c.NoPrefetch,
 		patience: func(*query) time.Duration { return clientPatience },
+	}
+	if wire, ok := appendName(nil, normalName(c.ClusterDomain)); ok {
+		h.cluster = string(wire)
 	}
 	lru, err := simplelru.NewLRU(c.CacheEntries, func(_ uint64, e *entry) { h.bytes -= e.size() })
 	h.lru = lru
@@ -118,7 +127,7 @@ func (h *cache) kept(q *query, dst []byte, e *entry) (answer, bool) {
 	age := e.age(h.now())
 	switch {
 	case age < e.ttl:
-		if e.hot(age) && !h.isDenied(q) {
+		if !h.noPrefetch && e.hot(age) && !h.isDenied(q) {
 			h.prefetch(q, e)
 		}
 	case !h.held(e, age):
@@ -239,6 +248,9 @@ func (h *cache) put(key string, a answer) {
 // fail notes that nobody could answer: at the entry that there is, so that it
 // is given beyond its end, or else for a short time.
 func (h *cache) fail(key string, a answer) {
+	if h.off {
+		return
+	}
 	hash := maphash.String(h.seed, key)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -253,7 +265,7 @@ func (h *cache) fail(key string, a answer) {
 // keep adds e in place of an older answer to the same question. False: it does
 // not fit or may not be kept, or what is there is as new.
 func (h *cache) keep(e *entry) bool {
-	if e.size() > h.maxBytes {
+	if h.off || e.size() > h.maxBytes {
 		return false
 	}
 	hash := maphash.String(h.seed, e.key)

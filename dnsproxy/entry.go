@@ -15,9 +15,14 @@ const (
 	maxPositive = 24 * time.Hour
 	maxNegative = 3 * time.Hour
 
-	// maxStale is how long after its end an answer may still be given when
-	// no server answers: RFC 8767 section 5 recommends one to three days.
-	maxStale = 24 * time.Hour
+	// DefaultStale is how long after its end an answer may still be given when no
+	// server answers. RFC 8767 section 5 recommends one to three days; an outage of
+	// a cluster's DNS is over or known long before, and addresses are used again.
+	DefaultStale = time.Hour
+
+	// ClusterStale is the same for names of the cluster, whose addresses are used
+	// again within minutes: an old one may lead to a pod of another service.
+	ClusterStale = time.Minute
 
 	// staleTTL is the TTL of such an answer in seconds, RFC 8767 section 4.
 	staleTTL = 30

@@ -58,6 +58,7 @@ type forwarder struct {
 	now      func() time.Time
 	timeout  time.Duration
 	parallel bool
+	noHedge  bool
 	conf     *confFile
 	own      []netip.AddrPort // where we listen: never ask these
 	mark     uint32           // of the sockets to upstreams; 0 is none
@@ -84,6 +85,7 @@ func newForwarder(c Config) *forwarder {
 		now:      c.Now,
 		timeout:  c.ForwardTimeout,
 		parallel: c.ForwardParallel,
+		noHedge:  c.NoHedge,
 		conf:     &confFile{path: c.ResolvConf, log: c.Log},
 		own:      c.Own,
 		mark:     c.Mark,

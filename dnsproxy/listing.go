@@ -44,7 +44,7 @@ func (h *cache) list() []CacheEntry {
 		left := e.ttl - e.age(now)
 		stale := left <= 0
 		if stale {
-			left += maxStale
+			left += h.beyond(e)
 		}
 		if left <= 0 {
 			continue

@@ -161,6 +161,8 @@ func (r *race) begin() (*try, error) {
 func (r *race) patience(u *upstream) time.Duration {
 	wait := min(u.patience(), r.tryTime)
 	switch {
+	case r.f.noHedge && !r.f.parallel:
+		return r.tryTime
 	case r.asked%len(r.p.servers) == 0 && r.p.Attempts == 1: // there is a next round for EDNS only
 		return r.f.budget(r.p) / minTries
 	case r.asked%len(r.p.servers) == 0: // the next round

@@ -2,6 +2,7 @@ package dnsproxy
 
 import (
 	"context"
+	"strings"
 	"time"
 )
 
@@ -64,19 +65,27 @@ func (h *cache) renew(q *query) bool {
 	return true
 }
 
+// beyond is how long after its end e may be given while no server answers.
+func (h *cache) beyond(e *entry) time.Duration {
+	if h.cluster != "" && strings.HasSuffix(e.key, h.cluster) {
+		return h.clusterStale
+	}
+	return h.longest
+}
+
 // usable says whether e may be given at all when no server answers.
-func (h *cache) usable(e *entry) bool { return e.age(h.now()) < e.ttl+maxStale }
+func (h *cache) usable(e *entry) bool { return e.age(h.now()) < e.ttl+h.beyond(e) }
 
 // stale says whether e has ended and may yet be given.
 func (h *cache) stale(e *entry) bool {
 	age := e.age(h.now())
-	return age >= e.ttl && age < e.ttl+maxStale
+	return age >= e.ttl && age < e.ttl+h.beyond(e)
 }
 
 // held says whether e, past its end, is given without asking first: because to
 // ask has failed a short time ago, or no server answers anything.
 func (h *cache) held(e *entry, age time.Duration) bool {
-	return age < e.ttl+maxStale && (h.outage.down.Load() || h.outage.holds(e.failed.Load(), h.staleHold))
+	return age < e.ttl+h.beyond(e) && (h.outage.down.Load() || h.outage.holds(e.failed.Load(), h.staleHold))
 }
 
 // freshOr asks, and returns the old answer e when that fails or takes long;

@@ -80,7 +80,7 @@ func TestServeStale(t *testing.T) {
 	up.set(silence)
 	now.add(61 * time.Second)
 	for _, e := range s.Cached() {
-		if !e.Stale || e.Server != up.addr.String() || e.Type != "A" || e.RemainingSeconds != (maxStale-time.Second).Seconds() {
+		if !e.Stale || e.Server != up.addr.String() || e.Type != "A" || e.RemainingSeconds != (DefaultStale-time.Second).Seconds() {
 			t.Errorf("listed: %+v", e)
 		}
 	}
@@ -119,7 +119,7 @@ func TestStaleHasAnEnd(t *testing.T) {
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), ForwardTimeout: shortTimeout, Now: now.Now})
 	s.ask(t, "udp", "x.example", dns.TypeA)
 	up.set(zone(dns.RcodeServerFailure, ""))
-	now.add(maxStale)
+	now.add(DefaultStale)
 	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
 		t.Errorf("just before the end: %v", r)
 	}

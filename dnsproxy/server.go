@@ -40,6 +40,17 @@ type Config struct {
 	CacheEntries int   // 0: 10,000
 	CacheBytes   int64 // 0: 8 MiB
 
+	// Stale is how long beyond its end an answer may be given while no server
+	// answers: 0: DefaultStale; below 0: not at all. For names under
+	// ClusterDomain, if there is one, it is ClusterStale at most.
+	Stale         time.Duration
+	ClusterDomain string
+
+	// Without a cache each query is forwarded, but for those that ask the same at
+	// one time; without prefetching no answer is asked for before its end; without
+	// hedging the next server is asked when one fails or is out of time.
+	NoCache, NoPrefetch, NoHedge bool
+
 	// HoldBeforeTable is how long a query that comes before the first Swap
 	// waits for it; then it is forwarded. 0: not at all.
 	HoldBeforeTable time.Duration
@@ -94,6 +105,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.CacheBytes == 0 {
 		c.CacheBytes = defaultCacheBytes
+	}
+	if c.Stale == 0 {
+		c.Stale = DefaultStale
 	}
 	if c.TTL == 0 {
 		c.TTL = DefaultTTL

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,7 +27,7 @@ func newDNSCommand(e *env) *cobra.Command {
 		Use:   "dns",
 		Short: "Ask the running agent what its DNS proxy answers, and why",
 	}
-	cmd.AddCommand(newDNSLookupCommand(e), newDNSUpstreamsCommand(e),
+	cmd.AddCommand(newDNSLookupCommand(e), newDNSUpstreamsCommand(e), newDNSFlushCommand(e),
 		newDNSListCommand(e, dnsList{
 			use: "table", short: "List the names that the agent answers itself",
 			page: agent.DebugDNSTable, print: printHosts,
@@ -75,6 +76,25 @@ func newDNSUpstreamsCommand(e *env) *cobra.Command {
 	return cmd
 }
 
+func newDNSFlushCommand(e *env) *cobra.Command {
+	q := dnsQuestion{page: agent.DebugDNSFlush, method: http.MethodPost, print: printFlushed}
+	cmd := &cobra.Command{
+		Use:   "flush [NAME]",
+		Short: "Take answers and failures out of the cache, so that they are asked for anew",
+		Long: "Take answers and failures out of the cache, so that they are asked for anew.\n" +
+			"With NAME only those that have its labels in their name, as dns cache NAME lists them.",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				q.query = url.Values{"name": args}
+			}
+			return e.container().askDNS(cmd.Context(), q, e.Stdout)
+		},
+	}
+	q.outputFlag(cmd)
+	return cmd
+}
+
 // dnsList is a command that prints one of the agent's lists of names.
 type dnsList struct {
 	use, short, page string
@@ -103,6 +123,7 @@ func newDNSListCommand(e *env, l dnsList) *cobra.Command {
 // dnsQuestion is a question to one of the agent's pages about DNS.
 type dnsQuestion struct {
 	page   string
+	method string // "" is GET
 	query  url.Values
 	output string
 	// print writes the page for people. It need not hold all of it.
@@ -122,7 +143,7 @@ func (c container) askDNS(ctx context.Context, q dnsQuestion, out io.Writer) err
 	}
 	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
 	defer cancel()
-	answer, err := c.openStatus(ctx, q.page+"?"+q.query.Encode())
+	answer, err := c.openStatus(ctx, cmp.Or(q.method, http.MethodGet), q.page+"?"+q.query.Encode())
 	if err != nil {
 		return err
 	}
@@ -142,13 +163,13 @@ func (c container) askDNS(ctx context.Context, q dnsQuestion, out io.Writer) err
 // manifests (--statusPort 15021).
 var statusPorts = [...]int{15020, 15021}
 
-// openStatus gets a page of the status server, which is 200; who closes it must.
-func (c container) openStatus(ctx context.Context, path string) (io.ReadCloser, error) {
+// openStatus asks for a page of the status server, which is 200; who closes it must.
+func (c container) openStatus(ctx context.Context, method, path string) (io.ReadCloser, error) {
 	path = strings.TrimSuffix(path, "?")
 	var resp *http.Response
 	err := patiently(ctx, func() (err error) {
 		for _, port := range statusPorts {
-			resp, err = c.send(ctx, portRequest{port: port, method: http.MethodGet, path: path})
+			resp, err = c.send(ctx, portRequest{port: port, method: method, path: path})
 			if !errors.Is(err, unix.ECONNREFUSED) {
 				return err
 			}

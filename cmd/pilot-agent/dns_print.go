@@ -206,3 +206,13 @@ func printExplanation(w io.Writer, in *json.Decoder) error {
 	}
 	return tw.Flush()
 }
+
+// printFlushed writes what dns flush did.
+func printFlushed(out io.Writer, in *json.Decoder) error {
+	var flushed struct{ Flushed int }
+	if err := in.Decode(&flushed); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "Taken out of the cache: %d.\n", flushed.Flushed)
+	return err
+}

@@ -59,6 +59,12 @@ www.example.   A      -      NOERROR   fresh    4m57s   12    45     198.51.100.
 old.example.   HTTPS  do,cd  NXDOMAIN  stale    23h53m  0     90     198.51.100.53:53
 gone.example.  A      -      SERVFAIL  failure  0s      0     0      -
 `},
+	agent.DebugDNSFlush: {
+		print: printFlushed,
+		page:  `{"flushed":12}`,
+		text: `
+Taken out of the cache: 12.
+`},
 	agent.DebugDNSVIPs: {
 		print: vipView{viewedAt}.print,
 		page: `{"later":[1,{}],"pool":{"capacity":65024,"assigned":2,"quarantined":1,"pending":3},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -212,7 +213,7 @@ func (c container) addressesOf(ctx context.Context, name string) (addrs []netip.
 	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
 	defer cancel()
 	for _, qtype := range []string{"A", "AAAA"} {
-		answer, err := c.openStatus(ctx, agent.DebugDNSLookup+"?"+url.Values{"name": {name}, "type": {qtype}}.Encode())
+		answer, err := c.openStatus(ctx, http.MethodGet, agent.DebugDNSLookup+"?"+url.Values{"name": {name}, "type": {qtype}}.Encode())
 		if err != nil {
 			return nil, "", err
 		}

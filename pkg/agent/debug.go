@@ -18,6 +18,7 @@ func (s *sidecar) debugPages() map[string]http.Handler {
 		DebugDNSLookup:    s.ofDNS(s.dnsLookup),
 		DebugDNSTable:     s.ofDNS(s.dnsTable),
 		DebugDNSCache:     s.ofDNS(s.dnsCache),
+		DebugDNSFlush:     s.ofDNS(s.dnsFlush),
 		DebugDNSVIPs:      s.ofDNS(s.dnsVIPs),
 		DebugDNSUpstreams: s.ofDNS(s.dnsUpstreams),
 		debugNames:        http.HandlerFunc(s.nameTable),

@@ -21,6 +21,9 @@ const (
 	DebugDNSTable = "/debug/dns/table"
 	// DebugDNSCache answers what the cache has: a list of [dnsproxy.CacheEntry]; ?name=N.
 	DebugDNSCache = "/debug/dns/cache"
+	// DebugDNSFlush is a POST that takes answers out of the cache, and answers
+	// {"flushed": how many}; ?name=N.
+	DebugDNSFlush = "/debug/dns/flush"
 	// DebugDNSVIPs answers {"pool": [dnsproxy.VIPStats], "vips": list of [dnsproxy.VIP]}; ?name=N.
 	DebugDNSVIPs = "/debug/dns/vips"
 	// DebugDNSUpstreams answers the servers that questions are forwarded to: a list of
@@ -73,6 +76,15 @@ func (s *sidecar) hosts() []dnsproxy.Host {
 func (s *sidecar) dnsCache(w http.ResponseWriter, r *http.Request) {
 	has := named(r.FormValue("name"))
 	writeList(w, "", s.dns.Cached(), func(e dnsproxy.CacheEntry) bool { return has(e.Name) })
+}
+
+func (s *sidecar) dnsFlush(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		http.Error(w, "flush the DNS cache: method "+r.Method+"; use POST", http.StatusMethodNotAllowed)
+		return
+	}
+	writeJSON(w, map[string]int{"flushed": s.dns.Flush(named(r.FormValue("name")))})
 }
 
 func (s *sidecar) dnsVIPs(w http.ResponseWriter, r *http.Request) {

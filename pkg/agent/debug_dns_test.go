@@ -158,10 +158,30 @@ func TestDNSPages(t *testing.T) {
 	}
 }
 
+// Only a POST takes answers out of the cache, and only those that were named.
+func TestDNSFlush(t *testing.T) {
+	s, addr := dnsPart(t)
+	askDNS(t, "udp", addr, "www.plain.example.", dns.TypeA)
+	if code, body := page(t, s, DebugDNSFlush, nil); code != http.StatusMethodNotAllowed || !strings.Contains(body, "use POST") {
+		t.Errorf("GET: %d %s", code, body)
+	}
+	for _, tc := range []struct {
+		query string
+		want  int
+	}{{"?name=other.example", 0}, {"?name=Plain.example", 1}, {"", 0}} {
+		w := httptest.NewRecorder()
+		s.debugPages()[DebugDNSFlush].ServeHTTP(w, httptest.NewRequest(http.MethodPost, DebugDNSFlush+tc.query, nil))
+		var got struct{ Flushed int }
+		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got.Flushed != tc.want {
+			t.Errorf("%q: %s, %v, want %d", tc.query, w.Body, err, tc.want)
+		}
+	}
+}
+
 // TestDNSPagesWithoutDNS says what would be needed.
 func TestDNSPagesWithoutDNS(t *testing.T) {
 	s := &sidecar{}
-	for _, path := range []string{DebugDNSLookup + "?name=x", DebugDNSTable, DebugDNSCache, DebugDNSVIPs, DebugDNSUpstreams} {
+	for _, path := range []string{DebugDNSLookup + "?name=x", DebugDNSTable, DebugDNSCache, DebugDNSFlush, DebugDNSVIPs, DebugDNSUpstreams} {
 		if code, body := page(t, s, path, nil); code != http.StatusNotFound || strings.TrimSpace(body) != noDNS {
 			t.Errorf("%s: %d %s", path, code, body)
 		}

@@ -85,6 +85,8 @@ func (s *sidecar) newDNS() (err error) {
 		Domain:         ownDomain(s.cfg),
 		ResolvConf:     resolvConf,
 		ForwardTimeout: s.cfg.DNSForwardTimeout, ForwardParallel: s.cfg.DNSForwardParallel,
+		Stale: staleTime(s.cfg), ClusterDomain: clusterDomain(s.cfg),
+		NoCache: !s.cfg.DNSCache, NoPrefetch: !s.cfg.DNSPrefetch, NoHedge: !s.cfg.DNSHedge,
 		HoldBeforeTable: s.cfg.DNSHold, TTL: uint32(s.cfg.DNSTTL.Seconds()),
 		Log: s.world.Log("dnsproxy"), Now: time.Now,
 	})
@@ -341,6 +343,20 @@ func ownDomain(c *config.Config) string {
 		return ""
 	}
 	return c.Domain
+}
+
+// clusterDomain is what stands behind <namespace>.svc in the pod's own domain, "" elsewhere.
+func clusterDomain(c *config.Config) string {
+	_, domain, _ := strings.Cut(strings.ToLower(ownDomain(c)), ".svc.")
+	return domain
+}
+
+// staleTime is the setting as dnsproxy takes it, where 0 is its default.
+func staleTime(c *config.Config) time.Duration {
+	if c.DNSStale == 0 {
+		return -1
+	}
+	return c.DNSStale
 }
 
 // dnsPort is the port that DNS is redirected to.

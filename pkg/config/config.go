@@ -158,6 +158,10 @@ type Config struct {
 	DNSForwardTimeout     time.Duration
 	DNSTTL                time.Duration // whole seconds, at least one
 	DNSHold               time.Duration
+	DNSStale              time.Duration // 0: off
+	DNSCache              bool
+	DNSPrefetch           bool
+	DNSHedge              bool
 	LogLevels             logging.Levels
 	LogJSON               bool
 	LogTarget             string // stdout, stderr or a path

@@ -22,6 +22,7 @@ const (
 	String           Kind = iota + 1 // string
 	Path                             // string, not empty
 	Bool                             // bool
+	Switch                           // bool: on or off
 	Duration                         // time.Duration, in Go's notation; not negative
 	Seconds                          // time.Duration, as a whole number of seconds
 	Port                             // uint16, not 0
@@ -61,6 +62,8 @@ func (k Kind) parse(text string) (any, error) {
 		return parsePath(text)
 	case Bool:
 		return parseBool(text)
+	case Switch:
+		return parseSwitch(text)
 	case Duration:
 		return parseDuration(text)
 	case Seconds:
@@ -150,6 +153,16 @@ func parsePath(text string) (string, error) {
 func parseBool(text string) (bool, error) {
 	v, err := strconv.ParseBool(text)
 	return v, remedy(err, "want true or false")
+}
+
+func parseSwitch(text string) (bool, error) {
+	switch strings.ToLower(text) {
+	case "on", "true":
+		return true, nil
+	case "off", "false":
+		return false, nil
+	}
+	return false, errors.New("want on or off")
 }
 
 func parseDuration(text string) (time.Duration, error) {

@@ -10,6 +10,8 @@ func (k Kind) String() string {
 	switch k {
 	case Bool:
 		return "bool"
+	case Switch:
+		return "on/off"
 	case Duration:
 		return "duration"
 	case Seconds:

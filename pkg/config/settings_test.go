@@ -130,3 +130,17 @@ func TestEffective(t *testing.T) {
 		t.Error("the dump shows a setting without effect")
 	}
 }
+
+// A switch is on or off, in any case, and as a boolean; what else is said is named.
+func TestSwitch(t *testing.T) {
+	for text, want := range map[string]bool{"on": true, "OFF": false, "true": true, "false": false} {
+		if got, err := Switch.parse(text); err != nil || got != want {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "0", "no"} {
+		if _, err := Switch.parse(text); err == nil || err.Error() != "want on or off" {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}

@@ -47,6 +47,14 @@ func dnsSettings() []Setting {
 			Doc: "How long a client may keep the answer for a name of the mesh; whole seconds, at least 1s"},
 		{Name: "dnsHold", Env: "UNDERSTUDY_DNS_HOLD", Kind: Duration, Default: "2s", Field: "DNSHold",
 			Doc: "How long a query waits for the first names of the mesh before it is forwarded; a resolver's own patience is 5s"},
+		{Name: "dnsStale", Env: "UNDERSTUDY_DNS_STALE", Kind: Duration, Default: "1h", Field: "DNSStale",
+			Doc: "How long beyond its end an answer may be given while no server answers; names under the cluster domain 1m at most; 0s: not at all"},
+		{Name: "dnsCache", Env: "UNDERSTUDY_DNS_CACHE", Kind: Switch, Default: "on", Field: "DNSCache",
+			Doc: "Keep answers for as long as their TTL says"},
+		{Name: "dnsPrefetch", Env: "UNDERSTUDY_DNS_PREFETCH", Kind: Switch, Default: "on", Field: "DNSPrefetch",
+			Doc: "Ask again for what is asked for often before it ends"},
+		{Name: "dnsHedge", Env: "UNDERSTUDY_DNS_HEDGE", Kind: Switch, Default: "on", Field: "DNSHedge",
+			Doc: "Ask the next server as well when one takes longer than it usually does"},
 	}
 }
 

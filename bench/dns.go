@@ -84,7 +84,7 @@ func benchDNS(t lab.T, s settings) []result {
 			targets[(i+round)%len(targets)].measure(t, l, s.duration)
 		}
 	}
-	return dnsResults(contests)
+	return append(dnsResults(contests), dnsConnections(t, l, s.rounds, contests)...)
 }
 
 // dnsResults has a row for each of the agent's targets against each of its peers.
@@ -226,6 +226,18 @@ func (d *dnsTarget) measure(t lab.T, l *lab.Lab, duration time.Duration) {
 
 // dnsperf runs it and demands that it lost next to nothing and every answer is NOERROR.
 func dnsperf(t lab.T, l *lab.Lab, d *dnsTarget, args ...string) string {
+	out := runDNSPerf(t, l, d, args...)
+	sent, completed := figure(t, out, `Queries sent:\s+(\d+)`), figure(t, out, `Queries completed:\s+(\d+)`)
+	good := figure(t, out, `NOERROR (\d+)`)
+	const tolerated = 0.999
+	if completed < tolerated*sent || good < completed {
+		t.Fatalf("dnsperf against %s: a server that does not answer has no rate:\n%s", d.name, lastLines(out))
+	}
+	return out
+}
+
+// runDNSPerf runs it, whatever becomes of the queries.
+func runDNSPerf(t lab.T, l *lab.Lab, d *dnsTarget, args ...string) string {
 	host, port, _ := strings.Cut(d.addr, ":")
 	argv := append([]string{"dnsperf", "-f", "inet", "-s", host, "-p", port, "-d", d.file, "-q", outstand, "-T", "1", "-c", "4"}, args...)
 	if d.tcp {
@@ -241,12 +253,6 @@ func dnsperf(t lab.T, l *lab.Lab, d *dnsTarget, args ...string) string {
 			t.Fatalf("dnsperf against %s: %v: %s", d.name, err, exit.Stderr)
 		}
 		t.Fatalf("dnsperf against %s: %v", d.name, err)
-	}
-	sent, completed := figure(t, string(out), `Queries sent:\s+(\d+)`), figure(t, string(out), `Queries completed:\s+(\d+)`)
-	good := figure(t, string(out), `NOERROR (\d+)`)
-	const tolerated = 0.999
-	if completed < tolerated*sent || good < completed {
-		t.Fatalf("dnsperf against %s: a server that does not answer has no rate:\n%s", d.name, lastLines(string(out)))
 	}
 	return string(out)
 }

@@ -82,9 +82,9 @@ type Config struct {
 	// for clusters with a bind address of their own; capture lets what carries it out. 0
 	// is no mark.
 	ProxyMark uint32
-	// DNSServer is whom Envoy asks for names; the zero value stands for the servers of
-	// resolv.conf. Envoy cannot mark these sockets, so that where only a mark lets out,
-	// somebody else has to ask for it.
+	// DNSServer is whom Envoy asks for names, see DNSResolver; the zero value stands for
+	// the servers of resolv.conf. Envoy cannot mark these sockets, so that where only a
+	// mark lets out, somebody else has to ask for it.
 	DNSServer netip.AddrPort
 	// RuntimeValues are ProxyConfig.runtimeValues: they go over the defaults, and ""
 	// deletes a default.

@@ -22,10 +22,12 @@ const (
 	udpMaxQueries = 100
 )
 
-// DNSResolver is how Envoy looks up names: with the servers of resolv.conf, or with the
-// one that is given; never with the agent's answers for the application, which for mesh
-// names are Envoy's own listeners. The bootstrap has it as the default; what in Envoy does
-// not follow that (the dynamic forward proxy) needs it too. An error is about the
+// DNSResolver is how Envoy looks up names: with the server that is given, by TCP and with
+// each name as it is written; that server walks resolv.conf's search list. The zero value
+// is the servers of resolv.conf, whose list Envoy walks itself. One connection over
+// loopback loses nothing of what a start with thousands of names asks at once, and has no
+// answer of anybody else's put in. The bootstrap has it as the default; what in Envoy
+// does not follow that (the dynamic forward proxy) needs it too. An error is about the
 // serialization, and is none in practice.
 func DNSResolver(server netip.AddrPort) (*corev3.TypedExtensionConfig, error) {
 	cares := &caresv3.CaresDnsResolverConfig{
@@ -37,6 +39,7 @@ func DNSResolver(server netip.AddrPort) (*corev3.TypedExtensionConfig, error) {
 		cares.Resolvers = []*corev3.Address{{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
 			Address: server.Addr().String(), PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(server.Port())},
 		}}}}
+		cares.DnsResolverOptions = &corev3.DnsResolverOptions{UseTcpForDnsLookups: true, NoDefaultSearchDomain: true}
 	}
 	config, err := typed(cares)
 	if err != nil {

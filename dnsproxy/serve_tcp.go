@@ -74,7 +74,7 @@ func (v *Serving) serveTCP(l *net.TCPListener) {
 		}
 		failed = 0
 		conn.SetWriteBuffer(tcpUnread) // where that fails, it is as it was
-		c := &tcpConn{Conn: conn, serving: v, slots: make(chan struct{}, maxPipelined)}
+		c := &tcpConn{Conn: conn, serving: v, slots: make(chan struct{}, v.pipelined)}
 		c.in = bufio.NewReaderSize(conn, 2+maxQuery)
 		v.server.admit(v.taking, c)
 		v.scope.tasks.Go(func() {
@@ -234,14 +234,14 @@ func (v *Serving) dispatchTCP(c *tcpConn, pending *sync.WaitGroup, q *query) ([]
 		}
 	}
 	select {
-	case v.server.inflight <- struct{}{}:
+	case v.inflight <- struct{}{}:
 	default:
 		<-c.slots
 		return v.server.overload(q, c.room()), nil
 	}
 	own := *q
 	pending.Go(func() {
-		defer func() { <-v.server.inflight; <-c.slots }()
+		defer func() { <-v.inflight; <-c.slots }()
 		reply := v.server.wait(v.queries, &own)
 		framed := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(reply)), uint16(len(reply)))
 		v.server.counters.tcp.Add(1)

@@ -77,13 +77,13 @@ func (v *Serving) serveBatch(b *udpBatch, q *query) (int, error) {
 // is no room it returns the reply that says so.
 func (v *Serving) dispatchUDP(b *udpBatch, i int, q *query) []byte {
 	select {
-	case v.server.inflight <- struct{}{}:
+	case v.inflight <- struct{}{}:
 	default:
 		return v.server.overload(q, b.room(i))
 	}
 	own, conn, to := *q, b.conn, b.client(i)
 	v.waiting.Go(func() {
-		defer func() { <-v.server.inflight }()
+		defer func() { <-v.inflight }()
 		v.server.sendUDP(conn, v.server.wait(v.queries, &own), to)
 	})
 	return nil

@@ -66,6 +66,7 @@ type Server struct {
 	log       *slog.Logger
 	localhost *localhost
 	tables    *tables
+	searching *searching
 	cache     *cache
 	forwarder *forwarder
 	counters  counters
@@ -90,6 +91,7 @@ func New(c Config) (*Server, error) {
 	cache.patience = s.forwarder.patience
 	s.cache = cache
 	s.tables = newTables(c, cache)
+	s.searching = &searching{next: cache}
 	s.localhost = newLocalhost(c.TTL)
 	s.forwarder.searched = s.searched
 	s.searched(s.forwarder.current.Search)
@@ -130,6 +132,7 @@ func (c Config) withDefaults() Config {
 func (s *Server) searched(domains []string) {
 	s.localhost.searched(domains)
 	s.tables.searched(domains)
+	s.searching.searched(domains)
 }
 
 // Swap puts t in force for every query that is looked up from now on.
@@ -188,7 +191,7 @@ func (s *Server) wait(ctx context.Context, q *query) []byte {
 // stage is the handler that a query begins with.
 func (s *Server) stage(q *query) handler {
 	if q.scope != nil && q.scope.beside {
-		return s.cache
+		return s.searching
 	}
 	return s.tables
 }

@@ -16,6 +16,12 @@ type Serving struct {
 	tcp    []*net.TCPListener
 	failed chan error
 
+	// The limits: StartBeside has its own, so that neither the application's questions nor
+	// Envoy's can keep the other's from being answered.
+	inflight  chan struct{} // one slot for each query that waits
+	conns     *connSet
+	pipelined int // how many queries of a connection may wait at once
+
 	taking  context.Context // until Release
 	letGo   context.CancelFunc
 	queries context.Context // of every query; cut ends them
@@ -38,7 +44,9 @@ func (s *Server) Start(udp []*net.UDPConn, tcp []*net.TCPListener) *Serving {
 }
 
 // StartBeside is Start for a client that must not be told what is in the table, and
-// need not wait for one: Envoy, to which the addresses in the table lead back.
+// need not wait for one: Envoy, to which the addresses in the table lead back. It asks
+// for names as they are in its configuration, and resolv.conf's search list is walked
+// here (see searching).
 func (s *Server) StartBeside(udp []*net.UDPConn, tcp []*net.TCPListener) *Serving {
 	return s.start(udp, tcp, true)
 }
@@ -47,6 +55,10 @@ func (s *Server) start(udp []*net.UDPConn, tcp []*net.TCPListener, beside bool) 
 	v := &Serving{server: s, udp: udp, tcp: tcp, failed: make(chan error, len(udp)+len(tcp)), done: make(chan struct{})}
 	v.taking, v.letGo = context.WithCancel(context.Background())
 	v.queries, v.cut = context.WithCancel(context.Background())
+	v.inflight, v.conns, v.pipelined = s.inflight, &s.conns, maxPipelined
+	if beside { // one connection brings all that Envoy asks at its start
+		v.inflight, v.conns, v.pipelined = make(chan struct{}, MaxInflight), &connSet{}, MaxInflight
+	}
 	v.scope.beside = beside
 	v.scope.open(v.queries)
 	for _, conn := range udp {
@@ -77,7 +89,7 @@ func (v *Serving) Release() {
 			l.Close()
 		}
 		v.loops.Wait()
-		v.server.conns.each(v, func(c *tcpConn) { c.SetReadDeadline(deadlineIn(releasedIdle)) })
+		v.conns.each(v, func(c *tcpConn) { c.SetReadDeadline(deadlineIn(releasedIdle)) })
 		go v.finish()
 	})
 }
@@ -105,7 +117,7 @@ func (v *Serving) Close(ctx context.Context) {
 	case <-ctx.Done():
 	}
 	v.cut()
-	v.server.conns.each(v, func(c *tcpConn) { c.Close() })
+	v.conns.each(v, func(c *tcpConn) { c.Close() })
 	<-v.done
 }
 

@@ -18,7 +18,7 @@ const (
 	connQuiet = time.Second
 )
 
-// connSet is the open TCP connections, of every Serving.
+// connSet is the open TCP connections, of every Serving but those beside the table.
 type connSet struct {
 	mu    sync.Mutex
 	open  map[*tcpConn]struct{}
@@ -47,7 +47,7 @@ func (s *Server) admit(taking context.Context, c *tcpConn) {
 
 // enter counts c in, or returns what is closed when there is a connection less.
 func (s *Server) enter(c *tcpConn, always bool) <-chan struct{} {
-	set := &s.conns
+	set := c.serving.conns
 	set.mu.Lock()
 	defer set.mu.Unlock()
 	now := s.config.Now()
@@ -105,24 +105,25 @@ func unread(conn net.Conn) bool {
 
 // touch notes that c has a query, or has got its answer.
 func (s *Server) touch(c *tcpConn) {
-	now := s.config.Now()
-	s.conns.mu.Lock()
-	defer s.conns.mu.Unlock()
+	now, set := s.config.Now(), c.serving.conns
+	set.mu.Lock()
+	defer set.mu.Unlock()
 	c.active = now
 }
 
 // dismiss counts c out.
 func (s *Server) dismiss(c *tcpConn) {
-	s.conns.mu.Lock()
-	defer s.conns.mu.Unlock()
-	if _, ok := s.conns.open[c]; !ok {
+	set := c.serving.conns
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	if _, ok := set.open[c]; !ok {
 		return // it made room for another
 	}
-	delete(s.conns.open, c)
+	delete(set.open, c)
 	s.counters.tcpOpen.Add(-1)
-	if s.conns.freed != nil {
-		close(s.conns.freed)
-		s.conns.freed = nil
+	if set.freed != nil {
+		close(set.freed)
+		set.freed = nil
 	}
 }
 

@@ -69,17 +69,17 @@ func meshOptions(c *config.Config) mesh.Options {
 	return o
 }
 
-// newDNS makes the DNS proxy and the VIP allocation, where they are wanted.
+// newDNS makes the DNS proxy and the VIP allocation, where they are wanted, and what
+// answers Envoy's own look-ups in any case.
 func (s *sidecar) newDNS() (err error) {
 	s.vips, err = dnsproxy.OpenVIPs(dnsproxy.VIPConfig{
 		Path: filepath.Join(cmp.Or(s.world.DataDir, dataDir), vipFile), V4: iptables.VIPRangeV4, V6: iptables.VIPRangeV6, IPv6: s.cfg.IPv6,
 		Quarantine: quarantine, Now: time.Now, Log: s.world.Log("dnsproxy"),
 	})
-	if err != nil || !s.cfg.DNSCapture {
+	if err != nil {
 		return err
 	}
-	s.ready.Pending(taskDNS, "the DNS table is not ready yet")
-	s.dns, err = dnsproxy.New(dnsproxy.Config{
+	server, err := dnsproxy.New(dnsproxy.Config{
 		Own:            s.cfg.DNSAddrs,
 		Mark:           s.cfg.ProxyMark,
 		Domain:         ownDomain(s.cfg),
@@ -90,25 +90,22 @@ func (s *sidecar) newDNS() (err error) {
 		HoldBeforeTable: s.cfg.DNSHold, TTL: uint32(s.cfg.DNSTTL.Seconds()),
 		Log: s.world.Log("dnsproxy"), Now: time.Now,
 	})
-	if err == nil && s.cfg.ProxyMark != 0 {
-		s.resolver, err = listenResolver(s.cfg.IPv4)
+	if err != nil {
+		return err
 	}
+	if s.cfg.DNSCapture {
+		s.ready.Pending(taskDNS, "the DNS table is not ready yet")
+		s.dns = server
+	}
+	s.resolver, err = listenResolver(s.cfg.IPv4, server)
 	return err
-}
-
-// envoyDNS is whom Envoy asks for names; the zero value is the servers of resolv.conf.
-func (s *sidecar) envoyDNS() netip.AddrPort {
-	if s.resolver == nil {
-		return netip.AddrPort{}
-	}
-	return s.resolver.addr
 }
 
 // build makes the resources and names of a registry.
 func (s *sidecar) build(r *mesh.Registry, vips map[string][]netip.Addr) (*mesh.Output, error) {
 	o := meshOptions(s.cfg)
 	var err error
-	if o.DNSResolver, err = bootstrap.DNSResolver(s.envoyDNS()); err != nil {
+	if o.DNSResolver, err = bootstrap.DNSResolver(s.resolver.addr); err != nil {
 		return nil, err
 	}
 	return mesh.Build(r, vips, o)
@@ -121,7 +118,7 @@ func (s *sidecar) newEnvoy() error {
 		Node:      bootstrap.Node(c.Node),
 		AdminPath: s.generation.adminSocket(), XDSPath: s.generation.xdsSocket(),
 		StatsPort: c.StatsPort, StatsLoopbackOnly: c.StatsLoopbackOnly,
-		IPv4: c.IPv4, IPv6: c.IPv6, ProxyMark: c.ProxyMark, DNSServer: s.envoyDNS(), LogJSON: c.LogJSON, RuntimeValues: c.RuntimeValues,
+		IPv4: c.IPv4, IPv6: c.IPv6, ProxyMark: c.ProxyMark, DNSServer: s.resolver.addr, LogJSON: c.LogJSON, RuntimeValues: c.RuntimeValues,
 		StatsMatcher: bootstrap.StatsMatcher{
 			Prefixes: c.StatsInclusionPrefixes, Suffixes: c.StatsInclusionSuffixes, Regexps: c.StatsInclusionRegexps,
 		},
@@ -256,8 +253,8 @@ func (s *sidecar) adopt(state hotrestart.State) (changed bool) {
 			s.log.Warn("the VIPs of the generation before are not taken over: those in the file are in force", "err", err)
 		}
 	}
-	if data, ok := state[stateCache]; ok && s.dns != nil {
-		if n, err := s.dns.ImportCache(data); err != nil {
+	if data, ok := state[stateCache]; ok {
+		if n, err := s.resolver.dns.ImportCache(data); err != nil {
 			s.log.Warn("the DNS cache of the generation before is not taken over", "err", err)
 		} else {
 			s.log.Debug("took the DNS cache over", "answers", n)
@@ -272,9 +269,7 @@ func (s *sidecar) adopt(state hotrestart.State) (changed bool) {
 // bequeath is what a successor is told as it arrives: all that warms it.
 func (s *sidecar) bequeath() hotrestart.State {
 	state := s.bequeathLast()
-	if s.dns != nil {
-		state[stateCache] = s.dns.ExportCache(maxCacheState)
-	}
+	state[stateCache] = s.resolver.dns.ExportCache(maxCacheState)
 	if out := s.publisher.published(); out != nil {
 		state[stateResources] = marshalOutput(out)
 	}

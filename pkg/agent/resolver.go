@@ -2,38 +2,44 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 
 	"understudy.mesh/dnsproxy"
 )
 
-// resolver answers Envoy's own look-ups where the proxy is known by a mark: Envoy cannot
-// mark the sockets of its resolver, and capture would send their queries to the agent's
-// DNS, whose answers for mesh names lead back to Envoy. It is on a port of its own, which
-// is no part of a hand-off: each Envoy asks its own agent, as long as it lives.
+// resolver answers Envoy's own look-ups: past the name table, whose answers for mesh names
+// lead back to Envoy, and with resolv.conf's search list walked once for all clusters that
+// have the same name. Envoy itself would ask for each name below each search domain, and
+// once for each cluster; it would not read a changed resolv.conf; and where the proxy is
+// known by a mark, it could not mark the sockets. The port is one of its own, which is no
+// part of a hand-off: each Envoy asks its own agent, as long as it lives.
+//
+// Whoever else is in the pod may ask there, too, and is told what the servers of
+// resolv.conf say, as it would be without capture.
 type resolver struct {
+	dns  *dnsproxy.Server
 	addr netip.AddrPort
-	udp  []*net.UDPConn
-	tcp  []*net.TCPListener
+	tcp  *net.TCPListener
 }
 
 // listenResolver binds a free port of loopback.
-func listenResolver(ipv4 bool) (*resolver, error) {
+func listenResolver(ipv4 bool, dns *dnsproxy.Server) (*resolver, error) {
 	loopback := netip.IPv6Loopback()
 	if ipv4 {
 		loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}
-	udp, tcp, err := dnsproxy.Listen([]netip.AddrPort{netip.AddrPortFrom(loopback, 0)})
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(loopback, 0)))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("listen for Envoy's look-ups of names: %w", err)
 	}
-	return &resolver{addr: udp[0].LocalAddr().(*net.UDPAddr).AddrPort(), udp: udp, tcp: tcp}, nil
+	return &resolver{dns: dns, addr: tcp.Addr().(*net.TCPAddr).AddrPort(), tcp: tcp}, nil
 }
 
 // run answers until ctx ends.
-func (r *resolver) run(ctx context.Context, dns *dnsproxy.Server) error {
-	serving := dns.StartBeside(r.udp, r.tcp)
+func (r *resolver) run(ctx context.Context) error {
+	serving := r.dns.StartBeside(nil, []*net.TCPListener{r.tcp})
 	defer serving.Close(ctx)
 	select {
 	case err := <-serving.Failed():
@@ -44,11 +50,4 @@ func (r *resolver) run(ctx context.Context, dns *dnsproxy.Server) error {
 }
 
 // close gives the port back, if it was never served.
-func (r *resolver) close() {
-	for _, c := range r.udp {
-		c.Close()
-	}
-	for _, l := range r.tcp {
-		l.Close()
-	}
-}
+func (r *resolver) close() { r.tcp.Close() }

@@ -53,7 +53,7 @@ type sidecar struct {
 	xds        *xds.Server
 	source     *mesh.Source
 	dns        *dnsproxy.Server // nil without DNS capture
-	resolver   *resolver        // nil: Envoy asks the servers of resolv.conf
+	resolver   *resolver        // of Envoy's own look-ups
 	vips       *dnsproxy.VIPs
 	launcher   *launcher
 	supervisor *supervisor
@@ -171,9 +171,7 @@ func (s *sidecar) start() {
 	s.group.Go(func() error { return s.xds.Run(feed) })
 	s.group.Go(func() error { return s.readFiles(s.work) })
 	s.group.Go(func() error { s.followSockets(s.base); return nil })
-	if s.resolver != nil {
-		s.group.Go(func() error { return s.resolver.run(s.base, s.dns) })
-	}
+	s.group.Go(func() error { return s.resolver.run(s.base) })
 	s.group.Go(func() error {
 		select {
 		case err := <-s.failures:

@@ -236,7 +236,7 @@ func beContainer(t *testing.T) {
 			{"upgrade-status", "Hot upgrade is off: no hand-off directory"},
 			{"request --debug-port=15020 POST x", "POST"},
 			{"dns lookup aliyun.com", "source:    vip"},
-			{"dns table", "aliyun.com      VIP        240.240.1.2"},
+			{"dns table", "aliyun.com        VIP        240.240.1.2"},
 			{"dns cache aliyun.com -o json", `"name": "www.example.",`},
 			{"dns vips -o=table", "Used: 2 of 65024."},
 			{"dns upstreams", "198.51.100.53:53   failing"},

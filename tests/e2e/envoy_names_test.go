@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -80,6 +81,21 @@ func TestEnvoyLooksUpOnce(t *testing.T) {
 	}
 }
 
+// TestEnvoyLooksUpWithIPv6 asks in a pod without IPv4, where the agent's port is on ::1.
+func TestEnvoyLooksUpWithIPv6(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	p := &pod{Lab: l, dns: l.StartDNS(t, outside)}
+	p.dns.Set("mysql.prod.svc.cluster.local", "198.51.100.61", "2001:db8::61")
+	p.c = l.NewContainer(t, lab.ContainerOptions{Envoy: lab.EnvoyBinary(t), ReadOnly: true})
+	p.c.Write(t, "mesh.yaml", documents(endpointDNS("six", "six.example", 8100), endpointDNS("prod", "mysql.prod", 8101)))
+	p.agent = p.c.StartAgent(t, lab.AgentOptions{Env: []string{"INSTANCE_IP=" + lab.PodIPv6, "INSTANCE_IPS=" + lab.PodIPv6}})
+	lab.Eventually(t, lab.Deadline, "Envoy has the addresses of its clusters", func() error {
+		_, body, err := p.Pod.Get("http://[::1]:15000/clusters")
+		return errors.Join(err, contains(string(body), "::[2001:db8::30]:8100::hostname::six.example", "::[2001:db8::61]:8101::hostname::mysql.prod"))
+	})
+}
+
 // TestEnvoyFollowsResolvConf changes the name server under a running Envoy.
 func TestEnvoyFollowsResolvConf(t *testing.T) {
 	t.Parallel()
@@ -133,4 +149,40 @@ func TestEnvoyLooksUpManyAtOnce(t *testing.T) {
 	if n := p.dns.Asked("n1.example"); n > 6 { // a try more is not more names
 		t.Errorf("n1.example was asked for %d times", n)
 	}
+}
+
+// TestDrainingEnvoyLooksUp has the old generation's Envoy ask for a name that only its configuration has yet: it is
+// answered for as long as it drains.
+func TestDrainingEnvoyLooksUp(t *testing.T) {
+	t.Parallel()
+	p := newSlotPod(t, lab.SlotsOptions{Env: []string{"UNDERSTUDY_DNS_TTL=1s"}}) // for which what went lingers
+	p.dns.SetTTL(1)
+	p.dns.Set("old.example", "198.51.100.65")
+	p.slots.Write(t, "names.yaml", endpointDNS("old", "old.example", 8100))
+	p.start(t, 0, p.older, 1, 0)
+	p.mustServe(t, 0, p.older)
+	held := dial(t, p.Out, lab.PodIP+":9000")
+	send(t, held, "before")
+	expect(t, held, "before")
+	p.start(t, 1, p.newer, 2, 1)
+	p.waitRole(t, 1, roleServing)
+	p.waitRole(t, 0, roleDraining)
+	p.slots.Write(t, "names.yaml", endpointDNS("new", "new.example", 8100))
+	eventually(t, "the new Envoy has the new configuration", func() error {
+		_, body, err := p.Pod.Get("http://127.0.0.1:15000/clusters")
+		if err == nil && (strings.Contains(string(body), "old.mesh.example") || !strings.Contains(string(body), "new.mesh.example")) {
+			err = fmt.Errorf("its clusters are\n%s", body)
+		}
+		return err
+	})
+	asked := p.dns.Queries("old.example", "A")
+	eventually(t, "the draining Envoy looks its name up", func() error {
+		if n := p.dns.Queries("old.example", "A") - asked; n < 3 {
+			return fmt.Errorf("asked %d times since", n)
+		}
+		return nil
+	})
+	p.waitRole(t, 0, roleDraining)
+	send(t, held, "draining")
+	expect(t, held, "draining")
 }

@@ -25,6 +25,7 @@ var manualWait = []string{"/bin/sh", "-c", "/usr/local/bin/pilot-agent wait"}
 // slotPod is a pod with two slots, an outside, and an application on port 8080.
 type slotPod struct {
 	*lab.Lab
+	dns     *lab.DNSServer
 	slots   *lab.Slots
 	kubelet *lab.Kubelet // nil without Kruise
 	kruise  *lab.Kruise
@@ -38,14 +39,14 @@ type slotPod struct {
 func newSlotPod(t *testing.T, o lab.SlotsOptions) *slotPod {
 	t.Helper()
 	l := lab.New(t)
-	l.StartDNS(t, outside)
+	server := l.StartDNS(t, outside)
 	for _, addr := range []string{"198.51.100.11:80", "[2001:db8::11]:80"} {
 		lab.ServeHTTP(t, l.Out.Listen(t, addr), "http")
 	}
 	lab.ServeHTTP(t, l.Pod.Listen(t, "[::]:8080"), "app")
 	lab.ServeTCP(l.Pod.Listen(t, "[::]:9000"), lab.Echo)
 	l.Capture(t)
-	p := &slotPod{Lab: l, slots: l.NewSlots(t, o), probes: []string{lab.StatusPort, lab.HealthPort},
+	p := &slotPod{Lab: l, dns: server, slots: l.NewSlots(t, o), probes: []string{lab.StatusPort, lab.HealthPort},
 		older: lab.Image{Name: "proxy:older", Agent: lab.AgentBinary(t), Envoy: lab.OtherEnvoyBinary(t)},
 		newer: lab.Image{Name: "proxy:newer", Agent: lab.AgentBinary(t), Envoy: lab.EnvoyBinary(t)},
 		empty: lab.Image{Name: "proxy:empty", Agent: lab.StandbyBinary(t)},

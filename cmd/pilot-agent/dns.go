@@ -77,32 +77,23 @@ func newDNSUpstreamsCommand(e *env) *cobra.Command {
 }
 
 func newDNSFlushCommand(e *env) *cobra.Command {
-	q := dnsQuestion{page: agent.DebugDNSFlush, method: http.MethodPost, print: printFlushed}
-	cmd := &cobra.Command{
-		Use:   "flush [NAME]",
-		Short: "Take answers and failures out of the cache, so that they are asked for anew",
-		Long: "Take answers and failures out of the cache, so that they are asked for anew.\n" +
-			"With NAME only those that have its labels in their name, as dns cache NAME lists them.",
-		Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 1 {
-				q.query = url.Values{"name": args}
-			}
-			return e.container().askDNS(cmd.Context(), q, e.Stdout)
-		},
-	}
-	q.outputFlag(cmd)
+	cmd := newDNSListCommand(e, dnsList{
+		use: "flush", short: "Take answers and failures out of the cache, so that they are asked for anew",
+		page: agent.DebugDNSFlush, method: http.MethodPost, print: printFlushed,
+	})
+	cmd.Long = cmd.Short + ".\nWith NAME only those that have its labels in their name, as dns cache NAME lists them."
 	return cmd
 }
 
-// dnsList is a command that prints one of the agent's lists of names.
+// dnsList is a command about one of the agent's lists of names.
 type dnsList struct {
 	use, short, page string
+	method           string // "" is GET
 	print            func(io.Writer, *json.Decoder) error
 }
 
 func newDNSListCommand(e *env, l dnsList) *cobra.Command {
-	q := dnsQuestion{page: l.page, print: l.print}
+	q := dnsQuestion{page: l.page, method: l.method, print: l.print}
 	cmd := &cobra.Command{
 		Use:   l.use + " [NAME]",
 		Short: l.short,

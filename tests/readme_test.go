@@ -217,15 +217,7 @@ func TestDefaultsInReadme(t *testing.T) {
 
 // TestMetricsInReadme looks for each metric that is named in what makes the agent's metrics.
 func TestMetricsInReadme(t *testing.T) {
-	var sources string
-	for _, p := range listPackages(t) {
-		if p.short() != "pkg/agent" {
-			continue
-		}
-		for _, file := range p.GoFiles {
-			sources += readRepoFile(t, filepath.Join("pkg/agent", file))
-		}
-	}
+	sources := shippedSources(t, "pkg")
 	for _, document := range []string{"README.md", "README.zh.md"} {
 		found := regexp.MustCompile(`istio_agent_([a-z_]+)`).FindAllStringSubmatch(readRepoFile(t, document), -1)
 		if len(found) < 20 {

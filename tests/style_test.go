@@ -76,6 +76,18 @@ func sourceFiles(t *testing.T) []sourceFile {
 	return files
 }
 
+// shippedSources is the text of the release below some directories, in which what it says and counts is looked for.
+func shippedSources(t *testing.T, roots ...string) string {
+	t.Helper()
+	var all strings.Builder
+	for _, f := range sourceFiles(t) {
+		if withinAny(f.pkg.short(), roots) {
+			all.WriteString(readRepoFile(t, f.name))
+		}
+	}
+	return all.String()
+}
+
 func TestFilesAndFunctionsAreShort(t *testing.T) {
 	for _, f := range sourceFiles(t) {
 		if lines := f.line(f.tree.FileEnd) - 1; lines > maxFileLines {

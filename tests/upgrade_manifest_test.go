@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -260,7 +259,7 @@ func TestTroubleQuotesTheAgent(t *testing.T) {
 		t.Fatal("README.md has no such section")
 	}
 	table, _, _ = strings.Cut(table, "\n## ")
-	sources := agentSources(t)
+	sources := shippedSources(t, "hotrestart", "pkg")
 	quotes := 0
 	for _, row := range strings.Split(table, "\n| ")[2:] { // without the head
 		first, _, _ := strings.Cut(row, " | ")
@@ -278,27 +277,4 @@ func TestTroubleQuotesTheAgent(t *testing.T) {
 	if quotes < 10 {
 		t.Errorf("found only %d quotes: the test no longer sees them", quotes)
 	}
-}
-
-// agentSources is the text of what says why a hand-off failed.
-func agentSources(t *testing.T) string {
-	t.Helper()
-	var all strings.Builder
-	for _, pattern := range []string{"hotrestart/*.go", "pkg/agent/*.go"} {
-		files, err := filepath.Glob(filepath.Join(repoRoot(t), pattern))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, file := range files {
-			if strings.HasSuffix(file, "_test.go") {
-				continue
-			}
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			all.Write(text)
-		}
-	}
-	return all.String()
 }

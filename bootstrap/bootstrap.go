@@ -21,6 +21,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"understudy.mesh/internal/unixsock"
 )
 
 const (
@@ -30,8 +32,6 @@ const (
 	// StatsCluster is the static cluster behind the stats port: Envoy's own admin.
 	StatsCluster = "prometheus_stats"
 
-	// maxSocketPath is sizeof(sockaddr_un.sun_path) without the final NUL, unix(7).
-	maxSocketPath = 107
 	// profilePath is where /cpuprofiler writes. Envoy's default, /var/log/envoy,
 	// cannot be written on a read-only root; Istio's data directory can.
 	profilePath = "/var/lib/istio/data/envoy.prof"
@@ -210,12 +210,10 @@ func (c *Config) check() error {
 		errs = append(errs, fmt.Errorf("Node.ID %q and Node.Cluster %q: Envoy asks for both with xDS", c.Node.ID, c.Node.Cluster))
 	}
 	for _, p := range []struct{ name, path string }{{"AdminPath", c.AdminPath}, {"XDSPath", c.XDSPath}} {
-		switch {
-		case p.path == "":
+		if p.path == "" {
 			errs = append(errs, fmt.Errorf("%s is empty: want the path of a Unix socket", p.name))
-		case len(p.path) > maxSocketPath:
-			errs = append(errs, fmt.Errorf("%s %q has %d bytes: a Unix socket's path has at most %d, choose a shorter directory",
-				p.name, p.path, len(p.path), maxSocketPath))
+		} else if err := unixsock.CheckPath(p.path); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", p.name, err))
 		}
 	}
 	if c.AdminPath != "" && c.AdminPath == c.XDSPath {

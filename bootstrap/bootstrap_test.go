@@ -12,6 +12,8 @@ import (
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+
+	"understudy.mesh/internal/unixsock"
 )
 
 var update = flag.Bool("update", false, "write the goldens of this run")
@@ -168,7 +170,7 @@ func TestEnvoyAccepts(t *testing.T) {
 }
 
 func TestBuildRefuses(t *testing.T) {
-	long := "/" + strings.Repeat("x", maxSocketPath)
+	long := "/" + strings.Repeat("x", unixsock.MaxPath)
 	for name, tc := range map[string]struct {
 		config Config
 		want   string
@@ -193,7 +195,7 @@ func TestBuildRefuses(t *testing.T) {
 
 // The longest path that fits must also work.
 func TestLongestSocketPath(t *testing.T) {
-	c := with(func(c *Config) { c.XDSPath = "/" + strings.Repeat("x", maxSocketPath-1) })
+	c := with(func(c *Config) { c.XDSPath = "/" + strings.Repeat("x", unixsock.MaxPath-1) })
 	if _, err := Build(c); err != nil {
 		t.Error(err)
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"understudy.mesh/internal/unixsock"
 )
 
 // TestParentIgnoresStrangers: only the Envoy of the rendezvous is listened to, and a
@@ -126,8 +128,8 @@ func TestRendezvous(t *testing.T) {
 	if err := longest.Check(); err != nil {
 		t.Error(err)
 	}
-	if n := len(longest.socket("udp_parent", childEpoch)); n != maxSocketPath {
-		t.Errorf("the longest path has %d bytes, want %d", n, maxSocketPath)
+	if n := len(longest.socket("udp_parent", childEpoch)); n != unixsock.MaxPath {
+		t.Errorf("the longest path has %d bytes, want %d", n, unixsock.MaxPath)
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"understudy.mesh/internal/unixsock"
 )
 
 const (
@@ -19,8 +21,6 @@ const (
 	// maxBase keeps every id below 2^31: Envoy holds it in an int, and the names of its
 	// sockets bear a negative one as a number of 20 digits.
 	maxBase = (math.MaxInt32 - idsPerBase + 1) / idsPerBase
-	// maxSocketPath is sizeof(sockaddr_un.sun_path) without the final NUL, unix(7).
-	maxSocketPath = 107
 	// longestSuffix is the longest of what is appended to Rendezvous.Path.
 	longestSuffix = "_udp_parent_2147483647"
 
@@ -46,9 +46,9 @@ func (r Rendezvous) Check() error {
 	switch {
 	case !filepath.IsAbs(r.Path):
 		return fmt.Errorf("hot-restart socket path %q: it must be absolute", r.Path)
-	case len(r.Path)+len(longestSuffix) > maxSocketPath:
+	case len(r.Path)+len(longestSuffix) > unixsock.MaxPath:
 		return fmt.Errorf("hot-restart socket path %q has %d bytes, and at most %d fit: use a shorter directory",
-			r.Path, len(r.Path), maxSocketPath-len(longestSuffix))
+			r.Path, len(r.Path), unixsock.MaxPath-len(longestSuffix))
 	case r.Base > maxBase:
 		return fmt.Errorf("hot-restart base id %d is above %d", r.Base, maxBase)
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/internal/unixsock"
 )
 
 // ErrLost says that the other side of a hand-off ended, or broke the connection off.
@@ -256,34 +258,15 @@ func (f *handoffFrame) closeDescriptors() {
 	f.fds = nil
 }
 
-// peerUID returns the uid of the process at the other end (SO_PEERCRED, unix(7)).
-func peerUID(conn *net.UnixConn) (int, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return -1, err
-	}
-	if credErr != nil {
-		return -1, fmt.Errorf("read the peer's uid: %w", credErr)
-	}
-	return int(cred.Uid), nil
-}
-
 // checkPeer refuses every other user, root included: what is handed over is this
 // user's, and a descriptor sent to the wrong process cannot be taken back.
 func checkPeer(conn *net.UnixConn) error {
-	uid, err := peerUID(conn)
+	peer, err := unixsock.Peer(conn)
 	if err != nil {
 		return err
 	}
-	if me := os.Geteuid(); uid != me {
-		return fmt.Errorf("the peer runs as uid %d, this agent as %d: both generations must run as one user (runAsUser)", uid, me)
+	if me := os.Geteuid(); int(peer.Uid) != me {
+		return fmt.Errorf("the peer runs as uid %d, this agent as %d: both generations must run as one user (runAsUser)", peer.Uid, me)
 	}
 	return nil
 }

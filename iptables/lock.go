@@ -9,11 +9,12 @@ import (
 	"net"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 	"unicode"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/internal/unixsock"
 )
 
 const (
@@ -112,12 +113,12 @@ func awaitHolder(ctx context.Context, log *slog.Logger) (waited bool, err error)
 		return false, fmt.Errorf("wait for another change of the capture rules: %w", err)
 	}
 	defer conn.Close()
-	credentials, err := peerOf(conn.(*net.UnixConn))
+	credentials, err := unixsock.Peer(conn)
 	if err != nil {
 		return false, fmt.Errorf("wait for another change of the capture rules: find out whose it is: %w", err)
 	}
 	holder := fmt.Sprintf("%s of uid %d", process(int(credentials.Pid)), credentials.Uid)
-	if credentials.Uid != 0 && int(credentials.Uid) != os.Geteuid() {
+	if !unixsock.IsRootOrSelf(credentials) {
 		return false, fmt.Errorf("%w: %s", errStranger, holder)
 	}
 	log.Info("waiting for another change of the capture rules", "by", holder)
@@ -126,20 +127,6 @@ func awaitHolder(ctx context.Context, log *slog.Logger) (waited bool, err error)
 		return true, fmt.Errorf("another change of the capture rules is under way, by %s: it must end first: %w", holder, ctx.Err())
 	}
 	return true, nil
-}
-
-// peerOf returns who listens on the other side (SO_PEERCRED, unix(7)).
-func peerOf(conn *net.UnixConn) (credentials *unix.Ucred, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	if controlErr := raw.Control(func(fd uintptr) {
-		credentials, err = unix.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
-	}); controlErr != nil {
-		return nil, controlErr
-	}
-	return credentials, err
 }
 
 // process names a process for a person. One of another PID namespace has no number

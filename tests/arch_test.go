@@ -57,7 +57,8 @@ type layer struct {
 	tests   []string // of others', for its tests besides forTests
 }
 
-var everywhere = []string{"golang.org/x/sync"}
+// everywhere may be imported by every package.
+var everywhere = []string{"golang.org/x/sync", modulePath + "/internal/unixsock"}
 
 // The types of Envoy's API, and what carries them.
 var (
@@ -82,6 +83,7 @@ var layers = []layer{
 	{path: "dnsproxy", module: []string{"pkg/journal"}, outside: []string{"github.com/miekg/dns", "github.com/hashicorp/golang-lru/v2", "golang.org/x/net", "golang.org/x/sys"}},
 	{path: "hotrestart", outside: []string{"golang.org/x/sys", "google.golang.org/protobuf"}},
 	{path: "bootstrap", outside: envoyTypes},
+	{path: "internal/unixsock", outside: []string{"golang.org/x/sys"}},
 
 	// istio.io/api: MeshConfig and ProxyConfig are its messages.
 	{path: "pkg/config", module: []string{"pkg/logging"}, outside: []string{"istio.io/api", "google.golang.org/protobuf", "go.yaml.in/yaml", "sigs.k8s.io/yaml"}},
@@ -139,10 +141,13 @@ func isStandard(importPath string) bool {
 // mayImport reports whether a package of layer l, which may use extra besides, may import a path.
 // A package and those below it are one unit.
 func mayImport(l layer, importPath string, extra []string) bool {
+	if withinAny(importPath, everywhere) {
+		return true
+	}
 	if inner, ours := strings.CutPrefix(importPath, modulePath+"/"); ours {
 		return within(inner, l.path) || withinAny(inner, l.module)
 	}
-	return isStandard(importPath) || withinAny(importPath, everywhere) || withinAny(importPath, l.outside) || withinAny(importPath, extra)
+	return isStandard(importPath) || withinAny(importPath, l.outside) || withinAny(importPath, extra)
 }
 
 func TestImportsGoOneWay(t *testing.T) {
@@ -206,6 +211,7 @@ func TestImportRuleTable(t *testing.T) {
 		{"dnsproxy", "net/netip", true},
 		{"dnsproxy", "github.com/miekg/dns", true},
 		{"dnsproxy", modulePath + "/pkg/mesh", false},
+		{"dnsproxy", modulePath + "/internal/unixsock", true},
 		{"iptables", "github.com/miekg/dns", false},
 		{"pkg/mesh", modulePath + "/pkg/agent", false},
 		{"pkg/mesh", modulePath + "/pkg/mesh/inner", true},

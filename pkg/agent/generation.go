@@ -10,13 +10,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/internal/unixsock"
 )
 
 const (
 	generationPrefix = "gen-"
 	lockFile         = "lock"
-	// maxSocketPath is what fits sockaddr_un.sun_path with its terminating zero (unix(7)).
-	maxSocketPath = 107
 	// lockGrace is far longer than the instant between making a directory and locking it.
 	lockGrace = time.Minute
 )
@@ -42,9 +42,8 @@ func newGeneration(configPath, id string, log *slog.Logger) (*generation, error)
 	if g.dir, err = filepath.Abs(filepath.Join(configPath, generationPrefix+id)); err != nil {
 		return nil, fmt.Errorf("make configPath %s absolute: %w", configPath, err)
 	}
-	if longest := g.adminSocket(); len(longest) > maxSocketPath {
-		return nil, fmt.Errorf("configPath %s: the socket path %s has %d bytes, a Unix socket takes %d: choose a shorter configPath",
-			configPath, longest, len(longest), maxSocketPath)
+	if err := unixsock.CheckPath(g.adminSocket()); err != nil { // the longest
+		return nil, fmt.Errorf("configPath %s: %w", configPath, err)
 	}
 	if err := os.Mkdir(g.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make this generation's directory (configPath must be writable for uid %d): %w", os.Geteuid(), err)

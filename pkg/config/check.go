@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"understudy.mesh/internal/unixsock"
 )
 
 const (
@@ -16,8 +18,6 @@ const (
 	// tproxyMark is what Istio marks connections to the application with in TPROXY mode;
 	// the next number marks the pod's calls to itself.
 	tproxyMark = 1337
-	// maxSocketPath is sun_path without its final zero: unix(7).
-	maxSocketPath = 107
 	// maxSocketName is the longest name, with its directory of a generation, that a
 	// socket under configPath has, the slash before it not counted.
 	maxSocketName = 40
@@ -82,9 +82,9 @@ func (l *loader) checkPorts(c *Config) {
 
 // checkPath refuses a directory under which a socket's path would not fit.
 func (l *loader) checkPath(name, path string) {
-	if len(path)+1+maxSocketName > maxSocketPath {
+	if len(path)+1+maxSocketName > unixsock.MaxPath {
 		l.blame(name, path, fmt.Sprintf("%d bytes, want at most %d: a Unix socket's path holds %d bytes, and the sockets in it take %d",
-			len(path), maxSocketPath-1-maxSocketName, maxSocketPath, 1+maxSocketName))
+			len(path), unixsock.MaxPath-1-maxSocketName, unixsock.MaxPath, 1+maxSocketName))
 	}
 }
 

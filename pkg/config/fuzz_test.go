@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"understudy.mesh/internal/unixsock"
 )
 
 // holds checks what is true of every Load, whatever the input: an error leaves no
@@ -23,7 +25,7 @@ func holds(t *testing.T, src Sources) {
 		}
 		return
 	}
-	if cfg.AdminPort == 0 || cfg.ReadyPort == 0 || cfg.DrainDuration <= 0 || cfg.BinaryPath == "" || len(cfg.ConfigPath) > maxSocketPath {
+	if cfg.AdminPort == 0 || cfg.ReadyPort == 0 || cfg.DrainDuration <= 0 || cfg.BinaryPath == "" || len(cfg.ConfigPath) > unixsock.MaxPath {
 		t.Fatalf("accepted: %+v", cfg)
 	}
 	if _, err := structpb.NewStruct(cfg.Node.Metadata); err != nil {

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
+
+	"understudy.mesh/internal/unixsock"
 )
 
 // The rules below are those of Istio's validation of ServiceEntry and WorkloadEntry (pkg/config/validation), so that
@@ -281,14 +283,13 @@ func (d *decoder) newEndpoint(m *networking.WorkloadEntry, path string, r resolu
 // checkAddress holds the rules for one endpoint's address under a resolution, and puts it in its canonical form.
 func checkAddress(ep *endpoint, path string, r resolution) *fieldError {
 	if name, unix := strings.CutPrefix(ep.address, unixPrefix); unix {
-		const most = 107 // sockaddr_un.sun_path less its NUL, unix(7)
 		switch {
 		case r != resolveStatic && path != "spec.address":
 			return fieldErrorf(path, "is a Unix domain socket, which needs resolution STATIC, not %s", r)
 		case !strings.HasPrefix(name, "/") && (!strings.HasPrefix(name, "@") || len(name) < 2):
 			return fieldErrorf(path, "is %q, should be unix:///absolute/path or unix://@abstract", abridge(ep.address))
-		case len(name) > most || strings.ContainsRune(name, 0):
-			return fieldErrorf(path, "is a socket path of %d bytes, should have at most %d and no NUL", len(name), most)
+		case len(name) > unixsock.MaxPath || strings.ContainsRune(name, 0):
+			return fieldErrorf(path, "is a socket path of %d bytes, should have at most %d and no NUL", len(name), unixsock.MaxPath)
 		}
 		return nil
 	}

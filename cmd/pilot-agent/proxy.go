@@ -19,6 +19,7 @@ import (
 
 	"understudy.mesh/pkg/agent"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/logging"
 )
 
@@ -93,7 +94,7 @@ func (e *env) proxy(cmd *cobra.Command, role config.Role) error {
 		return err
 	}
 	err = a.Run(cmd.Context())
-	var exit *agent.ExitError
+	var exit *envoy.ExitError
 	if errors.As(err, &exit) {
 		return &statusError{exit.Status, err}
 	}

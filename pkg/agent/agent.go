@@ -137,7 +137,7 @@ func (a *Agent) openHandoff() error {
 }
 
 // Run lives through the roles until a stop that was asked for is over (nil, if the agent was
-// ready before, or stood by), or until something ends the agent; an *ExitError carries the
+// ready before, or stood by), or until something ends the agent; an *envoy.ExitError carries the
 // status that the process should end with. It returns when every goroutine and Envoy are gone.
 func (a *Agent) Run(ctx context.Context) error {
 	base, endBase := context.WithCancel(context.WithoutCancel(ctx))

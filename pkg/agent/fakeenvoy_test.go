@@ -51,6 +51,10 @@ type fakeEnvoy struct {
 // longName is the length of a counter's name that Envoy's admin still tells.
 const longName = 64 << 10
 
+// liveStats is what the admin of an Envoy says that serves.
+const liveStats = "server.state: 0\nlistener_manager.workers_started: 1\n" +
+	"cluster_manager.cds.update_success: 1\nlistener_manager.lds.update_success: 1\n"
+
 // environ is what an agent hands on for its Envoy to be f.
 func (f *fakeEnvoy) environ() []string {
 	data, _ := json.Marshal(f)

@@ -23,8 +23,8 @@ func (s *sidecar) followSockets(ctx context.Context) {
 			return
 		case <-s.moved:
 		}
-		i := s.supervisor.hot()
-		if i == nil || !isClosed(i.accepts) {
+		i := s.supervisor.Hot()
+		if i == nil || !isClosed(i.Accepts()) {
 			continue
 		}
 		names, version := s.sockets.names(), s.envoyVersion()

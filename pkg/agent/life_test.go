@@ -185,7 +185,7 @@ func TestServesBesideItsDrain(t *testing.T) {
 	}
 	second := p.replace(a, "c")
 	a.becomes(hotrestart.RoleDraining)
-	time.Sleep(3 * connectionPoll) // the second drain is over, the first is not
+	time.Sleep(3 * time.Second) // the second drain is over, the first is not
 	if role := a.role(); role != hotrestart.RoleDraining || !open(held) {
 		t.Errorf("%s, and the connection is open: %v; want it to be drained on", role, open(held))
 	}
@@ -253,7 +253,7 @@ func TestOthersAreToldWhatIsLearnedOfEnvoy(t *testing.T) {
 	p := newPod(t)
 	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Slow = true }))
 	a.settles(hotrestart.RoleServing)
-	if err := syscall.Kill(a.current().supervisor.current().PID(), syscall.SIGUSR1); err != nil {
+	if err := syscall.Kill(a.current().supervisor.Current().PID(), syscall.SIGUSR1); err != nil {
 		t.Fatal(err)
 	}
 	d := p.dir("d")
@@ -275,7 +275,7 @@ func TestNobodyIsRefusedWhileEnvoyRestarts(t *testing.T) {
 	waitFor(t, "the agent to hold Envoy's socket", func() bool {
 		return slices.Contains(a.current().sockets.names(), hotrestart.EnvoySocketName("tcp://"+p.listen, 0))
 	})
-	i := a.current().supervisor.current()
+	i := a.current().supervisor.Current()
 	i.Kill()
 	<-i.Done()
 	if name := readName(p.connect()); name != "a" {
@@ -287,7 +287,7 @@ func TestNobodyIsRefusedWhileEnvoyRestarts(t *testing.T) {
 func TestLeftoversOfTheKilled(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
-	memory, err := hotrestart.CreateSharedMemory(hotrestart.SharedMemoryDir, usualVersion)
+	memory, err := hotrestart.CreateSharedMemory(hotrestart.SharedMemoryDir, hotrestart.Version{Version: 11, Size: 104})
 	if err != nil {
 		t.Fatal(err)
 	}

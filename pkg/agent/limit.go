@@ -2,6 +2,7 @@ package agent
 
 import (
 	"log/slog"
+	"time"
 
 	"understudy.mesh/bootstrap"
 	"understudy.mesh/pkg/config"
@@ -17,6 +18,9 @@ const (
 	// fewFiles is a limit that somebody will run into one day; container runtimes set a million,
 	// of which nobody wants to read a warning at each start.
 	fewFiles = 64 << 10
+	// untilIdleDrain stands for a drain that lasts until the last connection has ended: the
+	// grace period of a pod is hardly longer.
+	untilIdleDrain = time.Hour
 )
 
 // connectionLimit bounds Envoy's connections; 0 leaves it to c.RuntimeValues, or to nobody. Envoy
@@ -44,4 +48,18 @@ func connectionLimit(c *config.Config, files uint64, log *slog.Logger) uint64 {
 			"connections", safe, "files", files)
 	}
 	return safe
+}
+
+// envoyDrain is Envoy's --drain-time-s: the longest that a drain of ours can take. In the last
+// third of it Envoy, from 1.40 on, ends what no response ends: upgraded streams (WebSocket) and
+// CONNECT, at times that it spreads. Were it shorter, they would be cut in the middle of our drain.
+func envoyDrain(c *config.Config) time.Duration {
+	longest := max(c.DrainDuration, c.TerminationDrainDuration)
+	if c.HandoffDir != "" {
+		longest = max(longest, c.UpgradeDrainDuration)
+	}
+	if c.ExitOnZeroActiveConnections {
+		longest = max(longest, c.MinimumDrainDuration, untilIdleDrain)
+	}
+	return longest
 }

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"understudy.mesh/bootstrap"
 	"understudy.mesh/pkg/config"
@@ -33,6 +34,24 @@ func TestConnectionLimit(t *testing.T) {
 		got := connectionLimit(&tc.cfg, tc.files, slog.New(slog.NewTextHandler(&log, nil)))
 		if got != tc.want || (tc.warns == "") != (log.Len() == 0) || !strings.Contains(log.String(), tc.warns) {
 			t.Errorf("%s: %d, want %d; log %q, want %q", name, got, tc.want, &log, tc.warns)
+		}
+	}
+}
+
+// TestEnvoyDrainIsTheLongest: Envoy ends streams by its own drain time, which must not be over before ours.
+func TestEnvoyDrainIsTheLongest(t *testing.T) {
+	const s = time.Second
+	for name, tc := range map[string]struct {
+		cfg  config.Config
+		want time.Duration
+	}{
+		"its own":               {config.Config{DrainDuration: 45 * s, TerminationDrainDuration: 5 * s, UpgradeDrainDuration: 60 * s}, 45 * s},
+		"that of an upgrade":    {config.Config{DrainDuration: 45 * s, UpgradeDrainDuration: 60 * s, HandoffDir: "/h"}, 60 * s},
+		"that of a stop":        {config.Config{DrainDuration: 45 * s, TerminationDrainDuration: 90 * s, UpgradeDrainDuration: 60 * s, HandoffDir: "/h"}, 90 * s},
+		"until nothing is left": {config.Config{DrainDuration: 45 * s, TerminationDrainDuration: 5 * s, ExitOnZeroActiveConnections: true}, untilIdleDrain},
+	} {
+		if got := envoyDrain(&tc.cfg); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
 		}
 	}
 }

@@ -40,7 +40,7 @@ const (
 	// maxCacheState bounds what of the DNS cache a successor gets: the hottest of it.
 	maxCacheState = 4 << 20
 
-	// Readiness tasks besides taskEnvoy.
+	// Readiness tasks besides those of pkg/envoy.
 	taskConfig = "config"
 	taskDNS    = "dns"
 )
@@ -140,24 +140,22 @@ func (s *sidecar) newEnvoy() error {
 	if err != nil {
 		return err
 	}
-	s.launcher = &launcher{
-		binary: c.BinaryPath, path: s.generation.hotRestartSockets(), version: usualVersion,
-		command: func(hotRestart []string) envoy.Command {
+	supervised := envoy.Config{
+		Binary: c.BinaryPath, Path: s.generation.hotRestartSockets(),
+		Command: func(hotRestart []string) envoy.Command {
 			return envoy.Command{
 				Path: c.BinaryPath, Args: envoy.Args(s.envoyOptions(override, hotRestart)), Env: s.world.Environ,
 				Stdout: s.world.Stdout, Stderr: s.world.Stderr, Capabilities: capabilities(c),
 			}
 		},
-		sockets: s.sockets.forEnvoy, inherits: s.sockets.inherits, forsake: s.sockets.forsake, accepts: s.moveSockets,
-		startTime: s.world.Started, log: s.world.Log("envoy"),
+		Sockets: s.sockets.forEnvoy, Inherits: s.sockets.inherits, DropSockets: s.sockets.forsake, Accepts: s.moveSockets,
+		StartTime: s.world.Started, Log: s.world.Log("envoy"),
+		Admin: s.admin, Ready: s.ready, Serves: s.progress, RestartHung: c.RestartHung,
 	}
 	if c.UpgradeStats {
-		s.launcher.stats = s.stats.next
+		supervised.Stats = s.stats.Next
 	}
-	s.supervisor = &supervisor{
-		launcher: s.launcher, admin: s.admin, ready: s.ready, log: s.world.Log("envoy"), serves: s.progress,
-		restartHung: c.RestartHung, node: pressure{files: pressureFiles[:]},
-	}
+	s.supervisor = envoy.NewSupervisor(supervised)
 	return nil
 }
 
@@ -261,7 +259,7 @@ func (s *sidecar) adopt(state hotrestart.State) (changed bool) {
 		}
 	}
 	if data, ok := state[stateStats]; ok {
-		s.stats.add(data, s.log)
+		s.stats.Add(data, s.log)
 	}
 	return changed
 }

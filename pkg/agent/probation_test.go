@@ -52,7 +52,7 @@ func TestAnswersComeFromTheEnvoyThatServes(t *testing.T) {
 		b := p.start(fmt.Sprint("b", i))
 		waitFor(t, "the newcomer to answer", func() bool { s := b.current(); return s != nil && s.accepting() })
 		<-time.After(rand.N(20 * time.Millisecond))
-		if i := b.current().supervisor.current(); i == nil || syscall.Kill(i.PID(), syscall.SIGKILL) != nil {
+		if i := b.current().supervisor.Current(); i == nil || syscall.Kill(i.PID(), syscall.SIGKILL) != nil {
 			t.Fatal("the newcomer's Envoy is not there any more")
 		}
 		waitFor(t, "the attempt to end", func() bool { return b.lastAttempt().Result != resultRunning })
@@ -129,7 +129,7 @@ func TestNewcomerIsAskedItself(t *testing.T) {
 	waitFor(t, "the newcomer to start its Envoy", func() bool { return b.current() != nil })
 	w := httptest.NewRecorder()
 	b.current().status.Local().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz/ready", nil))
-	if got := w.Body.String(); w.Code != http.StatusServiceUnavailable || !strings.Contains(got, taskEnvoy+": waiting") {
+	if got := w.Body.String(); w.Code != http.StatusServiceUnavailable || !strings.Contains(got, "envoy: waiting") {
 		t.Errorf("%d %q, want what it waits for", w.Code, got)
 	}
 }

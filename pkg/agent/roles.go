@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/envoy"
 )
 
 // eventQueue lets those who report go on: no event waits for the loop for long.
@@ -79,7 +80,7 @@ type event struct {
 	sidecar  *sidecar             // whom it is about
 	newcomer *hotrestart.Newcomer // of the hand-off's
 	drained  hotrestart.Drained   // of predecessor, draining
-	counters *census              // of draining, retired: Envoy's; nil when unknown
+	counters *envoy.Counters      // of draining, retired: Envoy's; nil when unknown
 	err      error
 }
 
@@ -187,7 +188,7 @@ type loop struct {
 	before   hotrestart.Role // the role to go back to when it fails
 	orphaned bool            // a newcomer died for which a stop was put off
 	letGoAt  time.Time       // when this generation let go
-	counted  *census         // what the newcomer knows of Envoy's counters
+	counted  *envoy.Counters // what the newcomer knows of Envoy's counters
 
 	cutDrain  func() // ends the ordinary drain; nil: none runs
 	drainOver bool   // it is over, and waits for the newcomer
@@ -246,7 +247,7 @@ func (a *Agent) unsettled() error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return &ExitError{Status: 1, Reason: "stopped before this agent was ever ready: " + a.pending()}
+	return &envoy.ExitError{Status: 1, Reason: "stopped before this agent was ever ready: " + a.pending()}
 }
 
 // handle looks the event up in the table and does what it says.

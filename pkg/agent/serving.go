@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/envoy"
 )
 
 const (
@@ -83,7 +84,7 @@ func (a *Agent) judge(newcomer hotrestart.Identity) *hotrestart.RefusedError {
 // give hands copies of every socket to the newcomer. Nothing changes for this generation.
 func (a *Agent) give(e event) hotrestart.Role {
 	s := a.loop.sidecar
-	if i := s.supervisor.current(); i != nil && isClosed(i.accepts) {
+	if i := s.supervisor.Current(); i != nil && isClosed(i.Accepts()) {
 		if err := s.sockets.refresh(a.loop.ctx, i); err != nil {
 			a.log.Warn("the newcomer gets the sockets that Envoy had when it was asked last", "err", err)
 		}
@@ -105,11 +106,11 @@ func (a *Agent) letGo(e event) hotrestart.Role {
 	state := s.bequeathLast()
 	if a.cfg.UpgradeStats {
 		ctx, cancel := context.WithTimeout(a.loop.ctx, statsTimeout)
-		counters, err := s.counters(ctx)
+		counters, err := s.supervisor.Counters(ctx)
 		if err != nil {
 			a.log.Warn("Envoy's counters are not carried over", "err", err)
 		} else {
-			state[stateStats] = (*census)(nil).growth(counters)
+			state[stateStats] = (*envoy.Counters)(nil).Delta(counters)
 		}
 		a.loop.counted = counters
 		cancel()
@@ -299,7 +300,7 @@ func (a *Agent) retire(event) hotrestart.Role {
 	a.loop.leaving = s
 	a.spawn(func(life context.Context) (event, bool) {
 		defer hurry()
-		var last *census
+		var last *envoy.Counters
 		words := 0
 		s.retire(ctx, func(left int, final bool) {
 			if words++; final || words%countEvery == 0 {
@@ -319,4 +320,20 @@ func (a *Agent) drainDeadline(now time.Time) time.Time {
 		return late
 	}
 	return until
+}
+
+// count is counters for a drain: now and then it is asked what Envoy counted meanwhile.
+// It returns last when that is not wanted, or not known.
+func (a *Agent) count(ctx context.Context, s *sidecar, last *envoy.Counters) *envoy.Counters {
+	if !a.cfg.UpgradeStats {
+		return last
+	}
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	counters, err := s.supervisor.Counters(ctx)
+	if err != nil {
+		a.log.Debug("Envoy's counters", "err", err)
+		return last
+	}
+	return counters
 }

@@ -55,11 +55,10 @@ type sidecar struct {
 	dns        *dnsproxy.Server // nil without DNS capture
 	resolver   *resolver        // of Envoy's own look-ups
 	vips       *dnsproxy.VIPs
-	launcher   *launcher
-	supervisor *supervisor
+	supervisor *envoy.Supervisor
 	publisher  *publisher
 	status     *status.Server
-	stats      *relay
+	stats      *envoy.CounterRelay
 	probation  *probation   // nil after a cold start
 	version    atomic.Value // string: the running Envoy's, once known
 	// heritage is what the Envoy of the generation before uses, until this one is in force; nil
@@ -102,7 +101,7 @@ type hooks struct {
 func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *inheritance) (_ *sidecar, err error) {
 	s := &sidecar{
 		cfg: cfg, world: world, hooks: h, log: world.Log("agent"),
-		ready: &status.Readiness{}, stats: &relay{}, changes: newMailbox(),
+		ready: &status.Readiness{}, stats: &envoy.CounterRelay{}, changes: newMailbox(),
 		inForce: make(chan struct{}), moved: make(chan struct{}, 1), done: make(chan struct{}),
 		failures: make(chan error, 1),
 	}
@@ -166,7 +165,7 @@ func (s *sidecar) start() {
 	s.endBase = endBase
 	s.group, s.base = errgroup.WithContext(base)
 	s.work, s.endWork = context.WithCancel(s.base)
-	s.group.Go(func() error { return s.supervisor.run(s.base) })
+	s.group.Go(func() error { return s.supervisor.Run(s.base) })
 	feed, endFeed := context.WithCancel(context.Background())
 	s.group.Go(func() error { return s.xds.Run(feed) })
 	s.group.Go(func() error { return s.readFiles(s.work) })
@@ -183,7 +182,7 @@ func (s *sidecar) start() {
 	s.publish()
 	go func() {
 		<-s.base.Done() // something failed, or it is over
-		s.supervisor.stop()
+		s.supervisor.Stop()
 		s.sockets.close() // nobody accepts any more: who connects is refused and need not wait
 		endFeed()         // Envoy would warn of a control plane that goes first
 		s.err = s.group.Wait()
@@ -254,7 +253,7 @@ func (s *sidecar) progress() {
 
 // upgradable says why the sidecar could not be taken over; nil when it can.
 func (s *sidecar) upgradable() error {
-	if err := s.launcher.disabled(); err != nil {
+	if err := s.supervisor.Upgradable(); err != nil {
 		return fmt.Errorf("its Envoy takes no part in hot restarts: %w", err)
 	}
 	return nil
@@ -266,23 +265,23 @@ func (s *sidecar) drain(cut context.Context) {
 	s.ready.Off(stopReason)
 	s.endWork()
 	s.vips.Compact() // whoever starts next may be a release that finds no change in a journal
-	s.supervisor.release()
-	if s.supervisor.served.Load() == 0 || cut.Err() != nil {
+	s.supervisor.Release()
+	if !s.supervisor.HasServed() || cut.Err() != nil {
 		return
 	}
-	drain(cut, drainPlan{
-		inboundOnly: s.cfg.Role == config.Sidecar,
-		duration:    s.cfg.TerminationDrainDuration,
-		untilIdle:   s.cfg.ExitOnZeroActiveConnections,
-		minimum:     s.cfg.MinimumDrainDuration,
-	}, s.admin, s.supervisor.alive(), s.log)
+	s.supervisor.Drain(cut, envoy.DrainPlan{
+		InboundOnly: s.cfg.Role == config.Sidecar,
+		Duration:    s.cfg.TerminationDrainDuration,
+		UntilIdle:   s.cfg.ExitOnZeroActiveConnections,
+		Minimum:     s.cfg.MinimumDrainDuration,
+	}, s.log)
 }
 
 // empty is the second part: nobody new reaches a socket, so that nobody who waits in one, or has
 // just been accepted, is reset at the end. It takes lastGrace at most. This generation must be the
 // only one that has the sockets.
 func (s *sidecar) empty(ctx context.Context) {
-	if s.supervisor.served.Load() == 0 {
+	if !s.supervisor.HasServed() {
 		return
 	}
 	s.sockets.quench()
@@ -291,14 +290,14 @@ func (s *sidecar) empty(ctx context.Context) {
 	tick := time.NewTicker(lastPoll)
 	defer tick.Stop()
 	for {
-		left, err := s.connections(ctx)
+		left, err := s.supervisor.Connections(ctx)
 		if err == nil && left == 0 && s.sockets.queued() == 0 {
 			return
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-s.supervisor.alive():
+		case <-s.supervisor.Exited():
 			return
 		case <-tick.C:
 		}
@@ -313,50 +312,32 @@ func (s *sidecar) empty(ctx context.Context) {
 func (s *sidecar) retire(ctx context.Context, left func(n int, final bool)) {
 	s.endWork()
 	s.suspend()
-	s.supervisor.release()
-	if i := s.supervisor.hot(); i != nil {
-		tell, cancel := context.WithTimeout(ctx, adminTimeout)
-		if err := i.child.Drain(tell); err != nil && !isClosed(i.Done()) {
-			s.log.Warn("Envoy was not told to drain", "err", err)
-		}
-		cancel()
+	s.supervisor.Release()
+	if err := s.supervisor.StopAccepting(ctx); err != nil {
+		s.log.Warn("Envoy was not told to drain", "err", err)
 	}
 	s.sockets.close()
 	s.log.Info("draining after the hand-off")
-	drainConnections(ctx, s.connections, s.supervisor.alive(), func(n int) { left(n, false) }, s.log)
-	last, cancel := context.WithTimeout(context.Background(), adminTimeout)
-	if n, err := s.connections(last); err == nil {
+	s.supervisor.AwaitIdle(ctx, func(n int) { left(n, false) }, s.log)
+	if n, err := s.supervisor.Connections(context.Background()); err == nil {
 		left(n, true)
 	}
-	cancel()
 	s.end()
 }
 
 // abandon ends the sidecar of a take-over that failed. What its Envoy has accepted, beside that of
 // the generation before, may finish; whoever connects from now on reaches the latter.
 func (s *sidecar) abandon() {
-	s.supervisor.release() // an Envoy that has died is not started again, beside the one that serves
+	s.supervisor.Release() // an Envoy that has died is not started again, beside the one that serves
 	s.release()
 	s.probation.fail()
-	if i := s.supervisor.current(); i == nil || !isClosed(i.accepts) || isClosed(i.Done()) {
+	if i := s.supervisor.Current(); i == nil || !isClosed(i.Accepts()) || isClosed(i.Done()) {
 		s.end()
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), abandonGrace)
 	defer cancel()
 	s.retire(ctx, func(int, bool) {})
-}
-
-// connections are those that Envoy serves, on whatever listener.
-func (s *sidecar) connections(ctx context.Context) (int, error) {
-	i := s.supervisor.hot()
-	if i == nil {
-		return 0, errNoHotRestart
-	}
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
-	defer cancel()
-	reply, err := i.child.Stats(ctx)
-	return int(reply.Connections), err
 }
 
 // end stops everything at once, Envoy with SIGTERM and only then SIGKILL, and returns

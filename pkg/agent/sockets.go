@@ -18,6 +18,7 @@ import (
 	"understudy.mesh/dnsproxy"
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/status"
 )
 
@@ -221,10 +222,10 @@ func (s *sockets) forEnvoy(address string, worker uint32) (fd int, ok bool) {
 }
 
 // refresh asks Envoy what it listens on. When Envoy cannot say, what it said last stays.
-func (s *sockets) refresh(ctx context.Context, i *instance) error {
+func (s *sockets) refresh(ctx context.Context, i *envoy.Instance) error {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
-	fetched, err := i.fetch(ctx)
+	fetched, err := i.Fetch(ctx)
 	if err != nil {
 		return fmt.Errorf("ask Envoy for its listening sockets: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/status"
 )
 
@@ -223,7 +224,7 @@ func TestRefreshAfterCloseKeepsNothing(t *testing.T) {
 	if left := socketsLeft(t); left > open {
 		t.Errorf("%d sockets are open, %d were", left, open)
 	}
-	if err := s.refresh(context.Background(), &instance{}); !errors.Is(err, errNoHotRestart) {
+	if err := s.refresh(context.Background(), &envoy.Instance{}); !errors.Is(err, envoy.ErrNoHotRestart) {
 		t.Errorf("an Envoy without hot restart: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/envoy"
 )
 
 // follower watches the generation that serves instead of this one.
@@ -136,12 +137,12 @@ func (a *Agent) tellDrain(e event) hotrestart.Role {
 }
 
 // tellNewcomer passes on how the drain goes, and what Envoy counted since the last word.
-func (a *Agent) tellNewcomer(d hotrestart.Drained, counters *census) {
+func (a *Agent) tellNewcomer(d hotrestart.Drained, counters *envoy.Counters) {
 	if a.loop.newcomer == nil || a.loop.role != hotrestart.RoleDraining {
 		return
 	}
 	var news hotrestart.State
-	grown := a.loop.counted.growth(counters)
+	grown := a.loop.counted.Delta(counters)
 	if grown != nil {
 		news = a.fit(hotrestart.State{stateStats: grown})
 	}
@@ -218,7 +219,7 @@ func (a *Agent) followDrain(client *hotrestart.Client, s *sidecar) {
 				d = hotrestart.Drained{Done: true} // it ended
 			}
 			if data, ok := news[stateStats]; ok {
-				s.stats.add(data, s.log)
+				s.stats.Add(data, s.log)
 			}
 			if d.Done {
 				return event{kind: predecessor, drained: d}, true

@@ -9,7 +9,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/mesh"
 )
 
@@ -103,21 +102,4 @@ func FuzzUnmarshalOutput(f *testing.F) {
 			t.Fatal(diff)
 		}
 	})
-}
-
-func TestRelayTellsEachCounterOnce(t *testing.T) {
-	r := &relay{}
-	if got, err := r.next(t.Context()); err != nil || len(got.CounterDeltas) != 0 {
-		t.Errorf("nothing was added, and it tells %v, %v", got, err)
-	}
-	r.add(hotrestart.StatsReply{CounterDeltas: map[string]uint64{"a": 1, "b": 2}}.Marshal(), quiet())
-	r.add([]byte{0xff}, quiet()) // damaged
-	r.add(hotrestart.StatsReply{CounterDeltas: map[string]uint64{"b": 3}}.Marshal(), quiet())
-	got, err := r.next(t.Context())
-	if err != nil || !cmp.Equal(got.CounterDeltas, map[string]uint64{"a": 1, "b": 5}) {
-		t.Errorf("it tells %v, %v", got.CounterDeltas, err)
-	}
-	if got, _ := r.next(t.Context()); len(got.CounterDeltas) != 0 {
-		t.Errorf("it tells %v twice", got.CounterDeltas)
-	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/envoy"
 )
 
 // moment is how long a test looks on before it says that nothing happens.
@@ -23,7 +24,7 @@ func (m *member) endsWell() {
 func (m *member) endsUnready() {
 	m.pod.t.Helper()
 	err := m.ends()
-	if exit := new(ExitError); !errors.As(err, &exit) || exit.Status != 1 || !strings.Contains(exit.Reason, "ever ready: ") {
+	if exit := new(envoy.ExitError); !errors.As(err, &exit) || exit.Status != 1 || !strings.Contains(exit.Reason, "ever ready: ") {
 		m.pod.t.Errorf("a stop before it was ever ready: %v, want exit status 1 and the reason", err)
 	}
 }

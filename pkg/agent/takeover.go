@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/envoy"
 )
 
 const (
@@ -46,7 +47,7 @@ func (a *Agent) takeOver(e event) hotrestart.Role {
 type succession struct {
 	client  *hotrestart.Client
 	sidecar *sidecar
-	envoy   *instance // that came into force
+	envoy   *envoy.Instance // that came into force
 	begun   time.Time
 }
 
@@ -146,7 +147,7 @@ func (t *succession) comeIntoForce(ctx context.Context) error {
 	select {
 	case <-s.inForce:
 	case <-s.done:
-		if errors.Is(s.err, errNoHotRestart) { // the generation before serves on; what is missing may come
+		if errors.Is(s.err, envoy.ErrNoHotRestart) { // the generation before serves on; what is missing may come
 			return s.err
 		}
 		return &ownError{cmp.Or(s.err, errors.New("the sidecar ended"))}
@@ -155,13 +156,13 @@ func (t *succession) comeIntoForce(ctx context.Context) error {
 	case <-ctx.Done():
 		return errors.New(stoppingReason)
 	}
-	i := s.supervisor.hot()
+	i := s.supervisor.Hot()
 	t.envoy = i
 	if i == nil {
-		return fmt.Errorf("this generation's Envoy takes no part in hot restarts: %w", cmp.Or(s.launcher.disabled(), errNoHotRestart))
+		return fmt.Errorf("this generation's Envoy takes no part in hot restarts: %w", cmp.Or(s.supervisor.Upgradable(), envoy.ErrNoHotRestart))
 	}
 	select {
-	case <-i.accepts:
+	case <-i.Accepts():
 		return s.sockets.refresh(ctx, i)
 	case <-t.client.Lost():
 		return t.whyLost(ctx)

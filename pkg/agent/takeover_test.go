@@ -9,6 +9,7 @@ import (
 
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/envoy"
 )
 
 func TestRefused(t *testing.T) {
@@ -139,7 +140,7 @@ func TestEnvoyThatDiesInTheProbationHandsBack(t *testing.T) {
 	a := p.start("a")
 	n.expect(t, hotrestart.Ready)
 	waitFor(t, "a to accept", func() bool { s := a.current(); return s != nil && s.accepting() })
-	a.current().supervisor.current().Kill()
+	a.current().supervisor.Current().Kill()
 	if e := n.expect(t, hotrestart.Ended); e.Outcome != hotrestart.TakeBack || !strings.Contains(e.Err.Error(), "Envoy ended") {
 		t.Errorf("the generation before is told %v: %v", e.Outcome, e.Err)
 	}
@@ -172,7 +173,7 @@ func TestEnvoyThatNeverStartsEndsTheAgentAndLeavesTheOldOne(t *testing.T) {
 	n := p.neighbour("n", hotrestart.RoleServing, nil, nil)
 	n.listen(t, p.listen)
 	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Exits = true }))
-	var exit *ExitError
+	var exit *envoy.ExitError
 	if err := a.ends(); !errors.As(err, &exit) || exit.Status != 3 {
 		t.Errorf("ended with %v, want Envoy's status 3", err)
 	}

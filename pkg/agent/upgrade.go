@@ -127,7 +127,7 @@ func (a *Agent) self() GenerationStatus {
 	}
 	if s := a.shown.sidecar; s != nil {
 		g.Sockets = s.sockets.names()
-		g.EnvoyVersion, g.HotRestartVersion = s.envoyVersion(), s.launcher.currentVersion().String()
+		g.EnvoyVersion, g.HotRestartVersion = s.envoyVersion(), s.supervisor.HotRestartVersion()
 	}
 	return g
 }

@@ -1,4 +1,4 @@
-package agent
+package envoy
 
 import (
 	"cmp"
@@ -9,8 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"understudy.mesh/pkg/envoy"
-	"understudy.mesh/pkg/status"
+	"understudy.mesh/hotrestart"
 )
 
 const (
@@ -37,32 +36,67 @@ type ExitError struct {
 
 func (e *ExitError) Error() string { return e.Reason }
 
-// supervisor keeps one Envoy running: before one ever served it gives up after
+// Readiness is told what is pending before the pod may have traffic.
+type Readiness interface {
+	Pending(task, reason string)
+	Done(task string)
+}
+
+// Config says how Envoys are started and what is made of what becomes of them.
+type Config struct {
+	Binary string
+	// Command makes the command line of an Envoy that takes part in a hot restart, or of
+	// one that does not (nil).
+	Command func(hotRestart []string) Command
+	// Path is where the sockets of the hot restart begin, see hotrestart.Rendezvous.
+	Path    string
+	Sockets func(address string, worker uint32) (fd int, ok bool)
+	// Inherits tells whether the sockets are those of a generation that may still serve;
+	// nil: they are not.
+	Inherits func() bool
+	// DropSockets is called before an Envoy is started that takes no part in hot restarts and
+	// binds for itself; nil: nothing is to be done.
+	DropSockets func()
+	Accepts     func()                                               // called when an Envoy accepts on all its first listeners
+	Stats       func(context.Context) (hotrestart.StatsReply, error) // nil: none
+	StartTime   time.Time
+
+	Admin *Admin
+	Ready Readiness
+	// Serves is called each time an Envoy begins to; nil is allowed.
+	Serves func()
+	// RestartHung ends an Envoy that hangs, instead of only saying so.
+	RestartHung bool
+	Log         *slog.Logger
+}
+
+// Supervisor keeps one Envoy running: before one ever served it gives up after
 // maxEarlyDeaths, and afterwards it starts the next one, at once after a life that was
 // long enough, until a crash loop has lasted too long.
-type supervisor struct {
+type Supervisor struct {
+	cfg      Config
 	launcher *launcher
-	admin    *envoy.Admin
-	ready    *status.Readiness
-	log      *slog.Logger
-	// serves is called each time an Envoy begins to; nil is allowed.
-	serves func()
-	// restartHung ends an Envoy that hangs, instead of only saying so.
-	restartHung bool
-	node        pressure // only the goroutine that takes the pulse uses it
-	ended       string   // why the last Envoy was ended by the agent; "" when it was not
+	node     pressure // only the goroutine that takes the pulse uses it
+	ended    string   // why the last Envoy was ended by the agent; "" when it was not
 
 	mu       sync.Mutex
-	process  *instance
+	process  *Instance
 	stopping bool
 
 	served   atomic.Int64 // how many Envoys did
 	restarts atomic.Int64
 }
 
-// run starts Envoy again and again until stop is called (nil), or until it is
+// NewSupervisor returns a supervisor that has started nothing.
+func NewSupervisor(cfg Config) *Supervisor {
+	return &Supervisor{
+		cfg: cfg, launcher: &launcher{cfg: cfg, version: usualVersion}, node: pressure{files: pressureFiles[:]},
+	}
+}
+
+// Run starts Envoy again and again until Stop is called (nil), or until it is
 // clear that no Envoy will serve (an *ExitError with Envoy's status).
-func (s *supervisor) run(ctx context.Context) error {
+func (s *Supervisor) Run(ctx context.Context) error {
 	var lives crashes
 	for {
 		p, err := s.start()
@@ -89,7 +123,7 @@ func (s *supervisor) run(ctx context.Context) error {
 
 // live returns when p has ended, and nothing that it needed is left, with the time for
 // which it served.
-func (s *supervisor) live(ctx context.Context, p *instance, lives *crashes) (served time.Duration) {
+func (s *Supervisor) live(ctx context.Context, p *Instance, lives *crashes) (served time.Duration) {
 	s.ended = ""
 	watch, stopWatch := context.WithCancel(ctx)
 	defer stopWatch()
@@ -122,10 +156,10 @@ type death struct {
 }
 
 // mourn says what comes after a death: the next start, after a pause, or the agent's end.
-func (s *supervisor) mourn(ctx context.Context, lives *crashes, d death) (pause time.Duration, err error) {
+func (s *Supervisor) mourn(ctx context.Context, lives *crashes, d death) (pause time.Duration, err error) {
 	now := time.Now()
 	pause = lives.died(now, d.served)
-	s.ready.Pending(taskEnvoy, "Envoy ended ("+d.how+") and is being started again")
+	s.cfg.Ready.Pending(taskEnvoy, "Envoy ended ("+d.how+") and is being started again")
 	// A stop that nobody asked for is an error, whatever Envoy thinks of it.
 	status := cmp.Or(d.status, 1)
 	if s.served.Load() == 0 {
@@ -135,60 +169,60 @@ func (s *supervisor) mourn(ctx context.Context, lives *crashes, d death) (pause 
 		if s.launcher.recheck(ctx) {
 			pause = 0
 		}
-		s.log.Error("Envoy ended before it served", "exit", d.how, "deaths", lives.short, "of", maxEarlyDeaths, "next", pause)
+		s.cfg.Log.Error("Envoy ended before it served", "exit", d.how, "deaths", lives.short, "of", maxEarlyDeaths, "next", pause)
 		return pause, nil
 	}
 	if lives.hopeless(now) {
 		return 0, &ExitError{status, fmt.Sprintf("%s; it has been so for %v", lives.reason(d.how), now.Sub(lives.since).Round(time.Second))}
 	}
-	s.log.Warn("Envoy ended and is started again", "exit", d.how, "pid", d.pid, "served", d.served.Round(time.Millisecond), "next", pause)
+	s.cfg.Log.Warn("Envoy ended and is started again", "exit", d.how, "pid", d.pid, "served", d.served.Round(time.Millisecond), "next", pause)
 	if lives.looping(now) {
-		s.ready.Pending(taskCrashes, lives.reason(d.how))
+		s.cfg.Ready.Pending(taskCrashes, lives.reason(d.how))
 	} else {
-		s.ready.Done(taskCrashes)
+		s.cfg.Ready.Done(taskCrashes)
 	}
 	return pause, nil
 }
 
 // calmDown makes the agent ready again once Envoy has lived long enough after a crash loop.
-func (s *supervisor) calmDown(ctx context.Context, lives *crashes) {
+func (s *Supervisor) calmDown(ctx context.Context, lives *crashes) {
 	wait := lives.calmIn(time.Now())
 	if wait == 0 || !sleep(ctx, wait) {
 		return
 	}
-	s.log.Info("Envoy does not end again and again any more")
-	s.ready.Done(taskCrashes)
+	s.cfg.Log.Info("Envoy does not end again and again any more")
+	s.cfg.Ready.Done(taskCrashes)
 	s.begun()
 }
 
 // begun tells whoever waits for it that Envoy serves.
-func (s *supervisor) begun() {
-	if s.serves != nil {
-		s.serves()
+func (s *Supervisor) begun() {
+	if s.cfg.Serves != nil {
+		s.cfg.Serves()
 	}
 }
 
 // takePulse makes the agent unready while its Envoy hangs, until ctx ends.
-func (s *supervisor) takePulse(ctx context.Context, p *instance) {
+func (s *Supervisor) takePulse(ctx context.Context, p *Instance) {
 	said := false
 	watch{
-		ask: s.admin.Answers, thread: p.MainThread,
+		ask: s.cfg.Admin.Answers, thread: p.MainThread,
 		starved: func() bool { return s.node.starved(time.Now()) },
 		hung: func(reason string) {
-			s.ready.Pending(taskEnvoy, reason)
+			s.cfg.Ready.Pending(taskEnvoy, reason)
 			if !said {
 				said = true
-				s.log.Error(reason, "pid", p.PID(), "restart", s.restartHung)
+				s.cfg.Log.Error(reason, "pid", p.PID(), "restart", s.cfg.RestartHung)
 			}
-			if s.restartHung && !s.isStopping() { // one that drains has connections that may yet be served
+			if s.cfg.RestartHung && !s.isStopping() { // one that drains has connections that may yet be served
 				s.ended = reason
 				p.Kill()
 			}
 		},
 		well: func() {
 			said = false
-			s.log.Info("Envoy answers again", "pid", p.PID())
-			s.ready.Done(taskEnvoy)
+			s.cfg.Log.Info("Envoy answers again", "pid", p.PID())
+			s.cfg.Ready.Done(taskEnvoy)
 			s.begun()
 		},
 	}.run(ctx)
@@ -210,44 +244,44 @@ func sleep(ctx context.Context, wait time.Duration) bool {
 }
 
 // start launches Envoy, unless the supervisor is stopping (nil, nil).
-func (s *supervisor) start() (*instance, error) {
+func (s *Supervisor) start() (*Instance, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopping {
 		return nil, nil
 	}
-	s.ready.Pending(taskEnvoy, "Envoy is starting")
+	s.cfg.Ready.Pending(taskEnvoy, "Envoy is starting")
 	p, err := s.launcher.start()
 	if err != nil {
 		return nil, err
 	}
 	s.process = p
-	s.log.Info("Envoy started", "pid", p.PID(), "path", s.launcher.binary)
+	s.cfg.Log.Info("Envoy started", "pid", p.PID(), "path", s.cfg.Binary)
 	return p, nil
 }
 
 // watchReady marks the agent's Envoy as ready once it serves; false when it never does.
-func (s *supervisor) watchReady(ctx context.Context, p *instance) bool {
+func (s *Supervisor) watchReady(ctx context.Context, p *Instance) bool {
 	tick := time.NewTicker(readyPoll)
 	defer tick.Stop()
 	started := time.Now()
 	asked := started
 	for {
-		err := s.admin.Serves(ctx)
+		err := s.cfg.Admin.Serves(ctx)
 		if err == nil {
 			s.served.Add(1)
-			s.log.Info("Envoy serves", "pid", p.PID(), "after", time.Since(started).Round(time.Millisecond))
-			s.ready.Done(taskEnvoy)
+			s.cfg.Log.Info("Envoy serves", "pid", p.PID(), "after", time.Since(started).Round(time.Millisecond))
+			s.cfg.Ready.Done(taskEnvoy)
 			s.begun()
 			return true
 		}
 		if time.Since(asked) > reasonPoll {
 			asked = time.Now()
-			if state, stateErr := s.admin.State(ctx); stateErr == nil {
+			if state, stateErr := s.cfg.Admin.State(ctx); stateErr == nil {
 				err = cmp.Or(state.Ready(), err)
 			}
 		}
-		s.ready.Pending(taskEnvoy, err.Error())
+		s.cfg.Ready.Pending(taskEnvoy, err.Error())
 		select {
 		case <-ctx.Done():
 			return false
@@ -258,47 +292,59 @@ func (s *supervisor) watchReady(ctx context.Context, p *instance) bool {
 	}
 }
 
-func (s *supervisor) isStopping() bool {
+// HasServed tells whether an Envoy ever did.
+func (s *Supervisor) HasServed() bool { return s.served.Load() > 0 }
+
+// Restarts is how many Envoys were started in the place of one that ended.
+func (s *Supervisor) Restarts() uint64 { return uint64(s.restarts.Load()) }
+
+// Upgradable is nil while Envoys take part in hot restarts; the error says why they do not.
+func (s *Supervisor) Upgradable() error { return s.launcher.disabled() }
+
+// HotRestartVersion is what Envoy is taken to say to --hot-restart-version.
+func (s *Supervisor) HotRestartVersion() string { return s.launcher.currentVersion().String() }
+
+func (s *Supervisor) isStopping() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.stopping
 }
 
-// alive returns the channel that closes when the running Envoy ends, or has; nil when none was started.
-func (s *supervisor) alive() <-chan struct{} {
-	if p := s.current(); p != nil {
+// Exited returns the channel that closes when the running Envoy ends, or has; nil when none was started.
+func (s *Supervisor) Exited() <-chan struct{} {
+	if p := s.Current(); p != nil {
 		return p.Done()
 	}
 	return nil
 }
 
-// current returns the running Envoy, or the one that ended last; nil when none was started.
-func (s *supervisor) current() *instance {
+// Current returns the running Envoy, or the one that ended last; nil when none was started.
+func (s *Supervisor) Current() *Instance {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.process
 }
 
-// hot is current, where that takes part in hot restarts; nil otherwise.
-func (s *supervisor) hot() *instance {
-	if i := s.current(); i != nil && i.child != nil {
+// Hot is Current, where that takes part in hot restarts; nil otherwise.
+func (s *Supervisor) Hot() *Instance {
+	if i := s.Current(); i != nil && i.child != nil {
 		return i
 	}
 	return nil
 }
 
-// release lets the next death of Envoy end the supervision: a draining agent
+// Release lets the next death of Envoy end the supervision: a draining agent
 // starts no new one.
-func (s *supervisor) release() {
+func (s *Supervisor) Release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopping = true
 }
 
-// stop ends Envoy, with SIGTERM and only then SIGKILL, and returns when it is gone.
-func (s *supervisor) stop() {
-	s.release()
-	p := s.current()
+// Stop ends Envoy, with SIGTERM and only then SIGKILL, and returns when it is gone.
+func (s *Supervisor) Stop() {
+	s.Release()
+	p := s.Current()
 	if p == nil {
 		return
 	}

@@ -1,4 +1,4 @@
-package agent
+package envoy
 
 import (
 	"context"
@@ -64,10 +64,10 @@ func TestCrashesLoop(t *testing.T) {
 }
 
 // crashing is a supervisor of an Envoy that served once and since ends at once with status.
-func crashing(t *testing.T, path string, args ...string) *supervisor {
-	s := newSupervisor(&fakeAdmin{path: t.TempDir() + "/none"}, path, args...)
+func crashing(t *testing.T, path string, args ...string) *Supervisor {
+	s := newSupervisor(&statsAdmin{path: t.TempDir() + "/none"}, path, args...)
 	s.served.Add(1)
-	s.ready.Done(taskEnvoy)
+	readiness(s).Done(taskEnvoy)
 	return s
 }
 
@@ -96,12 +96,12 @@ func TestCrashLoopEndsTheAgent(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
 				done := make(chan error, 1)
-				go func() { done <- s.run(t.Context()) }()
+				go func() { done <- s.Run(t.Context()) }()
 				<-time.After(2 * time.Second)
 				if n := s.restarts.Load(); n < loopDeaths || n > 5 {
 					t.Errorf("%d Envoys were started in 2 s", n)
 				}
-				if reason := pendingReason(s.ready, taskCrashes); !strings.Contains(reason, "3 times within 1m0s") {
+				if reason := pendingReason(readiness(s), taskCrashes); !strings.Contains(reason, "3 times within 1m0s") {
 					t.Errorf("%d deaths, and readiness says %q", s.restarts.Load(), reason)
 				}
 				err := <-done
@@ -121,9 +121,9 @@ func TestStopInACrashLoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- s.run(ctx) }()
+		go func() { done <- s.Run(ctx) }()
 		<-time.After(time.Minute)
-		s.release()
+		s.Release()
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("a stop that was asked for: %v", err)
@@ -134,23 +134,23 @@ func TestStopInACrashLoop(t *testing.T) {
 // TestCrashLoopTurnsUnready: also while Envoy serves between two deaths.
 func TestCrashLoopTurnsUnready(t *testing.T) {
 	t.Parallel()
-	s := newSupervisor(newFakeAdmin(t, liveStats), "/bin/sleep", "1000")
+	s := newSupervisor(newStatsAdmin(t, liveStats), "/bin/sleep", "1000")
 	done := make(chan error, 1)
-	go func() { done <- s.run(t.Context()) }()
+	go func() { done <- s.Run(t.Context()) }()
 	for life := int64(1); life <= loopDeaths; life++ {
 		waitFor(t, "Envoy to serve and the agent to be ready", func() bool {
-			ready, _ := s.ready.Check()
+			ready, _ := readiness(s).Check()
 			return s.served.Load() == life && ready
 		})
-		if err := syscall.Kill(s.current().PID(), syscall.SIGKILL); err != nil {
+		if err := syscall.Kill(s.Current().PID(), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 	}
-	waitFor(t, "the last one to serve", func() bool { return s.served.Load() == loopDeaths+1 && pendingReason(s.ready, taskEnvoy) == "" })
-	if ready, _ := s.ready.Check(); ready || pendingReason(s.ready, taskCrashes) == "" {
-		t.Errorf("ready %v after %d deaths, because of %q", ready, loopDeaths, pendingReason(s.ready, taskCrashes))
+	waitFor(t, "the last one to serve", func() bool { return s.served.Load() == loopDeaths+1 && pendingReason(readiness(s), taskEnvoy) == "" })
+	if ready, _ := readiness(s).Check(); ready || pendingReason(readiness(s), taskCrashes) == "" {
+		t.Errorf("ready %v after %d deaths, because of %q", ready, loopDeaths, pendingReason(readiness(s), taskCrashes))
 	}
-	s.stop()
+	s.Stop()
 	if err := <-done; err != nil {
 		t.Fatalf("run: %v", err)
 	}
@@ -159,7 +159,7 @@ func TestCrashLoopTurnsUnready(t *testing.T) {
 func TestCalmDown(t *testing.T) {
 	s := crashing(t, "/bin/false")
 	told := 0
-	s.serves = func() { told++ }
+	s.cfg.Serves = func() { told++ }
 	synctest.Test(t, func(t *testing.T) {
 		var lives crashes
 		for range loopDeaths {
@@ -167,10 +167,10 @@ func TestCalmDown(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		s.ready.Done(taskEnvoy)
+		readiness(s).Done(taskEnvoy)
 		began := time.Now()
 		s.calmDown(t.Context(), &lives)
-		if ready, _ := s.ready.Check(); !ready || told != 1 || time.Since(began) != loopTime {
+		if ready, _ := readiness(s).Check(); !ready || told != 1 || time.Since(began) != loopTime {
 			t.Errorf("after %v: ready %v, told %d times", time.Since(began), ready, told)
 		}
 	})

@@ -1,12 +1,10 @@
-package agent
+package envoy
 
 import (
 	"context"
 	"fmt"
 	"sync"
 	"time"
-
-	"understudy.mesh/pkg/envoy"
 )
 
 const (
@@ -34,10 +32,10 @@ type pulse struct {
 // beat is what was seen at one tick.
 type beat struct {
 	now      time.Time
-	answered bool         // since the tick before
-	thread   envoy.Thread // its main thread
-	known    bool         // thread is
-	starved  bool         // the node has nothing to give
+	answered bool   // since the tick before
+	thread   Thread // its main thread
+	known    bool   // thread is
+	starved  bool   // the node has nothing to give
 }
 
 // tick notes a beat, and returns why Envoy counts as hung; "" while it does not.
@@ -70,7 +68,7 @@ func (p *pulse) tick(b beat) (hung string) {
 // watch is how the pulse of one Envoy is taken, and what comes of it.
 type watch struct {
 	ask     func(context.Context) error // returns once Envoy answers; an error is no answer
-	thread  func() (envoy.Thread, error)
+	thread  func() (Thread, error)
 	starved func() bool
 	hung    func(reason string) // it hangs; called again each second, as long as it does
 	well    func()              // it answers again

@@ -1,4 +1,4 @@
-package agent
+package envoy
 
 import (
 	"context"
@@ -14,13 +14,11 @@ import (
 	"testing"
 	"time"
 
-	"understudy.mesh/pkg/config"
-	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/status"
 )
 
-// fakeAdmin answers as the admin of an Envoy does whose statistics are stats.
-type fakeAdmin struct {
+// statsAdmin answers as the admin of an Envoy does whose statistics are stats.
+type statsAdmin struct {
 	path   string
 	mu     sync.Mutex
 	stats  string
@@ -30,9 +28,9 @@ type fakeAdmin struct {
 const liveStats = "server.state: 0\nlistener_manager.workers_started: 1\n" +
 	"cluster_manager.cds.update_success: 1\nlistener_manager.lds.update_success: 1\n"
 
-func newFakeAdmin(t *testing.T, stats string) *fakeAdmin {
+func newStatsAdmin(t *testing.T, stats string) *statsAdmin {
 	t.Helper()
-	f := &fakeAdmin{path: filepath.Join(t.TempDir(), "admin.sock"), stats: stats}
+	f := &statsAdmin{path: filepath.Join(t.TempDir(), "admin.sock"), stats: stats}
 	l, err := net.Listen("unix", f.path)
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +41,7 @@ func newFakeAdmin(t *testing.T, stats string) *fakeAdmin {
 	return f
 }
 
-func (f *fakeAdmin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (f *statsAdmin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if r.URL.Path == "/drain_listeners" {
@@ -53,28 +51,27 @@ func (f *fakeAdmin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, f.stats)
 }
 
-func (f *fakeAdmin) set(stats string) {
+func (f *statsAdmin) set(stats string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.stats = stats
 }
 
-func newSupervisor(admin *fakeAdmin, path string, args ...string) *supervisor {
-	return &supervisor{
-		launcher: &launcher{
-			binary:  path,
-			command: func([]string) envoy.Command { return envoy.Command{Path: path, Args: args, Env: os.Environ()} },
-			off:     errNoHotRestart, log: slog.New(slog.DiscardHandler),
-		},
-		admin: envoy.NewAdmin(admin.path), ready: &status.Readiness{},
-		log: slog.New(slog.DiscardHandler),
-	}
+func newSupervisor(admin *statsAdmin, path string, args ...string) *Supervisor {
+	s := NewSupervisor(Config{
+		Binary:  path,
+		Command: func([]string) Command { return Command{Path: path, Args: args, Env: os.Environ()} },
+		Admin:   NewAdmin(admin.path), Ready: &status.Readiness{}, Log: quiet(),
+	})
+	s.launcher.off = ErrNoHotRestart
+	s.node = pressure{}
+	return s
 }
 
 func TestEarlyDeathsEndTheAgentWithEnvoysStatus(t *testing.T) {
 	t.Parallel()
-	s := newSupervisor(newFakeAdmin(t, ""), "/bin/sh", "-c", "exit 3")
-	err := s.run(t.Context())
+	s := newSupervisor(newStatsAdmin(t, ""), "/bin/sh", "-c", "exit 3")
+	err := s.Run(t.Context())
 	var exit *ExitError
 	if !errors.As(err, &exit) || exit.Status != 3 {
 		t.Fatalf("got %v, want an ExitError with Envoy's status 3", err)
@@ -86,8 +83,8 @@ func TestEarlyDeathsEndTheAgentWithEnvoysStatus(t *testing.T) {
 
 func TestMissingBinaryIsNotRetried(t *testing.T) {
 	t.Parallel()
-	s := newSupervisor(newFakeAdmin(t, ""), "/nonexistent/envoy")
-	if err := s.run(t.Context()); err == nil {
+	s := newSupervisor(newStatsAdmin(t, ""), "/nonexistent/envoy")
+	if err := s.Run(t.Context()); err == nil {
 		t.Fatal("no error")
 	}
 	if s.restarts.Load() != 0 {
@@ -97,12 +94,12 @@ func TestMissingBinaryIsNotRetried(t *testing.T) {
 
 func TestServedEnvoyIsRestartedHoweverOften(t *testing.T) {
 	t.Parallel()
-	s := newSupervisor(newFakeAdmin(t, liveStats), "/bin/sleep", "1000")
+	s := newSupervisor(newStatsAdmin(t, liveStats), "/bin/sleep", "1000")
 	done := make(chan error, 1)
-	go func() { done <- s.run(t.Context()) }()
+	go func() { done <- s.Run(t.Context()) }()
 	for life := int64(1); life <= maxEarlyDeaths+3; life++ {
 		waitFor(t, fmt.Sprintf("life %d to serve", life), func() bool { return s.served.Load() == life })
-		if ready, pending := s.ready.Check(); life == 1 && !ready && len(pending) == 0 {
+		if ready, pending := readiness(s).Check(); life == 1 && !ready && len(pending) == 0 {
 			t.Error("not ready without a reason")
 		}
 		s.mu.Lock()
@@ -112,7 +109,7 @@ func TestServedEnvoyIsRestartedHoweverOften(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.stop()
+	s.Stop()
 	if err := <-done; err != nil {
 		t.Fatalf("run: %v", err)
 	}
@@ -120,12 +117,12 @@ func TestServedEnvoyIsRestartedHoweverOften(t *testing.T) {
 
 func TestStopDuringBackOffReturns(t *testing.T) {
 	t.Parallel()
-	s := newSupervisor(newFakeAdmin(t, ""), "/bin/false")
+	s := newSupervisor(newStatsAdmin(t, ""), "/bin/false")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- s.run(ctx) }()
-	waitFor(t, "the first death", func() bool { return s.alive() != nil && isClosed(s.alive()) })
-	s.stop()
+	go func() { done <- s.Run(ctx) }()
+	waitFor(t, "the first death", func() bool { return s.Current() != nil && s.Current().ended() })
+	s.Stop()
 	cancel()
 	select {
 	case <-done:
@@ -136,11 +133,11 @@ func TestStopDuringBackOffReturns(t *testing.T) {
 
 func TestDrainAsksForInboundAndWaits(t *testing.T) {
 	t.Parallel()
-	admin := newFakeAdmin(t, "")
-	plan := drainPlan{inboundOnly: true, duration: 50 * time.Millisecond}
+	admin := newStatsAdmin(t, "")
+	plan := DrainPlan{InboundOnly: true, Duration: 50 * time.Millisecond}
 	started := time.Now()
-	drain(t.Context(), plan, envoy.NewAdmin(admin.path), nil, slog.New(slog.DiscardHandler))
-	if time.Since(started) < plan.duration {
+	newSupervisor(admin, "").Drain(t.Context(), plan, quiet())
+	if time.Since(started) < plan.Duration {
 		t.Error("the drain was cut short")
 	}
 	if len(admin.drains) != 1 || admin.drains[0] != "inboundonly&graceful&skip_exit" {
@@ -148,36 +145,17 @@ func TestDrainAsksForInboundAndWaits(t *testing.T) {
 	}
 }
 
-// TestEnvoyDrainIsTheLongest: Envoy ends streams by its own drain time, which must not be over before ours.
-func TestEnvoyDrainIsTheLongest(t *testing.T) {
-	const s = time.Second
-	for name, tc := range map[string]struct {
-		cfg  config.Config
-		want time.Duration
-	}{
-		"its own":               {config.Config{DrainDuration: 45 * s, TerminationDrainDuration: 5 * s, UpgradeDrainDuration: 60 * s}, 45 * s},
-		"that of an upgrade":    {config.Config{DrainDuration: 45 * s, UpgradeDrainDuration: 60 * s, HandoffDir: "/h"}, 60 * s},
-		"that of a stop":        {config.Config{DrainDuration: 45 * s, TerminationDrainDuration: 90 * s, UpgradeDrainDuration: 60 * s, HandoffDir: "/h"}, 90 * s},
-		"until nothing is left": {config.Config{DrainDuration: 45 * s, TerminationDrainDuration: 5 * s, ExitOnZeroActiveConnections: true}, untilIdleDrain},
-	} {
-		if got := envoyDrain(&tc.cfg); got != tc.want {
-			t.Errorf("%s: %v, want %v", name, got, tc.want)
-		}
-	}
-}
-
 func TestDrainEndsEarly(t *testing.T) {
 	t.Parallel()
-	closed := make(chan struct{})
-	close(closed)
+	exited := make(chan struct{})
+	close(exited)
 	cut, cancel := context.WithCancel(t.Context())
 	cancel()
-	admin := envoy.NewAdmin(newFakeAdmin(t, "").path)
+	alive, ended := newSupervisor(newStatsAdmin(t, ""), ""), newSupervisor(newStatsAdmin(t, ""), "")
+	ended.process = &Instance{Process: &Process{done: exited}}
 	for name, run := range map[string]func(){
-		"Envoy is gone": func() {
-			drain(t.Context(), drainPlan{duration: time.Hour}, admin, closed, slog.New(slog.DiscardHandler))
-		},
-		"the stop hurries": func() { drain(cut, drainPlan{duration: time.Hour}, admin, nil, slog.New(slog.DiscardHandler)) },
+		"Envoy is gone":    func() { ended.Drain(t.Context(), DrainPlan{Duration: time.Hour}, quiet()) },
+		"the stop hurries": func() { alive.Drain(cut, DrainPlan{Duration: time.Hour}, quiet()) },
 	} {
 		done := make(chan struct{})
 		go func() { run(); close(done) }()
@@ -192,10 +170,10 @@ func TestDrainEndsEarly(t *testing.T) {
 func TestDrainUntilIdleWaitsForTheLastConnection(t *testing.T) {
 	t.Parallel()
 	const own = "listener.admin.downstream_cx_active: 3\nlistener.0.0.0.0_15090.downstream_cx_active: 1\n"
-	admin := newFakeAdmin(t, own+"listener.0.0.0.0_15006.downstream_cx_active: 1\n")
+	admin := newStatsAdmin(t, own+"listener.0.0.0.0_15006.downstream_cx_active: 1\n")
 	done := make(chan struct{})
 	go func() {
-		drain(t.Context(), drainPlan{untilIdle: true, minimum: time.Millisecond}, envoy.NewAdmin(admin.path), nil, slog.New(slog.DiscardHandler))
+		newSupervisor(admin, "").Drain(t.Context(), DrainPlan{UntilIdle: true, Minimum: time.Millisecond}, quiet())
 		close(done)
 	}()
 	select {
@@ -222,3 +200,8 @@ func waitFor(t *testing.T, what string, cond func() bool) {
 		time.Sleep(5 * time.Millisecond)
 	}
 }
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// readiness is what s tells what is pending.
+func readiness(s *Supervisor) *status.Readiness { return s.cfg.Ready.(*status.Readiness) }

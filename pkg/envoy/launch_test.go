@@ -1,4 +1,4 @@
-package agent
+package envoy
 
 import (
 	"context"
@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart"
-	"understudy.mesh/pkg/envoy"
 )
 
 // script writes an executable shell script, and returns its path.
@@ -37,7 +36,7 @@ func TestRecheck(t *testing.T) {
 		"broken":              {"exit 7", true, "7", usualVersion},
 		"of an unusable size": {"echo 11.1", true, "11.1", usualVersion},
 	} {
-		l := &launcher{binary: script(t, tc.binary), version: usualVersion, log: quiet()}
+		l := &launcher{version: usualVersion, cfg: Config{Binary: script(t, tc.binary), Log: quiet()}}
 		if got := l.recheck(t.Context()); got != tc.differs {
 			t.Errorf("%s: the next start differs: %v, want %v", name, got, tc.differs)
 		}
@@ -61,7 +60,7 @@ func TestRecheck(t *testing.T) {
 func TestRecheckAtTheEnd(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	l := &launcher{binary: script(t, "exec sleep 100"), version: usualVersion, log: quiet()}
+	l := &launcher{version: usualVersion, cfg: Config{Binary: script(t, "exec sleep 100"), Log: quiet()}}
 	if l.recheck(ended) || l.disabled() != nil {
 		t.Errorf("off because %v, though nobody could be asked", l.disabled())
 	}
@@ -72,21 +71,32 @@ func plain(t *testing.T, path string) (*launcher, string) {
 	args := filepath.Join(t.TempDir(), "args")
 	binary := script(t, "echo \"$@\" >>"+args+"\nexec sleep 1000")
 	return &launcher{
-		binary: binary, path: path, version: usualVersion, log: quiet(), startTime: time.Now(),
-		sockets: func(string, uint32) (int, bool) { return -1, false }, accepts: func() {},
-		command: func(hotRestart []string) envoy.Command {
-			if hotRestart == nil {
-				hotRestart = []string{"plain"}
-			}
-			return envoy.Command{Path: binary, Args: hotRestart}
-		},
+		version: usualVersion, cfg: Config{Binary: binary, Path: path, Log: quiet(), StartTime: time.Now(),
+			Sockets: func(string, uint32) (int, bool) { return -1, false }, Accepts: func() {},
+			Command: func(hotRestart []string) Command {
+				if hotRestart == nil {
+					hotRestart = []string{"plain"}
+				}
+				return Command{Path: binary, Args: hotRestart}
+			}},
 	}, args
+}
+
+// shortDir is a directory whose path leaves room for the sockets in it, which t.TempDir's may not.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "envoy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func TestLaunchWithoutHotRestart(t *testing.T) {
 	l, args := plain(t, filepath.Join(shortDir(t), strings.Repeat("x", 100))) // no room for the sockets' names
 	forsaken := 0
-	l.forsake = func() { forsaken++ }
+	l.cfg.DropSockets = func() { forsaken++ }
 	i, err := l.start()
 	if err != nil {
 		t.Fatal(err)
@@ -95,14 +105,14 @@ func TestLaunchWithoutHotRestart(t *testing.T) {
 		t.Errorf("child %v, off because %v, held sockets were forsaken %d times", i.child, l.disabled(), forsaken)
 	}
 	waitFor(t, "Envoy to run", func() bool { b, _ := os.ReadFile(args); return string(b) == "plain\n" })
-	if _, err := i.fetch(t.Context()); !errors.Is(err, errNoHotRestart) {
+	if _, err := i.Fetch(t.Context()); !errors.Is(err, ErrNoHotRestart) {
 		t.Errorf("fetch: %v", err)
 	}
 	i.Kill()
 	<-i.cleared
 
-	l.inherits = func() bool { return true }
-	if _, err := l.start(); !errors.Is(err, errNoHotRestart) || forsaken != 1 {
+	l.cfg.Inherits = func() bool { return true }
+	if _, err := l.start(); !errors.Is(err, ErrNoHotRestart) || forsaken != 1 {
 		t.Errorf("start beside a generation that serves: %v", err)
 	}
 }
@@ -122,7 +132,7 @@ func TestLaunchLeavesNothingBehind(t *testing.T) {
 		i.Kill()
 		<-i.cleared
 	}
-	l.command = func([]string) envoy.Command { return envoy.Command{Path: "/nonexistent/envoy"} }
+	l.cfg.Command = func([]string) Command { return Command{Path: "/nonexistent/envoy"} }
 	if _, err := l.start(); err == nil {
 		t.Error("a binary that is not there was started")
 	}

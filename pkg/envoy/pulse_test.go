@@ -1,4 +1,4 @@
-package agent
+package envoy
 
 import (
 	"context"
@@ -9,8 +9,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"understudy.mesh/pkg/envoy"
 )
 
 func TestPulse(t *testing.T) {
@@ -49,7 +47,7 @@ func TestPulse(t *testing.T) {
 			p := pulse{last: now}
 			for second := 1; second <= 300; second++ {
 				now = now.Add(time.Duration(1+tc.late) * time.Second)
-				b := beat{now: now, answered: tc.answers(second), thread: envoy.Thread{Time: tc.cpu(second), Runnable: tc.runs}, known: !tc.unknown, starved: tc.starved(second)}
+				b := beat{now: now, answered: tc.answers(second), thread: Thread{Time: tc.cpu(second), Runnable: tc.runs}, known: !tc.unknown, starved: tc.starved(second)}
 				hung := p.tick(b)
 				if want := tc.want > 0 && second >= tc.want; (hung != "") != want {
 					t.Fatalf("after %d s: %q, want it to hang: %v", second, hung, want)
@@ -93,7 +91,7 @@ func TestWatch(t *testing.T) {
 				<-ctx.Done()
 				return ctx.Err()
 			},
-			thread: func() (envoy.Thread, error) { return envoy.Thread{}, nil }, starved: func() bool { return false },
+			thread: func() (Thread, error) { return Thread{}, nil }, starved: func() bool { return false },
 			hung: func(string) { hung = append(hung, after()) }, well: func() { well = append(well, after()) },
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
@@ -144,7 +142,7 @@ func TestHungEnvoy(t *testing.T) {
 	for name, restart := range map[string]bool{"report": false, "restart": true} {
 		t.Run(name, func(t *testing.T) {
 			s := crashing(t, "/bin/sleep", "1000") // its admin is not there
-			s.restartHung = restart
+			s.cfg.RestartHung = restart
 			i, err := s.launcher.start()
 			if err != nil {
 				t.Fatal(err)
@@ -165,12 +163,12 @@ func TestHungEnvoy(t *testing.T) {
 				go s.takePulse(ctx, i)
 				<-time.After(29 * time.Second)
 				synctest.Wait()
-				if ready, _ := s.ready.Check(); !ready {
+				if ready, _ := readiness(s).Check(); !ready {
 					t.Error("unready too soon")
 				}
 				<-time.After(5 * time.Second)
 				synctest.Wait()
-				if reason := pendingReason(s.ready, taskEnvoy); !strings.Contains(reason, "hangs") {
+				if reason := pendingReason(readiness(s), taskEnvoy); !strings.Contains(reason, "hangs") {
 					t.Errorf("readiness says %q", reason)
 				}
 				cancel()
@@ -181,7 +179,7 @@ func TestHungEnvoy(t *testing.T) {
 				if !strings.Contains(s.ended, "hangs") { // not for want of memory, as after another SIGKILL
 					t.Errorf("it was ended because of %q", s.ended)
 				}
-			} else if isClosed(i.Done()) {
+			} else if i.ended() {
 				t.Error("it was ended")
 			}
 		})

@@ -1,17 +1,15 @@
-package agent
+package envoy
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"slices"
 	"sync"
 	"time"
 
 	"understudy.mesh/hotrestart"
-	"understudy.mesh/pkg/envoy"
 )
 
 // neverTerminate keeps Envoy from ending its parent, which is the agent: only while it
@@ -26,32 +24,16 @@ var usualVersion = hotrestart.Version{Version: 11, Size: 104}
 // launcher starts Envoys, one after the other, each as the heir of an Envoy that the
 // agent plays: it asks the agent for its listening sockets, and would do so of an Envoy.
 type launcher struct {
-	binary string
-	// command makes the command line of an Envoy that takes part in a hot restart, or of
-	// one that does not (nil).
-	command func(hotRestart []string) envoy.Command
-	// path is where the sockets of the hot restart begin, see hotrestart.Rendezvous.
-	path    string
-	sockets func(address string, worker uint32) (fd int, ok bool)
-	// inherits tells whether the sockets are those of a generation that may still serve;
-	// nil: they are not.
-	inherits func() bool
-	// forsake is called before an Envoy is started that takes no part in hot restarts and
-	// binds for itself; nil: nothing is to be done.
-	forsake   func()
-	accepts   func()                                               // called when an Envoy accepts on all its first listeners
-	stats     func(context.Context) (hotrestart.StatsReply, error) // nil: none
-	startTime time.Time
-	log       *slog.Logger
+	cfg Config
 
 	mu      sync.Mutex
 	version hotrestart.Version
 	off     error // why Envoys take no part in hot restarts; nil while they do
 }
 
-// instance is one running Envoy, and what it needs to be one of a hot restart.
-type instance struct {
-	*envoy.Process
+// Instance is one running Envoy, and what it needs to take part in a hot restart.
+type Instance struct {
+	*Process
 	// accepts is closed when Envoy accepts on all its first listeners.
 	accepts chan struct{}
 	child   *hotrestart.Child // nil: it takes no part
@@ -65,8 +47,8 @@ type instance struct {
 // start launches an Envoy. Where hot restart is impossible it says why, once, and
 // launches one that takes no part in any; but not beside a generation that may still
 // serve: with SO_REUSEPORT Envoy would bind the same ports, get a share of that one's
-// connections, and cut them when the take-over fails. The error is errNoHotRestart then.
-func (l *launcher) start() (*instance, error) {
+// connections, and cut them when the take-over fails. The error is ErrNoHotRestart then.
+func (l *launcher) start() (*Instance, error) {
 	impossible := l.disabled()
 	if impossible == nil {
 		i, err := l.startHot()
@@ -75,23 +57,23 @@ func (l *launcher) start() (*instance, error) {
 		}
 		impossible = err
 	}
-	if l.inherits != nil && l.inherits() {
-		return nil, fmt.Errorf("%w: %w", errNoHotRestart, impossible)
+	if l.cfg.Inherits != nil && l.cfg.Inherits() {
+		return nil, fmt.Errorf("%w: %w", ErrNoHotRestart, impossible)
 	}
 	l.disable(impossible)
 	return l.startPlain()
 }
 
 // startPlain launches an Envoy that takes no part in hot restarts.
-func (l *launcher) startPlain() (*instance, error) {
-	if l.forsake != nil {
-		l.forsake()
+func (l *launcher) startPlain() (*Instance, error) {
+	if l.cfg.DropSockets != nil {
+		l.cfg.DropSockets()
 	}
-	process, err := envoy.Start(l.command(nil))
+	process, err := Start(l.cfg.Command(nil))
 	if err != nil {
 		return nil, err
 	}
-	i := &instance{Process: process, cleared: make(chan struct{})}
+	i := &Instance{Process: process, cleared: make(chan struct{})}
 	go func() {
 		<-i.Done()
 		close(i.cleared)
@@ -119,7 +101,7 @@ func (l *launcher) disable(why error) {
 		return
 	}
 	l.off = why
-	l.log.Warn("Envoy runs without hot restart: it cannot be upgraded in place, and a crash closes its ports", "err", why)
+	l.cfg.Log.Warn("Envoy runs without hot restart: it cannot be upgraded in place, and a crash closes its ports", "err", why)
 }
 
 // recheck asks the binary for its version after an Envoy has ended early; true when
@@ -128,7 +110,7 @@ func (l *launcher) recheck(ctx context.Context) bool {
 	if l.disabled() != nil {
 		return false
 	}
-	version, err := hotrestart.ReadVersion(ctx, l.binary)
+	version, err := hotrestart.ReadVersion(ctx, l.cfg.Binary)
 	if ctx.Err() != nil {
 		return false
 	}
@@ -153,25 +135,25 @@ func (l *launcher) currentVersion() hotrestart.Version {
 }
 
 // startHot launches an Envoy with a shared memory, a parent and a child of its own.
-func (l *launcher) startHot() (*instance, error) {
+func (l *launcher) startHot() (*Instance, error) {
 	if _, err := hotrestart.RemoveStaleSharedMemory(hotrestart.SharedMemoryDir); err != nil {
-		l.log.Warn("what agents that were killed left stays behind", "err", err)
+		l.cfg.Log.Warn("what agents that were killed left stays behind", "err", err)
 	}
 	memory, err := hotrestart.CreateSharedMemory(hotrestart.SharedMemoryDir, l.currentVersion())
 	if err != nil {
 		return nil, &impossibleError{err}
 	}
-	where := hotrestart.Rendezvous{Path: l.path, Base: memory.Base()}
-	i := &instance{accepts: make(chan struct{}), cleared: make(chan struct{})}
+	where := hotrestart.Rendezvous{Path: l.cfg.Path, Base: memory.Base()}
+	i := &Instance{accepts: make(chan struct{}), cleared: make(chan struct{})}
 	parent, err := hotrestart.NewParent(hotrestart.ParentConfig{
-		Rendezvous: where, StartTime: l.startTime, Log: l.log, Stats: l.stats,
+		Rendezvous: where, StartTime: l.cfg.StartTime, Log: l.cfg.Log, Stats: l.cfg.Stats,
 		Sockets: func(address string, worker uint32) (int, bool) {
 			i.note(address)
-			return l.sockets(address, worker)
+			return l.cfg.Sockets(address, worker)
 		},
 		OnServing: sync.OnceFunc(func() {
 			close(i.accepts)
-			l.accepts()
+			l.cfg.Accepts()
 		}),
 	})
 	if err != nil {
@@ -185,7 +167,7 @@ func (l *launcher) startHot() (*instance, error) {
 	for _, run := range []func(context.Context) error{parent.Run, i.child.Run} {
 		speakers.Go(func() {
 			if err := run(speaking); err != nil {
-				l.log.Error("Envoy cannot be spoken to any more", "err", err)
+				l.cfg.Log.Error("Envoy cannot be spoken to any more", "err", err)
 			}
 		})
 	}
@@ -193,11 +175,11 @@ func (l *launcher) startHot() (*instance, error) {
 		quiet()
 		speakers.Wait()
 		if err := errors.Join(parent.Close(), i.child.Close(), where.RemoveLeftovers(), memory.Close()); err != nil {
-			l.log.Warn("something of an Envoy that ended stays behind", "err", err)
+			l.cfg.Log.Warn("something of an Envoy that ended stays behind", "err", err)
 		}
 	}
-	i.Process, err = envoy.Start(l.command(hotrestart.EnvoyArgs(hotrestart.ArgsConfig{
-		Rendezvous: where, ParentShutdown: neverTerminate, SkipStats: l.stats == nil,
+	i.Process, err = Start(l.cfg.Command(hotrestart.EnvoyArgs(hotrestart.ArgsConfig{
+		Rendezvous: where, ParentShutdown: neverTerminate, SkipStats: l.cfg.Stats == nil,
 	})))
 	if err != nil {
 		cleanUp()
@@ -211,8 +193,20 @@ func (l *launcher) startHot() (*instance, error) {
 	return i, nil
 }
 
+// Accepts is closed when Envoy accepts on all its first listeners; nil for one that takes no part in hot restarts.
+func (i *Instance) Accepts() <-chan struct{} { return i.accepts }
+
+func (i *Instance) ended() bool {
+	select {
+	case <-i.Done():
+		return true
+	default:
+		return false
+	}
+}
+
 // note remembers that Envoy has a listener at address.
-func (i *instance) note(address string) {
+func (i *Instance) note(address string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if !slices.Contains(i.asked, address) {
@@ -221,16 +215,16 @@ func (i *instance) note(address string) {
 }
 
 // addresses are those of the listeners that Envoy has, or had, bound.
-func (i *instance) addresses() []string {
+func (i *Instance) addresses() []string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return slices.Clone(i.asked)
 }
 
-// fetch returns copies of the sockets that Envoy listens on, which the caller closes.
-func (i *instance) fetch(ctx context.Context) (*hotrestart.Sockets, error) {
+// Fetch returns copies of the sockets that Envoy listens on, which the caller closes.
+func (i *Instance) Fetch(ctx context.Context) (*hotrestart.Sockets, error) {
 	if i.child == nil {
-		return nil, errNoHotRestart
+		return nil, ErrNoHotRestart
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -244,4 +238,5 @@ func (i *instance) fetch(ctx context.Context) (*hotrestart.Sockets, error) {
 	return i.child.Fetch(ctx, i.addresses()...)
 }
 
-var errNoHotRestart = errors.New("this Envoy takes no part in hot restarts")
+// ErrNoHotRestart says that an Envoy cannot be asked for what only a hot restart tells.
+var ErrNoHotRestart = errors.New("this Envoy takes no part in hot restarts")

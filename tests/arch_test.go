@@ -217,6 +217,8 @@ func TestImportRuleTable(t *testing.T) {
 		{"pkg/mesh", modulePath + "/pkg/mesh/inner", true},
 		{"pkg/meshy", "istio.io/api/networking/v1", false},
 		{"pkg/agent", modulePath + "/dnsproxy", true},
+		{"hotrestart", modulePath + "/internal/unixsock", true},
+		{"internal/unixsock", modulePath + "/pkg/logging", false},
 		{"cmd/pilot-agent", modulePath + "/pkg/agent", true},
 		{"cmd/sidecar-injector", modulePath + "/pkg/agent", false},
 		{"cmd/pilot-agent-standby", "github.com/spf13/cobra", false},

@@ -59,21 +59,49 @@ func manifests(t *testing.T, blocks []block) map[string]manifest {
 }
 
 func TestManifestsAreWhatTheyClaim(t *testing.T) {
-	for _, document := range []string{"README.md", "README.zh.md"} {
+	inBothLanguages(t, 2, "manifests", func(document string) int {
 		found := manifests(t, codeBlocks(t, document))
-		if len(found) == 0 {
+		if len(found) == 0 && strings.HasPrefix(document, "README") {
 			t.Errorf("%s: no manifest", document)
 		}
 		for where, m := range found {
-			switch m.APIVersion + " " + m.Kind {
-			case "v1 ConfigMap":
+			switch kind := m.APIVersion + " " + m.Kind; {
+			case kind == "v1 ConfigMap":
 				for name, text := range m.Data {
 					checkServiceEntries(t, where+", "+name, text)
 				}
-			case "v1 Pod":
+			case kind == "v1 Pod":
 				checkPod(t, where, m)
+			case kind == "monitoring.coreos.com/v1 PrometheusRule":
+				checkAlerts(t, where, m)
+			case strings.HasPrefix(m.APIVersion, "networking.istio.io/"):
+				checkIstioResource(t, where, m)
 			default:
-				t.Errorf("%s: %s %s: say here how such a one is checked", where, m.APIVersion, m.Kind)
+				t.Errorf("%s: %s: say here how such a one is checked", where, kind)
+			}
+		}
+		return len(found)
+	})
+}
+
+// checkAlerts wants of each alert what somebody who is woken by it needs. Names of metrics are TestMetricsInPapers' business.
+func checkAlerts(t *testing.T, where string, m manifest) {
+	t.Helper()
+	var spec struct {
+		Groups []struct {
+			Rules []struct {
+				Alert, Expr, For    string
+				Labels, Annotations map[string]string
+			}
+		}
+	}
+	if err := json.Unmarshal(m.Spec, &spec); err != nil || len(spec.Groups) == 0 {
+		t.Fatalf("%s: no groups of rules: %v", where, err)
+	}
+	for _, group := range spec.Groups {
+		for _, r := range group.Rules {
+			if r.Alert == "" || !strings.Contains(r.Expr, "istio_agent_") || r.Labels["severity"] == "" || r.Annotations["summary"] == "" {
+				t.Errorf("%s: alert %+v: want name, expression, severity and summary", where, r)
 			}
 		}
 	}
@@ -105,21 +133,26 @@ func checkServiceEntries(t *testing.T, where, text string) {
 			t.Errorf("%s: %v", where, err)
 			continue
 		}
-		var spec proto.Message
-		switch m.Kind {
-		case "ServiceEntry":
-			spec = &v1alpha3.ServiceEntry{}
-		case "WorkloadEntry":
-			spec = &v1alpha3.WorkloadEntry{}
-		}
-		version, istio := strings.CutPrefix(m.APIVersion, "networking.istio.io/")
-		if spec == nil || !istio || !slices.Contains([]string{"v1alpha3", "v1beta1", "v1"}, version) {
-			t.Errorf("%s: %s %s is not what this release reads", where, m.APIVersion, m.Kind)
-			continue
-		}
-		if err := protojson.Unmarshal(m.Spec, spec); err != nil {
-			t.Errorf("%s: %v", where, err)
-		}
+		checkIstioResource(t, where, m)
+	}
+}
+
+func checkIstioResource(t *testing.T, where string, m manifest) {
+	t.Helper()
+	var spec proto.Message
+	switch m.Kind {
+	case "ServiceEntry":
+		spec = &v1alpha3.ServiceEntry{}
+	case "WorkloadEntry":
+		spec = &v1alpha3.WorkloadEntry{}
+	}
+	version, istio := strings.CutPrefix(m.APIVersion, "networking.istio.io/")
+	if spec == nil || !istio || !slices.Contains([]string{"v1alpha3", "v1beta1", "v1"}, version) {
+		t.Errorf("%s: %s %s is not what this release reads", where, m.APIVersion, m.Kind)
+		return
+	}
+	if err := protojson.Unmarshal(m.Spec, spec); err != nil {
+		t.Errorf("%s: %v", where, err)
 	}
 }
 
@@ -151,7 +184,7 @@ func checkPod(t *testing.T, where string, m manifest) {
 func podCommands(t *testing.T) []agentCommand {
 	t.Helper()
 	var commands []agentCommand
-	for where, m := range manifests(t, codeBlocks(t, "README.md")) {
+	for where, m := range manifests(t, allBlocks(t, "yaml")) {
 		var spec podSpec
 		if m.Kind != "Pod" {
 			continue

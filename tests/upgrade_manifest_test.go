@@ -14,6 +14,9 @@ import (
 	"understudy.mesh/pkg/config"
 )
 
+// upgradePage is where a user learns to upgrade the pods of manifests/.
+const upgradePage = "docs/upgrade.md"
+
 // proxy is the one container that is upgraded.
 func (r *released) proxy(t *testing.T) container {
 	t.Helper()
@@ -71,8 +74,10 @@ func TestSidecarSetIsUpgradedHot(t *testing.T) {
 	if now := strings.Split(c.Image, ":"); next[0] != now[0] || next[1] == now[1] {
 		t.Errorf("ImagePullJob pulls %s, which is no other tag of %s", r.imagePullJob.Spec.Image, c.Image)
 	}
-	if !strings.Contains(readRepoFile(t, "README.md"), r.imagePullJob.Spec.Image) {
-		t.Errorf("README.md upgrades to another image than ImagePullJob pulls, %s", r.imagePullJob.Spec.Image)
+	for _, document := range []string{upgradePage, twin(upgradePage)} {
+		if !strings.Contains(readRepoFile(t, document), r.imagePullJob.Spec.Image) {
+			t.Errorf("%s upgrades to another image than ImagePullJob pulls, %s", document, r.imagePullJob.Spec.Image)
+		}
 	}
 }
 
@@ -223,23 +228,25 @@ func TestManifestArgumentsAreAccepted(t *testing.T) {
 	}
 }
 
-// Every image of ours is one that the README says how to build.
+// Every image of ours is one that the page says how to build.
 func TestManifestImagesAreBuilt(t *testing.T) {
 	r := readManifests(t)
 	c := r.proxy(t)
 	for _, image := range []string{r.sidecarSet.Spec.InitContainers[0].Image, c.Image, c.UpgradeStrategy.HotUpgradeEmptyImage} {
-		if !strings.Contains(readRepoFile(t, "README.md"), "docker buildx build -t "+image+" ") {
-			t.Errorf("README.md does not say how to build %s", image)
+		for _, document := range []string{upgradePage, twin(upgradePage)} {
+			if !strings.Contains(readRepoFile(t, document), "docker buildx build -t "+image+" ") {
+				t.Errorf("%s does not say how to build %s", document, image)
+			}
 		}
 	}
 }
 
-// A JSON patch in the README changes the image and nothing else.
-func TestPatchOfTheReadme(t *testing.T) {
+// The JSON patch of the page changes the image and nothing else.
+func TestPatchOfThePage(t *testing.T) {
 	r := readManifests(t)
-	found := regexp.MustCompile(`(?m)^kubectl patch sidecarset (\S+) --type json -p '(.*)'$`).FindStringSubmatch(readRepoFile(t, "README.md"))
+	found := regexp.MustCompile(`(?m)^kubectl patch sidecarset (\S+) --type json -p '(.*)'$`).FindStringSubmatch(readRepoFile(t, upgradePage))
 	if found == nil {
-		t.Fatal("README.md patches no SidecarSet")
+		t.Fatalf("%s patches no SidecarSet", upgradePage)
 	}
 	var patch []struct{ Op, Path, Value string }
 	if err := json.Unmarshal([]byte(found[2]), &patch); err != nil {
@@ -251,16 +258,32 @@ func TestPatchOfTheReadme(t *testing.T) {
 	}
 }
 
-// Messages and words by which the README explains a failure are those of the agent.
+// Messages and words by which the papers explain a failure are those of the agent.
 func TestTroubleQuotesTheAgent(t *testing.T) {
-	kubernetes := []string{"ImagePullBackOff", "UpdateImmutableField", "SidecarSetUpgradable"}
-	_, table, found := strings.Cut(readRepoFile(t, "README.md"), "### When an upgrade fails\n")
-	if !found {
-		t.Fatal("README.md has no such section")
+	sections := []struct {
+		document, heading string
+		quotes            int // at least
+	}{
+		{upgradePage, "## When an upgrade fails", 10},
+		{twin(upgradePage), "## 升级失败时", 10},
 	}
-	table, _, _ = strings.Cut(table, "\n## ")
 	sources := shippedSources(t, "hotrestart", "pkg")
-	quotes := 0
+	for _, section := range sections {
+		if quotes := checkQuotes(t, section.document, section.heading, sources); quotes < section.quotes {
+			t.Errorf("%s: found only %d quotes: the test no longer sees them", section.document, quotes)
+		}
+	}
+}
+
+// checkQuotes looks for what the first column of a section's table quotes, and returns how much that was.
+func checkQuotes(t *testing.T, document, heading, sources string) (quotes int) {
+	t.Helper()
+	kubernetes := []string{"ImagePullBackOff", "UpdateImmutableField", "SidecarSetUpgradable"}
+	_, table, found := strings.Cut(readRepoFile(t, document), heading+"\n")
+	if !found {
+		t.Fatalf("%s has no section %s", document, heading)
+	}
+	table, _, _ = strings.Cut(table, "\n#")
 	for _, row := range strings.Split(table, "\n| ")[2:] { // without the head
 		first, _, _ := strings.Cut(row, " | ")
 		for _, quote := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(first, -1) {
@@ -270,11 +293,9 @@ func TestTroubleQuotesTheAgent(t *testing.T) {
 				said = strconv.Quote(said) // a refusal's code
 			}
 			if !slices.Contains(kubernetes, quote[1]) && !strings.Contains(sources, said) {
-				t.Errorf("README.md explains %q, which the agent never says", quote[1])
+				t.Errorf("%s explains %q, which the agent never says", document, quote[1])
 			}
 		}
 	}
-	if quotes < 10 {
-		t.Errorf("found only %d quotes: the test no longer sees them", quotes)
-	}
+	return quotes
 }

@@ -43,7 +43,8 @@ func (k Kind) String() string {
 // referenceHead opens the reference page.
 const referenceHead = `# Settings of ` + "`pilot-agent proxy`" + `
 
-This page is made from the table in ` + "`pkg/config`" + ` by ` + "`go generate ./pkg/config`" + `; do not edit it.
+For whoever configures the agent: the names, default and meaning of each setting, and which source wins.
+The page is made from the table in ` + "`pkg/config`" + ` by ` + "`go generate ./pkg/config`" + `; do not edit it.
 
 Precedence, from low to high: default; mesh config file (` + "`--meshConfig`" + `, its ` + "`defaultConfig`" + ` is a
 ProxyConfig); the variable ` + "`PROXY_CONFIG`" + `; the pod's annotation ` + "`" + proxyConfigAnnotation + "`" + ` and then its

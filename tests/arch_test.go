@@ -96,6 +96,7 @@ var layers = []layer{
 	// dns: whom an Envoy asks.
 	{path: "pkg/mesh", outside: append([]string{"istio.io/api", "go.yaml.in/yaml", "github.com/fsnotify/fsnotify", "golang.org/x/sys"}, grpcTypes...),
 		tests: []string{"github.com/miekg/dns"}},
+	{path: "pkg/publish", module: []string{"dnsproxy", "pkg/mesh", "pkg/xds"}, tests: envoyTypes},
 	{path: "pkg/security", outside: grpcTypes},
 	// grpc: the health check of an application's gRPC probe.
 	{path: "pkg/status", outside: []string{"github.com/prometheus", "google.golang.org/grpc"}},

@@ -45,10 +45,9 @@ func (s *sidecar) lost(missing []string) error {
 	if before == nil {
 		return nil
 	}
-	lacks := setOf(missing)
 	for _, list := range [][]mesh.Message{before.Clusters, before.Listeners} {
 		for _, m := range list {
-			if lacks[m.Name] {
+			if slices.Contains(missing, m.Name) {
 				return fmt.Errorf("what the generation before serves is refused by Envoy: %q", m.Name)
 			}
 		}

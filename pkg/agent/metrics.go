@@ -19,7 +19,7 @@ func gauge(name, help string, value float64) status.Sample {
 func (s *sidecar) lifeSamples() []status.Sample {
 	return []status.Sample{
 		counter("envoy_restarts_total", "Times that Envoy was started again after it ended by itself.", s.supervisor.Restarts()),
-		gauge("config_hosts_refused", "Hosts that DNS does not answer because Envoy refused their configuration.", float64(s.publisher.unknown.Load())),
+		gauge("config_hosts_refused", "Hosts that DNS does not answer because Envoy refused their configuration.", float64(s.publisher.Unknown())),
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
 )
@@ -233,7 +234,7 @@ func (s *sidecar) inherit(state hotrestart.State) {
 			if bad := discardUnreadable(out); len(bad) > 0 {
 				s.log.Warn("Envoy starts without resources of the generation before that cannot be read", "names", bad)
 			}
-			s.publisher.inherit(out)
+			s.publisher.Inherit(out)
 			if exact {
 				s.heritage.Store(out)
 			}
@@ -268,7 +269,7 @@ func (s *sidecar) adopt(state hotrestart.State) (changed bool) {
 func (s *sidecar) bequeath() hotrestart.State {
 	state := s.bequeathLast()
 	state[stateCache] = s.resolver.dns.ExportCache(maxCacheState)
-	if out := s.publisher.published(); out != nil {
+	if out := s.publisher.Published(); out != nil {
 		state[stateResources] = marshalOutput(out)
 	}
 	return state
@@ -283,19 +284,19 @@ func (s *sidecar) bequeathLast() hotrestart.State {
 
 func (s *sidecar) newPublisher() {
 	s.ready.Pending(taskConfig, "the configuration files are not in force yet")
-	s.publisher = &publisher{
-		build:   s.build,
-		assign:  s.vips.Assign,
-		set:     s.xds.Set,
-		applied: s.xds.Applied, connected: s.xds.Connected, renewed: s.xds.Renewed(),
-		warming: s.admin.Warming,
-		rollout: rollout{keep: s.cfg.DNSTTL + lingerMargin},
-		now:     time.Now,
-		log:     s.log,
-		settled: s.settled,
+	c := publish.Config{
+		Build:   s.build,
+		Assign:  s.vips.Assign,
+		Set:     s.xds.Set,
+		Applied: s.xds.Applied, Connected: s.xds.Connected, Renewed: s.xds.Renewed(),
+		Warming: s.admin.Warming,
+		TTL:     s.cfg.DNSTTL,
+		Now:     time.Now,
+		Log:     s.log,
+		Settled: s.settled,
 	}
 	if s.dns != nil {
-		s.publisher.names = func(set []dnsproxy.Host, gone []string) {
+		c.Names = func(set []dnsproxy.Host, gone []string) {
 			if old := s.dns.Table(); old != nil {
 				s.dns.Swap(old.With(set, gone))
 				return
@@ -303,6 +304,7 @@ func (s *sidecar) newPublisher() {
 			s.dns.Swap(dnsproxy.NewTable(set, 0))
 		}
 	}
+	s.publisher = publish.New(c)
 }
 
 func (s *sidecar) newStatus() error {

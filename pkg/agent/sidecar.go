@@ -17,6 +17,7 @@ import (
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
 )
@@ -56,7 +57,7 @@ type sidecar struct {
 	resolver   *resolver        // of Envoy's own look-ups
 	vips       *dnsproxy.VIPs
 	supervisor *envoy.Supervisor
-	publisher  *publisher
+	publisher  *publish.Publisher
 	status     *status.Server
 	stats      *envoy.CounterRelay
 	probation  *probation   // nil after a cold start
@@ -65,7 +66,7 @@ type sidecar struct {
 	// for a cold start, and if that generation does not say precisely.
 	heritage atomic.Pointer[mesh.Output]
 
-	changes *mailbox
+	changes *publish.Mailbox
 	// inForce is closed once everything is: Envoy serves its whole configuration, DNS
 	// has its names.
 	inForce     chan struct{}
@@ -101,7 +102,7 @@ type hooks struct {
 func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *inheritance) (_ *sidecar, err error) {
 	s := &sidecar{
 		cfg: cfg, world: world, hooks: h, log: world.Log("agent"),
-		ready: &status.Readiness{}, stats: &envoy.CounterRelay{}, changes: newMailbox(),
+		ready: &status.Readiness{}, stats: &envoy.CounterRelay{}, changes: publish.NewMailbox(),
 		inForce: make(chan struct{}), moved: make(chan struct{}, 1), done: make(chan struct{}),
 		failures: make(chan error, 1),
 	}
@@ -207,8 +208,8 @@ func (s *sidecar) readFiles(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.changes.put(registry)
-	return s.source.Run(ctx, s.changes.put)
+	s.changes.Put(registry)
+	return s.source.Run(ctx, s.changes.Put)
 }
 
 // publish begins, or goes on, to bring changes into force.
@@ -217,7 +218,7 @@ func (s *sidecar) publish() {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.publisher.run(ctx, s.changes.ch)
+		s.publisher.Run(ctx, s.changes.C)
 	}()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -225,7 +226,7 @@ func (s *sidecar) publish() {
 }
 
 // publishAgain brings the same files into force once more: VIPs have changed.
-func (s *sidecar) publishAgain() { s.changes.again() }
+func (s *sidecar) publishAgain() { s.changes.Again() }
 
 // suspend leaves everything as it is in force now, until the next publish.
 func (s *sidecar) suspend() {

@@ -1,4 +1,4 @@
-package agent
+package publish
 
 import (
 	"sync"
@@ -11,13 +11,13 @@ import (
 func TestMailboxNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	for range 100_000 {
-		m, older, newer := newMailbox(), new(mesh.Registry), new(mesh.Registry)
-		m.put(older)
+		m, older, newer := NewMailbox(), new(mesh.Registry), new(mesh.Registry)
+		m.Put(older)
 		var both sync.WaitGroup
-		both.Go(m.again)
-		both.Go(func() { m.put(newer) })
+		both.Go(m.Again)
+		both.Go(func() { m.Put(newer) })
 		both.Wait()
-		if got := <-m.ch; got != newer {
+		if got := <-m.C; got != newer {
 			t.Fatal("an older registry replaced a newer one")
 		}
 	}

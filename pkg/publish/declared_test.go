@@ -1,4 +1,4 @@
-package agent
+package publish
 
 import (
 	"log/slog"
@@ -14,7 +14,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"understudy.mesh/dnsproxy"
-	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/xds"
 )
@@ -37,16 +36,19 @@ type declaring struct {
 
 func newDeclaring(t *testing.T) *declaring {
 	d := &declaring{stage: newStage(), t: t, dir: t.TempDir(), known: map[string]string{}}
-	d.o = meshOptions(&config.Config{IPv4: true, IPv6: true, PodNamespace: "default", ConnectTimeout: time.Second, DNSCapture: true, DNSAutoAllocate: true})
+	d.o = mesh.Options{
+		Namespace: "default", IPv4: true, IPv6: true, InboundPort: 15006, OutboundPort: 15001, ConnectTimeout: time.Second,
+		AutoAllocate: true, VIPRanges: []netip.Prefix{netip.MustParsePrefix("240.240.0.0/16"), netip.MustParsePrefix("2001:2::/48")},
+	}
 	vips, err := dnsproxy.OpenVIPs(dnsproxy.VIPConfig{V4: d.o.VIPRanges[0], V6: d.o.VIPRanges[1], IPv6: true, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.p.assign = vips.Assign
-	d.p.build = func(r *mesh.Registry, vips map[string][]netip.Addr) (*mesh.Output, error) {
+	d.p.Assign = vips.Assign
+	d.p.Build = func(r *mesh.Registry, vips map[string][]netip.Addr) (*mesh.Output, error) {
 		return mesh.Build(r, vips, d.o)
 	}
-	d.p.names = func(set []dnsproxy.Host, gone []string) {
+	d.p.Names = func(set []dnsproxy.Host, gone []string) {
 		for _, name := range gone {
 			delete(d.known, name)
 		}
@@ -54,7 +56,7 @@ func newDeclaring(t *testing.T) *declaring {
 			d.known[h.Name] = h.Addrs[0].String()
 		}
 	}
-	d.p.set = func(snap xds.Snapshot) uint64 { d.look(snap); return 1 }
+	d.p.Set = func(snap xds.Snapshot) uint64 { d.look(snap); return 1 }
 	return d
 }
 

@@ -1,4 +1,5 @@
-package agent
+// Package publish owns the order in which resources and names come into force.
+package publish
 
 import (
 	"cmp"
@@ -41,54 +42,69 @@ const (
 	lingerMargin = 2 * time.Second
 )
 
-// publisher brings registries into force so that a name never resolves to an
+// Config is what a Publisher stands between: the control plane, Envoy and DNS.
+type Config struct {
+	Build  func(*mesh.Registry, map[string][]netip.Addr) (*mesh.Output, error)
+	Assign func(hosts []string, declared ...netip.Prefix) (map[string][]netip.Addr, error)
+	// Set gives Envoy its whole configuration; Applied waits until it has taken
+	// that version ([xds.Server]).
+	Set     func(xds.Snapshot) uint64
+	Applied func(ctx context.Context, version uint64) error
+	// Connected says whether an Envoy is there to take a configuration.
+	Connected func() bool
+	// Renewed holds a token when an Envoy has come in the place of another: it may refuse what
+	// that one took. It may be nil.
+	Renewed <-chan struct{}
+	// Warming returns how many clusters and listeners Envoy has taken but does not use yet.
+	Warming func(context.Context) (clusters, listeners uint64, err error)
+	// Names publishes what becomes different in what DNS answers: hosts that are new or have
+	// other addresses, and names that are gone; nil without DNS capture.
+	Names func(set []dnsproxy.Host, gone []string)
+	// TTL is how long a client may keep an answer.
+	TTL time.Duration
+	Now func() time.Time
+	Log *slog.Logger
+	// Settled is called each time Envoy has answered for a configuration; refused is
+	// nil when it took everything.
+	Settled func(refused *xds.RejectedError)
+}
+
+// Publisher brings registries into force so that a name never resolves to an
 // address that Envoy cannot route: what is added is in force in Envoy before its
 // name appears; what is removed loses its name first, and its listener stays
 // until the last answer's TTL is over. What that means is decided in rollout.
-type publisher struct {
-	build  func(*mesh.Registry, map[string][]netip.Addr) (*mesh.Output, error)
-	assign func(hosts []string, declared ...netip.Prefix) (map[string][]netip.Addr, error)
-	// set gives Envoy its whole configuration; applied waits until it has taken
-	// that version ([xds.Server]).
-	set     func(xds.Snapshot) uint64
-	applied func(ctx context.Context, version uint64) error
-	// connected says whether an Envoy is there to take a configuration.
-	connected func() bool
-	// renewed holds a token when an Envoy has come in the place of another: it may refuse what
-	// that one took. It may be nil.
-	renewed <-chan struct{}
-	// warming returns how many clusters and listeners Envoy has taken but does not use yet.
-	warming func(context.Context) (clusters, listeners uint64, err error)
-	// names publishes what becomes different in what DNS answers: hosts that are new or have
-	// other addresses, and names that are gone; nil without DNS capture.
-	names func(set []dnsproxy.Host, gone []string)
-	now   func() time.Time
-	log   *slog.Logger
-	// settled is called each time Envoy has answered for a configuration; refused is
-	// nil when it took everything.
-	settled func(refused *xds.RejectedError)
+type Publisher struct {
+	Config
 
 	rollout
 	shown     atomic.Pointer[mesh.Output] // rollout.inForce, for other goroutines
 	inherited bool                        // wanted is what the generation before had, not the files' yet
-	named     []mesh.Host                 // answered, as names was told: nothing yet of what was inherited
+	named     []mesh.Host                 // answered, as Names was told: nothing yet of what was inherited
 	patience  time.Duration               // zero is patienceFirst
 	refused   string                      // what was logged last of Envoy's refusals; "" when it took everything
 	unknown   atomic.Int64                // hosts that DNS does not answer because Envoy refused them, for the metric
 }
 
-// inherit makes out, of the generation before, what the first registry is a change of.
-func (p *publisher) inherit(out *mesh.Output) {
+// New returns a publisher that has published nothing; it starts nothing.
+func New(c Config) *Publisher {
+	return &Publisher{Config: c, rollout: rollout{keep: c.TTL + lingerMargin}}
+}
+
+// Unknown is how many hosts DNS does not answer because Envoy refused their resources.
+func (p *Publisher) Unknown() int64 { return p.unknown.Load() }
+
+// Inherit makes out, of the generation before, what the first registry is a change of.
+func (p *Publisher) Inherit(out *mesh.Output) {
 	p.seed(out)
 	p.inherited = true
 }
 
-// published is what Envoy uses and the names that DNS answers; nil before the first.
-func (p *publisher) published() *mesh.Output { return p.shown.Load() }
+// Published is what Envoy uses and the names that DNS answers; nil before the first.
+func (p *Publisher) Published() *mesh.Output { return p.shown.Load() }
 
-// run publishes each registry that arrives on changes until ctx ends; of
+// Run publishes each registry that arrives on changes until ctx ends; of
 // several that queue up only the last counts.
-func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) {
+func (p *Publisher) Run(ctx context.Context, changes <-chan *mesh.Registry) {
 	var expire, retry <-chan time.Time
 	if p.wanted != nil { // inherited, or interrupted
 		p.bring(ctx, changes)
@@ -102,7 +118,7 @@ func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) {
 			p.publish(ctx, reg, changes)
 		case <-retry:
 			p.bring(ctx, changes)
-		case <-p.renewed:
+		case <-p.Renewed:
 			p.renew(ctx, changes)
 		case <-expire:
 			p.send()
@@ -116,19 +132,19 @@ func (p *publisher) run(ctx context.Context, changes <-chan *mesh.Registry) {
 }
 
 // publish brings reg into force.
-func (p *publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-chan *mesh.Registry) {
-	vips, err := p.assign(reg.AutoHosts(), reg.Declared()...)
+func (p *Publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-chan *mesh.Registry) {
+	vips, err := p.Assign(reg.AutoHosts(), reg.Declared()...)
 	if err != nil {
-		p.log.Error("some hosts get no VIP and stay unknown to DNS", "err", err)
+		p.Log.Error("some hosts get no VIP and stay unknown to DNS", "err", err)
 	}
-	out, err := p.build(reg, vips)
+	out, err := p.Build(reg, vips)
 	if err != nil {
-		p.log.Error("build Envoy's configuration; the last good one stays", "err", err)
+		p.Log.Error("build Envoy's configuration; the last good one stays", "err", err)
 		return
 	}
-	p.log.Debug("built Envoy's configuration")
+	p.Log.Debug("built Envoy's configuration")
 	first := p.wanted == nil
-	p.want(out, p.now())
+	p.want(out, p.Now())
 	p.inherited = false
 	if !first { // before the first table DNS holds queries, which an empty one would end
 		p.answer()
@@ -137,7 +153,7 @@ func (p *publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-c
 }
 
 // renew looks what of the configuration a new Envoy uses.
-func (p *publisher) renew(ctx context.Context, changes <-chan *mesh.Registry) {
+func (p *Publisher) renew(ctx context.Context, changes <-chan *mesh.Registry) {
 	if p.wanted != nil {
 		p.bring(ctx, changes)
 	}
@@ -146,7 +162,7 @@ func (p *publisher) renew(ctx context.Context, changes <-chan *mesh.Registry) {
 // bring gives Envoy the wanted resources and, once it uses them, publishes the names of those
 // that it took. It gives up when ctx ends, or when a newer registry has waited for too long;
 // names that are not in force then stay unpublished.
-func (p *publisher) bring(ctx context.Context, changes <-chan *mesh.Registry) {
+func (p *Publisher) bring(ctx context.Context, changes <-chan *mesh.Registry) {
 	p.standIns = nil // what was refused is tried again
 	refused, err := p.await(ctx, p.send(), changes)
 	if err == nil && refused != nil && p.standIn(refused.Missing()) {
@@ -166,12 +182,12 @@ func (p *publisher) bring(ctx context.Context, changes <-chan *mesh.Registry) {
 	if refused != nil && len(refused.Resources) == 0 {
 		return // nobody knows what is in force
 	}
-	p.settle(refused, p.now())
+	p.settle(refused, p.Now())
 	p.unknown.Store(int64(answering(p.wanted.Hosts) - answering(p.answered)))
 	p.answer()
 	p.show()
 	if !p.inherited {
-		p.settled(refused)
+		p.Settled(refused)
 	}
 }
 
@@ -193,14 +209,14 @@ func together(refused, still *xds.RejectedError) *xds.RejectedError {
 }
 
 // show makes what is in force known to other goroutines.
-func (p *publisher) show() {
+func (p *Publisher) show() {
 	if p.reached {
 		p.shown.Store(p.inForce())
 	}
 }
 
 // report logs what Envoy refuses once, however often it is tried again.
-func (p *publisher) report(refused *xds.RejectedError) {
+func (p *Publisher) report(refused *xds.RejectedError) {
 	reasons := ""
 	if refused != nil {
 		reasons = strings.Join(refused.Reasons, "; ")
@@ -208,23 +224,23 @@ func (p *publisher) report(refused *xds.RejectedError) {
 	switch {
 	case reasons == p.refused:
 	case reasons == "":
-		p.log.Info("Envoy takes the whole configuration again")
+		p.Log.Info("Envoy takes the whole configuration again")
 	default:
-		p.log.Error("Envoy refused a part of the configuration: names that need it stay unknown to DNS, and it is tried again",
+		p.Log.Error("Envoy refused a part of the configuration: names that need it stay unknown to DNS, and it is tried again",
 			"every", retryRefused, "reason", reasons)
 	}
 	p.refused = reasons
-	p.log.Debug("configuration in force", "hosts", len(p.wanted.Hosts), "clusters", len(p.wanted.Clusters), "listeners", len(p.wanted.Listeners))
+	p.Log.Debug("configuration in force", "hosts", len(p.wanted.Hosts), "clusters", len(p.wanted.Clusters), "listeners", len(p.wanted.Listeners))
 }
 
 // answer makes DNS answer what rollout says.
-func (p *publisher) answer() {
-	if p.names == nil {
+func (p *Publisher) answer() {
+	if p.Names == nil {
 		return
 	}
 	set, gone := difference(p.named, p.answered)
 	p.named = p.answered
-	p.names(set, gone)
+	p.Names(set, gone)
 }
 
 // answering counts the hosts that have an address.
@@ -258,15 +274,15 @@ func difference(old, wanted []mesh.Host) (set []dnsproxy.Host, gone []string) {
 }
 
 // send gives Envoy what it is to have now, and returns the snapshot's version.
-func (p *publisher) send() uint64 { return p.set(p.snapshot(p.now())) }
+func (p *Publisher) send() uint64 { return p.Set(p.snapshot(p.Now())) }
 
 // nextExpiry fires when the first lingering resource has to go; nil when none has to yet.
-func (p *publisher) nextExpiry() <-chan time.Time {
+func (p *Publisher) nextExpiry() <-chan time.Time {
 	first := p.expiry()
 	if first.IsZero() {
 		return nil
 	}
-	return time.After(first.Sub(p.now()))
+	return time.After(first.Sub(p.Now()))
 }
 
 // errSuperseded ends the wait for a configuration that a newer one replaces.
@@ -274,8 +290,8 @@ var errSuperseded = errors.New("a newer configuration waits")
 
 // await returns once Envoy uses version: it has taken it and nothing warms any
 // more. It returns what Envoy refused of it; an error says that the wait was given up.
-func (p *publisher) await(ctx context.Context, version uint64, changes <-chan *mesh.Registry) (*xds.RejectedError, error) {
-	until := p.now().Add(max(p.patience, patienceFirst))
+func (p *Publisher) await(ctx context.Context, version uint64, changes <-chan *mesh.Registry) (*xds.RejectedError, error) {
+	until := p.Now().Add(max(p.patience, patienceFirst))
 	ctx, giveUp := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
 	go func() {
@@ -288,20 +304,20 @@ func (p *publisher) await(ctx context.Context, version uint64, changes <-chan *m
 				return
 			case <-tick.C:
 			}
-			if len(changes) > 0 && (!p.connected() || !p.now().Before(until)) {
+			if len(changes) > 0 && (!p.Connected() || !p.Now().Before(until)) {
 				giveUp(errSuperseded)
 			}
 		}
 	}()
 	defer func() { giveUp(nil); <-watched }()
 	var refused *xds.RejectedError
-	if err := p.applied(ctx, version); err != nil && !errors.As(err, &refused) {
+	if err := p.Applied(ctx, version); err != nil && !errors.As(err, &refused) {
 		return nil, cmp.Or(context.Cause(ctx), err)
 	}
-	p.log.Debug("Envoy has answered for the configuration", "version", version)
+	p.Log.Debug("Envoy has answered for the configuration", "version", version)
 	for {
 		asked := time.Now()
-		clusters, listeners, err := p.warming(ctx)
+		clusters, listeners, err := p.Warming(ctx)
 		if err == nil && clusters == 0 && listeners == 0 {
 			return refused, nil
 		}

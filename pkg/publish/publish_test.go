@@ -1,4 +1,4 @@
-package agent
+package publish
 
 import (
 	"context"
@@ -19,7 +19,7 @@ import (
 
 // stage stands in for Envoy and DNS, and writes down what the publisher does in order.
 type stage struct {
-	p       *publisher
+	p       *Publisher
 	applied chan error // Envoy's answers
 
 	mu        sync.Mutex
@@ -60,13 +60,13 @@ const forwarded = " forwarded"
 
 func newStage() *stage {
 	s := &stage{applied: make(chan error, 10)}
-	s.p = &publisher{
-		assign: func([]string, ...netip.Prefix) (map[string][]netip.Addr, error) { return nil, nil },
-		build: func(*mesh.Registry, map[string][]netip.Addr) (out *mesh.Output, err error) {
+	s.p = New(Config{
+		Assign: func([]string, ...netip.Prefix) (map[string][]netip.Addr, error) { return nil, nil },
+		Build: func(*mesh.Registry, map[string][]netip.Addr) (out *mesh.Output, err error) {
 			s.locked(func() { out = s.out })
 			return out, nil
 		},
-		set: func(snap xds.Snapshot) uint64 {
+		Set: func(snap xds.Snapshot) uint64 {
 			var given []string
 			for _, l := range snap.Listeners {
 				given = append(given, l.Name)
@@ -76,7 +76,7 @@ func newStage() *stage {
 			s.event("set")
 			return 1
 		},
-		applied: func(ctx context.Context, _ uint64) error {
+		Applied: func(ctx context.Context, _ uint64) error {
 			select {
 			case err := <-s.applied:
 				s.event("applied")
@@ -85,12 +85,12 @@ func newStage() *stage {
 				return ctx.Err()
 			}
 		},
-		connected: func() bool { return true },
-		warming: func(context.Context) (n, _ uint64, _ error) {
+		Connected: func() bool { return true },
+		Warming: func(context.Context) (n, _ uint64, _ error) {
 			s.locked(func() { n = s.warming })
 			return n, 0, nil
 		},
-		names: func(set []dnsproxy.Host, gone []string) {
+		Names: func(set []dnsproxy.Host, gone []string) {
 			s.locked(func() {
 				for _, h := range set {
 					gone = append(gone, h.Name) // with its old address
@@ -106,9 +106,9 @@ func newStage() *stage {
 			})
 			s.event("names")
 		},
-		rollout: rollout{keep: 30*time.Second + lingerMargin}, now: time.Now, log: slog.New(slog.DiscardHandler),
-		settled: func(*xds.RejectedError) { s.event("settled") },
-	}
+		TTL: 30 * time.Second, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		Settled: func(*xds.RejectedError) { s.event("settled") },
+	})
 	return s
 }
 
@@ -188,16 +188,16 @@ func TestRunDropsLingerersByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
 		ctx, cancel := context.WithCancel(t.Context())
-		changes := newMailbox()
+		changes := NewMailbox()
 		done := make(chan struct{})
 		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
 		s.applied <- nil
 		s.applied <- nil
-		go func() { s.p.run(ctx, changes.ch); close(done) }()
-		changes.put(&mesh.Registry{})
+		go func() { s.p.Run(ctx, changes.C); close(done) }()
+		changes.Put(&mesh.Registry{})
 		synctest.Wait()
 		s.next(output(nil))
-		changes.put(&mesh.Registry{})
+		changes.Put(&mesh.Registry{})
 		synctest.Wait()
 		if len(s.nowListeners()) != 1 {
 			t.Fatalf("listeners just after the removal: %v, want the old one", s.nowListeners())
@@ -270,11 +270,11 @@ func TestRefusedResourceIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
 		ctx, cancel := context.WithCancel(t.Context())
-		changes, done := newMailbox(), make(chan struct{})
+		changes, done := NewMailbox(), make(chan struct{})
 		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
 		s.applied <- &xds.RejectedError{Resources: []string{"240.240.0.1_80"}, Reasons: []string{"port taken"}}
-		go func() { s.p.run(ctx, changes.ch); close(done) }()
-		changes.put(&mesh.Registry{})
+		go func() { s.p.Run(ctx, changes.C); close(done) }()
+		changes.Put(&mesh.Registry{})
 		synctest.Wait()
 		if len(s.nowNames()) != 0 {
 			t.Errorf("names are %v while Envoy refuses the listener", s.nowNames())
@@ -292,7 +292,7 @@ func TestRefusedResourceIsTriedAgain(t *testing.T) {
 
 func TestBuildFailureKeepsWhatIsThere(t *testing.T) {
 	s := newStage()
-	s.p.build = func(*mesh.Registry, map[string][]netip.Addr) (*mesh.Output, error) {
+	s.p.Build = func(*mesh.Registry, map[string][]netip.Addr) (*mesh.Output, error) {
 		return nil, errors.New("no")
 	}
 	s.publish(t.Context(), nil)

@@ -1,4 +1,4 @@
-package agent
+package publish
 
 import (
 	"cmp"
@@ -49,15 +49,15 @@ func TestListenerStaysForTheTTLOfTheLastAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
 		ctx, cancel := context.WithCancel(t.Context())
-		changes := newMailbox()
+		changes := NewMailbox()
 		done := make(chan struct{})
 		s.next(output(map[string]string{"a.example": "10.0.0.1"}))
 		s.applied <- nil
-		go func() { s.p.run(ctx, changes.ch); close(done) }()
-		changes.put(&mesh.Registry{})
+		go func() { s.p.Run(ctx, changes.C); close(done) }()
+		changes.Put(&mesh.Registry{})
 		synctest.Wait()
 		s.next(output(map[string]string{"a.example": "10.0.0.2"}))
-		changes.put(&mesh.Registry{})
+		changes.Put(&mesh.Registry{})
 		time.Sleep(40 * time.Second) // Envoy answers late; a.example is 10.0.0.1 meanwhile
 		s.applied <- nil
 		synctest.Wait()
@@ -92,7 +92,7 @@ func TestNamelessRefusalPublishesNothing(t *testing.T) {
 func TestNamesAreNotStarved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
-		s.p.applied = func(ctx context.Context, _ uint64) error { // Envoy takes 150 ms
+		s.p.Applied = func(ctx context.Context, _ uint64) error { // Envoy takes 150 ms
 			select {
 			case <-time.After(150 * time.Millisecond):
 				return nil
@@ -101,12 +101,12 @@ func TestNamesAreNotStarved(t *testing.T) {
 			}
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		changes := newMailbox()
+		changes := NewMailbox()
 		done := make(chan struct{})
 		s.next(output(map[string]string{"a.example": "10.0.0.1"}))
-		go func() { s.p.run(ctx, changes.ch); close(done) }()
+		go func() { s.p.Run(ctx, changes.C); close(done) }()
 		for range 600 { // a minute
-			changes.put(&mesh.Registry{})
+			changes.Put(&mesh.Registry{})
 			time.Sleep(100 * time.Millisecond)
 		}
 		if len(s.nowNames()) == 0 {
@@ -144,8 +144,8 @@ func TestRefusalKeepsWhatIsInForce(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newStage()
 				given := map[string]string{}
-				set := s.p.set
-				s.p.set = func(snap xds.Snapshot) uint64 {
+				set := s.p.Set
+				s.p.Set = func(snap xds.Snapshot) uint64 {
 					for _, l := range snap.Listeners {
 						given[l.Name] = string(l.Body)
 					}
@@ -185,13 +185,13 @@ func TestNewEnvoyIsAskedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
 		renewed := make(chan struct{}, 1)
-		s.p.renewed = renewed
+		s.p.Renewed = renewed
 		ctx, cancel := context.WithCancel(t.Context())
-		changes, done := newMailbox(), make(chan struct{})
+		changes, done := NewMailbox(), make(chan struct{})
 		s.next(output(map[string]string{"a.example": "10.0.0.1", "b.example": "10.0.0.2"}))
 		s.applied <- nil
-		go func() { s.p.run(ctx, changes.ch); close(done) }()
-		changes.put(&mesh.Registry{})
+		go func() { s.p.Run(ctx, changes.C); close(done) }()
+		changes.Put(&mesh.Registry{})
 		synctest.Wait()
 		s.applied <- &xds.RejectedError{Resources: []string{"10.0.0.1_80"}, Reasons: []string{"the port is taken"}}
 		renewed <- struct{}{}

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"understudy.mesh/pkg/agent"
+	"understudy.mesh/pkg/control"
 	"understudy.mesh/tests/lab"
 )
 
@@ -80,7 +80,7 @@ func (p *slotPod) start(t lab.T, slot int, image lab.Image) *generation {
 		t.Fatalf("%v", err)
 	}
 	g := &generation{slot: s, agent: s.Agent()}
-	name, err := agent.ControlName(strconv.Itoa(g.agent.PID()))
+	name, err := control.SocketName(strconv.Itoa(g.agent.PID()))
 	if err != nil {
 		t.Fatalf("find the agent's control socket: %v", err)
 	}
@@ -106,7 +106,7 @@ func (g *generation) get(path string) (body []byte, err error) {
 
 // ready: its Envoy is live and its workers accept, all its configuration is in force.
 func (g *generation) ready() bool {
-	_, err := g.get(agent.ControlStatus + "/healthz/ready")
+	_, err := g.get(control.StatusPrefix + "/healthz/ready")
 	return err == nil
 }
 
@@ -133,8 +133,8 @@ func (g *generation) poll(t lab.T, condition func() bool) {
 	})
 }
 
-func (g *generation) status(t lab.T) (u agent.UpgradeStatus) {
-	body, err := g.get(agent.ControlUpgrade)
+func (g *generation) status(t lab.T) (u control.UpgradeStatus) {
+	body, err := g.get(control.UpgradePath)
 	if err == nil {
 		err = json.Unmarshal(body, &u)
 	}
@@ -147,8 +147,8 @@ func (g *generation) status(t lab.T) (u agent.UpgradeStatus) {
 // awaitRole waits until the generation has the role for good.
 func (g *generation) awaitRole(t lab.T, role string) {
 	g.poll(t, func() bool {
-		var s agent.RoleStatus
-		body, err := g.get(agent.ControlRole)
+		var s control.RoleStatus
+		body, err := g.get(control.RolePath)
 		return err == nil && json.Unmarshal(body, &s) == nil && s.Role == role && s.Settled
 	})
 }

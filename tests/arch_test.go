@@ -87,6 +87,7 @@ var layers = []layer{
 
 	// istio.io/api: MeshConfig and ProxyConfig are its messages.
 	{path: "pkg/config", module: []string{"pkg/logging"}, outside: []string{"istio.io/api", "google.golang.org/protobuf", "go.yaml.in/yaml", "sigs.k8s.io/yaml"}},
+	{path: "pkg/control", module: []string{"hotrestart"}, outside: []string{"golang.org/x/sys"}},
 	{path: "pkg/envoy", module: []string{"hotrestart"}, outside: []string{"golang.org/x/sys"}},
 	{path: "pkg/inject", outside: []string{"k8s.io", "sigs.k8s.io"}},
 	{path: "pkg/journal"},

@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"understudy.mesh/pkg/agent"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/control"
 )
 
 const (
@@ -40,7 +40,7 @@ type container struct {
 
 func (e *env) container() container {
 	return container{
-		control: agent.NewControlClient(),
+		control: control.NewHTTPClient(),
 		ports:   http.DefaultClient,
 		foreign: func() error { return foreignPorts(e.handoffDirs(), "/proc/self/net/unix") },
 	}
@@ -72,15 +72,15 @@ func (e *env) handoffDirs() []string {
 func foreignPorts(dirs []string, unixSockets string) error {
 	for _, dir := range dirs {
 		if isDir(dir) {
-			return fmt.Errorf("%w, and the pod's ports may be another container's (there is a hand-off directory, %s)", agent.ErrNoAgent, dir)
+			return fmt.Errorf("%w, and the pod's ports may be another container's (there is a hand-off directory, %s)", control.ErrNoAgent, dir)
 		}
 	}
 	other, err := otherAgent(unixSockets)
 	if err != nil {
-		return fmt.Errorf("%w, and whether another container has one cannot be found out: %w", agent.ErrNoAgent, err)
+		return fmt.Errorf("%w, and whether another container has one cannot be found out: %w", control.ErrNoAgent, err)
 	}
 	if other != "" {
-		return fmt.Errorf("%w, and the pod's ports are another container's (whose agent holds the socket %s)", agent.ErrNoAgent, other)
+		return fmt.Errorf("%w, and the pod's ports are another container's (whose agent holds the socket %s)", control.ErrNoAgent, other)
 	}
 	return nil
 }
@@ -88,7 +88,7 @@ func foreignPorts(dirs []string, unixSockets string) error {
 // otherAgent finds the control socket of an agent of another mount namespace in a file
 // of the form of /proc/net/unix (proc_net(5)); "" is none.
 func otherAgent(unixSockets string) (string, error) {
-	own, err := agent.ControlNames("self")
+	own, err := control.SocketNames("self")
 	if err != nil {
 		return "", err
 	}
@@ -110,7 +110,7 @@ func otherAgent(unixSockets string) (string, error) {
 // isControlName tells an agent's control socket from other sockets of ours: what follows
 // the prefix is a number.
 func isControlName(name string) bool {
-	rest, ok := strings.CutPrefix(name, agent.ControlPrefix)
+	rest, ok := strings.CutPrefix(name, control.SocketPrefix)
 	return ok && rest != "" && rest[0] >= '0' && rest[0] <= '9'
 }
 
@@ -120,7 +120,7 @@ func patiently(ctx context.Context, ask func() error) error {
 	deadline := time.Now().Add(agentPatience)
 	for {
 		err := ask()
-		absent := errors.Is(err, agent.ErrNoAgent) || errors.Is(err, agent.ErrImpostor) || errors.Is(err, unix.ECONNREFUSED)
+		absent := errors.Is(err, control.ErrNoAgent) || errors.Is(err, control.ErrImpostor) || errors.Is(err, unix.ECONNREFUSED)
 		if !absent || !time.Now().Before(deadline) {
 			return err
 		}
@@ -137,11 +137,11 @@ func patiently(ctx context.Context, ask func() error) error {
 var errUnknownPath = errors.New("the agent is of a release that does not know this question")
 
 // askJSON asks this container's own agent for path and reads its answer into a value;
-// body is the answer as it came. [agent.ErrNoAgent] and errUnknownPath come as they are.
+// body is the answer as it came. [control.ErrNoAgent] and errUnknownPath come as they are.
 func (c container) askJSON(ctx context.Context, path string, into any) (body []byte, err error) {
 	resp, err := do(ctx, c.control, http.MethodGet, "http://agent"+path, "")
-	if errors.Is(err, agent.ErrNoAgent) {
-		return nil, agent.ErrNoAgent
+	if errors.Is(err, control.ErrNoAgent) {
+		return nil, control.ErrNoAgent
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ask the agent for %s: %w", path, err)

@@ -20,7 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"understudy.mesh/pkg/agent"
+	"understudy.mesh/pkg/control"
 )
 
 // reply is what a fake agent answers at one path: a status and a body, or err.
@@ -77,7 +77,7 @@ func (p *fakePod) container() container {
 var refused = &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", unix.ECONNREFUSED)}
 
 // errForeign is what foreignPorts says in a pod with two slots.
-var errForeign = fmt.Errorf("%w, and the ports are another's", agent.ErrNoAgent)
+var errForeign = fmt.Errorf("%w, and the ports are another's", control.ErrNoAgent)
 
 func asJSON(t *testing.T, v any) reply {
 	t.Helper()
@@ -108,10 +108,10 @@ func TestForeignPorts(t *testing.T) {
 		{"one container", []string{dir + "/none"}, head + line("/run/x.sock") + line("@other"), ""},
 		{"no sockets", nil, head, ""},
 		{"a hand-off directory", []string{dir + "/none", dir}, head, "there is a hand-off directory, " + dir},
-		{"its own agent", nil, head + line(agent.ControlPrefix+own), ""},
-		{"its own agent under its last name", nil, head + line(agent.ControlPrefix+own+"-4"), ""},
+		{"its own agent", nil, head + line(control.SocketPrefix+own), ""},
+		{"its own agent under its last name", nil, head + line(control.SocketPrefix+own+"-4"), ""},
 		{"the lock of capture", nil, head + line("@understudy-capture"), ""},
-		{"another container's agent", nil, head + line(agent.ControlPrefix+own) + line(agent.ControlPrefix+"1"), "the socket @understudy-1"},
+		{"another container's agent", nil, head + line(control.SocketPrefix+own) + line(control.SocketPrefix+"1"), "the socket @understudy-1"},
 		{"a socket without a name", nil, head + "0000000000000000: 00000003 00000000 00000000 0001 03 31338\n", ""},
 		{"it cannot be told", nil, "", "cannot be found out"},
 	} {
@@ -129,7 +129,7 @@ func TestForeignPorts(t *testing.T) {
 				}
 				return
 			}
-			if !errors.Is(err, agent.ErrNoAgent) || !strings.Contains(err.Error(), tc.want) {
+			if !errors.Is(err, control.ErrNoAgent) || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("%v, want ErrNoAgent with %q", err, tc.want)
 			}
 		})
@@ -163,9 +163,9 @@ func TestPatiently(t *testing.T) {
 	}{
 		{"at once", 1, nil, nil, nil, 0},
 		{"an error is final", 1, broken, nil, broken, 0},
-		{"no agent at first", 4, nil, agent.ErrNoAgent, nil, 3 * agentPeriod},
+		{"no agent at first", 4, nil, control.ErrNoAgent, nil, 3 * agentPeriod},
 		{"no port at first", 2, nil, refused, nil, agentPeriod},
-		{"no agent at all", 0, nil, agent.ErrNoAgent, agent.ErrNoAgent, agentPatience},
+		{"no agent at all", 0, nil, control.ErrNoAgent, control.ErrNoAgent, agentPatience},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -212,22 +212,22 @@ func beContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("unix", agent.ControlPrefix+strings.Trim(strings.TrimPrefix(mount, "mnt:"), "[]"))
+	l, err := net.Listen("unix", control.SocketPrefix+strings.Trim(strings.TrimPrefix(mount, "mnt:"), "[]"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	mux := http.NewServeMux()
-	mux.HandleFunc(agent.ControlRole, func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(agent.RoleStatus{Role: "serving", Settled: true, Drained: true})
+	mux.HandleFunc(control.RolePath, func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(control.RoleStatus{Role: "serving", Settled: true, Drained: true})
 	})
-	mux.HandleFunc(agent.ControlUpgrade, func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(agent.UpgradeStatus{Off: "no hand-off directory"})
+	mux.HandleFunc(control.UpgradePath, func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(control.UpgradeStatus{Off: "no hand-off directory"})
 	})
 	for page, answer := range dnsAnswers {
-		mux.HandleFunc(agent.ControlStatus+page, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, answer.page) })
+		mux.HandleFunc(control.StatusPrefix+page, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, answer.page) })
 	}
-	mux.HandleFunc(agent.ControlStatus+"/x", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Method) })
+	mux.HandleFunc(control.StatusPrefix+"/x", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Method) })
 	go http.Serve(l, mux)
 	for _, uid := range []uint32{0, 1337} {
 		for _, tc := range []struct{ line, want string }{

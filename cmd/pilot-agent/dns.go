@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"understudy.mesh/pkg/agent"
+	"understudy.mesh/pkg/control"
 )
 
 // dnsTimeout bounds one question to the agent; a lookup may have to wait for
@@ -30,22 +30,22 @@ func newDNSCommand(e *env) *cobra.Command {
 	cmd.AddCommand(newDNSLookupCommand(e), newDNSUpstreamsCommand(e), newDNSFlushCommand(e),
 		newDNSListCommand(e, dnsList{
 			use: "table", short: "List the names that the agent answers itself",
-			page: agent.DebugDNSTable, print: printHosts,
+			page: control.DNSTablePath, print: printHosts,
 		}),
 		newDNSListCommand(e, dnsList{
 			use: "cache", short: "List what the cache has: answers, used last first, and then failures",
-			page: agent.DebugDNSCache, print: printCache,
+			page: control.DNSCachePath, print: printCache,
 		}),
 		newDNSListCommand(e, dnsList{
 			use: "vips", short: "List the virtual addresses that hosts have, and those that hosts left",
-			page: agent.DebugDNSVIPs, print: func(out io.Writer, in *json.Decoder) error { return vipView{time.Now()}.print(out, in) },
+			page: control.DNSVIPsPath, print: func(out io.Writer, in *json.Decoder) error { return vipView{time.Now()}.print(out, in) },
 		}))
 	return cmd
 }
 
 func newDNSLookupCommand(e *env) *cobra.Command {
 	var qtype string
-	q := dnsQuestion{page: agent.DebugDNSLookup, print: printExplanation}
+	q := dnsQuestion{page: control.DNSLookupPath, print: printExplanation}
 	cmd := &cobra.Command{
 		Use:   "lookup NAME",
 		Short: "Show what the agent would answer for a name, and where the answer comes from",
@@ -61,7 +61,7 @@ func newDNSLookupCommand(e *env) *cobra.Command {
 }
 
 func newDNSUpstreamsCommand(e *env) *cobra.Command {
-	q := dnsQuestion{page: agent.DebugDNSUpstreams, print: func(out io.Writer, in *json.Decoder) error {
+	q := dnsQuestion{page: control.DNSUpstreamsPath, print: func(out io.Writer, in *json.Decoder) error {
 		return upstreamView{time.Now()}.print(out, in)
 	}}
 	cmd := &cobra.Command{
@@ -79,7 +79,7 @@ func newDNSUpstreamsCommand(e *env) *cobra.Command {
 func newDNSFlushCommand(e *env) *cobra.Command {
 	cmd := newDNSListCommand(e, dnsList{
 		use: "flush", short: "Take answers and failures out of the cache, so that they are asked for anew",
-		page: agent.DebugDNSFlush, method: http.MethodPost, print: printFlushed,
+		page: control.DNSFlushPath, method: http.MethodPost, print: printFlushed,
 	})
 	cmd.Long = cmd.Short + ".\nWith NAME only those that have its labels in their name, as dns cache NAME lists them."
 	return cmd

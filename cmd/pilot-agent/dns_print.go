@@ -111,7 +111,7 @@ func inSeconds(s float64) string { return briefly(time.Duration(s * float64(time
 // vipView says how the pool is shown, at a time.
 type vipView struct{ now time.Time }
 
-// print expects what agent.DebugDNSVIPs answers.
+// print expects what control.DNSVIPsPath answers.
 func (v vipView) print(w io.Writer, in *json.Decoder) error {
 	var pool dnsproxy.VIPStats
 	r := newRows(w, "HOST", "ADDRESSES", "STATE")

@@ -15,7 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"understudy.mesh/pkg/agent"
+	"understudy.mesh/pkg/control"
 )
 
 // dnsAnswers is what an agent's pages say, and what of it is shown at viewedAt.
@@ -23,7 +23,7 @@ var dnsAnswers = map[string]struct {
 	page, text string
 	print      func(io.Writer, *json.Decoder) error
 }{
-	agent.DebugDNSLookup: {
+	control.DNSLookupPath: {
 		print: printExplanation,
 		page:  `{"name":"aliyun.com.","type":"A","source":"vip","host":"aliyun.com","vip":true,"rcode":"NOERROR","records":["aliyun.com. 30 IN A 240.240.1.2"],"later":1}`,
 		text: `
@@ -33,7 +33,7 @@ host:      aliyun.com
 answer:    NOERROR
            aliyun.com. 30 IN A 240.240.1.2
 `},
-	agent.DebugDNSTable: {
+	control.DNSTablePath: {
 		print: printHosts,
 		page: `[
 {"Name":"aliyun.com","Addrs":["240.240.1.2","2001:2::102"],"VIP":true},
@@ -46,7 +46,7 @@ aliyun.com        VIP        240.240.1.2 2001:2::102
 *.wild.example    addresses  192.0.2.1
 own.wild.example  upstream   -
 `},
-	agent.DebugDNSCache: {
+	control.DNSCachePath: {
 		print: printCache,
 		page: `[
 {"name": "www.example.","type":"A","rcode":"NOERROR","server":"198.51.100.53:53","remainingSeconds":297.4,"hits":12,"bytes":45},
@@ -59,13 +59,13 @@ www.example.   A      -      NOERROR   fresh    4m57s   12    45     198.51.100.
 old.example.   HTTPS  do,cd  NXDOMAIN  stale    23h53m  0     90     198.51.100.53:53
 gone.example.  A      -      SERVFAIL  failure  0s      0     0      -
 `},
-	agent.DebugDNSFlush: {
+	control.DNSFlushPath: {
 		print: printFlushed,
 		page:  `{"flushed":12}`,
 		text: `
 Taken out of the cache: 12.
 `},
-	agent.DebugDNSVIPs: {
+	control.DNSVIPsPath: {
 		print: vipView{viewedAt}.print,
 		page: `{"later":[1,{}],"pool":{"capacity":65024,"assigned":2,"quarantined":1,"pending":3},
 "vips":[
@@ -84,7 +84,7 @@ left.example   240.240.1.5              left 2m0s ago, for others in 8m0s
 Used: 2 of 65024. Kept back, as their host left: 1.
 Hosts that got none, as none is left: 3.
 `},
-	agent.DebugDNSUpstreams: {
+	control.DNSUpstreamsPath: {
 		print: upstreamView{viewedAt}.print,
 		page: `[
 {"server":"198.51.100.53:53","state":"failing","inUse":true,"error":"ask 198.51.100.53:53:\n\u001b[1mi/o timeout","errorAt":"2026-03-01T02:59:58Z","requests":7,"failures":2,"hedges":0,"overtaken":1,"rttNanoseconds":1234567,"patienceNanoseconds":100000000},
@@ -100,7 +100,7 @@ SERVER             STATE    IN USE  REQUESTS  FAILURES  HEDGES  OVERTAKEN  LATEN
 // dnsPod is a pod whose own agent answers a page.
 func dnsPod(t *testing.T, page string, answer reply) *fakePod {
 	return &fakePod{own: fakeAgent{replies: map[string]reply{
-		agent.ControlRole: asJSON(t, agent.RoleStatus{Role: "serving", Settled: true}), agent.ControlStatus + page: answer,
+		control.RolePath: asJSON(t, control.RoleStatus{Role: "serving", Settled: true}), control.StatusPrefix + page: answer,
 	}}}
 }
 
@@ -117,7 +117,7 @@ func TestDNSCommands(t *testing.T) {
 				if diff := cmp.Diff(want, out.String()); diff != "" {
 					t.Errorf("(-want +got):\n%s", diff)
 				}
-				if asked := "GET " + agent.ControlStatus + page + "?name=a+b"; !slices.Contains(pod.own.asked, asked) || len(pod.ports.asked) > 0 {
+				if asked := "GET " + control.StatusPrefix + page + "?name=a+b"; !slices.Contains(pod.own.asked, asked) || len(pod.ports.asked) > 0 {
 					t.Errorf("its own agent got %q, the ports %q; want %q and none", pod.own.asked, pod.ports.asked, asked)
 				}
 			})
@@ -165,13 +165,13 @@ func TestDNSList(t *testing.T) {
 }
 
 func TestDNSErrors(t *testing.T) {
-	const page, path = agent.DebugDNSTable, agent.ControlStatus + agent.DebugDNSTable
+	const page, path = control.DNSTablePath, control.StatusPrefix + control.DNSTablePath
 	const off = "DNS capture is off: set ISTIO_META_DNS_CAPTURE=true"
-	serving := asJSON(t, agent.RoleStatus{Role: "serving"})
+	serving := asJSON(t, control.RoleStatus{Role: "serving"})
 	answers := func(r reply) fakeAgent {
-		return fakeAgent{replies: map[string]reply{agent.ControlRole: serving, path: r}}
+		return fakeAgent{replies: map[string]reply{control.RolePath: serving, path: r}}
 	}
-	absent, nobody := fakeAgent{absent: agent.ErrNoAgent}, fakeAgent{absent: refused}
+	absent, nobody := fakeAgent{absent: control.ErrNoAgent}, fakeAgent{absent: refused}
 	for _, tc := range []struct {
 		name  string
 		pod   fakePod
@@ -187,7 +187,7 @@ func TestDNSErrors(t *testing.T) {
 			ports: []string{"GET " + page}},
 		{name: "an agent without DNS", pod: fakePod{own: answers(reply{code: 404, body: off + "\n"})}, want: off},
 		{name: "an agent that has no such page", pod: fakePod{own: answers(reply{code: 404, body: "404 page not found\n"})}, want: errUnknownPath.Error()},
-		{name: "a standby", pod: fakePod{own: fakeAgent{replies: map[string]reply{agent.ControlRole: asJSON(t, agent.RoleStatus{Role: "standby"})}}},
+		{name: "a standby", pod: fakePod{own: fakeAgent{replies: map[string]reply{control.RolePath: asJSON(t, control.RoleStatus{Role: "standby"})}}},
 			want: "ask the agent (is it running?): " + errStandby.Error()},
 		{name: "an agent that fails", pod: fakePod{own: answers(reply{code: 500})}, want: "ask the agent for /debug/dns/table: HTTP status code 500"},
 		{name: "no connection", pod: fakePod{own: fakeAgent{absent: errors.New("held by uid 1000")}},
@@ -217,13 +217,13 @@ func TestDNSErrors(t *testing.T) {
 // TestDNSAtTheOtherPort asks an agent whose status server is where ASM's manifests have it.
 func TestDNSAtTheOtherPort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		pod := fakePod{own: fakeAgent{absent: agent.ErrNoAgent}}
+		pod := fakePod{own: fakeAgent{absent: control.ErrNoAgent}}
 		c := pod.container()
 		c.ports.Transport = byPort{"localhost:15020": &fakeAgent{absent: refused}, "localhost:15021": &fakeAgent{
-			replies: map[string]reply{agent.DebugDNSTable: {code: 200, body: "[]"}},
+			replies: map[string]reply{control.DNSTablePath: {code: 200, body: "[]"}},
 		}}
 		var out bytes.Buffer
-		err := c.askDNS(t.Context(), dnsQuestion{page: agent.DebugDNSTable, output: "json"}, &out)
+		err := c.askDNS(t.Context(), dnsQuestion{page: control.DNSTablePath, output: "json"}, &out)
 		if err != nil || out.String() != "[]" {
 			t.Errorf("%v, %q", err, &out)
 		}

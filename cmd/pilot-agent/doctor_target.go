@@ -16,7 +16,7 @@ import (
 
 	"understudy.mesh/dnsproxy"
 	"understudy.mesh/iptables"
-	"understudy.mesh/pkg/agent"
+	"understudy.mesh/pkg/control"
 )
 
 // traceFrom is the sender that doctor trace was given.
@@ -213,7 +213,7 @@ func (c container) addressesOf(ctx context.Context, name string) (addrs []netip.
 	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
 	defer cancel()
 	for _, qtype := range []string{"A", "AAAA"} {
-		answer, err := c.openStatus(ctx, http.MethodGet, agent.DebugDNSLookup+"?"+url.Values{"name": {name}, "type": {qtype}}.Encode())
+		answer, err := c.openStatus(ctx, http.MethodGet, control.DNSLookupPath+"?"+url.Values{"name": {name}, "type": {qtype}}.Encode())
 		if err != nil {
 			return nil, "", err
 		}

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy.mesh/hotrestart"
-	"understudy.mesh/pkg/agent"
+	"understudy.mesh/pkg/control"
 )
 
 // requestTimeout bounds one `request`, as Istio's does.
@@ -89,10 +89,10 @@ var errStandby = errors.New("this container's agent stands by, the pod's other c
 
 // send sends r once.
 func (c container) send(ctx context.Context, r portRequest) (*http.Response, error) {
-	var s agent.RoleStatus
-	_, err := c.askJSON(ctx, agent.ControlRole, &s)
+	var s control.RoleStatus
+	_, err := c.askJSON(ctx, control.RolePath, &s)
 	switch {
-	case errors.Is(err, agent.ErrNoAgent):
+	case errors.Is(err, control.ErrNoAgent):
 		if err := c.foreign(); err != nil {
 			return nil, err
 		}
@@ -102,9 +102,9 @@ func (c container) send(ctx context.Context, r portRequest) (*http.Response, err
 	case s.Role == string(hotrestart.RoleStandby):
 		return nil, errStandby
 	}
-	prefix := agent.ControlStatus
+	prefix := control.StatusPrefix
 	if r.port == 15000 || r.port == 15004 {
-		prefix = agent.ControlAdmin
+		prefix = control.AdminPrefix
 	}
 	return do(ctx, c.control, r.method, "http://agent"+prefix+r.path, r.body)
 }

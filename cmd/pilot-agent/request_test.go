@@ -8,12 +8,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"understudy.mesh/pkg/agent"
+	"understudy.mesh/pkg/control"
 )
 
 // TestRequest checks whom a request reaches, and whom it does not.
 func TestRequest(t *testing.T) {
-	role := func(name string) reply { return asJSON(t, agent.RoleStatus{Role: name, Settled: true}) }
+	role := func(name string) reply { return asJSON(t, control.RoleStatus{Role: name, Settled: true}) }
 	drain := portRequest{port: 15020, method: "POST", path: "/drain", body: "x"}
 	stats := portRequest{port: 15000, method: "get", path: "/stats"}
 	for _, tc := range []struct {
@@ -26,23 +26,23 @@ func TestRequest(t *testing.T) {
 		after      time.Duration
 	}{
 		{name: "its own agent", request: drain, own: []string{"POST /status/drain x"}, out: "ok\n",
-			pod: fakePod{own: fakeAgent{replies: map[string]reply{agent.ControlRole: role("serving"), "/status/drain": {code: 200, body: "ok\n"}}}}},
+			pod: fakePod{own: fakeAgent{replies: map[string]reply{control.RolePath: role("serving"), "/status/drain": {code: 200, body: "ok\n"}}}}},
 		{name: "its own Envoy, draining", request: stats, own: []string{"GET /admin/stats"}, out: "a: 1\n",
-			pod: fakePod{own: fakeAgent{replies: map[string]reply{agent.ControlRole: role("draining"), "/admin/stats": {code: 200, body: "a: 1\n"}}}}},
+			pod: fakePod{own: fakeAgent{replies: map[string]reply{control.RolePath: role("draining"), "/admin/stats": {code: 200, body: "a: 1\n"}}}}},
 		{name: "not found is no error", request: stats, own: []string{"GET /admin/stats"}, out: "404 page not found",
-			pod: fakePod{own: fakeAgent{replies: map[string]reply{agent.ControlRole: role("serving")}}}},
+			pod: fakePod{own: fakeAgent{replies: map[string]reply{control.RolePath: role("serving")}}}},
 		{name: "an error of the agent's", request: drain, own: []string{"POST /status/drain x"}, out: "no", err: "POST /drain: HTTP status code 500",
-			pod: fakePod{own: fakeAgent{replies: map[string]reply{agent.ControlRole: role("serving"), "/status/drain": {code: 500, body: "no"}}}}},
+			pod: fakePod{own: fakeAgent{replies: map[string]reply{control.RolePath: role("serving"), "/status/drain": {code: 500, body: "no"}}}}},
 		{name: "a standby", request: drain, notes: "pilot-agent: POST /drain was not sent: this container's agent stands by, the pod's other container serves\n",
-			pod: fakePod{own: fakeAgent{replies: map[string]reply{agent.ControlRole: role("standby"), "/status/drain": {code: 200}}}}},
+			pod: fakePod{own: fakeAgent{replies: map[string]reply{control.RolePath: role("standby"), "/status/drain": {code: 200}}}}},
 		{name: "an old agent", request: drain, own: []string{"POST /status/drain x"},
 			pod: fakePod{own: fakeAgent{replies: map[string]reply{"/status/drain": {code: 200}}}}},
 		{name: "a role that cannot be learnt", request: drain, err: "send POST /drain: ask the agent for /role: HTTP status code 500: oops",
-			pod: fakePod{own: fakeAgent{replies: map[string]reply{agent.ControlRole: {code: 500, body: "oops"}, "/status/drain": {code: 200}}}}},
+			pod: fakePod{own: fakeAgent{replies: map[string]reply{control.RolePath: {code: 500, body: "oops"}, "/status/drain": {code: 200}}}}},
 		{name: "one container without an agent", request: drain, ports: []string{"POST /drain x"}, out: "ok",
-			pod: fakePod{own: fakeAgent{absent: agent.ErrNoAgent}, ports: fakeAgent{replies: map[string]reply{"/drain": {code: 200, body: "ok"}}}}},
+			pod: fakePod{own: fakeAgent{absent: control.ErrNoAgent}, ports: fakeAgent{replies: map[string]reply{"/drain": {code: 200, body: "ok"}}}}},
 		{name: "an idle container without an agent", request: drain, err: "send POST /drain: " + errForeign.Error(), after: agentPatience,
-			pod: fakePod{own: fakeAgent{absent: agent.ErrNoAgent}, foreign: errForeign, ports: fakeAgent{replies: map[string]reply{"/drain": {code: 200}}}}},
+			pod: fakePod{own: fakeAgent{absent: control.ErrNoAgent}, foreign: errForeign, ports: fakeAgent{replies: map[string]reply{"/drain": {code: 200}}}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -55,7 +55,7 @@ func TestRequest(t *testing.T) {
 				if out.String() != tc.out || notes.String() != tc.notes {
 					t.Errorf("out %q, notes %q; want %q and %q", &out, &notes, tc.out, tc.notes)
 				}
-				own := slices.DeleteFunc(tc.pod.own.asked, func(s string) bool { return s == "GET "+agent.ControlRole })
+				own := slices.DeleteFunc(tc.pod.own.asked, func(s string) bool { return s == "GET "+control.RolePath })
 				if !slices.Equal(own, tc.own) || !slices.Equal(tc.pod.ports.asked, tc.ports) {
 					t.Errorf("its own agent got %q, the ports %q; want %q and %q", own, tc.pod.ports.asked, tc.own, tc.ports)
 				}
@@ -71,8 +71,8 @@ func TestRequest(t *testing.T) {
 func TestRequestWaitsForTheAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pod := fakePod{foreign: errForeign}
-		pod.own = fakeAgent{absent: agent.ErrNoAgent, started: time.Now().Add(time.Second), replies: map[string]reply{
-			agent.ControlRole: asJSON(t, agent.RoleStatus{Role: "starting"}), "/status/drain": {code: 200, body: "ok"},
+		pod.own = fakeAgent{absent: control.ErrNoAgent, started: time.Now().Add(time.Second), replies: map[string]reply{
+			control.RolePath: asJSON(t, control.RoleStatus{Role: "starting"}), "/status/drain": {code: 200, body: "ok"},
 		}}
 		var out, notes bytes.Buffer
 		err := pod.container().request(t.Context(), portRequest{port: 15021, method: "POST", path: "/drain"}, &out, &notes)
@@ -90,7 +90,7 @@ func TestRequestWaitsForTheAgent(t *testing.T) {
 func TestRequestIsNotRepeated(t *testing.T) {
 	broken := errors.New("connection reset")
 	pod := fakePod{own: fakeAgent{replies: map[string]reply{
-		agent.ControlRole: asJSON(t, agent.RoleStatus{Role: "serving"}), "/status/quitquitquit": {err: broken},
+		control.RolePath: asJSON(t, control.RoleStatus{Role: "serving"}), "/status/quitquitquit": {err: broken},
 	}}}
 	var out, notes bytes.Buffer
 	err := pod.container().request(t.Context(), portRequest{port: 15020, method: "POST", path: "/quitquitquit"}, &out, &notes)

@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy.mesh/hotrestart"
-	"understudy.mesh/pkg/agent"
+	"understudy.mesh/pkg/control"
 )
 
 // upgradeStatusTimeout bounds the question: the agent asks every other generation in
@@ -59,9 +59,9 @@ the one that it gave to, with the reason where it failed. * is the agent that wa
 }
 
 // upgradeStatus asks this container's own agent; raw is its answer as it came.
-func (c container) upgradeStatus(ctx context.Context) (status agent.UpgradeStatus, raw []byte, err error) {
+func (c container) upgradeStatus(ctx context.Context) (status control.UpgradeStatus, raw []byte, err error) {
 	err = patiently(ctx, func() error {
-		raw, err = c.askJSON(ctx, agent.ControlUpgrade, &status)
+		raw, err = c.askJSON(ctx, control.UpgradePath, &status)
 		return err
 	})
 	if errors.Is(err, errUnknownPath) {
@@ -86,7 +86,7 @@ type upgradeView struct {
 	sockets bool
 }
 
-func (v upgradeView) print(w io.Writer, s agent.UpgradeStatus) {
+func (v upgradeView) print(w io.Writer, s control.UpgradeStatus) {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "GENERATION\tROLE\tSINCE\tAGENT\tENVOY\tCONNECTIONS\tSOCKETS\tLAST ATTEMPT")
 	for _, g := range s.Generations {
@@ -108,7 +108,7 @@ func (v upgradeView) print(w io.Writer, s agent.UpgradeStatus) {
 }
 
 // row is one generation; "-" is what does not apply or is not known.
-func (v upgradeView) row(g agent.GenerationStatus) []string {
+func (v upgradeView) row(g control.GenerationStatus) []string {
 	id, connections, sockets := oneLine(g.ID), "", ""
 	if g.Self {
 		id += " *"
@@ -127,7 +127,7 @@ func (v upgradeView) row(g agent.GenerationStatus) []string {
 }
 
 // last is the last hand-off, or why the generation does not tell.
-func (v upgradeView) last(g agent.GenerationStatus) string {
+func (v upgradeView) last(g control.GenerationStatus) string {
 	if g.Error != "" {
 		return "no answer: " + oneLine(g.Error)
 	}

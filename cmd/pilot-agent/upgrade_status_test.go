@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"understudy.mesh/pkg/agent"
+	"understudy.mesh/pkg/control"
 )
 
 var viewedAt = time.Date(2026, 3, 1, 3, 0, 0, 0, time.UTC)
@@ -19,16 +19,16 @@ func ago(d time.Duration) time.Time { return viewedAt.Add(-d) }
 
 // midUpgrade is a pod with a generation that serves, one that drains, one that failed
 // to take over, and one that does not answer.
-var midUpgrade = agent.UpgradeStatus{
+var midUpgrade = control.UpgradeStatus{
 	HandoffDir: "/etc/asm/uds",
-	Generations: []agent.GenerationStatus{
+	Generations: []control.GenerationStatus{
 		{ID: "3k9f2a", Self: true, Role: "serving", Since: ago(5*time.Minute + 12*time.Second), AgentVersion: "1.5.0", EnvoyVersion: "1.40.0",
 			Sockets:     []string{"envoy tcp://0.0.0.0:15001 0", "envoy tcp://0.0.0.0:15001 1", "agent dns udp 127.0.0.1:15053", "envoy tcp://[::]:15006 0", "agent status tcp 0"},
-			LastAttempt: &agent.Attempt{At: ago(5*time.Minute + 13*time.Second), With: "1ab2cd", TakingOver: true, Result: "success", Seconds: 1.2}},
+			LastAttempt: &control.Attempt{At: ago(5*time.Minute + 13*time.Second), With: "1ab2cd", TakingOver: true, Result: "success", Seconds: 1.2}},
 		{ID: "7zz000", Role: "standby", Since: ago(3*time.Hour + 4*time.Minute), AgentVersion: "1.5.1", EnvoyVersion: "1.39.3",
-			LastAttempt: &agent.Attempt{At: ago(42 * time.Second), With: "3k9f2a", TakingOver: true, Result: "failure", Reason: "Envoy exited with 1:\n\tno such\x1b[31m flag"}},
+			LastAttempt: &control.Attempt{At: ago(42 * time.Second), With: "3k9f2a", TakingOver: true, Result: "failure", Reason: "Envoy exited with 1:\n\tno such\x1b[31m flag"}},
 		{ID: "1ab2cd", Role: "draining", Since: ago(5*time.Minute + 12*time.Second), AgentVersion: "1.4.0", EnvoyVersion: "1.39.3", Connections: 12,
-			LastAttempt: &agent.Attempt{At: ago(5*time.Minute + 13*time.Second), With: "3k9f2a", Result: "success"}},
+			LastAttempt: &control.Attempt{At: ago(5*time.Minute + 13*time.Second), With: "3k9f2a", Result: "success"}},
 		{ID: "0dead0", Error: "it did not answer within 2s"},
 	},
 }
@@ -36,7 +36,7 @@ var midUpgrade = agent.UpgradeStatus{
 func TestUpgradeStatusTable(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
-		status  agent.UpgradeStatus
+		status  control.UpgradeStatus
 		sockets bool
 		want    string
 	}{
@@ -47,7 +47,7 @@ GENERATION  ROLE      SINCE  AGENT  ENVOY   CONNECTIONS  SOCKETS  LAST ATTEMPT
 1ab2cd      draining  5m12s  1.4.0  1.39.3  12           0        success 5m13s ago, to 3k9f2a
 0dead0      -         -      -      -       -            -        no answer: it did not answer within 2s
 `},
-		{name: "with sockets", sockets: true, status: agent.UpgradeStatus{HandoffDir: "/etc/asm/uds", Generations: midUpgrade.Generations[:2]}, want: `
+		{name: "with sockets", sockets: true, status: control.UpgradeStatus{HandoffDir: "/etc/asm/uds", Generations: midUpgrade.Generations[:2]}, want: `
 GENERATION  ROLE     SINCE  AGENT  ENVOY   CONNECTIONS  SOCKETS  LAST ATTEMPT
 3k9f2a *    serving  5m12s  1.5.0  1.40.0  -            5        success 5m13s ago, from 1ab2cd
 7zz000      standby  3h4m   1.5.1  1.39.3  -            0        failure 42s ago, from 3k9f2a: Envoy exited with 1: no such [31m flag
@@ -61,17 +61,17 @@ Sockets of 3k9f2a:
 Sockets of 7zz000:
   none
 `},
-		{name: "off", status: agent.UpgradeStatus{Off: "there is no hand-off directory: --handoffDir",
-			Generations: []agent.GenerationStatus{{ID: "3k9f2a", Self: true, Role: "serving", Since: ago(50 * time.Hour), AgentVersion: "1.5.0", EnvoyVersion: "1.40.0", Sockets: []string{"a"}}}}, want: `
+		{name: "off", status: control.UpgradeStatus{Off: "there is no hand-off directory: --handoffDir",
+			Generations: []control.GenerationStatus{{ID: "3k9f2a", Self: true, Role: "serving", Since: ago(50 * time.Hour), AgentVersion: "1.5.0", EnvoyVersion: "1.40.0", Sockets: []string{"a"}}}}, want: `
 GENERATION  ROLE     SINCE  AGENT  ENVOY   CONNECTIONS  SOCKETS  LAST ATTEMPT
 3k9f2a *    serving  2d2h   1.5.0  1.40.0  -            1        -
 
 Hot upgrade is off: there is no hand-off directory: --handoffDir
 `},
 		{name: "a hand-off that runs, a drain without connections, a clock that was set back",
-			status: agent.UpgradeStatus{HandoffDir: "/d", Generations: []agent.GenerationStatus{
-				{ID: "b", Self: true, Role: "handing-off", Since: viewedAt.Add(time.Minute), LastAttempt: &agent.Attempt{At: ago(time.Second), With: "c", Result: "running"}},
-				{ID: "a", Role: "draining", Since: ago(59 * time.Second), LastAttempt: &agent.Attempt{At: ago(time.Minute), With: "b", Result: "success"}},
+			status: control.UpgradeStatus{HandoffDir: "/d", Generations: []control.GenerationStatus{
+				{ID: "b", Self: true, Role: "handing-off", Since: viewedAt.Add(time.Minute), LastAttempt: &control.Attempt{At: ago(time.Second), With: "c", Result: "running"}},
+				{ID: "a", Role: "draining", Since: ago(59 * time.Second), LastAttempt: &control.Attempt{At: ago(time.Minute), With: "b", Result: "success"}},
 			}}, want: `
 GENERATION  ROLE         SINCE  AGENT  ENVOY  CONNECTIONS  SOCKETS  LAST ATTEMPT
 b *         handing-off  0s     -      -      -            0        running for 1s, to c
@@ -95,7 +95,7 @@ Hot upgrade is off: the agent gives no reason
 
 // TestUpgradeStatusJSON prints what the agent says, with what this release does not know.
 func TestUpgradeStatusJSON(t *testing.T) {
-	pod := fakePod{own: fakeAgent{replies: map[string]reply{agent.ControlUpgrade: {code: 200, body: `{"handoffDir":"/d","generations":[{"id":"a","later":1}]}` + "\n"}}}}
+	pod := fakePod{own: fakeAgent{replies: map[string]reply{control.UpgradePath: {code: 200, body: `{"handoffDir":"/d","generations":[{"id":"a","later":1}]}` + "\n"}}}}
 	status, raw, err := pod.container().upgradeStatus(t.Context())
 	if err != nil || status.HandoffDir != "/d" || len(status.Generations) != 1 || status.Generations[0].ID != "a" {
 		t.Fatalf("%+v, %v", status, err)
@@ -126,11 +126,11 @@ func TestUpgradeStatusErrors(t *testing.T) {
 		want  string
 		after time.Duration
 	}{
-		{"no agent", fakeAgent{absent: agent.ErrNoAgent}, agent.ErrNoAgent.Error(), agentPatience},
+		{"no agent", fakeAgent{absent: control.ErrNoAgent}, control.ErrNoAgent.Error(), agentPatience},
 		{"an old agent", fakeAgent{}, "the agent is of a release that does not know this question: it has no hot upgrade", 0},
 		{"no connection", fakeAgent{absent: errors.New("held by uid 1000")}, `ask the agent for /upgrade: Get "http://agent/upgrade": held by uid 1000`, 0},
-		{"no JSON", fakeAgent{replies: map[string]reply{agent.ControlUpgrade: {code: 200, body: "{"}}}, "read the agent's answer to /upgrade: unexpected end of JSON input", 0},
-		{"too much", fakeAgent{replies: map[string]reply{agent.ControlUpgrade: {code: 200, body: `"` + strings.Repeat("x", maxAnswer) + `"`}}}, "read the agent's answer to /upgrade: unexpected end of JSON input", 0},
+		{"no JSON", fakeAgent{replies: map[string]reply{control.UpgradePath: {code: 200, body: "{"}}}, "read the agent's answer to /upgrade: unexpected end of JSON input", 0},
+		{"too much", fakeAgent{replies: map[string]reply{control.UpgradePath: {code: 200, body: `"` + strings.Repeat("x", maxAnswer) + `"`}}}, "read the agent's answer to /upgrade: unexpected end of JSON input", 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

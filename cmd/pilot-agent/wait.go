@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"understudy.mesh/pkg/agent"
+	"understudy.mesh/pkg/control"
 )
 
 const (
@@ -95,7 +95,7 @@ func (o waitOptions) validate() error {
 // waiter asks again and again until what it waits for has come.
 type waiter struct {
 	// ask puts one question, within ctx.
-	ask     func(ctx context.Context) (agent.RoleStatus, error)
+	ask     func(ctx context.Context) (control.RoleStatus, error)
 	warn    func(format string, args ...any)
 	drained bool
 	timeout time.Duration
@@ -114,9 +114,9 @@ func newWaiter(e *env, o waitOptions) waiter {
 		period:  time.Duration(o.periodMillis) * time.Millisecond,
 	}
 	c := e.container()
-	w.ask = func(ctx context.Context) (agent.RoleStatus, error) { return c.role(ctx, o.url) }
+	w.ask = func(ctx context.Context) (control.RoleStatus, error) { return c.role(ctx, o.url) }
 	if o.urlGiven {
-		w.ask = func(ctx context.Context) (agent.RoleStatus, error) { return ready(ctx, c.ports, o.url) }
+		w.ask = func(ctx context.Context) (control.RoleStatus, error) { return ready(ctx, c.ports, o.url) }
 	}
 	return w
 }
@@ -139,7 +139,7 @@ func (w waiter) wait(ctx context.Context) error {
 			if w.extend {
 				deadline = start.Add(w.timeout + drainTime(status))
 			}
-		case errors.Is(err, agent.ErrNoAgent): // whatever was settled is gone with it
+		case errors.Is(err, control.ErrNoAgent): // whatever was settled is gone with it
 			settled, last = false, err
 		case last == nil || ctx.Err() == nil && time.Now().Before(deadline): // else it was cut off, which says nothing
 			last = err
@@ -156,7 +156,7 @@ func (w waiter) wait(ctx context.Context) error {
 	}
 }
 
-func (w waiter) askOnce(ctx context.Context, deadline time.Time) (agent.RoleStatus, error) {
+func (w waiter) askOnce(ctx context.Context, deadline time.Time) (control.RoleStatus, error) {
 	if limit := time.Now().Add(w.request); limit.Before(deadline) {
 		deadline = limit
 	}
@@ -165,17 +165,17 @@ func (w waiter) askOnce(ctx context.Context, deadline time.Time) (agent.RoleStat
 	return w.ask(ctx)
 }
 
-func (w waiter) reached(s agent.RoleStatus) bool {
+func (w waiter) reached(s control.RoleStatus) bool {
 	return s.Settled && (s.Drained || !w.drained)
 }
 
 // pending says what is still to come, in the agent's words.
-func pending(s agent.RoleStatus) error {
+func pending(s control.RoleStatus) error {
 	return fmt.Errorf("the agent is %s: %s", cmp.Or(s.Role, "in no role"), cmp.Or(s.Reason, "it gives no reason"))
 }
 
 // drainTime is the longest time for which the generation before may go on serving.
-func drainTime(s agent.RoleStatus) time.Duration {
+func drainTime(s control.RoleStatus) time.Duration {
 	seconds := min(max(s.UpgradeDrainSeconds, 0), longestDrain.Seconds())
 	return time.Duration(seconds * float64(time.Second))
 }
@@ -189,14 +189,14 @@ func (w waiter) end(settled bool, how string, last error) error {
 }
 
 // role asks this container's own agent, and the URL only where there can be none.
-func (c container) role(ctx context.Context, url string) (s agent.RoleStatus, err error) {
-	_, err = c.askJSON(ctx, agent.ControlRole, &s)
+func (c container) role(ctx context.Context, url string) (s control.RoleStatus, err error) {
+	_, err = c.askJSON(ctx, control.RolePath, &s)
 	switch {
 	case errors.Is(err, errUnknownPath): // a release before hot upgrades: what serves there has no generation before it
-		return ready(ctx, c.control, "http://agent"+agent.ControlStatus+"/healthz/ready")
-	case errors.Is(err, agent.ErrNoAgent):
+		return ready(ctx, c.control, "http://agent"+control.StatusPrefix+"/healthz/ready")
+	case errors.Is(err, control.ErrNoAgent):
 		if s, err = ready(ctx, c.ports, url); err != nil {
-			return s, fmt.Errorf("%w; %w", agent.ErrNoAgent, err)
+			return s, fmt.Errorf("%w; %w", control.ErrNoAgent, err)
 		}
 		// Only now: an agent that has answered had bound its control socket before.
 		err = c.foreign()
@@ -205,15 +205,15 @@ func (c container) role(ctx context.Context, url string) (s agent.RoleStatus, er
 }
 
 // ready asks a readiness endpoint. It is ready, in every respect, when it answers 200.
-func ready(ctx context.Context, client *http.Client, url string) (agent.RoleStatus, error) {
+func ready(ctx context.Context, client *http.Client, url string) (control.RoleStatus, error) {
 	resp, err := do(ctx, client, http.MethodGet, url, "")
 	if err != nil {
-		return agent.RoleStatus{}, err
+		return control.RoleStatus{}, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusOK {
-		return agent.RoleStatus{Settled: true, Drained: true}, nil
+		return control.RoleStatus{Settled: true, Drained: true}, nil
 	}
 	reason, _ := io.ReadAll(io.LimitReader(resp.Body, maxReason))
-	return agent.RoleStatus{}, fmt.Errorf("HTTP status code %d: %s", resp.StatusCode, strings.TrimSpace(string(reason)))
+	return control.RoleStatus{}, fmt.Errorf("HTTP status code %d: %s", resp.StatusCode, strings.TrimSpace(string(reason)))
 }

@@ -18,6 +18,7 @@ import (
 
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/envoy"
 )
 
@@ -53,7 +54,7 @@ type Agent struct {
 	log   *slog.Logger
 
 	me      hotrestart.Identity
-	control *peerListener
+	control *control.Listener
 	dir     *hotrestart.Dir    // nil: no hot upgrade
 	server  *hotrestart.Server // nil with dir
 	off     string             // why there is no hot upgrade; "" while there is
@@ -93,11 +94,11 @@ func New(cfg *config.Config, world World) (_ *Agent, err error) {
 	if err := checkCapability(cfg); err != nil {
 		return nil, err
 	}
-	a.control, err = listenControl()
-	if errors.Is(err, errControlHeld) { // by whom no agent may be stopped; commands may have to wait
+	a.control, err = control.Listen()
+	if errors.Is(err, control.ErrHeld) { // by whom no agent may be stopped; commands may have to wait
 		err = nil
 	}
-	if err != nil && (cfg.HandoffDir == "" || !errors.Is(err, errControlTaken)) {
+	if err != nil && (cfg.HandoffDir == "" || !errors.Is(err, control.ErrTaken)) {
 		return nil, err
 	}
 	if cfg.HandoffDir == "" {
@@ -169,14 +170,14 @@ func (a *Agent) serveCommands(ctx context.Context) error {
 	l := a.control
 	if l == nil {
 		var err error
-		if l, err = claimControl(ctx, a.log); l == nil {
+		if l, err = control.Claim(ctx, a.log); l == nil {
 			return err
 		}
 	}
-	if l.strangers != nil {
-		a.log.Warn("a name of the control socket is held by a process that is no agent of this container: end that process", "err", l.strangers, "used", l.Addr())
+	if l.Strangers != nil {
+		a.log.Warn("a name of the control socket is held by a process that is no agent of this container: end that process", "err", l.Strangers, "used", l.Addr())
 	}
-	return serveControl(ctx, l, a.controlHandler(), a.log)
+	return control.Serve(ctx, l, a.controlHandler(), a.log)
 }
 
 // Quit ends the agent without a drain (POST /quitquitquit).

@@ -3,6 +3,8 @@ package agent
 import (
 	"encoding/json"
 	"net/http"
+
+	"understudy.mesh/pkg/control"
 )
 
 // Further debug pages of the status port, for loopback only.
@@ -15,13 +17,13 @@ const (
 
 func (s *sidecar) debugPages() map[string]http.Handler {
 	return map[string]http.Handler{
-		DebugDNSLookup:    s.ofDNS(s.dnsLookup),
-		DebugDNSTable:     s.ofDNS(s.dnsTable),
-		DebugDNSCache:     s.ofDNS(s.dnsCache),
-		DebugDNSFlush:     s.ofDNS(s.dnsFlush),
-		DebugDNSVIPs:      s.ofDNS(s.dnsVIPs),
-		DebugDNSUpstreams: s.ofDNS(s.dnsUpstreams),
-		debugNames:        http.HandlerFunc(s.nameTable),
+		control.DNSLookupPath:    s.ofDNS(s.dnsLookup),
+		control.DNSTablePath:     s.ofDNS(s.dnsTable),
+		control.DNSCachePath:     s.ofDNS(s.dnsCache),
+		control.DNSFlushPath:     s.ofDNS(s.dnsFlush),
+		control.DNSVIPsPath:      s.ofDNS(s.dnsVIPs),
+		control.DNSUpstreamsPath: s.ofDNS(s.dnsUpstreams),
+		debugNames:               http.HandlerFunc(s.nameTable),
 		debugFiles: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			writeJSON(w, s.source.Report())
 		}),

@@ -11,26 +11,6 @@ import (
 	"understudy.mesh/dnsproxy"
 )
 
-// Debug pages about DNS on the status port, for loopback only; all answer JSON. With
-// ?name=N a list has only the names that have the labels N in them, in any case.
-const (
-	// DebugDNSLookup answers ?name=N&type=T with a [dnsproxy.Explanation].
-	DebugDNSLookup = "/debug/dns/lookup"
-	// DebugDNSTable answers the names that the agent answers itself: a list of
-	// [dnsproxy.Host]; ?name=N.
-	DebugDNSTable = "/debug/dns/table"
-	// DebugDNSCache answers what the cache has: a list of [dnsproxy.CacheEntry]; ?name=N.
-	DebugDNSCache = "/debug/dns/cache"
-	// DebugDNSFlush is a POST that takes answers out of the cache, and answers
-	// {"flushed": how many}; ?name=N.
-	DebugDNSFlush = "/debug/dns/flush"
-	// DebugDNSVIPs answers {"pool": [dnsproxy.VIPStats], "vips": list of [dnsproxy.VIP]}; ?name=N.
-	DebugDNSVIPs = "/debug/dns/vips"
-	// DebugDNSUpstreams answers the servers that questions are forwarded to: a list of
-	// [dnsproxy.UpstreamStats].
-	DebugDNSUpstreams = "/debug/dns/upstreams"
-)
-
 // noDNS says why a DNS page has nothing to show.
 const noDNS = "DNS capture is off: set ISTIO_META_DNS_CAPTURE=true"
 

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"understudy.mesh/dnsproxy"
+	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/status"
 )
 
@@ -92,7 +93,7 @@ func page(t *testing.T, s *sidecar, url string, into any) (code int, body string
 func TestDNSPages(t *testing.T) {
 	s, addr := dnsPart(t)
 	var hosts []dnsproxy.Host
-	if code, body := page(t, s, DebugDNSTable, &hosts); code != http.StatusOK || hosts == nil || len(hosts) != 0 {
+	if code, body := page(t, s, control.DNSTablePath, &hosts); code != http.StatusOK || hosts == nil || len(hosts) != 0 {
 		t.Errorf("before the first table: %d %s", code, body)
 	}
 	if code, body := page(t, s, debugNames, new(map[string]any)); code != http.StatusOK {
@@ -121,39 +122,39 @@ func TestDNSPages(t *testing.T) {
 		"": {"*.a.example", "a.example", "ba.example"}, "A.example.": {"*.a.example", "a.example"}, "ba": {"ba.example"}, "xample": nil,
 	} {
 		hosts = nil
-		page(t, s, DebugDNSTable+"?name="+filter, &hosts)
+		page(t, s, control.DNSTablePath+"?name="+filter, &hosts)
 		if diff := cmp.Diff(want, names(hosts)); diff != "" {
 			t.Errorf("table of %q: %s", filter, diff)
 		}
 	}
 	var cached []dnsproxy.CacheEntry
-	page(t, s, DebugDNSCache, &cached)
+	page(t, s, control.DNSCachePath, &cached)
 	if len(cached) != 2 || cached[0].Name != "www.plain.example." || cached[0].Rcode != "NOERROR" || !cached[1].Failure || cached[1].Name != "gone.example." {
 		t.Errorf("cache: %+v", cached)
 	}
-	if page(t, s, DebugDNSCache+"?name=plain.example", &cached); len(cached) != 1 || cached[0].Name != "www.plain.example." {
+	if page(t, s, control.DNSCachePath+"?name=plain.example", &cached); len(cached) != 1 || cached[0].Name != "www.plain.example." {
 		t.Errorf("cache of plain.example: %+v", cached)
 	}
 	var vips struct {
 		Pool dnsproxy.VIPStats `json:"pool"`
 		VIPs []dnsproxy.VIP    `json:"vips"`
 	}
-	page(t, s, DebugDNSVIPs, &vips)
+	page(t, s, control.DNSVIPsPath, &vips)
 	if vips.Pool.Assigned != 1 || vips.Pool.Quarantined != 1 || vips.Pool.Capacity != 254 || len(vips.VIPs) != 2 || vips.VIPs[0].Host != "a.example" || vips.VIPs[1].Usable.IsZero() {
 		t.Errorf("VIPs: %+v", vips)
 	}
-	if page(t, s, DebugDNSVIPs+"?name=b", &vips); vips.Pool.Assigned != 1 || len(vips.VIPs) != 1 || vips.VIPs[0].Host != "b.example" {
+	if page(t, s, control.DNSVIPsPath+"?name=b", &vips); vips.Pool.Assigned != 1 || len(vips.VIPs) != 1 || vips.VIPs[0].Host != "b.example" {
 		t.Errorf("VIPs of b: %+v", vips)
 	}
 	var upstreams []dnsproxy.UpstreamStats
-	if page(t, s, DebugDNSUpstreams, &upstreams); len(upstreams) != 1 || upstreams[0].Requests < 2 || !upstreams[0].InUse {
+	if page(t, s, control.DNSUpstreamsPath, &upstreams); len(upstreams) != 1 || upstreams[0].Requests < 2 || !upstreams[0].InUse {
 		t.Errorf("upstreams: %+v", upstreams)
 	}
 	var x dnsproxy.Explanation
-	if page(t, s, DebugDNSLookup+"?name=a.example", &x); x.Source != "vip" {
+	if page(t, s, control.DNSLookupPath+"?name=a.example", &x); x.Source != "vip" {
 		t.Errorf("lookup: %+v", x)
 	}
-	if code, body := page(t, s, DebugDNSLookup+"?name=a.example&type=x", nil); code != http.StatusBadRequest || !strings.Contains(body, `"X"`) {
+	if code, body := page(t, s, control.DNSLookupPath+"?name=a.example&type=x", nil); code != http.StatusBadRequest || !strings.Contains(body, `"X"`) {
 		t.Errorf("lookup of a type that there is not: %d %s", code, body)
 	}
 }
@@ -162,7 +163,7 @@ func TestDNSPages(t *testing.T) {
 func TestDNSFlush(t *testing.T) {
 	s, addr := dnsPart(t)
 	askDNS(t, "udp", addr, "www.plain.example.", dns.TypeA)
-	if code, body := page(t, s, DebugDNSFlush, nil); code != http.StatusMethodNotAllowed || !strings.Contains(body, "use POST") {
+	if code, body := page(t, s, control.DNSFlushPath, nil); code != http.StatusMethodNotAllowed || !strings.Contains(body, "use POST") {
 		t.Errorf("GET: %d %s", code, body)
 	}
 	for _, tc := range []struct {
@@ -170,7 +171,7 @@ func TestDNSFlush(t *testing.T) {
 		want  int
 	}{{"?name=other.example", 0}, {"?name=Plain.example", 1}, {"", 0}} {
 		w := httptest.NewRecorder()
-		s.debugPages()[DebugDNSFlush].ServeHTTP(w, httptest.NewRequest(http.MethodPost, DebugDNSFlush+tc.query, nil))
+		s.debugPages()[control.DNSFlushPath].ServeHTTP(w, httptest.NewRequest(http.MethodPost, control.DNSFlushPath+tc.query, nil))
 		var got struct{ Flushed int }
 		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got.Flushed != tc.want {
 			t.Errorf("%q: %s, %v, want %d", tc.query, w.Body, err, tc.want)
@@ -181,7 +182,7 @@ func TestDNSFlush(t *testing.T) {
 // TestDNSPagesWithoutDNS says what would be needed.
 func TestDNSPagesWithoutDNS(t *testing.T) {
 	s := &sidecar{}
-	for _, path := range []string{DebugDNSLookup + "?name=x", DebugDNSTable, DebugDNSCache, DebugDNSFlush, DebugDNSVIPs, DebugDNSUpstreams} {
+	for _, path := range []string{control.DNSLookupPath + "?name=x", control.DNSTablePath, control.DNSCachePath, control.DNSFlushPath, control.DNSVIPsPath, control.DNSUpstreamsPath} {
 		if code, body := page(t, s, path, nil); code != http.StatusNotFound || strings.TrimSpace(body) != noDNS {
 			t.Errorf("%s: %d %s", path, code, body)
 		}
@@ -200,7 +201,7 @@ func TestDNSPageOfManyNames(t *testing.T) {
 	}
 	s.dns.Swap(dnsproxy.NewTable(hosts, 0))
 	var got []dnsproxy.Host
-	if page(t, s, DebugDNSTable, &got); len(got) != len(hosts) {
+	if page(t, s, control.DNSTablePath, &got); len(got) != len(hosts) {
 		t.Errorf("%d names, want %d", len(got), len(hosts))
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/control"
 )
 
 func TestTakeOverAndComeBack(t *testing.T) {
@@ -347,23 +348,23 @@ func TestControlByRole(t *testing.T) {
 		waitFor(t, "Envoy's version and sockets", func() bool {
 			return want.own == 0 || len(a.self().Sockets) >= want.own && a.self().EnvoyVersion != ""
 		})
-		for _, path := range []string{ControlStatus + "/healthz/ready", ControlAdmin + "/server_info"} {
+		for _, path := range []string{control.StatusPrefix + "/healthz/ready", control.AdminPrefix + "/server_info"} {
 			if code, body := get(path); code != want.ofSidecar || code != http.StatusOK && !strings.Contains(body, string(want.role)) {
 				t.Errorf("%s, %s: %d %q", want.role, path, code, body)
 			}
 		}
-		if _, body := get(ControlRole); !strings.Contains(body, want.role1) || !strings.Contains(body, `"settled": true`) {
-			t.Errorf("%s, %s: %s", want.role, ControlRole, body)
+		if _, body := get(control.RolePath); !strings.Contains(body, want.role1) || !strings.Contains(body, `"settled": true`) {
+			t.Errorf("%s, %s: %s", want.role, control.RolePath, body)
 		}
-		_, body := get(ControlUpgrade)
-		var u UpgradeStatus
+		_, body := get(control.UpgradePath)
+		var u control.UpgradeStatus
 		if err := json.Unmarshal([]byte(body), &u); err != nil || len(u.Generations) != want.generations || !strings.Contains(body, want.upgrade) {
-			t.Errorf("%s, %s: %v: %s", want.role, ControlUpgrade, err, body)
+			t.Errorf("%s, %s: %v: %s", want.role, control.UpgradePath, err, body)
 		}
 		n.leave()
 	}
 	info := fmt.Sprintf(`istio_agent_generation_info{agent="test",envoy="9.9.9",generation="%s",role="serving"} 1`, a.me.ID)
-	if code, body := get(ControlStatus + "/metrics"); code != http.StatusOK || !strings.Contains(body, info) {
+	if code, body := get(control.StatusPrefix + "/metrics"); code != http.StatusOK || !strings.Contains(body, info) {
 		t.Errorf("metrics: %d, want a line %s in: %s", code, info, body)
 	}
 }

@@ -20,6 +20,7 @@ import (
 
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/control"
 )
 
 // pod is where the generations of one test meet. Their Envoys are not real (fakeEnvoy);
@@ -228,11 +229,11 @@ func (m *member) ends() error {
 }
 
 // attempt is the last hand-off that m took part in; the zero value when there was none.
-func (m *member) lastAttempt() Attempt {
+func (m *member) lastAttempt() control.Attempt {
 	if t := m.self().LastAttempt; t != nil {
 		return *t
 	}
-	return Attempt{}
+	return control.Attempt{}
 }
 
 // answers checks that every port of the pod is served, Envoy's by name.

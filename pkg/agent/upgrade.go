@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/status"
 )
 
@@ -30,7 +31,7 @@ type shown struct {
 	since   time.Time
 	sidecar *sidecar
 	left    int // connections, while draining
-	attempt *Attempt
+	attempt *control.Attempt
 	// successor is for whom this generation stands by, and whether that one serves.
 	successor       string
 	successorServes bool
@@ -109,14 +110,14 @@ func (a *Agent) show(changed bool) {
 
 // details is what a generation tells of itself for people.
 type details struct {
-	EnvoyVersion      string   `json:"envoy,omitempty"`
-	HotRestartVersion string   `json:"hotRestart,omitempty"`
-	Sockets           []string `json:"sockets,omitempty"`
-	LastAttempt       *Attempt `json:"lastAttempt,omitempty"`
+	EnvoyVersion      string           `json:"envoy,omitempty"`
+	HotRestartVersion string           `json:"hotRestart,omitempty"`
+	Sockets           []string         `json:"sockets,omitempty"`
+	LastAttempt       *control.Attempt `json:"lastAttempt,omitempty"`
 }
 
 // self is what upgrade-status shows of this generation.
-func (a *Agent) self() GenerationStatus {
+func (a *Agent) self() control.GenerationStatus {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	g := generationStatus(a.me)
@@ -132,8 +133,8 @@ func (a *Agent) self() GenerationStatus {
 	return g
 }
 
-func generationStatus(i hotrestart.Identity) GenerationStatus {
-	return GenerationStatus{
+func generationStatus(i hotrestart.Identity) control.GenerationStatus {
+	return control.GenerationStatus{
 		ID: i.ID, Started: i.Started, AgentVersion: i.AgentVersion, EnvoyVersion: i.EnvoyVersion,
 		HotRestartVersion: i.HotRestartVersion, SidecarSetVersion: i.Version, SidecarSetVersionAlt: i.Alt,
 	}
@@ -142,7 +143,7 @@ func generationStatus(i hotrestart.Identity) GenerationStatus {
 func (a *Agent) beginAttempt(with string, takingOver bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.shown.attempt = &Attempt{At: time.Now(), With: with, TakingOver: takingOver, Result: resultRunning}
+	a.shown.attempt = &control.Attempt{At: time.Now(), With: with, TakingOver: takingOver, Result: resultRunning}
 }
 
 // finishAttempt notes how the hand-off ended.
@@ -204,10 +205,10 @@ func (a *Agent) setPredecessor(d *hotrestart.Drained) {
 }
 
 // roleStatus is what `wait` asks for.
-func (a *Agent) roleStatus() RoleStatus {
+func (a *Agent) roleStatus() control.RoleStatus {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	r := RoleStatus{Role: string(a.shown.role), UpgradeDrainSeconds: a.cfg.UpgradeDrainDuration.Seconds()}
+	r := control.RoleStatus{Role: string(a.shown.role), UpgradeDrainSeconds: a.cfg.UpgradeDrainDuration.Seconds()}
 	switch a.shown.role {
 	case hotrestart.RoleServing, hotrestart.RoleDraining:
 		r.Settled = true
@@ -257,8 +258,8 @@ func (a *Agent) pending() string {
 }
 
 // upgradeStatus is what `upgrade-status` asks for.
-func (a *Agent) upgradeStatus(ctx context.Context) UpgradeStatus {
-	u := UpgradeStatus{HandoffDir: a.cfg.HandoffDir, Off: a.off, Generations: []GenerationStatus{a.self()}}
+func (a *Agent) upgradeStatus(ctx context.Context) control.UpgradeStatus {
+	u := control.UpgradeStatus{HandoffDir: a.cfg.HandoffDir, Off: a.off, Generations: []control.GenerationStatus{a.self()}}
 	if a.dir == nil {
 		u.HandoffDir = ""
 		return u
@@ -269,18 +270,18 @@ func (a *Agent) upgradeStatus(ctx context.Context) UpgradeStatus {
 	if err != nil {
 		u.Off = err.Error()
 	}
-	var others []GenerationStatus
+	var others []control.GenerationStatus
 	for _, n := range neighbours {
 		others = append(others, neighbourStatus(n))
 	}
-	slices.SortFunc(others, func(x, y GenerationStatus) int { return y.Started.Compare(x.Started) })
+	slices.SortFunc(others, func(x, y control.GenerationStatus) int { return y.Started.Compare(x.Started) })
 	u.Generations = append(u.Generations, others...)
 	return u
 }
 
-func neighbourStatus(n hotrestart.Neighbour) GenerationStatus {
+func neighbourStatus(n hotrestart.Neighbour) control.GenerationStatus {
 	if n.Err != nil {
-		return GenerationStatus{ID: n.ID, Error: n.Err.Error()}
+		return control.GenerationStatus{ID: n.ID, Error: n.Err.Error()}
 	}
 	g := generationStatus(n.Report.Identity)
 	g.ID, g.Role, g.Since, g.Connections = n.ID, string(n.Report.Role), n.Report.Since, n.Report.Left
@@ -298,10 +299,10 @@ func neighbourStatus(n hotrestart.Neighbour) GenerationStatus {
 // controlHandler answers the commands of this container, whatever the agent's role.
 func (a *Agent) controlHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(ControlStatus+"/", http.StripPrefix(ControlStatus, a.ofSidecar(func(s *sidecar) http.Handler { return s.status.Local() })))
-	mux.Handle(ControlAdmin+"/", http.StripPrefix(ControlAdmin, a.ofSidecar(func(s *sidecar) http.Handler { return s.status.LocalAdmin() })))
-	mux.HandleFunc(ControlRole, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.roleStatus()) })
-	mux.HandleFunc(ControlUpgrade, func(w http.ResponseWriter, r *http.Request) { writeJSON(w, a.upgradeStatus(r.Context())) })
+	mux.Handle(control.StatusPrefix+"/", http.StripPrefix(control.StatusPrefix, a.ofSidecar(func(s *sidecar) http.Handler { return s.status.Local() })))
+	mux.Handle(control.AdminPrefix+"/", http.StripPrefix(control.AdminPrefix, a.ofSidecar(func(s *sidecar) http.Handler { return s.status.LocalAdmin() })))
+	mux.HandleFunc(control.RolePath, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.roleStatus()) })
+	mux.HandleFunc(control.UpgradePath, func(w http.ResponseWriter, r *http.Request) { writeJSON(w, a.upgradeStatus(r.Context())) })
 	return mux
 }
 

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"understudy.mesh/pkg/agent"
+	"understudy.mesh/pkg/control"
 	"understudy.mesh/tests/lab"
 )
 
@@ -82,7 +82,7 @@ func (p *slotPod) waitReady(t *testing.T) {
 func (p *slotPod) ready() error { return answers(p.Out, "http://"+lab.PodIP+":15021/healthz/ready") }
 
 // upgradeStatus asks the agent in a slot.
-func (p *slotPod) upgradeStatus(slot int) (all agent.UpgradeStatus, self agent.GenerationStatus, err error) {
+func (p *slotPod) upgradeStatus(slot int) (all control.UpgradeStatus, self control.GenerationStatus, err error) {
 	return p.slot(slot).UpgradeStatus()
 }
 
@@ -148,13 +148,13 @@ func (p *slotPod) onlyOneServes() (slot int, err error) {
 }
 
 // lastAttempt is what the slot's agent says of its last hand-off.
-func (p *slotPod) lastAttempt(slot int) (agent.Attempt, error) {
+func (p *slotPod) lastAttempt(slot int) (control.Attempt, error) {
 	_, self, err := p.upgradeStatus(slot)
 	if err != nil {
-		return agent.Attempt{}, err
+		return control.Attempt{}, err
 	}
 	if self.LastAttempt == nil {
-		return agent.Attempt{}, fmt.Errorf("%s knows of no hand-off", p.slot(slot).Name)
+		return control.Attempt{}, fmt.Errorf("%s knows of no hand-off", p.slot(slot).Name)
 	}
 	return *self.LastAttempt, nil
 }

@@ -1,4 +1,4 @@
-package agent
+package control
 
 import (
 	"context"
@@ -99,25 +99,25 @@ func peerCredentials(c net.Conn) (*unix.Ucred, error) {
 	return cred, credErr
 }
 
-// NewControlClient returns an HTTP client whose every connection goes to the
+// NewHTTPClient returns an HTTP client whose every connection goes to the
 // agent of this process's own mount namespace, whichever of its names it has; the host
-// of a URL is ignored, its path begins with [ControlStatus] or [ControlAdmin]. Requests
+// of a URL is ignored, its path begins with [StatusPrefix] or [AdminPrefix]. Requests
 // fail with [ErrNoAgent] when nobody is there, and with [ErrImpostor] when whoever holds
 // a name is neither root, nor this user, nor (for root) believable as this container's agent.
-func NewControlClient() *http.Client {
+func NewHTTPClient() *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialControl(ctx)
+			return dial(ctx)
 		},
 	}}
 }
 
-// dialControl tries every name, and takes an agent that anybody would believe before one
+// dial tries every name, and takes an agent that anybody would believe before one
 // that root alone does: in a mount namespace that root shares with the application, as
 // on a plain server, that could be the application's.
-func dialControl(ctx context.Context) (net.Conn, error) {
-	names, err := ControlNames("self")
+func dial(ctx context.Context) (net.Conn, error) {
+	names, err := SocketNames("self")
 	if err != nil {
 		return nil, err
 	}

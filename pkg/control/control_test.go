@@ -1,9 +1,8 @@
-package agent
+package control
 
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,26 +21,15 @@ import (
 const asClient = "UNDERSTUDY_TEST_CONTROL_CLIENT"
 
 func TestMain(m *testing.M) {
-	if slices.Contains(os.Args, "--hot-restart-version") { // asked of its Envoy, whose environment it is not
-		fmt.Println("11.104") // of every Envoy from 1.20 on
-		os.Exit(0)
-	}
-	if description, ok := os.LookupEnv(asEnvoy); ok {
-		fmt.Fprintln(os.Stderr, runFakeEnvoy(description, os.Args[1:]))
-		os.Exit(1)
-	}
 	if names := os.Getenv(asSquatter); names != "" {
 		fmt.Println(squat(strings.Split(names, " ")))
 		os.Exit(0)
 	}
 	if os.Getenv(asClient) != "" {
-		body, err := ask(ControlStatus + "/x")
+		body, err := ask(StatusPrefix + "/x")
 		fmt.Printf("%s|%v", body, err)
 		os.Exit(0)
 	}
-	flag.Parse()
-	// Tests of whole generations wait most of the time, and have a pod each.
-	flag.Set("test.parallel", "8")
 	status := m.Run()
 	if err := goleak.Find(); err != nil && status == 0 {
 		fmt.Fprintln(os.Stderr, err)
@@ -52,7 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 func ask(path string) (string, error) {
-	resp, err := NewControlClient().Get("http://agent" + path)
+	resp, err := NewHTTPClient().Get("http://agent" + path)
 	if err != nil {
 		return "", err
 	}
@@ -68,16 +55,16 @@ func echo(name string) http.Handler {
 
 func startControl(t *testing.T) {
 	t.Helper()
-	l, err := listenControl()
+	l, err := Listen()
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	mux := http.NewServeMux()
-	mux.Handle(ControlStatus+"/", http.StripPrefix(ControlStatus, echo("status")))
-	mux.Handle(ControlAdmin+"/", http.StripPrefix(ControlAdmin, echo("admin")))
-	go func() { done <- serveControl(ctx, l, mux, slog.New(slog.DiscardHandler)) }()
+	mux.Handle(StatusPrefix+"/", http.StripPrefix(StatusPrefix, echo("status")))
+	mux.Handle(AdminPrefix+"/", http.StripPrefix(AdminPrefix, echo("admin")))
+	go func() { done <- Serve(ctx, l, mux, slog.New(slog.DiscardHandler)) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -92,14 +79,14 @@ func TestControlRoutes(t *testing.T) {
 	}
 	startControl(t)
 	for path, want := range map[string]string{
-		ControlStatus + "/healthz/ready": "status/healthz/ready",
-		ControlAdmin + "/stats":          "admin/stats",
+		StatusPrefix + "/healthz/ready": "status/healthz/ready",
+		AdminPrefix + "/stats":          "admin/stats",
 	} {
 		if got, err := ask(path); err != nil || got != want {
 			t.Errorf("%s: %q, %v; want %q", path, got, err, want)
 		}
 	}
-	if _, err := listenControl(); err == nil || !strings.Contains(err.Error(), "another agent") {
+	if _, err := Listen(); err == nil || !strings.Contains(err.Error(), "another agent") {
 		t.Errorf("a second agent in one container: %v, want a refusal", err)
 	}
 }
@@ -125,7 +112,7 @@ func TestControlClientTrustsRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: the impostor must be another user than the client")
 	}
-	name, err := ControlName("self")
+	name, err := SocketName("self")
 	if err != nil {
 		t.Fatal(err)
 	}

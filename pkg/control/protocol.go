@@ -1,13 +1,13 @@
-package agent
+package control
 
 import "time"
 
 // Paths of the control socket that only commands of this container use.
 const (
-	// ControlRole answers a [RoleStatus] as JSON.
-	ControlRole = "/role"
-	// ControlUpgrade answers an [UpgradeStatus] as JSON.
-	ControlUpgrade = "/upgrade"
+	// RolePath answers a [RoleStatus] as JSON.
+	RolePath = "/role"
+	// UpgradePath answers an [UpgradeStatus] as JSON.
+	UpgradePath = "/upgrade"
 )
 
 // RoleStatus is what `wait` asks its own container's agent for.
@@ -70,3 +70,23 @@ type Attempt struct {
 	Reason  string  `json:"reason,omitempty"`
 	Seconds float64 `json:"seconds,omitempty"` // from its beginning to its end
 }
+
+// Debug pages about DNS on the status port, for loopback only; all answer JSON. With
+// ?name=N a list has only the names that have the labels N in them, in any case.
+const (
+	// DNSLookupPath answers ?name=N&type=T with a [dnsproxy.Explanation].
+	DNSLookupPath = "/debug/dns/lookup"
+	// DNSTablePath answers the names that the agent answers itself: a list of
+	// [dnsproxy.Host]; ?name=N.
+	DNSTablePath = "/debug/dns/table"
+	// DNSCachePath answers what the cache has: a list of [dnsproxy.CacheEntry]; ?name=N.
+	DNSCachePath = "/debug/dns/cache"
+	// DNSFlushPath is a POST that takes answers out of the cache, and answers
+	// {"flushed": how many}; ?name=N.
+	DNSFlushPath = "/debug/dns/flush"
+	// DNSVIPsPath answers {"pool": [dnsproxy.VIPStats], "vips": list of [dnsproxy.VIP]}; ?name=N.
+	DNSVIPsPath = "/debug/dns/vips"
+	// DNSUpstreamsPath answers the servers that questions are forwarded to: a list of
+	// [dnsproxy.UpstreamStats].
+	DNSUpstreamsPath = "/debug/dns/upstreams"
+)

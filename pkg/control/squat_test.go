@@ -1,4 +1,4 @@
-package agent
+package control
 
 import (
 	"bufio"
@@ -16,8 +16,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"understudy.mesh/hotrestart"
 )
 
 // asSquatter makes the test binary a process that takes names, for a test as another user.
@@ -67,7 +65,7 @@ func squatterBy(t *testing.T, program string, uid uint32, manners ...string) (pi
 		}
 		t.Skip("needs root to run a process as another user")
 	}
-	names, err := ControlNames("self")
+	names, err := SocketNames("self")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,23 +123,23 @@ func TestControlPassesStrangersBy(t *testing.T) {
 	for _, manners := range [][]string{{"listens"}, {"deaf"}, {"full"}, {"narrow", "full", "deaf"}} {
 		t.Run(strings.Join(manners, " "), func(t *testing.T) {
 			pid, _ := squatter(t, manners...)
-			l, err := listenControl()
+			l, err := Listen()
 			if err != nil {
 				t.Fatal(err)
 			}
-			names, _ := ControlNames("self")
+			names, _ := SocketNames("self")
 			if got := l.Addr().String(); got != names[len(manners)] {
 				t.Errorf("binds %s, want %s", got, names[len(manners)])
 			}
-			if (manners[0] == "listens" || manners[0] == "narrow") && !strings.Contains(l.strangers.Error(), fmt.Sprintf("%s is held by uid 1000, pid %d", names[0], pid)) {
-				t.Errorf("does not say who has the first name: %v", l.strangers)
+			if (manners[0] == "listens" || manners[0] == "narrow") && !strings.Contains(l.Strangers.Error(), fmt.Sprintf("%s is held by uid 1000, pid %d", names[0], pid)) {
+				t.Errorf("does not say who has the first name: %v", l.Strangers)
 			}
 			l.Close()
 			startControl(t)
 			if out := clientAs(t, 0); !strings.Contains(out, "status/x|<nil>") {
 				t.Errorf("a command does not find the agent: %s", out)
 			}
-			if _, err := listenControl(); !errors.Is(err, errControlTaken) {
+			if _, err := Listen(); !errors.Is(err, ErrTaken) {
 				t.Errorf("a second agent in one container: %v, want a refusal", err)
 			}
 		})
@@ -153,7 +151,7 @@ func TestControlKnowsTheOtherAgentByAnyName(t *testing.T) {
 	_, leave := squatter(t, "listens")
 	startControl(t)
 	leave()
-	if _, err := listenControl(); !errors.Is(err, errControlTaken) {
+	if _, err := Listen(); !errors.Is(err, ErrTaken) {
 		t.Errorf("a second agent in one container: %v, want a refusal", err)
 	}
 	if out := clientAs(t, 0); !strings.Contains(out, "status/x|<nil>") {
@@ -166,7 +164,7 @@ func TestControlKnowsTheOtherAgentByAnyName(t *testing.T) {
 func TestControlOfStrangersOnly(t *testing.T) {
 	pid, leave := squatter(t, "listens", "listens", "listens", "listens")
 	who := fmt.Sprintf("is held by uid 1000, pid %d", pid)
-	if _, err := listenControl(); !errors.Is(err, errControlHeld) || strings.Count(err.Error(), who) != 4 {
+	if _, err := Listen(); !errors.Is(err, ErrHeld) || strings.Count(err.Error(), who) != 4 {
 		t.Errorf("%v, want that all four names are held by uid 1000, pid %d", err, pid)
 	}
 	for _, uid := range []uint32{0, 1337} {
@@ -174,11 +172,11 @@ func TestControlOfStrangersOnly(t *testing.T) {
 			t.Errorf("uid %d: %s, want that uid 1000, pid %d is no agent", uid, out, pid)
 		}
 	}
-	claimed := make(chan *peerListener)
+	claimed := make(chan *Listener)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() {
-		l, err := claimControl(ctx, slog.New(slog.DiscardHandler))
+		l, err := Claim(ctx, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Error(err)
 		}
@@ -190,23 +188,9 @@ func TestControlOfStrangersOnly(t *testing.T) {
 	}
 }
 
-// The agent serves whoever has its names, and commands reach it once one is free.
-func TestStrangersStopNoAgent(t *testing.T) {
-	_, leave := squatter(t, "listens", "listens", "listens", "listens")
-	p := newPod(t)
-	p.cfg.HandoffDir = ""
-	a := p.start("a")
-	a.settles(hotrestart.RoleServing)
-	leave()
-	waitFor(t, "a command to reach the agent", func() bool {
-		body, err := ask(ControlRole)
-		return err == nil && strings.Contains(body, `"role": "serving"`)
-	})
-}
-
 // Root believes more than others, but not whoever shares its mount namespace.
 func TestWhomRootBelieves(t *testing.T) {
-	names, err := ControlNames("self")
+	names, err := SocketNames("self")
 	if err != nil {
 		t.Fatal(err)
 	}

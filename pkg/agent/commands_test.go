@@ -42,6 +42,9 @@ func TestMain(m *testing.M) {
 // The agent serves whoever has the names of its control socket, and commands reach it once one is free.
 func TestStrangersStopNoAgent(t *testing.T) {
 	leave := takeControlNames(t)
+	if _, err := control.Listen(); !errors.Is(err, control.ErrHeld) {
+		t.Fatalf("strangers have all names: %v", err)
+	}
 	p := newPod(t)
 	p.cfg.HandoffDir = ""
 	a := p.start("a")

@@ -4,16 +4,13 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"understudy.mesh/pkg/control"
 )
@@ -52,7 +49,7 @@ func newDNSLookupCommand(e *env) *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q.query = url.Values{"name": {args[0]}, "type": {qtype}}
-			return e.container().askDNS(cmd.Context(), q, e.Stdout)
+			return q.ask(cmd.Context(), e.client().OpenStatus, e.Stdout)
 		},
 	}
 	cmd.Flags().StringVarP(&qtype, "type", "t", "A", "record type: A, AAAA, SRV, TXT ...")
@@ -69,7 +66,7 @@ func newDNSUpstreamsCommand(e *env) *cobra.Command {
 		Short: "List the DNS servers that the agent forwards to, and how they do",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return e.container().askDNS(cmd.Context(), q, e.Stdout)
+			return q.ask(cmd.Context(), e.client().OpenStatus, e.Stdout)
 		},
 	}
 	q.outputFlag(cmd)
@@ -104,7 +101,7 @@ func newDNSListCommand(e *env, l dnsList) *cobra.Command {
 			if len(args) == 1 {
 				q.query = url.Values{"name": args}
 			}
-			return e.container().askDNS(cmd.Context(), q, e.Stdout)
+			return q.ask(cmd.Context(), e.client().OpenStatus, e.Stdout)
 		},
 	}
 	q.outputFlag(cmd)
@@ -126,15 +123,21 @@ func (q *dnsQuestion) outputFlag(cmd *cobra.Command) {
 	completeFlag(cmd, "output", "table", "json")
 }
 
-// askDNS asks this container's own agent, or the one at the pod's ports where there can
-// be none, and prints its answer as it comes.
-func (c container) askDNS(ctx context.Context, q dnsQuestion, out io.Writer) error {
+// opener is [control.Client.OpenStatus].
+type opener func(ctx context.Context, method, path string) (io.ReadCloser, error)
+
+// ask opens the page and prints it as it comes.
+func (q dnsQuestion) ask(ctx context.Context, open opener, out io.Writer) error {
 	if err := checkOutput(q.output); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
 	defer cancel()
-	answer, err := c.openStatus(ctx, cmp.Or(q.method, http.MethodGet), q.page+"?"+q.query.Encode())
+	path := q.page
+	if len(q.query) > 0 {
+		path += "?" + q.query.Encode()
+	}
+	answer, err := open(ctx, cmp.Or(q.method, http.MethodGet), path)
 	if err != nil {
 		return err
 	}
@@ -148,41 +151,4 @@ func (c container) askDNS(ctx context.Context, q dnsQuestion, out io.Writer) err
 		return fmt.Errorf("read the agent's answer: %w", err)
 	}
 	return nil
-}
-
-// statusPorts are where an agent's status server is: Istio's port, and the one of ASM's
-// manifests (--statusPort 15021).
-var statusPorts = [...]int{15020, 15021}
-
-// openStatus asks for a page of the status server, which is 200; who closes it must.
-func (c container) openStatus(ctx context.Context, method, path string) (io.ReadCloser, error) {
-	path = strings.TrimSuffix(path, "?")
-	var resp *http.Response
-	err := patiently(ctx, func() (err error) {
-		for _, port := range statusPorts {
-			resp, err = c.send(ctx, portRequest{port: port, method: method, path: path})
-			if !errors.Is(err, unix.ECONNREFUSED) {
-				return err
-			}
-		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("ask the agent (is it running?): %w", err)
-	}
-	if resp.StatusCode == http.StatusOK {
-		return resp.Body, nil
-	}
-	defer resp.Body.Close()
-	reason, err := io.ReadAll(io.LimitReader(resp.Body, maxReason))
-	text := oneLine(string(reason))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("read the agent's answer: %w", err)
-	case text == "404 page not found": // http.NotFound
-		return nil, errUnknownPath
-	case text == "":
-		return nil, fmt.Errorf("ask the agent for %s: HTTP status code %d", path, resp.StatusCode)
-	}
-	return nil, errors.New(text)
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"understudy.mesh/dnsproxy"
+	"understudy.mesh/pkg/control"
 )
 
 // blockRows is how many rows of a table are laid out together: all columns fit the widest
@@ -33,7 +34,7 @@ func newRows(w io.Writer, head ...string) *rows {
 // add writes a row; "" is shown as "-".
 func (r *rows) add(cells ...string) {
 	for i := range cells {
-		cells[i] = cmp.Or(oneLine(cells[i]), "-")
+		cells[i] = cmp.Or(control.OneLine(cells[i]), "-")
 	}
 	fmt.Fprintln(r.tw, strings.Join(cells, "\t"))
 	if r.n++; r.n%blockRows == 0 {

@@ -2,16 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/url"
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -97,28 +95,29 @@ SERVER             STATE    IN USE  REQUESTS  FAILURES  HEDGES  OVERTAKEN  LATEN
 `},
 }
 
-// dnsPod is a pod whose own agent answers a page.
-func dnsPod(t *testing.T, page string, answer reply) *fakePod {
-	return &fakePod{own: fakeAgent{replies: map[string]reply{
-		control.RolePath: asJSON(t, control.RoleStatus{Role: "serving", Settled: true}), control.StatusPrefix + page: answer,
-	}}}
+// answers is an agent that answers one page, and notes what it was asked.
+func answers(body string, asked *[]string) opener {
+	return func(_ context.Context, method, path string) (io.ReadCloser, error) {
+		*asked = append(*asked, method+" "+path)
+		return io.NopCloser(strings.NewReader(body)), nil
+	}
 }
 
 func TestDNSCommands(t *testing.T) {
 	for page, a := range dnsAnswers {
 		for output, want := range map[string]string{"table": strings.TrimPrefix(a.text, "\n"), "": strings.TrimPrefix(a.text, "\n"), "json": a.page} {
 			t.Run(page+" "+output, func(t *testing.T) {
-				pod := dnsPod(t, page, reply{code: 200, body: a.page})
 				var out bytes.Buffer
+				var asked []string
 				q := dnsQuestion{page: page, query: url.Values{"name": {"a b"}}, output: output, print: a.print}
-				if err := pod.container().askDNS(t.Context(), q, &out); err != nil {
+				if err := q.ask(t.Context(), answers(a.page, &asked), &out); err != nil {
 					t.Fatal(err)
 				}
 				if diff := cmp.Diff(want, out.String()); diff != "" {
 					t.Errorf("(-want +got):\n%s", diff)
 				}
-				if asked := "GET " + control.StatusPrefix + page + "?name=a+b"; !slices.Contains(pod.own.asked, asked) || len(pod.ports.asked) > 0 {
-					t.Errorf("its own agent got %q, the ports %q; want %q and none", pod.own.asked, pod.ports.asked, asked)
+				if want := "GET " + page + "?name=a+b"; !slices.Equal(asked, []string{want}) {
+					t.Errorf("the agent got %q, want %q", asked, want)
 				}
 			})
 		}
@@ -165,67 +164,19 @@ func TestDNSList(t *testing.T) {
 }
 
 func TestDNSErrors(t *testing.T) {
-	const page, path = control.DNSTablePath, control.StatusPrefix + control.DNSTablePath
-	const off = "DNS capture is off: set ISTIO_META_DNS_CAPTURE=true"
-	serving := asJSON(t, control.RoleStatus{Role: "serving"})
-	answers := func(r reply) fakeAgent {
-		return fakeAgent{replies: map[string]reply{control.RolePath: serving, path: r}}
-	}
-	absent, nobody := fakeAgent{absent: control.ErrNoAgent}, fakeAgent{absent: refused}
-	for _, tc := range []struct {
-		name  string
-		pod   fakePod
-		ports []string // requests
-		want  string   // "" is none
-		after time.Duration
-	}{
-		{name: "no agent", pod: fakePod{own: absent, ports: nobody}, after: agentPatience,
-			want: `ask the agent (is it running?): Get "http://localhost:15021/debug/dns/table": dial: connect: connection refused`},
-		{name: "no agent here, one in another container", pod: fakePod{own: absent, foreign: errForeign}, after: agentPatience,
-			want: "ask the agent (is it running?): " + errForeign.Error()},
-		{name: "an agent that only the ports know", pod: fakePod{own: absent, ports: fakeAgent{replies: map[string]reply{page: {code: 200, body: "[]"}}}},
-			ports: []string{"GET " + page}},
-		{name: "an agent without DNS", pod: fakePod{own: answers(reply{code: 404, body: off + "\n"})}, want: off},
-		{name: "an agent that has no such page", pod: fakePod{own: answers(reply{code: 404, body: "404 page not found\n"})}, want: errUnknownPath.Error()},
-		{name: "a standby", pod: fakePod{own: fakeAgent{replies: map[string]reply{control.RolePath: asJSON(t, control.RoleStatus{Role: "standby"})}}},
-			want: "ask the agent (is it running?): " + errStandby.Error()},
-		{name: "an agent that fails", pod: fakePod{own: answers(reply{code: 500})}, want: "ask the agent for /debug/dns/table: HTTP status code 500"},
-		{name: "no connection", pod: fakePod{own: fakeAgent{absent: errors.New("held by uid 1000")}},
-			want: `ask the agent (is it running?): ask the agent for /role: Get "http://agent/role": held by uid 1000`},
-		{name: "no JSON", pod: fakePod{own: answers(reply{code: 200, body: "<html>"})}, want: "read the agent's answer: invalid character '<' looking for beginning of value"},
-		{name: "another JSON", pod: fakePod{own: answers(reply{code: 200, body: "{}"})}, want: `read the agent's answer: "{" where "[" should be`},
+	for _, tc := range []struct{ name, page, want string }{
+		{"no JSON", "<html>", "read the agent's answer: invalid character '<' looking for beginning of value"},
+		{"another JSON", "{}", `read the agent's answer: "{" where "[" should be`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				start := time.Now()
-				q := dnsQuestion{page: page, output: "table", print: printHosts}
-				err := tc.pod.container().askDNS(t.Context(), q, io.Discard)
-				if tc.want == "" && err != nil || tc.want != "" && (err == nil || err.Error() != tc.want) {
-					t.Errorf("error %v\n want %s", err, tc.want)
-				}
-				if took := time.Since(start); took != tc.after {
-					t.Errorf("it took %s, want %s", took, tc.after)
-				}
-				if tc.ports != nil && !slices.Equal(tc.pod.ports.asked, tc.ports) {
-					t.Errorf("the ports got %q, want %q", tc.pod.ports.asked, tc.ports)
-				}
-			})
+			var asked []string
+			q := dnsQuestion{page: control.DNSTablePath, output: "table", print: printHosts}
+			if err := q.ask(t.Context(), answers(tc.page, &asked), io.Discard); err == nil || err.Error() != tc.want {
+				t.Errorf("error %v\n want %s", err, tc.want)
+			}
+			if want := "GET " + control.DNSTablePath; !slices.Equal(asked, []string{want}) {
+				t.Errorf("the agent got %q, want %q", asked, want)
+			}
 		})
 	}
-}
-
-// TestDNSAtTheOtherPort asks an agent whose status server is where ASM's manifests have it.
-func TestDNSAtTheOtherPort(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		pod := fakePod{own: fakeAgent{absent: control.ErrNoAgent}}
-		c := pod.container()
-		c.ports.Transport = byPort{"localhost:15020": &fakeAgent{absent: refused}, "localhost:15021": &fakeAgent{
-			replies: map[string]reply{control.DNSTablePath: {code: 200, body: "[]"}},
-		}}
-		var out bytes.Buffer
-		err := c.askDNS(t.Context(), dnsQuestion{page: control.DNSTablePath, output: "json"}, &out)
-		if err != nil || out.String() != "[]" {
-			t.Errorf("%v, %q", err, &out)
-		}
-	})
 }

@@ -200,8 +200,10 @@ func oneOfEach(addrs []netip.Addr) (out []netip.Addr) {
 
 func (e *env) traceResolver(host captureHost) resolver {
 	return resolver{
-		pod:   host.addresses,
-		agent: e.container().addressesOf,
+		pod: host.addresses,
+		agent: func(ctx context.Context, name string) ([]netip.Addr, string, error) {
+			return addressesOf(ctx, e.client().OpenStatus, name)
+		},
 		system: func(ctx context.Context, name string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 		},
@@ -209,11 +211,11 @@ func (e *env) traceResolver(host captureHost) resolver {
 }
 
 // addressesOf asks the agent as `dns lookup` does.
-func (c container) addressesOf(ctx context.Context, name string) (addrs []netip.Addr, source string, err error) {
+func addressesOf(ctx context.Context, open opener, name string) (addrs []netip.Addr, source string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
 	defer cancel()
 	for _, qtype := range []string{"A", "AAAA"} {
-		answer, err := c.openStatus(ctx, http.MethodGet, control.DNSLookupPath+"?"+url.Values{"name": {name}, "type": {qtype}}.Encode())
+		answer, err := open(ctx, http.MethodGet, control.DNSLookupPath+"?"+url.Values{"name": {name}, "type": {qtype}}.Encode())
 		if err != nil {
 			return nil, "", err
 		}

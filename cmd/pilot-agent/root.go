@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/control"
 )
 
 // env is what main has read of the world. Commands take nothing from elsewhere, so
@@ -123,4 +124,19 @@ func (e *env) markStart(cmd *cobra.Command) {
 // warn prints one line that is no error.
 func (e *env) warn(format string, args ...any) {
 	fmt.Fprintf(e.Stderr, "pilot-agent: warning: "+format+"\n", args...)
+}
+
+// client asks the agent of this container. A command that is exec'd has its container's
+// environment, or none, and never the agent's flags.
+func (e *env) client() *control.Client { return control.NewClient(e.handoffDirs()) }
+
+// handoffDirs are the hand-off directories that this command can know of.
+func (e *env) handoffDirs() []string {
+	dirs := []string{config.DefaultHandoffDir}
+	for _, entry := range e.Environ {
+		if dir, ok := strings.CutPrefix(entry, "UNDERSTUDY_HANDOFF_DIR="); ok && dir != "" {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
 }

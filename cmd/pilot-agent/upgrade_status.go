@@ -5,14 +5,12 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -40,7 +38,7 @@ the one that it gave to, with the reason where it failed. * is the agent that wa
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), upgradeStatusTimeout)
 			defer cancel()
-			status, raw, err := e.container().upgradeStatus(ctx)
+			status, raw, err := e.client().UpgradeStatus(ctx)
 			if err != nil {
 				return err
 			}
@@ -56,18 +54,6 @@ the one that it gave to, with the reason where it failed. * is the agent that wa
 	cmd.Flags().BoolVar(&sockets, "sockets", false, "list the listening sockets that each generation holds")
 	completeFlag(cmd, "output", "table", "json")
 	return cmd
-}
-
-// upgradeStatus asks this container's own agent; raw is its answer as it came.
-func (c container) upgradeStatus(ctx context.Context) (status control.UpgradeStatus, raw []byte, err error) {
-	err = patiently(ctx, func() error {
-		raw, err = c.askJSON(ctx, control.UpgradePath, &status)
-		return err
-	})
-	if errors.Is(err, errUnknownPath) {
-		err = fmt.Errorf("%w: it has no hot upgrade", err)
-	}
-	return status, raw, err
 }
 
 func printIndented(w io.Writer, raw []byte) error {
@@ -94,13 +80,13 @@ func (v upgradeView) print(w io.Writer, s control.UpgradeStatus) {
 	}
 	tw.Flush()
 	if s.HandoffDir == "" {
-		fmt.Fprintf(w, "\nHot upgrade is off: %s\n", cmp.Or(oneLine(s.Off), "the agent gives no reason"))
+		fmt.Fprintf(w, "\nHot upgrade is off: %s\n", cmp.Or(control.OneLine(s.Off), "the agent gives no reason"))
 	}
 	if !v.sockets {
 		return
 	}
 	for _, g := range s.Generations {
-		fmt.Fprintf(w, "\nSockets of %s:\n", cmp.Or(oneLine(g.ID), "-"))
+		fmt.Fprintf(w, "\nSockets of %s:\n", cmp.Or(control.OneLine(g.ID), "-"))
 		for _, line := range socketLines(g.Sockets) {
 			fmt.Fprintf(w, "  %s\n", line)
 		}
@@ -109,7 +95,7 @@ func (v upgradeView) print(w io.Writer, s control.UpgradeStatus) {
 
 // row is one generation; "-" is what does not apply or is not known.
 func (v upgradeView) row(g control.GenerationStatus) []string {
-	id, connections, sockets := oneLine(g.ID), "", ""
+	id, connections, sockets := control.OneLine(g.ID), "", ""
 	if g.Self {
 		id += " *"
 	}
@@ -119,7 +105,7 @@ func (v upgradeView) row(g control.GenerationStatus) []string {
 	if g.Error == "" {
 		sockets = strconv.Itoa(len(g.Sockets))
 	}
-	row := []string{id, oneLine(g.Role), v.age(g.Since), oneLine(g.AgentVersion), oneLine(g.EnvoyVersion), connections, sockets, v.last(g)}
+	row := []string{id, control.OneLine(g.Role), v.age(g.Since), control.OneLine(g.AgentVersion), control.OneLine(g.EnvoyVersion), connections, sockets, v.last(g)}
 	for i := range row {
 		row[i] = cmp.Or(row[i], "-")
 	}
@@ -129,7 +115,7 @@ func (v upgradeView) row(g control.GenerationStatus) []string {
 // last is the last hand-off, or why the generation does not tell.
 func (v upgradeView) last(g control.GenerationStatus) string {
 	if g.Error != "" {
-		return "no answer: " + oneLine(g.Error)
+		return "no answer: " + control.OneLine(g.Error)
 	}
 	a := g.LastAttempt
 	if a == nil {
@@ -142,9 +128,9 @@ func (v upgradeView) last(g control.GenerationStatus) string {
 	if a.TakingOver {
 		direction = "from"
 	}
-	text := fmt.Sprintf("%s %s, %s %s", oneLine(a.Result), when, direction, oneLine(a.With))
+	text := fmt.Sprintf("%s %s, %s %s", control.OneLine(a.Result), when, direction, control.OneLine(a.With))
 	if a.Reason != "" {
-		text += ": " + oneLine(a.Reason)
+		text += ": " + control.OneLine(a.Reason)
 	}
 	return text
 }
@@ -185,9 +171,9 @@ func socketLines(names []string) []string {
 		address, _, ofEnvoy := hotrestart.ParseEnvoySocketName(name)
 		switch n := workers[address]; {
 		case !ofEnvoy:
-			lines = append(lines, oneLine(name))
+			lines = append(lines, control.OneLine(name))
 		case n > 0:
-			lines = append(lines, fmt.Sprintf("envoy %s (%d)", oneLine(address), n))
+			lines = append(lines, fmt.Sprintf("envoy %s (%d)", control.OneLine(address), n))
 			workers[address] = 0
 		}
 	}
@@ -195,12 +181,4 @@ func socketLines(names []string) []string {
 		return []string{"none"}
 	}
 	return lines
-}
-
-// oneLine makes what another process wrote fit a table: no line breaks, tabs or
-// terminal control.
-func oneLine(text string) string {
-	return strings.Join(strings.FieldsFunc(text, func(r rune) bool {
-		return unicode.IsSpace(r) || !unicode.IsPrint(r)
-	}), " ")
 }

@@ -5,9 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,10 +14,8 @@ import (
 
 const (
 	// readyURL is where Istio's `wait` looks, and ours where no agent of this container's
-	// own can be, see foreignPorts.
+	// own can be.
 	readyURL = "http://localhost:15021/healthz/ready"
-	// maxReason bounds what is read of an answer that says why an agent is not ready.
-	maxReason = 4 << 10
 	// startAllowance is how long `wait` gives an agent to start by default, as Istio's
 	// does. In a hot upgrade the drain of the generation before comes on top of it.
 	startAllowance = 60 * time.Second
@@ -113,11 +108,11 @@ func newWaiter(e *env, o waitOptions) waiter {
 		request: time.Duration(o.requestTimeoutMillis) * time.Millisecond,
 		period:  time.Duration(o.periodMillis) * time.Millisecond,
 	}
-	c := e.container()
-	w.ask = func(ctx context.Context) (control.RoleStatus, error) { return c.role(ctx, o.url) }
+	ask := e.client().Role
 	if o.urlGiven {
-		w.ask = func(ctx context.Context) (control.RoleStatus, error) { return ready(ctx, c.ports, o.url) }
+		ask = e.client().Ready
 	}
+	w.ask = func(ctx context.Context) (control.RoleStatus, error) { return ask(ctx, o.url) }
 	return w
 }
 
@@ -186,34 +181,4 @@ func (w waiter) end(settled bool, how string, last error) error {
 		return nil
 	}
 	return fmt.Errorf("%s for Envoy proxy to become ready. Last error: %w", how, last)
-}
-
-// role asks this container's own agent, and the URL only where there can be none.
-func (c container) role(ctx context.Context, url string) (s control.RoleStatus, err error) {
-	_, err = c.askJSON(ctx, control.RolePath, &s)
-	switch {
-	case errors.Is(err, errUnknownPath): // a release before hot upgrades: what serves there has no generation before it
-		return ready(ctx, c.control, "http://agent"+control.StatusPrefix+"/healthz/ready")
-	case errors.Is(err, control.ErrNoAgent):
-		if s, err = ready(ctx, c.ports, url); err != nil {
-			return s, fmt.Errorf("%w; %w", control.ErrNoAgent, err)
-		}
-		// Only now: an agent that has answered had bound its control socket before.
-		err = c.foreign()
-	}
-	return s, err
-}
-
-// ready asks a readiness endpoint. It is ready, in every respect, when it answers 200.
-func ready(ctx context.Context, client *http.Client, url string) (control.RoleStatus, error) {
-	resp, err := do(ctx, client, http.MethodGet, url, "")
-	if err != nil {
-		return control.RoleStatus{}, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusOK {
-		return control.RoleStatus{Settled: true, Drained: true}, nil
-	}
-	reason, _ := io.ReadAll(io.LimitReader(resp.Body, maxReason))
-	return control.RoleStatus{}, fmt.Errorf("HTTP status code %d: %s", resp.StatusCode, strings.TrimSpace(string(reason)))
 }

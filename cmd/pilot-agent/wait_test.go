@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -123,60 +122,6 @@ func script(steps []step) func(context.Context) (control.RoleStatus, error) {
 			return control.RoleStatus{}, ctx.Err()
 		}
 		return current.status, current.err
-	}
-}
-
-// TestAskRole checks whom `wait` asks, and what the answer means: all is what it settles.
-func TestAskRole(t *testing.T) {
-	const url = "http://localhost:15021/healthz/ready"
-	role := func(s control.RoleStatus) map[string]reply { return map[string]reply{control.RolePath: asJSON(t, s)} }
-	atPorts := func(code int, body string) fakeAgent {
-		return fakeAgent{replies: map[string]reply{"/healthz/ready": {code: code, body: body}}}
-	}
-	noAgent := fakeAgent{absent: control.ErrNoAgent}
-	for _, tc := range []struct {
-		name  string
-		pod   fakePod
-		want  control.RoleStatus
-		err   string
-		gone  bool // the error is ErrNoAgent
-		ports int  // questions to the ports
-	}{
-		{name: "its own agent, although the ports are ready", pod: fakePod{own: fakeAgent{replies: role(starting)}, ports: atPorts(200, "")}, want: starting},
-		{name: "its own agent in standby", pod: fakePod{own: fakeAgent{replies: role(standby)}, ports: atPorts(503, "")}, want: standby},
-		{name: "an old agent that is ready", pod: fakePod{own: fakeAgent{replies: map[string]reply{control.StatusPrefix + "/healthz/ready": {code: 200}}}},
-			want: control.RoleStatus{Settled: true, Drained: true}},
-		{name: "an old agent that is not ready", pod: fakePod{own: fakeAgent{replies: map[string]reply{control.StatusPrefix + "/healthz/ready": {code: 503, body: "no Envoy\n"}}}, ports: atPorts(200, "")},
-			err: "HTTP status code 503: no Envoy"},
-		{name: "an agent that is wrong inside", pod: fakePod{own: fakeAgent{replies: map[string]reply{control.RolePath: {code: 500, body: "oops"}}}, ports: atPorts(200, "")},
-			err: "ask the agent for /role: HTTP status code 500: oops"},
-		{name: "an answer that is no JSON", pod: fakePod{own: fakeAgent{replies: map[string]reply{control.RolePath: {code: 200, body: "<html>"}}}},
-			err: "read the agent's answer to /role: invalid character '<' looking for beginning of value"},
-		{name: "an impostor", pod: fakePod{own: fakeAgent{absent: errors.New("held by uid 1000")}, ports: atPorts(200, "")},
-			err: `ask the agent for /role: Get "http://agent/role": held by uid 1000`},
-		{name: "one container, no agent, ready", pod: fakePod{own: noAgent, ports: atPorts(200, "")}, want: control.RoleStatus{Settled: true, Drained: true}, ports: 1},
-		{name: "one container, no agent, not ready", pod: fakePod{own: noAgent, ports: atPorts(503, "starting")}, ports: 1, gone: true,
-			err: "no agent runs in this container; HTTP status code 503: starting"},
-		{name: "one container, nobody", pod: fakePod{own: noAgent, ports: fakeAgent{absent: refused}}, ports: 1, gone: true,
-			err: `no agent runs in this container; Get "http://localhost:15021/healthz/ready": dial: connect: connection refused`},
-		{name: "two containers, the other one serves", pod: fakePod{own: noAgent, ports: atPorts(200, ""), foreign: errForeign}, ports: 1, gone: true,
-			err: errForeign.Error()},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			got, err := tc.pod.container().role(t.Context(), url)
-			if tc.err == "" && (err != nil || got != tc.want) {
-				t.Errorf("%+v, %v; want %+v", got, err, tc.want)
-			}
-			if tc.err != "" && (err == nil || err.Error() != tc.err) {
-				t.Errorf("error %v\n want %s", err, tc.err)
-			}
-			if errors.Is(err, control.ErrNoAgent) != tc.gone {
-				t.Errorf("%v is ErrNoAgent: %v, want %v", err, !tc.gone, tc.gone)
-			}
-			if len(tc.pod.ports.asked) != tc.ports {
-				t.Errorf("asked the ports %q, want %d questions", tc.pod.ports.asked, tc.ports)
-			}
-		})
 	}
 }
 

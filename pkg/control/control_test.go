@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 func ask(path string) (string, error) {
-	resp, err := NewHTTPClient().Get("http://agent" + path)
+	resp, err := NewClient(nil).control.Get("http://agent" + path)
 	if err != nil {
 		return "", err
 	}

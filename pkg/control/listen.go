@@ -51,13 +51,13 @@ const (
 // ErrNoAgent says that no agent of this process's mount namespace listens.
 var ErrNoAgent = errors.New("no agent runs in this container")
 
-// ErrImpostor says that none was found, and that a process which is no agent listens
+// errImpostor says that none was found, and that a process which is no agent listens
 // under one of its names. An agent may still come: it takes the next name.
-var ErrImpostor = errors.New("a name of the control socket is held by a process that is no agent of this container")
+var errImpostor = errors.New("a name of the control socket is held by a process that is no agent of this container")
 
-// SocketPrefix begins the name of every agent's control socket; the id of the agent's
+// socketPrefix begins the name of every agent's control socket; the id of the agent's
 // mount namespace follows.
-const SocketPrefix = "@understudy-"
+const socketPrefix = "@understudy-"
 
 // SocketName returns the abstract Unix socket name (unix(7)) of the agent that
 // lives in the mount namespace of a process, which is named as in /proc: "self", or
@@ -70,13 +70,13 @@ func SocketName(process string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("find the mount namespace of process %s (is /proc mounted?): %w", process, err)
 	}
-	return SocketPrefix + strings.TrimSuffix(strings.TrimPrefix(mount, "mnt:["), "]"), nil
+	return socketPrefix + strings.TrimSuffix(strings.TrimPrefix(mount, "mnt:["), "]"), nil
 }
 
-// SocketNames returns every name that the agent of a process's mount namespace may
+// socketNames returns every name that the agent of a process's mount namespace may
 // have, [SocketName] first and then the same with -2, -3 and -4 behind it: the agent
 // takes the first one that no process of another user holds.
-func SocketNames(process string) ([]string, error) {
+func socketNames(process string) ([]string, error) {
 	first, err := SocketName(process)
 	if err != nil {
 		return nil, err
@@ -91,7 +91,7 @@ func SocketNames(process string) ([]string, error) {
 // Listen binds the control socket of this container's agent, under the first of
 // its names that no stranger holds. The caller closes it.
 func Listen() (*Listener, error) {
-	names, err := SocketNames("self")
+	names, err := socketNames("self")
 	if err != nil {
 		return nil, err
 	}

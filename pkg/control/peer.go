@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -99,25 +98,11 @@ func peerCredentials(c net.Conn) (*unix.Ucred, error) {
 	return cred, credErr
 }
 
-// NewHTTPClient returns an HTTP client whose every connection goes to the
-// agent of this process's own mount namespace, whichever of its names it has; the host
-// of a URL is ignored, its path begins with [StatusPrefix] or [AdminPrefix]. Requests
-// fail with [ErrNoAgent] when nobody is there, and with [ErrImpostor] when whoever holds
-// a name is neither root, nor this user, nor (for root) believable as this container's agent.
-func NewHTTPClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dial(ctx)
-		},
-	}}
-}
-
 // dial tries every name, and takes an agent that anybody would believe before one
 // that root alone does: in a mount namespace that root shares with the application, as
 // on a plain server, that could be the application's.
 func dial(ctx context.Context) (net.Conn, error) {
-	names, err := SocketNames("self")
+	names, err := socketNames("self")
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +132,7 @@ func dial(ctx context.Context) (net.Conn, error) {
 	case second != nil:
 		return second, nil
 	case len(strangers) > 0:
-		return nil, fmt.Errorf("%w: end that process: %w", ErrImpostor, errors.Join(strangers...))
+		return nil, fmt.Errorf("%w: end that process: %w", errImpostor, errors.Join(strangers...))
 	}
 	return nil, ErrNoAgent
 }

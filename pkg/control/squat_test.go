@@ -65,7 +65,7 @@ func squatterBy(t *testing.T, program string, uid uint32, manners ...string) (pi
 		}
 		t.Skip("needs root to run a process as another user")
 	}
-	names, err := SocketNames("self")
+	names, err := socketNames("self")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestControlPassesStrangersBy(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			names, _ := SocketNames("self")
+			names, _ := socketNames("self")
 			if got := l.Addr().String(); got != names[len(manners)] {
 				t.Errorf("binds %s, want %s", got, names[len(manners)])
 			}
@@ -168,7 +168,7 @@ func TestControlOfStrangersOnly(t *testing.T) {
 		t.Errorf("%v, want that all four names are held by uid 1000, pid %d", err, pid)
 	}
 	for _, uid := range []uint32{0, 1337} {
-		if out := clientAs(t, uid); !strings.Contains(out, ErrImpostor.Error()) || !strings.Contains(out, who) {
+		if out := clientAs(t, uid); !strings.Contains(out, errImpostor.Error()) || !strings.Contains(out, who) {
 			t.Errorf("uid %d: %s, want that uid 1000, pid %d is no agent", uid, out, pid)
 		}
 	}
@@ -190,7 +190,7 @@ func TestControlOfStrangersOnly(t *testing.T) {
 
 // Root believes more than others, but not whoever shares its mount namespace.
 func TestWhomRootBelieves(t *testing.T) {
-	names, err := SocketNames("self")
+	names, err := socketNames("self")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,242 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.mesh/hotrestart"
+)
+
+const (
+	// patience is how long a command that is run once looks for an agent that may
+	// only just be starting; one binds its control socket before all else.
+	patience = 5 * time.Second
+	// askPeriod is how often it looks.
+	askPeriod = 200 * time.Millisecond
+	// maxAnswer bounds what is read of an agent's JSON: a pod has a few generations.
+	maxAnswer = 4 << 20
+	// maxReason bounds what is read of an answer that says why something is not so.
+	maxReason = 4 << 10
+)
+
+// ErrStandby says that this container's agent idles.
+var ErrStandby = errors.New("this container's agent stands by, the pod's other container serves")
+
+// errUnknownPath says that the agent has no such path on its control socket: it is of an
+// earlier release than this command.
+var errUnknownPath = errors.New("the agent is of a release that does not know this question")
+
+// Client asks an agent for what commands need: the one of this container (its mount
+// namespace) at its control socket, or the one at the pod's ports, which all containers
+// share, where there can be no other.
+type Client struct {
+	control *http.Client
+	ports   *http.Client
+	// foreign says why the ports may be another container's agent's; nil: they are not.
+	foreign func() error
+}
+
+// NewClient returns a client in a pod of which the hand-off directories are known that
+// it may have. It connects to nothing yet.
+func NewClient(handoffDirs []string) *Client {
+	dialOwn := func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }
+	return &Client{
+		control: &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dialOwn}},
+		ports:   http.DefaultClient,
+		foreign: func() error { return foreignPorts(handoffDirs, "/proc/self/net/unix") },
+	}
+}
+
+// Role asks this container's own agent, once, and the readiness at url only where there
+// can be none. The error is [ErrNoAgent] where nobody is there.
+func (c *Client) Role(ctx context.Context, url string) (s RoleStatus, err error) {
+	_, err = c.askJSON(ctx, RolePath, &s)
+	switch {
+	case errors.Is(err, errUnknownPath): // a release before hot upgrades: what serves there has no generation before it
+		return ready(ctx, c.control, "http://agent"+StatusPrefix+"/healthz/ready")
+	case errors.Is(err, ErrNoAgent):
+		if s, err = c.Ready(ctx, url); err != nil {
+			return s, fmt.Errorf("%w; %w", ErrNoAgent, err)
+		}
+		// Only now: an agent that has answered had bound its control socket before.
+		err = c.foreign()
+	}
+	return s, err
+}
+
+// Ready asks whoever answers at url, once.
+func (c *Client) Ready(ctx context.Context, url string) (RoleStatus, error) {
+	return ready(ctx, c.ports, url)
+}
+
+// ready asks a readiness endpoint. It is ready, in every respect, when it answers 200.
+func ready(ctx context.Context, client *http.Client, url string) (RoleStatus, error) {
+	resp, err := do(ctx, client, http.MethodGet, url, "")
+	if err != nil {
+		return RoleStatus{}, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
+		return RoleStatus{Settled: true, Drained: true}, nil
+	}
+	reason, _ := io.ReadAll(io.LimitReader(resp.Body, maxReason))
+	return RoleStatus{}, fmt.Errorf("HTTP status code %d: %s", resp.StatusCode, strings.TrimSpace(string(reason)))
+}
+
+// UpgradeStatus asks this container's own agent; raw is its answer as it came.
+func (c *Client) UpgradeStatus(ctx context.Context) (status UpgradeStatus, raw []byte, err error) {
+	err = patiently(ctx, func() error {
+		raw, err = c.askJSON(ctx, UpgradePath, &status)
+		return err
+	})
+	if errors.Is(err, errUnknownPath) {
+		err = fmt.Errorf("%w: it has no hot upgrade", err)
+	}
+	return status, raw, err
+}
+
+// Request is a request as it would be sent to a port of the pod.
+type Request struct {
+	Port               int // 15000 and 15004 are Envoy's admin API, any other the status port
+	Method, Path, Body string
+}
+
+// Send sends r to this container's own agent, or to localhost where there can be none,
+// as soon as there is one. A standby has nothing to answer with, and the ports are those
+// of the generation that serves: it gets no request, and the error is [ErrStandby].
+func (c *Client) Send(ctx context.Context, r Request) (resp *http.Response, err error) {
+	err = patiently(ctx, func() error {
+		resp, err = c.send(ctx, r)
+		return err
+	})
+	return resp, err
+}
+
+// send sends r once.
+func (c *Client) send(ctx context.Context, r Request) (*http.Response, error) {
+	var s RoleStatus
+	_, err := c.askJSON(ctx, RolePath, &s)
+	switch {
+	case errors.Is(err, ErrNoAgent):
+		if err := c.foreign(); err != nil {
+			return nil, err
+		}
+		return do(ctx, c.ports, r.Method, fmt.Sprintf("http://localhost:%d%s", r.Port, r.Path), r.Body)
+	case err != nil && !errors.Is(err, errUnknownPath): // a release that does not know roles serves
+		return nil, err
+	case s.Role == string(hotrestart.RoleStandby):
+		return nil, ErrStandby
+	}
+	prefix := StatusPrefix
+	if r.Port == 15000 || r.Port == 15004 {
+		prefix = AdminPrefix
+	}
+	return do(ctx, c.control, r.Method, "http://agent"+prefix+r.Path, r.Body)
+}
+
+// statusPorts are where an agent's status server is: Istio's port, and the one of ASM's
+// manifests (--statusPort 15021).
+var statusPorts = [...]int{15020, 15021}
+
+// OpenStatus asks for a page of the status server, which is 200; who closes it must.
+func (c *Client) OpenStatus(ctx context.Context, method, path string) (io.ReadCloser, error) {
+	var resp *http.Response
+	err := patiently(ctx, func() (err error) {
+		for _, port := range statusPorts {
+			resp, err = c.send(ctx, Request{Port: port, Method: method, Path: path})
+			if !errors.Is(err, unix.ECONNREFUSED) {
+				return err
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask the agent (is it running?): %w", err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	reason, err := io.ReadAll(io.LimitReader(resp.Body, maxReason))
+	text := OneLine(string(reason))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read the agent's answer: %w", err)
+	case text == "404 page not found": // http.NotFound
+		return nil, errUnknownPath
+	case text == "":
+		return nil, fmt.Errorf("ask the agent for %s: HTTP status code %d", path, resp.StatusCode)
+	}
+	return nil, errors.New(text)
+}
+
+// patiently calls ask until it meets an agent, or patience is over: a command may
+// be run before its agent is up. Any other outcome than "nobody is there" is final.
+func patiently(ctx context.Context, ask func() error) error {
+	deadline := time.Now().Add(patience)
+	for {
+		err := ask()
+		absent := errors.Is(err, ErrNoAgent) || errors.Is(err, errImpostor) || errors.Is(err, unix.ECONNREFUSED)
+		if !absent || !time.Now().Before(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(askPeriod):
+		}
+	}
+}
+
+// askJSON asks this container's own agent for path and reads its answer into a value;
+// body is the answer as it came. [ErrNoAgent] and errUnknownPath come as they are.
+func (c *Client) askJSON(ctx context.Context, path string, into any) (body []byte, err error) {
+	resp, err := do(ctx, c.control, http.MethodGet, "http://agent"+path, "")
+	if errors.Is(err, ErrNoAgent) {
+		return nil, ErrNoAgent
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the agent for %s: %w", path, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusNotFound {
+		return nil, errUnknownPath
+	}
+	body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("read the agent's answer to %s: %w", path, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("ask the agent for %s: HTTP status code %d: %.*s", path, resp.StatusCode, maxReason, strings.TrimSpace(string(body)))
+	}
+	if err := json.Unmarshal(body, into); err != nil {
+		return nil, fmt.Errorf("read the agent's answer to %s: %w", path, err)
+	}
+	return body, nil
+}
+
+func do(ctx context.Context, client *http.Client, method, url, body string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, strings.ToUpper(method), url, strings.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	return client.Do(req)
+}
+
+// OneLine makes what another process wrote fit a line: no line breaks, tabs or terminal
+// control.
+func OneLine(text string) string {
+	return strings.Join(strings.FieldsFunc(text, func(r rune) bool {
+		return unicode.IsSpace(r) || !unicode.IsPrint(r)
+	}), " ")
+}

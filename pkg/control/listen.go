@@ -181,6 +181,7 @@ type Listener struct {
 	Strangers error // who holds the names before this one, a *holder each; nil: it is the first
 }
 
+// Accept waits for the next connection of somebody trusted.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()

@@ -8,8 +8,6 @@
 package bootstrap
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -17,7 +15,6 @@ import (
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -26,11 +23,11 @@ import (
 )
 
 const (
-	// XDSCluster is the static cluster that leads to the agent's ADS socket. The
+	// xdsClusterName is the static cluster that leads to the agent's ADS socket. The
 	// name is Istio's: dashboards select cluster.xds-grpc.* by it.
-	XDSCluster = "xds-grpc"
-	// StatsCluster is the static cluster behind the stats port: Envoy's own admin.
-	StatsCluster = "prometheus_stats"
+	xdsClusterName = "xds-grpc"
+	// statsClusterName is the static cluster behind the stats port: Envoy's own admin.
+	statsClusterName = "prometheus_stats"
 
 	// profilePath is where /cpuprofiler writes. Envoy's default, /var/log/envoy,
 	// cannot be written on a read-only root; Istio's data directory can.
@@ -166,27 +163,9 @@ func build(c Config) (*bootstrapv3.Bootstrap, error) {
 	}, nil
 }
 
-// Marshal gives the text of the file that `envoy -c` reads, as indented JSON; the
-// file's name has to end in .json. Equal messages give equal bytes.
-//
-// It makes protobuf's reflection load the description of every type in the
-// message, which then stays on the heap; MarshalBinary does not.
-func Marshal(b *bootstrapv3.Bootstrap) ([]byte, error) {
-	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(b)
-	if err != nil {
-		return nil, fmt.Errorf("marshal Envoy's bootstrap as JSON: %w", err)
-	}
-	// protojson varies its white space on purpose, so that nobody compares its output.
-	var out bytes.Buffer
-	if err := json.Indent(&out, raw, "", "  "); err != nil {
-		return nil, fmt.Errorf("indent Envoy's bootstrap: %w", err)
-	}
-	out.WriteByte('\n')
-	return out.Bytes(), nil
-}
-
-// MarshalBinary gives the same for a file whose name ends in .pb. It costs next to
-// no memory; what Envoy made of it can be read with `GET /config_dump` on the admin.
+// MarshalBinary gives the file that `envoy -c` reads; its name has to end in .pb. Equal messages give
+// equal bytes. As JSON it would need the descriptions of every type in it, which then stay on the heap;
+// `GET /config_dump` on the admin shows what Envoy made of it.
 func MarshalBinary(b *bootstrapv3.Bootstrap) ([]byte, error) {
 	raw, err := marshalVT(b)
 	if err != nil {
@@ -286,7 +265,7 @@ func dynamicResources() *bootstrapv3.Bootstrap_DynamicResources {
 			SetNodeOnFirstMessageOnly: true,
 			GrpcServices: []*corev3.GrpcService{{
 				TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
-					EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: XDSCluster},
+					EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: xdsClusterName},
 				},
 			}},
 		},

@@ -1,6 +1,8 @@
 package bootstrap
 
 import (
+	"bytes"
+	"encoding/json"
 	"flag"
 	"net/netip"
 	"os"
@@ -17,6 +19,19 @@ import (
 )
 
 var update = flag.Bool("update", false, "write the goldens of this run")
+
+// marshalText gives the text of the file that `envoy -c` reads, as indented JSON.
+func marshalText(b *bootstrapv3.Bootstrap) ([]byte, error) {
+	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(b)
+	if err != nil {
+		return nil, err
+	}
+	// protojson varies its white space on purpose, so that nobody compares its output.
+	var out bytes.Buffer
+	err = json.Indent(&out, raw, "", "  ")
+	out.WriteByte('\n')
+	return out.Bytes(), err
+}
 
 func base() Config {
 	return Config{
@@ -73,7 +88,7 @@ func TestGoldens(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := Marshal(b)
+			got, err := marshalText(b)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -102,7 +117,7 @@ func TestFormsAgree(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			text, err := Marshal(want)
+			text, err := marshalText(want)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -118,7 +133,7 @@ func TestFormsAgree(t *testing.T) {
 				t.Fatal(err)
 			}
 			// Not proto.Equal: JSON opens an Any, and the bytes in it come back in another order.
-			again, err := Marshal(&fromText)
+			again, err := marshalText(&fromText)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -137,7 +152,7 @@ func TestFormsAgree(t *testing.T) {
 func TestEnvoyAccepts(t *testing.T) {
 	envoy := envoyBinary(t)
 	for name, c := range cases() {
-		for suffix, marshal := range map[string]func(*bootstrapv3.Bootstrap) ([]byte, error){".json": Marshal, ".pb": MarshalBinary} {
+		for suffix, marshal := range map[string]func(*bootstrapv3.Bootstrap) ([]byte, error){".json": marshalText, ".pb": MarshalBinary} {
 			t.Run(name+suffix, func(t *testing.T) {
 				b, err := Build(c)
 				if err != nil {

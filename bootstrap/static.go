@@ -45,7 +45,7 @@ func staticResources(c Config) (*bootstrapv3.Bootstrap_StaticResources, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Clusters = append(r.Clusters, pipeCluster(StatsCluster, c.AdminPath, statsConnectTimeout))
+	r.Clusters = append(r.Clusters, pipeCluster(statsClusterName, c.AdminPath, statsConnectTimeout))
 	r.Listeners = []*listenerv3.Listener{listener}
 	return r, nil
 }
@@ -66,7 +66,7 @@ func xdsCluster(path string) (*clusterv3.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	cluster := pipeCluster(XDSCluster, path, xdsConnectTimeout)
+	cluster := pipeCluster(xdsClusterName, path, xdsConnectTimeout)
 	cluster.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpProtocols: options}
 	return cluster, nil
 }
@@ -159,7 +159,7 @@ func statsManager() (*anypb.Any, error) {
 					// The path itself and what is below it: "/stats/prometheusX" is not ours.
 					Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: statsPath}},
 					Action: &routev3.Route_Route{Route: &routev3.RouteAction{
-						ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: StatsCluster},
+						ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: statsClusterName},
 						// A scrape of 100,000 series may take its time; the scraper has a time-out.
 						Timeout: durationpb.New(0),
 					}},

@@ -76,7 +76,7 @@ func statsConfig(c Config) (*metricsv3.StatsConfig, error) {
 // listener_manager and server from it.
 func inclusions(c Config) ([]*matcherv3.StringMatcher, error) {
 	prefixes := append([]string{
-		"reporter=", "cluster_manager", "listener_manager", "server", "cluster." + XDSCluster, "wasm", "component", "istio",
+		"reporter=", "cluster_manager", "listener_manager", "server", "cluster." + xdsClusterName, "wasm", "component", "istio",
 	}, c.StatsMatcher.Prefixes...)
 	suffixes := append([]string{"rbac.allowed", "rbac.denied", "shadow_allowed", "shadow_denied"}, c.StatsMatcher.Suffixes...)
 	if c.ConnectionStats {

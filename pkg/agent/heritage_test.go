@@ -55,7 +55,7 @@ func TestReadyWithoutWhatIsRefused(t *testing.T) {
 			switch {
 			case tc.reason == "" && i >= 0:
 				t.Errorf("not ready: %s", pending[i].Reason)
-			case tc.reason != "" && (i < 0 || !pending[i].Failed || !strings.Contains(pending[i].Reason, tc.reason)):
+			case tc.reason != "" && (i < 0 || !strings.Contains(pending[i].String(), ": failed: ") || !strings.Contains(pending[i].Reason, tc.reason)):
 				t.Errorf("pending are %v, want a failure that names %s", pending, tc.reason)
 			}
 		})

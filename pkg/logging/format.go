@@ -19,7 +19,7 @@ const timeLayout = "2006-01-02T15:04:05.000000Z"
 const defaultScope = "default"
 
 // appendText appends time, level, scope, message and key=value, tab-separated.
-func (h *Handler) appendText(b []byte, r slog.Record) []byte {
+func (h *handler) appendText(b []byte, r slog.Record) []byte {
 	b = r.Time.UTC().AppendFormat(b, timeLayout)
 	b = append(b, '\t')
 	b = append(b, levelName(r.Level)...)
@@ -38,7 +38,7 @@ func (h *Handler) appendText(b []byte, r slog.Record) []byte {
 
 // appendJSON appends one object: time, level, scope, msg and the attributes. A key
 // that appears twice is printed twice, as slog.JSONHandler does.
-func (h *Handler) appendJSON(b []byte, r slog.Record) []byte {
+func (h *handler) appendJSON(b []byte, r slog.Record) []byte {
 	b = append(b, `{"time":"`...)
 	b = r.Time.UTC().AppendFormat(b, timeLayout)
 	b = append(b, `","level":"`...)
@@ -61,7 +61,7 @@ func (h *Handler) appendJSON(b []byte, r slog.Record) []byte {
 	return append(b, '}', '\n')
 }
 
-func (h *Handler) scopeName() string {
+func (h *handler) scopeName() string {
 	if h.scope == "" {
 		return defaultScope
 	}

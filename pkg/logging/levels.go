@@ -50,8 +50,8 @@ func ParseLevels(s string) (Levels, error) {
 	return l, nil
 }
 
-// Level is the lowest level that is printed for a scope.
-func (l Levels) Level(scope string) slog.Level {
+// level is the lowest level that is printed for a scope.
+func (l Levels) level(scope string) slog.Level {
 	if level, ok := l.scopes[scope]; ok {
 		return level
 	}

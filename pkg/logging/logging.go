@@ -11,9 +11,9 @@ import (
 	"sync"
 )
 
-// ScopeKey is the attribute that carries a record's scope: the name of the package
+// scopeKey is the attribute that carries a record's scope: the name of the package
 // that logs. It is printed in a column of its own and selects the level.
-const ScopeKey = "scope"
+const scopeKey = "scope"
 
 // Options is the form of a log.
 type Options struct {
@@ -22,13 +22,15 @@ type Options struct {
 }
 
 // New returns a logger that writes to w. Writes are whole lines, one at a time.
-func New(w io.Writer, o Options) *slog.Logger { return slog.New(NewHandler(w, o)) }
+func New(w io.Writer, o Options) *slog.Logger {
+	return slog.New(&handler{out: &output{w: w}, json: o.JSON, levels: o.Levels})
+}
 
 // For returns l with its scope set to the name of a package, for example "dnsproxy".
-func For(l *slog.Logger, scope string) *slog.Logger { return l.With(ScopeKey, scope) }
+func For(l *slog.Logger, scope string) *slog.Logger { return l.With(scopeKey, scope) }
 
-// Handler is a slog.Handler that prints one line a record. Make it with NewHandler.
-type Handler struct {
+// handler is a slog.Handler that prints one line a record.
+type handler struct {
 	out    *output
 	json   bool
 	levels Levels
@@ -37,26 +39,21 @@ type Handler struct {
 	attrs  []slog.Attr // flattened, prefixed
 }
 
-// output is shared by every Handler derived from one NewHandler.
+// output is shared by every handler derived from that of one New.
 type output struct {
 	mu  sync.Mutex
 	w   io.Writer
 	buf []byte
 }
 
-// NewHandler returns the handler of New, for a caller that wraps it.
-func NewHandler(w io.Writer, o Options) *Handler {
-	return &Handler{out: &output{w: w}, json: o.JSON, levels: o.Levels}
-}
-
 // Enabled implements slog.Handler: it asks the level of the handler's scope. A scope
 // given only in a record's own attributes does not choose the level; give it by For.
-func (h *Handler) Enabled(_ context.Context, level slog.Level) bool {
-	return level >= h.levels.Level(h.scope)
+func (h *handler) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= h.levels.level(h.scope)
 }
 
 // WithAttrs implements slog.Handler.
-func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
+func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	next := *h
 	next.attrs = slices.Clip(h.attrs)
 	for _, a := range attrs {
@@ -66,7 +63,7 @@ func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 }
 
 // WithGroup implements slog.Handler: later keys get "name." in front.
-func (h *Handler) WithGroup(name string) slog.Handler {
+func (h *handler) WithGroup(name string) slog.Handler {
 	if name == "" {
 		return h
 	}
@@ -76,8 +73,8 @@ func (h *Handler) WithGroup(name string) slog.Handler {
 }
 
 // add takes one attribute in: the scope apart, everything else flattened.
-func (h *Handler) add(a slog.Attr) {
-	if a.Key == ScopeKey && h.prefix == "" {
+func (h *handler) add(a slog.Attr) {
+	if a.Key == scopeKey && h.prefix == "" {
 		h.scope = a.Value.Resolve().String()
 		return
 	}
@@ -104,7 +101,7 @@ func flatten(attrs []slog.Attr, prefix string, a slog.Attr) []slog.Attr {
 }
 
 // Handle implements slog.Handler. The error is the writer's.
-func (h *Handler) Handle(_ context.Context, r slog.Record) error {
+func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	line := *h
 	line.attrs = slices.Clip(h.attrs)
 	r.Attrs(func(a slog.Attr) bool {

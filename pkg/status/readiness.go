@@ -3,6 +3,7 @@ package status
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"sync"
 )
 
@@ -28,7 +29,19 @@ type task struct {
 type Pending struct {
 	Task   string // the name given to [Readiness.Pending], or "drain"
 	Reason string // what it waits for, or why it failed
-	Failed bool   // it will not go away by waiting
+	failed bool   // it will not go away by waiting
+}
+
+// String is the line of /healthz/ready.
+func (p Pending) String() string {
+	state := "waiting"
+	switch {
+	case p.Task == drainTask:
+		state = "off"
+	case p.failed:
+		state = "failed"
+	}
+	return p.Task + ": " + state + ": " + strings.Join(strings.Fields(p.Reason), " ")
 }
 
 // drainTask names the entry that [Readiness.Off] makes in the list.
@@ -74,12 +87,12 @@ func (r *Readiness) Check() (ready bool, pending []Pending) {
 	defer r.mu.Unlock()
 	for name, t := range r.tasks {
 		if !t.done {
-			pending = append(pending, Pending{Task: name, Reason: t.reason, Failed: t.failed})
+			pending = append(pending, Pending{Task: name, Reason: t.reason, failed: t.failed})
 		}
 	}
 	slices.SortFunc(pending, func(a, b Pending) int { return cmp.Compare(a.Task, b.Task) })
 	if r.off != "" {
-		pending = slices.Insert(pending, 0, Pending{Task: drainTask, Reason: r.off, Failed: true})
+		pending = slices.Insert(pending, 0, Pending{Task: drainTask, Reason: r.off, failed: true})
 	}
 	if len(r.tasks) == 0 && r.off == "" {
 		pending = append(pending, Pending{Task: "start", Reason: "the agent has not said yet what it waits for"})

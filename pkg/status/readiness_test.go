@@ -36,7 +36,7 @@ func TestReadiness(t *testing.T) {
 		}
 		for i, p := range pending {
 			got := p.Task + ": " + p.Reason
-			if p.Failed {
+			if p.failed {
 				got += " (failed)"
 			}
 			if !strings.HasPrefix(got, s.want[i]) {

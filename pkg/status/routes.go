@@ -85,14 +85,7 @@ func (s *Server) readyHandler() http.Handler {
 		}
 		w.WriteHeader(http.StatusServiceUnavailable)
 		for _, p := range pending {
-			state := "waiting"
-			if p.Failed {
-				state = "failed"
-			}
-			if p.Task == drainTask {
-				state = "off"
-			}
-			fmt.Fprintf(w, "%s: %s: %s\n", p.Task, state, oneLine(p.Reason))
+			fmt.Fprintln(w, p)
 		}
 	}), http.MethodGet, http.MethodHead)
 }
@@ -148,6 +141,3 @@ func checkDebugPaths(pages map[string]http.Handler) error {
 	}
 	return nil
 }
-
-// oneLine keeps a reason on its own line.
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

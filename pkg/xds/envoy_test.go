@@ -19,6 +19,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -101,7 +102,7 @@ func (p *proxy) launch(b *bootstrapv3.Bootstrap, text bool) {
 	p.t.Helper()
 	marshal, name := bootstrap.MarshalBinary, "bootstrap.pb"
 	if text {
-		marshal, name = bootstrap.Marshal, "bootstrap.json"
+		marshal, name = func(b *bootstrapv3.Bootstrap) ([]byte, error) { return protojson.Marshal(b) }, "bootstrap.json"
 	}
 	raw, err := marshal(b)
 	if err != nil {

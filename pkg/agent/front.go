@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"understudy.mesh/dnsproxy"
+	"understudy.mesh/pkg/agent/internal/sockets"
 	"understudy.mesh/pkg/status"
 )
 
@@ -28,20 +29,20 @@ func (s *sidecar) accept() (err error) {
 			}
 		}
 	}()
-	if l.Status, err = s.sockets.listeners(useStatus, statusPort(s.cfg)); err != nil {
+	if l.Status, err = s.sockets.Listeners(sockets.UseStatus, sockets.StatusPort(s.cfg)); err != nil {
 		return err
 	}
-	if s.cfg.ReadyPort != statusPort(s.cfg) {
-		if l.Probe, err = s.sockets.listeners(useProbe, s.cfg.ReadyPort); err != nil {
+	if s.cfg.ReadyPort != sockets.StatusPort(s.cfg) {
+		if l.Probe, err = s.sockets.Listeners(sockets.UseProbe, s.cfg.ReadyPort); err != nil {
 			return err
 		}
 	}
-	if l.Admin, err = s.sockets.listeners(useAdmin, s.cfg.AdminPort); err != nil {
+	if l.Admin, err = s.sockets.Listeners(sockets.UseAdmin, s.cfg.AdminPort); err != nil {
 		return err
 	}
 	f := &front{released: make(chan struct{})}
 	if s.dns != nil {
-		udp, tcp, err := s.sockets.dns()
+		udp, tcp, err := s.sockets.DNS()
 		if err != nil {
 			return err
 		}

@@ -27,13 +27,13 @@ func (s *sidecar) followSockets(ctx context.Context) {
 		if i == nil || !isClosed(i.Accepts()) {
 			continue
 		}
-		names, version := s.sockets.names(), s.envoyVersion()
+		names, version := s.sockets.Names(), s.envoyVersion()
 		// The sockets first: until they are here, an Envoy that dies takes them with it.
-		if err := s.sockets.refresh(ctx, i); err != nil && ctx.Err() == nil && !isClosed(i.Done()) {
+		if err := s.sockets.Refresh(ctx, i.Fetch); err != nil && ctx.Err() == nil && !isClosed(i.Done()) {
 			s.log.Warn("after a crash Envoy would start without its sockets, and an upgrade cannot have them", "err", err)
 		}
 		s.learnVersion(ctx)
-		if version != s.envoyVersion() || !slices.Equal(names, s.sockets.names()) {
+		if version != s.envoyVersion() || !slices.Equal(names, s.sockets.Names()) {
 			s.hooks.learned()
 		}
 	}

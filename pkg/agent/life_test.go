@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -226,14 +227,18 @@ func TestRoleIsToldHoweverLongTheRest(t *testing.T) {
 	p := newPod(t)
 	a := p.start("a")
 	a.settles(hotrestart.RoleServing)
+	many := new(hotrestart.Sockets)
 	for i := range 300 { // as an Envoy with many listeners and workers has
 		f, err := os.Open(os.DevNull)
 		if err == nil {
-			err = a.current().sockets.own.Add(hotrestart.Socket{Name: fmt.Sprintf("%0200d", i), File: f})
+			err = many.Add(hotrestart.Socket{Name: fmt.Sprintf("%0200d", i), File: f})
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := a.current().sockets.Refresh(t.Context(), func(context.Context) (*hotrestart.Sockets, error) { return many, nil }); err != nil {
+		t.Fatal(err)
 	}
 	c, err := hotrestart.Dial(t.Context(), p.dir("c"), a.me.ID)
 	if err != nil {
@@ -274,7 +279,7 @@ func TestNobodyIsRefusedWhileEnvoyRestarts(t *testing.T) {
 	a := p.start("a")
 	a.settles(hotrestart.RoleServing)
 	waitFor(t, "the agent to hold Envoy's socket", func() bool {
-		return slices.Contains(a.current().sockets.names(), hotrestart.EnvoySocketName("tcp://"+p.listen, 0))
+		return slices.Contains(a.current().sockets.Names(), hotrestart.EnvoySocketName("tcp://"+p.listen, 0))
 	})
 	i := a.current().supervisor.Current()
 	i.Kill()
@@ -308,8 +313,8 @@ func TestLeftoversOfTheKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.Remove(path(base))
-	dead := filepath.Join(p.cfg.ConfigPath, generationPrefix+"dead")
-	if err := errors.Join(os.MkdirAll(dead, 0o700), os.WriteFile(filepath.Join(dead, lockFile), nil, 0o600)); err != nil {
+	dead := filepath.Join(p.cfg.ConfigPath, "gen-dead")
+	if err := errors.Join(os.MkdirAll(dead, 0o700), os.WriteFile(filepath.Join(dead, "lock"), nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	p.start("a").settles(hotrestart.RoleServing)

@@ -15,6 +15,7 @@ import (
 	"understudy.mesh/dnsproxy"
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/iptables"
+	"understudy.mesh/pkg/agent/internal/sockets"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/mesh"
@@ -117,7 +118,7 @@ func (s *sidecar) newEnvoy() error {
 	c := s.cfg
 	b, err := bootstrap.Build(bootstrap.Config{
 		Node:      bootstrap.Node(c.Node),
-		AdminPath: s.generation.adminSocket(), XDSPath: s.generation.xdsSocket(),
+		AdminPath: s.dir.AdminSocket(), XDSPath: s.dir.XDSSocket(),
 		StatsPort: c.StatsPort, StatsLoopbackOnly: c.StatsLoopbackOnly,
 		IPv4: c.IPv4, IPv6: c.IPv6, ProxyMark: c.ProxyMark, DNSServer: s.resolver.addr, LogJSON: c.LogJSON, RuntimeValues: c.RuntimeValues,
 		StatsMatcher: bootstrap.StatsMatcher{
@@ -134,7 +135,7 @@ func (s *sidecar) newEnvoy() error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(s.generation.bootstrapFile(), data, 0o600); err != nil {
+	if err := os.WriteFile(s.dir.BootstrapFile(), data, 0o600); err != nil {
 		return fmt.Errorf("write Envoy's bootstrap: %w", err)
 	}
 	override, err := readOverride(c.BootstrapOverride, c.HostIP)
@@ -142,14 +143,14 @@ func (s *sidecar) newEnvoy() error {
 		return err
 	}
 	supervised := envoy.Config{
-		Binary: c.BinaryPath, Path: s.generation.hotRestartSockets(),
+		Binary: c.BinaryPath, Path: s.dir.HotRestartSockets(),
 		Command: func(hotRestart []string) envoy.Command {
 			return envoy.Command{
 				Path: c.BinaryPath, Args: envoy.Args(s.envoyOptions(override, hotRestart)), Env: s.world.Environ,
 				Stdout: s.world.Stdout, Stderr: s.world.Stderr, Capabilities: capabilities(c),
 			}
 		},
-		Sockets: s.sockets.forEnvoy, Inherits: s.sockets.inherits, DropSockets: s.sockets.forsake, Accepts: s.moveSockets,
+		Sockets: s.sockets.ForEnvoy, Inherits: s.sockets.Inherits, DropSockets: s.sockets.DropEnvoy, Accepts: s.moveSockets,
 		StartTime: s.world.Started, Log: s.world.Log("envoy"),
 		Admin: s.admin, Ready: s.ready, Serves: s.progress, RestartHung: c.RestartHung,
 	}
@@ -163,7 +164,7 @@ func (s *sidecar) newEnvoy() error {
 func (s *sidecar) envoyOptions(override string, hotRestart []string) envoy.Options {
 	c := s.cfg
 	return envoy.Options{
-		ConfigPath: s.generation.bootstrapFile(), DrainDuration: envoyDrain(c),
+		ConfigPath: s.dir.BootstrapFile(), DrainDuration: envoyDrain(c),
 		LogLevel: c.ProxyLogLevel, ComponentLogLevel: c.ProxyComponentLogLevel,
 		Concurrency: c.Concurrency, LocalIPv6: !c.IPv4,
 		SkipDeprecatedLogs: c.SkipDeprecatedLogs, CoreDump: c.CoreDump, OverrideYAML: override,
@@ -317,8 +318,8 @@ func (s *sidecar) newStatus() error {
 	}
 	var err error
 	s.status, err = status.New(status.Config{
-		Ports: []uint16{statusPort(c)}, Admin: http.HandlerFunc(s.serveAdmin),
-		Ready: s.ready, StandIn: func(w http.ResponseWriter, r *http.Request) bool { return s.standIn(w, r, statusPort(c)) },
+		Ports: []uint16{sockets.StatusPort(c)}, Admin: http.HandlerFunc(s.serveAdmin),
+		Ready: s.ready, StandIn: func(w http.ResponseWriter, r *http.Request) bool { return s.standIn(w, r, sockets.StatusPort(c)) },
 		Quit: s.hooks.quit, Drain: s.hooks.drain,
 		EnvoyStats: s.envoyStats, MergeEnvoyStats: c.MergeEnvoyStats,
 		AppProbers: []byte(c.AppProbers), PrometheusAnnotations: []byte(c.PrometheusAnnotations),

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/agent/internal/sockets"
 )
 
 // ofNoConsequence says why an event has no row in a role.
@@ -72,6 +73,18 @@ func bareAgent(t *testing.T, role hotrestart.Role) *Agent {
 	return a
 }
 
+// bareSockets are those of an agent in no pod.
+func bareSockets(t *testing.T) *sockets.Set {
+	t.Helper()
+	cfg := newPod(t).cfg
+	s, err := sockets.New(&cfg, nil, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
 // TestLateEvents: what concerns a search or a sidecar of before changes nothing.
 func TestLateEvents(t *testing.T) {
 	before, now := &sidecar{}, &sidecar{}
@@ -105,7 +118,7 @@ func TestLateEvents(t *testing.T) {
 func TestPredecessorsDrainIsNotedInEveryRole(t *testing.T) {
 	for role := range roles {
 		a := bareAgent(t, role)
-		a.loop.sidecar = &sidecar{sockets: &sockets{log: quiet(), envoy: new(hotrestart.Sockets)}}
+		a.loop.sidecar = &sidecar{sockets: bareSockets(t)}
 		a.handle(event{kind: predecessor, drained: hotrestart.Drained{Done: true}})
 		if a.shown.predecessor == nil || !a.shown.predecessor.Done {
 			t.Errorf("%s: the news is lost", role)
@@ -118,7 +131,7 @@ func TestServesAlthoughAskedToStop(t *testing.T) {
 	a := bareAgent(t, hotrestart.RoleStarting)
 	log := &roleLog{Handler: slog.DiscardHandler}
 	a.log = slog.New(log)
-	s := &sidecar{sockets: &sockets{log: quiet(), envoy: new(hotrestart.Sockets)}}
+	s := &sidecar{sockets: bareSockets(t)}
 	a.loop.sidecar, a.loop.stopping = s, true
 	a.handle(event{kind: inForce, sidecar: s})
 	a.loop.children.Wait()

@@ -85,11 +85,11 @@ func (a *Agent) judge(newcomer hotrestart.Identity) *hotrestart.RefusedError {
 func (a *Agent) give(e event) hotrestart.Role {
 	s := a.loop.sidecar
 	if i := s.supervisor.Current(); i != nil && isClosed(i.Accepts()) {
-		if err := s.sockets.refresh(a.loop.ctx, i); err != nil {
+		if err := s.sockets.Refresh(a.loop.ctx, i.Fetch); err != nil {
 			a.log.Warn("the newcomer gets the sockets that Envoy had when it was asked last", "err", err)
 		}
 	}
-	all, err := s.sockets.all()
+	all, err := s.sockets.Copy()
 	if err == nil {
 		err = errors.Join(e.newcomer.Give(all), all.Close())
 	}
@@ -115,7 +115,7 @@ func (a *Agent) letGo(e event) hotrestart.Role {
 		a.loop.counted = counters
 		cancel()
 	}
-	all, err := s.sockets.all()
+	all, err := s.sockets.Copy()
 	if err == nil {
 		err = errors.Join(e.newcomer.Release(all, a.fit(state)), all.Close())
 	}
@@ -131,7 +131,7 @@ func (a *Agent) serveOn(e event) hotrestart.Role {
 	a.loop.newcomer = nil
 	a.finishAttempt(resultFailure, e.err)
 	a.log.Warn("the hand-off failed: this generation serves on", "err", e.err, "after", time.Since(a.loop.began).Round(time.Millisecond))
-	a.loop.sidecar.sockets.widen()
+	a.loop.sidecar.sockets.UnrestrictReuseport()
 	if !a.loop.sidecar.accepting() {
 		if err := a.loop.sidecar.takeBack(); err != nil {
 			return a.fail(event{sidecar: a.loop.sidecar, err: err})
@@ -164,7 +164,7 @@ func (a *Agent) noteInForce(e event) hotrestart.Role {
 		return a.stay() // of one that drains
 	}
 	a.loop.before, a.loop.settled = hotrestart.RoleServing, true
-	e.sidecar.sockets.settle()
+	e.sidecar.sockets.Settle()
 	a.world.Settled()
 	return a.stay()
 }

@@ -14,6 +14,8 @@ import (
 
 	"understudy.mesh/dnsproxy"
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/agent/internal/rundir"
+	"understudy.mesh/pkg/agent/internal/sockets"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/mesh"
@@ -47,8 +49,8 @@ type sidecar struct {
 	hooks hooks
 	log   *slog.Logger
 
-	generation *generation
-	sockets    *sockets
+	dir        *rundir.Dir
+	sockets    *sockets.Set
 	ready      *status.Readiness
 	admin      *envoy.Admin
 	xds        *xds.Server
@@ -117,23 +119,23 @@ func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *
 	if s.source, err = mesh.NewSource(cfg.ConfigDir, meshOptions(cfg), world.Log("mesh")); err != nil {
 		return nil, err
 	}
-	if s.generation, err = newGeneration(cfg.ConfigPath, id, s.log); err != nil {
+	if s.dir, err = rundir.New(cfg.ConfigPath, id, s.log); err != nil {
 		return nil, err
 	}
 	var given *hotrestart.Sockets
 	if inherited != nil {
 		given, s.probation = inherited.sockets, newProbation()
 	}
-	if s.sockets, err = newSockets(cfg, given, s.log); err != nil {
+	if s.sockets, err = sockets.New(cfg, given, s.log); err != nil {
 		return nil, err
 	}
-	listener, err := s.generation.listenXDS()
+	listener, err := s.dir.ListenXDS()
 	if err != nil {
 		return nil, err
 	}
 	s.xds = xds.New(listener, world.Log("xds"))
 	s.xds.SendFirst(mesh.OutboundListener, mesh.InboundListener)
-	s.admin = envoy.NewAdmin(s.generation.adminSocket())
+	s.admin = envoy.NewAdmin(s.dir.AdminSocket())
 	if err := s.newDNS(); err != nil {
 		return nil, err
 	}
@@ -184,7 +186,7 @@ func (s *sidecar) start() {
 	go func() {
 		<-s.base.Done() // something failed, or it is over
 		s.supervisor.Stop()
-		s.sockets.close() // nobody accepts any more: who connects is refused and need not wait
+		s.sockets.Close() // nobody accepts any more: who connects is refused and need not wait
 		endFeed()         // Envoy would warn of a control plane that goes first
 		s.err = s.group.Wait()
 		s.suspend()
@@ -285,14 +287,14 @@ func (s *sidecar) empty(ctx context.Context) {
 	if !s.supervisor.HasServed() {
 		return
 	}
-	s.sockets.quench()
+	s.sockets.Quench()
 	ctx, cancel := context.WithTimeout(ctx, lastGrace)
 	defer cancel()
 	tick := time.NewTicker(lastPoll)
 	defer tick.Stop()
 	for {
 		left, err := s.supervisor.Connections(ctx)
-		if err == nil && left == 0 && s.sockets.queued() == 0 {
+		if err == nil && left == 0 && s.sockets.Queued() == 0 {
 			return
 		}
 		select {
@@ -317,7 +319,7 @@ func (s *sidecar) retire(ctx context.Context, left func(n int, final bool)) {
 	if err := s.supervisor.StopAccepting(ctx); err != nil {
 		s.log.Warn("Envoy was not told to drain", "err", err)
 	}
-	s.sockets.close()
+	s.sockets.Close()
 	s.log.Info("draining after the hand-off")
 	s.supervisor.AwaitIdle(ctx, func(n int) { left(n, false) }, s.log)
 	if n, err := s.supervisor.Connections(context.Background()); err == nil {
@@ -351,7 +353,7 @@ func (s *sidecar) end() {
 // close gives back what newSidecar took.
 func (s *sidecar) close() {
 	if s.sockets != nil {
-		s.sockets.close()
+		s.sockets.Close()
 	}
 	if s.resolver != nil {
 		s.resolver.close()
@@ -359,8 +361,8 @@ func (s *sidecar) close() {
 	if s.admin != nil {
 		s.admin.Close()
 	}
-	if s.generation != nil {
-		if err := s.generation.remove(); err != nil {
+	if s.dir != nil {
+		if err := s.dir.Remove(); err != nil {
 			s.log.Warn("this generation's files stay", "err", err)
 		}
 	}

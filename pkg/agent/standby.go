@@ -240,7 +240,7 @@ func (a *Agent) notePredecessor(e event) hotrestart.Role {
 	a.setPredecessor(&e.drained)
 	if e.drained.Done {
 		if a.loop.role == hotrestart.RoleServing { // else it is the successor who narrowed
-			a.loop.sidecar.sockets.widen()
+			a.loop.sidecar.sockets.UnrestrictReuseport()
 		}
 		a.log.Info("the generation before has drained")
 	}

@@ -192,9 +192,9 @@ func (a *Agent) serve(e event) hotrestart.Role {
 		f.close()
 		a.loop.follow = nil
 	}
-	a.loop.sidecar.sockets.settle()
+	a.loop.sidecar.sockets.Settle()
 	if e.kind == inForce || a.predecessorDrained() {
-		a.loop.sidecar.sockets.widen() // nobody is left who would empty a surplus socket
+		a.loop.sidecar.sockets.UnrestrictReuseport() // nobody is left who would empty a surplus socket
 	}
 	a.world.Settled()
 	if a.loop.stopping {

@@ -89,7 +89,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	case errors.Is(err, hotrestart.ErrLost):
 		err = fmt.Errorf("the generation before broke the hand-off off, and lives: %v", err) //nolint:errorlint // it is not lost
 	}
-	s.sockets.widen()
+	s.sockets.UnrestrictReuseport()
 	a.giveUp(ctx, client, err)
 	s.abandon()
 	a.showSidecar(nil)
@@ -163,7 +163,7 @@ func (t *succession) comeIntoForce(ctx context.Context) error {
 	}
 	select {
 	case <-i.Accepts():
-		return s.sockets.refresh(ctx, i)
+		return s.sockets.Refresh(ctx, i.Fetch)
 	case <-t.client.Lost():
 		return t.whyLost(ctx)
 	case <-i.Done():
@@ -175,7 +175,7 @@ func (t *succession) comeIntoForce(ctx context.Context) error {
 
 // whyLost says whether the generation before died or gave up, which the next step tells.
 func (t *succession) whyLost(ctx context.Context) error {
-	_, _, err := t.client.Ready(ctx, t.sidecar.sockets.predecessors())
+	_, _, err := t.client.Ready(ctx, t.sidecar.sockets.Predecessors())
 	return cmp.Or(err, hotrestart.ErrLost)
 }
 
@@ -186,8 +186,8 @@ func (a *Agent) commit(ctx context.Context, t *succession) error {
 	if err := s.accept(); err != nil {
 		return &ownError{err}
 	}
-	s.sockets.narrow()
-	_, state, err := t.client.Ready(ctx, s.sockets.predecessors())
+	s.sockets.RestrictReuseport()
+	_, state, err := t.client.Ready(ctx, s.sockets.Predecessors())
 	if err != nil {
 		return err
 	}

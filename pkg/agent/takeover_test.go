@@ -81,7 +81,7 @@ func TestParentDies(t *testing.T) {
 			a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Unready = tc.unready }))
 			<-die
 			if tc.after {
-				waitFor(t, "a to have the answer", func() bool { s := a.current(); return s != nil && s.sockets.predecessors().Len() > 0 })
+				waitFor(t, "a to have the answer", func() bool { s := a.current(); return s != nil && s.sockets.Predecessors().Len() > 0 })
 			}
 			n.leave()
 			if tc.unready {
@@ -92,7 +92,7 @@ func TestParentDies(t *testing.T) {
 			} else {
 				a.settles(hotrestart.RoleServing)
 				p.answers("a")
-				waitFor(t, "the sockets of the generation before to be closed", func() bool { return a.current().sockets.predecessors().Len() == 0 })
+				waitFor(t, "the sockets of the generation before to be closed", func() bool { return a.current().sockets.Predecessors().Len() == 0 })
 			}
 			if tc.alone && a.lastAttempt().Result != resultSuccess {
 				t.Errorf("the attempt is %+v", a.lastAttempt())

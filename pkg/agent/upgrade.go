@@ -127,7 +127,7 @@ func (a *Agent) self() control.GenerationStatus {
 		g.LastAttempt = &attempt
 	}
 	if s := a.shown.sidecar; s != nil {
-		g.Sockets = s.sockets.names()
+		g.Sockets = s.sockets.Names()
 		g.EnvoyVersion, g.HotRestartVersion = s.envoyVersion(), s.supervisor.HotRestartVersion()
 	}
 	return g

@@ -1,4 +1,6 @@
-package agent
+// Package sockets owns a copy of every listening socket of a generation: the agent's own,
+// and those of its Envoy.
+package sockets
 
 import (
 	"cmp"
@@ -18,7 +20,6 @@ import (
 	"understudy.mesh/dnsproxy"
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/config"
-	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/status"
 )
 
@@ -26,20 +27,21 @@ import (
 // Envoy's main thread, which a large update keeps busy; a newcomer waits 10 s.
 const fetchTimeout = 4 * time.Second
 
-// socketUse is what a socket of the agent's is for.
-type socketUse string
+// Use is what a socket of the agent's is for.
+type Use string
 
+// The agent's own ports.
 const (
-	useStatus socketUse = "status" // --statusPort
-	useProbe  socketUse = "probe"  // what the kubelet asks, where that is another port
-	useAdmin  socketUse = "admin"
-	useDNS    socketUse = "dns"
+	UseStatus Use = "status" // --statusPort
+	UseProbe  Use = "probe"  // what the kubelet asks, where that is another port
+	UseAdmin  Use = "admin"
+	useDNS    Use = "dns"
 )
 
-// sockets owns a copy of every listening socket of a generation: the agent's own, and
+// Set has a copy of every listening socket of a generation: the agent's own, and
 // those of its Envoy. They are what a hand-off gives, and what an Envoy that is started
 // again after a crash listens on: no connection is refused meanwhile.
-type sockets struct {
+type Set struct {
 	cfg *config.Config
 	log *slog.Logger
 
@@ -51,27 +53,27 @@ type sockets struct {
 	closed bool
 }
 
-// newSockets takes the agent's own sockets from given (nil: there is no generation
+// New takes the agent's own sockets from given (nil: there is no generation
 // before), and binds those that are not there. It binds everything or nothing. given
 // stays the caller's if it fails.
-func newSockets(cfg *config.Config, given *hotrestart.Sockets, log *slog.Logger) (_ *sockets, err error) {
-	s := &sockets{cfg: cfg, log: log, own: new(hotrestart.Sockets), envoy: new(hotrestart.Sockets), given: given}
+func New(cfg *config.Config, given *hotrestart.Sockets, log *slog.Logger) (_ *Set, err error) {
+	s := &Set{cfg: cfg, log: log, own: new(hotrestart.Sockets), envoy: new(hotrestart.Sockets), given: given}
 	defer func() {
 		if err != nil {
 			s.given = nil
-			s.close()
+			s.Close()
 		}
 	}()
-	statusPort := statusPort(cfg)
-	if err := s.listen(useStatus, status.Socket{Port: statusPort, Use: "the status server", Setting: "--statusPort"}); err != nil {
+	statusPort := StatusPort(cfg)
+	if err := s.listen(UseStatus, status.Socket{Port: statusPort, Use: "the status server", Setting: "--statusPort"}); err != nil {
 		return nil, err
 	}
 	if cfg.ReadyPort != statusPort {
-		if err := s.listen(useProbe, status.Socket{Port: cfg.ReadyPort, Use: "the kubelet's readiness probe", Setting: "ENVOY_STATUS_PORT"}); err != nil {
+		if err := s.listen(UseProbe, status.Socket{Port: cfg.ReadyPort, Use: "the kubelet's readiness probe", Setting: "ENVOY_STATUS_PORT"}); err != nil {
 			return nil, err
 		}
 	}
-	if err := s.listen(useAdmin, status.Socket{Port: cfg.AdminPort, Loopback: true, Use: "Envoy's admin API", Setting: "--proxyAdminPort"}); err != nil {
+	if err := s.listen(UseAdmin, status.Socket{Port: cfg.AdminPort, Loopback: true, Use: "Envoy's admin API", Setting: "--proxyAdminPort"}); err != nil {
 		return nil, err
 	}
 	if cfg.DNSCapture {
@@ -80,10 +82,10 @@ func newSockets(cfg *config.Config, given *hotrestart.Sockets, log *slog.Logger)
 	return s, err
 }
 
-// statusPort is --statusPort; 0 there means that what the kubelet asks is all that is served.
-func statusPort(cfg *config.Config) uint16 { return cmp.Or(cfg.StatusPort, cfg.ReadyPort) }
+// StatusPort is --statusPort; 0 there means that what the kubelet asks is all that is served.
+func StatusPort(cfg *config.Config) uint16 { return cmp.Or(cfg.StatusPort, cfg.ReadyPort) }
 
-func tcpName(use socketUse, port uint16, i int) string {
+func tcpName(use Use, port uint16, i int) string {
 	return fmt.Sprintf("agent %s tcp %d %d", use, port, i)
 }
 
@@ -92,7 +94,7 @@ func dnsName(network string, addr netip.AddrPort) string {
 }
 
 // listen takes the sockets of one port over, or binds them.
-func (s *sockets) listen(use socketUse, socket status.Socket) error {
+func (s *Set) listen(use Use, socket status.Socket) error {
 	if s.inherit(tcpName(use, socket.Port, 0)) {
 		s.inherit(tcpName(use, socket.Port, 1)) // the other family's
 		return nil
@@ -107,7 +109,7 @@ func (s *sockets) listen(use socketUse, socket status.Socket) error {
 	return err
 }
 
-func (s *sockets) listenDNS(addrs []netip.AddrPort) error {
+func (s *Set) listenDNS(addrs []netip.AddrPort) error {
 	for _, addr := range addrs {
 		udp, tcp := s.inherit(dnsName("udp", addr)), s.inherit(dnsName("tcp", addr))
 		if udp && tcp {
@@ -131,7 +133,7 @@ func (s *sockets) listenDNS(addrs []netip.AddrPort) error {
 }
 
 // inherit copies a socket of the generation before into this one's own.
-func (s *sockets) inherit(name string) bool {
+func (s *Set) inherit(name string) bool {
 	if s.given == nil {
 		return false
 	}
@@ -140,7 +142,7 @@ func (s *sockets) inherit(name string) bool {
 }
 
 // adopt puts a copy of a socket that was just bound into the set, and closes it.
-func (s *sockets) adopt(name string, bound interface {
+func (s *Set) adopt(name string, bound interface {
 	File() (*os.File, error)
 	Close() error
 }) error {
@@ -152,8 +154,8 @@ func (s *sockets) adopt(name string, bound interface {
 	return s.own.Add(hotrestart.Socket{Name: name, File: f})
 }
 
-// listeners returns copies of the sockets of one port, which the caller closes.
-func (s *sockets) listeners(use socketUse, port uint16) (listeners []net.Listener, err error) {
+// Listeners returns copies of the sockets of one port, which the caller closes.
+func (s *Set) Listeners(use Use, port uint16) (listeners []net.Listener, err error) {
 	for i := range 2 {
 		f, err := s.own.Get(tcpName(use, port, i))
 		if errors.Is(err, os.ErrNotExist) {
@@ -172,8 +174,8 @@ func (s *sockets) listeners(use socketUse, port uint16) (listeners []net.Listene
 	return listeners, nil
 }
 
-// dns returns copies of the DNS sockets, which the caller closes: all of them, or none when it fails.
-func (s *sockets) dns() (udp []*net.UDPConn, tcp []*net.TCPListener, err error) {
+// DNS returns copies of the DNS sockets, which the caller closes: all of them, or none when it fails.
+func (s *Set) DNS() (udp []*net.UDPConn, tcp []*net.TCPListener, err error) {
 	defer func() {
 		if err == nil {
 			return
@@ -210,9 +212,9 @@ func (s *sockets) dns() (udp []*net.UDPConn, tcp []*net.TCPListener, err error) 
 	return udp, tcp, nil
 }
 
-// forEnvoy copies the socket of one worker of a listener of Envoy's: what its
+// ForEnvoy copies the socket of one worker of a listener of Envoy's: what its
 // predecessor in this generation had, or what the generation before gave.
-func (s *sockets) forEnvoy(address string, worker uint32) (fd int, ok bool) {
+func (s *Set) ForEnvoy(address string, worker uint32) (fd int, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if fd, ok = s.envoy.CopyForEnvoy(address, worker); ok || s.given == nil {
@@ -221,11 +223,11 @@ func (s *sockets) forEnvoy(address string, worker uint32) (fd int, ok bool) {
 	return s.given.CopyForEnvoy(address, worker)
 }
 
-// refresh asks Envoy what it listens on. When Envoy cannot say, what it said last stays.
-func (s *sockets) refresh(ctx context.Context, i *envoy.Instance) error {
+// Refresh asks Envoy by fetch what it listens on. When Envoy cannot say, what it said last stays.
+func (s *Set) Refresh(ctx context.Context, fetch func(context.Context) (*hotrestart.Sockets, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
-	fetched, err := i.Fetch(ctx)
+	fetched, err := fetch(ctx)
 	if err != nil {
 		return fmt.Errorf("ask Envoy for its listening sockets: %w", err)
 	}
@@ -234,7 +236,7 @@ func (s *sockets) refresh(ctx context.Context, i *envoy.Instance) error {
 }
 
 // take makes fetched what Envoy has; too late, it is closed.
-func (s *sockets) take(fetched *hotrestart.Sockets) {
+func (s *Set) take(fetched *hotrestart.Sockets) {
 	s.mu.Lock()
 	old := fetched
 	if !s.closed {
@@ -244,26 +246,26 @@ func (s *sockets) take(fetched *hotrestart.Sockets) {
 	s.warn(old.Close())
 }
 
-// forsake prepares for an Envoy that binds its own ports: on copies of the sockets of the
+// DropEnvoy prepares for an Envoy that binds its own ports: on copies of the sockets of the
 // one before it nobody would accept, and the kernel would give them their share of the
 // connections all the same.
-func (s *sockets) forsake() {
+func (s *Set) DropEnvoy() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.warn(s.envoy.Close())
 	s.envoy = new(hotrestart.Sockets)
 }
 
-// inherits tells whether this generation has not settled yet in what it was given.
-func (s *sockets) inherits() bool {
+// Inherits tells whether this generation has not settled yet in what it was given.
+func (s *Set) Inherits() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.given != nil
 }
 
-// predecessors are the sockets that the generation before has given, for it to add to
+// Predecessors are the sockets that the generation before has given, for it to add to
 // and to take from; an empty set once they are settled.
-func (s *sockets) predecessors() *hotrestart.Sockets {
+func (s *Set) Predecessors() *hotrestart.Sockets {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.given == nil {
@@ -272,9 +274,9 @@ func (s *sockets) predecessors() *hotrestart.Sockets {
 	return s.given
 }
 
-// narrow keeps new connections from what the generation before gave and this one's Envoy,
+// RestrictReuseport keeps new connections from what the generation before gave and this one's Envoy,
 // with fewer workers, has not taken, as long as the old Envoy still empties it.
-func (s *sockets) narrow() {
+func (s *Set) RestrictReuseport() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.given == nil {
@@ -288,16 +290,16 @@ func (s *sockets) narrow() {
 	}
 }
 
-// widen undoes narrow, whichever generation did it.
-func (s *sockets) widen() {
+// UnrestrictReuseport undoes RestrictReuseport, whichever generation did it.
+func (s *Set) UnrestrictReuseport() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.warn(hotrestart.Widen(s.envoy))
 }
 
-// quench keeps whoever connects from now on from every socket: they are to be closed, and nobody
+// Quench keeps whoever connects from now on from every socket: they are to be closed, and nobody
 // else has them.
-func (s *sockets) quench() {
+func (s *Set) Quench() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := errors.Join(hotrestart.Quench(s.envoy), hotrestart.Quench(s.own)); err != nil {
@@ -305,8 +307,8 @@ func (s *sockets) quench() {
 	}
 }
 
-// queued counts who waits to be accepted.
-func (s *sockets) queued() int {
+// Queued counts who waits to be accepted.
+func (s *Set) Queued() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	envoy, err := hotrestart.Queued(s.envoy)
@@ -317,9 +319,9 @@ func (s *sockets) queued() int {
 	return envoy + own
 }
 
-// settle ends the time of what the generation before gave: what was not taken is closed,
+// Settle ends the time of what the generation before gave: what was not taken is closed,
 // so that nobody queues in a socket on which nobody accepts.
-func (s *sockets) settle() {
+func (s *Set) Settle() {
 	s.mu.Lock()
 	given := s.given
 	s.given = nil
@@ -329,8 +331,8 @@ func (s *sockets) settle() {
 	}
 }
 
-// all returns copies of every socket, which the caller closes.
-func (s *sockets) all() (*hotrestart.Sockets, error) {
+// Copy returns copies of every socket, which the caller closes.
+func (s *Set) Copy() (*hotrestart.Sockets, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all, err := s.own.Dup()
@@ -349,23 +351,23 @@ func (s *sockets) all() (*hotrestart.Sockets, error) {
 	return all, nil
 }
 
-// names are those of all sockets, sorted.
-func (s *sockets) names() []string {
+// Names are those of all sockets, sorted.
+func (s *Set) Names() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Sorted(slices.Values(append(s.own.Names(), s.envoy.Names()...)))
 }
 
-// close closes every copy; sockets that others have live on.
-func (s *sockets) close() {
-	s.settle()
+// Close closes every copy; sockets that others have live on.
+func (s *Set) Close() {
+	s.Settle()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
 	s.warn(errors.Join(s.own.Close(), s.envoy.Close()))
 }
 
-func (s *sockets) warn(err error) {
+func (s *Set) warn(err error) {
 	if err != nil {
 		s.log.Warn("close sockets", "err", err)
 	}

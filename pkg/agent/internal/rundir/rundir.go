@@ -1,4 +1,7 @@
-package agent
+// Package rundir owns the files of one life of the agent: a directory of its own below
+// configPath, which two containers of a pod may share. Its lock tells a later generation
+// whether this one still lives.
+package rundir
 
 import (
 	"fmt"
@@ -21,38 +24,36 @@ const (
 	lockGrace = time.Minute
 )
 
-// generation owns the files of one life of the agent: a directory of its own
-// below configPath, which two containers of a pod may share. Its lock tells a
-// later generation whether this one still lives.
-type generation struct {
+// Dir is the directory of one generation.
+type Dir struct {
 	dir  string
 	lock *os.File
 }
 
-// newGeneration makes a fresh directory, named after id, below configPath, which it creates when
+// New makes a fresh directory, named after id, below configPath, which it creates when
 // it is missing, and removes those that dead generations left behind.
-func newGeneration(configPath, id string, log *slog.Logger) (*generation, error) {
+func New(configPath, id string, log *slog.Logger) (*Dir, error) {
 	if err := os.MkdirAll(configPath, 0o755); err != nil {
 		return nil, fmt.Errorf("make configPath %s (it must be writable; set PROXY_CONFIG configPath): %w", configPath, err)
 	}
 	removeDeadGenerations(configPath, log)
-	g := &generation{}
+	d := &Dir{}
 	var err error
 	// Istio's default is relative, and Envoy's hot restart takes only absolute paths.
-	if g.dir, err = filepath.Abs(filepath.Join(configPath, generationPrefix+id)); err != nil {
+	if d.dir, err = filepath.Abs(filepath.Join(configPath, generationPrefix+id)); err != nil {
 		return nil, fmt.Errorf("make configPath %s absolute: %w", configPath, err)
 	}
-	if err := unixsock.CheckPath(g.adminSocket()); err != nil { // the longest
+	if err := unixsock.CheckPath(d.AdminSocket()); err != nil { // the longest
 		return nil, fmt.Errorf("configPath %s: %w", configPath, err)
 	}
-	if err := os.Mkdir(g.dir, 0o700); err != nil {
+	if err := os.Mkdir(d.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make this generation's directory (configPath must be writable for uid %d): %w", os.Geteuid(), err)
 	}
-	if g.lock, err = lockDirectory(g.dir); err != nil {
-		os.RemoveAll(g.dir)
-		return nil, fmt.Errorf("lock this generation's directory %s: %w", g.dir, err)
+	if d.lock, err = lockDirectory(d.dir); err != nil {
+		os.RemoveAll(d.dir)
+		return nil, fmt.Errorf("lock this generation's directory %s: %w", d.dir, err)
 	}
-	return g, nil
+	return d, nil
 }
 
 // lockDirectory makes the lock of dir. It has its name only once it is held: another
@@ -73,31 +74,36 @@ func lockDirectory(dir string) (*os.File, error) {
 	return lock, nil
 }
 
-func (g *generation) bootstrapFile() string { return filepath.Join(g.dir, "envoy.pb") }
-func (g *generation) adminSocket() string   { return filepath.Join(g.dir, "admin.sock") }
+// BootstrapFile is where Envoy finds its bootstrap.
+func (d *Dir) BootstrapFile() string { return filepath.Join(d.dir, "envoy.pb") }
 
-// hotRestartSockets is where the paths of the sockets between agent and Envoy begin.
-func (g *generation) hotRestartSockets() string { return filepath.Join(g.dir, "hr") }
-func (g *generation) xdsSocket() string         { return filepath.Join(g.dir, "xds.sock") }
+// AdminSocket is where Envoy serves its admin API.
+func (d *Dir) AdminSocket() string { return filepath.Join(d.dir, "admin.sock") }
 
-// listenXDS binds the socket from which this generation's Envoy gets its
+// HotRestartSockets is where the paths of the sockets between agent and Envoy begin.
+func (d *Dir) HotRestartSockets() string { return filepath.Join(d.dir, "hr") }
+
+// XDSSocket is where Envoy gets its resources.
+func (d *Dir) XDSSocket() string { return filepath.Join(d.dir, "xds.sock") }
+
+// ListenXDS binds the socket from which this generation's Envoy gets its
 // resources. The directory is 0700, the socket 0600.
-func (g *generation) listenXDS() (net.Listener, error) {
-	l, err := net.Listen("unix", g.xdsSocket())
+func (d *Dir) ListenXDS() (net.Listener, error) {
+	l, err := net.Listen("unix", d.XDSSocket())
 	if err != nil {
 		return nil, fmt.Errorf("bind the XDS socket: %w", err)
 	}
-	if err := os.Chmod(g.xdsSocket(), 0o600); err != nil {
+	if err := os.Chmod(d.XDSSocket(), 0o600); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("restrict the XDS socket: %w", err)
 	}
 	return l, nil
 }
 
-// remove deletes everything the generation put on disk.
-func (g *generation) remove() error {
-	err := os.RemoveAll(g.dir)
-	g.lock.Close()
+// Remove deletes everything the generation put on disk.
+func (d *Dir) Remove() error {
+	err := os.RemoveAll(d.dir)
+	d.lock.Close()
 	return err
 }
 

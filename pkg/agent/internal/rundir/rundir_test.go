@@ -1,4 +1,4 @@
-package agent
+package rundir
 
 import (
 	"log/slog"
@@ -12,11 +12,11 @@ import (
 func TestGenerationRemovesOnlyTheDead(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	configPath := filepath.Join(t.TempDir(), "made", "on", "demand")
-	living, err := newGeneration(configPath, "living", log)
+	living, err := New(configPath, "living", log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	dead, err := newGeneration(configPath, "dead", log)
+	dead, err := New(configPath, "dead", log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +35,7 @@ func TestGenerationRemovesOnlyTheDead(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	third, err := newGeneration(configPath, "third", log)
+	third, err := New(configPath, "third", log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestGenerationRemovesOnlyTheDead(t *testing.T) {
 			t.Errorf("%s exists: %v, want %v", filepath.Base(dir), got, want)
 		}
 	}
-	if err := third.remove(); err != nil {
+	if err := third.Remove(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(third.dir); err == nil {
@@ -55,24 +55,24 @@ func TestGenerationRemovesOnlyTheDead(t *testing.T) {
 
 func TestGenerationRefusesLongPath(t *testing.T) {
 	configPath := filepath.Join(t.TempDir(), strings.Repeat("x", 100))
-	_, err := newGeneration(configPath, "long", slog.New(slog.DiscardHandler))
+	_, err := New(configPath, "long", slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "107") {
 		t.Fatalf("error is %v, want one that names the limit of 107 bytes", err)
 	}
 }
 
 func TestGenerationSocketIsPrivate(t *testing.T) {
-	g, err := newGeneration(t.TempDir(), "one", slog.New(slog.DiscardHandler))
+	g, err := New(t.TempDir(), "one", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.remove()
-	l, err := g.listenXDS()
+	defer g.Remove()
+	l, err := g.ListenXDS()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	for path, want := range map[string]os.FileMode{g.dir: 0o700, g.xdsSocket(): 0o600} {
+	for path, want := range map[string]os.FileMode{g.dir: 0o700, g.XDSSocket(): 0o600} {
 		info, err := os.Stat(path)
 		if err != nil {
 			t.Fatal(err)
@@ -86,16 +86,16 @@ func TestGenerationSocketIsPrivate(t *testing.T) {
 // TestGenerationPathsAreAbsolute: Istio's default for configPath is relative to the working directory.
 func TestGenerationPathsAreAbsolute(t *testing.T) {
 	t.Chdir(t.TempDir())
-	g, err := newGeneration("./etc/istio/proxy", "one", slog.New(slog.DiscardHandler))
+	g, err := New("./etc/istio/proxy", "one", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{g.hotRestartSockets(), g.adminSocket(), g.xdsSocket(), g.bootstrapFile()} {
+	for _, path := range []string{g.HotRestartSockets(), g.AdminSocket(), g.XDSSocket(), g.BootstrapFile()} {
 		if !filepath.IsAbs(path) {
 			t.Errorf("%s is relative", path)
 		}
 	}
-	if err := g.remove(); err != nil {
+	if err := g.Remove(); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -1,4 +1,4 @@
-package agent
+package sockets
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/status"
 )
@@ -33,6 +34,24 @@ func socketsLeft(t *testing.T) (n int) {
 		}
 	}
 	return n
+}
+
+// testConfig has a port of its own for each server.
+func testConfig(t *testing.T) config.Config {
+	t.Helper()
+	var ports [4]uint16
+	for i := range ports {
+		l, err := net.Listen("tcp", ":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		ports[i] = uint16(l.Addr().(*net.TCPAddr).Port)
+	}
+	return config.Config{
+		IPv4: true, StatusPort: ports[0], ReadyPort: ports[1], AdminPort: ports[2],
+		DNSCapture: true, DNSAddrs: []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), ports[3])},
+	}
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -59,56 +78,56 @@ func envoySocket(t *testing.T, set *hotrestart.Sockets, worker uint32) string {
 // TestSocketsOfTwoGenerations goes through the life of a generation's sockets: bound,
 // handed over, inherited, settled, closed. Nothing leaks on the way.
 func TestSocketsOfTwoGenerations(t *testing.T) {
-	cfg := newPod(t).cfg
+	cfg := testConfig(t)
 	open := socketsLeft(t)
-	first, err := newSockets(&cfg, nil, quiet())
+	first, err := New(&cfg, nil, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
 	used := envoySocket(t, first.envoy, 0)
 	surplus := envoySocket(t, first.envoy, 7)
-	all, err := first.all()
+	all, err := first.Copy()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := slices.Sorted(slices.Values(all.Names())), first.names(); !slices.Equal(got, want) {
+	if got, want := slices.Sorted(slices.Values(all.Names())), first.Names(); !slices.Equal(got, want) {
 		t.Errorf("given %q, want %q", got, want)
 	}
-	second, err := newSockets(&cfg, all, quiet())
+	second, err := New(&cfg, all, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, want := second.own.Names(), first.own.Names(); !slices.Equal(got, want) {
 		t.Errorf("inherited %q, want %q", got, want)
 	}
-	if fd, ok := second.forEnvoy(used, 0); !ok {
+	if fd, ok := second.ForEnvoy(used, 0); !ok {
 		t.Error("Envoy does not get the socket of the one before")
 	} else {
 		second.envoy.AddDescriptor(hotrestart.EnvoySocketName(used, 0), fd)
 	}
-	if !second.inherits() {
+	if !second.Inherits() {
 		t.Error("it stands for itself before it has settled")
 	}
-	first.close()
-	second.settle()
-	second.settle()
-	if _, ok := second.forEnvoy(surplus, 7); ok {
+	first.Close()
+	second.Settle()
+	second.Settle()
+	if _, ok := second.ForEnvoy(surplus, 7); ok {
 		t.Error("a socket that nobody took is still there after settle")
 	}
-	if fd, ok := second.forEnvoy(used, 0); !ok {
+	if fd, ok := second.ForEnvoy(used, 0); !ok {
 		t.Error("the socket that was taken is gone after settle")
 	} else {
 		os.NewFile(uintptr(fd), "copy").Close()
 	}
-	if second.inherits() || second.predecessors().Len() != 0 {
+	if second.Inherits() || second.Predecessors().Len() != 0 {
 		t.Error("there are predecessors after settle")
 	}
-	second.forsake()
-	if _, ok := second.forEnvoy(used, 0); ok {
+	second.DropEnvoy()
+	if _, ok := second.ForEnvoy(used, 0); ok {
 		t.Error("Envoy's socket is still there although the next Envoy binds its own")
 	}
-	second.close()
-	second.close()
+	second.Close()
+	second.Close()
 	if left := socketsLeft(t); left > open {
 		t.Errorf("%d sockets are open, %d were", left, open)
 	}
@@ -116,9 +135,9 @@ func TestSocketsOfTwoGenerations(t *testing.T) {
 
 // TestInheritedSocketsAreServed: what waits in a socket survives the generation that bound it.
 func TestInheritedSocketsAreServed(t *testing.T) {
-	cfg := newPod(t).cfg
+	cfg := testConfig(t)
 	open := socketsLeft(t)
-	first, err := newSockets(&cfg, nil, quiet())
+	first, err := New(&cfg, nil, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,25 +145,25 @@ func TestInheritedSocketsAreServed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := first.all()
+	all, err := first.Copy()
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := newSockets(&cfg, all, quiet())
+	second, err := New(&cfg, all, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
-	first.close()
-	second.settle()
+	first.Close()
+	second.Settle()
 	for _, use := range []struct {
-		use  socketUse
+		use  Use
 		port uint16
-	}{{useStatus, cfg.StatusPort}, {useProbe, cfg.ReadyPort}, {useAdmin, cfg.AdminPort}} {
-		listeners, err := second.listeners(use.use, use.port)
+	}{{UseStatus, cfg.StatusPort}, {UseProbe, cfg.ReadyPort}, {UseAdmin, cfg.AdminPort}} {
+		listeners, err := second.Listeners(use.use, use.port)
 		if err != nil || len(listeners) == 0 {
 			t.Fatalf("%s: %d listeners, %v", use.use, len(listeners), err)
 		}
-		if use.use == useStatus {
+		if use.use == UseStatus {
 			accepted, err := listeners[0].Accept()
 			if err != nil {
 				t.Fatal(err)
@@ -159,21 +178,21 @@ func TestInheritedSocketsAreServed(t *testing.T) {
 	if got, _ := io.ReadAll(c); string(got) != "hello" {
 		t.Errorf("the connection that waited got %q", got)
 	}
-	udp, tcp, err := second.dns()
+	udp, tcp, err := second.DNS()
 	if err != nil || len(udp) != 1 || len(tcp) != 1 {
 		t.Fatalf("DNS: %d, %d, %v", len(udp), len(tcp), err)
 	}
 	udp[0].Close()
 	tcp[0].Close()
 	c.Close()
-	second.close()
+	second.Close()
 	if left := socketsLeft(t); left > open {
 		t.Errorf("%d sockets are open, %d were", left, open)
 	}
 }
 
 func TestSocketsAreBoundAllOrNone(t *testing.T) {
-	cfg := newPod(t).cfg
+	cfg := testConfig(t)
 	open := socketsLeft(t)
 	taken, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", cfg.AdminPort))
 	if err != nil {
@@ -181,7 +200,7 @@ func TestSocketsAreBoundAllOrNone(t *testing.T) {
 	}
 	given := new(hotrestart.Sockets)
 	envoySocket(t, given, 0)
-	if _, err := newSockets(&cfg, given, quiet()); err == nil || !strings.Contains(err.Error(), "--proxyAdminPort") {
+	if _, err := New(&cfg, given, quiet()); err == nil || !strings.Contains(err.Error(), "--proxyAdminPort") {
 		t.Errorf("error is %v, want one that names --proxyAdminPort", err)
 	}
 	if given.Len() != 1 {
@@ -190,20 +209,20 @@ func TestSocketsAreBoundAllOrNone(t *testing.T) {
 	taken.Close()
 	given.Close()
 
-	whole, err := newSockets(&cfg, nil, quiet())
+	whole, err := New(&cfg, nil, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := whole.all()
+	all, err := whole.Copy()
 	if err != nil {
 		t.Fatal(err)
 	}
 	all.Retain(func(name string) bool { return !strings.Contains(name, "dns tcp") })
-	if _, err := newSockets(&cfg, all, quiet()); err == nil {
+	if _, err := New(&cfg, all, quiet()); err == nil {
 		t.Error("half of the DNS sockets were taken for all")
 	}
 	all.Close()
-	whole.close()
+	whole.Close()
 	if left := socketsLeft(t); left > open {
 		t.Errorf("%d sockets are open, %d were", left, open)
 	}
@@ -211,49 +230,40 @@ func TestSocketsAreBoundAllOrNone(t *testing.T) {
 
 // TestRefreshAfterCloseKeepsNothing: Envoy may answer when its generation has let go of all.
 func TestRefreshAfterCloseKeepsNothing(t *testing.T) {
-	cfg := newPod(t).cfg
+	cfg := testConfig(t)
 	open := socketsLeft(t)
-	s, err := newSockets(&cfg, nil, quiet())
+	s, err := New(&cfg, nil, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.close()
+	s.Close()
 	late := new(hotrestart.Sockets)
 	envoySocket(t, late, 0)
 	s.take(late)
 	if left := socketsLeft(t); left > open {
 		t.Errorf("%d sockets are open, %d were", left, open)
 	}
-	if err := s.refresh(context.Background(), &envoy.Instance{}); !errors.Is(err, envoy.ErrNoHotRestart) {
+	if err := s.Refresh(context.Background(), (&envoy.Instance{}).Fetch); !errors.Is(err, envoy.ErrNoHotRestart) {
 		t.Errorf("an Envoy without hot restart: %v", err)
 	}
 }
 
-// TestAcceptLeavesNothingOpenWhenItFails: a listener that nobody reads swallows connections.
-func TestAcceptLeavesNothingOpenWhenItFails(t *testing.T) {
-	cfg := newPod(t).cfg
-	s := &sidecar{
-		cfg: &cfg, log: quiet(), base: t.Context(), ready: &status.Readiness{},
-		world: World{DataDir: t.TempDir(), Log: func(string) *slog.Logger { return quiet() }},
-	}
-	var err error
-	if s.sockets, err = newSockets(&cfg, nil, quiet()); err != nil {
+// TestHalfOfTheDNSSockets: a copy that nobody reads swallows questions.
+func TestHalfOfTheDNSSockets(t *testing.T) {
+	cfg := testConfig(t)
+	s, err := New(&cfg, nil, quiet())
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.newDNS(); err != nil {
-		t.Fatal(err)
+	defer s.Close()
+	s.own.Retain(func(name string) bool { return !strings.Contains(name, "dns tcp") })
+	open := socketsLeft(t)
+	if _, _, err := s.DNS(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want that one is missing", err)
 	}
-	for _, missing := range []string{"dns tcp", "dns"} {
-		s.sockets.own.Retain(func(name string) bool { return !strings.Contains(name, missing) })
-		open := socketsLeft(t)
-		if err := s.accept(); !errors.Is(err, os.ErrNotExist) || s.accepting() {
-			t.Errorf("accept without the sockets %q: %v, accepting: %v", missing, err, s.accepting())
-		}
-		if left := socketsLeft(t); left > open {
-			t.Errorf("without %q: %d sockets are open, %d were", missing, left, open)
-		}
+	if left := socketsLeft(t); left > open {
+		t.Errorf("%d sockets are open, %d were", left, open)
 	}
-	s.sockets.close()
 }
 
 // A port of the DNS server may be held by a socket that listens to nobody.
@@ -277,7 +287,7 @@ func TestDNSPortTaken(t *testing.T) {
 				defer l.Close()
 				bound = l.Addr()
 			}
-			s := &sockets{log: quiet(), own: new(hotrestart.Sockets)}
+			s := &Set{log: quiet(), own: new(hotrestart.Sockets)}
 			defer s.own.Close()
 			taken := netip.MustParseAddrPort(bound.String())
 			err := s.listenDNS([]netip.AddrPort{taken})

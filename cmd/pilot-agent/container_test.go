@@ -18,21 +18,6 @@ import (
 	"understudy.mesh/pkg/control"
 )
 
-func TestHandoffDirs(t *testing.T) {
-	for _, tc := range []struct {
-		environ []string
-		want    string
-	}{
-		{nil, "/etc/asm/uds"},
-		{[]string{"A=b", "UNDERSTUDY_HANDOFF_DIR=/run/uds"}, "/etc/asm/uds /run/uds"},
-		{[]string{"UNDERSTUDY_HANDOFF_DIR="}, "/etc/asm/uds"},
-	} {
-		if got := strings.Join((&env{Environ: tc.environ}).handoffDirs(), " "); got != tc.want {
-			t.Errorf("%q: %s, want %s", tc.environ, got, tc.want)
-		}
-	}
-}
-
 // The commands of a container of a pod are run in namespaces of their own, as another
 // user and with an empty environment, against a server with the name of the agent's socket.
 const asContainer = "UNDERSTUDY_TEST_CONTAINER"

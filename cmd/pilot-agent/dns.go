@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/control"
 )
 
@@ -19,7 +20,7 @@ import (
 // every upstream server in turn.
 const dnsTimeout = 30 * time.Second
 
-func newDNSCommand(e *env) *cobra.Command {
+func newDNSCommand(e *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dns",
 		Short: "Ask the running agent what its DNS proxy answers, and why",
@@ -40,7 +41,7 @@ func newDNSCommand(e *env) *cobra.Command {
 	return cmd
 }
 
-func newDNSLookupCommand(e *env) *cobra.Command {
+func newDNSLookupCommand(e *cli.Env) *cobra.Command {
 	var qtype string
 	q := dnsQuestion{page: control.DNSLookupPath, print: printExplanation}
 	cmd := &cobra.Command{
@@ -49,15 +50,15 @@ func newDNSLookupCommand(e *env) *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q.query = url.Values{"name": {args[0]}, "type": {qtype}}
-			return q.ask(cmd.Context(), e.client().OpenStatus, e.Stdout)
+			return q.ask(cmd.Context(), e.Client().OpenStatus, e.Stdout)
 		},
 	}
 	cmd.Flags().StringVarP(&qtype, "type", "t", "A", "record type: A, AAAA, SRV, TXT ...")
-	q.outputFlag(cmd)
+	q.output.AddFlag(cmd, "o")
 	return cmd
 }
 
-func newDNSUpstreamsCommand(e *env) *cobra.Command {
+func newDNSUpstreamsCommand(e *cli.Env) *cobra.Command {
 	q := dnsQuestion{page: control.DNSUpstreamsPath, print: func(out io.Writer, in *json.Decoder) error {
 		return upstreamView{time.Now()}.print(out, in)
 	}}
@@ -66,14 +67,14 @@ func newDNSUpstreamsCommand(e *env) *cobra.Command {
 		Short: "List the DNS servers that the agent forwards to, and how they do",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return q.ask(cmd.Context(), e.client().OpenStatus, e.Stdout)
+			return q.ask(cmd.Context(), e.Client().OpenStatus, e.Stdout)
 		},
 	}
-	q.outputFlag(cmd)
+	q.output.AddFlag(cmd, "o")
 	return cmd
 }
 
-func newDNSFlushCommand(e *env) *cobra.Command {
+func newDNSFlushCommand(e *cli.Env) *cobra.Command {
 	cmd := newDNSListCommand(e, dnsList{
 		use: "flush", short: "Take answers and failures out of the cache, so that they are asked for anew",
 		page: control.DNSFlushPath, method: http.MethodPost, print: printFlushed,
@@ -89,7 +90,7 @@ type dnsList struct {
 	print            func(io.Writer, *json.Decoder) error
 }
 
-func newDNSListCommand(e *env, l dnsList) *cobra.Command {
+func newDNSListCommand(e *cli.Env, l dnsList) *cobra.Command {
 	q := dnsQuestion{page: l.page, method: l.method, print: l.print}
 	cmd := &cobra.Command{
 		Use:   l.use + " [NAME]",
@@ -101,10 +102,10 @@ func newDNSListCommand(e *env, l dnsList) *cobra.Command {
 			if len(args) == 1 {
 				q.query = url.Values{"name": args}
 			}
-			return q.ask(cmd.Context(), e.client().OpenStatus, e.Stdout)
+			return q.ask(cmd.Context(), e.Client().OpenStatus, e.Stdout)
 		},
 	}
-	q.outputFlag(cmd)
+	q.output.AddFlag(cmd, "o")
 	return cmd
 }
 
@@ -113,14 +114,9 @@ type dnsQuestion struct {
 	page   string
 	method string // "" is GET
 	query  url.Values
-	output string
+	output cli.Output
 	// print writes the page for people. It need not hold all of it.
 	print func(io.Writer, *json.Decoder) error
-}
-
-func (q *dnsQuestion) outputFlag(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&q.output, "output", "o", "table", "table or json")
-	completeFlag(cmd, "output", "table", "json")
 }
 
 // opener is [control.Client.OpenStatus].
@@ -128,7 +124,7 @@ type opener func(ctx context.Context, method, path string) (io.ReadCloser, error
 
 // ask opens the page and prints it as it comes.
 func (q dnsQuestion) ask(ctx context.Context, open opener, out io.Writer) error {
-	if err := checkOutput(q.output); err != nil {
+	if err := q.output.Check(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
@@ -142,7 +138,7 @@ func (q dnsQuestion) ask(ctx context.Context, open opener, out io.Writer) error 
 		return err
 	}
 	defer answer.Close()
-	if q.output == "json" {
+	if q.output.IsJSON() {
 		_, err = io.Copy(out, answer)
 	} else {
 		err = q.print(out, json.NewDecoder(answer))

@@ -11,38 +11,9 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/dnsproxy"
-	"understudy.mesh/pkg/control"
 )
-
-// blockRows is how many rows of a table are laid out together: all columns fit the widest
-// cell of these, and no more than these are held, of a list of any length.
-const blockRows = 1000
-
-// rows writes a table.
-type rows struct {
-	tw *tabwriter.Writer
-	n  int
-}
-
-func newRows(w io.Writer, head ...string) *rows {
-	r := &rows{tw: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
-	r.add(head...)
-	return r
-}
-
-// add writes a row; "" is shown as "-".
-func (r *rows) add(cells ...string) {
-	for i := range cells {
-		cells[i] = cmp.Or(control.OneLine(cells[i]), "-")
-	}
-	fmt.Fprintln(r.tw, strings.Join(cells, "\t"))
-	if r.n++; r.n%blockRows == 0 {
-		r.tw.Flush()
-	}
-}
-
-func (r *rows) end() error { return r.tw.Flush() }
 
 // each decodes a JSON list one element after the other.
 func each[T any](in *json.Decoder, do func(T)) error {
@@ -68,7 +39,7 @@ func expect(in *json.Decoder, want json.Delim) error {
 }
 
 func printHosts(w io.Writer, in *json.Decoder) error {
-	r := newRows(w, "NAME", "SOURCE", "ADDRESSES")
+	r := cli.NewTable(w, "NAME", "SOURCE", "ADDRESSES")
 	err := each(in, func(h dnsproxy.Host) {
 		source := "addresses"
 		switch {
@@ -77,9 +48,9 @@ func printHosts(w io.Writer, in *json.Decoder) error {
 		case h.Forwarded:
 			source = "upstream"
 		}
-		r.add(h.Name, source, cmp.Or(join(h.Addrs), "-"))
+		r.Add(h.Name, source, cmp.Or(join(h.Addrs), "-"))
 	})
-	return cmp.Or(err, r.end())
+	return cmp.Or(err, r.End())
 }
 
 func join(addrs []netip.Addr) string {
@@ -91,7 +62,7 @@ func join(addrs []netip.Addr) string {
 }
 
 func printCache(w io.Writer, in *json.Decoder) error {
-	r := newRows(w, "NAME", "TYPE", "FLAGS", "ANSWER", "STATE", "LEFT", "HITS", "BYTES", "SERVER")
+	r := cli.NewTable(w, "NAME", "TYPE", "FLAGS", "ANSWER", "STATE", "LEFT", "HITS", "BYTES", "SERVER")
 	err := each(in, func(c dnsproxy.CacheEntry) {
 		state := "fresh"
 		switch {
@@ -100,14 +71,14 @@ func printCache(w io.Writer, in *json.Decoder) error {
 		case c.Stale:
 			state = "stale"
 		}
-		r.add(c.Name, c.Type, strings.Join(c.Flags, ","), c.Rcode, state, inSeconds(c.RemainingSeconds),
+		r.Add(c.Name, c.Type, strings.Join(c.Flags, ","), c.Rcode, state, inSeconds(c.RemainingSeconds),
 			strconv.FormatUint(uint64(c.Hits), 10), strconv.Itoa(c.Bytes), c.Server)
 	})
-	return cmp.Or(err, r.end())
+	return cmp.Or(err, r.End())
 }
 
 // inSeconds shows seconds of JSON as briefly does.
-func inSeconds(s float64) string { return briefly(time.Duration(s * float64(time.Second))) }
+func inSeconds(s float64) string { return cli.Briefly(time.Duration(s * float64(time.Second))) }
 
 // vipView says how the pool is shown, at a time.
 type vipView struct{ now time.Time }
@@ -115,7 +86,7 @@ type vipView struct{ now time.Time }
 // print expects what control.DNSVIPsPath answers.
 func (v vipView) print(w io.Writer, in *json.Decoder) error {
 	var pool dnsproxy.VIPStats
-	r := newRows(w, "HOST", "ADDRESSES", "STATE")
+	r := cli.NewTable(w, "HOST", "ADDRESSES", "STATE")
 	if err := expect(in, '{'); err != nil {
 		return err
 	}
@@ -125,7 +96,7 @@ func (v vipView) print(w io.Writer, in *json.Decoder) error {
 		case "pool":
 			err = in.Decode(&pool)
 		case "vips":
-			err = each(in, func(a dnsproxy.VIP) { r.add(a.Host, join(a.Addrs), v.state(a)) })
+			err = each(in, func(a dnsproxy.VIP) { r.Add(a.Host, join(a.Addrs), v.state(a)) })
 		default: // of a later release
 			err = in.Decode(new(json.RawMessage))
 		}
@@ -133,7 +104,7 @@ func (v vipView) print(w io.Writer, in *json.Decoder) error {
 			return err
 		}
 	}
-	if err := cmp.Or(expect(in, '}'), r.end()); err != nil {
+	if err := cmp.Or(expect(in, '}'), r.End()); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(w, "\nUsed: %d of %d. Kept back, as their host left: %d.\n", pool.Assigned, pool.Capacity, pool.Quarantined)
@@ -149,18 +120,18 @@ func (v vipView) state(a dnsproxy.VIP) string {
 	case a.Freed.IsZero() && a.Since.IsZero():
 		return "used"
 	case a.Freed.IsZero():
-		return "used for " + briefly(v.now.Sub(a.Since))
+		return "used for " + cli.Briefly(v.now.Sub(a.Since))
 	case a.Usable.After(v.now):
-		return fmt.Sprintf("left %s ago, for others in %s", briefly(v.now.Sub(a.Freed)), briefly(a.Usable.Sub(v.now)))
+		return fmt.Sprintf("left %s ago, for others in %s", cli.Briefly(v.now.Sub(a.Freed)), cli.Briefly(a.Usable.Sub(v.now)))
 	}
-	return fmt.Sprintf("left %s ago, for others now", briefly(v.now.Sub(a.Freed)))
+	return fmt.Sprintf("left %s ago, for others now", cli.Briefly(v.now.Sub(a.Freed)))
 }
 
 // upstreamView says how servers are shown, at a time.
 type upstreamView struct{ now time.Time }
 
 func (v upstreamView) print(w io.Writer, in *json.Decoder) error {
-	r := newRows(w, "SERVER", "STATE", "IN USE", "REQUESTS", "FAILURES", "HEDGES", "OVERTAKEN", "LATENCY", "LAST ERROR")
+	r := cli.NewTable(w, "SERVER", "STATE", "IN USE", "REQUESTS", "FAILURES", "HEDGES", "OVERTAKEN", "LATENCY", "LAST ERROR")
 	err := each(in, func(u dnsproxy.UpstreamStats) {
 		use, latency, last := "no", "", u.Error
 		if u.InUse {
@@ -170,11 +141,11 @@ func (v upstreamView) print(w io.Writer, in *json.Decoder) error {
 			latency = u.RTT.Round(time.Microsecond).String()
 		}
 		if last != "" && !u.ErrorAt.IsZero() {
-			last = fmt.Sprintf("%s ago: %s", briefly(v.now.Sub(u.ErrorAt)), last)
+			last = fmt.Sprintf("%s ago: %s", cli.Briefly(v.now.Sub(u.ErrorAt)), last)
 		}
-		r.add(u.Server.String(), u.State, use, count(u.Requests), count(u.Failures), count(u.Hedges), count(u.Overtaken), latency, last)
+		r.Add(u.Server.String(), u.State, use, count(u.Requests), count(u.Failures), count(u.Hedges), count(u.Overtaken), latency, last)
 	})
-	return cmp.Or(err, r.end())
+	return cmp.Or(err, r.End())
 }
 
 func count(n uint64) string { return strconv.FormatUint(n, 10) }

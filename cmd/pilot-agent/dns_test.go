@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/control"
 )
 
@@ -109,7 +110,7 @@ func TestDNSCommands(t *testing.T) {
 			t.Run(page+" "+output, func(t *testing.T) {
 				var out bytes.Buffer
 				var asked []string
-				q := dnsQuestion{page: page, query: url.Values{"name": {"a b"}}, output: output, print: a.print}
+				q := dnsQuestion{page: page, query: url.Values{"name": {"a b"}}, output: cli.Output(output), print: a.print}
 				if err := q.ask(t.Context(), answers(a.page, &asked), &out); err != nil {
 					t.Fatal(err)
 				}

@@ -2,18 +2,17 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 
 	"github.com/spf13/cobra"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/iptables"
 )
 
-func newDoctorCommand(e *env) *cobra.Command {
+func newDoctorCommand(e *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Find out what is wrong with a pod's capture, and why a connection goes where it does",
@@ -29,20 +28,6 @@ func readCapture(ctx context.Context, log *slog.Logger) (*iptables.Snapshot, err
 		return nil, fmt.Errorf("%w (an ephemeral container: from this agent's image, which has iptables, by kubectl debug --profile=netadmin, as user 0)", err)
 	}
 	return s, nil
-}
-
-// checkOutput takes a value of --output; "" is what earlier releases had for a table.
-func checkOutput(output string) error {
-	if output == "" || output == "table" || output == "json" {
-		return nil
-	}
-	return &usageError{fmt.Errorf("flag --output: %q: give table or json", output)}
-}
-
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
 }
 
 // errNotRight ends a check that has found something: exit status 1.

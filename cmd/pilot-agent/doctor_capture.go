@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/logging"
 )
@@ -34,8 +35,8 @@ type captureReport struct {
 	Differences []iptables.Difference `json:"differences"`
 }
 
-func newDoctorCaptureCommand(e *env, host captureHost) *cobra.Command {
-	var output string
+func newDoctorCaptureCommand(e *cli.Env, host captureHost) *cobra.Command {
+	var output cli.Output
 	cmd := &cobra.Command{
 		Use:   "capture [istio-iptables' flags]",
 		Short: "Compare what is captured with what should be",
@@ -43,13 +44,13 @@ func newDoctorCaptureCommand(e *env, host captureHost) *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	cmd.Flags().SortFlags = false
-	cmd.Flags().StringVar(&output, "output", "table", "table or json (-o is istio-iptables' own)")
-	completeFlag(cmd, "output", "table", "json")
+	output.AddFlag(cmd, "")
+	cmd.Flags().Lookup("output").Usage += " (-o is istio-iptables' own)"
 	for _, s := range captureSettings() {
 		s.register(cmd.Flags())
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(output); err != nil {
+		if err := output.Check(); err != nil {
 			return err
 		}
 		o, err := parseCapture(cmd.Flags(), e.Environ, host)
@@ -57,13 +58,13 @@ func newDoctorCaptureCommand(e *env, host captureHost) *cobra.Command {
 			return captureUsage(err)
 		}
 		if o.cleanup {
-			return &usageError{errors.New("flag --cleanup-only: there is no configuration to compare with")}
+			return &cli.UsageError{Err: errors.New("flag --cleanup-only: there is no configuration to compare with")}
 		}
-		log, err := e.commandLog(cmd)
+		log, err := e.Log(cmd)
 		if err != nil {
 			return err
 		}
-		o.verify, o.report = true, checkReport{json: output == "json", alone: !captureGiven(cmd.Flags(), e.Environ)}
+		o.verify, o.report = true, checkReport{json: output.IsJSON(), alone: !captureGiven(cmd.Flags(), e.Environ)}
 		return o.run(cmd.Context(), e.Stdout, logging.For(log, "iptables"))
 	}
 	return cmd
@@ -140,7 +141,7 @@ func (r captureReport) write(w io.Writer, asJSON bool) error {
 		if r.Differences == nil {
 			r.Differences = []iptables.Difference{}
 		}
-		if err := printJSON(w, r); err != nil {
+		if err := cli.PrintJSON(w, r); err != nil {
 			return err
 		}
 	} else {

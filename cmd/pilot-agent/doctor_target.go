@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/dnsproxy"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/control"
@@ -198,11 +199,11 @@ func oneOfEach(addrs []netip.Addr) (out []netip.Addr) {
 	return out
 }
 
-func (e *env) traceResolver(host captureHost) resolver {
+func traceResolver(e *cli.Env, host captureHost) resolver {
 	return resolver{
 		pod: host.addresses,
 		agent: func(ctx context.Context, name string) ([]netip.Addr, string, error) {
-			return addressesOf(ctx, e.client().OpenStatus, name)
+			return addressesOf(ctx, e.Client().OpenStatus, name)
 		},
 		system: func(ctx context.Context, name string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)

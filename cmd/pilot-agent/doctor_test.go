@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/iptables"
 )
 
@@ -159,7 +160,7 @@ func TestPurposesAreThoseOfRules(t *testing.T) {
 // What the proxy's container has in its environment says nothing of the init
 // container's command line.
 func TestCaptureGiven(t *testing.T) {
-	e := &env{}
+	e := &cli.Env{}
 	for _, tt := range []struct {
 		environ, args []string
 		want          bool
@@ -184,8 +185,8 @@ func TestCaptureGiven(t *testing.T) {
 func doctorIn(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	e := &env{Args: args, Environ: []string{"DRY_RUN="}, Stdout: &out, Stderr: &errs}
-	return e.run(t.Context()), out.String(), errs.String()
+	e := &cli.Env{Args: args, Environ: []string{"DRY_RUN="}, Stdout: &out, Stderr: &errs}
+	return run(t.Context(), e), out.String(), errs.String()
 }
 
 // The story of a pod: nothing yet, all right, and something broken.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/logging"
 )
@@ -33,8 +34,8 @@ type tracedTarget struct {
 	Notes []string `json:"notes,omitempty"`
 }
 
-func newDoctorTraceCommand(e *env, host captureHost) *cobra.Command {
-	var output string
+func newDoctorTraceCommand(e *cli.Env, host captureHost) *cobra.Command {
+	var output cli.Output
 	var verbose bool
 	cmd := &cobra.Command{
 		Use:   "trace FROM TO",
@@ -42,18 +43,18 @@ func newDoctorTraceCommand(e *env, host captureHost) *cobra.Command {
 		Long:  doctorTraceHelp,
 		Args:  cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkOutput(output); err != nil {
+			if err := output.Check(); err != nil {
 				return err
 			}
 			from, err := parseTraceFrom(args[0], host)
 			if err != nil {
-				return &usageError{fmt.Errorf("FROM: %w", err)}
+				return &cli.UsageError{Err: fmt.Errorf("FROM: %w", err)}
 			}
 			to, err := parseTraceTo(args[1])
 			if err != nil {
-				return &usageError{fmt.Errorf("TO: %w", err)}
+				return &cli.UsageError{Err: fmt.Errorf("TO: %w", err)}
 			}
-			log, err := e.commandLog(cmd)
+			log, err := e.Log(cmd)
 			if err != nil {
 				return err
 			}
@@ -61,21 +62,20 @@ func newDoctorTraceCommand(e *env, host captureHost) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := to.resolve(cmd.Context(), e.traceResolver(host)); err != nil {
+			if err := to.resolve(cmd.Context(), traceResolver(e, host)); err != nil {
 				return err
 			}
-			return e.trace(s, from, to, traceView{verbose, output == "json"})
+			return trace(e, s, from, to, traceView{verbose, output.IsJSON()})
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
-	completeFlag(cmd, "output", "table", "json")
+	output.AddFlag(cmd, "o")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "show every rule on the way, not just those that match")
 	return cmd
 }
 
 type traceView struct{ all, json bool }
 
-func (e *env) trace(s *iptables.Snapshot, from traceFrom, to traceTo, v traceView) error {
+func trace(e *cli.Env, s *iptables.Snapshot, from traceFrom, to traceTo, v traceView) error {
 	var targets []tracedTarget
 	for _, a := range to.addrs {
 		flow, ok := from.flow(to, a)
@@ -100,7 +100,7 @@ func (e *env) trace(s *iptables.Snapshot, from traceFrom, to traceTo, v traceVie
 		return fmt.Errorf("FROM %s and TO %s have no IP version in common", from.text, to.text)
 	}
 	if v.json {
-		return printJSON(e.Stdout, targets)
+		return cli.PrintJSON(e.Stdout, targets)
 	}
 	if to.said != "" {
 		fmt.Fprintln(e.Stdout, to.said)

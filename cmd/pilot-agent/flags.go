@@ -7,68 +7,14 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/config"
 )
-
-// settingFlag is a flag of the settings table. It keeps its text: config.Load parses
-// it, together with every other source, so that all errors come at once.
-type settingFlag struct {
-	text string
-	kind config.Kind
-}
-
-func (f *settingFlag) String() string { return f.text }
-
-func (f *settingFlag) Set(text string) error {
-	f.text = text
-	return nil
-}
-
-// Type is the placeholder that --help shows.
-func (f *settingFlag) Type() string { return f.kind.String() }
-
-// addSettings registers the flags of the settings table: the global ones, which every
-// command takes, or those of `proxy`.
-func addSettings(fs *pflag.FlagSet, global bool) {
-	for _, s := range config.Settings() {
-		if s.Flag == "" || s.Global != global {
-			continue
-		}
-		doc := s.Doc
-		if s.Effect != config.Effective {
-			doc += " (accepted without effect)"
-		}
-		if s.Env != "" {
-			doc += " [$" + s.Env + "]"
-		}
-		flag := fs.VarPF(&settingFlag{text: s.Default, kind: s.Kind}, s.Flag, "", doc)
-		if s.Kind == config.Bool {
-			flag.NoOptDefVal = "true"
-		}
-	}
-}
-
-// givenSettings returns the settings that the command line gives, for config.Sources.
-func givenSettings(cmd *cobra.Command) map[string]string {
-	given := map[string]string{}
-	cmd.Flags().Visit(func(f *pflag.Flag) {
-		if s, ok := f.Value.(*settingFlag); ok {
-			given[f.Name] = s.text
-		}
-	})
-	return given
-}
-
-// completeFlag gives the shell the values of a flag. An error is a flag that the command
-// does not have: the tests run completion for each.
-func completeFlag(cmd *cobra.Command, flag string, values ...string) {
-	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
-}
 
 // knownArgs returns the arguments without the flags that root and `proxy` do not know:
 // manifests of other releases carry flags that are gone, and Istio ignores them too.
 // One warning names them all. Other commands refuse unknown flags.
-func (e *env) knownArgs(root *cobra.Command) []string {
+func knownArgs(e *cli.Env, root *cobra.Command) []string {
 	if len(e.Args) > 0 && (e.Args[0] == cobra.ShellCompRequestCmd || e.Args[0] == cobra.ShellCompNoDescRequestCmd) {
 		return e.Args // the shell asks about another command's line
 	}
@@ -82,7 +28,7 @@ func (e *env) knownArgs(root *cobra.Command) []string {
 	flags.AddFlagSet(root.PersistentFlags())
 	known, unknown := splitUnknown(flags, e.Args)
 	if len(unknown) > 0 {
-		e.warn("command line: unknown flags, ignored: %s", strings.Join(unknown, " "))
+		e.Warn("command line: unknown flags, ignored: %s", strings.Join(unknown, " "))
 	}
 	return known
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/logging"
 )
@@ -22,7 +23,7 @@ import (
 // resolvConfPath names the pod's nameservers: resolv.conf(5).
 const resolvConfPath = "/etc/resolv.conf"
 
-func newIptablesCommand(e *env) *cobra.Command {
+func newIptablesCommand(e *cli.Env) *cobra.Command {
 	return newCaptureCommand(e, thisHost(), &cobra.Command{
 		Use:   "istio-iptables",
 		Short: "Make the pod's traffic go through the proxy, by iptables rules in this network namespace",
@@ -33,7 +34,7 @@ func newIptablesCommand(e *env) *cobra.Command {
 	})
 }
 
-func newCleanIptablesCommand(e *env) *cobra.Command {
+func newCleanIptablesCommand(e *cli.Env) *cobra.Command {
 	cmd := newCaptureCommand(e, thisHost(), &cobra.Command{
 		Use:   "istio-clean-iptables",
 		Short: "Remove everything that istio-iptables has made, whatever its flags were",
@@ -51,7 +52,7 @@ func newCleanIptablesCommand(e *env) *cobra.Command {
 const shortLife = 400
 
 // newCaptureCommand gives cmd the flags of captureSettings and the work behind them.
-func newCaptureCommand(e *env, host captureHost, cmd *cobra.Command) *cobra.Command {
+func newCaptureCommand(e *cli.Env, host captureHost, cmd *cobra.Command) *cobra.Command {
 	cmd.Args = cobra.NoArgs
 	cmd.Flags().SortFlags = false
 	for _, s := range captureSettings() {
@@ -63,7 +64,7 @@ func newCaptureCommand(e *env, host captureHost, cmd *cobra.Command) *cobra.Comm
 		if err != nil {
 			return captureUsage(err)
 		}
-		log, err := e.commandLog(cmd)
+		log, err := e.Log(cmd)
 		if err != nil {
 			return err
 		}
@@ -86,7 +87,7 @@ func captureUsage(err error) error {
 	if errors.As(err, &unsupported) {
 		return err
 	}
-	return &usageError{err}
+	return &cli.UsageError{Err: err}
 }
 
 func (o *captureOptions) run(ctx context.Context, stdout io.Writer, log *slog.Logger) error {
@@ -126,7 +127,7 @@ func (o *captureOptions) run(ctx context.Context, stdout io.Writer, log *slog.Lo
 		return nil
 	}
 	if err := iptables.Probe(ctx, o.config, o.probePort, o.probeTimeout, log); err != nil {
-		return &statusError{exitValidation, err}
+		return &cli.StatusError{Status: exitValidation, Err: err}
 	}
 	return nil
 }

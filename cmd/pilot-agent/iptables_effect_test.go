@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 )
 
 // world is another network namespace at the end of a cable; the pod is 10.77.0.1.
@@ -107,7 +109,7 @@ func TestTheManualsCommandLine(t *testing.T) {
 
 			args := append(strings.Fields(manual), "--force-iptables-binary", binary, "--run-validation")
 			_, stderr, err := capture{addrs: []string{"10.77.0.1"}}.run(t, args...)
-			var status *statusError // Envoy is there, in the form of our servers
+			var status *cli.StatusError // Envoy is there, in the form of our servers
 			if err != nil || errors.As(err, &status) {
 				t.Fatal(err, stderr)
 			}
@@ -180,8 +182,8 @@ func TestValidationFails(t *testing.T) {
 	ownNamespace(t)
 	began := time.Now()
 	_, _, err := capture{addrs: []string{"10.77.0.1"}}.run(t, "--skip-rule-apply", "--run-validation", "--probe-timeout", "100ms")
-	var status *statusError
-	if !errors.As(err, &status) || status.status != 126 || !strings.Contains(err.Error(), "127.0.0.6:15002") {
+	var status *cli.StatusError
+	if !errors.As(err, &status) || status.Status != 126 || !strings.Contains(err.Error(), "127.0.0.6:15002") {
 		t.Errorf("exit status 126 and what was seen, not %v", err)
 	}
 	if took := time.Since(began); took < 100*time.Millisecond {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 )
 
 // What contradicts another setting is named, and the pod starts all the same.
@@ -117,9 +119,9 @@ func TestAnyTwoModesWork(t *testing.T) {
 				t.Fatal(err, stderr)
 			}
 			stderr, err := run(mode, other)
-			var status *statusError
+			var status *cli.StatusError
 			if pair := mode + other; strings.Contains(pair, "--skip-rule-apply") && strings.Contains(pair, "--run-validation") {
-				if !errors.As(err, &status) || status.status != exitValidation {
+				if !errors.As(err, &status) || status.Status != exitValidation {
 					t.Errorf("%s %s: %v, want exit status %d", mode, other, err, exitValidation)
 				}
 			} else if err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/vishvananda/netns"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/iptables"
 )
 
@@ -59,7 +60,7 @@ func (c capture) host(t *testing.T) captureHost {
 func (c capture) run(t *testing.T, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	e := &env{Environ: c.environ, Stdout: &out, Stderr: &errs}
+	e := &cli.Env{Environ: c.environ, Stdout: &out, Stderr: &errs}
 	cmd := newCaptureCommand(e, c.host(t), &cobra.Command{Use: "istio-iptables", SilenceErrors: true, SilenceUsage: true})
 	cmd.SetArgs(args)
 	err = cmd.ExecuteContext(t.Context())
@@ -69,14 +70,14 @@ func (c capture) run(t *testing.T, args ...string) (stdout, stderr string, err e
 // options returns what a command line means, without doing it.
 func (c capture) options(t *testing.T, args ...string) (*captureOptions, error) {
 	t.Helper()
-	e := &env{Environ: c.environ, Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}}
+	e := &cli.Env{Environ: c.environ, Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}}
 	cmd := newCaptureCommand(e, c.host(t), &cobra.Command{})
 	if err := cmd.ParseFlags(args); err != nil {
 		t.Fatal(err)
 	}
 	o, err := parseCapture(cmd.Flags(), c.environ, c.host(t))
 	if err == nil {
-		log, logErr := e.commandLog(cmd)
+		log, logErr := e.Log(cmd)
 		if logErr != nil {
 			t.Fatal(logErr)
 		}
@@ -231,7 +232,7 @@ func TestCaptureRefuses(t *testing.T) {
 					t.Errorf("error does not say %q:\n%v", want, err)
 				}
 			}
-			var usage *usageError
+			var usage *cli.UsageError
 			if got := errors.As(err, &usage); got != tt.usage {
 				t.Errorf("blames the command line: %v, want %v", got, tt.usage)
 			}
@@ -336,7 +337,7 @@ func TestCaptureAndClean(t *testing.T) {
 		t.Errorf("left behind:\n%s", rules)
 	}
 
-	cmd := newCleanIptablesCommand(&env{Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}})
+	cmd := newCleanIptablesCommand(&cli.Env{Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}})
 	cmd.SetArgs(nil)
 	if err := cmd.ExecuteContext(context.Background()); err != nil {
 		t.Errorf("istio-clean-iptables with nothing to clean: %v", err)

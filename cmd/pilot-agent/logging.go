@@ -3,31 +3,17 @@ package main
 import (
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 
-	"github.com/spf13/cobra"
-
-	"understudy.mesh/pkg/config"
-	"understudy.mesh/pkg/logging"
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 )
 
 // logFileMode lets the pod's log collector, which runs as another user, read the file.
 const logFileMode = 0o644
 
-// commandLog is the log of a short command: its records go to Stderr, so that Stdout
-// is the command's answer alone. The global logging flags choose form and levels.
-func (e *env) commandLog(cmd *cobra.Command) (*slog.Logger, error) {
-	cfg, _, err := config.Load(config.Sources{Flags: givenSettings(cmd)})
-	if err != nil {
-		return nil, err
-	}
-	return logging.New(e.Stderr, logging.Options{JSON: cfg.LogJSON, Levels: cfg.LogLevels}), nil
-}
-
 // openLog returns where the agent's log goes: --log_target's stdout, stderr or file.
 // The caller closes it; closing the standard streams does nothing.
-func (e *env) openLog(target string) (io.WriteCloser, error) {
+func openLog(e *cli.Env, target string) (io.WriteCloser, error) {
 	switch target {
 	case "stdout":
 		return nopCloser{e.Stdout}, nil

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 )
 
 func main() { os.Exit(Main()) }
@@ -19,12 +21,12 @@ func Main() int {
 	// signal changes nothing; what takes too long is ended with SIGKILL.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	e := &env{
+	e := &cli.Env{
 		Args:    os.Args[1:],
 		Environ: os.Environ(),
 		Stdin:   os.Stdin,
 		Stdout:  os.Stdout,
 		Stderr:  os.Stderr,
 	}
-	return e.run(ctx)
+	return run(ctx, e)
 }

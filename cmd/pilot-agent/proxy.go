@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/agent"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
@@ -34,7 +35,7 @@ const (
 	settledGCPercent = 50
 )
 
-func newProxyCommand(e *env) *cobra.Command {
+func newProxyCommand(e *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "proxy [sidecar|router]",
 		Short: "Run the agent and its Envoy",
@@ -44,19 +45,19 @@ func newProxyCommand(e *env) *cobra.Command {
 			if len(args) == 1 {
 				var err error
 				if role, err = config.ParseRole(args[0]); err != nil {
-					return &usageError{err}
+					return &cli.UsageError{Err: err}
 				}
 			}
-			return e.proxy(cmd, role)
+			return proxy(e, cmd, role)
 		},
 	}
-	addSettings(cmd.Flags(), false)
-	completeFlag(cmd, "takeover", string(config.TakeoverAuto), string(config.TakeoverForce))
+	cli.AddSettings(cmd.Flags(), false)
+	cli.CompleteFlag(cmd, "takeover", string(config.TakeoverAuto), string(config.TakeoverForce))
 	return cmd
 }
 
 // proxy loads the configuration and runs one agent until the command's context ends.
-func (e *env) proxy(cmd *cobra.Command, role config.Role) error {
+func proxy(e *cli.Env, cmd *cobra.Command, role config.Role) error {
 	started := time.Now()
 	settled := debug.FreeOSMemory
 	if !slices.ContainsFunc(e.Environ, func(kv string) bool { return strings.HasPrefix(kv, "GOGC=") }) {
@@ -68,13 +69,13 @@ func (e *env) proxy(cmd *cobra.Command, role config.Role) error {
 	}
 	cfg, warnings, err := config.Load(config.Sources{
 		Role: role, Version: currentBuild().Version,
-		Flags: givenSettings(cmd), Environ: e.Environ, NodeIPs: interfaceAddrs(),
+		Flags: cli.GivenSettings(cmd), Environ: e.Environ, NodeIPs: interfaceAddrs(),
 		ReadFile: readSettingsFile, IsDir: isDir,
 	})
 	if err != nil {
 		return err
 	}
-	out, err := e.openLog(cfg.LogTarget)
+	out, err := openLog(e, cfg.LogTarget)
 	if err != nil {
 		return err
 	}
@@ -96,7 +97,7 @@ func (e *env) proxy(cmd *cobra.Command, role config.Role) error {
 	err = a.Run(cmd.Context())
 	var exit *envoy.ExitError
 	if errors.As(err, &exit) {
-		return &statusError{exit.Status, err}
+		return &cli.StatusError{Status: exit.Status, Err: err}
 	}
 	return err
 }

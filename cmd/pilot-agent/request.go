@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/control"
 )
 
@@ -21,7 +22,7 @@ const requestTimeout = 60 * time.Second
 // debugPorts are the ports that `request` may be pointed at (Istio's list).
 var debugPorts = []int{15000, 15004, 15020, 15021}
 
-func newRequestCommand(e *env) *cobra.Command {
+func newRequestCommand(e *cli.Env) *cobra.Command {
 	var port int
 	cmd := &cobra.Command{
 		Use:   "request METHOD PATH [BODY]",
@@ -34,7 +35,7 @@ func newRequestCommand(e *env) *cobra.Command {
 		Args: cobra.RangeArgs(2, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !slices.Contains(debugPorts, port) {
-				return &usageError{fmt.Errorf("flag --debug-port: %d: give one of %v", port, debugPorts)}
+				return &cli.UsageError{Err: fmt.Errorf("flag --debug-port: %d: give one of %v", port, debugPorts)}
 			}
 			body := ""
 			if len(args) == 3 {
@@ -43,7 +44,7 @@ func newRequestCommand(e *env) *cobra.Command {
 			ctx, cancel := context.WithTimeout(cmd.Context(), requestTimeout)
 			defer cancel()
 			r := control.Request{Port: port, Method: args[0], Path: "/" + strings.TrimPrefix(args[1], "/"), Body: body}
-			return request(ctx, e.client().Send, r, e.Stdout, e.Stderr)
+			return request(ctx, e.Client().Send, r, e.Stdout, e.Stderr)
 		},
 	}
 	cmd.Flags().IntVar(&port, "debug-port", 15000, "port to send the request to")

@@ -10,6 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/pflag"
+
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 )
 
 // TestMain lets scripts run this test binary as pilot-agent.
@@ -24,8 +26,8 @@ func TestScripts(t *testing.T) {
 // runArgs runs a command line in this process.
 func runArgs(args ...string) (status int, stdout, stderr string) {
 	var out, errs bytes.Buffer
-	e := &env{Args: args, Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs}
-	status = e.run(context.Background())
+	e := &cli.Env{Args: args, Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs}
+	status = run(context.Background(), e)
 	return status, out.String(), errs.String()
 }
 
@@ -60,8 +62,8 @@ func TestUsageErrors(t *testing.T) {
 	} {
 		t.Run(tc.line, func(t *testing.T) {
 			status, _, stderr := runArgs(strings.Fields(tc.line)...)
-			if status != exitUsage {
-				t.Errorf("status %d, want %d", status, exitUsage)
+			if status != 2 {
+				t.Errorf("status %d, want %d", status, 2)
 			}
 			if strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, tc.want) {
 				t.Errorf("stderr %q, want one line with %q", stderr, tc.want)
@@ -72,8 +74,8 @@ func TestUsageErrors(t *testing.T) {
 
 func TestSplitUnknown(t *testing.T) {
 	flags := pflag.NewFlagSet("t", pflag.ContinueOnError)
-	addSettings(flags, false)
-	addSettings(flags, true)
+	cli.AddSettings(flags, false)
+	cli.AddSettings(flags, true)
 	flags.StringP("output", "o", "", "")
 	flags.BoolP("short", "s", false, "")
 	for _, tc := range []struct{ args, known, unknown string }{
@@ -97,7 +99,7 @@ func TestSplitUnknown(t *testing.T) {
 
 // TestGivenSettings checks what a command line means to config.Load, in all spellings.
 func TestGivenSettings(t *testing.T) {
-	root := newRootCommand(&env{})
+	root := newRootCommand(&cli.Env{})
 	cmd, _, err := root.Find([]string{"proxy"})
 	if err != nil {
 		t.Fatal(err)
@@ -106,7 +108,7 @@ func TestGivenSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{"domain": "a.b", "concurrency": "2", "log_as_json": "true", "controlPlaneBootstrap": "false", "handoffDir": ""}
-	if diff := cmp.Diff(want, givenSettings(cmd)); diff != "" {
+	if diff := cmp.Diff(want, cli.GivenSettings(cmd)); diff != "" {
 		t.Errorf("given (-want +got):\n%s", diff)
 	}
 }
@@ -120,7 +122,7 @@ func TestCompletion(t *testing.T) {
 	} {
 		status, stdout, _ := runArgs(append(append([]string{"__complete"}, strings.Fields(line)...), "")...)
 		values, _, _ := strings.Cut(stdout, ":")
-		if got := strings.Join(strings.Fields(values), " "); status != exitOK || got != want {
+		if got := strings.Join(strings.Fields(values), " "); status != 0 || got != want {
 			t.Errorf("%s: status %d, %q, want %q", line, status, got, want)
 		}
 	}
@@ -138,7 +140,7 @@ func TestBuildOutput(t *testing.T) {
 		{true, "json", "{\n  \"clientVersion\": {\n    \"version\": \"1.2.3\",\n    \"revision\": \"abc\",\n    \"golang_version\": \"go1\",\n    \"status\": \"Clean\",\n    \"tag\": \"1.2.3\"\n  }\n}\n"},
 	} {
 		var out bytes.Buffer
-		if err := (&env{Stdout: &out}).printVersion(b, tc.short, tc.output); err != nil || out.String() != tc.want {
+		if err := printVersion(&cli.Env{Stdout: &out}, b, tc.short, tc.output); err != nil || out.String() != tc.want {
 			t.Errorf("%v %q: %v\n%s", tc.short, tc.output, err, out.String())
 		}
 	}
@@ -150,7 +152,7 @@ func FuzzSplitUnknown(f *testing.F) {
 	f.Add("--=x -= -o=")
 	f.Fuzz(func(t *testing.T, line string) {
 		flags := pflag.NewFlagSet("t", pflag.ContinueOnError)
-		addSettings(flags, false)
+		cli.AddSettings(flags, false)
 		args := strings.Fields(line)
 		known, unknown := splitUnknown(flags, args)
 		if len(known)+len(unknown) > len(args) {

@@ -8,12 +8,11 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/control"
 )
@@ -22,8 +21,8 @@ import (
 // its turn, each of which has 2 s.
 const upgradeStatusTimeout = 15 * time.Second
 
-func newUpgradeStatusCommand(e *env) *cobra.Command {
-	var output string
+func newUpgradeStatusCommand(e *cli.Env) *cobra.Command {
+	var output cli.Output
 	var sockets bool
 	cmd := &cobra.Command{
 		Use:   "upgrade-status",
@@ -33,16 +32,16 @@ connections left while draining, and the last hand-off of each: from the generat
 the one that it gave to, with the reason where it failed. * is the agent that was asked.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
+			if err := output.Check(); err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), upgradeStatusTimeout)
 			defer cancel()
-			status, raw, err := e.client().UpgradeStatus(ctx)
+			status, raw, err := e.Client().UpgradeStatus(ctx)
 			if err != nil {
 				return err
 			}
-			if output == "json" {
+			if output.IsJSON() {
 				return printIndented(e.Stdout, raw)
 			}
 			v := upgradeView{now: time.Now(), sockets: sockets}
@@ -50,9 +49,8 @@ the one that it gave to, with the reason where it failed. * is the agent that wa
 			return nil
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	output.AddFlag(cmd, "o")
 	cmd.Flags().BoolVar(&sockets, "sockets", false, "list the listening sockets that each generation holds")
-	completeFlag(cmd, "output", "table", "json")
 	return cmd
 }
 
@@ -73,12 +71,11 @@ type upgradeView struct {
 }
 
 func (v upgradeView) print(w io.Writer, s control.UpgradeStatus) {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "GENERATION\tROLE\tSINCE\tAGENT\tENVOY\tCONNECTIONS\tSOCKETS\tLAST ATTEMPT")
+	t := cli.NewTable(w, "GENERATION", "ROLE", "SINCE", "AGENT", "ENVOY", "CONNECTIONS", "SOCKETS", "LAST ATTEMPT")
 	for _, g := range s.Generations {
-		fmt.Fprintln(tw, strings.Join(v.row(g), "\t"))
+		t.Add(v.row(g)...)
 	}
-	tw.Flush()
+	t.End()
 	if s.HandoffDir == "" {
 		fmt.Fprintf(w, "\nHot upgrade is off: %s\n", cmp.Or(control.OneLine(s.Off), "the agent gives no reason"))
 	}
@@ -93,9 +90,9 @@ func (v upgradeView) print(w io.Writer, s control.UpgradeStatus) {
 	}
 }
 
-// row is one generation; "-" is what does not apply or is not known.
+// row is one generation; "" is what does not apply or is not known.
 func (v upgradeView) row(g control.GenerationStatus) []string {
-	id, connections, sockets := control.OneLine(g.ID), "", ""
+	id, connections, sockets := g.ID, "", ""
 	if g.Self {
 		id += " *"
 	}
@@ -105,17 +102,13 @@ func (v upgradeView) row(g control.GenerationStatus) []string {
 	if g.Error == "" {
 		sockets = strconv.Itoa(len(g.Sockets))
 	}
-	row := []string{id, control.OneLine(g.Role), v.age(g.Since), control.OneLine(g.AgentVersion), control.OneLine(g.EnvoyVersion), connections, sockets, v.last(g)}
-	for i := range row {
-		row[i] = cmp.Or(row[i], "-")
-	}
-	return row
+	return []string{id, g.Role, v.age(g.Since), g.AgentVersion, g.EnvoyVersion, connections, sockets, v.last(g)}
 }
 
 // last is the last hand-off, or why the generation does not tell.
 func (v upgradeView) last(g control.GenerationStatus) string {
 	if g.Error != "" {
-		return "no answer: " + control.OneLine(g.Error)
+		return "no answer: " + g.Error
 	}
 	a := g.LastAttempt
 	if a == nil {
@@ -128,9 +121,9 @@ func (v upgradeView) last(g control.GenerationStatus) string {
 	if a.TakingOver {
 		direction = "from"
 	}
-	text := fmt.Sprintf("%s %s, %s %s", control.OneLine(a.Result), when, direction, control.OneLine(a.With))
+	text := fmt.Sprintf("%s %s, %s %s", a.Result, when, direction, a.With)
 	if a.Reason != "" {
-		text += ": " + control.OneLine(a.Reason)
+		text += ": " + a.Reason
 	}
 	return text
 }
@@ -140,23 +133,7 @@ func (v upgradeView) age(t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
-	return briefly(v.now.Sub(t))
-}
-
-// briefly shows a duration to two units at most: 42s, 5m12s, 3h7m, 2d4h. One below zero
-// is none: the clocks of two containers are one, but it may be set back.
-func briefly(d time.Duration) string {
-	const day = 24 * time.Hour
-	d = max(d, 0)
-	switch {
-	case d < time.Minute:
-		return fmt.Sprintf("%ds", d/time.Second)
-	case d < time.Hour:
-		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
-	case d < day:
-		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
-	}
-	return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
+	return cli.Briefly(v.now.Sub(t))
 }
 
 // socketLines lists sockets, those of one Envoy listener on one line.

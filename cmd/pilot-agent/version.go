@@ -7,6 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
+
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 )
 
 // version is set at link time: -ldflags "-X main.version=1.2.3".
@@ -53,21 +55,21 @@ func (b buildInfo) named() buildInfo {
 	return b
 }
 
-func newVersionCommand(e *env) *cobra.Command {
+func newVersionCommand(e *cli.Env) *cobra.Command {
 	var short bool
 	var output string
 	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of this binary",
 		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return e.printVersion(currentBuild(), short, output) },
+		RunE:  func(*cobra.Command, []string) error { return printVersion(e, currentBuild(), short, output) },
 	}
 	cmd.Flags().BoolVarP(&short, "short", "s", false, "print the version alone")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "yaml or json, or nothing for text")
 	return cmd
 }
 
-func (e *env) printVersion(b buildInfo, short bool, output string) error {
+func printVersion(e *cli.Env, b buildInfo, short bool, output string) error {
 	document := map[string]buildInfo{"clientVersion": b}
 	var text []byte
 	var err error
@@ -78,7 +80,7 @@ func (e *env) printVersion(b buildInfo, short bool, output string) error {
 	case output == "yaml":
 		text, err = yaml.Marshal(document)
 	case output != "":
-		return &usageError{fmt.Errorf("flag --output: %q: give yaml or json, or leave it out", output)}
+		return &cli.UsageError{Err: fmt.Errorf("flag --output: %q: give yaml or json, or leave it out", output)}
 	case short:
 		text = fmt.Appendf(nil, "client version: %s\n", b.Version)
 	default:

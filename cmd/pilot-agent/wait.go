@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/control"
 )
 
@@ -41,7 +42,7 @@ type waitOptions struct {
 	event                string
 }
 
-func newWaitCommand(e *env) *cobra.Command {
+func newWaitCommand(e *cli.Env) *cobra.Command {
 	var o waitOptions
 	cmd := &cobra.Command{
 		Use:   "wait",
@@ -68,7 +69,7 @@ Where no agent runs in this container, nor in another one of the pod, the URL is
 	f.IntVar(&o.periodMillis, "periodMillis", 500, "milliseconds between two questions")
 	f.StringVar(&o.url, "url", readyURL, "poll this URL, whoever answers there")
 	f.StringVar(&o.event, "for", forServing, "what to wait for: serving, or drained (no earlier generation's Envoy is left)")
-	completeFlag(cmd, "for", forServing, forDrained)
+	cli.CompleteFlag(cmd, "for", forServing, forDrained)
 	return cmd
 }
 
@@ -78,11 +79,11 @@ func (o waitOptions) validate() error {
 		value int
 	}{{"timeoutSeconds", o.timeoutSeconds}, {"requestTimeoutMillis", o.requestTimeoutMillis}, {"periodMillis", o.periodMillis}} {
 		if f.value <= 0 {
-			return &usageError{fmt.Errorf("flag --%s: %d: give a positive number", f.name, f.value)}
+			return &cli.UsageError{Err: fmt.Errorf("flag --%s: %d: give a positive number", f.name, f.value)}
 		}
 	}
 	if o.event != forServing && o.event != forDrained {
-		return &usageError{fmt.Errorf("flag --for: %q: give serving or drained", o.event)}
+		return &cli.UsageError{Err: fmt.Errorf("flag --for: %q: give serving or drained", o.event)}
 	}
 	return nil
 }
@@ -99,18 +100,18 @@ type waiter struct {
 	request, period time.Duration
 }
 
-func newWaiter(e *env, o waitOptions) waiter {
+func newWaiter(e *cli.Env, o waitOptions) waiter {
 	w := waiter{
-		warn:    e.warn,
+		warn:    e.Warn,
 		drained: o.event == forDrained,
 		timeout: time.Duration(o.timeoutSeconds) * time.Second,
 		extend:  !o.timeoutGiven,
 		request: time.Duration(o.requestTimeoutMillis) * time.Millisecond,
 		period:  time.Duration(o.periodMillis) * time.Millisecond,
 	}
-	ask := e.client().Role
+	ask := e.Client().Role
 	if o.urlGiven {
-		ask = e.client().Ready
+		ask = e.Client().Ready
 	}
 	w.ask = func(ctx context.Context) (control.RoleStatus, error) { return ask(ctx, o.url) }
 	return w

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/control"
 )
 
@@ -128,11 +129,11 @@ func script(steps []step) func(context.Context) (control.RoleStatus, error) {
 // TestNewWaiter checks what the flags make of it.
 func TestNewWaiter(t *testing.T) {
 	o := waitOptions{timeoutSeconds: 60, requestTimeoutMillis: 500, periodMillis: 250, event: forServing}
-	if w := newWaiter(&env{}, o); w.drained || !w.extend || w.timeout != time.Minute || w.request != 500*time.Millisecond || w.period != 250*time.Millisecond {
+	if w := newWaiter(&cli.Env{}, o); w.drained || !w.extend || w.timeout != time.Minute || w.request != 500*time.Millisecond || w.period != 250*time.Millisecond {
 		t.Errorf("defaults: %+v", w)
 	}
 	o.timeoutGiven, o.timeoutSeconds, o.event = true, 7, forDrained
-	if w := newWaiter(&env{}, o); !w.drained || w.extend || w.timeout != 7*time.Second {
+	if w := newWaiter(&cli.Env{}, o); !w.drained || w.extend || w.timeout != 7*time.Second {
 		t.Errorf("given: %+v", w)
 	}
 }
@@ -148,7 +149,7 @@ func TestDrainTimeIsBounded(t *testing.T) {
 // TestWaitURL polls the URL that was given, with whatever answers there.
 func TestWaitURL(t *testing.T) {
 	status, _, stderr := runArgs("wait", "--timeoutSeconds=1", "--periodMillis=100", "--url=http://127.0.0.1:1/ready")
-	if status != exitError || !strings.HasPrefix(stderr, `pilot-agent: timeout waiting for Envoy proxy to become ready. Last error: Get "http://127.0.0.1:1/ready"`) {
+	if status != 1 || !strings.HasPrefix(stderr, `pilot-agent: timeout waiting for Envoy proxy to become ready. Last error: Get "http://127.0.0.1:1/ready"`) {
 		t.Errorf("status %d, %q", status, stderr)
 	}
 }

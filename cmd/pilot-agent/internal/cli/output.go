@@ -1,0 +1,95 @@
+package cli
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"understudy.mesh/pkg/control"
+)
+
+// Output is the value of --output.
+type Output string
+
+// AddFlag gives a command --output, with a shorthand or "".
+func (o *Output) AddFlag(cmd *cobra.Command, shorthand string) {
+	cmd.Flags().StringVarP((*string)(o), "output", shorthand, "table", "table or json")
+	CompleteFlag(cmd, "output", "table", "json")
+}
+
+// Check refuses what is neither table nor json; "" is what earlier releases had for a table.
+func (o Output) Check() error {
+	if o == "" || o == "table" || o == "json" {
+		return nil
+	}
+	return &UsageError{fmt.Errorf("flag --output: %q: give table or json", string(o))}
+}
+
+// IsJSON reports whether JSON is asked for, else a table.
+func (o Output) IsJSON() bool { return o == "json" }
+
+// CompleteFlag gives the shell the values of a flag. An error is a flag that the command
+// does not have: the tests run completion for each.
+func CompleteFlag(cmd *cobra.Command, flag string, values ...string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// PrintJSON prints a value for people who read JSON.
+func PrintJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// blockRows is how many rows of a table are laid out together: all columns fit the widest
+// cell of these, and no more than these are held, of a list of any length.
+const blockRows = 1000
+
+// Table writes rows in columns.
+type Table struct {
+	tw *tabwriter.Writer
+	n  int
+}
+
+// NewTable begins a table with the names of its columns.
+func NewTable(w io.Writer, head ...string) *Table {
+	t := &Table{tw: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
+	t.Add(head...)
+	return t
+}
+
+// Add writes a row; "" is shown as "-".
+func (t *Table) Add(cells ...string) {
+	for i := range cells {
+		cells[i] = cmp.Or(control.OneLine(cells[i]), "-")
+	}
+	fmt.Fprintln(t.tw, strings.Join(cells, "\t"))
+	if t.n++; t.n%blockRows == 0 {
+		t.tw.Flush()
+	}
+}
+
+// End writes what is still held.
+func (t *Table) End() error { return t.tw.Flush() }
+
+// Briefly shows a duration to two units at most: 42s, 5m12s, 3h7m, 2d4h. One below zero
+// is none: the clocks of two containers are one, but it may be set back.
+func Briefly(d time.Duration) string {
+	const day = 24 * time.Hour
+	d = max(d, 0)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
+	case d < day:
+		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
+	}
+	return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
+}

@@ -58,8 +58,14 @@ func beContainer(t *testing.T) {
 	mux.HandleFunc(control.UpgradePath, func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(control.UpgradeStatus{Off: "no hand-off directory"})
 	})
-	for page, answer := range dnsAnswers {
-		mux.HandleFunc(control.StatusPrefix+page, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, answer.page) })
+	for page, answer := range map[string]string{
+		control.DNSLookupPath:    `{"name":"aliyun.com.","type":"A","source":"vip","host":"aliyun.com","vip":true,"rcode":"NOERROR","records":["aliyun.com. 30 IN A 240.240.1.2"]}`,
+		control.DNSTablePath:     `[{"Name":"aliyun.com","Addrs":["240.240.1.2","2001:2::102"],"VIP":true},{"Name":"own.wild.example","Addrs":[],"VIP":false,"Forwarded":true}]`,
+		control.DNSCachePath:     `[{"name": "www.example.","type":"A","rcode":"NOERROR","server":"198.51.100.53:53","remainingSeconds":297.4,"hits":12,"bytes":45}]`,
+		control.DNSVIPsPath:      `{"pool":{"capacity":65024,"assigned":2,"quarantined":1,"pending":3},"vips":[]}`,
+		control.DNSUpstreamsPath: `[{"server":"198.51.100.53:53","state":"failing","inUse":true}]`,
+	} {
+		mux.HandleFunc(control.StatusPrefix+page, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, answer) })
 	}
 	mux.HandleFunc(control.StatusPrefix+"/x", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Method) })
 	go http.Serve(l, mux)
@@ -70,10 +76,10 @@ func beContainer(t *testing.T) {
 			{"upgrade-status", "Hot upgrade is off: no hand-off directory"},
 			{"request --debug-port=15020 POST x", "POST"},
 			{"dns lookup aliyun.com", "source:    vip"},
-			{"dns table", "aliyun.com        VIP        240.240.1.2"},
+			{"dns table", "aliyun.com        VIP       240.240.1.2"},
 			{"dns cache aliyun.com -o json", `"name": "www.example.",`},
 			{"dns vips -o=table", "Used: 2 of 65024."},
-			{"dns upstreams", "198.51.100.53:53   failing"},
+			{"dns upstreams", "198.51.100.53:53  failing"},
 		} {
 			if out, err := commandAs(t, uid, tc.line); err != nil || !strings.Contains(out, tc.want) {
 				t.Errorf("uid %d: %s: %v: %q, want %q", uid, tc.line, err, out, tc.want)

@@ -6,6 +6,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/cmd/pilot-agent/internal/dnscmd"
+	"understudy.mesh/cmd/pilot-agent/internal/doctor"
+	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
 )
 
 // run executes e.Args and returns the exit status.
@@ -22,15 +25,16 @@ func newRootCommand(e *cli.Env) *cobra.Command {
 		SilenceErrors: true, // Env.Run prints them
 	}
 	cli.AddSettings(root.PersistentFlags(), true)
+	host := iptablescmd.ThisHost()
 	root.AddCommand(
 		newProxyCommand(e),
 		newWaitCommand(e),
 		newRequestCommand(e),
 		newUpgradeStatusCommand(e),
-		newDNSCommand(e),
-		newDoctorCommand(e),
-		newIptablesCommand(e),
-		newCleanIptablesCommand(e),
+		dnscmd.New(e),
+		doctor.New(e, host),
+		iptablescmd.New(e, host, doctor.Check),
+		iptablescmd.NewClean(e, host),
 		newVersionCommand(e),
 	)
 	return root

@@ -1,26 +1,31 @@
-package main
+package iptablescmd
 
 import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/iptables"
 )
 
-const cleanupFlag = "cleanup-only"
+const (
+	cleanupFlag   = "cleanup-only"
+	namespaceFlag = "network-namespace"
+)
 
-// captureOptions is the command line of istio-iptables as values.
-type captureOptions struct {
-	config       iptables.Config
+// Options is the command line of istio-iptables as values.
+type Options struct {
+	Config       iptables.Config
 	dryRun       bool
 	dryRunFile   string
-	cleanup      bool
+	Cleanup      bool // remove all rules instead
 	skipApply    bool
 	validate     bool
 	probePort    uint16
@@ -28,42 +33,41 @@ type captureOptions struct {
 	namespace    string // a file; "" is this process's own
 	cniMode      bool
 	verify       bool
-	report       checkReport
 	dualStack    bool
 	autoAllocate bool
 	native       bool // nf_tables by itself; wins over config.Backend
 	forceApply   bool
 	envoyUser    string
-	host         captureHost
+	host         Host
 	ineffective  []string // what was asked for and does not come about, and why
 }
 
-// captureSetting is one input of istio-iptables: a flag, an environment variable, or
+// setting is one input of istio-iptables: a flag, an environment variable, or
 // both. Names and defaults are Istio's.
-type captureSetting struct {
+type setting struct {
 	flag, short string
 	env         []string // the first that is set wins
 	def         string
 	boolean     bool
 	always      bool // matters when cleaning up, too
 	doc         string
-	set         func(o *captureOptions, value string) error
+	set         func(o *Options, value string) error
 }
 
-// captureSettings returns every setting in the order of --help.
-func captureSettings() []captureSetting {
-	text := func(flag, short, env, def, doc string, set func(*captureOptions, string) error) captureSetting {
-		s := captureSetting{flag: flag, short: short, def: def, doc: doc, set: set}
+// settings returns every setting in the order of --help.
+func settings() []setting {
+	text := func(flag, short, env, def, doc string, set func(*Options, string) error) setting {
+		s := setting{flag: flag, short: short, def: def, doc: doc, set: set}
 		if env != "" {
 			s.env = []string{env}
 		}
 		return s
 	}
-	all := []captureSetting{
+	all := []setting{
 		text("envoy-port", "p", "", "15001", "port of Envoy for outbound TCP", port(func(c *iptables.Config) *uint16 { return &c.ProxyPort })),
 		text("inbound-capture-port", "z", "INBOUND_CAPTURE_PORT", "15006", "port of Envoy for inbound TCP", port(func(c *iptables.Config) *uint16 { return &c.InboundPort })),
 		text("inbound-tunnel-port", "e", "INBOUND_TUNNEL_PORT", "15008", "port of the mesh's tunnel, never captured", port(func(c *iptables.Config) *uint16 { return &c.TunnelPort })),
-		text("", "", "ENVOY_USER", "istio-proxy", "", func(o *captureOptions, v string) error { o.envoyUser = v; return nil }),
+		text("", "", "ENVOY_USER", "istio-proxy", "", func(o *Options, v string) error { o.envoyUser = v; return nil }),
 		text("proxy-uid", "u", "PROXY_UID", "", "users whose traffic is not captured, or none (default: of $ENVOY_USER, or 1337)", setUIDs),
 		text("proxy-gid", "g", "PROXY_GID", "", "groups whose traffic is not captured, or none (default: as --proxy-uid)", setGIDs),
 		text("proxy-mark", "", "PROXY_MARK", "", "mark (SO_MARK) of sockets whose traffic is not captured; give the proxy the same", setProxyMark),
@@ -79,47 +83,54 @@ func captureSettings() []captureSetting {
 		text("", "", "ISTIO_OUTBOUND_OWNER_GROUPS", "*", "", setIncludeGroups),
 		text("", "", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "", "", setExcludeGroups),
 		text("", "", "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "127.0.0.1/32", "", setLoopback),
-		text("", "", "DRY_RUN_FILE_PATH", "", "", func(o *captureOptions, v string) error { o.dryRunFile = v; return nil }),
+		text("", "", "DRY_RUN_FILE_PATH", "", "", func(o *Options, v string) error { o.dryRunFile = v; return nil }),
 	}
-	return append(append(all, captureSwitches()...), captureModes()...)
+	return append(append(all, switches()...), modes()...)
 }
 
-// captureSwitches are the booleans, and the back end.
-func captureSwitches() []captureSetting {
-	return []captureSetting{
-		{flag: "redirect-dns", env: []string{"REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"}, doc: "send DNS queries to the agent", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.config.DNS.Capture })},
-		{flag: "capture-all-dns", env: []string{"CAPTURE_ALL_DNS"}, doc: "with --redirect-dns: queries to any server, not just those of resolv.conf", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.config.DNS.All })},
-		{env: []string{"ISTIO_META_DNS_AUTO_ALLOCATE"}, boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.autoAllocate })},
-		{flag: "drop-invalid", env: []string{"DROP_INVALID", "INVALID_DROP"}, doc: "drop packets that conntrack calls INVALID", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.config.DropInvalid })},
-		{flag: "dual-stack", env: []string{"DUAL_STACK", "ISTIO_DUAL_STACK"}, def: "true", doc: "capture IPv6, too, when the pod's first address is IPv4", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.dualStack })},
+// switches are the booleans, and the back end.
+func switches() []setting {
+	return []setting{
+		{flag: "redirect-dns", env: []string{"REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"}, doc: "send DNS queries to the agent", boolean: true, set: toggle(func(o *Options) *bool { return &o.Config.DNS.Capture })},
+		{flag: "capture-all-dns", env: []string{"CAPTURE_ALL_DNS"}, doc: "with --redirect-dns: queries to any server, not just those of resolv.conf", boolean: true, set: toggle(func(o *Options) *bool { return &o.Config.DNS.All })},
+		{env: []string{"ISTIO_META_DNS_AUTO_ALLOCATE"}, boolean: true, set: toggle(func(o *Options) *bool { return &o.autoAllocate })},
+		{flag: "drop-invalid", env: []string{"DROP_INVALID", "INVALID_DROP"}, doc: "drop packets that conntrack calls INVALID", boolean: true, set: toggle(func(o *Options) *bool { return &o.Config.DropInvalid })},
+		{flag: "dual-stack", env: []string{"DUAL_STACK", "ISTIO_DUAL_STACK"}, def: "true", doc: "capture IPv6, too, when the pod's first address is IPv4", boolean: true, set: toggle(func(o *Options) *bool { return &o.dualStack })},
 		{flag: "force-iptables-binary", env: []string{"FORCE_IPTABLES_BINARY"}, doc: "legacy or nft (default: where rules are already, else what is installed, else as --native-nftables)", set: setBackend},
-		{flag: "native-nftables", env: []string{"NATIVE_NFTABLES"}, doc: "write the rules by nf_tables itself, without iptables or nft, whatever --force-iptables-binary says", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.native })},
-		{flag: "dry-run", short: "n", env: []string{"DRY_RUN"}, doc: "print the rules, change nothing; needs no privilege", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.dryRun })},
-		{flag: cleanupFlag, env: []string{"CLEANUP_ONLY"}, doc: "remove all rules instead", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.cleanup })},
-		{flag: "verify", doc: "compare with the rules in force instead: exit status 1 when something differs; see doctor capture", boolean: true, always: true, set: toggle(func(o *captureOptions) *bool { return &o.verify })},
-		{flag: "skip-rule-apply", env: []string{"SKIP_RULE_APPLY"}, doc: "check the settings only", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.skipApply })},
-		{flag: "reconcile", env: []string{"RECONCILE"}, doc: "accepted: rules of another configuration are always replaced", boolean: true, set: toggle(func(*captureOptions) *bool { return new(bool) })},
-		{flag: "force-apply", env: []string{"FORCE_APPLY"}, doc: "accepted: the rules are always checked and made right", boolean: true, set: toggle(func(o *captureOptions) *bool { return &o.forceApply })},
+		{flag: "native-nftables", env: []string{"NATIVE_NFTABLES"}, doc: "write the rules by nf_tables itself, without iptables or nft, whatever --force-iptables-binary says", boolean: true, set: toggle(func(o *Options) *bool { return &o.native })},
+		{flag: "dry-run", short: "n", env: []string{"DRY_RUN"}, doc: "print the rules, change nothing; needs no privilege", boolean: true, always: true, set: toggle(func(o *Options) *bool { return &o.dryRun })},
+		{flag: cleanupFlag, env: []string{"CLEANUP_ONLY"}, doc: "remove all rules instead", boolean: true, always: true, set: toggle(func(o *Options) *bool { return &o.Cleanup })},
+		{flag: "verify", doc: "compare with the rules in force instead: exit status 1 when something differs; see doctor capture", boolean: true, always: true, set: toggle(func(o *Options) *bool { return &o.verify })},
+		{flag: "skip-rule-apply", env: []string{"SKIP_RULE_APPLY"}, doc: "check the settings only", boolean: true, set: toggle(func(o *Options) *bool { return &o.skipApply })},
+		{flag: "reconcile", env: []string{"RECONCILE"}, doc: "accepted: rules of another configuration are always replaced", boolean: true, set: toggle(func(*Options) *bool { return new(bool) })},
+		{flag: "force-apply", env: []string{"FORCE_APPLY"}, doc: "accepted: the rules are always checked and made right", boolean: true, set: toggle(func(o *Options) *bool { return &o.forceApply })},
 	}
 }
 
-// captureModes say how and where the work is done.
-func captureModes() []captureSetting {
-	return []captureSetting{
+// modes say how and where the work is done.
+func modes() []setting {
+	return []setting{
 		{flag: "istio-inbound-tproxy-mark", short: "t", env: []string{"ISTIO_INBOUND_TPROXY_MARK"}, def: "1337", doc: "TPROXY's mark on packets; the next number is used, too", set: number(func(c *iptables.Config) *uint32 { return &c.Mark })},
 		{flag: "istio-inbound-tproxy-route-table", short: "r", env: []string{"ISTIO_INBOUND_TPROXY_ROUTE_TABLE"}, def: "133", doc: "TPROXY's route table", set: number(func(c *iptables.Config) *uint32 { return &c.RouteTable })},
-		{flag: "run-validation", env: []string{"RUN_VALIDATION"}, boolean: true, doc: "then see whether a connection of the proxy's comes to it; exit status 126 if not", set: toggle(func(o *captureOptions) *bool { return &o.validate })},
-		{flag: "iptables-probe-port", env: []string{"IPTABLES_PROBE_PORT"}, def: strconv.Itoa(iptables.DefaultProbePort), doc: "port that --run-validation connects to", set: func(o *captureOptions, v string) (err error) {
+		{flag: "run-validation", env: []string{"RUN_VALIDATION"}, boolean: true, doc: "then see whether a connection of the proxy's comes to it; exit status 126 if not", set: toggle(func(o *Options) *bool { return &o.validate })},
+		{flag: "iptables-probe-port", env: []string{"IPTABLES_PROBE_PORT"}, def: strconv.Itoa(iptables.DefaultProbePort), doc: "port that --run-validation connects to", set: func(o *Options, v string) (err error) {
 			o.probePort, err = iptables.ParsePort(v)
 			return err
 		}},
 		{flag: "probe-timeout", env: []string{"PROBE_TIMEOUT"}, def: "5s", doc: "how long --run-validation tries", set: setProbeTimeout},
-		{flag: "network-namespace", env: []string{"NETWORK_NAMESPACE"}, always: true, doc: "work in the network namespace of this file, for example /proc/PID/ns/net", set: func(o *captureOptions, v string) error { o.namespace = v; return nil }},
-		{flag: "cni-mode", env: []string{"CNI_MODE"}, boolean: true, always: true, doc: "this is not the pod's container: its resolv.conf and the node's xtables lock do not count; with --network-namespace", set: toggle(func(o *captureOptions) *bool { return &o.cniMode })},
+		{flag: namespaceFlag, env: []string{"NETWORK_NAMESPACE"}, always: true, doc: "work in the network namespace of this file, for example /proc/PID/ns/net", set: func(o *Options, v string) error { o.namespace = v; return nil }},
+		{flag: "cni-mode", env: []string{"CNI_MODE"}, boolean: true, always: true, doc: "this is not the pod's container: its resolv.conf and the node's xtables lock do not count; with --network-namespace", set: toggle(func(o *Options) *bool { return &o.cniMode })},
 	}
 }
 
-func (s captureSetting) register(flags *pflag.FlagSet) {
+// AddFlags registers the flags of istio-iptables, in the order of --help.
+func AddFlags(flags *pflag.FlagSet) {
+	for _, s := range settings() {
+		s.register(flags)
+	}
+}
+
+func (s setting) register(flags *pflag.FlagSet) {
 	if s.flag == "" {
 		return
 	}
@@ -136,7 +147,7 @@ func (s captureSetting) register(flags *pflag.FlagSet) {
 
 // value returns the setting's value and where it comes from. An empty environment
 // variable counts as absent, as with Istio.
-func (s captureSetting) value(flags *pflag.FlagSet, environ map[string]string) (value, source string) {
+func (s setting) value(flags *pflag.FlagSet, environ map[string]string) (value, source string) {
 	if s.flag != "" && flags.Changed(s.flag) {
 		return flags.Lookup(s.flag).Value.String(), "flag --" + s.flag
 	}
@@ -166,27 +177,19 @@ func fromFile(v string) (string, error) {
 	return strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", ","), nil
 }
 
-// unsupportedError is a value that Istio knows and this agent does not act on.
-// Unlike a value that is wrong, it is no fault of the command line.
-type unsupportedError struct{ value, remedy string }
-
-func (e *unsupportedError) Error() string {
-	return fmt.Sprintf("%q is not supported: %s", e.value, e.remedy)
-}
-
-// parseCapture reads every setting and reports all that are wrong at once. When
+// Parse reads every setting and reports all that are wrong at once. When
 // cleaning up, those that only shape rules are not looked at: what is removed does
 // not depend on them.
-func parseCapture(flags *pflag.FlagSet, environ []string, host captureHost) (*captureOptions, error) {
+func Parse(flags *pflag.FlagSet, environ []string, host Host) (*Options, error) {
 	vars := map[string]string{}
 	for _, kv := range environ {
 		k, v, _ := strings.Cut(kv, "=")
 		vars[k] = v
 	}
-	o := &captureOptions{config: iptables.Default(), host: host}
+	o := &Options{Config: iptables.Default(), host: host}
 	var errs []error
 	read := func(always bool) {
-		for _, s := range captureSettings() {
+		for _, s := range settings() {
 			if s.always != always {
 				continue
 			}
@@ -201,15 +204,41 @@ func parseCapture(flags *pflag.FlagSet, environ []string, host captureHost) (*ca
 		}
 	}
 	read(true)
-	if !o.cleanup {
+	if !o.Cleanup {
 		read(false)
 	}
-	if o.cleanup && o.verify {
+	if o.Cleanup && o.verify {
 		errs = append(errs, errors.New("flag --verify: there is nothing to compare with when --cleanup-only is given"))
 	}
 	o.settle()
-	if err := errors.Join(errs...); err != nil || o.cleanup {
-		return o, err
+	err := errors.Join(errs...)
+	if err == nil && !o.Cleanup {
+		err = o.Config.Validate()
 	}
-	return o, o.config.Validate()
+	if err != nil {
+		return nil, &cli.UsageError{Err: err}
+	}
+	return o, nil
+}
+
+// Given reports whether anybody has said what should be captured: by a flag, or
+// by a variable that only an init container has. The proxy's container shares some.
+func Given(flags *pflag.FlagSet, environ []string) bool {
+	given := false
+	shared := []string{"ISTIO_META_DNS_CAPTURE", "ISTIO_META_DNS_AUTO_ALLOCATE", "ISTIO_DUAL_STACK", "INVALID_DROP", "ENVOY_USER"}
+	for _, s := range settings() {
+		if s.flag == namespaceFlag { // says where, not what
+			continue
+		}
+		if s.flag != "" && flags.Changed(s.flag) {
+			given = true
+		}
+		for _, name := range s.env {
+			given = given || !slices.Contains(shared, name) && slices.ContainsFunc(environ, func(kv string) bool {
+				k, v, _ := strings.Cut(kv, "=")
+				return k == name && v != ""
+			})
+		}
+	}
+	return given
 }

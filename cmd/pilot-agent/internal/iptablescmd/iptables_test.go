@@ -1,4 +1,4 @@
-package main
+package iptablescmd
 
 import (
 	"bytes"
@@ -32,7 +32,7 @@ type capture struct {
 
 var dualStackPod = []string{"127.0.0.1", "10.1.1.1", "::1", "2001:db8::1"}
 
-func (c capture) host(t *testing.T) captureHost {
+func (c capture) host(t *testing.T) Host {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	if c.resolvConf != "" {
@@ -46,14 +46,14 @@ func (c capture) host(t *testing.T) captureHost {
 		}
 		return "", errors.New("unknown: " + name)
 	}
-	return captureHost{
-		addresses: func() (out []netip.Addr, err error) {
+	return Host{
+		Addresses: func() (out []netip.Addr, err error) {
 			for _, a := range c.addrs {
 				out = append(out, netip.MustParseAddr(a))
 			}
 			return out, nil
 		},
-		resolvConf: path, lookupUser: ids, lookupGroup: ids,
+		resolvConf: path, LookupUser: ids, LookupGroup: ids,
 	}
 }
 
@@ -61,27 +61,27 @@ func (c capture) run(t *testing.T, args ...string) (stdout, stderr string, err e
 	t.Helper()
 	var out, errs bytes.Buffer
 	e := &cli.Env{Environ: c.environ, Stdout: &out, Stderr: &errs}
-	cmd := newCaptureCommand(e, c.host(t), &cobra.Command{Use: "istio-iptables", SilenceErrors: true, SilenceUsage: true})
+	cmd := newCommand(e, c.host(t), nil, &cobra.Command{Use: "istio-iptables", SilenceErrors: true, SilenceUsage: true})
 	cmd.SetArgs(args)
 	err = cmd.ExecuteContext(t.Context())
 	return out.String(), errs.String(), err
 }
 
 // options returns what a command line means, without doing it.
-func (c capture) options(t *testing.T, args ...string) (*captureOptions, error) {
+func (c capture) options(t *testing.T, args ...string) (*Options, error) {
 	t.Helper()
 	e := &cli.Env{Environ: c.environ, Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}}
-	cmd := newCaptureCommand(e, c.host(t), &cobra.Command{})
+	cmd := newCommand(e, c.host(t), nil, &cobra.Command{})
 	if err := cmd.ParseFlags(args); err != nil {
 		t.Fatal(err)
 	}
-	o, err := parseCapture(cmd.Flags(), c.environ, c.host(t))
+	o, err := Parse(cmd.Flags(), c.environ, c.host(t))
 	if err == nil {
 		log, logErr := e.Log(cmd)
 		if logErr != nil {
 			t.Fatal(logErr)
 		}
-		err = o.complete(log)
+		err = o.Complete(log)
 	}
 	return o, err
 }
@@ -184,7 +184,7 @@ func TestCaptureSettings(t *testing.T) {
 			}
 			want := iptables.Default()
 			tt.edit(&want)
-			if d := cmp.Diff(want, o.config, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}), cmpopts.EquateEmpty()); d != "" {
+			if d := cmp.Diff(want, o.Config, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}), cmpopts.EquateEmpty()); d != "" {
 				t.Errorf("-want +got:\n%s", d)
 			}
 		})
@@ -337,7 +337,7 @@ func TestCaptureAndClean(t *testing.T) {
 		t.Errorf("left behind:\n%s", rules)
 	}
 
-	cmd := newCleanIptablesCommand(&cli.Env{Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}})
+	cmd := NewClean(&cli.Env{Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}}, ThisHost())
 	cmd.SetArgs(nil)
 	if err := cmd.ExecuteContext(context.Background()); err != nil {
 		t.Errorf("istio-clean-iptables with nothing to clean: %v", err)

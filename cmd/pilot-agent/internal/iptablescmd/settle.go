@@ -1,4 +1,4 @@
-package main
+package iptablescmd
 
 import (
 	"fmt"
@@ -9,11 +9,11 @@ import (
 
 // settle decides between settings that contradict each other. Istio's init container
 // takes any two of them, so none may stop a pod; what does not come about is noted.
-func (o *captureOptions) settle() {
+func (o *Options) settle() {
 	note := func(setting, why string) {
 		o.ineffective = append(o.ineffective, fmt.Sprintf("%s has no effect: %s", setting, why))
 	}
-	c := &o.config
+	c := &o.Config
 	if o.native {
 		if c.Backend != iptables.Auto {
 			note("--force-iptables-binary="+string(c.Backend), "--native-nftables runs no binary")
@@ -27,7 +27,7 @@ func (o *captureOptions) settle() {
 	if o.cniMode && c.DNS.Capture {
 		c.DNS.All = true // as Istio's CNI plugin has it: the resolv.conf here is not the pod's
 	}
-	if o.dryRun && o.cleanup {
+	if o.dryRun && o.Cleanup {
 		note("--cleanup-only", "a dry run removes nothing; what would be removed depends on what is there, see iptables-save")
 	}
 	if o.dryRun && o.validate {
@@ -48,13 +48,13 @@ func (o *captureOptions) settle() {
 	}
 }
 
-func (o *captureOptions) settleDNS(note func(setting, why string)) {
+func (o *Options) settleDNS(note func(setting, why string)) {
 	const dnsPort = 53
-	dns := o.config.DNS
+	dns := o.Config.DNS
 	if dns.All && !dns.Capture {
 		note("--capture-all-dns", "no DNS is captured without --redirect-dns")
 	}
-	if dns.Capture && slices.Contains(o.config.ExcludeOutboundPorts, dnsPort) {
+	if dns.Capture && slices.Contains(o.Config.ExcludeOutboundPorts, dnsPort) {
 		note("--redirect-dns", "--istio-local-outbound-ports-exclude has port 53")
 	}
 }

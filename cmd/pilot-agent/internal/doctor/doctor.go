@@ -1,4 +1,6 @@
-package main
+// Package doctor owns `pilot-agent doctor`: what is wrong with a pod's capture, and why a
+// connection goes where it does.
+package doctor
 
 import (
 	"context"
@@ -9,15 +11,17 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
 	"understudy.mesh/iptables"
 )
 
-func newDoctorCommand(e *cli.Env) *cobra.Command {
+// New returns the command.
+func New(e *cli.Env, host iptablescmd.Host) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Find out what is wrong with a pod's capture, and why a connection goes where it does",
 	}
-	cmd.AddCommand(newDoctorCaptureCommand(e, thisHost()), newDoctorTraceCommand(e, thisHost()))
+	cmd.AddCommand(newCaptureCommand(e, host), newTraceCommand(e, host))
 	return cmd
 }
 

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"fmt"
@@ -9,11 +9,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/logging"
 )
 
-const doctorTraceHelp = `Follows the first packet of a connection, or a query, through the rules in force,
+const traceHelp = `Follows the first packet of a connection, or a query, through the rules in force,
 and says where it lands, which rule decided, and why. Sends nothing.
 
 FROM  uid:1000[,gid:G][,mark:M]   a process of the pod; without gid, the group of the same number
@@ -34,13 +35,13 @@ type tracedTarget struct {
 	Notes []string `json:"notes,omitempty"`
 }
 
-func newDoctorTraceCommand(e *cli.Env, host captureHost) *cobra.Command {
+func newTraceCommand(e *cli.Env, host iptablescmd.Host) *cobra.Command {
 	var output cli.Output
 	var verbose bool
 	cmd := &cobra.Command{
 		Use:   "trace FROM TO",
 		Short: "Say where a packet lands, and which rule decides",
-		Long:  doctorTraceHelp,
+		Long:  traceHelp,
 		Args:  cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := output.Check(); err != nil {
@@ -132,7 +133,7 @@ func (t tracedTarget) print(w io.Writer, v traceView) {
 			fmt.Fprintf(w, "  decided by %v\n", *o.Rule)
 		}
 		because := o.Reason
-		if setting := settingOf(o.Purpose); setting != "" {
+		if setting := iptablescmd.SettingOf(o.Purpose); setting != "" {
 			because += " (" + setting + ")"
 		}
 		if because != "" {
@@ -161,31 +162,4 @@ func printSteps(w io.Writer, steps []iptables.Step, v traceView) {
 		fmt.Fprintf(tw, "  %s\t%s\t%s\t%s%s%s\n", s.Hook, s.Table, s.Chain, mark, s.Rule, comment)
 	}
 	tw.Flush()
-}
-
-// settingOf names the setting that a rule comes from, by its purpose.
-func settingOf(purpose string) string { return purposeSettings()[purpose] }
-
-func purposeSettings() map[string]string {
-	return map[string]string{
-		"excluded outbound port":                   "--istio-local-outbound-ports-exclude",
-		"excluded destination":                     "--istio-service-exclude-cidr",
-		"destination":                              "--istio-service-cidr",
-		"every other destination":                  "--istio-service-cidr",
-		"outbound port":                            "--istio-outbound-ports",
-		"inbound port":                             "--istio-inbound-ports",
-		"every other inbound port":                 "--istio-inbound-ports",
-		"excluded inbound port":                    "--istio-local-exclude-ports",
-		"excluded interface":                       "--istio-exclude-interfaces",
-		"virtual machine's traffic is not inbound": "--kube-virt-interfaces",
-		"from a virtual machine":                   "--kube-virt-interfaces",
-		"from the proxy":                           "--proxy-uid, --proxy-gid, --proxy-mark",
-		"mesh tunnel":                              "--inbound-tunnel-port",
-		"excluded owner group":                     "$ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",
-		"owner group not included":                 "$ISTIO_OUTBOUND_OWNER_GROUPS",
-		"loopback":                                 "$ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",
-		"DNS":                                      "--redirect-dns",
-		"queries of applications":                  "--redirect-dns, --capture-all-dns",
-		"answering them would reset a connection (istio#36566)": "--drop-invalid",
-	}
 }

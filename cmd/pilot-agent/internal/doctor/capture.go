@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -6,18 +6,17 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/logging"
 )
 
-const doctorCaptureHelp = `Compares the rules in force with those that istio-iptables would make of the same
+const captureHelp = `Compares the rules in force with those that istio-iptables would make of the same
 flags and environment, in every back end and for IPv4 and IPv6, and prints what
 differs: exit status 0 when nothing does, else 1.
 
@@ -35,75 +34,59 @@ type captureReport struct {
 	Differences []iptables.Difference `json:"differences"`
 }
 
-func newDoctorCaptureCommand(e *cli.Env, host captureHost) *cobra.Command {
+func newCaptureCommand(e *cli.Env, host iptablescmd.Host) *cobra.Command {
 	var output cli.Output
 	cmd := &cobra.Command{
 		Use:   "capture [istio-iptables' flags]",
 		Short: "Compare what is captured with what should be",
-		Long:  doctorCaptureHelp,
+		Long:  captureHelp,
 		Args:  cobra.NoArgs,
 	}
 	cmd.Flags().SortFlags = false
 	output.AddFlag(cmd, "")
 	cmd.Flags().Lookup("output").Usage += " (-o is istio-iptables' own)"
-	for _, s := range captureSettings() {
-		s.register(cmd.Flags())
-	}
+	iptablescmd.AddFlags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := output.Check(); err != nil {
 			return err
 		}
-		o, err := parseCapture(cmd.Flags(), e.Environ, host)
+		o, err := iptablescmd.Parse(cmd.Flags(), e.Environ, host)
 		if err != nil {
-			return captureUsage(err)
+			return err
 		}
-		if o.cleanup {
+		if o.Cleanup {
 			return &cli.UsageError{Err: errors.New("flag --cleanup-only: there is no configuration to compare with")}
 		}
 		log, err := e.Log(cmd)
 		if err != nil {
 			return err
 		}
-		o.verify, o.report = true, checkReport{json: output.IsJSON(), alone: !captureGiven(cmd.Flags(), e.Environ)}
-		return o.run(cmd.Context(), e.Stdout, logging.For(log, "iptables"))
+		leave, err := o.Enter()
+		if err != nil {
+			return err
+		}
+		defer leave()
+		c := check{json: output.IsJSON(), alone: !iptablescmd.Given(cmd.Flags(), e.Environ)}
+		return c.run(cmd.Context(), o, e.Stdout, logging.For(log, "iptables"))
 	}
 	return cmd
 }
 
-const namespaceFlag = "network-namespace"
-
-// captureGiven reports whether anybody has said what should be captured: by a flag, or
-// by a variable that only an init container has. The proxy's container shares some.
-func captureGiven(flags *pflag.FlagSet, environ []string) bool {
-	given := false
-	var shared = []string{"ISTIO_META_DNS_CAPTURE", "ISTIO_META_DNS_AUTO_ALLOCATE", "ISTIO_DUAL_STACK", "INVALID_DROP", "ENVOY_USER"}
-	for _, s := range captureSettings() {
-		if s.flag == namespaceFlag { // says where, not what
-			continue
-		}
-		if s.flag != "" && flags.Changed(s.flag) {
-			given = true
-		}
-		for _, name := range s.env {
-			given = given || !slices.Contains(shared, name) && slices.ContainsFunc(environ, func(kv string) bool {
-				k, v, _ := strings.Cut(kv, "=")
-				return k == name && v != ""
-			})
-		}
-	}
-	return given
+// Check compares what is in force with what the options ask for.
+func Check(ctx context.Context, o *iptablescmd.Options, stdout io.Writer, log *slog.Logger) error {
+	return check{}.run(ctx, o, stdout, log)
 }
 
-// checkReport is how the rules in force are checked and reported.
-type checkReport struct {
+// check is how the rules in force are checked and reported.
+type check struct {
 	json  bool
 	alone bool // there is no configuration to compare them with
 }
 
-// check compares what is in force with o, or else with the configuration that it shows.
-func (o *captureOptions) check(ctx context.Context, stdout io.Writer, log *slog.Logger) error {
-	if !o.report.alone {
-		if err := o.complete(log); err != nil {
+// run compares what is in force with o, or else with the configuration that it shows.
+func (k check) run(ctx context.Context, o *iptablescmd.Options, stdout io.Writer, log *slog.Logger) error {
+	if !k.alone {
+		if err := o.Complete(log); err != nil {
 			return err
 		}
 	}
@@ -111,8 +94,8 @@ func (o *captureOptions) check(ctx context.Context, stdout io.Writer, log *slog.
 	if err != nil {
 		return err
 	}
-	r, c := captureReport{ComparedTo: "flags and environment"}, o.config
-	if o.report.alone {
+	r, c := captureReport{ComparedTo: "flags and environment"}, o.Config
+	if k.alone {
 		var ok bool
 		if c, ok = s.Infer(); !ok {
 			return errors.New("nothing is captured: there are no rules of istio-iptables in this network namespace, neither of this release nor of Istio's: did the pod's init container run?")
@@ -122,7 +105,7 @@ func (o *captureOptions) check(ctx context.Context, stdout io.Writer, log *slog.
 	if r.Differences, err = s.Verify(c); err != nil {
 		return err
 	}
-	if o.report.alone { // a pod that starts has no listeners yet, and one that runs has
+	if k.alone { // a pod that starts has no listeners yet, and one that runs has
 		unheard, err := s.Unheard(c)
 		if err != nil {
 			return err
@@ -132,7 +115,7 @@ func (o *captureOptions) check(ctx context.Context, stdout io.Writer, log *slog.
 	if r.Unseen, err = s.Unseen(); err != nil {
 		return err
 	}
-	return r.write(stdout, o.report.json)
+	return r.write(stdout, k.json)
 }
 
 func (r captureReport) write(w io.Writer, asJSON bool) error {

@@ -1,24 +1,38 @@
-package main
+package doctor
 
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
+	"github.com/vishvananda/netns"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
 	"understudy.mesh/iptables"
 )
 
+// lookUp knows one user and one group.
+func lookUp(name string) (id string, err error) {
+	if name == "java" {
+		return "2001", nil
+	}
+	return "", errors.New("unknown: " + name)
+}
+
 func TestTraceArguments(t *testing.T) {
-	host := capture{}.host(t)
+	host := iptablescmd.Host{LookupUser: lookUp, LookupGroup: lookUp}
 	for _, tt := range []struct {
 		from, to string
 		want     iptables.Flow
@@ -118,45 +132,6 @@ func TestTraceNames(t *testing.T) {
 	}
 }
 
-// A purpose that no rule has, or a flag that does not exist, would explain nothing.
-func TestPurposesAreThoseOfRules(t *testing.T) {
-	whys := map[string]bool{}
-	for _, edit := range []func(*iptables.Config){
-		func(c *iptables.Config) {
-			c.InboundPorts.All, c.ExcludeInboundPorts, c.IncludeCIDRs.All = true, []uint16{1}, true
-			c.ExcludeCIDRs, c.ExcludeOutboundPorts, c.IncludeOutboundPorts = list("10.0.0.0/8"), []uint16{1}, []uint16{2}
-			c.ExcludeInterfaces, c.VirtInterfaces, c.ExcludeGroups = []string{"a"}, []string{"b"}, []uint32{7}
-			c.DNS.Capture, c.DNS.All, c.DropInvalid = true, true, true
-		},
-		func(c *iptables.Config) {
-			c.InboundPorts.List, c.IncludeCIDRs.List, c.IncludeGroups = []uint16{1}, list("10.0.0.0/8"), []uint32{7}
-		},
-	} {
-		c := iptables.Default()
-		edit(&c)
-		for _, r := range iptables.Rules(c) {
-			whys[r.Why] = true
-		}
-	}
-	var names []string
-	for _, s := range captureSettings() {
-		names = append(names, "--"+s.flag)
-		for _, v := range s.env {
-			names = append(names, "$"+v)
-		}
-	}
-	for purpose, setting := range purposeSettings() {
-		if !whys[purpose] {
-			t.Errorf("no rule is there for %q", purpose)
-		}
-		for name := range strings.SplitSeq(setting, ", ") {
-			if !slices.Contains(names, name) {
-				t.Errorf("%q: there is no setting %s", purpose, name)
-			}
-		}
-	}
-}
-
 // What the proxy's container has in its environment says nothing of the init
 // container's command line.
 func TestCaptureGiven(t *testing.T) {
@@ -171,22 +146,25 @@ func TestCaptureGiven(t *testing.T) {
 		{args: []string{"-i", "*"}, want: true},
 		{args: []string{"--output", "json", "--network-namespace", "/proc/1/ns/net"}, environ: []string{"NETWORK_NAMESPACE=/x"}},
 	} {
-		cmd := newDoctorCaptureCommand(e, captureHost{})
+		cmd := newCaptureCommand(e, iptablescmd.Host{})
 		if err := cmd.ParseFlags(tt.args); err != nil {
 			t.Fatal(err)
 		}
-		if got := captureGiven(cmd.Flags(), tt.environ); got != tt.want {
+		if got := iptablescmd.Given(cmd.Flags(), tt.environ); got != tt.want {
 			t.Errorf("%q %q: %v", tt.environ, tt.args, got)
 		}
 	}
 }
 
-// doctorIn runs a command line as main does.
+// doctorIn runs a command line of doctor or istio-iptables as main does.
 func doctorIn(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	e := &cli.Env{Args: args, Environ: []string{"DRY_RUN="}, Stdout: &out, Stderr: &errs}
-	return run(t.Context(), e), out.String(), errs.String()
+	e := &cli.Env{Environ: []string{"DRY_RUN="}, Stdout: &out, Stderr: &errs}
+	root := &cobra.Command{Use: "pilot-agent", SilenceUsage: true, SilenceErrors: true}
+	cli.AddSettings(root.PersistentFlags(), true)
+	root.AddCommand(New(e, iptablescmd.ThisHost()), iptablescmd.New(e, iptablescmd.ThisHost(), Check))
+	return e.Run(t.Context(), root, args), out.String(), errs.String()
 }
 
 // The story of a pod: nothing yet, all right, and something broken.
@@ -297,5 +275,28 @@ func TestReportIsShort(t *testing.T) {
 	want := strings.Repeat("missing\n", 5) + "  and 4 more like it (--output json has them all)\nsurplus\n"
 	if d := cmp.Diff(want, out.String()); d != "" {
 		t.Error(d)
+	}
+}
+
+// ownNamespace puts the test's thread, and with it what it runs, into a network
+// namespace of its own.
+func ownNamespace(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root: a network namespace and iptables")
+	}
+	runtime.LockOSThread() // the thread ends with the test's goroutine
+	name := "ipt-" + strings.ToLower(rand.Text()[:8])
+	ns, err := netns.NewNamed(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns.Close()
+	t.Cleanup(func() { netns.DeleteNamed(name) })
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
 	}
 }

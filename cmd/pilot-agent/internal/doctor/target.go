@@ -1,23 +1,19 @@
-package main
+package doctor
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
-	"understudy.mesh/dnsproxy"
+	"understudy.mesh/cmd/pilot-agent/internal/dnscmd"
+	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
 	"understudy.mesh/iptables"
-	"understudy.mesh/pkg/control"
 )
 
 // traceFrom is the sender that doctor trace was given.
@@ -32,7 +28,7 @@ type traceFrom struct {
 
 const wantFrom = "want for example uid:1000, uid:1000,gid:2000, outside, or a client's address"
 
-func parseTraceFrom(s string, host captureHost) (traceFrom, error) {
+func parseTraceFrom(s string, host iptablescmd.Host) (traceFrom, error) {
 	f := traceFrom{text: s}
 	head, rest, _ := strings.Cut(s, ",")
 	allowed := []string{"in"}
@@ -68,7 +64,7 @@ func parseTraceFrom(s string, host captureHost) (traceFrom, error) {
 	return f, nil
 }
 
-func (f *traceFrom) set(key, value string, host captureHost) error {
+func (f *traceFrom) set(key, value string, host iptablescmd.Host) error {
 	one := func(lookup func(string) (string, error)) (uint32, error) {
 		ids, err := iptables.ParseIDList(value, lookup)
 		if err == nil && len(ids) != 1 {
@@ -82,9 +78,9 @@ func (f *traceFrom) set(key, value string, host captureHost) error {
 	var err error
 	switch key {
 	case "uid":
-		f.uid, err = one(host.lookupUser)
+		f.uid, err = one(host.LookupUser)
 	case "gid":
-		f.gid, err = one(host.lookupGroup)
+		f.gid, err = one(host.LookupGroup)
 	case "mark":
 		var mark uint64
 		mark, err = strconv.ParseUint(value, 0, 32)
@@ -199,39 +195,14 @@ func oneOfEach(addrs []netip.Addr) (out []netip.Addr) {
 	return out
 }
 
-func traceResolver(e *cli.Env, host captureHost) resolver {
+func traceResolver(e *cli.Env, host iptablescmd.Host) resolver {
 	return resolver{
-		pod: host.addresses,
+		pod: host.Addresses,
 		agent: func(ctx context.Context, name string) ([]netip.Addr, string, error) {
-			return addressesOf(ctx, e.Client().OpenStatus, name)
+			return dnscmd.Addresses(ctx, e.Client().OpenStatus, name)
 		},
 		system: func(ctx context.Context, name string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 		},
 	}
-}
-
-// addressesOf asks the agent as `dns lookup` does.
-func addressesOf(ctx context.Context, open opener, name string) (addrs []netip.Addr, source string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
-	defer cancel()
-	for _, qtype := range []string{"A", "AAAA"} {
-		answer, err := open(ctx, http.MethodGet, control.DNSLookupPath+"?"+url.Values{"name": {name}, "type": {qtype}}.Encode())
-		if err != nil {
-			return nil, "", err
-		}
-		var x dnsproxy.Explanation
-		err = json.NewDecoder(answer).Decode(&x)
-		answer.Close()
-		if err != nil {
-			return nil, "", fmt.Errorf("read the agent's answer: %w", err)
-		}
-		for _, record := range x.Records { // name, TTL, class, type, data
-			f := strings.Fields(record)
-			if a, err := netip.ParseAddr(f[len(f)-1]); err == nil && slices.Contains(f, qtype) {
-				addrs, source = append(addrs, a.Unmap()), cmp.Or(x.Source, "the agent")
-			}
-		}
-	}
-	return addrs, source, nil
 }

@@ -1,4 +1,4 @@
-package main
+package iptablescmd
 
 import (
 	"errors"
@@ -8,6 +8,24 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// Enter goes where the rules are to be, until leave: into the network namespace that was
+// given, and with --cni-mode to a lock of that namespace's own.
+func (o *Options) Enter() (leave func(), err error) {
+	leave = func() {}
+	if o.namespace != "" {
+		if leave, err = enterNamespace(o.namespace); err != nil {
+			return nil, err
+		}
+	}
+	if o.cniMode { // the node's lock is for the node's own rules: Istio's way, too
+		if err := os.Setenv("XTABLES_LOCKFILE", o.namespace); err != nil {
+			leave()
+			return nil, fmt.Errorf("name the xtables lock: %w", err)
+		}
+	}
+	return leave, nil
+}
 
 // enterNamespace puts the calling thread, and so what this goroutine opens and starts,
 // into the network namespace of a file, until leave.

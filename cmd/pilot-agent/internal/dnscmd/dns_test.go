@@ -1,4 +1,4 @@
-package main
+package dnscmd
 
 import (
 	"bytes"
@@ -10,12 +10,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/control"
 )
+
+var viewedAt = time.Date(2026, 3, 1, 3, 0, 0, 0, time.UTC)
 
 // dnsAnswers is what an agent's pages say, and what of it is shown at viewedAt.
 var dnsAnswers = map[string]struct {
@@ -97,7 +100,7 @@ SERVER             STATE    IN USE  REQUESTS  FAILURES  HEDGES  OVERTAKEN  LATEN
 }
 
 // answers is an agent that answers one page, and notes what it was asked.
-func answers(body string, asked *[]string) opener {
+func answers(body string, asked *[]string) Opener {
 	return func(_ context.Context, method, path string) (io.ReadCloser, error) {
 		*asked = append(*asked, method+" "+path)
 		return io.NopCloser(strings.NewReader(body)), nil
@@ -110,7 +113,7 @@ func TestDNSCommands(t *testing.T) {
 			t.Run(page+" "+output, func(t *testing.T) {
 				var out bytes.Buffer
 				var asked []string
-				q := dnsQuestion{page: page, query: url.Values{"name": {"a b"}}, output: cli.Output(output), print: a.print}
+				q := question{page: page, query: url.Values{"name": {"a b"}}, output: cli.Output(output), print: a.print}
 				if err := q.ask(t.Context(), answers(a.page, &asked), &out); err != nil {
 					t.Fatal(err)
 				}
@@ -171,7 +174,7 @@ func TestDNSErrors(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var asked []string
-			q := dnsQuestion{page: control.DNSTablePath, output: "table", print: printHosts}
+			q := question{page: control.DNSTablePath, output: "table", print: printHosts}
 			if err := q.ask(t.Context(), answers(tc.page, &asked), io.Discard); err == nil || err.Error() != tc.want {
 				t.Errorf("error %v\n want %s", err, tc.want)
 			}

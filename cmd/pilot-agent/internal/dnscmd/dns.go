@@ -1,4 +1,6 @@
-package main
+// Package dnscmd owns `pilot-agent dns`: questions to the running agent about its DNS, and
+// how the answers are printed.
+package dnscmd
 
 import (
 	"cmp"
@@ -7,43 +9,48 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/dnsproxy"
 	"understudy.mesh/pkg/control"
 )
 
-// dnsTimeout bounds one question to the agent; a lookup may have to wait for
+// timeout bounds one question to the agent; a lookup may have to wait for
 // every upstream server in turn.
-const dnsTimeout = 30 * time.Second
+const timeout = 30 * time.Second
 
-func newDNSCommand(e *cli.Env) *cobra.Command {
+// New returns the command.
+func New(e *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dns",
 		Short: "Ask the running agent what its DNS proxy answers, and why",
 	}
-	cmd.AddCommand(newDNSLookupCommand(e), newDNSUpstreamsCommand(e), newDNSFlushCommand(e),
-		newDNSListCommand(e, dnsList{
+	cmd.AddCommand(newLookupCommand(e), newUpstreamsCommand(e), newFlushCommand(e),
+		newListCommand(e, list{
 			use: "table", short: "List the names that the agent answers itself",
 			page: control.DNSTablePath, print: printHosts,
 		}),
-		newDNSListCommand(e, dnsList{
+		newListCommand(e, list{
 			use: "cache", short: "List what the cache has: answers, used last first, and then failures",
 			page: control.DNSCachePath, print: printCache,
 		}),
-		newDNSListCommand(e, dnsList{
+		newListCommand(e, list{
 			use: "vips", short: "List the virtual addresses that hosts have, and those that hosts left",
 			page: control.DNSVIPsPath, print: func(out io.Writer, in *json.Decoder) error { return vipView{time.Now()}.print(out, in) },
 		}))
 	return cmd
 }
 
-func newDNSLookupCommand(e *cli.Env) *cobra.Command {
+func newLookupCommand(e *cli.Env) *cobra.Command {
 	var qtype string
-	q := dnsQuestion{page: control.DNSLookupPath, print: printExplanation}
+	q := question{page: control.DNSLookupPath, print: printExplanation}
 	cmd := &cobra.Command{
 		Use:   "lookup NAME",
 		Short: "Show what the agent would answer for a name, and where the answer comes from",
@@ -58,8 +65,8 @@ func newDNSLookupCommand(e *cli.Env) *cobra.Command {
 	return cmd
 }
 
-func newDNSUpstreamsCommand(e *cli.Env) *cobra.Command {
-	q := dnsQuestion{page: control.DNSUpstreamsPath, print: func(out io.Writer, in *json.Decoder) error {
+func newUpstreamsCommand(e *cli.Env) *cobra.Command {
+	q := question{page: control.DNSUpstreamsPath, print: func(out io.Writer, in *json.Decoder) error {
 		return upstreamView{time.Now()}.print(out, in)
 	}}
 	cmd := &cobra.Command{
@@ -74,8 +81,8 @@ func newDNSUpstreamsCommand(e *cli.Env) *cobra.Command {
 	return cmd
 }
 
-func newDNSFlushCommand(e *cli.Env) *cobra.Command {
-	cmd := newDNSListCommand(e, dnsList{
+func newFlushCommand(e *cli.Env) *cobra.Command {
+	cmd := newListCommand(e, list{
 		use: "flush", short: "Take answers and failures out of the cache, so that they are asked for anew",
 		page: control.DNSFlushPath, method: http.MethodPost, print: printFlushed,
 	})
@@ -83,15 +90,15 @@ func newDNSFlushCommand(e *cli.Env) *cobra.Command {
 	return cmd
 }
 
-// dnsList is a command about one of the agent's lists of names.
-type dnsList struct {
+// list is a command about one of the agent's lists of names.
+type list struct {
 	use, short, page string
 	method           string // "" is GET
 	print            func(io.Writer, *json.Decoder) error
 }
 
-func newDNSListCommand(e *cli.Env, l dnsList) *cobra.Command {
-	q := dnsQuestion{page: l.page, method: l.method, print: l.print}
+func newListCommand(e *cli.Env, l list) *cobra.Command {
+	q := question{page: l.page, method: l.method, print: l.print}
 	cmd := &cobra.Command{
 		Use:   l.use + " [NAME]",
 		Short: l.short,
@@ -109,8 +116,8 @@ func newDNSListCommand(e *cli.Env, l dnsList) *cobra.Command {
 	return cmd
 }
 
-// dnsQuestion is a question to one of the agent's pages about DNS.
-type dnsQuestion struct {
+// question is a question to one of the agent's pages about DNS.
+type question struct {
 	page   string
 	method string // "" is GET
 	query  url.Values
@@ -119,15 +126,15 @@ type dnsQuestion struct {
 	print func(io.Writer, *json.Decoder) error
 }
 
-// opener is [control.Client.OpenStatus].
-type opener func(ctx context.Context, method, path string) (io.ReadCloser, error)
+// Opener is [control.Client.OpenStatus].
+type Opener func(ctx context.Context, method, path string) (io.ReadCloser, error)
 
 // ask opens the page and prints it as it comes.
-func (q dnsQuestion) ask(ctx context.Context, open opener, out io.Writer) error {
+func (q question) ask(ctx context.Context, open Opener, out io.Writer) error {
 	if err := q.output.Check(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	path := q.page
 	if len(q.query) > 0 {
@@ -147,4 +154,29 @@ func (q dnsQuestion) ask(ctx context.Context, open opener, out io.Writer) error 
 		return fmt.Errorf("read the agent's answer: %w", err)
 	}
 	return nil
+}
+
+// Addresses asks the agent as `dns lookup` does.
+func Addresses(ctx context.Context, open Opener, name string) (addrs []netip.Addr, source string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for _, qtype := range []string{"A", "AAAA"} {
+		answer, err := open(ctx, http.MethodGet, control.DNSLookupPath+"?"+url.Values{"name": {name}, "type": {qtype}}.Encode())
+		if err != nil {
+			return nil, "", err
+		}
+		var x dnsproxy.Explanation
+		err = json.NewDecoder(answer).Decode(&x)
+		answer.Close()
+		if err != nil {
+			return nil, "", fmt.Errorf("read the agent's answer: %w", err)
+		}
+		for _, record := range x.Records { // name, TTL, class, type, data
+			f := strings.Fields(record)
+			if a, err := netip.ParseAddr(f[len(f)-1]); err == nil && slices.Contains(f, qtype) {
+				addrs, source = append(addrs, a.Unmap()), cmp.Or(x.Source, "the agent")
+			}
+		}
+	}
+	return addrs, source, nil
 }

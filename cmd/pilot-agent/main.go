@@ -12,11 +12,11 @@ import (
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 )
 
-func main() { os.Exit(Main()) }
+func main() { os.Exit(runProcess()) }
 
-// Main runs the command line of this process and returns its exit status: 0, 1 after
+// runProcess runs the command line of this process and returns its exit status: 0, 1 after
 // an error, 2 after a wrong command line, or the status that a command ends with.
-func Main() int {
+func runProcess() int {
 	// First of all: PID 1 of a container has no default action for signals. A second
 	// signal changes nothing; what takes too long is ended with SIGKILL.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)

@@ -16,7 +16,7 @@ import (
 
 // TestMain lets scripts run this test binary as pilot-agent.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"pilot-agent": func() { os.Exit(Main()) }})
+	testscript.Main(m, map[string]func(){"pilot-agent": func() { os.Exit(runProcess()) }})
 }
 
 func TestScripts(t *testing.T) {

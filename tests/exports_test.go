@@ -37,7 +37,6 @@ var unusedExports = []room{
 	{"hotrestart", 60},
 	{"iptables", 100},
 	{"pkg/agent", 40},
-	{"pkg/config", 36},
 	{"pkg/envoy", 40},
 	{"pkg/mesh", 40},
 	{"pkg/publish", 40},

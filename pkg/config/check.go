@@ -51,7 +51,7 @@ func (l *loader) check(c *Config) {
 			return
 		}
 	}
-	l.problem(SourceFlag, "role", string(c.Role), "want sidecar or router")
+	l.problem(sourceFlag, "role", string(c.Role), "want sidecar or router")
 }
 
 // checkPorts refuses two servers on one port. Only the status port and the ready port
@@ -91,26 +91,26 @@ func (l *loader) checkPath(name, path string) {
 // blame reports a setting under the name and source that gave it its value.
 func (l *loader) blame(name, value, remedy string) {
 	r := l.values[name]
-	i := slices.IndexFunc(l.table, func(s Setting) bool { return s.Name == name })
+	i := slices.IndexFunc(l.table, func(s Setting) bool { return s.name == name })
 	l.problem(r.source, spelled(l.table[i], r.source), value, remedy)
 }
 
 // reproach warns of a setting under the name and source that gave it its value.
 func (l *loader) reproach(name, message string) {
 	r := l.values[name]
-	i := slices.IndexFunc(l.table, func(s Setting) bool { return s.Name == name })
+	i := slices.IndexFunc(l.table, func(s Setting) bool { return s.name == name })
 	l.warn(r.source, spelled(l.table[i], r.source), message)
 }
 
 // spelled is a setting's name in a source.
 func spelled(s Setting, source string) string {
 	switch {
-	case source == SourceFlag:
+	case source == sourceFlag:
 		return "--" + s.Flag
-	case source == SourceEnv || strings.HasSuffix(source, "proxyMetadata"):
+	case source == sourceEnv || strings.HasSuffix(source, "proxyMetadata"):
 		return s.Env
 	case source == sourceAnnotation:
-		return s.Annotation
+		return s.annotation
 	}
-	return s.Name
+	return s.name
 }

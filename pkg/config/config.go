@@ -28,7 +28,7 @@ func ParseRole(s string) (Role, error) {
 	case Sidecar, Router:
 		return r, nil
 	}
-	return "", &Problem{Source: SourceFlag, Key: "role", Value: s, Remedy: "want sidecar or router"}
+	return "", &problem{source: sourceFlag, key: "role", value: s, remedy: "want sidecar or router"}
 }
 
 // Takeover says when a generation takes over from a live one.
@@ -56,8 +56,8 @@ const (
 
 // Files that a pod manifest mounts, relative to the working directory as in Istio.
 const (
-	AnnotationsFile = "./etc/istio/pod/annotations"
-	LabelsFile      = "./etc/istio/pod/labels"
+	annotationsFile = "./etc/istio/pod/annotations"
+	labelsFile      = "./etc/istio/pod/labels"
 )
 
 // Sources is what main read of the world for Load.
@@ -179,7 +179,7 @@ type Node struct {
 
 // Load reads every source and returns the effective configuration. Precedence, from
 // low to high: default, mesh file, PROXY_CONFIG, annotations, proxyMetadata,
-// environment, flag. The error joins every Problem that was found, one line each;
+// environment, flag. The error joins every problem that was found, one line each;
 // the Config is nil then. Warnings are returned in either case.
 func Load(src Sources) (*Config, []Warning, error) {
 	l := newLoader(src)

@@ -25,7 +25,7 @@ func (c *Config) Effective() []Value { return c.effective }
 // and its value, such as "environment: PROXY_MARK=77". name is that of Settings.
 func (c *Config) Spelled(name string) string {
 	table := Settings()
-	i := slices.IndexFunc(table, func(s Setting) bool { return s.Name == name })
+	i := slices.IndexFunc(table, func(s Setting) bool { return s.name == name })
 	for _, v := range c.effective {
 		if v.Name == name {
 			return fmt.Sprintf("%s: %s=%s", v.Source, spelled(table[i], v.Source), v.Value)
@@ -37,15 +37,15 @@ func (c *Config) Spelled(name string) string {
 func (l *loader) effective() []Value {
 	var out []Value
 	for _, s := range l.table {
-		r, ok := l.values[s.Name]
+		r, ok := l.values[s.name]
 		if !ok || s.Effect != Effective {
 			continue
 		}
 		text := display(r.value)
-		if s.Secret && text != "" {
+		if s.secret && text != "" {
 			text = masked
 		}
-		out = append(out, Value{Name: s.Name, Value: text, Source: r.source})
+		out = append(out, Value{Name: s.name, Value: text, Source: r.source})
 	}
 	return out
 }

@@ -38,11 +38,11 @@ func TestProblems(t *testing.T) {
 		{"Envoy's level", flag("proxyLogLevel", "verbose"), `command line: --proxyLogLevel="verbose": "verbose" is not one of trace...`},
 		{"only component levels", flag("proxyLogLevel", "misc:error"), `command line: --proxyLogLevel="misc:error": want a level besides...`},
 		{"Envoy's components", flag("proxyComponentLogLevel", "error"), `command line: --proxyComponentLogLevel="error": want component:level parts...`},
-		{"regexp", file(AnnotationsFile, `sidecar.istio.io/statsInclusionRegexps="a("`), `annotation: sidecar.istio.io/statsInclusionRegexps="a(": want regular expressions...`},
+		{"regexp", file(annotationsFile, `sidecar.istio.io/statsInclusionRegexps="a("`), `annotation: sidecar.istio.io/statsInclusionRegexps="a(": want regular expressions...`},
 		{"empty path", flag("binaryPath", ""), `command line: --binaryPath: want a path`},
 		{"long path", flag("configPath", long), `command line: --configPath="` + long + `": 67 bytes, want at most 66: a Unix socket's path holds 107 bytes...`},
 		{"interception mode", env("ISTIO_META_INTERCEPTION_MODE=tproxy"), `environment: ISTIO_META_INTERCEPTION_MODE="tproxy": want REDIRECT, TPROXY or NONE`},
-		{"interception mode, annotation", file(AnnotationsFile, `sidecar.istio.io/interceptionMode="X"`), `annotation: sidecar.istio.io/interceptionMode="X": want REDIRECT...`},
+		{"interception mode, annotation", file(annotationsFile, `sidecar.istio.io/interceptionMode="X"`), `annotation: sidecar.istio.io/interceptionMode="X": want REDIRECT...`},
 		{"mark", env("PROXY_MARK=0"), `environment: PROXY_MARK="0": want a number from 1 to 0xffffffff...`},
 		{"mark with a mask", flag("proxyMark", "1/1"), `command line: --proxyMark="1/1": want a number...`},
 		{"a mark of TPROXY mode", env("PROXY_MARK=1338"), `environment: PROXY_MARK="0x53a": want another than 0x539 and 0x53a...`},
@@ -65,16 +65,16 @@ func TestProblems(t *testing.T) {
 		{"PROXY_CONFIG key", env("PROXY_CONFIG={[a]: b}"), `PROXY_CONFIG: ProxyConfig: want ...`},
 		{"PROXY_CONFIG infinity", env("PROXY_CONFIG=statusPort: .inf"), `PROXY_CONFIG: ProxyConfig: +Inf is not a number that JSON knows`},
 		{"long value is cut", env("PROXY_CONFIG=statusPort: " + strings.Repeat("é", 100)), `PROXY_CONFIG: statusPort="` + strings.Repeat("é", 60) + `"...: want a number of type int32`},
-		{"annotation's ProxyConfig", file(AnnotationsFile, `proxy.istio.io/config="concurrency: x"`), `annotation proxy.istio.io/config: concurrency="x": want a number`},
-		{"annotations file", file(AnnotationsFile, "a=\"b\"\nc"), AnnotationsFile + `: downward API: line 2: want key="quoted value"`},
-		{"unreadable labels", file(LabelsFile, "unreadable"), LabelsFile + `: downward API: want a readable file: open ` + LabelsFile + `: permission denied`},
+		{"annotation's ProxyConfig", file(annotationsFile, `proxy.istio.io/config="concurrency: x"`), `annotation proxy.istio.io/config: concurrency="x": want a number`},
+		{"annotations file", file(annotationsFile, "a=\"b\"\nc"), annotationsFile + `: downward API: line 2: want key="quoted value"`},
+		{"unreadable labels", file(labelsFile, "unreadable"), labelsFile + `: downward API: want a readable file: open ` + labelsFile + `: permission denied`},
 		{"mesh file", file(meshPath, "accessLogEncoding: XML"), meshPath + `: accessLogEncoding="XML": want one of TEXT, JSON`},
 		{"mesh file's ProxyConfig", file(meshPath, "defaultConfig: {proxyAdminPort: 70000}"), meshPath + `: defaultConfig.proxyAdminPort="70000": want a port from 1 to 65535`},
 		{"no time to connect", file(meshPath, "connectTimeout: 0s"), meshPath + `: connectTimeout="0s": want at least 1ms...`},
 		{"mesh file unreadable", file(meshPath, "unreadable"), meshPath + `: mesh config: want a readable file: ...`},
 		{"bytes", env("ISTIO_META_X=\xff"), `environment: ISTIO_META_X="\xff": want UTF-8 text`},
 		{"bytes in a setting", env("POD_NAME=\xff"), `environment: POD_NAME="\xff": want UTF-8 text`},
-		{"bytes in an annotation", file(AnnotationsFile, `a="\xff"`), AnnotationsFile + `: downward API: line 1: want key="quoted value"`},
+		{"bytes in an annotation", file(annotationsFile, `a="\xff"`), annotationsFile + `: downward API: line 1: want key="quoted value"`},
 		{"token is masked", env("PROXY_CONFIG=tracing: {lightstep: {accessToken: 5}}"), `PROXY_CONFIG: tracing.lightstep.accessToken="(masked)": want a string (in quotes)`},
 		{"metadata JSON", env("ISTIO_METAJSON_LABELS=[]"), `environment: ISTIO_METAJSON_LABELS="[]": want a JSON object of at most 1048576 bytes`},
 		{"prober JSON is masked", env("ISTIO_KUBE_APP_PROBERS=token=abc"), `environment: ISTIO_KUBE_APP_PROBERS="(masked)": want a JSON object`},
@@ -103,7 +103,7 @@ func TestProblems(t *testing.T) {
 			if !open && strings.Contains(err.Error(), "\n") {
 				t.Errorf("more than one line: %q", err)
 			}
-			if got, want := IsUsage(err), strings.HasPrefix(tc.want, SourceFlag); got != want {
+			if got, want := IsUsage(err), strings.HasPrefix(tc.want, sourceFlag); got != want {
 				t.Errorf("IsUsage is %v, want %v", got, want)
 			}
 		})
@@ -121,7 +121,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	if lines := strings.Split(err.Error(), "\n"); len(lines) != 5 {
 		t.Errorf("%d lines, want 5:\n%s", len(lines), err)
 	}
-	if !IsUsage(err) || !IsUsage(fmt.Errorf("start: %w", &Problem{Source: SourceFlag})) || IsUsage(errors.New("other")) {
+	if !IsUsage(err) || !IsUsage(fmt.Errorf("start: %w", &problem{source: sourceFlag})) || IsUsage(errors.New("other")) {
 		t.Error("IsUsage is wrong")
 	}
 }
@@ -152,7 +152,7 @@ func TestWarnings(t *testing.T) {
 		{"but not one that says nothing", Sources{Environ: []string{"PROXY_CONFIG=tracing: {}\nstatsCompression: false\nsds: {enabled: false}\ncaCertificatesPem: []\navailabilityZone: ''"}}, nil},
 		{"node metadata on which Istio's bootstrap acts", Sources{Environ: []string{"ISTIO_META_IDLE_TIMEOUT=5s", "ISTIO_META_ENABLE_HBONE=false", "ISTIO_META_NETWORK=n", "ISTIO_META_HTTP10="}},
 			[]string{"environment: ISTIO_META_IDLE_TIMEOUT: has no effect: it is only passed on, as metadata of Envoy's node"}},
-		{"annotations of statistics", Sources{ReadFile: files(map[string]string{AnnotationsFile: "sidecar.istio.io/statsFlushInterval=\"5s\"\nsidecar.istio.io/extraStatTags=\"a\"\n"})},
+		{"annotations of statistics", Sources{ReadFile: files(map[string]string{annotationsFile: "sidecar.istio.io/statsFlushInterval=\"5s\"\nsidecar.istio.io/extraStatTags=\"a\"\n"})},
 			[]string{"annotation: sidecar.istio.io/statsFlushInterval: has no effect: statistics are scraped, not pushed"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

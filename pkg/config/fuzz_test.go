@@ -60,7 +60,7 @@ func FuzzAnnotations(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		holds(t, Sources{ReadFile: files(map[string]string{AnnotationsFile: text, LabelsFile: text})})
+		holds(t, Sources{ReadFile: files(map[string]string{annotationsFile: text, labelsFile: text})})
 	})
 }
 

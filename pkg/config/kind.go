@@ -337,3 +337,38 @@ func parseMark(text string) (uint32, error) {
 	}
 	return uint32(n), nil
 }
+
+// String is the word for a kind in --help and on the reference page.
+func (k Kind) String() string {
+	switch k {
+	case Bool:
+		return "bool"
+	case Switch:
+		return "on/off"
+	case Duration:
+		return "duration"
+	case Seconds:
+		return "seconds"
+	case Port, PortOrOff:
+		return "port"
+	case Count, Size, Limit:
+		return "number"
+	case Cores:
+		return "cores"
+	case IP:
+		return "ip"
+	case HostPort, ListenAddrs:
+		return "host:port"
+	case StringList, RegexpList:
+		return "list"
+	case StringMap:
+		return "map"
+	case JSONObject:
+		return "json"
+	case LogLevels, EnvoyLevels, EnvoyComponents:
+		return "levels"
+	case TrafficPolicy, LogEncoding, TakeoverMode, HungAction:
+		return "enum"
+	}
+	return "string"
+}

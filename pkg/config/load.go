@@ -36,7 +36,7 @@ type loader struct {
 	proxy       map[string]any // the ProxyConfig of all sources, for the node metadata
 	metadata    map[string]metadatum
 	values      map[string]resolved
-	problems    []*Problem
+	problems    []*problem
 	warnings    []Warning
 	warned      map[string]bool // settings without effect that were warned of, and fields of ProxyConfig
 }
@@ -76,24 +76,24 @@ func (l *loader) set(s Setting, kind Kind, text, source, key string) {
 	}
 	if err != nil {
 		shown := text
-		if s.Secret && text != "" {
+		if s.secret && text != "" {
 			shown = masked
 		}
-		l.problems = append(l.problems, &Problem{Source: source, Key: key, Value: shown, Remedy: err.Error()})
+		l.problems = append(l.problems, &problem{source: source, key: key, value: shown, remedy: err.Error()})
 		return
 	}
-	if s.Effect == Warned && source != SourceDefault && text != "" && text != "false" {
-		l.warnOnce(s.Name, source, key, "has no effect: "+s.Why)
+	if s.Effect == Warned && source != sourceDefault && text != "" && text != "false" {
+		l.warnOnce(s.name, source, key, "has no effect: "+s.why)
 	}
-	l.values[s.Name] = resolved{value: value, source: source}
+	l.values[s.name] = resolved{value: value, source: source}
 }
 
 func (l *loader) problem(source, key, value, remedy string) {
-	l.problems = append(l.problems, &Problem{Source: source, Key: key, Value: value, Remedy: remedy})
+	l.problems = append(l.problems, &problem{source: source, key: key, value: value, remedy: remedy})
 }
 
 func (l *loader) warn(source, key, message string) {
-	l.warnings = append(l.warnings, Warning{Source: source, Key: key, Message: message})
+	l.warnings = append(l.warnings, Warning{source: source, key: key, message: message})
 }
 
 // warnOnce warns of a setting in the first source that has it.
@@ -107,7 +107,7 @@ func (l *loader) warnOnce(name, source, key, message string) {
 func (l *loader) defaults() {
 	for _, s := range l.table {
 		if s.Default != "" {
-			l.set(s, s.Kind, s.Default, SourceDefault, s.Name)
+			l.set(s, s.Kind, s.Default, sourceDefault, s.name)
 		}
 	}
 }
@@ -121,7 +121,7 @@ func (l *loader) meshFile() {
 	data, err := l.src.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, asked := l.src.Flags["meshConfig"]; asked {
-			l.warn(SourceFlag, "--meshConfig", fmt.Sprintf("no file at %s: the defaults hold", shown(path)))
+			l.warn(sourceFlag, "--meshConfig", fmt.Sprintf("no file at %s: the defaults hold", shown(path)))
 		}
 		return
 	}
@@ -136,7 +136,7 @@ func (l *loader) meshFile() {
 	}
 	tree = l.checked(&meshv1alpha1.MeshConfig{}, tree, path)
 	proxy, _ := tree["defaultConfig"].(map[string]any)
-	l.fromTree(tree, path, "", func(s Setting) string { return s.Mesh })
+	l.fromTree(tree, path, "", func(s Setting) string { return s.mesh })
 	l.mergeProxy(proxy, path, "defaultConfig.")
 }
 
@@ -156,7 +156,7 @@ func (l *loader) proxyConfig(source, text string) {
 func (l *loader) checked(msg proto.Message, tree map[string]any, source string) map[string]any {
 	dropped := func(path string) bool {
 		name := strings.TrimPrefix(path, "defaultConfig.")
-		return slices.ContainsFunc(l.table, func(s Setting) bool { return s.Proxy == name })
+		return slices.ContainsFunc(l.table, func(s Setting) bool { return s.proxy == name })
 	}
 	f := fields{
 		known:   dropped,
@@ -174,7 +174,7 @@ func (l *loader) checked(msg proto.Message, tree map[string]any, source string) 
 // mergeProxy lets a checked ProxyConfig override what lower sources said: field by
 // field, and proxyMetadata key by key.
 func (l *loader) mergeProxy(tree map[string]any, source, prefix string) {
-	l.fromTree(tree, source, prefix, func(s Setting) string { return s.Proxy })
+	l.fromTree(tree, source, prefix, func(s Setting) string { return s.proxy })
 	l.nameUnread(tree, source, prefix, "")
 	for key, value := range tree {
 		if key != "proxyMetadata" {
@@ -205,12 +205,12 @@ func (l *loader) fromTree(tree map[string]any, source, prefix string, path func(
 // podAnnotations reads the downward API: annotations, of which one carries a
 // ProxyConfig and others a single setting each, and labels.
 func (l *loader) podAnnotations() {
-	l.annotations = l.downward(AnnotationsFile)
-	l.labels = l.downward(LabelsFile)
+	l.annotations = l.downward(annotationsFile)
+	l.labels = l.downward(labelsFile)
 	l.proxyConfig("annotation "+proxyConfigAnnotation, l.annotations[proxyConfigAnnotation])
 	for _, s := range l.table {
-		if text := l.annotations[s.Annotation]; s.Annotation != "" && text != "" {
-			l.set(s, s.Kind, text, sourceAnnotation, s.Annotation)
+		if text := l.annotations[s.annotation]; s.annotation != "" && text != "" {
+			l.set(s, s.Kind, text, sourceAnnotation, s.annotation)
 		}
 	}
 }
@@ -235,11 +235,11 @@ func (l *loader) downward(path string) map[string]string {
 // injector makes them variables of the container, so they act as such.
 func (l *loader) proxyMetadata() {
 	for _, s := range l.table {
-		if m, ok := l.metadata[s.Env]; ok && s.Env != "" && (m.value != "" || s.EmptyEnv) {
-			l.set(s, s.EnvKind, m.value, m.source, s.Env)
+		if m, ok := l.metadata[s.Env]; ok && s.Env != "" && (m.value != "" || s.emptyEnv) {
+			l.set(s, s.envKind, m.value, m.source, s.Env)
 		}
-		if m, ok := l.metadata[s.Metadata]; ok && s.Metadata != "" && m.value != "" {
-			l.set(s, s.Kind, m.value, m.source, s.Metadata)
+		if m, ok := l.metadata[s.metadata]; ok && s.metadata != "" && m.value != "" {
+			l.set(s, s.Kind, m.value, m.source, s.metadata)
 		}
 	}
 }
@@ -248,8 +248,8 @@ func (l *loader) proxyMetadata() {
 // ones from the downward API, unless the setting says otherwise.
 func (l *loader) environment() {
 	for _, s := range l.table {
-		if text, ok := l.env[s.Env]; ok && s.Env != "" && (text != "" || s.EmptyEnv) {
-			l.set(s, s.EnvKind, text, SourceEnv, s.Env)
+		if text, ok := l.env[s.Env]; ok && s.Env != "" && (text != "" || s.emptyEnv) {
+			l.set(s, s.envKind, text, sourceEnv, s.Env)
 		}
 	}
 }
@@ -257,10 +257,10 @@ func (l *loader) environment() {
 func (l *loader) flags() {
 	for _, s := range l.table {
 		text, ok := l.src.Flags[s.Flag]
-		if s.Flag == "" || !ok || (s.FlagZero && text == "0") {
+		if s.Flag == "" || !ok || (s.flagZero && text == "0") {
 			continue
 		}
-		l.set(s, s.Kind, text, SourceFlag, "--"+s.Flag)
+		l.set(s, s.Kind, text, sourceFlag, "--"+s.Flag)
 	}
 }
 
@@ -269,8 +269,8 @@ func (l *loader) assign() *Config {
 	cfg := &Config{Role: l.src.Role}
 	target := reflect.ValueOf(cfg).Elem()
 	for _, s := range l.table {
-		if r, ok := l.values[s.Name]; ok && s.Field != "" {
-			target.FieldByName(s.Field).Set(reflect.ValueOf(r.value))
+		if r, ok := l.values[s.name]; ok && s.field != "" {
+			target.FieldByName(s.field).Set(reflect.ValueOf(r.value))
 		}
 	}
 	return cfg
@@ -279,7 +279,7 @@ func (l *loader) assign() *Config {
 // isSet reports whether a source above the defaults gave the setting a value.
 func (l *loader) isSet(name string) bool {
 	r, ok := l.values[name]
-	return ok && r.source != SourceDefault
+	return ok && r.source != sourceDefault
 }
 
 // derived records the value of a setting that another one stands in for.

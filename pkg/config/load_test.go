@@ -72,8 +72,8 @@ func TestPrecedence(t *testing.T) {
 		{"default", func() {}, 15020},
 		{meshPath, func() { tree[meshPath] = "defaultConfig: {statusPort: 16001}" }, 16001},
 		{"PROXY_CONFIG", func() { src.Environ = []string{`PROXY_CONFIG={"statusPort":16002}`} }, 16002},
-		{"annotation proxy.istio.io/config", func() { tree[AnnotationsFile] = `proxy.istio.io/config="statusPort: 16003"` }, 16003},
-		{"annotation", func() { tree[AnnotationsFile] += "\n" + `status.sidecar.istio.io/port="16004"` }, 16004},
+		{"annotation proxy.istio.io/config", func() { tree[annotationsFile] = `proxy.istio.io/config="statusPort: 16003"` }, 16003},
+		{"annotation", func() { tree[annotationsFile] += "\n" + `status.sidecar.istio.io/port="16004"` }, 16004},
 		{"command line", func() { src.Flags["statusPort"] = "16005" }, 16005},
 	}
 	for _, step := range steps {
@@ -123,7 +123,7 @@ func TestInterception(t *testing.T) {
 	}{
 		{"default", func() {}, Redirect},
 		{"PROXY_CONFIG", func() { src.Environ = []string{"PROXY_CONFIG=interceptionMode: TPROXY"} }, TPROXY},
-		{"annotation", func() { annotations[AnnotationsFile] = `sidecar.istio.io/interceptionMode="REDIRECT"` }, Redirect},
+		{"annotation", func() { annotations[annotationsFile] = `sidecar.istio.io/interceptionMode="REDIRECT"` }, Redirect},
 		{"environment", func() { src.Environ = append(src.Environ, "ISTIO_META_INTERCEPTION_MODE=TPROXY") }, TPROXY},
 	} {
 		step.add()
@@ -180,7 +180,7 @@ func TestManualManifest(t *testing.T) {
 		Environ: []string{"POD_NAME=sleep-1", "POD_NAMESPACE=shop", "INSTANCE_IP=10.0.0.9"},
 		NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("fd00::9")},
 	})
-	if len(warnings) != 1 || warnings[0].Key != "--zipkinAddress" {
+	if len(warnings) != 1 || warnings[0].key != "--zipkinAddress" {
 		t.Errorf("warnings %v, want one, of tracing", warnings)
 	}
 	if cfg.StatusPort != 15021 || cfg.ReadyPort != 15021 || cfg.Concurrency != 2 {
@@ -243,10 +243,10 @@ func TestDerived(t *testing.T) {
 		{"snake case field", Sources{Environ: []string{"PROXY_CONFIG=status_port: 16000\nparent_shutdown_duration: 7s"}}, func(c *Config) any { return [2]any{c.StatusPort, c.ParentShutdownDuration} }, [2]any{uint16(16000), 7 * time.Second}},
 		{"runtime values", Sources{Environ: []string{`PROXY_CONFIG={"runtimeValues":{"a":"1","b":""}}`}}, func(c *Config) any { return c.RuntimeValues["a"] + "|" + c.RuntimeValues["b"] }, "1|"},
 		{"statistics", Sources{Environ: []string{`PROXY_CONFIG={"proxyStatsMatcher":{"inclusionPrefixes":["x","y"]}}`}}, func(c *Config) any { return strings.Join(c.StatsInclusionPrefixes, "+") }, "x+y"},
-		{"statistics by annotation", Sources{ReadFile: files(map[string]string{AnnotationsFile: `sidecar.istio.io/statsInclusionRegexps="a.*, b"`})}, func(c *Config) any { return strings.Join(c.StatsInclusionRegexps, "+") }, "a.*+b"},
+		{"statistics by annotation", Sources{ReadFile: files(map[string]string{annotationsFile: `sidecar.istio.io/statsInclusionRegexps="a.*, b"`})}, func(c *Config) any { return strings.Join(c.StatsInclusionRegexps, "+") }, "a.*+b"},
 		{"DNS on one address", Sources{Environ: []string{"DNS_PROXY_ADDR=[fd00::1]:53"}}, func(c *Config) any { return c.DNSAddrs[0].String() }, "[fd00::1]:53"},
 		{"DNS on every address", Sources{Environ: []string{"DNS_PROXY_ADDR=:53"}}, func(c *Config) any { return c.DNSAddrs[0].String() + c.DNSAddrs[1].String() }, "0.0.0.0:53[::]:53"},
-		{"status port off", Sources{ReadFile: files(map[string]string{AnnotationsFile: `status.sidecar.istio.io/port="0"`})}, func(c *Config) any { return c.StatusPort }, uint16(0)},
+		{"status port off", Sources{ReadFile: files(map[string]string{annotationsFile: `status.sidecar.istio.io/port="0"`})}, func(c *Config) any { return c.StatusPort }, uint16(0)},
 		{"empty mesh file", Sources{ReadFile: files(map[string]string{meshPath: "# nothing\n"})}, func(c *Config) any { return c.StatusPort }, uint16(15020)},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -56,7 +56,7 @@ func (l *loader) nodeMetadata(c *Config) map[string]any {
 // proxyMetadata.
 func (l *loader) addMeta(m map[string]any) {
 	for _, name := range sortedKeys(l.env) {
-		l.addMetaVariable(m, name, l.env[name], SourceEnv)
+		l.addMetaVariable(m, name, l.env[name], sourceEnv)
 	}
 	for _, name := range sortedKeys(l.metadata) {
 		l.addMetaVariable(m, name, l.metadata[name].value, l.metadata[name].source)

@@ -22,8 +22,8 @@ func TestNode(t *testing.T) {
 			`ISTIO_METAJSON_MORE={"EXTRA":{"a":1}}`, "PROXY_CONFIG=proxyMetadata: {ISTIO_META_NODE_NAME: low, ISTIO_META_OWNER: o}",
 		},
 		ReadFile: files(map[string]string{
-			LabelsFile:      "app=\"web\"\npod-template-hash=\"abc\"\ntopology.istio.io/locality=\"r.z.s\"",
-			AnnotationsFile: "a=\"b\"\nkubectl.kubernetes.io/last-applied-configuration=\"{}\"",
+			labelsFile:      "app=\"web\"\npod-template-hash=\"abc\"\ntopology.istio.io/locality=\"r.z.s\"",
+			annotationsFile: "a=\"b\"\nkubectl.kubernetes.io/last-applied-configuration=\"{}\"",
 		}),
 	})
 	proxyConfig := cfg.Node.Metadata["PROXY_CONFIG"]
@@ -75,7 +75,7 @@ func TestClusterAndLocality(t *testing.T) {
 		{`istio-locality="r1.z1"`, "", "istio-proxy.default", "r1"},
 		{`topology.istio.io/locality="r.1/z"`, "", "istio-proxy.default", "r.1"},
 	} {
-		cfg, _ := mustLoad(t, Sources{Environ: []string{tc.env}, ReadFile: files(map[string]string{LabelsFile: tc.labels})})
+		cfg, _ := mustLoad(t, Sources{Environ: []string{tc.env}, ReadFile: files(map[string]string{labelsFile: tc.labels})})
 		if cfg.Node.Cluster != tc.cluster || cfg.Node.Region != tc.region {
 			t.Errorf("%+v: cluster %q, region %q", tc, cfg.Node.Cluster, cfg.Node.Region)
 		}

@@ -9,9 +9,9 @@ import (
 
 // Names of sources, as they appear in problems, warnings and the dump.
 const (
-	SourceDefault     = "default"
-	SourceEnv         = "environment"
-	SourceFlag        = "command line"
+	sourceDefault     = "default"
+	sourceEnv         = "environment"
+	sourceFlag        = "command line"
 	sourceProxyConfig = "PROXY_CONFIG"
 	sourceDerived     = "derived"
 	sourceAnnotation  = "annotation"
@@ -21,31 +21,31 @@ const (
 // record stays one readable line; no setting that is typed by hand is longer.
 const maxShownValue = 120
 
-// Problem is one wrong setting. It prints as one line.
-type Problem struct {
-	Source string // where it was read: SourceFlag, SourceEnv, a file, an annotation
-	Key    string // as it is spelled there
-	Value  string // what it says; "" leaves it out
-	Remedy string // what would be right
+// problem is one wrong setting. It prints as one line.
+type problem struct {
+	source string // where it was read: sourceFlag, sourceEnv, a file, an annotation
+	key    string // as it is spelled there
+	value  string // what it says; "" leaves it out
+	remedy string // what would be right
 }
 
 // Error is "source: key="value": remedy".
-func (p *Problem) Error() string {
-	if p.Value == "" {
-		return fmt.Sprintf("%s: %s: %s", p.Source, p.Key, p.Remedy)
+func (p *problem) Error() string {
+	if p.value == "" {
+		return fmt.Sprintf("%s: %s: %s", p.source, p.key, p.remedy)
 	}
-	return fmt.Sprintf("%s: %s=%s: %s", p.Source, p.Key, shown(p.Value), p.Remedy)
+	return fmt.Sprintf("%s: %s=%s: %s", p.source, p.key, shown(p.value), p.remedy)
 }
 
 // Warning is a setting that was understood and has no effect, or was not understood
 // and is ignored. It prints as one line.
 type Warning struct {
-	Source, Key, Message string
+	source, key, message string
 }
 
 // String is "source: key: message".
 func (w Warning) String() string {
-	return fmt.Sprintf("%s: %s: %s", w.Source, w.Key, w.Message)
+	return fmt.Sprintf("%s: %s: %s", w.source, w.key, w.message)
 }
 
 // IsUsage reports whether an error of Load or ParseRole blames the command line, which
@@ -59,11 +59,11 @@ func IsUsage(err error) bool {
 		}
 		return false
 	}
-	var p *Problem
-	return errors.As(err, &p) && p.Source == SourceFlag
+	var p *problem
+	return errors.As(err, &p) && p.source == sourceFlag
 }
 
-func join(problems []*Problem) error {
+func join(problems []*problem) error {
 	errs := make([]error, len(problems))
 	for i, p := range problems {
 		errs[i] = p

@@ -12,43 +12,44 @@ const (
 	Warned
 )
 
-// Group is a chapter of the reference page.
-type Group string
+// group is a chapter of the reference page.
+type group string
 
 // The chapters, in the order of the page.
 const (
-	GroupPod      Group = "The pod"
-	GroupMesh     Group = "The control plane and the mesh"
-	GroupEnvoy    Group = "Envoy"
-	GroupLife     Group = "Draining and ending"
-	GroupUpgrade  Group = "Hot upgrade"
-	GroupServers  Group = "The agent's servers"
-	GroupDNS      Group = "DNS"
-	GroupLog      Group = "The log"
-	GroupAccepted Group = "Accepted without effect"
+	groupPod      group = "The pod"
+	groupMesh     group = "The control plane and the mesh"
+	groupEnvoy    group = "Envoy"
+	groupLife     group = "Draining and ending"
+	groupUpgrade  group = "Hot upgrade"
+	groupServers  group = "The agent's servers"
+	groupDNS      group = "DNS"
+	groupLog      group = "The log"
+	groupAccepted group = "Accepted without effect"
 )
 
 // Setting is one row of the table: one thing that can be set, under every name it has.
+// The command line is made of its exported fields.
 type Setting struct {
-	Name       string // in the dump and the reference page; unique
+	name       string // in the dump and the reference page; unique
 	Flag       string // of `proxy`, without dashes
 	Env        string // also read from proxyMetadata, with lower precedence
-	Metadata   string // read from proxyMetadata only
-	Annotation string // of the pod
-	Proxy      string // path in ProxyConfig
-	Mesh       string // path in MeshConfig
+	metadata   string // read from proxyMetadata only
+	annotation string // of the pod
+	proxy      string // path in ProxyConfig
+	mesh       string // path in MeshConfig
 	Kind       Kind
-	EnvKind    Kind   // of Env where it is another than Kind
+	envKind    Kind   // of Env where it is another than Kind
 	Default    string // parsed as Kind; "" leaves the field's zero value
 	Doc        string // one line
 	Effect     Effect
-	Why        string // of a row without effect or field
-	Field      string // of Config; "" for a row without effect
-	Group      Group
+	why        string // of a row without effect or field
+	field      string // of Config; "" for a row without effect
+	group      group
 	Global     bool // a flag of every command, not of `proxy` alone
-	Secret     bool // masked wherever values are shown
-	FlagZero   bool // "0" on the command line means not set, as in Istio
-	EmptyEnv   bool // an empty variable is set too: it turns the setting off
+	secret     bool // masked wherever values are shown
+	flagZero   bool // "0" on the command line means not set, as in Istio
+	emptyEnv   bool // an empty variable is set too: it turns the setting off
 }
 
 // Settings returns the whole table, in the order of the reference page. It is made
@@ -56,23 +57,23 @@ type Setting struct {
 func Settings() []Setting {
 	var all []Setting
 	for _, chapter := range []struct {
-		group Group
+		group group
 		rows  []Setting
 	}{
-		{GroupPod, podSettings()},
-		{GroupMesh, meshSettings()},
-		{GroupEnvoy, envoySettings()},
-		{GroupLife, lifeSettings()},
-		{GroupUpgrade, upgradeSettings()},
-		{GroupServers, serverSettings()},
-		{GroupDNS, dnsSettings()},
-		{GroupLog, logSettings()},
-		{GroupAccepted, acceptedSettings()},
+		{groupPod, podSettings()},
+		{groupMesh, meshSettings()},
+		{groupEnvoy, envoySettings()},
+		{groupLife, lifeSettings()},
+		{groupUpgrade, upgradeSettings()},
+		{groupServers, serverSettings()},
+		{groupDNS, dnsSettings()},
+		{groupLog, logSettings()},
+		{groupAccepted, acceptedSettings()},
 	} {
 		for _, s := range chapter.rows {
-			s.Group = chapter.group
-			if s.EnvKind == 0 {
-				s.EnvKind = s.Kind
+			s.group = chapter.group
+			if s.envKind == 0 {
+				s.envKind = s.Kind
 			}
 			all = append(all, s)
 		}

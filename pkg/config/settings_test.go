@@ -47,21 +47,21 @@ func TestTable(t *testing.T) {
 		names[space+name] = setting
 	}
 	for _, s := range Settings() {
-		unique("setting", s.Name, s.Name)
-		unique("flag", s.Flag, s.Name)
-		unique("variable", s.Env, s.Name)
-		unique("annotation", s.Annotation, s.Name)
-		unique("ProxyConfig field", s.Proxy, s.Name)
-		unique("MeshConfig field", s.Mesh, s.Name)
-		unique("Config field", s.Field, s.Name)
-		if s.Doc == "" || s.Name == "" || s.Group == "" {
+		unique("setting", s.name, s.name)
+		unique("flag", s.Flag, s.name)
+		unique("variable", s.Env, s.name)
+		unique("annotation", s.annotation, s.name)
+		unique("ProxyConfig field", s.proxy, s.name)
+		unique("MeshConfig field", s.mesh, s.name)
+		unique("Config field", s.field, s.name)
+		if s.Doc == "" || s.name == "" || s.group == "" {
 			t.Errorf("%+v: name, doc and group must not be empty", s)
 		}
-		if (s.Effect != Effective || s.Field == "") == (s.Why == "") {
-			t.Errorf("%s: a row without effect or field, and no other, says why", s.Name)
+		if (s.Effect != Effective || s.field == "") == (s.why == "") {
+			t.Errorf("%s: a row without effect or field, and no other, says why", s.name)
 		}
-		if s.Effect != Effective && s.Field != "" {
-			t.Errorf("%s has a field and no effect", s.Name)
+		if s.Effect != Effective && s.field != "" {
+			t.Errorf("%s has a field and no effect", s.name)
 		}
 		checkKind(t, s)
 	}
@@ -76,17 +76,17 @@ func checkKind(t *testing.T, s Setting) {
 	}
 	value, err := s.Kind.parse(text)
 	if err != nil {
-		t.Errorf("%s: %q: %v", s.Name, text, err)
+		t.Errorf("%s: %q: %v", s.name, text, err)
 		return
 	}
-	if s.Field == "" {
+	if s.field == "" {
 		return
 	}
-	field, ok := reflect.TypeFor[Config]().FieldByName(s.Field)
+	field, ok := reflect.TypeFor[Config]().FieldByName(s.field)
 	if !ok {
-		t.Errorf("%s: Config has no field %s", s.Name, s.Field)
+		t.Errorf("%s: Config has no field %s", s.name, s.field)
 	} else if got := reflect.TypeOf(value); got != field.Type {
-		t.Errorf("%s: the kind gives %s, the field is %s", s.Name, got, field.Type)
+		t.Errorf("%s: the kind gives %s, the field is %s", s.name, got, field.Type)
 	}
 }
 
@@ -98,9 +98,9 @@ func TestPathsExist(t *testing.T) {
 		for _, f := range []struct {
 			path string
 			msg  interface{ ProtoReflect() protoMessage }
-		}{{s.Proxy, &meshv1alpha1.ProxyConfig{}}, {s.Mesh, &meshv1alpha1.MeshConfig{}}} {
+		}{{s.proxy, &meshv1alpha1.ProxyConfig{}}, {s.mesh, &meshv1alpha1.MeshConfig{}}} {
 			if f.path != "" && !dropped[f.path] && !hasPath(f.msg.ProtoReflect().Descriptor(), f.path) {
-				t.Errorf("%s: no field %s in %T", s.Name, f.path, f.msg)
+				t.Errorf("%s: no field %s in %T", s.name, f.path, f.msg)
 			}
 		}
 	}
@@ -116,9 +116,9 @@ func TestEffective(t *testing.T) {
 		values[v.Name] = v
 	}
 	want := map[string]Value{
-		"appProbers":           {"appProbers", masked, SourceEnv},
-		"podName":              {"podName", "a", SourceEnv},
-		"drainDuration":        {"drainDuration", "45s", SourceDefault},
+		"appProbers":           {"appProbers", masked, sourceEnv},
+		"podName":              {"podName", "a", sourceEnv},
+		"drainDuration":        {"drainDuration", "45s", sourceDefault},
 		"upgradeDrainDuration": {"upgradeDrainDuration", "1m0s", sourceDerived},
 	}
 	for name, w := range want {

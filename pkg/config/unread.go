@@ -29,8 +29,8 @@ func (l *loader) reads(path string) (read, below bool) {
 		read = read || path == name
 	}
 	for _, s := range l.table {
-		read = read || s.Proxy == path
-		below = below || strings.HasPrefix(s.Proxy, path+".")
+		read = read || s.proxy == path
+		below = below || strings.HasPrefix(s.proxy, path+".")
 	}
 	return read, below
 }

@@ -27,8 +27,8 @@ func TestEveryFieldIsRead(t *testing.T) {
 	}
 	var unread []string
 	for _, s := range Settings() {
-		if s.Field != "" && !read[s.Field] {
-			unread = append(unread, s.Name+" (Config."+s.Field+")")
+		if s.field != "" && !read[s.field] {
+			unread = append(unread, s.name+" (Config."+s.field+")")
 		}
 	}
 	if len(unread) > 0 {

@@ -5,41 +5,6 @@ import (
 	"strings"
 )
 
-// String is the word for a kind in --help and on the reference page.
-func (k Kind) String() string {
-	switch k {
-	case Bool:
-		return "bool"
-	case Switch:
-		return "on/off"
-	case Duration:
-		return "duration"
-	case Seconds:
-		return "seconds"
-	case Port, PortOrOff:
-		return "port"
-	case Count, Size, Limit:
-		return "number"
-	case Cores:
-		return "cores"
-	case IP:
-		return "ip"
-	case HostPort, ListenAddrs:
-		return "host:port"
-	case StringList, RegexpList:
-		return "list"
-	case StringMap:
-		return "map"
-	case JSONObject:
-		return "json"
-	case LogLevels, EnvoyLevels, EnvoyComponents:
-		return "levels"
-	case TrafficPolicy, LogEncoding, TakeoverMode, HungAction:
-		return "enum"
-	}
-	return "string"
-}
-
 // referenceHead opens the reference page.
 const referenceHead = `# Settings of ` + "`pilot-agent proxy`" + `
 
@@ -63,10 +28,10 @@ nothing acts, is named in the log at the start.
 func Reference() string {
 	var b strings.Builder
 	b.WriteString(referenceHead)
-	var group Group
+	var group group
 	for _, s := range Settings() {
-		if s.Group != group {
-			group = s.Group
+		if s.group != group {
+			group = s.group
 			fmt.Fprintf(&b, "\n## %s\n\n| setting | type | default | flag | variable | annotation | file | meaning |\n|---|---|---|---|---|---|---|---|\n", group)
 		}
 		flag := s.Flag
@@ -74,14 +39,14 @@ func Reference() string {
 			flag = "--" + flag
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n",
-			s.Name, s.kinds(), code(s.Default), code(flag), code(s.Env), code(s.Annotation), s.files(), s.meaning())
+			s.name, s.kinds(), code(s.Default), code(flag), code(s.Env), code(s.annotation), s.files(), s.meaning())
 	}
 	return b.String()
 }
 
 func (s Setting) kinds() string {
-	if s.EnvKind != s.Kind && s.Env != "" {
-		return fmt.Sprintf("%s (variable: %s)", s.Kind, s.EnvKind)
+	if s.envKind != s.Kind && s.Env != "" {
+		return fmt.Sprintf("%s (variable: %s)", s.Kind, s.envKind)
 	}
 	return s.Kind.String()
 }
@@ -89,7 +54,7 @@ func (s Setting) kinds() string {
 // files names the setting's fields in files.
 func (s Setting) files() string {
 	var names []string
-	for _, n := range []struct{ kind, path string }{{"proxy", s.Proxy}, {"mesh", s.Mesh}, {"metadata", s.Metadata}} {
+	for _, n := range []struct{ kind, path string }{{"proxy", s.proxy}, {"mesh", s.mesh}, {"metadata", s.metadata}} {
 		if n.path != "" {
 			names = append(names, n.kind+": "+code(n.path))
 		}
@@ -102,14 +67,14 @@ func (s Setting) meaning() string {
 	if s.Global {
 		text += " (every command)"
 	}
-	if s.Secret {
+	if s.secret {
 		text += " (secret)"
 	}
 	switch s.Effect {
 	case NoEffect:
-		text += ". No effect: " + s.Why
+		text += ". No effect: " + s.why
 	case Warned:
-		text += ". No effect, with a warning: " + s.Why
+		text += ". No effect, with a warning: " + s.why
 	}
 	return text
 }

@@ -11,6 +11,9 @@ import (
 	"unicode"
 )
 
+// maxReadmeLines is what somebody reads who has only just heard of the project.
+const maxReadmeLines = 150
+
 const (
 	frontPage = "docs/README.md"
 	chinese   = ".zh.md"
@@ -108,6 +111,14 @@ func headings(t *testing.T, document string, level int) []string {
 		}
 	}
 	return titles
+}
+
+func TestReadmeIsShort(t *testing.T) {
+	for _, document := range []string{"README.md", twin("README.md")} {
+		if lines := strings.Count(readRepoFile(t, document), "\n"); lines > maxReadmeLines {
+			t.Errorf("%s has %d lines, more than %d: move some to docs/", document, lines, maxReadmeLines)
+		}
+	}
 }
 
 // Both languages are one: what is typed, shown and applied is the same, under as many headings.

@@ -260,16 +260,20 @@ func TestPatchOfThePage(t *testing.T) {
 
 // Messages and words by which the papers explain a failure are those of the agent.
 func TestTroubleQuotesTheAgent(t *testing.T) {
+	handoff := []string{"hotrestart", "pkg"}
+	everything := []string{"cmd", "dnsproxy", "hotrestart", "iptables", "pkg"}
 	sections := []struct {
 		document, heading string
-		quotes            int // at least
+		from              []string // the packages that say it
+		quotes            int      // at least
 	}{
-		{upgradePage, "## When an upgrade fails", 10},
-		{twin(upgradePage), "## 升级失败时", 10},
+		{upgradePage, "## When an upgrade fails", handoff, 10},
+		{twin(upgradePage), "## 升级失败时", handoff, 10},
+		{"docs/trouble.md", "## What the messages mean", everything, 12},
+		{"docs/trouble.zh.md", "## 各条消息的含义", everything, 12},
 	}
-	sources := shippedSources(t, "hotrestart", "pkg")
 	for _, section := range sections {
-		if quotes := checkQuotes(t, section.document, section.heading, sources); quotes < section.quotes {
+		if quotes := checkQuotes(t, section.document, section.heading, shippedSources(t, section.from...)); quotes < section.quotes {
 			t.Errorf("%s: found only %d quotes: the test no longer sees them", section.document, quotes)
 		}
 	}

@@ -129,6 +129,28 @@ func shownCommands(t *testing.T) []agentCommand {
 	return commands
 }
 
+// TestFlagsInPapers looks for each flag that stands alone in code, such as `--verify`, in the help of every command.
+func TestFlagsInPapers(t *testing.T) {
+	agent := buildAgent(t)
+	var help strings.Builder
+	for _, command := range []string{"proxy", "wait", "request", "upgrade-status", "dns lookup", "dns cache", "doctor capture", "doctor trace", "istio-iptables"} {
+		out, err := exec.Command(agent, append(strings.Fields(command), "--help")...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("pilot-agent %s --help: %v\n%s", command, err, out)
+		}
+		help.Write(out)
+	}
+	inBothLanguages(t, 20, "flags", func(document string) int {
+		found := regexp.MustCompile("`(--?[a-zA-Z][a-zA-Z_-]*)[^`]*`").FindAllStringSubmatch(prose(t, document), -1)
+		for _, flag := range found {
+			if !regexp.MustCompile(`(?m)(^|[\s,])` + regexp.QuoteMeta(flag[1]) + `([\s,=[]|$)`).MatchString(help.String()) {
+				t.Errorf("%s: no command has the flag %s", document, flag[1])
+			}
+		}
+		return len(found)
+	})
+}
+
 // inBothLanguages calls check, which returns how much it has checked, for each page and each translation, and wants enough of both.
 func inBothLanguages(t *testing.T, enough int, what string, check func(document string) int) {
 	t.Helper()
@@ -212,7 +234,8 @@ func TestTranscriptIsTheDemos(t *testing.T) {
 				continue
 			}
 			checked++
-			if description = strings.TrimSpace(description); !strings.Contains(expandedDemo(demo), description) {
+			description = strings.TrimSpace(description)
+			if script := expandedDemo(demo); !strings.Contains(script, "'"+description+"'") && !strings.Contains(script, `"`+description+`"`) {
 				t.Errorf("%s: the demo has no check %q: paste its output again", b.where(), description)
 			}
 		}

@@ -68,7 +68,7 @@ type Agent struct {
 
 	lives atomic.Int64 // how many sidecars there were
 
-	// loop is what only the goroutine of Run touches, see roles.go.
+	// loop is what only the goroutine of Run touches.
 	loop loop
 
 	mu    sync.Mutex

@@ -86,9 +86,9 @@ func (f *front) failed(ctx context.Context) error {
 	}
 }
 
-// letGo stops accepting, in an instant; what was accepted is served on. Nothing is
-// published until takeBack.
-func (s *sidecar) letGo() {
+// releaseListeners stops accepting, in an instant; what was accepted is served on. Nothing is
+// published until resume.
+func (s *sidecar) releaseListeners() {
 	s.release()
 	s.suspend()
 }
@@ -123,8 +123,8 @@ func (f *front) finish(base context.Context) {
 	}
 }
 
-// takeBack undoes letGo: a successor failed.
-func (s *sidecar) takeBack() error {
+// resume undoes releaseListeners: a successor failed.
+func (s *sidecar) resume() error {
 	s.publish()
 	return s.accept()
 }

@@ -266,9 +266,9 @@ func (s *sidecar) adopt(state hotrestart.State) (changed bool) {
 	return changed
 }
 
-// bequeath is what a successor is told as it arrives: all that warms it.
-func (s *sidecar) bequeath() hotrestart.State {
-	state := s.bequeathLast()
+// exportState is what a successor is told as it arrives: all that warms it.
+func (s *sidecar) exportState() hotrestart.State {
+	state := s.exportLast()
 	state[stateCache] = s.resolver.dns.ExportCache(maxCacheState)
 	if out := s.publisher.Published(); out != nil {
 		state[stateResources] = marshalOutput(out)
@@ -276,9 +276,9 @@ func (s *sidecar) bequeath() hotrestart.State {
 	return state
 }
 
-// bequeathLast is what a successor is told as this generation lets go: what must not
+// exportLast is what a successor is told as this generation lets go: what must not
 // have changed behind its back since it arrived.
-func (s *sidecar) bequeathLast() hotrestart.State {
+func (s *sidecar) exportLast() hotrestart.State {
 	s.vips.Compact() // the successor may be a release that finds no change in a journal
 	return hotrestart.State{stateVIPs: s.vips.Export()}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/agent/internal/roles"
 	"understudy.mesh/pkg/envoy"
 )
 
@@ -27,20 +28,50 @@ const (
 const stoppingReason = "this generation was asked to stop"
 
 // takeOver begins to take over from an older generation.
-func (a *Agent) takeOver(e event) hotrestart.Role {
-	if a.loop.stopping {
-		return a.stopStarting(e)
-	}
+func (a *Agent) takeOver(e event) {
 	a.log.Info("taking over", "from", e.peer.ID, "because", e.reason)
 	a.beginAttempt(e.peer.ID, true)
 	ctx, cancel := context.WithCancel(a.loop.ctx)
 	a.loop.taking = cancel
-	a.loop.search++ // what is found meanwhile is of no consequence
 	a.spawn(func(context.Context) (event, bool) {
 		defer cancel()
 		return a.attempt(ctx, e.peer.ID), true
 	})
-	return a.stay()
+}
+
+// finishTakeOver: everything is here for good.
+func (a *Agent) finishTakeOver(e event) {
+	e.sidecar.probation.pass()
+	a.adopt(e.sidecar)
+	a.watch(e.sidecar)
+	a.finishAttempt(resultSuccess, e.err)
+}
+
+// adoptOrphanedSockets: the generation before died in the middle.
+func (a *Agent) adoptOrphanedSockets(e event) {
+	a.log.Warn("the generation before died during the hand-off: its connections are lost, its sockets are not", "err", e.err)
+	a.finishTakeOver(e)
+}
+
+// reportFailed notes how an attempt to take over ended, and says so.
+func reportFailed(result string, say func(*Agent, event, roles.Action)) step {
+	return func(a *Agent, e event, action roles.Action) *event {
+		a.finishAttempt(result, e.err)
+		say(a, e, action)
+		return nil
+	}
+}
+
+func (a *Agent) sayRefused(e event, action roles.Action) {
+	a.log.Warn("not taking over for now", "err", e.err, "next", action.Pause)
+}
+
+func (a *Agent) sayLost(e event, _ roles.Action) {
+	a.log.Warn("the generation to take over from is gone", "err", e.err)
+}
+
+func (a *Agent) sayFailed(e event, action roles.Action) {
+	a.log.Error("the take-over failed: the generation before serves on", "err", e.err, "next", action.Pause)
 }
 
 // succession is what one take-over has to do with.
@@ -57,19 +88,19 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	begun := time.Now()
 	client, err := hotrestart.Dial(ctx, a.dir, id)
 	if err != nil {
-		return event{kind: failedToTake, err: err}
+		return event{kind: roles.FailedToTake, err: err}
 	}
 	given := new(hotrestart.Sockets)
 	if _, err := client.Sockets(ctx, given); err != nil {
 		a.giveUp(ctx, client, err)
-		return event{kind: failedToTake, err: errors.Join(err, given.Close())}
+		return event{kind: roles.FailedToTake, err: errors.Join(err, given.Close())}
 	}
 	a.log.Debug("the generation before has told and given what it has", "bytes", client.State().Size(),
 		"sockets", len(given.Names()), "after", time.Since(begun))
 	s, err := a.newSidecar(&inheritance{given, client.State()})
 	if err != nil {
 		a.giveUp(ctx, client, err)
-		return event{kind: sidecarEnded, err: errors.Join(err, given.Close())}
+		return event{kind: roles.SidecarEnded, err: errors.Join(err, given.Close())}
 	}
 	clear(client.State()) // the client lives until the generation before has drained, and would keep it
 	s.start()
@@ -82,10 +113,10 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	switch {
 	case err == nil:
 		a.followDrain(client, s)
-		return event{kind: tookOver, sidecar: s}
+		return event{kind: roles.TookOver, sidecar: s}
 	case errors.Is(err, hotrestart.ErrLost) && a.died(ctx, id):
 		client.Close()
-		return event{kind: wentAlone, sidecar: s, err: err}
+		return event{kind: roles.PredecessorDied, sidecar: s, err: err}
 	case errors.Is(err, hotrestart.ErrLost):
 		err = fmt.Errorf("the generation before broke the hand-off off, and lives: %v", err) //nolint:errorlint // it is not lost
 	}
@@ -95,9 +126,9 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	a.showSidecar(nil)
 	var own *ownError
 	if errors.As(err, &own) {
-		return event{kind: sidecarEnded, err: own.err}
+		return event{kind: roles.SidecarEnded, err: own.err}
 	}
-	return event{kind: failedToTake, err: err}
+	return event{kind: roles.FailedToTake, err: err}
 }
 
 // giveUp tells the generation before why, which is none of what this one met when it
@@ -195,12 +226,12 @@ func (a *Agent) commit(ctx context.Context, t *succession) error {
 	if s.adopt(state) {
 		s.publishAgain()
 	}
-	return t.holdOut(ctx)
+	return t.awaitProbation(ctx)
 }
 
-// holdOut makes the take-over final, unless what took over does not live that long: the
+// awaitProbation makes the take-over final, unless what took over does not live that long: the
 // generation before, which is whole, is better than an Envoy that crashes.
-func (t *succession) holdOut(ctx context.Context) error {
+func (t *succession) awaitProbation(ctx context.Context) error {
 	probation, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -219,4 +250,26 @@ func (t *succession) holdOut(ctx context.Context) error {
 		return &ownError{cmp.Or(t.sidecar.err, errors.New("the sidecar ended"))}
 	}
 	return fmt.Errorf("this generation's Envoy ended just after it took over: %s", t.envoy.Exit())
+}
+
+// followDrain reports how the drain of the generation before goes, until it has ended.
+// What the Envoy before went on to count goes to s.
+func (a *Agent) followDrain(client *hotrestart.Client, s *sidecar) {
+	a.setPredecessor(&hotrestart.Drained{})
+	a.spawn(func(ctx context.Context) (event, bool) {
+		defer client.Close()
+		for {
+			d, news, err := client.Next(ctx)
+			if err != nil {
+				d = hotrestart.Drained{Done: true} // it ended
+			}
+			if data, ok := news[stateStats]; ok {
+				s.stats.Add(data, s.log)
+			}
+			if d.Done {
+				return event{kind: roles.PredecessorNews, drained: d}, true
+			}
+			a.report(ctx, event{kind: roles.PredecessorNews, drained: d})
+		}
+	})
 }

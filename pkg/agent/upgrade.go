@@ -81,20 +81,25 @@ func (a *Agent) showSidecar(s *sidecar) {
 	a.shown.sidecar = s
 }
 
-// show publishes the loop's role.
-func (a *Agent) show(changed bool) {
+// show publishes the loop's role, and returns whether it is another than before.
+func (a *Agent) show() (changed bool) {
 	a.mu.Lock()
-	a.shown.role = a.loop.role
-	if changed {
-		a.shown.since = time.Now()
+	role := a.loop.Role
+	if changed = role != a.shown.role; changed {
+		a.shown.role, a.shown.since = role, time.Now()
 	}
 	a.mu.Unlock()
-	if a.server == nil {
-		return
+	if a.server != nil {
+		a.showOthers(role)
 	}
+	return changed
+}
+
+// showOthers tells the other generations.
+func (a *Agent) showOthers(role hotrestart.Role) {
 	self := a.self()
 	told, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
-	report := hotrestart.Report{Role: a.loop.role, Since: self.Since, Leaving: a.loop.stopping, Left: self.Connections, Details: told}
+	report := hotrestart.Report{Role: role, Since: self.Since, Leaving: a.loop.Stopping, Left: self.Connections, Details: told}
 	if err == nil {
 		err = a.server.SetReport(report)
 	}
@@ -196,6 +201,19 @@ func (a *Agent) shownSuccessor(id string, serves bool) {
 		a.shown.successor = id
 	}
 	a.shown.successorServes = serves
+}
+
+func (a *Agent) showLeft(connections int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.shown.left = connections
+}
+
+// predecessorDrained tells whether a generation before this one has drained already.
+func (a *Agent) predecessorDrained() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.shown.predecessor != nil && a.shown.predecessor.Done
 }
 
 func (a *Agent) setPredecessor(d *hotrestart.Drained) {

@@ -18,7 +18,7 @@ func TestDrainDeadlineOfWhatCameLast(t *testing.T) {
 		500 * time.Millisecond: 500 * time.Millisecond,
 		0:                      0,
 	} {
-		a := &Agent{cfg: &config.Config{UpgradeDrainDuration: drain}, loop: loop{letGoAt: letGo}}
+		a := &Agent{cfg: &config.Config{UpgradeDrainDuration: drain}, loop: loop{handOff: handOff{released: letGo}}}
 		if got := a.drainDeadline(settled).Sub(settled); got != want {
 			t.Errorf("--upgradeDrainDuration %v: what was accepted last has %v, want %v", drain, got, want)
 		}

@@ -1,0 +1,105 @@
+package agent
+
+import (
+	"cmp"
+	"errors"
+
+	"understudy.mesh/pkg/agent/internal/roles"
+)
+
+// step does an action. It returns the event that comes of it at once; nil: none does.
+type step func(*Agent, event, roles.Action) *event
+
+// plain is a step from which nothing follows.
+func plain(do func(*Agent)) step {
+	return func(a *Agent, _ event, _ roles.Action) *event { do(a); return nil }
+}
+
+// onEvent is plain for what depends on the event.
+func onEvent(do func(*Agent, event)) step {
+	return func(a *Agent, e event, _ roles.Action) *event { do(a, e); return nil }
+}
+
+// onSidecar is plain for what concerns the sidecar alone.
+func onSidecar(do func(*sidecar)) step {
+	return func(a *Agent, _ event, _ roles.Action) *event { do(a.loop.sidecar); return nil }
+}
+
+// toServe is a step without which the sidecar cannot serve.
+func toServe(do func(*Agent) error) step {
+	return func(a *Agent, _ event, _ roles.Action) *event {
+		if err := do(a); err != nil {
+			return &event{kind: roles.CannotServe, err: err}
+		}
+		return nil
+	}
+}
+
+// execute says how each action is done.
+var execute = map[roles.Do]step{
+	roles.Show:       plain((*Agent).tell),
+	roles.Look:       plain((*Agent).look),
+	roles.LookLater:  func(a *Agent, _ event, action roles.Action) *event { a.lookLater(action.Pause); return nil },
+	roles.StandBy:    onEvent((*Agent).sayStandBy),
+	roles.Follow:     onEvent((*Agent).followFound),
+	roles.Unfollow:   plain((*Agent).unfollow),
+	roles.Promote:    onEvent((*Agent).sayPromoted),
+	roles.StepIn:     onEvent((*Agent).sayStepIn),
+	roles.NoteServes: plain(func(a *Agent) { a.shownSuccessor("", true) }),
+
+	roles.StartCold:            toServe((*Agent).startCold),
+	roles.DropSidecar:          plain(func(a *Agent) { a.adopt(nil) }),
+	roles.TakeOver:             onEvent((*Agent).takeOver),
+	roles.CancelTakeOver:       plain(func(a *Agent) { a.loop.taking() }),
+	roles.FinishTakeOver:       onEvent((*Agent).finishTakeOver),
+	roles.AdoptOrphanedSockets: onEvent((*Agent).adoptOrphanedSockets),
+	roles.ReportRefused:        reportFailed(resultRefused, (*Agent).sayRefused),
+	roles.ReportLost:           reportFailed(resultFailure, (*Agent).sayLost),
+	roles.ReportFailed:         reportFailed(resultFailure, (*Agent).sayFailed),
+	roles.SayRetry: func(a *Agent, e event, action roles.Action) *event {
+		a.log.Error("this generation cannot serve again yet", "err", e.err, "next", action.Pause)
+		return nil
+	},
+
+	roles.Accept:              toServe(func(a *Agent) error { return a.loop.sidecar.accept() }),
+	roles.Resume:              toServe(func(a *Agent) error { return a.loop.sidecar.resume() }),
+	roles.SettleSockets:       onSidecar(func(s *sidecar) { s.sockets.Settle() }),
+	roles.UnrestrictReuseport: onSidecar(func(s *sidecar) { s.sockets.UnrestrictReuseport() }),
+	roles.ReadyOn:             onSidecar(func(s *sidecar) { s.ready.On() }),
+	roles.ReadyOff:            onSidecar(func(s *sidecar) { s.ready.Off(stopReason) }),
+	roles.GiveMemoryBack:      plain(func(a *Agent) { a.world.Settled() }),
+
+	roles.Reject:           (*Agent).reject,
+	roles.Refuse:           (*Agent).refuse,
+	roles.Welcome:          (*Agent).welcome,
+	roles.BeginHandOff:     onEvent((*Agent).beginHandOff),
+	roles.GiveSockets:      onEvent((*Agent).giveSockets),
+	roles.ReleaseListeners: onEvent((*Agent).releaseListeners),
+	roles.FailHandOff:      onEvent((*Agent).failHandOff),
+	roles.Retire:           plain((*Agent).retire),
+	roles.ForgetNewcomer:   plain(func(a *Agent) { a.loop.handOff.newcomer = nil }),
+
+	roles.NotePredecessor:        onEvent(func(a *Agent, e event) { a.setPredecessor(&e.drained) }),
+	roles.NotePredecessorDrained: plain(func(a *Agent) { a.log.Info("the generation before has drained") }),
+	roles.ShowDrain:              onEvent(func(a *Agent, e event) { a.showLeft(e.drained.Left) }),
+	roles.TellNewcomer:           onEvent((*Agent).tellNewcomer),
+	roles.EndDrain:               onEvent((*Agent).endDrain),
+	roles.HurryDrains:            plain((*Agent).hurryDrains),
+
+	roles.AwaitSuccessor: plain((*Agent).awaitSuccessor),
+	roles.SayPostponed:   plain((*Agent).sayPostponed),
+	roles.DrainToStop:    plain((*Agent).drainToStop),
+	roles.CutDrain:       plain(func(a *Agent) { a.loop.cutDrain() }),
+	roles.EmptySockets:   plain((*Agent).emptySockets),
+	roles.Finish:         plain(func(*Agent) {}), // the loop looks
+	roles.Fail:           onEvent(func(a *Agent, e event) { a.loop.err = cmp.Or(e.err, errServersEnded) }),
+}
+
+// errServersEnded is why the life is over where nothing else says so.
+var errServersEnded = errors.New("the agent's servers ended")
+
+// adopt makes s the agent's, and shows it; nil: it has none.
+func (a *Agent) adopt(s *sidecar) {
+	a.loop.sidecar = s
+	a.showSidecar(s)
+}

@@ -1,0 +1,125 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"time"
+
+	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/envoy"
+)
+
+const (
+	// countEvery is how many words on a drain come without Envoy's counters, which cost it
+	// more than the number of connections; Envoy itself asks every 5 s.
+	countEvery = 5
+	// lateGrace is what a connection has at least that Envoy accepted at the very end of the probation,
+	// where --upgradeDrainDuration, which counts from its begin, is over by then: time for a request.
+	lateGrace = 2 * time.Second
+	// statsTimeout bounds how long the counters of Envoy may take: a newcomer waits for them.
+	statsTimeout = time.Second
+)
+
+// drains are those after hand-offs.
+type drains struct {
+	leaving *sidecar // the one of which the newcomer is told
+	hurry   func()   // ends them all; nil: there are none
+}
+
+// begin adds the drain of s, which hurry ends.
+func (d *drains) begin(s *sidecar, hurry func()) {
+	earlier := d.hurry
+	d.leaving = s
+	d.hurry = func() {
+		if hurry(); earlier != nil {
+			earlier()
+		}
+	}
+}
+
+// retire lets connections end: the newcomer holds everything for good.
+func (a *Agent) retire() {
+	a.finishAttempt(resultSuccess, nil)
+	successor := a.loop.handOff.newcomer.Identity().ID
+	a.shownSuccessor(successor, false)
+	a.followSuccessor(successor)
+	s := a.loop.sidecar
+	ctx, hurry := context.WithDeadline(a.loop.ctx, a.drainDeadline(time.Now()))
+	a.loop.drains.begin(s, hurry)
+	a.spawn(func(life context.Context) (event, bool) {
+		defer hurry()
+		var last *envoy.Counters
+		words := 0
+		s.retire(ctx, func(left int, final bool) {
+			if words++; final || words%countEvery == 0 {
+				last = a.count(life, s, last)
+			}
+			a.report(life, event{kind: roles.DrainNews, sidecar: s, drained: hotrestart.Drained{Left: left}, counters: last})
+		})
+		return event{kind: roles.Retired, sidecar: s, drained: hotrestart.Drained{Done: true}, counters: last}, true
+	})
+}
+
+// drainDeadline is when a drain that begins now has to end: Envoy has accepted until now.
+func (a *Agent) drainDeadline(now time.Time) time.Time {
+	until := a.loop.handOff.released.Add(a.cfg.UpgradeDrainDuration)
+	if late := now.Add(min(a.cfg.UpgradeDrainDuration, lateGrace)); late.After(until) {
+		return late
+	}
+	return until
+}
+
+// count is counters for a drain: now and then it is asked what Envoy counted meanwhile.
+// It returns last when that is not wanted, or not known.
+func (a *Agent) count(ctx context.Context, s *sidecar, last *envoy.Counters) *envoy.Counters {
+	if !a.cfg.UpgradeStats {
+		return last
+	}
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	counters, err := s.supervisor.Counters(ctx)
+	if err != nil {
+		a.log.Debug("Envoy's counters", "err", err)
+		return last
+	}
+	return counters
+}
+
+// tellNewcomer passes on how the drain goes, and what Envoy counted since the last word.
+func (a *Agent) tellNewcomer(e event) {
+	h := &a.loop.handOff
+	if h.newcomer == nil {
+		return
+	}
+	var news hotrestart.State
+	if grown := h.counted.Delta(e.counters); grown != nil {
+		news = a.fit(hotrestart.State{stateStats: grown})
+	}
+	if err := h.newcomer.Drained(e.drained, news); err != nil {
+		a.warnUnlessLost(err)
+		return
+	}
+	h.counted = cmp.Or(e.counters, h.counted)
+}
+
+// endDrain: an old Envoy has exited, and nothing is left of it.
+func (a *Agent) endDrain(e event) {
+	if e.sidecar == a.loop.drains.leaving {
+		a.loop.drains.leaving = nil
+		if a.loop.Role != hotrestart.RoleHandingOff { // else they are what the next newcomer knows
+			a.loop.handOff.counted = nil
+		}
+		a.showLeft(0)
+	}
+	if a.loop.Retiring == 0 {
+		a.loop.drains.hurry = nil
+	}
+}
+
+// hurryDrains ends them now.
+func (a *Agent) hurryDrains() {
+	if a.loop.drains.hurry != nil {
+		a.loop.drains.hurry()
+	}
+}

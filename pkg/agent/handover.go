@@ -1,0 +1,105 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/envoy"
+)
+
+// handOff is the one to the newcomer that was welcomed last.
+type handOff struct {
+	newcomer *hotrestart.Newcomer // nil: there is none any more
+	began    time.Time
+	released time.Time       // when this generation released its listeners
+	counted  *envoy.Counters // what the newcomer knows of Envoy's counters
+}
+
+func (a *Agent) reject(e event, action roles.Action) *event {
+	a.log.Info("a newcomer was refused", "generation", e.newcomer.Identity().ID, "reason", action.Refusal.Reason)
+	return a.refuse(e, action)
+}
+
+func (a *Agent) refuse(e event, action roles.Action) *event {
+	a.warnUnlessLost(e.newcomer.Refuse(action.Refusal.Code, action.Refusal.Reason))
+	return nil
+}
+
+// welcome tells a newcomer that it may take over, and all that warms it.
+func (a *Agent) welcome(e event, _ roles.Action) *event {
+	if err := e.newcomer.Accept(a.fit(a.loop.sidecar.exportState())); err != nil {
+		a.warnUnlessLost(err)
+		return nil
+	}
+	return &event{kind: roles.Welcomed, newcomer: e.newcomer}
+}
+
+func (a *Agent) beginHandOff(e event) {
+	newcomer := e.newcomer.Identity()
+	a.log.Info("a newcomer takes over", "generation", newcomer.ID, "agent", newcomer.AgentVersion)
+	a.loop.handOff = handOff{newcomer: e.newcomer, began: time.Now()}
+	a.beginAttempt(newcomer.ID, false)
+}
+
+// fit leaves out of what a newcomer is told what does not fit into a hand-off: it starts without rather
+// than not at all.
+func (a *Agent) fit(state hotrestart.State) hotrestart.State {
+	for name, size := range state.Fit(stateStats, stateCache, stateResources) {
+		a.log.Warn("the newcomer does without: too large to be handed over", "component", name, "bytes", size)
+	}
+	return state
+}
+
+// giveSockets hands copies of every socket to the newcomer.
+func (a *Agent) giveSockets(e event) {
+	s := a.loop.sidecar
+	if i := s.supervisor.Current(); i != nil && isClosed(i.Accepts()) {
+		if err := s.sockets.Refresh(a.loop.ctx, i.Fetch); err != nil {
+			a.log.Warn("the newcomer gets the sockets that Envoy had when it was asked last", "err", err)
+		}
+	}
+	all, err := s.sockets.Copy()
+	if err == nil {
+		err = errors.Join(e.newcomer.Give(all), all.Close())
+	}
+	a.warnUnlessLost(err)
+}
+
+// releaseListeners: the newcomer accepts on every socket. The agent's own servers accept no more
+// from here on, Envoy does until the newcomer has settled.
+func (a *Agent) releaseListeners(e event) {
+	s := a.loop.sidecar
+	a.loop.handOff.released = time.Now()
+	s.releaseListeners()
+	state := s.exportLast()
+	if a.cfg.UpgradeStats {
+		ctx, cancel := context.WithTimeout(a.loop.ctx, statsTimeout)
+		counters, err := s.supervisor.Counters(ctx)
+		if err != nil {
+			a.log.Warn("Envoy's counters are not carried over", "err", err)
+		} else {
+			state[stateStats] = (*envoy.Counters)(nil).Delta(counters)
+		}
+		a.loop.handOff.counted = counters
+		cancel()
+	}
+	all, err := s.sockets.Copy()
+	if err == nil {
+		err = errors.Join(e.newcomer.Release(all, a.fit(state)), all.Close())
+	}
+	a.warnUnlessLost(err)
+}
+
+// failHandOff: it ended without a successor.
+func (a *Agent) failHandOff(e event) {
+	a.loop.handOff.newcomer = nil
+	a.finishAttempt(resultFailure, e.err)
+	a.log.Warn("the hand-off failed: this generation serves on", "err", e.err, "after", time.Since(a.loop.handOff.began).Round(time.Millisecond))
+}
+
+func (a *Agent) sayPostponed() {
+	a.log.Info("asked to stop: serving on until the newcomer has taken over", "generation", a.loop.handOff.newcomer.Identity().ID)
+}

@@ -1,0 +1,196 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"sync"
+
+	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/envoy"
+)
+
+// eventQueue lets those who report go on: no event waits for the loop for long.
+const eventQueue = 16
+
+// event is one thing that happened, with what belongs to it.
+type event struct {
+	kind     roles.Kind
+	peer     hotrestart.Identity  // of Found*, PeerLeaves
+	reason   string               // of Found*, PeerLeaves
+	search   int                  // of Found*, LookAgain: see roles.State
+	sidecar  *sidecar             // whom it is about
+	newcomer *hotrestart.Newcomer // of the hand-off's
+	drained  hotrestart.Drained   // of PredecessorNews, DrainNews, Retired
+	counters *envoy.Counters      // of DrainNews, Retired: Envoy's; nil when unknown
+	err      error
+}
+
+// loop is the state of the goroutine that lives through the roles.
+type loop struct {
+	roles.State
+	err error // why the life is over, unless that was asked for
+
+	sidecar  *sidecar
+	taking   func()    // ends the attempt to take over; nil: there was none
+	follow   *follower // of the generation that serves instead
+	handOff  handOff   // to a newcomer
+	cutDrain func()    // ends the ordinary drain; nil: there was none
+	drains   drains    // after hand-offs
+
+	ctx      context.Context // ends with the life
+	children sync.WaitGroup  // goroutines that report events
+}
+
+// runRoles handles one event after the other until the life is over. asked ends when a
+// stop is asked for, base with the process.
+func (a *Agent) runRoles(asked, base context.Context) error {
+	ctx, cancel := context.WithCancel(base)
+	a.loop.ctx = ctx
+	a.loop.State = roles.State{ID: a.me.ID, Forced: a.me.Force, Role: hotrestart.RoleStarting}
+	var handoffs <-chan hotrestart.Event
+	if a.server != nil {
+		handoffs = a.server.Events()
+	}
+	a.tell()
+	a.handle(event{kind: roles.LookAgain})
+	stop, quit := asked.Done(), (<-chan struct{})(a.quit)
+	for !a.loop.Over {
+		select {
+		case <-stop:
+			stop = nil
+			a.handle(event{kind: roles.StopAsked})
+		case <-quit:
+			quit = nil
+			a.handle(event{kind: roles.QuitAsked})
+		case e := <-handoffs:
+			a.handle(event{kind: e.Kind, newcomer: e.Newcomer, err: e.Err})
+		case e := <-a.events:
+			a.handle(e)
+		}
+	}
+	err := a.loop.err
+	if err == nil {
+		err = a.unsettled()
+	}
+	a.leave(cancel, handoffs)
+	return err
+}
+
+// unsettled is the error of a stop that came before this generation was ever ready, or stood
+// by (nil): a Job's sidecar whose start failed must be started again, not count as done.
+func (a *Agent) unsettled() error {
+	s := a.loop.sidecar
+	if a.loop.Settled || s != nil && isClosed(s.inForce) {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return &envoy.ExitError{Status: 1, Reason: "stopped before this agent was ever ready: " + a.pending()}
+}
+
+// handle does what an event asks for, and what follows from that.
+func (a *Agent) handle(e event) {
+	for next := &e; next != nil; {
+		next = a.react(*next)
+	}
+}
+
+// react enters the role that follows from an event, and tells everybody. The actions come first:
+// what they change is told with the role.
+func (a *Agent) react(e event) (next *event) {
+	state, actions, known := a.loop.On(a.describe(e))
+	if !known {
+		a.log.Debug("of no consequence", "event", e.kind, "role", a.loop.Role)
+		return nil
+	}
+	a.log.Debug("event", "event", e.kind, "role", a.loop.Role)
+	a.loop.State = state
+	for _, action := range actions {
+		if next = execute[action.Do](a, e, action); next != nil {
+			break // it failed: the others were to follow its success
+		}
+	}
+	a.tell()
+	return next
+}
+
+// describe is all that a role makes depend on an event.
+func (a *Agent) describe(e event) roles.Event {
+	current := a.loop.sidecar
+	d := roles.Event{
+		Kind: e.kind, Search: e.search, Err: e.err,
+		Current: e.sidecar == current,
+		Leaving: e.sidecar != nil && e.sidecar == a.loop.drains.leaving,
+		Ours:    e.newcomer != nil && e.newcomer == a.loop.handOff.newcomer,
+		Done:    e.drained.Done,
+		Sidecar: current != nil, NoDrain: isClosed(a.noDrain), PredecessorDrained: a.predecessorDrained(),
+	}
+	if about := cmp.Or(e.sidecar, current); about != nil {
+		d.InForce, d.Accepting = isClosed(about.inForce), about.accepting()
+	}
+	if e.kind == hotrestart.Arrived {
+		newcomer := e.newcomer.Identity()
+		d.Verdict, d.Forced = hotrestart.Newer(newcomer, a.me), newcomer.Force
+		if current != nil {
+			d.Unfit = current.upgradable()
+		}
+	}
+	return d
+}
+
+// tell shows everybody the role as it is now.
+func (a *Agent) tell() {
+	if a.show() {
+		a.log.Info("role", "role", a.loop.Role, "generation", a.me.ID)
+	}
+}
+
+// report delivers an event of a goroutine of the loop's.
+func (a *Agent) report(ctx context.Context, e event) {
+	select {
+	case a.events <- e:
+	case <-ctx.Done():
+	}
+}
+
+// spawn runs work, whose event is reported, until the life is over.
+func (a *Agent) spawn(work func(ctx context.Context) (event, bool)) {
+	ctx := a.loop.ctx
+	a.loop.children.Go(func() {
+		if e, ok := work(ctx); ok {
+			a.report(ctx, e)
+		}
+	})
+}
+
+// leave ends everything that the life has begun.
+func (a *Agent) leave(cancel func(), handoffs <-chan hotrestart.Event) {
+	if a.loop.taking != nil {
+		a.loop.taking()
+	}
+	cancel()
+	a.unfollow()
+	done := make(chan struct{})
+	go func() {
+		a.loop.children.Wait()
+		close(done)
+	}()
+	for {
+		select {
+		case <-done:
+			if s := a.current(); s != nil {
+				s.end()
+			}
+			return
+		case <-handoffs: // the server goes on until it is ended, after this
+		}
+	}
+}
+
+func (a *Agent) warnUnlessLost(err error) {
+	if err != nil && !errors.Is(err, hotrestart.ErrLost) {
+		a.log.Warn("answer a newcomer", "err", err)
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +23,9 @@ Without any of them, as in an ephemeral container, says what the rules in force
 capture, and checks that they are complete: nothing of such a set missing or
 doubled, nobody else's rule in the way, somebody listening where traffic is sent.
 Needs uid 0 with NET_ADMIN and NET_RAW, and changes nothing.`
+
+// errNotRight ends a check that has found something: exit status 1.
+var errNotRight = errors.New("capture is not as it should be")
 
 // captureReport is what doctor capture says, as JSON.
 type captureReport struct {
@@ -170,96 +172,11 @@ func (r captureReport) print(w io.Writer) {
 	}
 }
 
-// describeCapture says what a configuration captures.
-func describeCapture(c iptables.Config) []string {
-	families := "IPv4"
-	if c.IPv6 {
-		families = "IPv4 and IPv6"
+// readCapture reads the rules in force, which a container can only with privileges.
+func readCapture(ctx context.Context, log *slog.Logger) (*iptables.Snapshot, error) {
+	s, err := iptables.Read(ctx, log)
+	if err != nil {
+		return nil, fmt.Errorf("%w (an ephemeral container: from this agent's image, which has iptables, by kubectl debug --profile=netadmin, as user 0)", err)
 	}
-	lines := []string{fmt.Sprintf("outbound (%s): %s", families, describeOutbound(c))}
-	if skip := outboundExceptions(c); skip != "" {
-		lines = append(lines, "  but not "+skip)
-	}
-	how := "REDIRECT"
-	if c.TPROXY {
-		how = fmt.Sprintf("TPROXY, mark %#x, route table %d", c.Mark, c.RouteTable)
-	}
-	in := "nothing"
-	switch {
-	case c.InboundPorts.All:
-		in = "TCP to every port"
-		if len(c.ExcludeInboundPorts) > 0 {
-			in += " but " + enumerate(c.ExcludeInboundPorts)
-		}
-	case len(c.InboundPorts.List) > 0:
-		in = "TCP to ports " + enumerate(c.InboundPorts.List)
-	}
-	if in != "nothing" {
-		in += fmt.Sprintf(" -> Envoy, port %d, by %s; never port %d", c.InboundPort, how, c.TunnelPort)
-	}
-	lines = append(lines, "inbound: "+in)
-	dns := "not captured"
-	switch {
-	case c.DNS.Capture && c.DNS.All:
-		dns = "queries to every server -> the agent, port 15053"
-	case c.DNS.Capture:
-		dns = "queries to " + enumerate(c.DNS.Servers) + " -> the agent, port 15053"
-	}
-	return append(lines, "DNS: "+dns)
-}
-
-func describeOutbound(c iptables.Config) string {
-	var to []string
-	if c.IncludeCIDRs.All {
-		to = append(to, "every destination")
-	} else if len(c.IncludeCIDRs.List) > 0 {
-		to = append(to, enumerate(c.IncludeCIDRs.List))
-	}
-	if len(c.IncludeOutboundPorts) > 0 {
-		to = append(to, "ports "+enumerate(c.IncludeOutboundPorts))
-	}
-	if len(to) == 0 {
-		return "nothing"
-	}
-	return fmt.Sprintf("TCP to %s -> Envoy, port %d", strings.Join(to, " and "), c.ProxyPort)
-}
-
-func outboundExceptions(c iptables.Config) string {
-	var out []string
-	add := func(n int, text string) {
-		if n > 0 {
-			out = append(out, text)
-		}
-	}
-	var proxy []string
-	if len(c.UIDs) > 0 {
-		proxy = append(proxy, "uid "+enumerate(c.UIDs))
-	}
-	if len(c.GIDs) > 0 {
-		proxy = append(proxy, "gid "+enumerate(c.GIDs))
-	}
-	if c.ProxyMark != 0 {
-		proxy = append(proxy, fmt.Sprintf("mark %#x", c.ProxyMark))
-	}
-	add(len(proxy), "from the proxy ("+strings.Join(proxy, "; ")+")")
-	add(len(c.ExcludeOutboundPorts), "to ports "+enumerate(c.ExcludeOutboundPorts))
-	add(len(c.ExcludeCIDRs), "to "+enumerate(c.ExcludeCIDRs))
-	add(len(c.ExcludeInterfaces), "on interfaces "+enumerate(c.ExcludeInterfaces))
-	add(len(c.IncludeGroups), "from groups other than "+enumerate(c.IncludeGroups))
-	add(len(c.ExcludeGroups), "from groups "+enumerate(c.ExcludeGroups))
-	return strings.Join(out, "; ")
-}
-
-// enumerate shows items between commas, the first ten of many.
-func enumerate[T any](items []T) string {
-	const shown = 10
-	var out []string
-	for i, item := range items {
-		if i == shown {
-			out = append(out, fmt.Sprintf("and %d more", len(items)-i))
-			break
-		}
-		out = append(out, fmt.Sprint(item))
-	}
-	return strings.Join(out, ", ")
+	return s, nil
 }

@@ -153,7 +153,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.world.Init {
 		serve("the reaper of orphans", func(ctx context.Context) error { envoy.ReapOrphans(ctx, a.log); return nil })
 	}
-	serve("the control socket", a.serveCommands)
+	serve("the control socket", func(ctx context.Context) error {
+		return control.Serve(ctx, a.control, a.controlHandler(), a.log)
+	})
 	if a.server != nil {
 		serve("the hand-off socket", a.server.Run)
 	}
@@ -163,21 +165,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.close()
 	a.log.Info("stopped")
 	return err
-}
-
-// serveCommands serves the control socket, as soon as it can be had.
-func (a *Agent) serveCommands(ctx context.Context) error {
-	l := a.control
-	if l == nil {
-		var err error
-		if l, err = control.Claim(ctx, a.log); l == nil {
-			return err
-		}
-	}
-	if l.Strangers != nil {
-		a.log.Warn("a name of the control socket is held by a process that is no agent of this container: end that process", "err", l.Strangers, "used", l.Addr())
-	}
-	return control.Serve(ctx, l, a.controlHandler(), a.log)
 }
 
 // Quit ends the agent without a drain (POST /quitquitquit).

@@ -38,7 +38,7 @@ func foreignPorts(dirs []string, unixSockets string) error {
 // otherAgent finds the control socket of an agent of another mount namespace in a file
 // of the form of /proc/net/unix (proc_net(5)); "" is none.
 func otherAgent(unixSockets string) (string, error) {
-	own, err := socketNames("self")
+	own, err := ownSocketNames()
 	if err != nil {
 		return "", err
 	}

@@ -11,7 +11,19 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/internal/unixsock"
 )
+
+// proxyUID is the user that Istio's manifests run the proxy's container as.
+const proxyUID = 1337
+
+// ErrNoAgent says that no agent of this process's mount namespace listens.
+var ErrNoAgent = errors.New("no agent runs in this container")
+
+// errImpostor says that none was found, and that a process which is no agent listens
+// under one of its names. An agent may still come: it takes the next name.
+var errImpostor = errors.New("a name of the control socket is held by a process that is no agent of this container")
 
 // holder is who listens under one of the control socket's names, and as an error says
 // that it is a stranger.
@@ -29,7 +41,7 @@ func (h *holder) Error() string {
 
 // isTrusted tells whether the holder may be an agent: it is root or this process's user.
 func (h *holder) isTrusted() bool {
-	return h.cred != nil && (h.cred.Uid == 0 || h.cred.Uid == uint32(os.Geteuid()))
+	return h.cred != nil && unixsock.IsRootOrSelf(h.cred)
 }
 
 // isTrustedByRoot tells whether root may believe an agent of another user: one of its
@@ -78,31 +90,11 @@ func holderOf(name string) (h *holder, known bool) {
 	return h, true
 }
 
-// peerCredentials returns who is at the other end of a Unix socket (SO_PEERCRED, unix(7)).
-func peerCredentials(c net.Conn) (*unix.Ucred, error) {
-	uc, ok := c.(*net.UnixConn)
-	if !ok {
-		return nil, fmt.Errorf("%T is not a Unix socket", c)
-	}
-	raw, err := uc.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return nil, err
-	}
-	return cred, credErr
-}
-
 // dial tries every name, and takes an agent that anybody would believe before one
 // that root alone does: in a mount namespace that root shares with the application, as
 // on a plain server, that could be the application's.
 func dial(ctx context.Context) (net.Conn, error) {
-	names, err := socketNames("self")
+	names, err := ownSocketNames()
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +142,7 @@ func dialHolder(ctx context.Context, name string) (net.Conn, *holder, error) {
 		return nil, nil, fmt.Errorf("connect to the control socket %s: %w", name, err)
 	}
 	h := &holder{name: name}
-	if h.cred, err = peerCredentials(c); err != nil {
+	if h.cred, err = unixsock.Peer(c); err != nil {
 		c.Close()
 		return nil, nil, fmt.Errorf("identify the control socket's owner: %w", err)
 	}

@@ -2,6 +2,15 @@ package control
 
 import "time"
 
+// Prefixes of the control socket's URL paths. What follows the prefix is the
+// path on the port that the prefix stands for.
+const (
+	// StatusPrefix is the status port (15020): readiness, metrics, drain, quit, debug pages.
+	StatusPrefix = "/status"
+	// AdminPrefix is the admin port (15000): the running Envoy's admin API.
+	AdminPrefix = "/admin"
+)
+
 // Paths of the control socket that only commands of this container use.
 const (
 	// RolePath answers a [RoleStatus] as JSON.

@@ -65,7 +65,7 @@ func squatterBy(t *testing.T, program string, uid uint32, manners ...string) (pi
 		}
 		t.Skip("needs root to run a process as another user")
 	}
-	names, err := socketNames("self")
+	names, err := ownSocketNames()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,12 +127,12 @@ func TestControlPassesStrangersBy(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			names, _ := socketNames("self")
+			names, _ := ownSocketNames()
 			if got := l.Addr().String(); got != names[len(manners)] {
 				t.Errorf("binds %s, want %s", got, names[len(manners)])
 			}
-			if (manners[0] == "listens" || manners[0] == "narrow") && !strings.Contains(l.Strangers.Error(), fmt.Sprintf("%s is held by uid 1000, pid %d", names[0], pid)) {
-				t.Errorf("does not say who has the first name: %v", l.Strangers)
+			if (manners[0] == "listens" || manners[0] == "narrow") && !strings.Contains(l.strangers.Error(), fmt.Sprintf("%s is held by uid 1000, pid %d", names[0], pid)) {
+				t.Errorf("does not say who has the first name: %v", l.strangers)
 			}
 			l.Close()
 			startControl(t)
@@ -176,7 +176,7 @@ func TestControlOfStrangersOnly(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() {
-		l, err := Claim(ctx, slog.New(slog.DiscardHandler))
+		l, err := claim(ctx, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Error(err)
 		}
@@ -190,7 +190,7 @@ func TestControlOfStrangersOnly(t *testing.T) {
 
 // Root believes more than others, but not whoever shares its mount namespace.
 func TestWhomRootBelieves(t *testing.T) {
-	names, err := socketNames("self")
+	names, err := ownSocketNames()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func newRootCommand(e *cli.Env) *cobra.Command {
 		dnscmd.New(e),
 		doctor.New(e, host),
 		iptablescmd.New(e, host, doctor.Check),
-		iptablescmd.NewClean(e, host),
+		iptablescmd.NewClean(e, host, doctor.Check),
 		newVersionCommand(e),
 	)
 	return root

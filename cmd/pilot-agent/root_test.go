@@ -72,6 +72,22 @@ func TestUsageErrors(t *testing.T) {
 	}
 }
 
+// TestExitStatuses has what is neither a wrong command line nor needs an agent or a pod.
+func TestExitStatuses(t *testing.T) {
+	for line, want := range map[string]int{
+		"": 0, "--help": 0, "dns": 0, "doctor --help": 0, "version": 0, "completion bash": 0, "istio-iptables --help": 0,
+		"proxy sidecar --configDir=":                          1, // no istiod yet
+		"proxy sidecar --configDir=/none --log_target=/none/": 1,
+		"istio-iptables --network-namespace=/none":            1,
+		"doctor capture --network-namespace=/none":            1,
+		"istio-clean-iptables --network-namespace=/none":      1,
+	} {
+		if status, _, stderr := runArgs(strings.Fields(line)...); status != want {
+			t.Errorf("%q: exit status %d, want %d: %s", line, status, want, stderr)
+		}
+	}
+}
+
 func TestSplitUnknown(t *testing.T) {
 	flags := pflag.NewFlagSet("t", pflag.ContinueOnError)
 	cli.AddSettings(flags, false)

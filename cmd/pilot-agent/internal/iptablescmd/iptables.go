@@ -33,8 +33,8 @@ func New(e *cli.Env, host Host, check Check) *cobra.Command {
 }
 
 // NewClean returns the command istio-clean-iptables.
-func NewClean(e *cli.Env, host Host) *cobra.Command {
-	cmd := newCommand(e, host, nil, &cobra.Command{
+func NewClean(e *cli.Env, host Host, check Check) *cobra.Command {
+	cmd := newCommand(e, host, check, &cobra.Command{
 		Use:   "istio-clean-iptables",
 		Short: "Remove everything that istio-iptables has made, whatever its flags were",
 	})

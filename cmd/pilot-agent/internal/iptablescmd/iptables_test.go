@@ -337,7 +337,7 @@ func TestCaptureAndClean(t *testing.T) {
 		t.Errorf("left behind:\n%s", rules)
 	}
 
-	cmd := NewClean(&cli.Env{Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}}, ThisHost())
+	cmd := NewClean(&cli.Env{Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}}, ThisHost(), nil)
 	cmd.SetArgs(nil)
 	if err := cmd.ExecuteContext(context.Background()); err != nil {
 		t.Errorf("istio-clean-iptables with nothing to clean: %v", err)

@@ -258,7 +258,7 @@ func TestPatchOfThePage(t *testing.T) {
 	}
 }
 
-// Messages and words by which the papers explain a failure are those of the agent.
+// Messages and words that the papers explain are those of the agent.
 func TestTroubleQuotesTheAgent(t *testing.T) {
 	handoff := []string{"hotrestart", "pkg"}
 	everything := []string{"cmd", "dnsproxy", "hotrestart", "iptables", "pkg"}
@@ -269,6 +269,12 @@ func TestTroubleQuotesTheAgent(t *testing.T) {
 	}{
 		{upgradePage, "## When an upgrade fails", handoff, 10},
 		{twin(upgradePage), "## 升级失败时", handoff, 10},
+		{upgradePage, "## What happens", handoff, 5},
+		{twin(upgradePage), "## 升级过程", handoff, 5},
+		{"docs/operate.md", "## Readiness", handoff, 5},
+		{"docs/operate.zh.md", "## 就绪", handoff, 5},
+		{"docs/mesh.md", "## What became of a document", handoff, 5},
+		{"docs/mesh.zh.md", "## 文档的结果", handoff, 5},
 		{"docs/trouble.md", "## What the messages mean", everything, 12},
 		{"docs/trouble.zh.md", "## 各条消息的含义", everything, 12},
 	}

@@ -2,6 +2,7 @@ package tests
 
 import (
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -217,7 +218,10 @@ func links(t *testing.T, document string) []link {
 
 func TestLinksLeadSomewhere(t *testing.T) {
 	checked := 0
-	for _, document := range append(documents(t), "ARCHITECTURE.md", "SECURITY.md") {
+	for _, document := range append(papers(t), developerPapers...) {
+		if !exists(t, document) { // not written yet
+			continue
+		}
 		for _, l := range links(t, document) {
 			checked++
 			readRepoFile(t, l.file) // fails when it is not there
@@ -229,6 +233,48 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	if checked < 20 {
 		t.Errorf("found only %d links: the test no longer sees them", checked)
 	}
+}
+
+// TestPathsInPapers wants every file that a paper names, such as `pkg/config` or `rules.go`, to be there.
+func TestPathsInPapers(t *testing.T) {
+	checked := 0
+	for _, document := range append(papers(t), developerPapers...) {
+		if !exists(t, document) { // not written yet
+			continue
+		}
+		for _, found := range regexp.MustCompile("`([a-z][a-zA-Z0-9_./*-]*)`").FindAllStringSubmatch(prose(t, document), -1) {
+			if name := found[1]; strings.HasSuffix(name, ".go") || isDirectory(t, strings.Split(name, "/")[0]) {
+				checked++
+				if !exists(t, name) && !strings.HasPrefix(name, "docs/X.") {
+					t.Errorf("%s: there is no %s", document, name)
+				}
+			}
+		}
+	}
+	if checked < 30 {
+		t.Errorf("found only %d paths: the test no longer sees them", checked)
+	}
+}
+
+func isDirectory(t *testing.T, name string) bool {
+	t.Helper()
+	info, err := os.Stat(filepath.Join(repoRoot(t), name))
+	return err == nil && info.IsDir()
+}
+
+// exists looks for a path from the root, which may have a *, or for a bare name at any depth.
+func exists(t *testing.T, name string) bool {
+	t.Helper()
+	for _, parent := range []string{"", "*", "*/*", "*/*/*"} {
+		found, err := filepath.Glob(filepath.Join(repoRoot(t), parent, name))
+		if err == nil && len(found) > 0 {
+			return true
+		}
+		if strings.Contains(name, "/") {
+			break
+		}
+	}
+	return false
 }
 
 // anchors is the names that a host such as GitHub gives to the headings of a document.

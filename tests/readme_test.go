@@ -2,6 +2,7 @@ package tests
 
 import (
 	"bytes"
+	"maps"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -51,6 +52,48 @@ func TestMakeTargetsExist(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("make -n %s: %v\n%s", target, err, out)
 		}
+	}
+}
+
+// TestGoTestsInPapers wants the packages and the tests that a `go test` of a paper names.
+func TestGoTestsInPapers(t *testing.T) {
+	declared := make(map[string][]string) // names by directory
+	for _, p := range listPackages(t) {
+		files, err := filepath.Glob(filepath.Join(p.Dir, "*_test.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			relative := filepath.Join(p.short(), filepath.Base(file))
+			for _, found := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)`).FindAllStringSubmatch(readRepoFile(t, relative), -1) {
+				declared[p.short()] = append(declared[p.short()], found[1])
+			}
+		}
+	}
+	checked := 0
+	for _, document := range documents(t) {
+		for _, command := range regexp.MustCompile("(?m)(?:^|`)go test ([^`\n]+)").FindAllStringSubmatch(readRepoFile(t, document), -1) {
+			checked++
+			directory := regexp.MustCompile(`\./([\w/-]+?)/?(?: |$)`).FindStringSubmatch(command[1])
+			if directory == nil || len(declared[directory[1]]) == 0 {
+				t.Errorf("%s: go test %s: there are no tests", document, command[1])
+				continue
+			}
+			for _, name := range regexp.MustCompile(`-(?:run|fuzz) (\w+)`).FindAllStringSubmatch(command[1], -1) {
+				if !slices.ContainsFunc(declared[directory[1]], func(test string) bool { return strings.Contains(test, name[1]) }) {
+					t.Errorf("%s: go test %s: %s has no test %s", document, command[1], directory[1], name[1])
+				}
+			}
+		}
+		for _, name := range regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(prose(t, document), -1) {
+			checked++
+			if !slices.ContainsFunc(slices.Collect(maps.Values(declared)), func(tests []string) bool { return slices.Contains(tests, name[1]) }) {
+				t.Errorf("%s: there is no %s", document, name[1])
+			}
+		}
+	}
+	if checked < 8 {
+		t.Errorf("found only %d tests: the test no longer sees them", checked)
 	}
 }
 

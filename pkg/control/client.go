@@ -18,36 +18,36 @@ import (
 )
 
 const (
-	// patience is how long a command that is run once looks for an agent that may
-	// only just be starting; one binds its control socket before all else.
+	// patience is how long a command looks for an agent that may still be starting. An
+	// agent binds its control socket first of all.
 	patience = 5 * time.Second
-	// askPeriod is how often it looks.
+	// askPeriod is the time between two attempts.
 	askPeriod = 200 * time.Millisecond
-	// maxAnswer bounds what is read of an agent's JSON: a pod has a few generations.
+	// maxAnswer bounds the JSON that is read from an agent: a pod has a few generations.
 	maxAnswer = 4 << 20
-	// maxReason bounds what is read of an answer that says why something is not so.
+	// maxReason bounds what is read of an error's text.
 	maxReason = 4 << 10
 )
 
-// ErrStandby says that this container's agent idles.
+// ErrStandby says that this container's agent stands by.
 var ErrStandby = errors.New("this container's agent stands by, the pod's other container serves")
 
-// errUnknownPath says that the agent has no such path on its control socket: it is of an
-// earlier release than this command.
+// errUnknownPath says that the agent does not have a path: its release is earlier than
+// this command's.
 var errUnknownPath = errors.New("the agent is of a release that does not know this question")
 
-// Client asks an agent for what commands need: the one of this container (its mount
-// namespace) at its control socket, or the one at the pod's ports, which all containers
-// share, where there can be no other.
+// Client asks an agent for what commands need: this container's own agent (that of its
+// mount namespace) at its control socket. If this container has none and no other
+// container can have one, it asks at the pod's ports, which all containers share.
 type Client struct {
 	control *http.Client
 	ports   *http.Client
-	// foreign says why the ports may be another container's agent's; nil: they are not.
+	// foreign is why another container's agent may answer at the ports; nil if none can.
 	foreign func() error
 }
 
-// NewClient returns a client in a pod of which the hand-off directories are known that
-// it may have. It connects to nothing yet.
+// NewClient returns a client. A pod in which one of the hand-off directories exists may
+// have an agent in another container.
 func NewClient(handoffDirs []string) *Client {
 	dialOwn := func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }
 	return &Client{
@@ -57,29 +57,29 @@ func NewClient(handoffDirs []string) *Client {
 	}
 }
 
-// Role asks this container's own agent, once, and the readiness at url only where there
-// can be none. The error is [ErrNoAgent] where nobody is there.
+// Role asks this container's own agent once, and the readiness endpoint at url if no
+// container can have an agent. The error is [ErrNoAgent] if there is no agent.
 func (c *Client) Role(ctx context.Context, url string) (s RoleStatus, err error) {
 	_, err = c.askJSON(ctx, RolePath, &s)
 	switch {
-	case errors.Is(err, errUnknownPath): // a release before hot upgrades: what serves there has no generation before it
+	case errors.Is(err, errUnknownPath): // a release before hot upgrades, which has no previous generation
 		return ready(ctx, c.control, "http://agent"+StatusPrefix+"/healthz/ready")
 	case errors.Is(err, ErrNoAgent):
 		if s, err = c.Ready(ctx, url); err != nil {
 			return s, fmt.Errorf("%w; %w", ErrNoAgent, err)
 		}
-		// Only now: an agent that has answered had bound its control socket before.
+		// Look only now: an agent binds its control socket before it answers.
 		err = c.foreign()
 	}
 	return s, err
 }
 
-// Ready asks whoever answers at url, once.
+// Ready asks the readiness endpoint at url once.
 func (c *Client) Ready(ctx context.Context, url string) (RoleStatus, error) {
 	return ready(ctx, c.ports, url)
 }
 
-// ready asks a readiness endpoint. It is ready, in every respect, when it answers 200.
+// ready asks a readiness endpoint. The status 200 stands for settled and drained.
 func ready(ctx context.Context, client *http.Client, url string) (RoleStatus, error) {
 	resp, err := do(ctx, client, http.MethodGet, url, "")
 	if err != nil {
@@ -93,7 +93,7 @@ func ready(ctx context.Context, client *http.Client, url string) (RoleStatus, er
 	return RoleStatus{}, fmt.Errorf("HTTP status code %d: %s", resp.StatusCode, strings.TrimSpace(string(reason)))
 }
 
-// UpgradeStatus asks this container's own agent; raw is its answer as it came.
+// UpgradeStatus asks this container's own agent; raw is its unchanged answer.
 func (c *Client) UpgradeStatus(ctx context.Context) (status UpgradeStatus, raw []byte, err error) {
 	err = patiently(ctx, func() error {
 		raw, err = c.askJSON(ctx, UpgradePath, &status)
@@ -111,9 +111,10 @@ type Request struct {
 	Method, Path, Body string
 }
 
-// Send sends r to this container's own agent, or to localhost where there can be none,
-// as soon as there is one. A standby has nothing to answer with, and the ports are those
-// of the generation that serves: it gets no request, and the error is [ErrStandby].
+// Send sends r to this container's own agent, or to localhost if no container can have
+// one. It waits some seconds for an agent to start. An agent that stands by gets no
+// request, since the ports are those of the generation that serves; the error is
+// [ErrStandby].
 func (c *Client) Send(ctx context.Context, r Request) (resp *http.Response, err error) {
 	err = patiently(ctx, func() error {
 		resp, err = c.send(ctx, r)
@@ -132,7 +133,7 @@ func (c *Client) send(ctx context.Context, r Request) (*http.Response, error) {
 			return nil, err
 		}
 		return do(ctx, c.ports, r.Method, fmt.Sprintf("http://localhost:%d%s", r.Port, r.Path), r.Body)
-	case err != nil && !errors.Is(err, errUnknownPath): // a release that does not know roles serves
+	case err != nil && !errors.Is(err, errUnknownPath): // a release without roles always serves
 		return nil, err
 	case s.Role == string(hotrestart.RoleStandby):
 		return nil, ErrStandby
@@ -144,11 +145,12 @@ func (c *Client) send(ctx context.Context, r Request) (*http.Response, error) {
 	return do(ctx, c.control, r.Method, "http://agent"+prefix+r.Path, r.Body)
 }
 
-// statusPorts are where an agent's status server is: Istio's port, and the one of ASM's
+// statusPorts are where an agent's status server can be: Istio's port, and that of ASM's
 // manifests (--statusPort 15021).
 var statusPorts = [...]int{15020, 15021}
 
-// OpenStatus asks for a page of the status server, which is 200; who closes it must.
+// OpenStatus asks for a page of the status server; any status but 200 is an error. The
+// caller closes it.
 func (c *Client) OpenStatus(ctx context.Context, method, path string) (io.ReadCloser, error) {
 	var resp *http.Response
 	err := patiently(ctx, func() (err error) {
@@ -180,8 +182,8 @@ func (c *Client) OpenStatus(ctx context.Context, method, path string) (io.ReadCl
 	return nil, errors.New(text)
 }
 
-// patiently calls ask until it meets an agent, or patience is over: a command may
-// be run before its agent is up. Any other outcome than "nobody is there" is final.
+// patiently calls ask until there is an agent, or patience is over: a command may be run
+// before its agent has started. Any other error is final.
 func patiently(ctx context.Context, ask func() error) error {
 	deadline := time.Now().Add(patience)
 	for {
@@ -199,7 +201,7 @@ func patiently(ctx context.Context, ask func() error) error {
 }
 
 // askJSON asks this container's own agent for path and reads its answer into a value;
-// body is the answer as it came. [ErrNoAgent] and errUnknownPath come as they are.
+// body is the unchanged answer. [ErrNoAgent] and errUnknownPath are not wrapped.
 func (c *Client) askJSON(ctx context.Context, path string, into any) (body []byte, err error) {
 	resp, err := do(ctx, c.control, http.MethodGet, "http://agent"+path, "")
 	if errors.Is(err, ErrNoAgent) {
@@ -233,8 +235,8 @@ func do(ctx context.Context, client *http.Client, method, url, body string) (*ht
 	return client.Do(req)
 }
 
-// OneLine makes what another process wrote fit a line: no line breaks, tabs or terminal
-// control.
+// OneLine makes the text of another process safe to print on one line: without line
+// breaks, tabs and terminal control.
 func OneLine(text string) string {
 	return strings.Join(strings.FieldsFunc(text, func(r rune) bool {
 		return unicode.IsSpace(r) || !unicode.IsPrint(r)

@@ -8,17 +8,17 @@ import (
 	"strings"
 )
 
-// foreignPorts decides whether a command that finds no agent in its own container may
-// ask the pod's ports, as Istio's commands do. It may where its container is the only
-// one with an agent. In a pod that is made for hot upgrades it may not: there the ports
-// are answered by the generation that serves, in the other container, while this
-// container's agent is still starting or has ended: `wait` would let the pod go on too
-// early, and the drain of a preStop hook would hit the generation that serves.
+// foreignPorts returns why a command that finds no agent in its own container must not
+// ask the pod's ports, as Istio's commands do; nil if it may, because no other container
+// has an agent. In a pod that is made for hot upgrades another container has one: the
+// generation that serves answers at the ports there, while this container's agent still
+// starts or has ended. `wait` would let the pod go on too early, and the drain of a preStop
+// hook would drain the generation that serves.
 //
-// Two things tell such a pod. A hand-off directory is there (the default one, or the
-// environment's); and, when only the agent's flag names that, another mount namespace's
-// agent holds its control socket: their abstract names are, like the ports, the network
-// namespace's (unix(7)), and an agent binds its own before any port.
+// Such a pod has a hand-off directory, the default one or that of the environment. If only
+// a flag of the agent names the directory, the control socket of an agent in another mount
+// namespace shows it: abstract names are those of the network namespace, as ports are
+// (unix(7)), and an agent binds its name before any port.
 func foreignPorts(dirs []string, unixSockets string) error {
 	for _, dir := range dirs {
 		if info, err := os.Stat(dir); err == nil && info.IsDir() {
@@ -35,8 +35,8 @@ func foreignPorts(dirs []string, unixSockets string) error {
 	return nil
 }
 
-// otherAgent finds the control socket of an agent of another mount namespace in a file
-// of the form of /proc/net/unix (proc_net(5)); "" is none.
+// otherAgent returns the control socket of an agent in another mount namespace, "" if there
+// is none. It reads a file in the format of /proc/net/unix (proc_net(5)).
 func otherAgent(unixSockets string) (string, error) {
 	own, err := ownSocketNames()
 	if err != nil {
@@ -57,8 +57,8 @@ func otherAgent(unixSockets string) (string, error) {
 	return "", lines.Err()
 }
 
-// isSocketName tells an agent's control socket from other sockets of ours: what follows
-// the prefix is a number.
+// isSocketName tells an agent's control socket from our other sockets: a number follows
+// the prefix.
 func isSocketName(name string) bool {
 	rest, ok := strings.CutPrefix(name, socketPrefix)
 	return ok && rest != "" && rest[0] >= '0' && rest[0] <= '9'

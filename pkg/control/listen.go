@@ -18,17 +18,17 @@ import (
 
 const (
 	// headerTimeout bounds how long a local client may take to send its
-	// request line and headers; they fit one write.
+	// request line and headers, which fit into one write.
 	headerTimeout = 5 * time.Second
 	// closeTimeout bounds how long requests in flight may take when the agent ends.
 	closeTimeout = time.Second
-	// claimPeriod is how often a generation tries to get the control socket that
-	// another one of its mount namespace has.
+	// claimPeriod is how often a generation tries to bind the control socket while
+	// another one in its mount namespace has it.
 	claimPeriod = 500 * time.Millisecond
-	// maxUnknown is how long the holder of a name may stay unknown: another agent has
-	// bound it and does not listen yet, or does not accept for the moment.
+	// maxUnknown is how long the owner of a name may stay unknown: another agent may have
+	// bound it without listening yet, or may not accept for the moment.
 	maxUnknown = time.Second
-	// lookPeriod is how often it is looked for meanwhile.
+	// lookPeriod is the time between two attempts to find that owner.
 	lookPeriod = 20 * time.Millisecond
 )
 
@@ -39,27 +39,27 @@ var (
 	ErrHeld = errors.New("all of its names are held by processes that are no agent of this container")
 )
 
-// Listen binds the control socket of this container's agent, under the first of
-// its names that no stranger holds. The caller closes it.
+// Listen binds the control socket of this container's agent to the first of its names
+// that no process of another user holds. The caller closes it.
 func Listen() (*Listener, error) {
 	names, err := ownSocketNames()
 	if err != nil {
 		return nil, err
 	}
-	seen := map[string]*holder{}
-	for _, name := range names { // before any is bound: the other agent may have a later one
-		h, known := holderOf(name)
+	seen := map[string]*owner{}
+	for _, name := range names { // first, since another agent may have a later name
+		h, known := ownerOf(name)
 		if known && h.isTrusted() {
 			return nil, fmt.Errorf("bind the control socket %s: %w", name, ErrTaken)
 		}
-		if known { // a second look might fail: each fills the queue of who does not accept
+		if known { // do not connect again: each attempt fills the queue of an owner that does not accept
 			seen[name] = h
 		}
 	}
 	var strangers []error
 	for _, name := range names {
 		l, err := bind(name, seen[name])
-		if stranger := (*holder)(nil); errors.As(err, &stranger) {
+		if stranger := (*owner)(nil); errors.As(err, &stranger) {
 			strangers = append(strangers, err)
 			continue
 		}
@@ -71,9 +71,9 @@ func Listen() (*Listener, error) {
 	return nil, fmt.Errorf("bind the control socket: %w: end those processes: %w", ErrHeld, errors.Join(strangers...))
 }
 
-// bind binds one name. The error is a *holder where a stranger has it, as seen
-// already or now.
-func bind(name string, seen *holder) (net.Listener, error) {
+// bind binds one name. The error is an *owner if a stranger has it: seen, if it is known
+// already.
+func bind(name string, seen *owner) (net.Listener, error) {
 	tick := time.NewTicker(lookPeriod)
 	defer tick.Stop()
 	for began := time.Now(); ; <-tick.C {
@@ -83,7 +83,7 @@ func bind(name string, seen *holder) (net.Listener, error) {
 		}
 		h, known := seen, seen != nil
 		if !known {
-			h, known = holderOf(name)
+			h, known = ownerOf(name)
 		}
 		switch {
 		case known && h.isTrusted():
@@ -94,14 +94,14 @@ func bind(name string, seen *holder) (net.Listener, error) {
 	}
 }
 
-// Listener hands out only connections of root and of the agent's own user:
-// an abstract socket has no file mode that could keep others out.
+// Listener accepts only connections of root and of the agent's own user: an abstract
+// socket has no file mode that could keep others out.
 type Listener struct {
 	net.Listener
-	strangers error // who holds the names before this one, a *holder each; nil: it is the first
+	strangers error // an *owner for each name before this one; nil if this is the first
 }
 
-// Accept waits for the next connection of somebody trusted.
+// Accept returns the next connection of a trusted user.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
@@ -116,8 +116,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Serve serves the agent's own endpoints to commands of its container until ctx ends. It
-// closes l; where that is nil, because Listen failed, it binds as soon as that can be done.
+// Serve serves the agent's endpoints to the commands of its container until ctx ends, and
+// closes l. If l is nil, because Listen failed, it binds as soon as a name is free.
 func Serve(ctx context.Context, l *Listener, handler http.Handler, log *slog.Logger) error {
 	if l == nil {
 		var err error
@@ -143,16 +143,16 @@ func Serve(ctx context.Context, l *Listener, handler http.Handler, log *slog.Log
 		}
 	})
 	err := srv.Serve(l)
-	if stop() { // Serve failed by itself
+	if stop() { // it ended before ctx did
 		return fmt.Errorf("serve the control socket: %w", err)
 	}
 	<-stopped
 	return nil
 }
 
-// claim binds the control socket once whoever has it lets it go, or returns nil
-// at the end of ctx. Two generations on a plain server share a mount
-// namespace: the one that stays gets the name when the other has ended.
+// claim binds the control socket as soon as a name is free, or returns nil when ctx ends.
+// Two generations on a server without containers share a mount namespace: the one that
+// stays gets the name when the other has ended.
 func claim(ctx context.Context, log *slog.Logger) (*Listener, error) {
 	tick := time.NewTicker(claimPeriod)
 	defer tick.Stop()

@@ -7,21 +7,20 @@ import (
 	"strings"
 )
 
-// socketPrefix begins the name of every agent's control socket; the id of the agent's
-// mount namespace follows.
+// socketPrefix is the start of the name of every agent's control socket. The number of
+// the agent's mount namespace follows.
 const socketPrefix = "@understudy-"
 
-// maxNames is how many names the control socket has: any process of the pod can
-// take an abstract name, and the agent then takes the next one that no process of another
-// user holds. More would only help against somebody who takes as many as there are.
+// maxNames is how many names the control socket can have. Any process of the pod can take
+// an abstract name, and the agent then uses the next one. More names would not help: a
+// process that takes four can take more.
 const maxNames = 4
 
-// SocketName returns the abstract Unix socket name (unix(7)) of the agent that
-// lives in the mount namespace of a process, which is named as in /proc: "self", or
-// its pid. Both containers of a pod share the network namespace, and with it all
-// abstract names; the mount namespace is what tells one container from the other,
-// and an exec'd command shares it with its container's agent whatever its
-// environment is. An abstract name needs no writable file system.
+// SocketName returns the abstract Unix socket name (unix(7)) of the agent in the mount
+// namespace of a process, which is given as in /proc: "self" or a pid. The containers of a
+// pod share the network namespace, and so all abstract names; the mount namespace tells
+// one container from another. A command that is exec'd into a container shares it with the
+// agent, whatever its environment is. An abstract name needs no writable file system.
 func SocketName(process string) (string, error) {
 	mount, err := os.Readlink(filepath.Join("/proc", process, "ns/mnt"))
 	if err != nil {
@@ -30,8 +29,8 @@ func SocketName(process string) (string, error) {
 	return socketPrefix + strings.TrimSuffix(strings.TrimPrefix(mount, "mnt:["), "]"), nil
 }
 
-// ownSocketNames returns every name that the agent of this process's mount namespace may
-// have: [SocketName], and the same with -2, -3 and -4 behind it.
+// ownSocketNames returns every name that the agent of this process's mount namespace can
+// have: [SocketName], and that with -2, -3 and -4 appended.
 func ownSocketNames() ([]string, error) {
 	first, err := SocketName("self")
 	if err != nil {

@@ -21,34 +21,35 @@ const proxyUID = 1337
 // ErrNoAgent says that no agent of this process's mount namespace listens.
 var ErrNoAgent = errors.New("no agent runs in this container")
 
-// errImpostor says that none was found, and that a process which is no agent listens
-// under one of its names. An agent may still come: it takes the next name.
+// errImpostor says that no agent was found, and that another process has one of its
+// names. An agent may still start: it takes the next name.
 var errImpostor = errors.New("a name of the control socket is held by a process that is no agent of this container")
 
-// holder is who listens under one of the control socket's names, and as an error says
-// that it is a stranger.
-type holder struct {
+// owner is the process that has one of the control socket's names. As an error it says
+// that this is no agent.
+type owner struct {
 	name string
-	cred *unix.Ucred // nil: it does not listen, or takes no connection
+	cred *unix.Ucred // nil if it does not listen, or accepts no connection
 }
 
-func (h *holder) Error() string {
+func (h *owner) Error() string {
 	if h.cred == nil {
 		return fmt.Sprintf("%s is held by a process that does not accept connections", h.name)
 	}
 	return fmt.Sprintf("%s is held by uid %d, pid %d", h.name, h.cred.Uid, h.cred.Pid)
 }
 
-// isTrusted tells whether the holder may be an agent: it is root or this process's user.
-func (h *holder) isTrusted() bool {
+// isTrusted tells whether the owner may be an agent: it runs as root or as this process's
+// user.
+func (h *owner) isTrusted() bool {
 	return h.cred != nil && unixsock.IsRootOrSelf(h.cred)
 }
 
-// isTrustedByRoot tells whether root may believe an agent of another user: one of its
-// own mount namespace that is of the proxy's user, as whom no application may run since
-// capture lets it pass, or that is this program. Where root lacks the capability to look
-// (CAP_SYS_PTRACE), the proxy's user has to do.
-func (h *holder) isTrustedByRoot() bool {
+// isTrustedByRoot tells whether root may take a process of another user for the agent. It
+// must be in root's own mount namespace, and either run as the proxy's user (no application
+// may run as that user, since capture lets its traffic pass) or be this program. Without
+// the capability to look at the process (CAP_SYS_PTRACE), the proxy's user is enough.
+func (h *owner) isTrustedByRoot() bool {
 	if os.Geteuid() != 0 || h.cred == nil {
 		return false
 	}
@@ -60,9 +61,9 @@ func (h *holder) isTrustedByRoot() bool {
 	return err == nil && ours == theirs && (h.cred.Uid == proxyUID || h.isThisProgram())
 }
 
-// isThisProgram tells whether the holder runs a file of root's with this program's name,
-// which need not be there any more: an upgrade has put the next one in its place.
-func (h *holder) isThisProgram() bool {
+// isThisProgram tells whether the owner runs a file of root's with this program's name.
+// The file may be deleted: an upgrade replaces it.
+func (h *owner) isThisProgram() bool {
 	theirs, err := os.Readlink(h.proc("exe"))
 	if err != nil {
 		return false
@@ -76,23 +77,23 @@ func (h *holder) isThisProgram() bool {
 	return name(ours) == name(theirs) && unix.Stat(h.proc("exe"), &file) == nil && file.Uid == 0
 }
 
-// proc is a file of the holder's in /proc.
-func (h *holder) proc(file string) string { return fmt.Sprintf("/proc/%d/%s", h.cred.Pid, file) }
+// proc is the path of a file about the owner in /proc.
+func (h *owner) proc(file string) string { return fmt.Sprintf("/proc/%d/%s", h.cred.Pid, file) }
 
-// holderOf returns who listens under a name, and whether that is known. The kernel
-// answers for it, whatever it does.
-func holderOf(name string) (h *holder, known bool) {
-	c, h, err := dialHolder(context.Background(), name)
+// ownerOf returns the process that listens under a name, and whether it is known. The
+// kernel answers, so the process cannot lie.
+func ownerOf(name string) (h *owner, known bool) {
+	c, h, err := dialName(context.Background(), name)
 	if c == nil || err != nil {
-		return &holder{name: name}, false
+		return &owner{name: name}, false
 	}
 	c.Close()
 	return h, true
 }
 
-// dial tries every name, and takes an agent that anybody would believe before one
-// that root alone does: in a mount namespace that root shares with the application, as
-// on a plain server, that could be the application's.
+// dial connects to the agent under any of its names. It prefers an owner that every user
+// trusts to one that only root trusts: in a mount namespace that root shares with the
+// application, as on a server without containers, the latter may be the application.
 func dial(ctx context.Context) (net.Conn, error) {
 	names, err := ownSocketNames()
 	if err != nil {
@@ -101,7 +102,7 @@ func dial(ctx context.Context) (net.Conn, error) {
 	var strangers []error
 	var second net.Conn
 	for _, name := range names {
-		c, h, err := dialHolder(ctx, name)
+		c, h, err := dialName(ctx, name)
 		switch {
 		case err != nil && second == nil:
 			return nil, err
@@ -129,19 +130,19 @@ func dial(ctx context.Context) (net.Conn, error) {
 	return nil, ErrNoAgent
 }
 
-// dialHolder connects to one name. All is nil when nobody listens; there is a holder and
-// no connection when it takes none.
-func dialHolder(ctx context.Context, name string) (net.Conn, *holder, error) {
+// dialName connects to one name. All results are nil if no process listens; there is an
+// owner and no connection if the process accepts none.
+func dialName(ctx context.Context, name string) (net.Conn, *owner, error) {
 	c, err := new(net.Dialer).DialContext(ctx, "unix", name)
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT):
 		return nil, nil, nil
 	case errors.Is(err, unix.EAGAIN): // its queue is full
-		return nil, &holder{name: name}, nil
+		return nil, &owner{name: name}, nil
 	case err != nil:
 		return nil, nil, fmt.Errorf("connect to the control socket %s: %w", name, err)
 	}
-	h := &holder{name: name}
+	h := &owner{name: name}
 	if h.cred, err = unixsock.Peer(c); err != nil {
 		c.Close()
 		return nil, nil, fmt.Errorf("identify the control socket's owner: %w", err)

@@ -2,8 +2,8 @@ package control
 
 import "time"
 
-// Prefixes of the control socket's URL paths. What follows the prefix is the
-// path on the port that the prefix stands for.
+// Prefixes of the control socket's URL paths. The rest of the path is that on the port
+// that the prefix stands for.
 const (
 	// StatusPrefix is the status port (15020): readiness, metrics, drain, quit, debug pages.
 	StatusPrefix = "/status"
@@ -23,12 +23,12 @@ const (
 type RoleStatus struct {
 	// Role is starting, serving, handing-off, draining or standby.
 	Role string `json:"role"`
-	// Settled: this agent serves and holds every socket for good, or it stands by
-	// because a newer generation serves.
+	// Settled: this agent serves and its hand-off is complete, or it stands by because a
+	// newer generation serves.
 	Settled bool `json:"settled"`
-	// Drained: settled, and the Envoy of the generation before has exited, if there was one.
+	// Drained: settled, and the Envoy of the previous generation, if there was one, has exited.
 	Drained bool `json:"drained"`
-	// Reason says what is pending, or why the last take-over failed; "" once drained.
+	// Reason is what is pending, or why the last take-over failed; "" once drained.
 	Reason string `json:"reason,omitempty"`
 	// UpgradeDrainSeconds is --upgradeDrainDuration.
 	UpgradeDrainSeconds float64 `json:"upgradeDrainSeconds"`
@@ -39,7 +39,7 @@ type UpgradeStatus struct {
 	// HandoffDir is where generations meet; "" when hot upgrade is off, and Off then says why.
 	HandoffDir string `json:"handoffDir,omitempty"`
 	Off        string `json:"off,omitempty"`
-	// Generations begins with the agent that was asked; the others follow, the latest start first.
+	// Generations begins with the agent that was asked; the others follow, latest start first.
 	Generations []GenerationStatus `json:"generations"`
 }
 
@@ -61,9 +61,9 @@ type GenerationStatus struct {
 	Connections int `json:"connections,omitempty"`
 	// Sockets are the names of the listening sockets that it holds.
 	Sockets []string `json:"sockets,omitempty"`
-	// LastAttempt is the last hand-off that it took part in, from either side.
+	// LastAttempt is the last hand-off that it took part in, on either side.
 	LastAttempt *Attempt `json:"lastAttempt,omitempty"`
-	// Error says why it did not answer; nothing but ID is known of it then.
+	// Error is why it did not answer; then only its ID is known.
 	Error string `json:"error,omitempty"`
 }
 
@@ -72,7 +72,7 @@ type Attempt struct {
 	At time.Time `json:"at"`
 	// With is the other generation's ID.
 	With string `json:"with"`
-	// TakingOver: this side was the newcomer.
+	// TakingOver: this side was the successor.
 	TakingOver bool `json:"takingOver"`
 	// Result is running, success, failure or refused; Reason says why it failed.
 	Result  string  `json:"result"`
@@ -80,17 +80,17 @@ type Attempt struct {
 	Seconds float64 `json:"seconds,omitempty"` // from its beginning to its end
 }
 
-// Debug pages about DNS on the status port, for loopback only; all answer JSON. With
-// ?name=N a list has only the names that have the labels N in them, in any case.
+// Debug pages about DNS on the status port, for loopback only. All answer JSON. With
+// ?name=N a list has only the names that contain the labels N, in any case.
 const (
 	// DNSLookupPath answers ?name=N&type=T with a [dnsproxy.Explanation].
 	DNSLookupPath = "/debug/dns/lookup"
 	// DNSTablePath answers the names that the agent answers itself: a list of
 	// [dnsproxy.Host]; ?name=N.
 	DNSTablePath = "/debug/dns/table"
-	// DNSCachePath answers what the cache has: a list of [dnsproxy.CacheEntry]; ?name=N.
+	// DNSCachePath answers the content of the cache: a list of [dnsproxy.CacheEntry]; ?name=N.
 	DNSCachePath = "/debug/dns/cache"
-	// DNSFlushPath is a POST that takes answers out of the cache, and answers
+	// DNSFlushPath is a POST that removes answers from the cache, and answers
 	// {"flushed": how many}; ?name=N.
 	DNSFlushPath = "/debug/dns/flush"
 	// DNSVIPsPath answers {"pool": [dnsproxy.VIPStats], "vips": list of [dnsproxy.VIP]}; ?name=N.

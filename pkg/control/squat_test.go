@@ -209,7 +209,7 @@ func TestWhomRootBelieves(t *testing.T) {
 				tt.program = stranger(t)
 			}
 			squatterBy(t, tt.program, tt.uid, "listens")
-			h, known := holderOf(names[0])
+			h, known := ownerOf(names[0])
 			if !known || h.isTrusted() || h.isTrustedByRoot() != tt.want {
 				t.Errorf("known %v, believed by all %v, by root %v, want %v", known, h.isTrusted(), h.isTrustedByRoot(), tt.want)
 			}

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bootTime is the time since the node was booted, suspends included (CLOCK_BOOTTIME,
-// clock_gettime(2)): the one clock that all containers of a node share and that nobody
-// sets. It is 0, which stands for unknown, where the kernel does not tell.
+// bootTime is the time since the node booted, suspends included (CLOCK_BOOTTIME,
+// clock_gettime(2)), 0 if the kernel does not tell. All containers of a node share this
+// clock, and nobody can set it.
 func bootTime() time.Duration {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {

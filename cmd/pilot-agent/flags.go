@@ -11,12 +11,12 @@ import (
 	"understudy.mesh/pkg/config"
 )
 
-// knownArgs returns the arguments without the flags that root and `proxy` do not know:
-// manifests of other releases carry flags that are gone, and Istio ignores them too.
-// One warning names them all. Other commands refuse unknown flags.
+// knownArgs returns the arguments without the flags that root and `proxy` do not know, and
+// warns of these once: manifests may have flags of other releases, and Istio ignores
+// unknown flags too. Other commands refuse them.
 func knownArgs(e *cli.Env, root *cobra.Command) []string {
 	if len(e.Args) > 0 && (e.Args[0] == cobra.ShellCompRequestCmd || e.Args[0] == cobra.ShellCompNoDescRequestCmd) {
-		return e.Args // the shell asks about another command's line
+		return e.Args // completion: the arguments are those of another command line
 	}
 	cmd, _, err := root.Find(e.Args)
 	if err != nil || (cmd != root && cmd.Name() != "proxy") {
@@ -33,9 +33,9 @@ func knownArgs(e *cli.Env, root *cobra.Command) []string {
 	return known
 }
 
-// splitUnknown parts args into those that flags (or nobody's flag) own, and the names
-// of unknown flags. A word after an unknown flag is taken for its value, as Istio's
-// agent does, unless it is a role, which a flag without a value would swallow.
+// splitUnknown returns args without unknown flags, and the names of these. A word after an
+// unknown flag is its value, as for Istio's agent, unless it is a role: an unknown flag may
+// be a boolean one.
 func splitUnknown(flags *pflag.FlagSet, args []string) (known, unknown []string) {
 	known = []string{} // not nil: cobra would take os.Args instead
 	for i := 0; i < len(args); i++ {
@@ -77,8 +77,8 @@ func flagNamed(flags *pflag.FlagSet, name string) *pflag.Flag {
 	return flags.ShorthandLookup(name[1:2])
 }
 
-// takesNext reports whether the value of a flag that needs one is the next argument:
-// of "-nvalue" it is not.
+// takesNext reports whether the value of a flag that needs one is the next argument: that
+// of "-nvalue" is not.
 func takesNext(name string) bool {
 	return strings.HasPrefix(name, "--") || len(name) == 2
 }

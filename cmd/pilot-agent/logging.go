@@ -8,7 +8,7 @@ import (
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 )
 
-// logFileMode lets the pod's log collector, which runs as another user, read the file.
+// logFileMode lets the pod's log collector read the file, which runs as another user.
 const logFileMode = 0o644
 
 // openLog returns where the agent's log goes: --log_target's stdout, stderr or file.

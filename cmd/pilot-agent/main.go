@@ -17,8 +17,8 @@ func main() { os.Exit(runProcess()) }
 // runProcess runs the command line of this process and returns its exit status: 0, 1 after
 // an error, 2 after a wrong command line, or the status that a command ends with.
 func runProcess() int {
-	// First of all: PID 1 of a container has no default action for signals. A second
-	// signal changes nothing; what takes too long is ended with SIGKILL.
+	// This comes first, since PID 1 of a container has no default action for signals. A
+	// second signal changes nothing; SIGKILL ends what takes too long.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	e := &cli.Env{

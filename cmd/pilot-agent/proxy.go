@@ -28,9 +28,9 @@ const (
 	// maxSettingsFile bounds the mesh file and the downward API's files; the API
 	// server keeps a pod's annotations, and a ConfigMap, under 1 MiB.
 	maxSettingsFile = 2 << 20
-	// While the agent starts, a pod waits for it, and its garbage may pile up; from
-	// then on a little CPU is traded for memory, which is multiplied by the number of
-	// pods. $GOGC overrides both.
+	// The garbage collector's percentages: fast while the agent starts, as the pod waits for
+	// it, and then small, as its memory is multiplied by the number of pods. $GOGC overrides
+	// both.
 	startGCPercent   = 100
 	settledGCPercent = 50
 )
@@ -102,8 +102,8 @@ func proxy(e *cli.Env, cmd *cobra.Command, role config.Role) error {
 	return err
 }
 
-// announce writes the first lines of the log: version, mode, every setting that is
-// not at its default, and what was strange about the sources.
+// announce writes the first lines of the log: version, mode, every setting that is not at
+// its default, and the warnings about the sources.
 func announce(log *slog.Logger, cfg *config.Config, warnings []config.Warning) {
 	mode := "istiod at " + cfg.DiscoveryAddress
 	if cfg.ConfigDir != "" {
@@ -156,8 +156,8 @@ func readSettingsFile(path string) ([]byte, error) {
 	return data, err
 }
 
-// fileLimit is how many files Envoy may have open, 0 when there is no limit. Go has raised the
-// agent's own limit to the hard one, and Envoy raises its own.
+// fileLimit is how many files Envoy may have open, 0 for no limit. That is the hard limit:
+// Go has raised the agent's soft limit to it, and Envoy raises its own.
 func fileLimit() uint64 {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur == unix.RLIM_INFINITY {

@@ -28,7 +28,7 @@ func newRequestCommand(e *cli.Env) *cobra.Command {
 		Use:   "request METHOD PATH [BODY]",
 		Short: "Send a request to the proxy's admin API or to the agent",
 		Long: "Sends a request to this container's own agent, or to its Envoy's admin API, and prints the answer.\n" +
-			"In a container that stands by, because the pod's other one serves, it does nothing and returns 0,\n" +
+			"If that agent stands by, because the pod's other container serves, it does nothing and returns 0,\n" +
 			"so that the hooks of the idle container do not drain the one that serves.",
 		Example: "  pilot-agent request GET clusters\n" +
 			"  pilot-agent request --debug-port 15020 POST drain",
@@ -54,8 +54,8 @@ func newRequestCommand(e *cli.Env) *cobra.Command {
 // sender is [control.Client.Send].
 type sender func(context.Context, control.Request) (*http.Response, error)
 
-// request sends r and prints the answer to out. Any status over 399 but 404 is an error.
-// Where the agent stands by, r is not sent, and one line on notes says so.
+// request sends r and prints the answer to out. Any status above 399 but 404 is an error.
+// If the agent stands by, r is not sent, and a line on notes says so.
 func request(ctx context.Context, send sender, r control.Request, out, notes io.Writer) error {
 	resp, err := send(ctx, r)
 	if errors.Is(err, control.ErrStandby) {

@@ -17,8 +17,8 @@ import (
 	"understudy.mesh/pkg/control"
 )
 
-// upgradeStatusTimeout bounds the question: the agent asks every other generation in
-// its turn, each of which has 2 s.
+// upgradeStatusTimeout bounds the request: the agent asks the other generations one after
+// another, for at most 2 s each.
 const upgradeStatusTimeout = 15 * time.Second
 
 func newUpgradeStatusCommand(e *cli.Env) *cobra.Command {
@@ -27,9 +27,9 @@ func newUpgradeStatusCommand(e *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "upgrade-status",
 		Short: "Show the pod's generations: who serves, who drains, and how the last upgrade went",
-		Long: `Asks the agent of this container about the generations of the pod that live: roles, versions,
-connections left while draining, and the last hand-off of each: from the generation that it took over from, or to
-the one that it gave to, with the reason where it failed. * is the agent that was asked.`,
+		Long: `Asks this container's agent about all live generations of the pod: their roles and versions, the connections
+left while draining, and the last hand-off of each: from the generation that it took over from, or to the one that
+took over from it, with the reason if it failed. * marks the agent that was asked.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := output.Check(); err != nil {
@@ -90,7 +90,7 @@ func (v upgradeView) print(w io.Writer, s control.UpgradeStatus) {
 	}
 }
 
-// row is one generation; "" is what does not apply or is not known.
+// row is one generation; "" is for what does not apply or is unknown.
 func (v upgradeView) row(g control.GenerationStatus) []string {
 	id, connections, sockets := g.ID, "", ""
 	if g.Self {
@@ -105,7 +105,7 @@ func (v upgradeView) row(g control.GenerationStatus) []string {
 	return []string{id, g.Role, v.age(g.Since), g.AgentVersion, g.EnvoyVersion, connections, sockets, v.last(g)}
 }
 
-// last is the last hand-off, or why the generation does not tell.
+// last is the last hand-off, or why the generation did not answer.
 func (v upgradeView) last(g control.GenerationStatus) string {
 	if g.Error != "" {
 		return "no answer: " + g.Error
@@ -128,7 +128,7 @@ func (v upgradeView) last(g control.GenerationStatus) string {
 	return text
 }
 
-// age is how long ago t was. "" is never.
+// age is how long ago t was, "" for never.
 func (v upgradeView) age(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -136,7 +136,7 @@ func (v upgradeView) age(t time.Time) string {
 	return cli.Briefly(v.now.Sub(t))
 }
 
-// socketLines lists sockets, those of one Envoy listener on one line.
+// socketLines lists sockets; those of one Envoy listener share a line.
 func socketLines(names []string) []string {
 	workers := map[string]int{}
 	for _, name := range names {

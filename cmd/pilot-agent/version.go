@@ -47,7 +47,7 @@ func currentBuild() buildInfo {
 	return b.named()
 }
 
-// named gives a build without a version the name "dev".
+// named gives a build without a version the version "dev".
 func (b buildInfo) named() buildInfo {
 	if b.Version == "" {
 		b.Version = "dev"

@@ -14,14 +14,12 @@ import (
 )
 
 const (
-	// readyURL is where Istio's `wait` looks, and ours where no agent of this container's
-	// own can be.
+	// readyURL is what Istio's `wait` polls, and this one if no container has an agent.
 	readyURL = "http://localhost:15021/healthz/ready"
-	// startAllowance is how long `wait` gives an agent to start by default, as Istio's
-	// does. In a hot upgrade the drain of the generation before comes on top of it.
+	// startAllowance is how long an agent may take to start by default, as in Istio. In a
+	// hot upgrade the drain of the previous generation is added.
 	startAllowance = 60 * time.Second
-	// longestDrain bounds the drain time that an agent can make `wait` wait for; no
-	// setting of the agent is longer.
+	// longestDrain bounds the drain time that is added: no setting of the agent is longer.
 	longestDrain = 30 * 24 * time.Hour
 )
 
@@ -47,12 +45,12 @@ func newWaitCommand(e *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait",
 		Short: "Wait until this container's agent serves",
-		Long: `Waits until the agent of this container serves, or stands by because a newer one serves in the pod's
-other container, and returns 0; made for a postStart hook. With --for=drained it waits until the
-generation before has ended as well: not for a hook, as the kubelet does nothing else for the pod meanwhile.
-Once this container's agent serves, a time-out is a warning; before that it is an error, status 1.
+		Long: `Waits until this container's agent serves, or stands by because a newer one serves in the pod's other
+container, and returns 0. It is made for a postStart hook. With --for=drained it also waits until the
+previous generation has ended; do not use that in a hook, as the kubelet does nothing else for the pod meanwhile.
+Once this container's agent serves, a time-out is a warning; before that it is an error with exit status 1.
 
-Where no agent runs in this container, nor in another one of the pod, the URL is polled instead.`,
+If no container of the pod has an agent, the URL is polled instead.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.urlGiven = cmd.Flags().Changed("url")
@@ -64,11 +62,11 @@ Where no agent runs in this container, nor in another one of the pod, the URL is
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&o.timeoutSeconds, "timeoutSeconds", int(startAllowance.Seconds()), "seconds to wait in all; unless given, --upgradeDrainDuration of the agent is added")
+	f.IntVar(&o.timeoutSeconds, "timeoutSeconds", int(startAllowance.Seconds()), "seconds to wait in all; without this flag, the agent's --upgradeDrainDuration is added")
 	f.IntVar(&o.requestTimeoutMillis, "requestTimeoutMillis", 500, "milliseconds to wait for one answer")
-	f.IntVar(&o.periodMillis, "periodMillis", 500, "milliseconds between two questions")
-	f.StringVar(&o.url, "url", readyURL, "poll this URL, whoever answers there")
-	f.StringVar(&o.event, "for", forServing, "what to wait for: serving, or drained (no earlier generation's Envoy is left)")
+	f.IntVar(&o.periodMillis, "periodMillis", 500, "milliseconds between two requests")
+	f.StringVar(&o.url, "url", readyURL, "poll this URL instead of asking this container's agent")
+	f.StringVar(&o.event, "for", forServing, "what to wait for: serving, or drained (the Envoy of every earlier generation has ended)")
 	cli.CompleteFlag(cmd, "for", forServing, forDrained)
 	return cmd
 }
@@ -88,9 +86,9 @@ func (o waitOptions) validate() error {
 	return nil
 }
 
-// waiter asks again and again until what it waits for has come.
+// waiter asks until the agent is in the state that is waited for.
 type waiter struct {
-	// ask puts one question, within ctx.
+	// ask asks once, within ctx.
 	ask     func(ctx context.Context) (control.RoleStatus, error)
 	warn    func(format string, args ...any)
 	drained bool
@@ -117,9 +115,9 @@ func newWaiter(e *cli.Env, o waitOptions) waiter {
 	return w
 }
 
-// wait asks until the agent is where it is wanted; the first question is asked at once.
-// An agent that is settled already can only be late with what follows, and never makes
-// it fail: a hook that fails ends the container, and with it the generation that serves.
+// wait asks until the agent is in the state that is waited for, at once for the first time.
+// It never fails while a settled agent is only late with its drain: a hook that fails ends
+// the container, and with it the generation that serves.
 func (w waiter) wait(ctx context.Context) error {
 	start := time.Now()
 	deadline := start.Add(w.timeout)
@@ -135,9 +133,9 @@ func (w waiter) wait(ctx context.Context) error {
 			if w.extend {
 				deadline = start.Add(w.timeout + drainTime(status))
 			}
-		case errors.Is(err, control.ErrNoAgent): // whatever was settled is gone with it
+		case errors.Is(err, control.ErrNoAgent): // it has ended, and is not settled any more
 			settled, last = false, err
-		case last == nil || ctx.Err() == nil && time.Now().Before(deadline): // else it was cut off, which says nothing
+		case last == nil || ctx.Err() == nil && time.Now().Before(deadline): // else the deadline cut it off, and the error before says more
 			last = err
 		}
 		rest := time.Until(deadline)
@@ -165,12 +163,12 @@ func (w waiter) reached(s control.RoleStatus) bool {
 	return s.Settled && (s.Drained || !w.drained)
 }
 
-// pending says what is still to come, in the agent's words.
+// pending is what the agent says is pending.
 func pending(s control.RoleStatus) error {
 	return fmt.Errorf("the agent is %s: %s", cmp.Or(s.Role, "in no role"), cmp.Or(s.Reason, "it gives no reason"))
 }
 
-// drainTime is the longest time for which the generation before may go on serving.
+// drainTime is the longest time for which the previous generation may go on serving.
 func drainTime(s control.RoleStatus) time.Duration {
 	seconds := min(max(s.UpgradeDrainSeconds, 0), longestDrain.Seconds())
 	return time.Duration(seconds * float64(time.Second))

@@ -18,8 +18,8 @@ import (
 	"understudy.mesh/pkg/logging"
 )
 
-// Env is what main has read of the world. Commands take nothing from elsewhere, so
-// that a test can run them in its own process.
+// Env is the surroundings of the process, as main has read them. Commands use nothing else,
+// so that a test can run them in its own process.
 type Env struct {
 	Args           []string // without the program's name
 	Environ        []string // "KEY=value"
@@ -34,14 +34,13 @@ const (
 	exitUsage = 2
 )
 
-// UsageError blames the command line: exit status 2.
+// UsageError is a wrong command line: exit status 2.
 type UsageError struct{ Err error }
 
 func (u *UsageError) Error() string { return u.Err.Error() }
 func (u *UsageError) Unwrap() error { return u.Err }
 
-// StatusError ends the process with a status of the command's own choice, such as
-// Envoy's.
+// StatusError ends the process with another exit status, such as Envoy's.
 type StatusError struct {
 	Status int
 	Err    error
@@ -50,8 +49,8 @@ type StatusError struct {
 func (s *StatusError) Error() string { return s.Err.Error() }
 func (s *StatusError) Unwrap() error { return s.Err }
 
-// Run executes args and returns the exit status. Every error is printed to Stderr, one
-// line each.
+// Run executes args and returns the exit status. It prints each error to Stderr, on a line
+// of its own.
 func (e *Env) Run(ctx context.Context, root *cobra.Command, args []string) int {
 	started := false
 	markStart(root, &started)
@@ -79,9 +78,9 @@ func (e *Env) Run(ctx context.Context, root *cobra.Command, args []string) int {
 	return exitError
 }
 
-// markStart notes when a command's own code begins. Cobra checks flags and arguments
-// before that, so an error from earlier is one of usage. A command that only holds
-// others prints its help, and refuses a name that none of them has.
+// markStart notes when a command's own code begins. An error before that is one of usage,
+// since cobra checks flags and arguments first. A command that only has subcommands prints
+// its help, and refuses other names.
 func markStart(cmd *cobra.Command, started *bool) {
 	if !cmd.Runnable() {
 		cmd.Args = cobra.NoArgs
@@ -98,13 +97,13 @@ func markStart(cmd *cobra.Command, started *bool) {
 	}
 }
 
-// Warn prints one line that is no error.
+// Warn prints a warning on one line.
 func (e *Env) Warn(format string, args ...any) {
 	fmt.Fprintf(e.Stderr, "pilot-agent: warning: "+format+"\n", args...)
 }
 
-// Log is the log of a short command: its records go to Stderr, so that Stdout
-// is the command's answer alone. The global logging flags choose form and levels.
+// Log is the log of a short command. It goes to Stderr, since Stdout is for the command's
+// answer. The global logging flags choose format and levels.
 func (e *Env) Log(cmd *cobra.Command) (*slog.Logger, error) {
 	cfg, _, err := config.Load(config.Sources{Flags: GivenSettings(cmd)})
 	if err != nil {
@@ -113,11 +112,11 @@ func (e *Env) Log(cmd *cobra.Command) (*slog.Logger, error) {
 	return logging.New(e.Stderr, logging.Options{JSON: cfg.LogJSON, Levels: cfg.LogLevels}), nil
 }
 
-// Client asks the agent of this container. A command that is exec'd has its container's
-// environment, or none, and never the agent's flags.
+// Client returns a client of this container's agent.
 func (e *Env) Client() *control.Client { return control.NewClient(e.handoffDirs()) }
 
-// handoffDirs are the hand-off directories that this command can know of.
+// handoffDirs are the hand-off directories that this command can know of: it has its
+// container's environment, or none, but not the agent's flags.
 func (e *Env) handoffDirs() []string {
 	dirs := []string{config.DefaultHandoffDir}
 	for _, entry := range e.Environ {

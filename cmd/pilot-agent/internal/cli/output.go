@@ -23,7 +23,7 @@ func (o *Output) AddFlag(cmd *cobra.Command, shorthand string) {
 	CompleteFlag(cmd, "output", "table", "json")
 }
 
-// Check refuses what is neither table nor json; "" is what earlier releases had for a table.
+// Check refuses other values than table and json; "" is a table, as in earlier releases.
 func (o Output) Check() error {
 	if o == "" || o == "table" || o == "json" {
 		return nil
@@ -31,24 +31,24 @@ func (o Output) Check() error {
 	return &UsageError{fmt.Errorf("flag --output: %q: give table or json", string(o))}
 }
 
-// IsJSON reports whether JSON is asked for, else a table.
+// IsJSON reports whether JSON is wanted, not a table.
 func (o Output) IsJSON() bool { return o == "json" }
 
-// CompleteFlag gives the shell the values of a flag. An error is a flag that the command
-// does not have: the tests run completion for each.
+// CompleteFlag lets the shell complete the values of a flag. An error is a flag that the
+// command does not have, which the tests of completion show.
 func CompleteFlag(cmd *cobra.Command, flag string, values ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// PrintJSON prints a value for people who read JSON.
+// PrintJSON prints a value as indented JSON.
 func PrintJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
 }
 
-// blockRows is how many rows of a table are laid out together: all columns fit the widest
-// cell of these, and no more than these are held, of a list of any length.
+// blockRows is how many rows of a table are laid out together. It bounds the memory for a
+// list of any length; the next rows may have other column widths.
 const blockRows = 1000
 
 // Table writes rows in columns.
@@ -57,7 +57,7 @@ type Table struct {
 	n  int
 }
 
-// NewTable begins a table with the names of its columns.
+// NewTable returns a table and writes the names of its columns.
 func NewTable(w io.Writer, head ...string) *Table {
 	t := &Table{tw: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
 	t.Add(head...)
@@ -75,11 +75,11 @@ func (t *Table) Add(cells ...string) {
 	}
 }
 
-// End writes what is still held.
+// End writes the rows that are still buffered.
 func (t *Table) End() error { return t.tw.Flush() }
 
-// Briefly shows a duration to two units at most: 42s, 5m12s, 3h7m, 2d4h. One below zero
-// is none: the clocks of two containers are one, but it may be set back.
+// Briefly shows a duration in two units at most: 42s, 5m12s, 3h7m, 2d4h. A negative one is
+// 0s: the clock may be set back.
 func Briefly(d time.Duration) string {
 	const day = 24 * time.Hour
 	d = max(d, 0)

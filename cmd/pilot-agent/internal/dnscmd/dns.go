@@ -1,5 +1,5 @@
-// Package dnscmd owns `pilot-agent dns`: questions to the running agent about its DNS, and
-// how the answers are printed.
+// Package dnscmd owns `pilot-agent dns`: what it asks the running agent about its DNS, and
+// how it prints the answers.
 package dnscmd
 
 import (
@@ -22,8 +22,8 @@ import (
 	"understudy.mesh/pkg/control"
 )
 
-// timeout bounds one question to the agent; a lookup may have to wait for
-// every upstream server in turn.
+// timeout bounds one request to the agent: a lookup may wait for one upstream server after
+// another.
 const timeout = 30 * time.Second
 
 // New returns the command.
@@ -38,11 +38,11 @@ func New(e *cli.Env) *cobra.Command {
 			page: control.DNSTablePath, print: printHosts,
 		}),
 		newListCommand(e, list{
-			use: "cache", short: "List what the cache has: answers, used last first, and then failures",
+			use: "cache", short: "List the content of the cache: answers, last used first, and then failures",
 			page: control.DNSCachePath, print: printCache,
 		}),
 		newListCommand(e, list{
-			use: "vips", short: "List the virtual addresses that hosts have, and those that hosts left",
+			use: "vips", short: "List the virtual addresses that hosts have, and those that they had",
 			page: control.DNSVIPsPath, print: func(out io.Writer, in *json.Decoder) error { return vipView{time.Now()}.print(out, in) },
 		}))
 	return cmd
@@ -71,7 +71,7 @@ func newUpstreamsCommand(e *cli.Env) *cobra.Command {
 	}}
 	cmd := &cobra.Command{
 		Use:   "upstreams",
-		Short: "List the DNS servers that the agent forwards to, and how they do",
+		Short: "List the DNS servers that the agent forwards to, and their state",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return q.ask(cmd.Context(), e.Client().OpenStatus, e.Stdout)
@@ -83,14 +83,14 @@ func newUpstreamsCommand(e *cli.Env) *cobra.Command {
 
 func newFlushCommand(e *cli.Env) *cobra.Command {
 	cmd := newListCommand(e, list{
-		use: "flush", short: "Take answers and failures out of the cache, so that they are asked for anew",
+		use: "flush", short: "Remove answers and failures from the cache, so that they are asked for again",
 		page: control.DNSFlushPath, method: http.MethodPost, print: printFlushed,
 	})
-	cmd.Long = cmd.Short + ".\nWith NAME only those that have its labels in their name, as dns cache NAME lists them."
+	cmd.Long = cmd.Short + ".\nWith NAME only those whose names contain its labels, as dns cache NAME lists them."
 	return cmd
 }
 
-// list is a command about one of the agent's lists of names.
+// list is a command for one of the agent's lists of names.
 type list struct {
 	use, short, page string
 	method           string // "" is GET
@@ -102,8 +102,8 @@ func newListCommand(e *cli.Env, l list) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   l.use + " [NAME]",
 		Short: l.short,
-		Long: l.short + ".\nWith NAME only those that have its labels in their name: for a.example also www.a.example, and\n" +
-			"a.example.svc.cluster.local, which a search domain made of it.",
+		Long: l.short + ".\nWith NAME only those whose names contain its labels: for a.example also www.a.example, and\n" +
+			"a.example.svc.cluster.local, which comes of a search domain.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -116,20 +116,20 @@ func newListCommand(e *cli.Env, l list) *cobra.Command {
 	return cmd
 }
 
-// question is a question to one of the agent's pages about DNS.
+// question is a request for one of the agent's pages about DNS.
 type question struct {
 	page   string
 	method string // "" is GET
 	query  url.Values
 	output cli.Output
-	// print writes the page for people. It need not hold all of it.
+	// print writes the page as text, without all of it in memory.
 	print func(io.Writer, *json.Decoder) error
 }
 
 // Opener is [control.Client.OpenStatus].
 type Opener func(ctx context.Context, method, path string) (io.ReadCloser, error)
 
-// ask opens the page and prints it as it comes.
+// ask opens the page and prints it while it arrives.
 func (q question) ask(ctx context.Context, open Opener, out io.Writer) error {
 	if err := q.output.Check(); err != nil {
 		return err
@@ -156,7 +156,8 @@ func (q question) ask(ctx context.Context, open Opener, out io.Writer) error {
 	return nil
 }
 
-// Addresses asks the agent as `dns lookup` does.
+// Addresses asks the agent for a name's addresses, as `dns lookup` does, and where they come
+// from.
 func Addresses(ctx context.Context, open Opener, name string) (addrs []netip.Addr, source string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

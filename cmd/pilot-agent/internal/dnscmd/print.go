@@ -15,7 +15,7 @@ import (
 	"understudy.mesh/dnsproxy"
 )
 
-// each decodes a JSON list one element after the other.
+// each decodes the elements of a JSON list one by one.
 func each[T any](in *json.Decoder, do func(T)) error {
 	if err := expect(in, '['); err != nil {
 		return err
@@ -77,13 +77,13 @@ func printCache(w io.Writer, in *json.Decoder) error {
 	return cmp.Or(err, r.End())
 }
 
-// inSeconds shows seconds of JSON as briefly does.
+// inSeconds shows a number of seconds as [cli.Briefly] does.
 func inSeconds(s float64) string { return cli.Briefly(time.Duration(s * float64(time.Second))) }
 
-// vipView says how the pool is shown, at a time.
+// vipView prints the pool of VIPs at a moment.
 type vipView struct{ now time.Time }
 
-// print expects what control.DNSVIPsPath answers.
+// print reads what [control.DNSVIPsPath] answers.
 func (v vipView) print(w io.Writer, in *json.Decoder) error {
 	var pool dnsproxy.VIPStats
 	r := cli.NewTable(w, "HOST", "ADDRESSES", "STATE")
@@ -114,7 +114,7 @@ func (v vipView) print(w io.Writer, in *json.Decoder) error {
 	return err
 }
 
-// state says since when a host has its addresses, or when another may get them.
+// state is how long a host has had its addresses, or when another may get them.
 func (v vipView) state(a dnsproxy.VIP) string {
 	switch {
 	case a.Freed.IsZero() && a.Since.IsZero():
@@ -127,7 +127,7 @@ func (v vipView) state(a dnsproxy.VIP) string {
 	return fmt.Sprintf("left %s ago, for others now", cli.Briefly(v.now.Sub(a.Freed)))
 }
 
-// upstreamView says how servers are shown, at a time.
+// upstreamView prints the upstream servers at a moment.
 type upstreamView struct{ now time.Time }
 
 func (v upstreamView) print(w io.Writer, in *json.Decoder) error {
@@ -179,7 +179,7 @@ func printExplanation(w io.Writer, in *json.Decoder) error {
 	return tw.Flush()
 }
 
-// printFlushed writes what dns flush did.
+// printFlushed writes how many answers dns flush removed.
 func printFlushed(out io.Writer, in *json.Decoder) error {
 	var flushed struct{ Flushed int }
 	if err := in.Decode(&flushed); err != nil {

@@ -16,18 +16,18 @@ import (
 )
 
 const captureHelp = `Compares the rules in force with those that istio-iptables would make of the same
-flags and environment, in every back end and for IPv4 and IPv6, and prints what
-differs: exit status 0 when nothing does, else 1.
-
-Without any of them, as in an ephemeral container, says what the rules in force
-capture, and checks that they are complete: nothing of such a set missing or
-doubled, nobody else's rule in the way, somebody listening where traffic is sent.
+flags and environment, in every back end, for IPv4 and IPv6, and prints the
+differences: exit status 0 if there are none, else 1.
+Without flags and environment, as in an ephemeral container, prints what the rules
+in force capture, and checks that they are complete: that no rule of such a set is
+missing or doubled, that no other rule is in the way, and that a process listens
+where traffic is sent.
 Needs uid 0 with NET_ADMIN and NET_RAW, and changes nothing.`
 
-// errNotRight ends a check that has found something: exit status 1.
+// errNotRight ends a check that has found a difference: exit status 1.
 var errNotRight = errors.New("capture is not as it should be")
 
-// captureReport is what doctor capture says, as JSON.
+// captureReport is the result of doctor capture, also as JSON.
 type captureReport struct {
 	Right       bool                  `json:"right"`
 	ComparedTo  string                `json:"comparedTo"` // flags, or the rules themselves
@@ -79,13 +79,13 @@ func Check(ctx context.Context, o *iptablescmd.Options, stdout io.Writer, log *s
 	return check{}.run(ctx, o, stdout, log)
 }
 
-// check is how the rules in force are checked and reported.
+// check is how the rules in force are compared and reported.
 type check struct {
 	json  bool
-	alone bool // there is no configuration to compare them with
+	alone bool // without a configuration to compare them with
 }
 
-// run compares what is in force with o, or else with the configuration that it shows.
+// run compares the rules in force with o, or alone with the configuration that they show.
 func (k check) run(ctx context.Context, o *iptablescmd.Options, stdout io.Writer, log *slog.Logger) error {
 	if !k.alone {
 		if err := o.Complete(log); err != nil {
@@ -107,7 +107,7 @@ func (k check) run(ctx context.Context, o *iptablescmd.Options, stdout io.Writer
 	if r.Differences, err = s.Verify(c); err != nil {
 		return err
 	}
-	if k.alone { // a pod that starts has no listeners yet, and one that runs has
+	if k.alone { // the pod runs, and has its listeners; one that starts has none yet
 		unheard, err := s.Unheard(c)
 		if err != nil {
 			return err
@@ -138,7 +138,7 @@ func (r captureReport) write(w io.Writer, asJSON bool) error {
 	return nil
 }
 
-// maxAlike is how many differences of one kind in one chain are printed one by one.
+// maxAlike is how many differences of one kind in one chain are printed.
 const maxAlike = 5
 
 func (r captureReport) print(w io.Writer) {
@@ -172,7 +172,7 @@ func (r captureReport) print(w io.Writer) {
 	}
 }
 
-// readCapture reads the rules in force, which a container can only with privileges.
+// readCapture reads the rules in force, which needs privileges.
 func readCapture(ctx context.Context, log *slog.Logger) (*iptables.Snapshot, error) {
 	s, err := iptables.Read(ctx, log)
 	if err != nil {

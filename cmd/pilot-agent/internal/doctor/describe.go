@@ -7,7 +7,7 @@ import (
 	"understudy.mesh/iptables"
 )
 
-// describeCapture says what a configuration captures.
+// describeCapture describes what a configuration captures.
 func describeCapture(c iptables.Config) []string {
 	families := "IPv4"
 	if c.IPv6 {
@@ -87,7 +87,7 @@ func outboundExceptions(c iptables.Config) string {
 	return strings.Join(out, "; ")
 }
 
-// enumerate shows items between commas, the first ten of many.
+// enumerate lists items with commas, at most the first ten.
 func enumerate[T any](items []T) string {
 	const shown = 10
 	var out []string

@@ -1,5 +1,5 @@
-// Package doctor owns `pilot-agent doctor`: what is wrong with a pod's capture, and why a
-// connection goes where it does.
+// Package doctor owns `pilot-agent doctor`: it finds what is wrong with a pod's capture, and
+// why a connection goes where it does.
 package doctor
 
 import (

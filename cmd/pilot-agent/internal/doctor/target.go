@@ -18,11 +18,11 @@ import (
 
 // traceFrom is the sender that doctor trace was given.
 type traceFrom struct {
-	text     string // for people, with what was assumed
+	text     string // as given, with what is assumed
 	local    bool
 	uid, gid uint32
 	mark     uint32
-	client   netip.AddrPort // from outside: a certain one, or none
+	client   netip.AddrPort // from outside: one client, or the zero value for any
 	in       string
 }
 
@@ -102,7 +102,7 @@ func parseClient(s string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), err
 }
 
-// flow is the packet to one address; ok is false where the client has another IP version.
+// flow is the packet to one address; ok is false if the client has another IP version.
 func (f traceFrom) flow(to traceTo, a netip.Addr) (flow iptables.Flow, ok bool) {
 	flow = iptables.Flow{
 		Local: f.local, UID: f.uid, GID: f.gid, Mark: f.mark,
@@ -144,7 +144,7 @@ func parseTraceTo(s string) (traceTo, error) {
 	return to, nil
 }
 
-// resolver finds the addresses of a name, and says where.
+// resolver finds the addresses of a name.
 type resolver struct {
 	pod    func() ([]netip.Addr, error)
 	agent  func(ctx context.Context, name string) (addrs []netip.Addr, source string, err error)
@@ -175,17 +175,17 @@ func (to *traceTo) resolve(ctx context.Context, r resolver) error {
 		if agentErr != nil {
 			why = agentErr.Error()
 		}
-		to.addrs, to.said = addrs, fmt.Sprintf("%s is %s, by resolv.conf; the agent was not of help: %s", to.host, enumerate(addrs), why)
+		to.addrs, to.said = addrs, fmt.Sprintf("%s is %s, by resolv.conf; the agent gave no address: %s", to.host, enumerate(addrs), why)
 	}
 	to.addrs = oneOfEach(to.addrs)
 	return nil
 }
 
-// envoyAddress is what lo has for Envoy's connections to the application.
+// envoyAddress is the address of lo for Envoy's connections to the application.
 var envoyAddress = netip.MustParseAddr("::6")
 
-// oneOfEach keeps the first address of each IP version: the others have the same way
-// unless a rule tells them apart, and a host can have 300.
+// oneOfEach keeps the first address of each IP version: a host can have 300, and the others
+// take the same way unless a rule tells them apart.
 func oneOfEach(addrs []netip.Addr) (out []netip.Addr) {
 	for _, want4 := range []bool{true, false} {
 		if i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Unmap().Is4() == want4 }); i >= 0 {

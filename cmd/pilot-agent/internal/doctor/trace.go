@@ -15,7 +15,7 @@ import (
 )
 
 const traceHelp = `Follows the first packet of a connection, or a query, through the rules in force,
-and says where it lands, which rule decided, and why. Sends nothing.
+and prints where it lands, which rule decides, and why. Sends nothing.
 
 FROM  uid:1000[,gid:G][,mark:M]   a process of the pod; without gid, the group of the same number
       outside[,in:eth0]           any client; 10.1.2.3 is a certain one

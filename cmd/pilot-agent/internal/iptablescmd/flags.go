@@ -35,21 +35,21 @@ type Options struct {
 	verify       bool
 	dualStack    bool
 	autoAllocate bool
-	native       bool // nf_tables by itself; wins over config.Backend
+	native       bool // nf_tables without a binary; wins over Config.Backend
 	forceApply   bool
 	envoyUser    string
 	host         Host
-	ineffective  []string // what was asked for and does not come about, and why
+	ineffective  []string // settings that have no effect, and why
 }
 
 // setting is one input of istio-iptables: a flag, an environment variable, or
 // both. Names and defaults are Istio's.
 type setting struct {
 	flag, short string
-	env         []string // the first that is set wins
+	env         []string // the first that is set counts
 	def         string
 	boolean     bool
-	always      bool // matters when cleaning up, too
+	always      bool // also has an effect on cleaning up
 	doc         string
 	set         func(o *Options, value string) error
 }
@@ -162,9 +162,9 @@ func (s setting) value(flags *pflag.FlagSet, environ map[string]string) (value, 
 	return s.def, "env " + s.env[0]
 }
 
-// fromFile returns what is in FILE for "@FILE", the lines as items of a list, and
-// every other value as it is. The kernel takes no argument or variable of more than 128
-// KiB (MAX_ARG_STRLEN, execve(2)), some 7,000 CIDRs.
+// fromFile returns the content of FILE for "@FILE", its lines as items of a list, and any
+// other value unchanged. The kernel limits an argument or variable to 128 KiB
+// (MAX_ARG_STRLEN, execve(2)), which is about 7,000 CIDRs.
 func fromFile(v string) (string, error) {
 	path, is := strings.CutPrefix(v, "@")
 	if !is {
@@ -177,9 +177,8 @@ func fromFile(v string) (string, error) {
 	return strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", ","), nil
 }
 
-// Parse reads every setting and reports all that are wrong at once. When
-// cleaning up, those that only shape rules are not looked at: what is removed does
-// not depend on them.
+// Parse reads every setting and reports all that are wrong at once. For cleaning up it
+// ignores those that only shape rules: what is removed does not depend on them.
 func Parse(flags *pflag.FlagSet, environ []string, host Host) (*Options, error) {
 	vars := map[string]string{}
 	for _, kv := range environ {
@@ -210,7 +209,7 @@ func Parse(flags *pflag.FlagSet, environ []string, host Host) (*Options, error) 
 	if o.Cleanup && o.verify {
 		errs = append(errs, errors.New("flag --verify: there is nothing to compare with when --cleanup-only is given"))
 	}
-	o.settle()
+	o.resolveConflicts()
 	err := errors.Join(errs...)
 	if err == nil && !o.Cleanup {
 		err = o.Config.Validate()
@@ -221,8 +220,8 @@ func Parse(flags *pflag.FlagSet, environ []string, host Host) (*Options, error) 
 	return o, nil
 }
 
-// Given reports whether anybody has said what should be captured: by a flag, or
-// by a variable that only an init container has. The proxy's container shares some.
+// Given reports whether it is given what should be captured: by a flag, or by a variable
+// that only an init container has. The proxy's container has some of the variables too.
 func Given(flags *pflag.FlagSet, environ []string) bool {
 	given := false
 	shared := []string{"ISTIO_META_DNS_CAPTURE", "ISTIO_META_DNS_AUTO_ALLOCATE", "ISTIO_DUAL_STACK", "INVALID_DROP", "ENVOY_USER"}

@@ -13,7 +13,7 @@ import (
 	"understudy.mesh/iptables"
 )
 
-// resolvConfPath names the pod's nameservers: resolv.conf(5).
+// resolvConfPath has the pod's nameservers: resolv.conf(5).
 const resolvConfPath = "/etc/resolv.conf"
 
 // Host is what the rules depend on besides flags and environment.
@@ -24,7 +24,7 @@ type Host struct {
 	LookupGroup func(name string) (gid string, err error)
 }
 
-// ThisHost is the host that this process runs on.
+// ThisHost is the one that this process runs on.
 func ThisHost() Host {
 	return Host{
 		Addresses:  interfaceAddresses,
@@ -60,7 +60,7 @@ func interfaceAddresses() ([]netip.Addr, error) {
 	return out, nil
 }
 
-// Complete adds what the pod itself says: its IP versions and its nameservers.
+// Complete adds what the pod has: its IP versions and its nameservers.
 func (o *Options) Complete(log *slog.Logger) error {
 	addrs, err := o.host.Addresses()
 	if err != nil {
@@ -90,8 +90,8 @@ func (o *Options) Complete(log *slog.Logger) error {
 	return nil
 }
 
-// nameservers returns the addresses in the text of a resolv.conf(5), as the resolver
-// of glibc reads it: other lines and malformed addresses are passed over.
+// nameservers returns the addresses in the text of a resolv.conf(5). Like the resolver of
+// glibc it ignores other lines and malformed addresses.
 func nameservers(text string) []netip.Addr {
 	var out []netip.Addr
 	seen := map[netip.Addr]bool{}

@@ -1,5 +1,5 @@
-// Package iptablescmd owns the command istio-iptables: its flags and environment, what
-// they mean together, and what is done about it.
+// Package iptablescmd owns the command istio-iptables: its flags and environment, what they
+// mean together, and the work that they ask for.
 package iptablescmd
 
 import (
@@ -25,10 +25,10 @@ func New(e *cli.Env, host Host, check Check) *cobra.Command {
 	return newCommand(e, host, check, &cobra.Command{
 		Use:   "istio-iptables",
 		Short: "Make the pod's traffic go through the proxy, by iptables rules in this network namespace",
-		Long: "Programs the rules that send the pod's traffic to the proxy and its DNS to the agent, from whatever\n" +
-			"is there: nothing, an earlier configuration, Istio's own rules. Running it again changes nothing.\n" +
-			"Every flag can be given as the environment variable beside it; the flag wins. A value \"@FILE\" is read from\n" +
-			"that file, one item a line or between commas: the kernel refuses longer arguments than 128 KiB.",
+		Long: "Makes the rules that send the pod's traffic to the proxy and its DNS queries to the agent. It replaces\n" +
+			"rules of another configuration, Istio's own included; running it again changes nothing.\n" +
+			"Every flag can also be given as the environment variable beside it; the flag wins. A value \"@FILE\" is read\n" +
+			"from that file, with one item a line or commas between them: an argument can have at most 128 KiB.",
 	})
 }
 
@@ -46,8 +46,8 @@ func NewClean(e *cli.Env, host Host, check Check) *cobra.Command {
 	return cmd
 }
 
-// shortLife is the garbage collector's percentage for a process that lives for a tenth
-// of a second: with 5,000 CIDRs its usual 100 takes a quarter of that.
+// shortLife is the garbage collector's percentage. The process lives for a tenth of a
+// second; with 5,000 CIDRs the usual 100 would take a quarter of that.
 const shortLife = 400
 
 // newCommand gives cmd the flags of istio-iptables and the work behind them.
@@ -112,9 +112,9 @@ func (o *Options) run(ctx context.Context, stdout io.Writer, log *slog.Logger) e
 	return nil
 }
 
-// print writes what iptables-restore and ip6tables-restore, or nft, would be given in a
-// pod without rules, and as comments what is done by no rule, to w and to the file that
-// DRY_RUN_FILE_PATH names.
+// print writes the input of iptables-restore and ip6tables-restore, or nft, for a pod
+// without rules, to w and to the file that DRY_RUN_FILE_PATH names. What is done without a
+// rule is a comment in it.
 func (o *Options) print(w io.Writer) error {
 	text := o.script()
 	for _, command := range iptables.Commands(o.Config) {
@@ -129,7 +129,7 @@ func (o *Options) print(w io.Writer) error {
 	return err
 }
 
-// script returns the rules as the programs take them that a person would use.
+// script returns the rules as input of the programs that a person would use.
 func (o *Options) script() string {
 	rules := iptables.Rules(o.Config)
 	if o.Config.Backend == iptables.Native {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Enter goes where the rules are to be, until leave: into the network namespace that was
-// given, and with --cni-mode to a lock of that namespace's own.
+// Enter moves the calling thread into the network namespace that was given, until leave.
+// With --cni-mode the xtables lock becomes one of that namespace.
 func (o *Options) Enter() (leave func(), err error) {
 	leave = func() {}
 	if o.namespace != "" {
@@ -18,7 +18,7 @@ func (o *Options) Enter() (leave func(), err error) {
 			return nil, err
 		}
 	}
-	if o.cniMode { // the node's lock is for the node's own rules: Istio's way, too
+	if o.cniMode { // as in Istio: the node's lock is for the node's own rules
 		if err := os.Setenv("XTABLES_LOCKFILE", o.namespace); err != nil {
 			leave()
 			return nil, fmt.Errorf("name the xtables lock: %w", err)
@@ -27,8 +27,8 @@ func (o *Options) Enter() (leave func(), err error) {
 	return leave, nil
 }
 
-// enterNamespace puts the calling thread, and so what this goroutine opens and starts,
-// into the network namespace of a file, until leave.
+// enterNamespace moves the calling thread, and so what this goroutine opens and starts, into
+// the network namespace of a file, until leave.
 func enterNamespace(path string) (leave func(), err error) {
 	fail := func(err error, remedy string) (func(), error) {
 		return nil, fmt.Errorf("enter network namespace %s: %w: %s", path, err, remedy)

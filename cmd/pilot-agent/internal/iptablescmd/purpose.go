@@ -1,6 +1,6 @@
 package iptablescmd
 
-// SettingOf names the setting that a rule comes from, by its purpose.
+// SettingOf returns the setting that makes a rule of this purpose, "" if it is unknown.
 func SettingOf(purpose string) string { return purposeSettings()[purpose] }
 
 func purposeSettings() map[string]string {

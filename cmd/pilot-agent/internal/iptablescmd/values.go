@@ -9,8 +9,8 @@ import (
 	"understudy.mesh/iptables"
 )
 
-// What the settings of istio-iptables do with their values. Errors say which value
-// and what would be right; Parse adds where it came from.
+// These functions apply a setting's value. Their errors have the value and what would be
+// right; Parse adds where it comes from.
 
 type setter = func(o *Options, value string) error
 
@@ -67,8 +67,8 @@ func setProbeTimeout(o *Options, v string) (err error) {
 	return nil
 }
 
-// setMode takes REDIRECT or TPROXY. Istio takes every word but TPROXY for REDIRECT; a
-// misspelt TPROXY would then hide the clients' addresses without a word.
+// setMode accepts REDIRECT or TPROXY only. For Istio every other word is REDIRECT, and a
+// misspelt TPROXY hides the clients' addresses silently.
 func setMode(o *Options, v string) error {
 	switch v {
 	case "", "REDIRECT":
@@ -113,12 +113,12 @@ func setBackend(o *Options, v string) error {
 	return fmt.Errorf("%q: want %s or %s", v, iptables.Legacy, iptables.NFT)
 }
 
-// noIDs says that the proxy is not known by its user, or not by its group: another
-// way is left then, such as its mark.
+// noIDs stands for no user, or no group, of the proxy: its traffic is then told by another
+// property, such as its mark.
 const noIDs = "none"
 
-// setUIDs takes the ids of the proxy, by default that of the user in ENVOY_USER, as
-// an image may have it, or else Istio's.
+// setUIDs sets the proxy's users: by default the user in ENVOY_USER, if the image has it,
+// else Istio's.
 func setUIDs(o *Options, v string) (err error) {
 	if v == noIDs {
 		o.Config.UIDs = nil
@@ -148,8 +148,8 @@ func setGIDs(o *Options, v string) (err error) {
 	return err
 }
 
-// proxyIDs parses ids, of which there has to be one: a list of nothing but commas
-// would let the proxy's own traffic loop.
+// proxyIDs parses ids, at least one: with a list of only commas the proxy's own traffic
+// would loop.
 func proxyIDs(v string, lookup func(string) (string, error)) ([]uint32, error) {
 	ids, err := iptables.ParseIDList(v, lookup)
 	if err == nil && len(ids) == 0 {

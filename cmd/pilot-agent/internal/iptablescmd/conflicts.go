@@ -7,9 +7,10 @@ import (
 	"understudy.mesh/iptables"
 )
 
-// settle decides between settings that contradict each other. Istio's init container
-// takes any two of them, so none may stop a pod; what does not come about is noted.
-func (o *Options) settle() {
+// resolveConflicts decides between settings that contradict each other, and notes those
+// without effect. It is no error, as Istio's init container accepts any two of them: none
+// may stop a pod.
+func (o *Options) resolveConflicts() {
 	note := func(setting, why string) {
 		o.ineffective = append(o.ineffective, fmt.Sprintf("%s has no effect: %s", setting, why))
 	}
@@ -25,7 +26,7 @@ func (o *Options) settle() {
 		note("--cni-mode", "it is for the pod's --network-namespace, of which there is none; the rules are for this one, whose resolv.conf is here")
 	}
 	if o.cniMode && c.DNS.Capture {
-		c.DNS.All = true // as Istio's CNI plugin has it: the resolv.conf here is not the pod's
+		c.DNS.All = true // as in Istio's CNI plugin: the resolv.conf here is not the pod's
 	}
 	if o.dryRun && o.Cleanup {
 		note("--cleanup-only", "a dry run removes nothing; what would be removed depends on what is there, see iptables-save")
@@ -37,7 +38,7 @@ func (o *Options) settle() {
 	if o.skipApply && o.forceApply {
 		note("--force-apply", "--skip-rule-apply leaves the rules as they are")
 	}
-	o.settleDNS(note)
+	o.resolveDNS(note)
 	if len(c.IncludeGroups) > 0 && len(c.ExcludeGroups) > 0 {
 		note("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "only the groups of ISTIO_OUTBOUND_OWNER_GROUPS are captured")
 	}
@@ -48,7 +49,7 @@ func (o *Options) settle() {
 	}
 }
 
-func (o *Options) settleDNS(note func(setting, why string)) {
+func (o *Options) resolveDNS(note func(setting, why string)) {
 	const dnsPort = 53
 	dns := o.Config.DNS
 	if dns.All && !dns.Capture {

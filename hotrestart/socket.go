@@ -1,3 +1,6 @@
+// Package hotrestart owns a named set of listening sockets. How the set changes hands is
+// the business of the packages below: hotrestart/envoy between an agent and its Envoy,
+// hotrestart/handoff between two agents.
 package hotrestart
 
 import (

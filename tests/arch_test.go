@@ -81,7 +81,9 @@ var layers = []layer{
 
 	{path: "iptables", outside: []string{"github.com/coreos/go-iptables", "github.com/google/nftables", "github.com/vishvananda/netlink", "golang.org/x/sys"}},
 	{path: "dnsproxy", module: []string{"pkg/journal"}, outside: []string{"github.com/miekg/dns", "github.com/hashicorp/golang-lru/v2", "golang.org/x/net", "golang.org/x/sys"}},
-	{path: "hotrestart", outside: []string{"golang.org/x/sys", "google.golang.org/protobuf"}},
+	{path: "hotrestart/envoy", module: []string{"hotrestart"}, outside: []string{"golang.org/x/sys", "google.golang.org/protobuf"}},
+	{path: "hotrestart/handoff", module: []string{"hotrestart"}, outside: []string{"golang.org/x/sys"}},
+	{path: "hotrestart", outside: []string{"golang.org/x/sys"}},
 	{path: "bootstrap", outside: envoyTypes},
 	{path: "internal/unixsock", outside: []string{"golang.org/x/sys"}},
 

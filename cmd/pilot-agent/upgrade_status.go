@@ -14,6 +14,7 @@ import (
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/control"
 )
 
@@ -96,7 +97,7 @@ func (v upgradeView) row(g control.GenerationStatus) []string {
 	if g.Self {
 		id += " *"
 	}
-	if g.Role == string(hotrestart.RoleDraining) {
+	if g.Role == string(handoff.RoleDraining) {
 		connections = strconv.Itoa(g.Connections)
 	}
 	if g.Error == "" {

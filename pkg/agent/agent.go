@@ -16,7 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/envoy"
@@ -53,11 +53,11 @@ type Agent struct {
 	world World
 	log   *slog.Logger
 
-	me      hotrestart.Identity
+	me      handoff.Identity
 	control *control.Listener
-	dir     *hotrestart.Dir    // nil: no hot upgrade
-	server  *hotrestart.Server // nil with dir
-	off     string             // why there is no hot upgrade; "" while there is
+	dir     *handoff.Dir    // nil: no hot upgrade
+	server  *handoff.Server // nil with dir
+	off     string          // why there is no hot upgrade; "" while there is
 
 	events   chan event
 	quit     chan struct{} // closed by Quit
@@ -113,10 +113,10 @@ func New(cfg *config.Config, world World) (_ *Agent, err error) {
 	return a, nil
 }
 
-func identity(cfg *config.Config, world World) hotrestart.Identity {
+func identity(cfg *config.Config, world World) handoff.Identity {
 	var random [4]byte
 	rand.Read(random[:])
-	return hotrestart.Identity{
+	return handoff.Identity{
 		ID: hex.EncodeToString(random[:]), PodUID: cfg.PodUID, AgentVersion: world.Version,
 		Version: cfg.SidecarSetVersion, Alt: cfg.SidecarSetVersionAlt,
 		Started: world.Started, Boot: world.Boot, Force: cfg.Takeover == config.TakeoverForce,
@@ -125,11 +125,11 @@ func identity(cfg *config.Config, world World) hotrestart.Identity {
 
 // openHandoff takes this generation's place in the hand-off directory.
 func (a *Agent) openHandoff() error {
-	dir, err := hotrestart.OpenDir(a.cfg.HandoffDir, a.me)
+	dir, err := handoff.OpenDir(a.cfg.HandoffDir, a.me)
 	if err != nil {
 		return err
 	}
-	server, err := hotrestart.NewServer(dir, hotrestart.Report{Role: hotrestart.RoleStarting, Since: a.world.Started}, a.world.Log("hotrestart"))
+	server, err := handoff.NewServer(dir, handoff.Report{Role: handoff.RoleStarting, Since: a.world.Started}, a.world.Log("hotrestart"))
 	if err != nil {
 		return errors.Join(err, dir.Close())
 	}

@@ -13,7 +13,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/control"
 )
 
@@ -46,7 +46,7 @@ func TestStrangersStopNoAgent(t *testing.T) {
 	p := newPod(t)
 	p.cfg.HandoffDir = ""
 	a := p.start("a")
-	a.settles(hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
 	leave()
 	waitFor(t, "a command to reach the agent", func() bool {
 		status, err := control.NewClient(nil).Role(t.Context(), "http://127.0.0.1:1/")

@@ -5,7 +5,7 @@ import (
 	"context"
 	"time"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
 	"understudy.mesh/pkg/envoy"
 )
@@ -55,9 +55,9 @@ func (a *Agent) retire() {
 			if words++; final || words%countEvery == 0 {
 				last = a.count(life, s, last)
 			}
-			a.report(life, event{kind: roles.DrainNews, sidecar: s, drained: hotrestart.Drained{Left: left}, counters: last})
+			a.report(life, event{kind: roles.DrainNews, sidecar: s, drained: handoff.Drained{Left: left}, counters: last})
 		})
-		return event{kind: roles.Retired, sidecar: s, drained: hotrestart.Drained{Done: true}, counters: last}, true
+		return event{kind: roles.Retired, sidecar: s, drained: handoff.Drained{Done: true}, counters: last}, true
 	})
 }
 
@@ -92,9 +92,9 @@ func (a *Agent) tellNewcomer(e event) {
 	if h.newcomer == nil {
 		return
 	}
-	var news hotrestart.State
+	var news handoff.State
 	if grown := h.counted.Delta(e.counters); grown != nil {
-		news = a.fit(hotrestart.State{stateStats: grown})
+		news = a.fit(handoff.State{stateStats: grown})
 	}
 	if err := h.newcomer.Drained(e.drained, news); err != nil {
 		a.warnUnlessLost(err)
@@ -107,7 +107,7 @@ func (a *Agent) tellNewcomer(e event) {
 func (a *Agent) endDrain(e event) {
 	if e.sidecar == a.loop.drains.leaving {
 		a.loop.drains.leaving = nil
-		if a.loop.Role != hotrestart.RoleHandingOff { // else they are what the next newcomer knows
+		if a.loop.Role != handoff.RoleHandingOff { // else they are what the next newcomer knows
 			a.loop.handOff.counted = nil
 		}
 		a.showLeft(0)

@@ -5,14 +5,14 @@ import (
 	"errors"
 	"time"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
 	"understudy.mesh/pkg/envoy"
 )
 
 // handOff is the one to the newcomer that was welcomed last.
 type handOff struct {
-	newcomer *hotrestart.Newcomer // nil: there is none any more
+	newcomer *handoff.Newcomer // nil: there is none any more
 	began    time.Time
 	released time.Time       // when this generation released its listeners
 	counted  *envoy.Counters // what the newcomer knows of Envoy's counters
@@ -46,7 +46,7 @@ func (a *Agent) beginHandOff(e event) {
 
 // fit leaves out of what a newcomer is told what does not fit into a hand-off: it starts without rather
 // than not at all.
-func (a *Agent) fit(state hotrestart.State) hotrestart.State {
+func (a *Agent) fit(state handoff.State) handoff.State {
 	for name, size := range state.Fit(stateStats, stateCache, stateResources) {
 		a.log.Warn("the newcomer does without: too large to be handed over", "component", name, "bytes", size)
 	}

@@ -9,7 +9,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
@@ -132,10 +132,10 @@ func TestNewcomerRefuses(t *testing.T) {
 			}
 			refuses := func(name string) setting { return envoyThat(func(f *fakeEnvoy) { f.Refuses = name }) }
 			a := p.start("a", refuses(tc.before))
-			a.settles(hotrestart.RoleServing)
+			a.settles(handoff.RoleServing)
 			b := p.start("b", refuses(tc.newcomer))
 			if tc.takesOver {
-				b.settles(hotrestart.RoleServing)
+				b.settles(handoff.RoleServing)
 				return
 			}
 			waitFor(t, "the newcomer to say what it lacks", func() bool { return strings.Contains(b.roleStatus().Reason, tc.newcomer) })

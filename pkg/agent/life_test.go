@@ -18,6 +18,8 @@ import (
 	"weak"
 
 	"understudy.mesh/hotrestart"
+	hotenvoy "understudy.mesh/hotrestart/envoy"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/control"
 )
@@ -26,15 +28,15 @@ func TestTakeOverAndComeBack(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
 	a := p.start("a")
-	a.settles(hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
 	p.answers("a")
 	first := weak.Make(a.current())
 
 	b := p.start("b")
-	b.settles(hotrestart.RoleServing)
+	b.settles(handoff.RoleServing)
 	p.becomesServedBy("b")
 	p.answers("b")
-	a.settles(hotrestart.RoleStandby)
+	a.settles(handoff.RoleStandby)
 	waitFor(t, "the standby's memory to be given back", func() bool {
 		runtime.GC()
 		return first.Value() == nil
@@ -42,7 +44,7 @@ func TestTakeOverAndComeBack(t *testing.T) {
 	waitFor(t, "b to know that a has drained", func() bool { return b.roleStatus().Drained })
 
 	b.kill()
-	a.settles(hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
 	p.answers("a")
 	a.ask()
 	if err := a.ends(); err != nil {
@@ -58,29 +60,29 @@ func TestTakeOverAndComeBack(t *testing.T) {
 func TestStandsByForANewerOne(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
-	newer := func(i *hotrestart.Identity) { i.Version, i.Alt = "3", "2" }
-	n := p.neighbour("n1", hotrestart.RoleStarting, newer, nil)
+	newer := func(i *handoff.Identity) { i.Version, i.Alt = "3", "2" }
+	n := p.neighbour("n1", handoff.RoleStarting, newer, nil)
 	a := p.start("a", withVersion("1", "3"))
-	a.becomes(hotrestart.RoleStandby)
+	a.becomes(handoff.RoleStandby)
 	if s := a.roleStatus(); s.Settled || !strings.Contains(s.Reason, "n1") {
 		t.Errorf("settled %v, reason %q: the generation that it stands by for does not serve yet", s.Settled, s.Reason)
 	}
-	n.becomes(t, hotrestart.RoleServing)
-	a.settles(hotrestart.RoleStandby)
-	_, err := hotrestart.Dial(t.Context(), p.dir("c"), a.me.ID)
-	if refused := new(hotrestart.RefusedError); !errors.As(err, &refused) || refused.Code != hotrestart.RefusedMoved {
+	n.becomes(t, handoff.RoleServing)
+	a.settles(handoff.RoleStandby)
+	_, err := handoff.Dial(t.Context(), p.dir("c"), a.me.ID)
+	if refused := new(handoff.RefusedError); !errors.As(err, &refused) || refused.Code != handoff.RefusedMoved {
 		t.Errorf("a newcomer got %v, want to be sent on", err)
 	}
 	if err := a.Drain(t.Context()); err == nil {
 		t.Error("a standby has nothing to drain")
 	}
 
-	next := p.neighbour("n2", hotrestart.RoleServing, newer, nil) // n1 was replaced
+	next := p.neighbour("n2", handoff.RoleServing, newer, nil) // n1 was replaced
 	n.leave()
 	waitFor(t, "a to follow n2", func() bool { s, _ := a.successor(); return s == "n2" })
-	a.settles(hotrestart.RoleStandby)
+	a.settles(handoff.RoleStandby)
 	next.leave()
-	a.settles(hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
 	p.answers("a")
 }
 
@@ -88,10 +90,10 @@ func TestStandsByForANewerOne(t *testing.T) {
 func TestTakesOverFromOneThatLeaves(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
-	newer := func(i *hotrestart.Identity) { i.Started = time.Now().Add(time.Hour) }
+	newer := func(i *handoff.Identity) { i.Started = time.Now().Add(time.Hour) }
 	seen := make(chan struct{})
-	n := p.neighbour("n", hotrestart.RoleServing, newer, func(_ *neighbour, e hotrestart.Event) bool {
-		if e.Kind == hotrestart.Arrived {
+	n := p.neighbour("n", handoff.RoleServing, newer, func(_ *neighbour, e handoff.Event) bool {
+		if e.Kind == handoff.Arrived {
 			select {
 			case <-seen:
 			case <-t.Context().Done():
@@ -101,16 +103,16 @@ func TestTakesOverFromOneThatLeaves(t *testing.T) {
 	})
 	n.listen(t, p.listen)
 	a := p.start("a")
-	a.settles(hotrestart.RoleStandby)
+	a.settles(handoff.RoleStandby)
 	before := a.self().Since
-	if err := n.server.SetReport(hotrestart.Report{Role: hotrestart.RoleServing, Leaving: true}); err != nil {
+	if err := n.server.SetReport(handoff.Report{Role: handoff.RoleServing, Leaving: true}); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "a to be starting since then", func() bool { return a.role() == hotrestart.RoleStarting && a.self().Since.After(before) })
+	waitFor(t, "a to be starting since then", func() bool { return a.role() == handoff.RoleStarting && a.self().Since.After(before) })
 	close(seen)
-	a.settles(hotrestart.RoleServing)
-	n.expect(t, hotrestart.Settled)
-	a.entered(hotrestart.RoleStarting, hotrestart.RoleStandby, hotrestart.RoleStarting, hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
+	n.expect(t, handoff.Settled)
+	a.entered(handoff.RoleStarting, handoff.RoleStandby, handoff.RoleStarting, handoff.RoleServing)
 }
 
 func TestOfTwoThatStartAtOnceOneServes(t *testing.T) {
@@ -130,17 +132,17 @@ func TestOfTwoThatStartAtOnceOneServes(t *testing.T) {
 			a, b := p.start("a", tc.a...), p.start("b", tc.b...)
 			serves, stands := a, b
 			waitFor(t, "one to serve and the other to stand by", func() bool {
-				if a.role() == hotrestart.RoleStandby {
+				if a.role() == handoff.RoleStandby {
 					serves, stands = b, a
 				} else {
 					serves, stands = a, b
 				}
-				return serves.role() == hotrestart.RoleServing && stands.role() == hotrestart.RoleStandby
+				return serves.role() == handoff.RoleServing && stands.role() == handoff.RoleStandby
 			})
 			if tc.first != "" && serves.name != tc.first {
 				t.Errorf("%s serves, want %s", serves.name, tc.first)
 			}
-			stands.settles(hotrestart.RoleStandby)
+			stands.settles(handoff.RoleStandby)
 			p.becomesServedBy(serves.name)
 		})
 	}
@@ -151,18 +153,18 @@ func TestHandOffOfAColdStartIsNotSettled(t *testing.T) {
 	p := newPod(t)
 	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Unready = true }))
 	waitFor(t, "a to start its Envoy", func() bool { return a.current() != nil })
-	c, err := hotrestart.Dial(t.Context(), p.dir("c"), a.me.ID)
+	c, err := handoff.Dial(t.Context(), p.dir("c"), a.me.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.becomes(hotrestart.RoleHandingOff)
+	a.becomes(handoff.RoleHandingOff)
 	if s := a.roleStatus(); s.Settled || s.Reason == "" {
 		t.Errorf("settled %v, %q: it has never served", s.Settled, s.Reason)
 	}
-	if err := c.Abort(hotrestart.AbortFailed, "changed my mind"); err != nil {
+	if err := c.Abort(handoff.AbortFailed, "changed my mind"); err != nil {
 		t.Fatal(err)
 	}
-	a.becomes(hotrestart.RoleStarting)
+	a.becomes(handoff.RoleStarting)
 }
 
 // TestServesBesideItsDrain: the successor of a generation dies while that one drains, and
@@ -171,28 +173,28 @@ func TestServesBesideItsDrain(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
 	a := p.start("a")
-	a.settles(hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
 	held := p.connect()
 	if name := readName(held); name != "a" {
 		t.Fatalf("served by %q", name)
 	}
 	first := p.replace(a, "b")
-	a.becomes(hotrestart.RoleDraining)
+	a.becomes(handoff.RoleDraining)
 	waitFor(t, "the drain to be counted", func() bool { return a.self().Connections == 1 })
 	first.leave()
-	a.settles(hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
 	p.answers("a")
 	if !open(held) {
 		t.Error("the connection of the first Envoy was cut")
 	}
 	second := p.replace(a, "c")
-	a.becomes(hotrestart.RoleDraining)
+	a.becomes(handoff.RoleDraining)
 	time.Sleep(3 * time.Second) // the second drain is over, the first is not
-	if role := a.role(); role != hotrestart.RoleDraining || !open(held) {
+	if role := a.role(); role != handoff.RoleDraining || !open(held) {
 		t.Errorf("%s, and the connection is open: %v; want it to be drained on", role, open(held))
 	}
 	held.Close()
-	a.settles(hotrestart.RoleStandby)
+	a.settles(handoff.RoleStandby)
 	if left := a.self().Connections; left != 0 {
 		t.Errorf("%d connections are left", left)
 	}
@@ -208,15 +210,15 @@ func TestDrainDeadline(t *testing.T) {
 	p := newPod(t)
 	const deadline = 5 * time.Second // 3 s after the probation
 	a := p.start("a", func(c *config.Config, _ *fakeEnvoy) { c.UpgradeDrainDuration = deadline })
-	a.settles(hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
 	held := p.connect()
 	readName(held)
 	p.replace(a, "b")
-	a.becomes(hotrestart.RoleDraining)
+	a.becomes(handoff.RoleDraining)
 	if !open(held) {
 		t.Error("cut before the deadline")
 	}
-	a.settles(hotrestart.RoleStandby)
+	a.settles(handoff.RoleStandby)
 	if open(held) {
 		t.Error("still open after the deadline")
 	}
@@ -226,7 +228,7 @@ func TestRoleIsToldHoweverLongTheRest(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
 	a := p.start("a")
-	a.settles(hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
 	many := new(hotrestart.Sockets)
 	for i := range 300 { // as an Envoy with many listeners and workers has
 		f, err := os.Open(os.DevNull)
@@ -240,16 +242,16 @@ func TestRoleIsToldHoweverLongTheRest(t *testing.T) {
 	if err := a.current().sockets.Refresh(t.Context(), func(context.Context) (*hotrestart.Sockets, error) { return many, nil }); err != nil {
 		t.Fatal(err)
 	}
-	c, err := hotrestart.Dial(t.Context(), p.dir("c"), a.me.ID)
+	c, err := handoff.Dial(t.Context(), p.dir("c"), a.me.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	a.becomes(hotrestart.RoleHandingOff)
+	a.becomes(handoff.RoleHandingOff)
 	d := p.dir("d")
 	waitFor(t, "others to see the role", func() bool {
 		found, err := d.Look(t.Context())
-		return err == nil && len(found) == 1 && found[0].Report.Role == hotrestart.RoleHandingOff
+		return err == nil && len(found) == 1 && found[0].Report.Role == handoff.RoleHandingOff
 	})
 }
 
@@ -258,7 +260,7 @@ func TestOthersAreToldWhatIsLearnedOfEnvoy(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
 	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Slow = true }))
-	a.settles(hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
 	if err := syscall.Kill(a.current().supervisor.Current().PID(), syscall.SIGUSR1); err != nil {
 		t.Fatal(err)
 	}
@@ -277,7 +279,7 @@ func TestNobodyIsRefusedWhileEnvoyRestarts(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
 	a := p.start("a")
-	a.settles(hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
 	waitFor(t, "the agent to hold Envoy's socket", func() bool {
 		return slices.Contains(a.current().sockets.Names(), hotrestart.EnvoySocketName("tcp://"+p.listen, 0))
 	})
@@ -293,19 +295,19 @@ func TestNobodyIsRefusedWhileEnvoyRestarts(t *testing.T) {
 func TestLeftoversOfTheKilled(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
-	memory, err := hotrestart.CreateSharedMemory(hotrestart.SharedMemoryDir, hotrestart.Version{Version: 11, Size: 104})
+	memory, err := hotenvoy.CreateSharedMemory(hotenvoy.SharedMemoryDir, hotenvoy.Version{Version: 11, Size: 104})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer memory.Close()
 	path := func(base uint32) string {
-		return fmt.Sprintf("%s/envoy_shared_memory_%d", hotrestart.SharedMemoryDir, 10*uint64(base))
+		return fmt.Sprintf("%s/envoy_shared_memory_%d", hotenvoy.SharedMemoryDir, 10*uint64(base))
 	}
 	content, err := os.ReadFile(path(memory.Base()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	base, err := hotrestart.NewBaseID()
+	base, err := hotenvoy.NewBaseID()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +319,7 @@ func TestLeftoversOfTheKilled(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(dead, 0o700), os.WriteFile(filepath.Join(dead, "lock"), nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	p.start("a").settles(hotrestart.RoleServing)
+	p.start("a").settles(handoff.RoleServing)
 	for _, left := range []string{path(base), dead} {
 		if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is still there (%v)", left, err)
@@ -332,8 +334,8 @@ func TestLeftoversOfTheKilled(t *testing.T) {
 func TestControlByRole(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
-	newer := func(i *hotrestart.Identity) { i.Started = time.Now().Add(time.Hour) }
-	n := p.neighbour("n", hotrestart.RoleServing, newer, nil)
+	newer := func(i *handoff.Identity) { i.Started = time.Now().Add(time.Hour) }
+	n := p.neighbour("n", handoff.RoleServing, newer, nil)
 	a := p.start("a")
 	get := func(path string) (int, string) {
 		w := httptest.NewRecorder()
@@ -341,13 +343,13 @@ func TestControlByRole(t *testing.T) {
 		return w.Code, w.Body.String()
 	}
 	for _, want := range []struct {
-		role             hotrestart.Role
+		role             handoff.Role
 		ofSidecar        int
 		role1, upgrade   string // part of what these paths answer
 		generations, own int    // how many upgrade-status shows, how many sockets of its own
 	}{
-		{hotrestart.RoleStandby, http.StatusServiceUnavailable, `"role": "standby"`, `"id": "n"`, 2, 0},
-		{hotrestart.RoleServing, http.StatusOK, `"role": "serving"`, `"envoy": "9.9.9"`, 1, 6},
+		{handoff.RoleStandby, http.StatusServiceUnavailable, `"role": "standby"`, `"id": "n"`, 2, 0},
+		{handoff.RoleServing, http.StatusOK, `"role": "serving"`, `"envoy": "9.9.9"`, 1, 6},
 	} {
 		a.settles(want.role)
 		waitFor(t, "Envoy's version and sockets", func() bool {

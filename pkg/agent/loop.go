@@ -6,7 +6,7 @@ import (
 	"errors"
 	"sync"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
 	"understudy.mesh/pkg/envoy"
 )
@@ -17,13 +17,13 @@ const eventQueue = 16
 // event is one thing that happened, with what belongs to it.
 type event struct {
 	kind     roles.Kind
-	peer     hotrestart.Identity  // of Found*, PeerLeaves
-	reason   string               // of Found*, PeerLeaves
-	search   int                  // of Found*, LookAgain: see roles.State
-	sidecar  *sidecar             // whom it is about
-	newcomer *hotrestart.Newcomer // of the hand-off's
-	drained  hotrestart.Drained   // of PredecessorNews, DrainNews, Retired
-	counters *envoy.Counters      // of DrainNews, Retired: Envoy's; nil when unknown
+	peer     handoff.Identity  // of Found*, PeerLeaves
+	reason   string            // of Found*, PeerLeaves
+	search   int               // of Found*, LookAgain: see roles.State
+	sidecar  *sidecar          // whom it is about
+	newcomer *handoff.Newcomer // of the hand-off's
+	drained  handoff.Drained   // of PredecessorNews, DrainNews, Retired
+	counters *envoy.Counters   // of DrainNews, Retired: Envoy's; nil when unknown
 	err      error
 }
 
@@ -48,8 +48,8 @@ type loop struct {
 func (a *Agent) runRoles(asked, base context.Context) error {
 	ctx, cancel := context.WithCancel(base)
 	a.loop.ctx = ctx
-	a.loop.State = roles.State{ID: a.me.ID, Forced: a.me.Force, Role: hotrestart.RoleStarting}
-	var handoffs <-chan hotrestart.Event
+	a.loop.State = roles.State{ID: a.me.ID, Forced: a.me.Force, Role: handoff.RoleStarting}
+	var handoffs <-chan handoff.Event
 	if a.server != nil {
 		handoffs = a.server.Events()
 	}
@@ -130,9 +130,9 @@ func (a *Agent) describe(e event) roles.Event {
 	if about := cmp.Or(e.sidecar, current); about != nil {
 		d.InForce, d.Accepting = isClosed(about.inForce), about.accepting()
 	}
-	if e.kind == hotrestart.Arrived {
+	if e.kind == handoff.Arrived {
 		newcomer := e.newcomer.Identity()
-		d.Verdict, d.Forced = hotrestart.Newer(newcomer, a.me), newcomer.Force
+		d.Verdict, d.Forced = handoff.Newer(newcomer, a.me), newcomer.Force
 		if current != nil {
 			d.Unfit = current.upgradable()
 		}
@@ -166,7 +166,7 @@ func (a *Agent) spawn(work func(ctx context.Context) (event, bool)) {
 }
 
 // leave ends everything that the life has begun.
-func (a *Agent) leave(cancel func(), handoffs <-chan hotrestart.Event) {
+func (a *Agent) leave(cancel func(), handoffs <-chan handoff.Event) {
 	if a.loop.taking != nil {
 		a.loop.taking()
 	}
@@ -190,7 +190,7 @@ func (a *Agent) leave(cancel func(), handoffs <-chan hotrestart.Event) {
 }
 
 func (a *Agent) warnUnlessLost(err error) {
-	if err != nil && !errors.Is(err, hotrestart.ErrLost) {
+	if err != nil && !errors.Is(err, handoff.ErrLost) {
 		a.log.Warn("answer a newcomer", "err", err)
 	}
 }

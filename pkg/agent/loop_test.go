@@ -5,15 +5,15 @@ import (
 	"slices"
 	"testing"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
 	"understudy.mesh/pkg/agent/internal/sockets"
 )
 
 // bareAgent has a loop that nobody runs.
-func bareAgent(t *testing.T, role hotrestart.Role) *Agent {
+func bareAgent(t *testing.T, role handoff.Role) *Agent {
 	a := &Agent{
-		world: World{Settled: func() {}}, log: slog.New(slog.DiscardHandler), me: hotrestart.Identity{ID: "me"},
+		world: World{Settled: func() {}}, log: slog.New(slog.DiscardHandler), me: handoff.Identity{ID: "me"},
 		events: make(chan event, eventQueue), noDrain: make(chan struct{}),
 	}
 	a.loop.ctx, a.loop.Role = t.Context(), role
@@ -37,17 +37,17 @@ func bareSockets(t *testing.T) *sockets.Set {
 func TestLateEvents(t *testing.T) {
 	before, now := &sidecar{}, &sidecar{}
 	for name, tc := range map[string]struct {
-		role hotrestart.Role
+		role handoff.Role
 		late event
 	}{
-		"a search that was superseded found nobody": {hotrestart.RoleStarting, event{kind: roles.FoundNobody, search: 1}},
-		"one found an older generation":             {hotrestart.RoleStarting, event{kind: roles.FoundOlder, search: 1}},
-		"one found a newer generation":              {hotrestart.RoleStarting, event{kind: roles.FoundNewer, search: 1}},
-		"one wanted to look":                        {hotrestart.RoleStarting, event{kind: roles.LookAgain, search: 1}},
-		"the one before came into force":            {hotrestart.RoleStarting, event{kind: roles.InForce, sidecar: before}},
-		"it did while this one hands off":           {hotrestart.RoleHandingOff, event{kind: roles.InForce, sidecar: before}},
-		"the one before ended":                      {hotrestart.RoleServing, event{kind: roles.SidecarEnded, sidecar: before}},
-		"it counts its connections":                 {hotrestart.RoleDraining, event{kind: roles.DrainNews, sidecar: before, drained: hotrestart.Drained{Left: 3}}},
+		"a search that was superseded found nobody": {handoff.RoleStarting, event{kind: roles.FoundNobody, search: 1}},
+		"one found an older generation":             {handoff.RoleStarting, event{kind: roles.FoundOlder, search: 1}},
+		"one found a newer generation":              {handoff.RoleStarting, event{kind: roles.FoundNewer, search: 1}},
+		"one wanted to look":                        {handoff.RoleStarting, event{kind: roles.LookAgain, search: 1}},
+		"the one before came into force":            {handoff.RoleStarting, event{kind: roles.InForce, sidecar: before}},
+		"it did while this one hands off":           {handoff.RoleHandingOff, event{kind: roles.InForce, sidecar: before}},
+		"the one before ended":                      {handoff.RoleServing, event{kind: roles.SidecarEnded, sidecar: before}},
+		"it counts its connections":                 {handoff.RoleDraining, event{kind: roles.DrainNews, sidecar: before, drained: handoff.Drained{Left: 3}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := bareAgent(t, tc.role)
@@ -64,10 +64,10 @@ func TestLateEvents(t *testing.T) {
 
 // TestPredecessorsDrainIsNotedInEveryRole: `wait --for=drained` depends on it.
 func TestPredecessorsDrainIsNotedInEveryRole(t *testing.T) {
-	for _, role := range []hotrestart.Role{hotrestart.RoleStarting, hotrestart.RoleServing, hotrestart.RoleHandingOff, hotrestart.RoleDraining, hotrestart.RoleStandby} {
+	for _, role := range []handoff.Role{handoff.RoleStarting, handoff.RoleServing, handoff.RoleHandingOff, handoff.RoleDraining, handoff.RoleStandby} {
 		a := bareAgent(t, role)
 		a.loop.sidecar = &sidecar{sockets: bareSockets(t)}
-		a.handle(event{kind: roles.PredecessorNews, drained: hotrestart.Drained{Done: true}})
+		a.handle(event{kind: roles.PredecessorNews, drained: handoff.Drained{Done: true}})
 		if a.shown.predecessor == nil || !a.shown.predecessor.Done {
 			t.Errorf("%s: the news is lost", role)
 		}
@@ -76,14 +76,14 @@ func TestPredecessorsDrainIsNotedInEveryRole(t *testing.T) {
 
 // TestServesAlthoughAskedToStop: the role is entered, before a successor is looked for.
 func TestServesAlthoughAskedToStop(t *testing.T) {
-	a := bareAgent(t, hotrestart.RoleStarting)
+	a := bareAgent(t, handoff.RoleStarting)
 	log := &roleLog{Handler: slog.DiscardHandler}
 	a.log = slog.New(log)
 	s := &sidecar{sockets: bareSockets(t)}
 	a.loop.sidecar, a.loop.Stopping = s, true
 	a.handle(event{kind: roles.InForce, sidecar: s})
 	a.loop.children.Wait()
-	if want := []hotrestart.Role{hotrestart.RoleServing}; !slices.Equal(log.roles, want) || a.shown.role != want[0] || a.shown.since.IsZero() {
+	if want := []handoff.Role{handoff.RoleServing}; !slices.Equal(log.roles, want) || a.shown.role != want[0] || a.shown.since.IsZero() {
 		t.Errorf("logged %q, shown as %q since %v; want %q", log.roles, a.shown.role, a.shown.since, want)
 	}
 	if e := <-a.events; e.kind != roles.NobodyTakesOver {
@@ -93,11 +93,11 @@ func TestServesAlthoughAskedToStop(t *testing.T) {
 
 // TestNobodyServesIsNeverLost: the drain of a generation may end while it looks.
 func TestNobodyServesIsNeverLost(t *testing.T) {
-	for _, role := range []hotrestart.Role{hotrestart.RoleDraining, hotrestart.RoleStandby} {
+	for _, role := range []handoff.Role{handoff.RoleDraining, handoff.RoleStandby} {
 		a := bareAgent(t, role)
 		a.loop.Search = 1
 		a.handle(event{kind: roles.FoundNobody, search: 1})
-		if a.loop.Role != hotrestart.RoleStarting {
+		if a.loop.Role != handoff.RoleStarting {
 			t.Errorf("%s: it is %s, want it to come forward", role, a.loop.Role)
 		}
 		a.loop.children.Wait()

@@ -8,34 +8,35 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 )
 
 // neighbour is a generation that is only what its test makes of it.
 type neighbour struct {
-	dir     *hotrestart.Dir
-	server  *hotrestart.Server
+	dir     *handoff.Dir
+	server  *handoff.Server
 	sockets *hotrestart.Sockets
-	events  chan hotrestart.Event
+	events  chan handoff.Event
 	leave   func()
 }
 
 // neighbour takes a place in the pod's hand-off directory, and answers what newcomers
 // want with answer, which says whether it did; nil does all that they want.
-func (p *pod) neighbour(id string, role hotrestart.Role, change func(*hotrestart.Identity), answer func(*neighbour, hotrestart.Event) bool) *neighbour {
+func (p *pod) neighbour(id string, role handoff.Role, change func(*handoff.Identity), answer func(*neighbour, handoff.Event) bool) *neighbour {
 	p.t.Helper()
-	me := hotrestart.Identity{ID: id, Started: time.Now()}
+	me := handoff.Identity{ID: id, Started: time.Now()}
 	if change != nil {
 		change(&me)
 	}
-	dir, err := hotrestart.OpenDir(p.handoff, me)
+	dir, err := handoff.OpenDir(p.handoff, me)
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	server, err := hotrestart.NewServer(dir, hotrestart.Report{Role: role}, quiet())
+	server, err := handoff.NewServer(dir, handoff.Report{Role: role}, quiet())
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	n := &neighbour{dir: dir, server: server, sockets: new(hotrestart.Sockets), events: make(chan hotrestart.Event, 1000)}
+	n := &neighbour{dir: dir, server: server, sockets: new(hotrestart.Sockets), events: make(chan handoff.Event, 1000)}
 	ctx, cancel := context.WithCancel(context.Background())
 	served, owned := make(chan error, 1), make(chan struct{})
 	go func() { served <- server.Run(ctx) }()
@@ -69,31 +70,31 @@ func (p *pod) neighbour(id string, role hotrestart.Role, change func(*hotrestart
 	return n
 }
 
-func (n *neighbour) agree(t *testing.T, e hotrestart.Event) {
+func (n *neighbour) agree(t *testing.T, e handoff.Event) {
 	var err error
 	switch e.Kind {
-	case hotrestart.Arrived:
-		err = e.Newcomer.Accept(hotrestart.State{})
-	case hotrestart.WantSockets:
+	case handoff.Arrived:
+		err = e.Newcomer.Accept(handoff.State{})
+	case handoff.WantSockets:
 		err = e.Newcomer.Give(n.sockets)
-	case hotrestart.Ready:
-		err = e.Newcomer.Release(n.sockets, hotrestart.State{})
+	case handoff.Ready:
+		err = e.Newcomer.Release(n.sockets, handoff.State{})
 	}
-	if err != nil && !errors.Is(err, hotrestart.ErrLost) {
+	if err != nil && !errors.Is(err, handoff.ErrLost) {
 		t.Errorf("%s: %v", e.Kind, err)
 	}
 }
 
 // becomes tells everybody the role.
-func (n *neighbour) becomes(t *testing.T, role hotrestart.Role) {
+func (n *neighbour) becomes(t *testing.T, role handoff.Role) {
 	t.Helper()
-	if err := n.server.SetReport(hotrestart.Report{Role: role}); err != nil {
+	if err := n.server.SetReport(handoff.Report{Role: role}); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // expect takes events until one of that kind.
-func (n *neighbour) expect(t *testing.T, kind hotrestart.EventKind) hotrestart.Event {
+func (n *neighbour) expect(t *testing.T, kind handoff.EventKind) handoff.Event {
 	t.Helper()
 	for {
 		select {
@@ -125,9 +126,9 @@ func (n *neighbour) listen(t *testing.T, address string) {
 }
 
 // dir is the hand-off directory for a generation that the test plays, the latest to start.
-func (p *pod) dir(id string) *hotrestart.Dir {
+func (p *pod) dir(id string) *handoff.Dir {
 	p.t.Helper()
-	dir, err := hotrestart.OpenDir(p.handoff, hotrestart.Identity{ID: id, Started: time.Now()})
+	dir, err := handoff.OpenDir(p.handoff, handoff.Identity{ID: id, Started: time.Now()})
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -139,8 +140,8 @@ func (p *pod) dir(id string) *hotrestart.Dir {
 // generation id, nothing but its role.
 func (p *pod) replace(m *member, id string) *neighbour {
 	p.t.Helper()
-	n := p.neighbour(id, hotrestart.RoleStarting, nil, nil)
-	c, err := hotrestart.Dial(p.t.Context(), n.dir, m.me.ID)
+	n := p.neighbour(id, handoff.RoleStarting, nil, nil)
+	c, err := handoff.Dial(p.t.Context(), n.dir, m.me.ID)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -157,7 +158,7 @@ func (p *pod) replace(m *member, id string) *neighbour {
 	if _, _, err := c.Ready(p.t.Context(), &sockets); err != nil {
 		p.t.Fatal(err)
 	}
-	n.becomes(p.t, hotrestart.RoleServing)
+	n.becomes(p.t, handoff.RoleServing)
 	if err := errors.Join(c.Commit(p.t.Context()), sockets.Close()); err != nil {
 		p.t.Fatal(err)
 	}

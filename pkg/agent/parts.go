@@ -13,7 +13,7 @@ import (
 
 	"understudy.mesh/bootstrap"
 	"understudy.mesh/dnsproxy"
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/agent/internal/sockets"
 	"understudy.mesh/pkg/config"
@@ -226,7 +226,7 @@ func (s *sidecar) settled(refused *xds.RejectedError) {
 // inherit warms the sidecar with what the generation before knew: Envoy starts with the
 // resources that it had last, and what the files say then is a change of these. What
 // cannot be read is left out; the files say it as well.
-func (s *sidecar) inherit(state hotrestart.State) {
+func (s *sidecar) inherit(state handoff.State) {
 	if data, ok := state[stateResources]; ok {
 		out, exact, err := unmarshalOutput(data)
 		if err != nil {
@@ -246,7 +246,7 @@ func (s *sidecar) inherit(state hotrestart.State) {
 
 // adopt takes over what may have changed up to the moment at which the generation
 // before let go: VIPs, and the DNS cache. true when the VIPs are others than before.
-func (s *sidecar) adopt(state hotrestart.State) (changed bool) {
+func (s *sidecar) adopt(state handoff.State) (changed bool) {
 	if data, ok := state[stateVIPs]; ok {
 		var err error
 		if changed, err = s.vips.Import(data); err != nil {
@@ -267,7 +267,7 @@ func (s *sidecar) adopt(state hotrestart.State) (changed bool) {
 }
 
 // exportState is what a successor is told as it arrives: all that warms it.
-func (s *sidecar) exportState() hotrestart.State {
+func (s *sidecar) exportState() handoff.State {
 	state := s.exportLast()
 	state[stateCache] = s.resolver.dns.ExportCache(maxCacheState)
 	if out := s.publisher.Published(); out != nil {
@@ -278,9 +278,9 @@ func (s *sidecar) exportState() hotrestart.State {
 
 // exportLast is what a successor is told as this generation lets go: what must not
 // have changed behind its back since it arrived.
-func (s *sidecar) exportLast() hotrestart.State {
+func (s *sidecar) exportLast() handoff.State {
 	s.vips.Compact() // the successor may be a release that finds no change in a journal
-	return hotrestart.State{stateVIPs: s.vips.Export()}
+	return handoff.State{stateVIPs: s.vips.Export()}
 }
 
 func (s *sidecar) newPublisher() {

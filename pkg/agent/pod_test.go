@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/control"
 )
@@ -105,7 +105,7 @@ type member struct {
 type roleLog struct {
 	slog.Handler
 	mu    sync.Mutex
-	roles []hotrestart.Role
+	roles []handoff.Role
 }
 
 // Enabled implements slog.Handler.
@@ -117,7 +117,7 @@ func (l *roleLog) Handle(ctx context.Context, r slog.Record) error {
 		r.Attrs(func(a slog.Attr) bool {
 			if a.Key == "role" {
 				l.mu.Lock()
-				l.roles = append(l.roles, a.Value.Any().(hotrestart.Role))
+				l.roles = append(l.roles, a.Value.Any().(handoff.Role))
 				l.mu.Unlock()
 			}
 			return true
@@ -130,9 +130,9 @@ func (l *roleLog) Handle(ctx context.Context, r slog.Record) error {
 }
 
 // entered checks which roles m has logged, in turn; the last one is shown before it is logged.
-func (m *member) entered(want ...hotrestart.Role) {
+func (m *member) entered(want ...handoff.Role) {
 	m.pod.t.Helper()
-	logged := func() []hotrestart.Role {
+	logged := func() []handoff.Role {
 		m.log.mu.Lock()
 		defer m.log.mu.Unlock()
 		return slices.Clone(m.log.roles)
@@ -199,16 +199,16 @@ func (m *member) kill() {
 	<-m.ended
 }
 
-func (m *member) role() hotrestart.Role { return hotrestart.Role(m.roleStatus().Role) }
+func (m *member) role() handoff.Role { return handoff.Role(m.roleStatus().Role) }
 
 // becomes waits for the role.
-func (m *member) becomes(role hotrestart.Role) {
+func (m *member) becomes(role handoff.Role) {
 	m.pod.t.Helper()
 	waitFor(m.pod.t, m.name+" to be "+string(role), func() bool { return m.role() == role })
 }
 
 // settles waits until `wait` would return.
-func (m *member) settles(role hotrestart.Role) {
+func (m *member) settles(role handoff.Role) {
 	m.pod.t.Helper()
 	waitFor(m.pod.t, m.name+" to be settled as "+string(role), func() bool {
 		s := m.roleStatus()

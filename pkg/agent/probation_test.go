@@ -20,7 +20,7 @@ import (
 
 	"github.com/miekg/dns"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/config"
 )
 
@@ -45,7 +45,7 @@ func TestAnswersComeFromTheEnvoyThatServes(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := p.start("a")
-	a.settles(hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
 	in := newInquiry(t.Context(), questions(&p.cfg))
 	defer in.end()
 	for i := range *failingHandoffs {
@@ -61,7 +61,7 @@ func TestAnswersComeFromTheEnvoyThatServes(t *testing.T) {
 			return
 		}
 		b.kill()
-		a.becomes(hotrestart.RoleServing)
+		a.becomes(handoff.RoleServing)
 		if failures := in.failures(); len(failures) > 0 {
 			t.Fatalf("hand-off %d: %d wrong answers, the first: %q", i+1, len(failures), failures[:min(3, len(failures))])
 		}
@@ -124,7 +124,7 @@ func (in *inquiry) failures() []string {
 func TestNewcomerIsAskedItself(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
-	p.start("a").settles(hotrestart.RoleServing)
+	p.start("a").settles(handoff.RoleServing)
 	b := p.start("b", envoyThat(func(f *fakeEnvoy) { f.Unready = true }))
 	waitFor(t, "the newcomer to start its Envoy", func() bool { return b.current() != nil })
 	w := httptest.NewRecorder()

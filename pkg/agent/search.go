@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
 )
 
@@ -46,7 +46,7 @@ func (a *Agent) survey(ctx context.Context, replaced bool) event {
 	if err != nil {
 		a.log.Warn("the hand-off directory cannot be read: this generation believes to be alone", "err", err)
 	}
-	live := slices.DeleteFunc(neighbours, func(n hotrestart.Neighbour) bool {
+	live := slices.DeleteFunc(neighbours, func(n handoff.Neighbour) bool {
 		if n.Err != nil {
 			a.log.Warn("a generation does not answer and is taken for dead", "generation", n.ID, "err", n.Err)
 		}
@@ -55,25 +55,25 @@ func (a *Agent) survey(ctx context.Context, replaced bool) event {
 	if len(live) == 0 {
 		return event{kind: roles.FoundNobody}
 	}
-	first := slices.MaxFunc(live, func(x, y hotrestart.Neighbour) int {
+	first := slices.MaxFunc(live, func(x, y handoff.Neighbour) int {
 		if by := cmp.Compare(importance(x.Report.Role), importance(y.Report.Role)); by != 0 {
 			return by
 		}
-		if hotrestart.Newer(x.Report.Identity, y.Report.Identity).TakeOver {
+		if handoff.Newer(x.Report.Identity, y.Report.Identity).TakeOver {
 			return 1
 		}
 		return -1
 	}).Report
-	verdict := hotrestart.Newer(a.me, first.Identity)
+	verdict := handoff.Newer(a.me, first.Identity)
 	if verdict.Warning != "" {
 		a.log.Warn(verdict.Warning)
 	}
 	switch {
 	case first.Leaving && serves(first.Role):
 		return event{kind: roles.FoundOlder, peer: first.Identity, reason: "it was asked to stop"}
-	case first.Role == hotrestart.RoleStarting && first.Identity.Force && !a.me.Force:
+	case first.Role == handoff.RoleStarting && first.Identity.Force && !a.me.Force:
 		return event{kind: roles.FoundNewer, peer: first.Identity, reason: "it starts with --takeover=force"}
-	case replaced && first.Role != hotrestart.RoleStarting, !verdict.TakeOver:
+	case replaced && first.Role != handoff.RoleStarting, !verdict.TakeOver:
 		return event{kind: roles.FoundNewer, peer: first.Identity, reason: verdict.Reason}
 	}
 	return event{kind: roles.FoundOlder, peer: first.Identity, reason: verdict.Reason}
@@ -81,18 +81,18 @@ func (a *Agent) survey(ctx context.Context, replaced bool) event {
 
 // importance orders roles by how near they are to serving; 0 are those that never will
 // while somebody else does.
-func importance(r hotrestart.Role) int {
+func importance(r handoff.Role) int {
 	switch r {
-	case hotrestart.RoleServing, hotrestart.RoleHandingOff:
+	case handoff.RoleServing, handoff.RoleHandingOff:
 		return 2
-	case hotrestart.RoleStarting:
+	case handoff.RoleStarting:
 		return 1
 	}
 	return 0
 }
 
 // serves tells whether a generation in that role does.
-func serves(r hotrestart.Role) bool { return importance(r) == importance(hotrestart.RoleServing) }
+func serves(r handoff.Role) bool { return importance(r) == importance(handoff.RoleServing) }
 
 // follower watches the generation that serves instead of this one.
 type follower struct {

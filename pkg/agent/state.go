@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/mesh"
 )
 
@@ -21,7 +22,7 @@ const (
 	// stateResources is what Envoy was given last and the names that DNS answers, as
 	// marshalOutput writes it.
 	stateResources = "resources"
-	// stateStats is hotrestart.StatsReply.Marshal: the counters of the old Envoy.
+	// stateStats is StatsReply.Marshal: the counters of the old Envoy.
 	stateStats = "stats"
 )
 
@@ -191,5 +192,5 @@ func eachField(b []byte, visit func(number protowire.Number, value []byte, n uin
 // knew. It owns the sockets.
 type inheritance struct {
 	sockets *hotrestart.Sockets
-	state   hotrestart.State
+	state   handoff.State
 }

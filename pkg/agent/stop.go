@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
 )
 
@@ -58,7 +58,7 @@ func (a *Agent) successors(ctx context.Context) (heir, relief bool) {
 			relief = true
 			continue
 		}
-		if n.Report.Role == hotrestart.RoleStarting && hotrestart.Newer(n.Report.Identity, a.me).TakeOver {
+		if n.Report.Role == handoff.RoleStarting && handoff.Newer(n.Report.Identity, a.me).TakeOver {
 			heir = true
 		}
 		relief = relief || !n.Report.Leaving

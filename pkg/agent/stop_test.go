@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/envoy"
 )
 
@@ -29,7 +30,7 @@ func (m *member) endsUnready() {
 	}
 }
 
-func (m *member) goesOn(role hotrestart.Role) {
+func (m *member) goesOn(role handoff.Role) {
 	m.pod.t.Helper()
 	select {
 	case <-m.ended:
@@ -43,24 +44,24 @@ func (m *member) goesOn(role hotrestart.Role) {
 
 func TestStopInTheMiddleOfATakeOverTellsTheOther(t *testing.T) {
 	t.Parallel()
-	for name, at := range map[string]hotrestart.EventKind{
-		"not welcomed yet": hotrestart.Arrived, "welcomed": hotrestart.WantSockets, "given the sockets": hotrestart.Ended, "ready": hotrestart.Ready,
+	for name, at := range map[string]handoff.EventKind{
+		"not welcomed yet": handoff.Arrived, "welcomed": handoff.WantSockets, "given the sockets": handoff.Ended, "ready": handoff.Ready,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := newPod(t)
-			n := p.neighbour("n", hotrestart.RoleServing, nil, func(_ *neighbour, e hotrestart.Event) bool { return e.Kind == at })
+			n := p.neighbour("n", handoff.RoleServing, nil, func(_ *neighbour, e handoff.Event) bool { return e.Kind == at })
 			n.listen(t, p.listen)
-			a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Unready = at == hotrestart.Ended }))
-			if at == hotrestart.Ended {
-				n.expect(t, hotrestart.WantSockets)
+			a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Unready = at == handoff.Ended }))
+			if at == handoff.Ended {
+				n.expect(t, handoff.WantSockets)
 				waitFor(t, "a to start its Envoy", func() bool { return a.current() != nil })
 			} else {
 				n.expect(t, at)
 			}
 			a.ask()
 			a.endsUnready()
-			if e := n.expect(t, hotrestart.Ended); e.Err.Error() != (&hotrestart.AbortedError{Reason: stoppingReason}).Error() {
+			if e := n.expect(t, handoff.Ended); e.Err.Error() != (&handoff.AbortedError{Reason: stoppingReason}).Error() {
 				t.Errorf("the generation before is told %q, want %q", e.Err, stoppingReason)
 			}
 		})
@@ -73,7 +74,7 @@ func TestStopOfTheServing(t *testing.T) {
 	t.Run("alone", func(t *testing.T) {
 		t.Parallel()
 		a := newPod(t).start("a")
-		a.settles(hotrestart.RoleServing)
+		a.settles(handoff.RoleServing)
 		a.ask()
 		a.endsWell()
 	})
@@ -81,8 +82,8 @@ func TestStopOfTheServing(t *testing.T) {
 		t.Parallel()
 		p := newPod(t)
 		a := p.start("a", withVersion("2", "1"))
-		a.settles(hotrestart.RoleServing)
-		p.neighbour("n", hotrestart.RoleStarting, func(i *hotrestart.Identity) { i.Version, i.Alt = "1", "2" }, nil)
+		a.settles(handoff.RoleServing)
+		p.neighbour("n", handoff.RoleStarting, func(i *handoff.Identity) { i.Version, i.Alt = "1", "2" }, nil)
 		a.ask()
 		a.endsWell()
 	})
@@ -90,10 +91,10 @@ func TestStopOfTheServing(t *testing.T) {
 		t.Parallel()
 		p := newPod(t)
 		a := p.start("a")
-		a.settles(hotrestart.RoleServing)
-		n := p.neighbour("n", hotrestart.RoleStarting, nil, nil)
+		a.settles(handoff.RoleServing)
+		n := p.neighbour("n", handoff.RoleStarting, nil, nil)
 		a.ask()
-		a.goesOn(hotrestart.RoleServing)
+		a.goesOn(handoff.RoleServing)
 		p.answers("a")
 		n.leave()
 		a.endsWell()
@@ -102,16 +103,16 @@ func TestStopOfTheServing(t *testing.T) {
 		t.Parallel()
 		p := newPod(t)
 		a := p.start("a")
-		a.settles(hotrestart.RoleServing)
+		a.settles(handoff.RoleServing)
 		held := p.connect()
 		readName(held)
-		n := p.neighbour("n", hotrestart.RoleStarting, nil, nil)
+		n := p.neighbour("n", handoff.RoleStarting, nil, nil)
 		a.ask()
-		a.goesOn(hotrestart.RoleServing)
+		a.goesOn(handoff.RoleServing)
 		p.replace(a, "n2")
 		n.leave()
-		a.becomes(hotrestart.RoleDraining)
-		a.goesOn(hotrestart.RoleDraining)
+		a.becomes(handoff.RoleDraining)
+		a.goesOn(handoff.RoleDraining)
 		if !open(held) {
 			t.Error("a connection was cut")
 		}
@@ -122,9 +123,9 @@ func TestStopOfTheServing(t *testing.T) {
 		t.Parallel()
 		p := newPod(t)
 		a := p.start("a")
-		a.settles(hotrestart.RoleServing)
+		a.settles(handoff.RoleServing)
 		dir := p.dir("n")
-		n, err := hotrestart.NewServer(dir, hotrestart.Report{Role: hotrestart.RoleStarting}, quiet())
+		n, err := handoff.NewServer(dir, handoff.Report{Role: handoff.RoleStarting}, quiet())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -141,8 +142,8 @@ func TestStopOfTheServing(t *testing.T) {
 		t.Parallel()
 		p := newPod(t)
 		a := p.start("a")
-		a.settles(hotrestart.RoleServing)
-		p.neighbour("n", hotrestart.RoleStarting, nil, nil)
+		a.settles(handoff.RoleServing)
+		p.neighbour("n", handoff.RoleStarting, nil, nil)
 		a.kill()
 		a.endsWell()
 	})
@@ -151,19 +152,19 @@ func TestStopOfTheServing(t *testing.T) {
 func TestStopWhileHandingOff(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
-		code hotrestart.AbortCode
+		code handoff.AbortCode
 		ends bool
 	}{
-		"the newcomer fails":    {hotrestart.AbortFailed, false},  // it may be started again
-		"the newcomer stops":    {hotrestart.AbortStopping, true}, // the whole pod does
+		"the newcomer fails":    {handoff.AbortFailed, false},  // it may be started again
+		"the newcomer stops":    {handoff.AbortStopping, true}, // the whole pod does
 		"the newcomer vanishes": {"", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := newPod(t)
 			a := p.start("a")
-			a.settles(hotrestart.RoleServing)
-			c, err := hotrestart.Dial(t.Context(), p.dir("c"), a.me.ID)
+			a.settles(handoff.RoleServing)
+			c, err := handoff.Dial(t.Context(), p.dir("c"), a.me.ID)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -176,19 +177,19 @@ func TestStopWhileHandingOff(t *testing.T) {
 				t.Fatal(err)
 			}
 			a.ask()
-			a.goesOn(hotrestart.RoleHandingOff)
+			a.goesOn(handoff.RoleHandingOff)
 			if tc.code == "" {
 				c.Close()
 			} else if err := c.Abort(tc.code, "my Envoy does not start"); err != nil {
 				t.Fatal(err)
 			}
-			defer a.entered(hotrestart.RoleStarting, hotrestart.RoleServing, hotrestart.RoleHandingOff, hotrestart.RoleServing)
+			defer a.entered(handoff.RoleStarting, handoff.RoleServing, handoff.RoleHandingOff, handoff.RoleServing)
 			if tc.ends {
 				a.endsWell()
 				return
 			}
-			a.becomes(hotrestart.RoleServing)
-			a.goesOn(hotrestart.RoleServing)
+			a.becomes(handoff.RoleServing)
+			a.goesOn(handoff.RoleServing)
 			p.answers("a")
 		})
 	}
@@ -200,14 +201,14 @@ func TestStopOfAColdStart(t *testing.T) {
 	p := newPod(t)
 	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Unready = true }))
 	waitFor(t, "a to start its Envoy", func() bool { return a.current() != nil })
-	c, err := hotrestart.Dial(t.Context(), p.dir("c"), a.me.ID)
+	c, err := handoff.Dial(t.Context(), p.dir("c"), a.me.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.becomes(hotrestart.RoleHandingOff)
+	a.becomes(handoff.RoleHandingOff)
 	a.ask()
-	a.goesOn(hotrestart.RoleHandingOff)
-	if err := c.Abort(hotrestart.AbortStopping, ""); err != nil { // the whole pod stops
+	a.goesOn(handoff.RoleHandingOff)
+	if err := c.Abort(handoff.AbortStopping, ""); err != nil { // the whole pod stops
 		t.Fatal(err)
 	}
 	a.endsUnready()
@@ -233,9 +234,9 @@ func TestStopBeforeReady(t *testing.T) {
 func TestStopOfTheStandby(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
-	p.neighbour("n", hotrestart.RoleServing, func(i *hotrestart.Identity) { i.Started = time.Now().Add(time.Hour) }, nil)
+	p.neighbour("n", handoff.RoleServing, func(i *handoff.Identity) { i.Started = time.Now().Add(time.Hour) }, nil)
 	a := p.start("a")
-	a.settles(hotrestart.RoleStandby)
+	a.settles(handoff.RoleStandby)
 	a.ask()
 	a.endsWell()
 }
@@ -247,20 +248,20 @@ func TestStopOfTheDraining(t *testing.T) {
 			t.Parallel()
 			p := newPod(t)
 			a := p.start("a")
-			a.settles(hotrestart.RoleServing)
+			a.settles(handoff.RoleServing)
 			held := p.connect()
 			readName(held)
 			n := p.replace(a, "n")
-			a.becomes(hotrestart.RoleDraining)
+			a.becomes(handoff.RoleDraining)
 			if hurry {
 				a.kill()
 				a.endsWell()
 				return
 			}
 			a.ask()
-			a.goesOn(hotrestart.RoleDraining)
+			a.goesOn(handoff.RoleDraining)
 			n.leave() // it does not come forward any more
-			a.goesOn(hotrestart.RoleDraining)
+			a.goesOn(handoff.RoleDraining)
 			if !open(held) {
 				t.Error("a connection was cut")
 			}
@@ -275,15 +276,15 @@ func TestQuitWaitsForNobody(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
 	a := p.start("a")
-	a.settles(hotrestart.RoleServing)
-	c, err := hotrestart.Dial(t.Context(), p.dir("c"), a.me.ID)
+	a.settles(handoff.RoleServing)
+	c, err := handoff.Dial(t.Context(), p.dir("c"), a.me.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	a.becomes(hotrestart.RoleHandingOff)
+	a.becomes(handoff.RoleHandingOff)
 	a.ask() // is put off
-	a.goesOn(hotrestart.RoleHandingOff)
+	a.goesOn(handoff.RoleHandingOff)
 	a.kill()
 	a.endsWell()
 	select {

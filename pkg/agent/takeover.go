@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
 	"understudy.mesh/pkg/envoy"
 )
@@ -76,7 +77,7 @@ func (a *Agent) sayFailed(e event, action roles.Action) {
 
 // succession is what one take-over has to do with.
 type succession struct {
-	client  *hotrestart.Client
+	client  *handoff.Client
 	sidecar *sidecar
 	envoy   *envoy.Instance // that came into force
 	begun   time.Time
@@ -86,7 +87,7 @@ type succession struct {
 // is ended when it fails.
 func (a *Agent) attempt(ctx context.Context, id string) event {
 	begun := time.Now()
-	client, err := hotrestart.Dial(ctx, a.dir, id)
+	client, err := handoff.Dial(ctx, a.dir, id)
 	if err != nil {
 		return event{kind: roles.FailedToTake, err: err}
 	}
@@ -114,10 +115,10 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	case err == nil:
 		a.followDrain(client, s)
 		return event{kind: roles.TookOver, sidecar: s}
-	case errors.Is(err, hotrestart.ErrLost) && a.died(ctx, id):
+	case errors.Is(err, handoff.ErrLost) && a.died(ctx, id):
 		client.Close()
 		return event{kind: roles.PredecessorDied, sidecar: s, err: err}
-	case errors.Is(err, hotrestart.ErrLost):
+	case errors.Is(err, handoff.ErrLost):
 		err = fmt.Errorf("the generation before broke the hand-off off, and lives: %v", err) //nolint:errorlint // it is not lost
 	}
 	s.sockets.UnrestrictReuseport()
@@ -133,10 +134,10 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 
 // giveUp tells the generation before why, which is none of what this one met when it
 // was asked to stop.
-func (a *Agent) giveUp(ctx context.Context, client *hotrestart.Client, why error) {
-	code, reason := hotrestart.AbortFailed, why.Error()
+func (a *Agent) giveUp(ctx context.Context, client *handoff.Client, why error) {
+	code, reason := handoff.AbortFailed, why.Error()
 	if ctx.Err() != nil {
-		code, reason = hotrestart.AbortStopping, ""
+		code, reason = handoff.AbortStopping, ""
 	}
 	if err := client.Abort(code, reason); err != nil {
 		a.log.Debug("the generation before could not be told", "err", err)
@@ -207,7 +208,7 @@ func (t *succession) comeIntoForce(ctx context.Context) error {
 // whyLost says whether the generation before died or gave up, which the next step tells.
 func (t *succession) whyLost(ctx context.Context) error {
 	_, _, err := t.client.Ready(ctx, t.sidecar.sockets.Predecessors())
-	return cmp.Or(err, hotrestart.ErrLost)
+	return cmp.Or(err, handoff.ErrLost)
 }
 
 // commit begins to serve beside the generation before, and has that let go. Between
@@ -254,14 +255,14 @@ func (t *succession) awaitProbation(ctx context.Context) error {
 
 // followDrain reports how the drain of the generation before goes, until it has ended.
 // What the Envoy before went on to count goes to s.
-func (a *Agent) followDrain(client *hotrestart.Client, s *sidecar) {
-	a.setPredecessor(&hotrestart.Drained{})
+func (a *Agent) followDrain(client *handoff.Client, s *sidecar) {
+	a.setPredecessor(&handoff.Drained{})
 	a.spawn(func(ctx context.Context) (event, bool) {
 		defer client.Close()
 		for {
 			d, news, err := client.Next(ctx)
 			if err != nil {
-				d = hotrestart.Drained{Done: true} // it ended
+				d = handoff.Drained{Done: true} // it ended
 			}
 			if data, ok := news[stateStats]; ok {
 				s.stats.Add(data, s.log)

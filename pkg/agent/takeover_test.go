@@ -7,23 +7,23 @@ import (
 	"testing"
 	"time"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 )
 
 func TestRefused(t *testing.T) {
 	t.Parallel()
-	for code, mostTimes := range map[hotrestart.RefusalCode]int{
-		hotrestart.RefusedBusy: 8, hotrestart.RefusedMoved: 8, hotrestart.RefusedOlder: 3, hotrestart.RefusedProtocol: 3,
-		hotrestart.RefusedPod: 3, hotrestart.RefusedUnready: 3, "of a later release": 3,
+	for code, mostTimes := range map[handoff.RefusalCode]int{
+		handoff.RefusedBusy: 8, handoff.RefusedMoved: 8, handoff.RefusedOlder: 3, handoff.RefusedProtocol: 3,
+		handoff.RefusedPod: 3, handoff.RefusedUnready: 3, "of a later release": 3,
 	} {
 		t.Run(string(code), func(t *testing.T) {
 			t.Parallel()
 			p := newPod(t)
 			times := 0
-			n := p.neighbour("n", hotrestart.RoleServing, nil, func(n *neighbour, e hotrestart.Event) bool {
-				if e.Kind == hotrestart.Arrived {
+			n := p.neighbour("n", handoff.RoleServing, nil, func(n *neighbour, e handoff.Event) bool {
+				if e.Kind == handoff.Arrived {
 					times++
 					e.Newcomer.Refuse(code, "the reason")
 				}
@@ -32,7 +32,7 @@ func TestRefused(t *testing.T) {
 			a := p.start("a")
 			waitFor(t, "the attempt to be refused", func() bool { return a.lastAttempt().Result == resultRefused })
 			s := a.roleStatus()
-			if s.Settled || s.Role != string(hotrestart.RoleStarting) || !strings.Contains(s.Reason, "the reason") {
+			if s.Settled || s.Role != string(handoff.RoleStarting) || !strings.Contains(s.Reason, "the reason") {
 				t.Errorf("settled %v as %s: %q; want a starting generation that says why it was refused", s.Settled, s.Role, s.Reason)
 			}
 			time.Sleep(1500 * time.Millisecond)
@@ -40,8 +40,8 @@ func TestRefused(t *testing.T) {
 			if times > mostTimes {
 				t.Errorf("it asked %d times in 1.5 s, want at most %d", times, mostTimes)
 			}
-			if code == hotrestart.RefusedBusy { // the others do the same
-				a.settles(hotrestart.RoleServing)
+			if code == handoff.RefusedBusy { // the others do the same
+				a.settles(handoff.RoleServing)
 			}
 		})
 	}
@@ -51,22 +51,22 @@ func TestRefused(t *testing.T) {
 func TestParentDies(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
-		at      hotrestart.EventKind
+		at      handoff.EventKind
 		after   bool // it has answered
 		unready bool // this one's Envoy is not done then
 		alone   bool // this one goes on with the sockets
 	}{
-		"as it is asked":                 {at: hotrestart.Arrived},
-		"as its sockets are wanted":      {at: hotrestart.WantSockets},
-		"while this one's Envoy starts":  {at: hotrestart.WantSockets, after: true, unready: true},
-		"as this one is ready":           {at: hotrestart.Ready, alone: true},
-		"just after this one took over ": {at: hotrestart.Ready, after: true, alone: true},
+		"as it is asked":                 {at: handoff.Arrived},
+		"as its sockets are wanted":      {at: handoff.WantSockets},
+		"while this one's Envoy starts":  {at: handoff.WantSockets, after: true, unready: true},
+		"as this one is ready":           {at: handoff.Ready, alone: true},
+		"just after this one took over ": {at: handoff.Ready, after: true, alone: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := newPod(t)
 			die := make(chan struct{}, 1)
-			n := p.neighbour("n", hotrestart.RoleServing, nil, func(n *neighbour, e hotrestart.Event) bool {
+			n := p.neighbour("n", handoff.RoleServing, nil, func(n *neighbour, e handoff.Event) bool {
 				if e.Kind != tc.at {
 					return false
 				}
@@ -90,7 +90,7 @@ func TestParentDies(t *testing.T) {
 					t.Error("it counts as settled before its Envoy serves")
 				}
 			} else {
-				a.settles(hotrestart.RoleServing)
+				a.settles(handoff.RoleServing)
 				p.answers("a")
 				waitFor(t, "the sockets of the generation before to be closed", func() bool { return a.current().sockets.Predecessors().Len() == 0 })
 			}
@@ -110,10 +110,10 @@ func TestParentTakesBack(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
 	refuse := true
-	n := p.neighbour("n", hotrestart.RoleServing, nil, func(n *neighbour, e hotrestart.Event) bool {
-		if e.Kind == hotrestart.Ready && refuse {
+	n := p.neighbour("n", handoff.RoleServing, nil, func(n *neighbour, e handoff.Event) bool {
+		if e.Kind == handoff.Ready && refuse {
 			refuse = false
-			e.Newcomer.Refuse(hotrestart.RefusedUnready, "not now")
+			e.Newcomer.Refuse(handoff.RefusedUnready, "not now")
 			return true
 		}
 		return false
@@ -127,24 +127,24 @@ func TestParentTakesBack(t *testing.T) {
 	if a.current() != nil {
 		t.Error("a failed attempt left its sidecar")
 	}
-	a.settles(hotrestart.RoleServing) // the next one
-	n.expect(t, hotrestart.Settled)
+	a.settles(handoff.RoleServing) // the next one
+	n.expect(t, handoff.Settled)
 	p.answers("a")
 }
 
 func TestEnvoyThatDiesInTheProbationHandsBack(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
-	n := p.neighbour("n", hotrestart.RoleServing, nil, nil)
+	n := p.neighbour("n", handoff.RoleServing, nil, nil)
 	n.listen(t, p.listen)
 	a := p.start("a")
-	n.expect(t, hotrestart.Ready)
+	n.expect(t, handoff.Ready)
 	waitFor(t, "a to accept", func() bool { s := a.current(); return s != nil && s.accepting() })
 	a.current().supervisor.Current().Kill()
-	if e := n.expect(t, hotrestart.Ended); e.Outcome != hotrestart.TakeBack || !strings.Contains(e.Err.Error(), "Envoy ended") {
+	if e := n.expect(t, handoff.Ended); e.Outcome != handoff.TakeBack || !strings.Contains(e.Err.Error(), "Envoy ended") {
 		t.Errorf("the generation before is told %v: %v", e.Outcome, e.Err)
 	}
-	a.settles(hotrestart.RoleServing) // at the next attempt
+	a.settles(handoff.RoleServing) // at the next attempt
 }
 
 // TestNoEnvoyBesideTheServingOneWithoutItsSockets: it would bind the same ports, and take
@@ -152,17 +152,17 @@ func TestEnvoyThatDiesInTheProbationHandsBack(t *testing.T) {
 func TestNoEnvoyBesideTheServingOneWithoutItsSockets(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
-	n := p.neighbour("n", hotrestart.RoleServing, nil, nil)
+	n := p.neighbour("n", handoff.RoleServing, nil, nil)
 	n.listen(t, p.listen)
 	a := p.start("a", func(c *config.Config, _ *fakeEnvoy) {
 		c.BinaryPath = script(t, `[ "$1" = --hot-restart-version ] && echo disabled && exit 0; [ "$1" = -c ] && exit 3; exec sleep 1000`)
 	})
-	e := n.expect(t, hotrestart.Ended)
-	if e.Outcome != hotrestart.Unchanged || !errors.As(e.Err, new(*hotrestart.AbortedError)) {
+	e := n.expect(t, handoff.Ended)
+	if e.Outcome != handoff.Unchanged || !errors.As(e.Err, new(*handoff.AbortedError)) {
 		t.Errorf("the generation before is told %v: %v", e.Outcome, e.Err)
 	}
 	waitFor(t, "the attempt to fail", func() bool { return a.lastAttempt().Result == resultFailure })
-	if s := a.roleStatus(); s.Role != string(hotrestart.RoleStarting) || !strings.Contains(s.Reason, "takes no part in hot restarts") {
+	if s := a.roleStatus(); s.Role != string(handoff.RoleStarting) || !strings.Contains(s.Reason, "takes no part in hot restarts") {
 		t.Errorf("%s: %q", s.Role, s.Reason)
 	}
 }
@@ -170,14 +170,14 @@ func TestNoEnvoyBesideTheServingOneWithoutItsSockets(t *testing.T) {
 func TestEnvoyThatNeverStartsEndsTheAgentAndLeavesTheOldOne(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
-	n := p.neighbour("n", hotrestart.RoleServing, nil, nil)
+	n := p.neighbour("n", handoff.RoleServing, nil, nil)
 	n.listen(t, p.listen)
 	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Exits = true }))
 	var exit *envoy.ExitError
 	if err := a.ends(); !errors.As(err, &exit) || exit.Status != 3 {
 		t.Errorf("ended with %v, want Envoy's status 3", err)
 	}
-	if e := n.expect(t, hotrestart.Ended); e.Outcome != hotrestart.Unchanged {
+	if e := n.expect(t, handoff.Ended); e.Outcome != handoff.Unchanged {
 		t.Errorf("the generation before is told %v: %v", e.Outcome, e.Err)
 	}
 }
@@ -185,12 +185,12 @@ func TestEnvoyThatNeverStartsEndsTheAgentAndLeavesTheOldOne(t *testing.T) {
 func TestEnvoyThatDiesOnceStillTakesOver(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
-	n := p.neighbour("n", hotrestart.RoleServing, nil, nil)
+	n := p.neighbour("n", handoff.RoleServing, nil, nil)
 	n.listen(t, p.listen)
 	early := p.connect()
 	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.ExitsOnce = filepath.Join(t.TempDir(), "died") }))
-	a.settles(hotrestart.RoleServing)
-	n.expect(t, hotrestart.Settled)
+	a.settles(handoff.RoleServing)
+	n.expect(t, handoff.Settled)
 	if name := readName(early); name != "a" {
 		t.Errorf("a connection that waited in the socket got %q", name)
 	}
@@ -199,7 +199,7 @@ func TestEnvoyThatDiesOnceStillTakesOver(t *testing.T) {
 func TestWhoDied(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
-	n := p.neighbour("n", hotrestart.RoleServing, nil, nil)
+	n := p.neighbour("n", handoff.RoleServing, nil, nil)
 	dir := p.dir("a")
 	a := &Agent{dir: dir}
 	if a.died(t.Context(), "n") {
@@ -216,9 +216,9 @@ func TestLongStatistics(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
 	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.LongStats = true }), func(c *config.Config, _ *fakeEnvoy) { c.UpgradeStats = true })
-	a.settles(hotrestart.RoleServing)
+	a.settles(handoff.RoleServing)
 	b := p.start("b")
-	b.settles(hotrestart.RoleServing)
+	b.settles(handoff.RoleServing)
 	if got := b.lastAttempt(); got.Result != resultSuccess {
 		t.Errorf("the attempt is %+v", got)
 	}

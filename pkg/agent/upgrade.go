@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/status"
 )
@@ -27,7 +27,7 @@ const lookTimeout = 3 * time.Second
 
 // shown is what others than the loop may see of it.
 type shown struct {
-	role    hotrestart.Role
+	role    handoff.Role
 	since   time.Time
 	sidecar *sidecar
 	left    int // connections, while draining
@@ -35,8 +35,8 @@ type shown struct {
 	// successor is for whom this generation stands by, and whether that one serves.
 	successor       string
 	successorServes bool
-	predecessor     *hotrestart.Drained // nil: there is none
-	upgrades        map[[2]string]int   // by result and reason
+	predecessor     *handoff.Drained  // nil: there is none
+	upgrades        map[[2]string]int // by result and reason
 	durations       durations
 }
 
@@ -96,10 +96,10 @@ func (a *Agent) show() (changed bool) {
 }
 
 // showOthers tells the other generations.
-func (a *Agent) showOthers(role hotrestart.Role) {
+func (a *Agent) showOthers(role handoff.Role) {
 	self := a.self()
 	told, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
-	report := hotrestart.Report{Role: role, Since: self.Since, Leaving: a.loop.Stopping, Left: self.Connections, Details: told}
+	report := handoff.Report{Role: role, Since: self.Since, Leaving: a.loop.Stopping, Left: self.Connections, Details: told}
 	if err == nil {
 		err = a.server.SetReport(report)
 	}
@@ -138,7 +138,7 @@ func (a *Agent) self() control.GenerationStatus {
 	return g
 }
 
-func generationStatus(i hotrestart.Identity) control.GenerationStatus {
+func generationStatus(i handoff.Identity) control.GenerationStatus {
 	return control.GenerationStatus{
 		ID: i.ID, Started: i.Started, AgentVersion: i.AgentVersion, EnvoyVersion: i.EnvoyVersion,
 		HotRestartVersion: i.HotRestartVersion, SidecarSetVersion: i.Version, SidecarSetVersionAlt: i.Alt,
@@ -176,7 +176,7 @@ func (a *Agent) finishAttempt(result string, err error) {
 
 // reasonClass is the reason in a word, for a metric's label.
 func reasonClass(result string, takingOver bool, err error) string {
-	var refused *hotrestart.RefusedError
+	var refused *handoff.RefusedError
 	switch {
 	case result == resultSuccess && takingOver:
 		return "took_over"
@@ -184,9 +184,9 @@ func reasonClass(result string, takingOver bool, err error) string {
 		return "handed_over"
 	case errors.As(err, &refused):
 		return string(refused.Code)
-	case errors.As(err, new(*hotrestart.AbortedError)):
+	case errors.As(err, new(*handoff.AbortedError)):
 		return "aborted"
-	case errors.Is(err, hotrestart.ErrLost):
+	case errors.Is(err, handoff.ErrLost):
 		return "lost"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
@@ -216,7 +216,7 @@ func (a *Agent) predecessorDrained() bool {
 	return a.shown.predecessor != nil && a.shown.predecessor.Done
 }
 
-func (a *Agent) setPredecessor(d *hotrestart.Drained) {
+func (a *Agent) setPredecessor(d *handoff.Drained) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.shown.predecessor = d
@@ -228,15 +228,15 @@ func (a *Agent) roleStatus() control.RoleStatus {
 	defer a.mu.Unlock()
 	r := control.RoleStatus{Role: string(a.shown.role), UpgradeDrainSeconds: a.cfg.UpgradeDrainDuration.Seconds()}
 	switch a.shown.role {
-	case hotrestart.RoleServing, hotrestart.RoleDraining:
+	case handoff.RoleServing, handoff.RoleDraining:
 		r.Settled = true
-	case hotrestart.RoleHandingOff: // a cold start can be taken over from before it is over
+	case handoff.RoleHandingOff: // a cold start can be taken over from before it is over
 		if s := a.shown.sidecar; s != nil && isClosed(s.inForce) {
 			r.Settled = true
 		} else {
 			r.Reason = a.pending()
 		}
-	case hotrestart.RoleStandby:
+	case handoff.RoleStandby:
 		r.Settled = a.shown.successorServes
 		if !r.Settled {
 			r.Reason = "standing by for generation " + a.shown.successor + ", which does not serve yet"
@@ -246,7 +246,7 @@ func (a *Agent) roleStatus() control.RoleStatus {
 	}
 	switch {
 	case !r.Settled:
-	case a.shown.role == hotrestart.RoleDraining:
+	case a.shown.role == handoff.RoleDraining:
 		r.Reason = "this generation drains"
 	case a.shown.predecessor != nil && !a.shown.predecessor.Done:
 		r.Reason = "the generation before drains"
@@ -297,7 +297,7 @@ func (a *Agent) upgradeStatus(ctx context.Context) control.UpgradeStatus {
 	return u
 }
 
-func neighbourStatus(n hotrestart.Neighbour) control.GenerationStatus {
+func neighbourStatus(n handoff.Neighbour) control.GenerationStatus {
 	if n.Err != nil {
 		return control.GenerationStatus{ID: n.ID, Error: n.Err.Error()}
 	}

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 )
 
 const (
@@ -135,7 +135,7 @@ func (c *Client) send(ctx context.Context, r Request) (*http.Response, error) {
 		return do(ctx, c.ports, r.Method, fmt.Sprintf("http://localhost:%d%s", r.Port, r.Path), r.Body)
 	case err != nil && !errors.Is(err, errUnknownPath): // a release without roles always serves
 		return nil, err
-	case s.Role == string(hotrestart.RoleStandby):
+	case s.Role == string(handoff.RoleStandby):
 		return nil, ErrStandby
 	}
 	prefix := StatusPrefix

@@ -5,19 +5,19 @@ import (
 	"log/slog"
 	"sync"
 
-	"understudy.mesh/hotrestart"
+	hotenvoy "understudy.mesh/hotrestart/envoy"
 )
 
 // CounterRelay carries the counters of the Envoy before over to this generation's, which
 // asks for what they grew by every 5 s. The zero value has nothing to tell.
 type CounterRelay struct {
 	mu      sync.Mutex
-	pending hotrestart.StatsReply
+	pending hotenvoy.StatsReply
 }
 
-// Add takes counters, as hotrestart.StatsReply.Marshal wrote them.
+// Add takes counters, as hotenvoy.StatsReply.Marshal wrote them.
 func (r *CounterRelay) Add(data []byte, log *slog.Logger) {
-	reply, err := hotrestart.ParseStatsReply(data)
+	reply, err := hotenvoy.ParseStatsReply(data)
 	if err != nil {
 		log.Warn("the counters of the Envoy before are not carried over", "err", err)
 		return
@@ -34,18 +34,18 @@ func (r *CounterRelay) Add(data []byte, log *slog.Logger) {
 }
 
 // Next tells what was added since it was asked last.
-func (r *CounterRelay) Next(context.Context) (hotrestart.StatsReply, error) {
+func (r *CounterRelay) Next(context.Context) (hotenvoy.StatsReply, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	reply := r.pending
-	r.pending = hotrestart.StatsReply{}
+	r.pending = hotenvoy.StatsReply{}
 	return reply, nil
 }
 
 // Counters is what an Envoy has counted up to a moment.
 type Counters struct {
 	values map[string]uint64
-	rest   []byte // of hotrestart.StatsReply: how names are to be read
+	rest   []byte // of hotenvoy.StatsReply: how names are to be read
 }
 
 // Counters asks Envoy. Its own protocol tells what they grew by since its last flush;
@@ -67,7 +67,7 @@ func (s *Supervisor) Counters(ctx context.Context) (*Counters, error) {
 }
 
 // Delta is by how much the counters of later have grown since c (nil: since nothing),
-// serialized as hotrestart.StatsReply.Marshal does; nil when there is nothing to tell.
+// serialized as hotenvoy.StatsReply.Marshal does; nil when there is nothing to tell.
 func (c *Counters) Delta(later *Counters) []byte {
 	if later == nil {
 		return nil
@@ -84,5 +84,5 @@ func (c *Counters) Delta(later *Counters) []byte {
 	if len(deltas) == 0 {
 		return nil
 	}
-	return hotrestart.StatsReply{CounterDeltas: deltas, Rest: later.rest}.Marshal()
+	return hotenvoy.StatsReply{CounterDeltas: deltas, Rest: later.rest}.Marshal()
 }

@@ -5,7 +5,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"understudy.mesh/hotrestart"
+	hotenvoy "understudy.mesh/hotrestart/envoy"
 )
 
 func TestRelayTellsEachCounterOnce(t *testing.T) {
@@ -13,9 +13,9 @@ func TestRelayTellsEachCounterOnce(t *testing.T) {
 	if got, err := r.Next(t.Context()); err != nil || len(got.CounterDeltas) != 0 {
 		t.Errorf("nothing was added, and it tells %v, %v", got, err)
 	}
-	r.Add(hotrestart.StatsReply{CounterDeltas: map[string]uint64{"a": 1, "b": 2}}.Marshal(), quiet())
+	r.Add(hotenvoy.StatsReply{CounterDeltas: map[string]uint64{"a": 1, "b": 2}}.Marshal(), quiet())
 	r.Add([]byte{0xff}, quiet()) // damaged
-	r.Add(hotrestart.StatsReply{CounterDeltas: map[string]uint64{"b": 3}}.Marshal(), quiet())
+	r.Add(hotenvoy.StatsReply{CounterDeltas: map[string]uint64{"b": 3}}.Marshal(), quiet())
 	got, err := r.Next(t.Context())
 	if err != nil || !cmp.Equal(got.CounterDeltas, map[string]uint64{"a": 1, "b": 5}) {
 		t.Errorf("it tells %v, %v", got.CounterDeltas, err)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart"
+	hotenvoy "understudy.mesh/hotrestart/envoy"
 )
 
 // neverTerminate keeps Envoy from ending its parent, which is the agent: only while it
@@ -19,7 +20,7 @@ const neverTerminate = math.MaxInt32 * time.Second
 // usualVersion is what every Envoy from 1.20 to 1.40 says to --hot-restart-version.
 // Envoy checks it by itself as it starts, and asking it takes as long as half a start: so
 // it is asked only when one ended before it served.
-var usualVersion = hotrestart.Version{Version: 11, Size: 104}
+var usualVersion = hotenvoy.Version{Version: 11, Size: 104}
 
 // launcher starts Envoys, one after the other, each as the heir of an Envoy that the
 // agent plays: it asks the agent for its listening sockets, and would do so of an Envoy.
@@ -27,7 +28,7 @@ type launcher struct {
 	cfg Config
 
 	mu      sync.Mutex
-	version hotrestart.Version
+	version hotenvoy.Version
 	off     error // why Envoys take no part in hot restarts; nil while they do
 }
 
@@ -36,7 +37,7 @@ type Instance struct {
 	*Process
 	// accepts is closed when Envoy accepts on all its first listeners.
 	accepts chan struct{}
-	child   *hotrestart.Child // nil: it takes no part
+	child   *hotenvoy.Child // nil: it takes no part
 	// cleared is closed when Envoy has ended and nothing that it needed is left.
 	cleared chan struct{}
 
@@ -110,7 +111,7 @@ func (l *launcher) recheck(ctx context.Context) bool {
 	if l.disabled() != nil {
 		return false
 	}
-	version, err := hotrestart.ReadVersion(ctx, l.cfg.Binary)
+	version, err := hotenvoy.ReadVersion(ctx, l.cfg.Binary)
 	if ctx.Err() != nil {
 		return false
 	}
@@ -128,7 +129,7 @@ func (l *launcher) recheck(ctx context.Context) bool {
 	return changed
 }
 
-func (l *launcher) currentVersion() hotrestart.Version {
+func (l *launcher) currentVersion() hotenvoy.Version {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.version
@@ -136,16 +137,16 @@ func (l *launcher) currentVersion() hotrestart.Version {
 
 // startHot launches an Envoy with a shared memory, a parent and a child of its own.
 func (l *launcher) startHot() (*Instance, error) {
-	if _, err := hotrestart.RemoveStaleSharedMemory(hotrestart.SharedMemoryDir); err != nil {
+	if _, err := hotenvoy.RemoveStaleSharedMemory(hotenvoy.SharedMemoryDir); err != nil {
 		l.cfg.Log.Warn("what agents that were killed left stays behind", "err", err)
 	}
-	memory, err := hotrestart.CreateSharedMemory(hotrestart.SharedMemoryDir, l.currentVersion())
+	memory, err := hotenvoy.CreateSharedMemory(hotenvoy.SharedMemoryDir, l.currentVersion())
 	if err != nil {
 		return nil, &impossibleError{err}
 	}
-	where := hotrestart.Rendezvous{Path: l.cfg.Path, Base: memory.Base()}
+	where := hotenvoy.Rendezvous{Path: l.cfg.Path, Base: memory.Base()}
 	i := &Instance{accepts: make(chan struct{}), cleared: make(chan struct{})}
-	parent, err := hotrestart.NewParent(hotrestart.ParentConfig{
+	parent, err := hotenvoy.NewParent(hotenvoy.ParentConfig{
 		Rendezvous: where, StartTime: l.cfg.StartTime, Log: l.cfg.Log, Stats: l.cfg.Stats,
 		Sockets: func(address string, worker uint32) (int, bool) {
 			i.note(address)
@@ -159,7 +160,7 @@ func (l *launcher) startHot() (*Instance, error) {
 	if err != nil {
 		return nil, &impossibleError{errors.Join(err, memory.Close())}
 	}
-	if i.child, err = hotrestart.NewChild(where); err != nil {
+	if i.child, err = hotenvoy.NewChild(where); err != nil {
 		return nil, &impossibleError{errors.Join(err, parent.Close(), memory.Close())}
 	}
 	speaking, quiet := context.WithCancel(context.Background())
@@ -178,7 +179,7 @@ func (l *launcher) startHot() (*Instance, error) {
 			l.cfg.Log.Warn("something of an Envoy that ended stays behind", "err", err)
 		}
 	}
-	i.Process, err = Start(l.cfg.Command(hotrestart.EnvoyArgs(hotrestart.ArgsConfig{
+	i.Process, err = Start(l.cfg.Command(hotenvoy.Args(hotenvoy.ArgsConfig{
 		Rendezvous: where, ParentShutdown: neverTerminate, SkipStats: l.cfg.Stats == nil,
 	})))
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"understudy.mesh/hotrestart"
+	hotenvoy "understudy.mesh/hotrestart/envoy"
 )
 
 // script writes an executable shell script, and returns its path.
@@ -28,10 +28,10 @@ func TestRecheck(t *testing.T) {
 		binary     string
 		differs    bool
 		off        string // part of why hot restart is off; "" while it is on
-		versionNow hotrestart.Version
+		versionNow hotenvoy.Version
 	}{
 		"the usual version":   {"echo " + usualVersion.String(), false, "", usualVersion},
-		"another version":     {"echo 11.200", true, "", hotrestart.Version{Version: 11, Size: 200}},
+		"another version":     {"echo 11.200", true, "", hotenvoy.Version{Version: 11, Size: 200}},
 		"built without":       {"echo disabled", true, "disabled", usualVersion},
 		"broken":              {"exit 7", true, "7", usualVersion},
 		"of an unusable size": {"echo 11.1", true, "11.1", usualVersion},

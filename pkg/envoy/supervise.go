@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"understudy.mesh/hotrestart"
+	hotenvoy "understudy.mesh/hotrestart/envoy"
 )
 
 const (
@@ -48,7 +48,7 @@ type Config struct {
 	// Command makes the command line of an Envoy that takes part in a hot restart, or of
 	// one that does not (nil).
 	Command func(hotRestart []string) Command
-	// Path is where the sockets of the hot restart begin, see hotrestart.Rendezvous.
+	// Path is where the sockets of the hot restart begin, see hotenvoy.Rendezvous.
 	Path    string
 	Sockets func(address string, worker uint32) (fd int, ok bool)
 	// Inherits tells whether the sockets are those of a generation that may still serve;
@@ -57,8 +57,8 @@ type Config struct {
 	// DropSockets is called before an Envoy is started that takes no part in hot restarts and
 	// binds for itself; nil: nothing is to be done.
 	DropSockets func()
-	Accepts     func()                                               // called when an Envoy accepts on all its first listeners
-	Stats       func(context.Context) (hotrestart.StatsReply, error) // nil: none
+	Accepts     func()                                             // called when an Envoy accepts on all its first listeners
+	Stats       func(context.Context) (hotenvoy.StatsReply, error) // nil: none
 	StartTime   time.Time
 
 	Admin *Admin

@@ -3,10 +3,10 @@ package roles
 import (
 	"fmt"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 )
 
-// Kind says what has happened: one of this package's, or a [hotrestart.EventKind].
+// Kind says what has happened: one of this package's, or a [handoff.EventKind].
 type Kind = fmt.Stringer
 
 // own are the kinds besides those of a hand-off.
@@ -77,7 +77,7 @@ type Event struct {
 	PredecessorDrained bool // a generation before this one has
 
 	// Of Arrived.
-	Verdict hotrestart.Verdict // whether the newcomer is the newer one
-	Forced  bool               // it is started with --takeover=force
-	Unfit   error              // why the sidecar cannot be taken over
+	Verdict handoff.Verdict // whether the newcomer is the newer one
+	Forced  bool            // it is started with --takeover=force
+	Unfit   error           // why the sidecar cannot be taken over
 }

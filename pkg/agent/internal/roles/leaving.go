@@ -1,6 +1,6 @@
 package roles
 
-import "understudy.mesh/hotrestart"
+import "understudy.mesh/hotrestart/handoff"
 
 // retire: the newcomer holds everything for good. What is left here is to let
 // connections end.
@@ -9,7 +9,7 @@ func retire(s *State, _ Event) []Action {
 	if s.Draining {
 		actions = do(CutDrain, Retire)
 	}
-	s.Role, s.Draining, s.Drained, s.Replaced = hotrestart.RoleDraining, false, false, true
+	s.Role, s.Draining, s.Drained, s.Replaced = handoff.RoleDraining, false, false, true
 	s.Retiring++
 	return actions
 }
@@ -18,7 +18,7 @@ func retire(s *State, _ Event) []Action {
 func retired(s *State, e Event) []Action {
 	s.Retiring--
 	var actions []Action
-	if e.Leaving && s.Role == hotrestart.RoleDraining {
+	if e.Leaving && s.Role == handoff.RoleDraining {
 		actions = do(TellNewcomer)
 	}
 	actions = append(actions, Action{Do: EndDrain})
@@ -27,12 +27,12 @@ func retired(s *State, e Event) []Action {
 	}
 	actions = append(actions, Action{Do: GiveMemoryBack})
 	switch {
-	case s.Retiring > 0, s.Role != hotrestart.RoleDraining: // it serves again, or is about to
+	case s.Retiring > 0, s.Role != handoff.RoleDraining: // it serves again, or is about to
 		return actions
 	case s.Stopping:
 		return append(actions, finish(s, e)...)
 	}
-	s.Role = hotrestart.RoleStandby
+	s.Role = handoff.RoleStandby
 	return actions
 }
 
@@ -41,7 +41,7 @@ func drainNews(s *State, e Event) []Action {
 	switch {
 	case !e.Leaving:
 		return nil
-	case s.Role != hotrestart.RoleDraining:
+	case s.Role != handoff.RoleDraining:
 		return do(ShowDrain)
 	}
 	return do(ShowDrain, TellNewcomer)
@@ -52,7 +52,7 @@ func predecessorNews(s *State, e Event) []Action {
 	switch {
 	case !e.Done:
 		return do(NotePredecessor)
-	case s.Role == hotrestart.RoleServing: // else it is the successor who restricted it
+	case s.Role == handoff.RoleServing: // else it is the successor who restricted it
 		return do(NotePredecessor, UnrestrictReuseport, NotePredecessorDrained)
 	}
 	return do(NotePredecessor, NotePredecessorDrained)
@@ -73,13 +73,13 @@ func takeOverFromLeaving(s *State, e Event) []Action {
 	if s.Stopping {
 		return nil
 	}
-	s.Role = hotrestart.RoleStarting
+	s.Role = handoff.RoleStarting
 	return append(do(DropSidecar), takeOver(s, e)...)
 }
 
 // stepIn: the generation for which this one stood by is gone.
 func stepIn(s *State, e Event) []Action {
-	s.Role = hotrestart.RoleStarting
+	s.Role = handoff.RoleStarting
 	return append(do(StepIn, Show), look(s, e)...) // shown before it looks, see promote
 }
 
@@ -90,13 +90,13 @@ func promote(s *State, e Event) []Action {
 	if s.Stopping {
 		return nil
 	}
-	s.Role = hotrestart.RoleStarting
+	s.Role = handoff.RoleStarting
 	return append(do(Promote, DropSidecar, Show), look(s, e)...)
 }
 
 // sendOn: this generation serves no more; another does.
 func sendOn(s *State, _ Event) []Action {
-	return []Action{{Do: Refuse, Refusal: &hotrestart.RefusedError{Code: hotrestart.RefusedMoved, Reason: "generation " + s.ID + " serves no more"}}}
+	return []Action{{Do: Refuse, Refusal: &handoff.RefusedError{Code: handoff.RefusedMoved, Reason: "generation " + s.ID + " serves no more"}}}
 }
 
 func forgetNewcomer(_ *State, e Event) []Action {

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 )
 
 // arrived answers a newcomer: it may take over if it is the newer one.
@@ -14,36 +14,36 @@ func arrived(s *State, e Event) []Action {
 		return do(Welcome)
 	}
 	actions := []Action{{Do: Reject, Refusal: refusal}}
-	if refusal.Code == hotrestart.RefusedMoved { // both are about to start: this one yields
+	if refusal.Code == handoff.RefusedMoved { // both are about to start: this one yields
 		actions = append(actions, look(s, e)...)
 	}
 	return actions
 }
 
 // judge says why a newcomer may not take over; nil when it may.
-func judge(s *State, e Event) *hotrestart.RefusedError {
-	refuse := func(code hotrestart.RefusalCode, format string, args ...any) *hotrestart.RefusedError {
-		return &hotrestart.RefusedError{Code: code, Reason: fmt.Sprintf("generation "+s.ID+" "+format, args...)}
+func judge(s *State, e Event) *handoff.RefusedError {
+	refuse := func(code handoff.RefusalCode, format string, args ...any) *handoff.RefusedError {
+		return &handoff.RefusedError{Code: code, Reason: fmt.Sprintf("generation "+s.ID+" "+format, args...)}
 	}
 	switch {
 	case !e.Verdict.TakeOver && !s.Stopping: // else whoever comes is welcome
-		return refuse(hotrestart.RefusedOlder, "serves: %s", e.Verdict.Reason)
+		return refuse(handoff.RefusedOlder, "serves: %s", e.Verdict.Reason)
 	case s.Emptying:
-		return refuse(hotrestart.RefusedBusy, "is ending, and its sockets take nobody new")
-	case s.Role == hotrestart.RoleStarting && s.Forced && !e.Forced:
-		return refuse(hotrestart.RefusedBusy, "is starting with --takeover=force")
+		return refuse(handoff.RefusedBusy, "is ending, and its sockets take nobody new")
+	case s.Role == handoff.RoleStarting && s.Forced && !e.Forced:
+		return refuse(handoff.RefusedBusy, "is starting with --takeover=force")
 	case s.Taking:
-		return refuse(hotrestart.RefusedBusy, "is taking over itself")
+		return refuse(handoff.RefusedBusy, "is taking over itself")
 	case !e.Sidecar:
-		return refuse(hotrestart.RefusedMoved, "has nothing to hand over, and stands by")
+		return refuse(handoff.RefusedMoved, "has nothing to hand over, and stands by")
 	case e.Unfit != nil:
-		return refuse(hotrestart.RefusedUnready, "cannot be taken over: %v", e.Unfit)
+		return refuse(handoff.RefusedUnready, "cannot be taken over: %v", e.Unfit)
 	}
 	return nil
 }
 
 func welcomed(s *State, _ Event) []Action {
-	s.Before, s.Role = s.Role, hotrestart.RoleHandingOff
+	s.Before, s.Role = s.Role, handoff.RoleHandingOff
 	if s.Draining {
 		return do(ReadyOn, BeginHandOff) // the drain of the stop took it
 	}
@@ -52,7 +52,7 @@ func welcomed(s *State, _ Event) []Action {
 
 // busy: the hand-off's server lets in one newcomer at a time; a second one would wait in vain.
 func busy(s *State, _ Event) []Action {
-	return []Action{{Do: Refuse, Refusal: &hotrestart.RefusedError{Code: hotrestart.RefusedUnready, Reason: "this generation is " + string(s.Role)}}}
+	return []Action{{Do: Refuse, Refusal: &handoff.RefusedError{Code: handoff.RefusedUnready, Reason: "this generation is " + string(s.Role)}}}
 }
 
 // failed: the hand-off ended without a successor.
@@ -73,12 +73,12 @@ func failed(s *State, e Event) []Action {
 	case !s.Stopping:
 		return actions
 	}
-	var aborted *hotrestart.AbortedError
-	switch podStops := errors.As(e.Err, &aborted) && aborted.Code == hotrestart.AbortStopping; {
+	var aborted *handoff.AbortedError
+	switch podStops := errors.As(e.Err, &aborted) && aborted.Code == handoff.AbortStopping; {
 	case !podStops:
 		s.Orphaned = true // the newcomer may be started again
 		return actions
-	case s.Before == hotrestart.RoleStarting:
+	case s.Before == handoff.RoleStarting:
 		return append(actions, stopStarting(s, e)...)
 	}
 	return append(actions, drainToStop(s, e)...)
@@ -89,7 +89,7 @@ func coldInForce(s *State, e Event) []Action {
 	if !e.Current {
 		return nil // of one that drains
 	}
-	s.Before, s.Settled = hotrestart.RoleServing, true
+	s.Before, s.Settled = handoff.RoleServing, true
 	return do(SettleSockets, GiveMemoryBack)
 }
 

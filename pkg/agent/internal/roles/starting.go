@@ -4,7 +4,7 @@ import (
 	"errors"
 	"time"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 )
 
 const (
@@ -62,10 +62,10 @@ func standBy(s *State, e Event) []Action {
 		return stopStarting(s, e)
 	}
 	if s.Retiring > 0 {
-		s.Role = hotrestart.RoleDraining
+		s.Role = handoff.RoleDraining
 		return do(StandBy, Follow)
 	}
-	s.Role = hotrestart.RoleStandby
+	s.Role = handoff.RoleStandby
 	return do(StandBy, Follow, GiveMemoryBack)
 }
 
@@ -86,7 +86,7 @@ func inForce(s *State, e Event) []Action {
 }
 
 func serve(s *State) []Action {
-	s.Role, s.Taking, s.Failures, s.Replaced = hotrestart.RoleServing, false, 0, false
+	s.Role, s.Taking, s.Failures, s.Replaced = handoff.RoleServing, false, 0, false
 	return do(Unfollow, SettleSockets, GiveMemoryBack)
 }
 
@@ -121,14 +121,14 @@ func tryLater(s *State, e Event) []Action {
 	doublings := min(s.Failures, maxDoublings)
 	s.Failures++
 	pause := min(retryFirst<<doublings, retryLast)
-	var refused *hotrestart.RefusedError
+	var refused *handoff.RefusedError
 	switch {
 	case errors.As(e.Err, &refused):
-		if refused.Code == hotrestart.RefusedBusy || refused.Code == hotrestart.RefusedMoved {
+		if refused.Code == handoff.RefusedBusy || refused.Code == handoff.RefusedMoved {
 			pause = min(lookSoon<<doublings, retryFirst) // until somebody else is done
 		}
 		return lookLater(s, ReportRefused, pause)
-	case errors.Is(e.Err, hotrestart.ErrLost):
+	case errors.Is(e.Err, handoff.ErrLost):
 		return append(do(ReportLost), look(s, e)...)
 	}
 	return lookLater(s, ReportFailed, pause)
@@ -141,7 +141,7 @@ func stopStarting(s *State, e Event) []Action {
 	case s.Taking:
 		return do(CancelTakeOver) // tells the generation before; what has become of it then, an event says
 	case !e.Sidecar && s.Retiring > 0:
-		s.Role = hotrestart.RoleDraining
+		s.Role = handoff.RoleDraining
 		return nil
 	}
 	return finish(s, e)

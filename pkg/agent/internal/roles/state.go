@@ -3,7 +3,7 @@ package roles
 import (
 	"time"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 )
 
 // State is what a generation knows of itself.
@@ -11,27 +11,27 @@ type State struct {
 	ID     string
 	Forced bool // started with --takeover=force
 
-	Role     hotrestart.Role
-	Before   hotrestart.Role // the role to go back to when the newcomer fails
-	Over     bool            // its life is
-	Stopping bool            // a stop was asked for
-	Settled  bool            // it was ready once, or stood by
-	Replaced bool            // a newer generation has taken over: never take over from a live one again
-	Taking   bool            // an attempt to take over runs
-	Orphaned bool            // a newcomer died for which a stop was put off
-	Draining bool            // the drain of the ordinary stop has begun
-	Drained  bool            // it is over, and waits for the newcomer
-	Emptying bool            // it is over, and the sockets take nobody new
-	Retiring int             // drains after hand-offs: a generation whose successor died serves again, and may be taken over from again
-	Search   int             // counts looks: what an earlier one found, or wanted, is of no consequence
-	Failures int             // to take over, in a row
+	Role     handoff.Role
+	Before   handoff.Role // the role to go back to when the newcomer fails
+	Over     bool         // its life is
+	Stopping bool         // a stop was asked for
+	Settled  bool         // it was ready once, or stood by
+	Replaced bool         // a newer generation has taken over: never take over from a live one again
+	Taking   bool         // an attempt to take over runs
+	Orphaned bool         // a newcomer died for which a stop was put off
+	Draining bool         // the drain of the ordinary stop has begun
+	Drained  bool         // it is over, and waits for the newcomer
+	Emptying bool         // it is over, and the sockets take nobody new
+	Retiring int          // drains after hand-offs: a generation whose successor died serves again, and may be taken over from again
+	Search   int          // counts looks: what an earlier one found, or wanted, is of no consequence
+	Failures int          // to take over, in a row
 }
 
 // Action is one thing to do.
 type Action struct {
 	Do      Do
-	Pause   time.Duration            // of LookLater, and of what says when it comes
-	Refusal *hotrestart.RefusedError // of Refuse and Reject
+	Pause   time.Duration         // of LookLater, and of what says when it comes
+	Refusal *handoff.RefusedError // of Refuse and Reject
 }
 
 // Do says what.

@@ -8,15 +8,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"understudy.mesh/hotrestart"
+	"understudy.mesh/hotrestart/handoff"
 )
 
 const (
-	starting   = hotrestart.RoleStarting
-	serving    = hotrestart.RoleServing
-	handingOff = hotrestart.RoleHandingOff
-	draining   = hotrestart.RoleDraining
-	standby    = hotrestart.RoleStandby
+	starting   = handoff.RoleStarting
+	serving    = handoff.RoleServing
+	handingOff = handoff.RoleHandingOff
+	draining   = handoff.RoleDraining
+	standby    = handoff.RoleStandby
 )
 
 // row is an event in a state, and what must become of it.
@@ -30,14 +30,14 @@ type row struct {
 
 var (
 	errFault = errors.New("a fault")
-	newer    = hotrestart.Verdict{TakeOver: true, Reason: "it is newer"}
-	older    = hotrestart.Verdict{Reason: "it is older"}
+	newer    = handoff.Verdict{TakeOver: true, Reason: "it is newer"}
+	older    = handoff.Verdict{Reason: "it is older"}
 )
 
-func becomes(role hotrestart.Role) func(*State) { return func(s *State) { s.Role = role } }
-func isOver(s *State)                           { s.Over = true }
-func looked(s *State)                           { s.Search++ }
-func stopping(s *State)                         { s.Stopping = true }
+func becomes(role handoff.Role) func(*State) { return func(s *State) { s.Role = role } }
+func isOver(s *State)                        { s.Over = true }
+func looked(s *State)                        { s.Search++ }
+func stopping(s *State)                      { s.Stopping = true }
 
 // all applies one change after the other.
 func all(changes ...func(*State)) func(*State) {
@@ -52,11 +52,11 @@ func paused(say Do, pause time.Duration) []Action {
 	return []Action{{Do: say, Pause: pause}, {Do: LookLater, Pause: pause}}
 }
 
-func refusal(how Do, code hotrestart.RefusalCode, reason string) []Action {
-	return []Action{{Do: how, Refusal: &hotrestart.RefusedError{Code: code, Reason: reason}}}
+func refusal(how Do, code handoff.RefusalCode, reason string) []Action {
+	return []Action{{Do: how, Refusal: &handoff.RefusedError{Code: code, Reason: reason}}}
 }
 
-func refused(code hotrestart.RefusalCode) error { return &hotrestart.RefusedError{Code: code} }
+func refused(code handoff.RefusalCode) error { return &handoff.RefusedError{Code: code} }
 
 var startingRows = []row{
 	{"nobody is there", State{Role: starting}, Event{Kind: FoundNobody}, nil, do(StartCold)},
@@ -87,11 +87,11 @@ var startingRows = []row{
 	{"taking over failed", State{Role: starting, Taking: true}, Event{Kind: FailedToTake, Err: errFault}, func(s *State) { s.Taking, s.Failures, s.Search = false, 1, 1 }, paused(ReportFailed, time.Second)},
 	{"it failed for the third time", State{Role: starting, Taking: true, Failures: 2}, Event{Kind: FailedToTake, Err: errFault}, func(s *State) { s.Taking, s.Failures, s.Search = false, 3, 1 }, paused(ReportFailed, 4*time.Second)},
 	{"it failed again and again", State{Role: starting, Taking: true, Failures: 99}, Event{Kind: FailedToTake, Err: errFault}, func(s *State) { s.Taking, s.Failures, s.Search = false, 100, 1 }, paused(ReportFailed, 30*time.Second)},
-	{"the other is busy", State{Role: starting, Taking: true}, Event{Kind: FailedToTake, Err: refused(hotrestart.RefusedBusy)}, func(s *State) { s.Taking, s.Failures, s.Search = false, 1, 1 }, paused(ReportRefused, 100*time.Millisecond)},
-	{"the other is busy for long", State{Role: starting, Taking: true, Failures: 8}, Event{Kind: FailedToTake, Err: refused(hotrestart.RefusedBusy)}, func(s *State) { s.Taking, s.Failures, s.Search = false, 9, 1 }, paused(ReportRefused, time.Second)},
-	{"the other has moved on", State{Role: starting, Taking: true, Failures: 1}, Event{Kind: FailedToTake, Err: refused(hotrestart.RefusedMoved)}, func(s *State) { s.Taking, s.Failures, s.Search = false, 2, 1 }, paused(ReportRefused, 200*time.Millisecond)},
-	{"the other refuses", State{Role: starting, Taking: true, Failures: 1}, Event{Kind: FailedToTake, Err: refused(hotrestart.RefusedOlder)}, func(s *State) { s.Taking, s.Failures, s.Search = false, 2, 1 }, paused(ReportRefused, 2*time.Second)},
-	{"the other is gone", State{Role: starting, Taking: true}, Event{Kind: FailedToTake, Err: fmt.Errorf("x: %w", hotrestart.ErrLost)}, func(s *State) { s.Taking, s.Failures, s.Search = false, 1, 1 }, do(ReportLost, Look)},
+	{"the other is busy", State{Role: starting, Taking: true}, Event{Kind: FailedToTake, Err: refused(handoff.RefusedBusy)}, func(s *State) { s.Taking, s.Failures, s.Search = false, 1, 1 }, paused(ReportRefused, 100*time.Millisecond)},
+	{"the other is busy for long", State{Role: starting, Taking: true, Failures: 8}, Event{Kind: FailedToTake, Err: refused(handoff.RefusedBusy)}, func(s *State) { s.Taking, s.Failures, s.Search = false, 9, 1 }, paused(ReportRefused, time.Second)},
+	{"the other has moved on", State{Role: starting, Taking: true, Failures: 1}, Event{Kind: FailedToTake, Err: refused(handoff.RefusedMoved)}, func(s *State) { s.Taking, s.Failures, s.Search = false, 2, 1 }, paused(ReportRefused, 200*time.Millisecond)},
+	{"the other refuses", State{Role: starting, Taking: true, Failures: 1}, Event{Kind: FailedToTake, Err: refused(handoff.RefusedOlder)}, func(s *State) { s.Taking, s.Failures, s.Search = false, 2, 1 }, paused(ReportRefused, 2*time.Second)},
+	{"the other is gone", State{Role: starting, Taking: true}, Event{Kind: FailedToTake, Err: fmt.Errorf("x: %w", handoff.ErrLost)}, func(s *State) { s.Taking, s.Failures, s.Search = false, 1, 1 }, do(ReportLost, Look)},
 	{"it failed, and this one is to stop", State{Role: starting, Taking: true, Stopping: true}, Event{Kind: FailedToTake, Err: errFault}, func(s *State) { s.Taking, s.Over = false, true }, do(Finish)},
 	{"it cannot serve", State{Role: starting}, Event{Kind: CannotServe, Err: errFault}, isOver, do(Fail)},
 	{"it cannot serve beside its drain", State{Role: starting, Retiring: 1}, Event{Kind: CannotServe, Err: errFault}, looked, paused(SayRetry, time.Second)},
@@ -99,13 +99,13 @@ var startingRows = []row{
 	{"its sidecar ended", State{Role: starting}, Event{Kind: SidecarEnded, Current: true}, isOver, do(Fail)},
 	{"its sidecar ended of a fault as it is to stop", State{Role: starting, Stopping: true}, Event{Kind: SidecarEnded, Current: true, Err: errFault}, isOver, do(Fail)},
 	{"one that drained ended", State{Role: starting}, Event{Kind: SidecarEnded, Err: errFault}, nil, nil},
-	{"a newer one comes", State{Role: starting}, Event{Kind: hotrestart.Arrived, Verdict: newer, Sidecar: true}, nil, do(Welcome)},
-	{"an older one comes", State{Role: starting}, Event{Kind: hotrestart.Arrived, Verdict: older, Sidecar: true}, nil, refusal(Reject, hotrestart.RefusedOlder, "generation me serves: it is older")},
-	{"one comes before there is anything", State{Role: starting}, Event{Kind: hotrestart.Arrived, Verdict: newer}, looked,
-		append(refusal(Reject, hotrestart.RefusedMoved, "generation me has nothing to hand over, and stands by"), do(Look)...)},
-	{"one comes while it takes over", State{Role: starting, Taking: true}, Event{Kind: hotrestart.Arrived, Verdict: newer}, nil, refusal(Reject, hotrestart.RefusedBusy, "generation me is taking over itself")},
-	{"one comes, and this one uses force", State{Role: starting, Forced: true}, Event{Kind: hotrestart.Arrived, Verdict: newer, Sidecar: true}, nil, refusal(Reject, hotrestart.RefusedBusy, "generation me is starting with --takeover=force")},
-	{"one comes with force, too", State{Role: starting, Forced: true}, Event{Kind: hotrestart.Arrived, Verdict: newer, Sidecar: true, Forced: true}, nil, do(Welcome)},
+	{"a newer one comes", State{Role: starting}, Event{Kind: handoff.Arrived, Verdict: newer, Sidecar: true}, nil, do(Welcome)},
+	{"an older one comes", State{Role: starting}, Event{Kind: handoff.Arrived, Verdict: older, Sidecar: true}, nil, refusal(Reject, handoff.RefusedOlder, "generation me serves: it is older")},
+	{"one comes before there is anything", State{Role: starting}, Event{Kind: handoff.Arrived, Verdict: newer}, looked,
+		append(refusal(Reject, handoff.RefusedMoved, "generation me has nothing to hand over, and stands by"), do(Look)...)},
+	{"one comes while it takes over", State{Role: starting, Taking: true}, Event{Kind: handoff.Arrived, Verdict: newer}, nil, refusal(Reject, handoff.RefusedBusy, "generation me is taking over itself")},
+	{"one comes, and this one uses force", State{Role: starting, Forced: true}, Event{Kind: handoff.Arrived, Verdict: newer, Sidecar: true}, nil, refusal(Reject, handoff.RefusedBusy, "generation me is starting with --takeover=force")},
+	{"one comes with force, too", State{Role: starting, Forced: true}, Event{Kind: handoff.Arrived, Verdict: newer, Sidecar: true, Forced: true}, nil, do(Welcome)},
 	{"it was welcomed", State{Role: starting}, Event{Kind: Welcomed}, func(s *State) { s.Before, s.Role = starting, handingOff }, do(BeginHandOff)},
 	{"to stop", State{Role: starting}, Event{Kind: StopAsked, Sidecar: true}, all(stopping, isOver), do(Finish)},
 	{"to stop while it takes over", State{Role: starting, Taking: true}, Event{Kind: StopAsked}, stopping, do(CancelTakeOver)},
@@ -120,12 +120,12 @@ var servingRows = []row{
 	{"the generation before has drained", State{Role: serving}, Event{Kind: PredecessorNews, Done: true}, nil, do(NotePredecessor, UnrestrictReuseport, NotePredecessorDrained)},
 	{"what drained here drains on", State{Role: serving, Retiring: 1}, Event{Kind: DrainNews, Leaving: true}, nil, do(ShowDrain)},
 	{"what drained here has ended", State{Role: serving, Retiring: 1, Stopping: true}, Event{Kind: Retired, Leaving: true}, func(s *State) { s.Retiring = 0 }, do(EndDrain, GiveMemoryBack)},
-	{"a newer one comes", State{Role: serving}, Event{Kind: hotrestart.Arrived, Verdict: newer, Sidecar: true}, nil, do(Welcome)},
-	{"a newer one comes to one with force", State{Role: serving, Forced: true}, Event{Kind: hotrestart.Arrived, Verdict: newer, Sidecar: true}, nil, do(Welcome)},
-	{"an older one comes", State{Role: serving}, Event{Kind: hotrestart.Arrived, Verdict: older, Sidecar: true}, nil, refusal(Reject, hotrestart.RefusedOlder, "generation me serves: it is older")},
-	{"an older one comes to one that is to stop", State{Role: serving, Stopping: true}, Event{Kind: hotrestart.Arrived, Verdict: older, Sidecar: true}, nil, do(Welcome)},
-	{"one comes too late", State{Role: serving, Stopping: true, Emptying: true}, Event{Kind: hotrestart.Arrived, Verdict: newer, Sidecar: true}, nil, refusal(Reject, hotrestart.RefusedBusy, "generation me is ending, and its sockets take nobody new")},
-	{"its Envoy cannot be taken over", State{Role: serving}, Event{Kind: hotrestart.Arrived, Verdict: newer, Sidecar: true, Unfit: errFault}, nil, refusal(Reject, hotrestart.RefusedUnready, "generation me cannot be taken over: a fault")},
+	{"a newer one comes", State{Role: serving}, Event{Kind: handoff.Arrived, Verdict: newer, Sidecar: true}, nil, do(Welcome)},
+	{"a newer one comes to one with force", State{Role: serving, Forced: true}, Event{Kind: handoff.Arrived, Verdict: newer, Sidecar: true}, nil, do(Welcome)},
+	{"an older one comes", State{Role: serving}, Event{Kind: handoff.Arrived, Verdict: older, Sidecar: true}, nil, refusal(Reject, handoff.RefusedOlder, "generation me serves: it is older")},
+	{"an older one comes to one that is to stop", State{Role: serving, Stopping: true}, Event{Kind: handoff.Arrived, Verdict: older, Sidecar: true}, nil, do(Welcome)},
+	{"one comes too late", State{Role: serving, Stopping: true, Emptying: true}, Event{Kind: handoff.Arrived, Verdict: newer, Sidecar: true}, nil, refusal(Reject, handoff.RefusedBusy, "generation me is ending, and its sockets take nobody new")},
+	{"its Envoy cannot be taken over", State{Role: serving}, Event{Kind: handoff.Arrived, Verdict: newer, Sidecar: true, Unfit: errFault}, nil, refusal(Reject, handoff.RefusedUnready, "generation me cannot be taken over: a fault")},
 	{"it was welcomed", State{Role: serving}, Event{Kind: Welcomed}, func(s *State) { s.Before, s.Role = serving, handingOff }, do(BeginHandOff)},
 	{"it was welcomed in the drain of a stop", State{Role: serving, Stopping: true, Draining: true}, Event{Kind: Welcomed}, func(s *State) { s.Before, s.Role = serving, handingOff }, do(ReadyOn, BeginHandOff)},
 	{"it cannot serve again", State{Role: serving}, Event{Kind: CannotServe, Err: errFault, Sidecar: true}, isOver, do(Fail)},
@@ -149,28 +149,28 @@ var handingOffRows = []row{
 	{"a cold start comes into force", State{Role: handingOff, Before: starting}, Event{Kind: InForce, Current: true}, func(s *State) { s.Before, s.Settled = serving, true }, do(SettleSockets, GiveMemoryBack)},
 	{"the one before came into force", State{Role: handingOff, Before: starting}, Event{Kind: InForce}, nil, nil},
 	{"more is known of Envoy", State{Role: handingOff}, Event{Kind: Learned}, nil, nil},
-	{"a second one comes", State{Role: handingOff}, Event{Kind: hotrestart.Arrived, Verdict: newer, Sidecar: true}, nil, refusal(Refuse, hotrestart.RefusedUnready, "this generation is handing-off")},
-	{"the newcomer wants the sockets", State{Role: handingOff}, Event{Kind: hotrestart.WantSockets, Ours: true}, nil, do(GiveSockets)},
-	{"the newcomer is ready", State{Role: handingOff}, Event{Kind: hotrestart.Ready, Ours: true}, nil, do(ReleaseListeners)},
-	{"the newcomer has settled", State{Role: handingOff, Before: serving}, Event{Kind: hotrestart.Settled, Ours: true}, func(s *State) { s.Role, s.Replaced, s.Retiring = draining, true, 1 }, do(Retire)},
-	{"it has settled in the drain of a stop", State{Role: handingOff, Before: serving, Stopping: true, Draining: true, Drained: true, Retiring: 1}, Event{Kind: hotrestart.Settled, Ours: true},
+	{"a second one comes", State{Role: handingOff}, Event{Kind: handoff.Arrived, Verdict: newer, Sidecar: true}, nil, refusal(Refuse, handoff.RefusedUnready, "this generation is handing-off")},
+	{"the newcomer wants the sockets", State{Role: handingOff}, Event{Kind: handoff.WantSockets, Ours: true}, nil, do(GiveSockets)},
+	{"the newcomer is ready", State{Role: handingOff}, Event{Kind: handoff.Ready, Ours: true}, nil, do(ReleaseListeners)},
+	{"the newcomer has settled", State{Role: handingOff, Before: serving}, Event{Kind: handoff.Settled, Ours: true}, func(s *State) { s.Role, s.Replaced, s.Retiring = draining, true, 1 }, do(Retire)},
+	{"it has settled in the drain of a stop", State{Role: handingOff, Before: serving, Stopping: true, Draining: true, Drained: true, Retiring: 1}, Event{Kind: handoff.Settled, Ours: true},
 		func(s *State) {
 			s.Role, s.Replaced, s.Retiring, s.Draining, s.Drained = draining, true, 2, false, false
 		}, do(CutDrain, Retire)},
-	{"the newcomer failed early", State{Role: handingOff, Before: serving}, Event{Kind: hotrestart.Ended, Ours: true, Accepting: true, Err: errFault}, becomes(serving), do(FailHandOff, UnrestrictReuseport)},
-	{"the newcomer failed late", State{Role: handingOff, Before: serving}, Event{Kind: hotrestart.Ended, Ours: true, Err: errFault}, becomes(serving), do(FailHandOff, UnrestrictReuseport, Resume)},
-	{"the newcomer of a cold start failed", State{Role: handingOff, Before: starting}, Event{Kind: hotrestart.Ended, Ours: true, Accepting: true, Err: errFault}, becomes(starting), do(FailHandOff, UnrestrictReuseport)},
-	{"another one ended", State{Role: handingOff, Before: serving}, Event{Kind: hotrestart.Ended, Err: errFault}, nil, nil},
-	{"it failed in the drain of a stop", State{Role: handingOff, Before: serving, Stopping: true, Draining: true}, Event{Kind: hotrestart.Ended, Ours: true, Err: errFault}, becomes(serving), do(FailHandOff, UnrestrictReuseport, Resume, ReadyOff)},
-	{"it failed after the drain of a stop", State{Role: handingOff, Before: serving, Stopping: true, Draining: true, Drained: true}, Event{Kind: hotrestart.Ended, Ours: true, Accepting: true, Err: errFault},
+	{"the newcomer failed early", State{Role: handingOff, Before: serving}, Event{Kind: handoff.Ended, Ours: true, Accepting: true, Err: errFault}, becomes(serving), do(FailHandOff, UnrestrictReuseport)},
+	{"the newcomer failed late", State{Role: handingOff, Before: serving}, Event{Kind: handoff.Ended, Ours: true, Err: errFault}, becomes(serving), do(FailHandOff, UnrestrictReuseport, Resume)},
+	{"the newcomer of a cold start failed", State{Role: handingOff, Before: starting}, Event{Kind: handoff.Ended, Ours: true, Accepting: true, Err: errFault}, becomes(starting), do(FailHandOff, UnrestrictReuseport)},
+	{"another one ended", State{Role: handingOff, Before: serving}, Event{Kind: handoff.Ended, Err: errFault}, nil, nil},
+	{"it failed in the drain of a stop", State{Role: handingOff, Before: serving, Stopping: true, Draining: true}, Event{Kind: handoff.Ended, Ours: true, Err: errFault}, becomes(serving), do(FailHandOff, UnrestrictReuseport, Resume, ReadyOff)},
+	{"it failed after the drain of a stop", State{Role: handingOff, Before: serving, Stopping: true, Draining: true, Drained: true}, Event{Kind: handoff.Ended, Ours: true, Accepting: true, Err: errFault},
 		func(s *State) { s.Role, s.Emptying = serving, true }, do(FailHandOff, UnrestrictReuseport, EmptySockets)},
-	{"it failed after that, and /drain had asked", State{Role: handingOff, Before: serving, Stopping: true, Draining: true, Drained: true}, Event{Kind: hotrestart.Ended, Ours: true, Accepting: true, NoDrain: true, Err: errFault},
+	{"it failed after that, and /drain had asked", State{Role: handingOff, Before: serving, Stopping: true, Draining: true, Drained: true}, Event{Kind: handoff.Ended, Ours: true, Accepting: true, NoDrain: true, Err: errFault},
 		all(becomes(serving), isOver), do(FailHandOff, UnrestrictReuseport, Finish)},
-	{"it failed, and a stop was put off for it", State{Role: handingOff, Before: serving, Stopping: true}, Event{Kind: hotrestart.Ended, Ours: true, Accepting: true, Err: &hotrestart.AbortedError{Code: hotrestart.AbortFailed}},
+	{"it failed, and a stop was put off for it", State{Role: handingOff, Before: serving, Stopping: true}, Event{Kind: handoff.Ended, Ours: true, Accepting: true, Err: &handoff.AbortedError{Code: handoff.AbortFailed}},
 		func(s *State) { s.Role, s.Orphaned = serving, true }, do(FailHandOff, UnrestrictReuseport)},
-	{"it stops as well", State{Role: handingOff, Before: serving, Stopping: true}, Event{Kind: hotrestart.Ended, Ours: true, Accepting: true, Err: &hotrestart.AbortedError{Code: hotrestart.AbortStopping}},
+	{"it stops as well", State{Role: handingOff, Before: serving, Stopping: true}, Event{Kind: handoff.Ended, Ours: true, Accepting: true, Err: &handoff.AbortedError{Code: handoff.AbortStopping}},
 		func(s *State) { s.Role, s.Draining = serving, true }, do(FailHandOff, UnrestrictReuseport, DrainToStop)},
-	{"it stops as well, and nothing served yet", State{Role: handingOff, Before: starting, Stopping: true}, Event{Kind: hotrestart.Ended, Ours: true, Accepting: true, Sidecar: true, Err: &hotrestart.AbortedError{Code: hotrestart.AbortStopping}},
+	{"it stops as well, and nothing served yet", State{Role: handingOff, Before: starting, Stopping: true}, Event{Kind: handoff.Ended, Ours: true, Accepting: true, Sidecar: true, Err: &handoff.AbortedError{Code: handoff.AbortStopping}},
 		all(becomes(starting), isOver), do(FailHandOff, UnrestrictReuseport, Finish)},
 	{"its sidecar ended", State{Role: handingOff}, Event{Kind: SidecarEnded, Current: true, Err: errFault}, isOver, do(Fail)},
 	{"to stop", State{Role: handingOff}, Event{Kind: StopAsked}, stopping, do(SayPostponed)},
@@ -182,7 +182,7 @@ var drainingRows = []row{
 	{"the generation before has drained", State{Role: draining}, Event{Kind: PredecessorNews, Done: true}, nil, do(NotePredecessor, NotePredecessorDrained)},
 	{"connections end", State{Role: draining, Retiring: 1}, Event{Kind: DrainNews, Leaving: true}, nil, do(ShowDrain, TellNewcomer)},
 	{"connections of an earlier drain end", State{Role: draining, Retiring: 2}, Event{Kind: DrainNews}, nil, nil},
-	{"the newcomer is in a hurry", State{Role: draining, Retiring: 1}, Event{Kind: hotrestart.Terminate}, nil, do(HurryDrains)},
+	{"the newcomer is in a hurry", State{Role: draining, Retiring: 1}, Event{Kind: handoff.Terminate}, nil, do(HurryDrains)},
 	{"drained", State{Role: draining, Retiring: 1}, Event{Kind: Retired, Leaving: true, Current: true}, func(s *State) { s.Role, s.Retiring = standby, 0 }, do(TellNewcomer, EndDrain, DropSidecar, GiveMemoryBack)},
 	{"drained, and it is to stop", State{Role: draining, Retiring: 1, Stopping: true}, Event{Kind: Retired, Leaving: true, Current: true}, func(s *State) { s.Over, s.Retiring = true, 0 }, do(TellNewcomer, EndDrain, DropSidecar, GiveMemoryBack, Finish)},
 	{"one drain of two is over", State{Role: draining, Retiring: 2, Stopping: true}, Event{Kind: Retired}, func(s *State) { s.Retiring = 1 }, do(EndDrain, GiveMemoryBack)},
@@ -195,9 +195,9 @@ var drainingRows = []row{
 	{"nobody serves, and it is to stop", State{Role: draining, Stopping: true}, Event{Kind: FoundNobody}, nil, nil},
 	{"an older one serves", State{Role: draining}, Event{Kind: FoundOlder}, nil, do(Follow)},
 	{"a newer one serves", State{Role: draining}, Event{Kind: FoundNewer}, nil, do(Follow)},
-	{"the newcomer ended", State{Role: draining}, Event{Kind: hotrestart.Ended, Ours: true}, nil, do(ForgetNewcomer)},
-	{"one that was refused ended", State{Role: draining}, Event{Kind: hotrestart.Ended}, nil, nil},
-	{"one comes", State{Role: draining}, Event{Kind: hotrestart.Arrived, Verdict: newer}, nil, refusal(Refuse, hotrestart.RefusedMoved, "generation me serves no more")},
+	{"the newcomer ended", State{Role: draining}, Event{Kind: handoff.Ended, Ours: true}, nil, do(ForgetNewcomer)},
+	{"one that was refused ended", State{Role: draining}, Event{Kind: handoff.Ended}, nil, nil},
+	{"one comes", State{Role: draining}, Event{Kind: handoff.Arrived, Verdict: newer}, nil, refusal(Refuse, handoff.RefusedMoved, "generation me serves no more")},
 	{"to stop", State{Role: draining}, Event{Kind: StopAsked}, stopping, nil},
 	{"to stop without a drain", State{Role: draining}, Event{Kind: StopAsked, NoDrain: true}, stopping, do(HurryDrains)},
 	{"to quit", State{Role: draining}, Event{Kind: QuitAsked}, isOver, do(Finish)},
@@ -213,52 +213,52 @@ var standbyRows = []row{
 	{"nobody serves", State{Role: standby}, Event{Kind: FoundNobody}, all(looked, becomes(starting)), do(Promote, DropSidecar, Show, Look)},
 	{"an older one serves", State{Role: standby}, Event{Kind: FoundOlder}, nil, do(Follow)},
 	{"a newer one serves", State{Role: standby}, Event{Kind: FoundNewer}, nil, do(Follow)},
-	{"the newcomer ended", State{Role: standby}, Event{Kind: hotrestart.Ended, Ours: true}, nil, do(ForgetNewcomer)},
-	{"one comes", State{Role: standby}, Event{Kind: hotrestart.Arrived, Verdict: newer}, nil, refusal(Refuse, hotrestart.RefusedMoved, "generation me serves no more")},
+	{"the newcomer ended", State{Role: standby}, Event{Kind: handoff.Ended, Ours: true}, nil, do(ForgetNewcomer)},
+	{"one comes", State{Role: standby}, Event{Kind: handoff.Arrived, Verdict: newer}, nil, refusal(Refuse, handoff.RefusedMoved, "generation me serves no more")},
 	{"to stop", State{Role: standby}, Event{Kind: StopAsked}, isOver, do(Finish)},
 	{"to quit", State{Role: standby}, Event{Kind: QuitAsked}, isOver, do(Finish)},
 }
 
 // ofNoConsequence says why an event has no row in a role.
-var ofNoConsequence = map[hotrestart.Role]map[Kind]string{
+var ofNoConsequence = map[handoff.Role]map[Kind]string{
 	starting: {
 		PeerServes: "nobody is followed while this one looks for itself", PeerLeaves: "a look finds it", PeerGone: "nobody is followed",
 		DrainedToStop: "only what serves drains to stop", Emptied: "so does what empties its sockets", NobodyTakesOver: "only what serves waits for a successor",
-		hotrestart.WantSockets: "a welcomed newcomer makes it handing-off", hotrestart.Ready: "so does one that is ready", hotrestart.Settled: "and one that settles",
-		hotrestart.Terminate: "its word ends with its connection", hotrestart.Ended: "of one that was refused",
+		handoff.WantSockets: "a welcomed newcomer makes it handing-off", handoff.Ready: "so does one that is ready", handoff.Settled: "and one that settles",
+		handoff.Terminate: "its word ends with its connection", handoff.Ended: "of one that was refused",
 	},
 	serving: {
 		FoundNobody: "it looks for nobody", FoundOlder: "it looks for nobody", FoundNewer: "a newer one comes by itself", LookAgain: "it looks for nobody",
 		PeerServes: "it follows nobody", PeerLeaves: "it follows nobody", PeerGone: "it follows nobody",
 		InForce:         "the take-over that is done was in force before",
 		PredecessorDied: "there is no attempt", TookOver: "there is no attempt", FailedToTake: "there is no attempt",
-		hotrestart.WantSockets: "a welcomed newcomer makes it handing-off", hotrestart.Ready: "so does one that is ready", hotrestart.Settled: "and one that settles",
-		hotrestart.Terminate: "of a drain that is over", hotrestart.Ended: "of one that was refused, or died long after it took over",
+		handoff.WantSockets: "a welcomed newcomer makes it handing-off", handoff.Ready: "so does one that is ready", handoff.Settled: "and one that settles",
+		handoff.Terminate: "of a drain that is over", handoff.Ended: "of one that was refused, or died long after it took over",
 	},
 	handingOff: {
 		FoundNobody: "it looks for nobody", FoundOlder: "it looks for nobody", FoundNewer: "it looks for nobody", LookAgain: "it looks for nobody",
 		PeerServes: "it follows nobody", PeerLeaves: "it follows nobody", PeerGone: "it follows nobody",
 		PredecessorDied: "there is no attempt", TookOver: "there is no attempt", FailedToTake: "there is no attempt",
-		hotrestart.Terminate: "nothing drains for this newcomer", Welcomed: "it was", CannotServe: "it does",
+		handoff.Terminate: "nothing drains for this newcomer", Welcomed: "it was", CannotServe: "it does",
 		NobodyTakesOver: "somebody does: the newcomer", Emptied: "what empties its sockets welcomes nobody",
 	},
 	draining: {
 		InForce: "too late", Learned: "the sockets are the successor's", SidecarEnded: "which Retired says", DrainedToStop: "the drain goes on, and stops the agent",
 		PredecessorDied: "there is no attempt", TookOver: "there is no attempt", FailedToTake: "there is no attempt",
-		hotrestart.WantSockets: "it has them all", hotrestart.Ready: "it was", hotrestart.Settled: "it has",
+		handoff.WantSockets: "it has them all", handoff.Ready: "it was", handoff.Settled: "it has",
 		Welcomed: "newcomers are sent on", CannotServe: "it need not",
 		NobodyTakesOver: "somebody did", Emptied: "what empties its sockets hands them to nobody",
 	},
 	standby: {
 		InForce: "of what drained", Learned: "of what drained", SidecarEnded: "of what drained", DrainedToStop: "of what drained", Emptied: "of what drained", Retired: "only a drain makes it a standby again", DrainNews: "there is no drain",
 		PredecessorDied: "there is no attempt", TookOver: "there is no attempt", FailedToTake: "there is no attempt",
-		hotrestart.WantSockets: "newcomers are sent on", hotrestart.Ready: "newcomers are sent on", hotrestart.Settled: "newcomers are sent on", hotrestart.Terminate: "there is no drain",
+		handoff.WantSockets: "newcomers are sent on", handoff.Ready: "newcomers are sent on", handoff.Settled: "newcomers are sent on", handoff.Terminate: "there is no drain",
 		Welcomed: "newcomers are sent on", CannotServe: "it need not", NobodyTakesOver: "a stop ends it at once",
 	},
 }
 
-func rows() map[hotrestart.Role][]row {
-	return map[hotrestart.Role][]row{starting: startingRows, serving: servingRows, handingOff: handingOffRows, draining: drainingRows, standby: standbyRows}
+func rows() map[handoff.Role][]row {
+	return map[handoff.Role][]row{starting: startingRows, serving: servingRows, handingOff: handingOffRows, draining: drainingRows, standby: standbyRows}
 }
 
 // everyKind are all that can happen.
@@ -266,7 +266,7 @@ func everyKind() (every []Kind) {
 	for k := range kinds {
 		every = append(every, own(k))
 	}
-	for k := hotrestart.Arrived; k <= hotrestart.Ended; k++ {
+	for k := handoff.Arrived; k <= handoff.Ended; k++ {
 		every = append(every, k)
 	}
 	return every

@@ -17,9 +17,9 @@ type change struct {
 	drop     []string        // chains of ours that are not wanted
 }
 
-func (t *table) changeInto(w *table) change {
+func changeOf(t, w *table) change {
 	c := change{from: t, to: w, rewrite: map[string]bool{}}
-	have, want := t.inOrder(), w.inOrder()
+	have, want := inOrder(t), inOrder(w)
 	for _, name := range w.chains {
 		if !slices.Contains(t.chains, name) {
 			c.rewrite[name] = true
@@ -36,7 +36,7 @@ func (t *table) changeInto(w *table) change {
 	}
 	for _, of := range []map[string][]savedRule{have, want} {
 		for name := range maps.Keys(of) {
-			if !isOurChain(name) && !slices.EqualFunc(have[name], want[name], savedRule.same) {
+			if !isOurChain(name) && !slices.EqualFunc(have[name], want[name], same) {
 				c.rewrite[name] = true
 			}
 		}
@@ -90,11 +90,11 @@ const maxEdits = 32
 // wanted. It fails where writing all of them anew is less work.
 func editChain(name string, have, want []savedRule) (commands []string, ok bool) {
 	first := 0
-	for first < len(have) && first < len(want) && have[first].same(want[first]) {
+	for first < len(have) && first < len(want) && same(have[first], want[first]) {
 		first++
 	}
 	h, w := len(have), len(want)
-	for h > first && w > first && have[h-1].same(want[w-1]) {
+	for h > first && w > first && same(have[h-1], want[w-1]) {
 		h, w = h-1, w-1
 	}
 	edits := h - first + w - first
@@ -111,11 +111,11 @@ func editChain(name string, have, want []savedRule) (commands []string, ok bool)
 }
 
 // same reports whether two rules of one chain say the same, in whatever spelling.
-func (r savedRule) same(o savedRule) bool { return r.key == o.key && r.comment == o.comment }
+func same(r, o savedRule) bool { return r.key == o.key && r.comment == o.comment }
 
 // inOrder returns the rules of each chain in the order of evaluation, where a rule
 // that goes to the top comes before all that were there.
-func (t *table) inOrder() map[string][]savedRule {
+func inOrder(t *table) map[string][]savedRule {
 	out := map[string][]savedRule{}
 	for _, r := range t.rules {
 		at := len(out[r.chain])
@@ -126,3 +126,38 @@ func (t *table) inOrder() map[string][]savedRule {
 	}
 	return out
 }
+
+// plan returns the input for iptables-restore --noflush that turns have, our part of
+// the present state, into want. Tables that are right already are left out.
+func plan(have, want ruleset) []byte {
+	var out bytes.Buffer
+	for _, name := range tableNames(have, want) {
+		h, w := have.find(name), want.find(name)
+		if h == nil {
+			h = &table{name: name}
+		}
+		if w == nil {
+			w = &table{name: name}
+		}
+		if c := changeOf(h, w); !c.empty() {
+			c.write(&out)
+		}
+	}
+	return out.Bytes()
+}
+
+// tableNames returns the tables of both, ours in the order of tableOrder and then
+// those where only an intruder can have made a chain with our prefix.
+func tableNames(a, b ruleset) []Table {
+	names := slices.Clone(tableOrder)
+	for _, t := range slices.Concat(a, b) {
+		if !slices.Contains(names, t.name) {
+			names = append(names, t.name)
+		}
+	}
+	return names
+}
+
+// renderRestore returns the input for iptables-restore --noflush that makes the rules of one
+// IP version where there are none of ours; it is empty when there are none.
+func renderRestore(rules []Rule, family Family) []byte { return plan(nil, wanted(rules, family)) }

@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// In a long chain only what differs is written, and it goes where it belongs.
-func TestChangesInALongChain(t *testing.T) {
-	long := fullConfig()
+// longChain returns a configuration with a long chain, and some that differ from it.
+func longChain() (long Config, steps []Config) {
+	long = fullConfig()
 	for i := range 200 {
 		long.ExcludeCIDRs = append(long.ExcludeCIDRs, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(i), 0}), 24))
 	}
@@ -19,7 +19,7 @@ func TestChangesInALongChain(t *testing.T) {
 		return c
 	}
 	all, other := long.ExcludeCIDRs, prefixes("10.1.0.0/16", "2001:db8:beef::/48")
-	steps := []Config{
+	steps = []Config{
 		with(all[:100], all[101:]),              // one less
 		with(all[:100], other, all[101:]),       // some more in its place
 		with(all[1:]),                           // the first one
@@ -28,6 +28,12 @@ func TestChangesInALongChain(t *testing.T) {
 		with(all[:50], other, all[150:]),        // many
 		with(all[:20], all[30:90], all[95:180]), // in several places
 	}
+	return long, steps
+}
+
+// In a long chain only what differs is written, and it goes where it belongs.
+func TestChangesInALongChain(t *testing.T) {
+	long, steps := longChain()
 	eachBackend(t, func(t *testing.T, b Backend) {
 		for i, c := range steps {
 			c.Backend, long.Backend = b, b
@@ -40,9 +46,12 @@ func TestChangesInALongChain(t *testing.T) {
 			}
 		}
 	})
+}
 
+func TestChangesOfALongChainSayWhatDiffers(t *testing.T) {
+	long, steps := longChain()
 	have, want := wanted(Rules(long), IPv4), wanted(Rules(steps[1]), IPv4)
-	commands := string(plan(have, want))
+	commands := string(planned(have, want))
 	for _, line := range []string{"*nat\n-D ISTIO_OUTPUT 11", "-I ISTIO_OUTPUT 11", "-d 10.1.0.0/16", "COMMIT\n"} {
 		if !strings.Contains(commands, line) {
 			t.Errorf("no %q in\n%s", line, commands)

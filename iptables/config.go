@@ -25,18 +25,6 @@ const (
 	maxInterfaceNameLen = 15    // IFNAMSIZ - 1
 )
 
-// Backend names what writes the rules: a family of iptables binaries, or this agent.
-type Backend string
-
-// The back ends. Auto looks at what is already there; see choose.
-const (
-	Auto   Backend = ""
-	Legacy Backend = "legacy"   // xtables: iptables-legacy
-	NFT    Backend = "nft"      // nf_tables: iptables-nft
-	Plain  Backend = "plain"    // whatever "iptables" is, where neither of the above is installed
-	Native Backend = "nftables" // nf_tables through netlink, without binaries
-)
-
 // Config is everything that decides which traffic is captured. The zero value
 // captures nothing useful; start from Default.
 type Config struct {
@@ -169,4 +157,16 @@ func PodHasIPv6(addrs []netip.Addr, dualStack bool) (bool, error) {
 		return false, errors.New("no interface has an address other than loopback and link-local: the pod's network must be up before its traffic can be captured")
 	}
 	return false, nil
+}
+
+// Routed returns the IP versions in which TPROXY mode has a route of its own for the
+// packets with its mark.
+func (c Config) Routed() Family {
+	switch {
+	case !c.TPROXY || !c.InboundPorts.All && len(c.InboundPorts.List) == 0:
+		return 0
+	case c.IPv6:
+		return Both
+	}
+	return IPv4
 }

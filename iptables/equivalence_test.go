@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"bytes"
 	"cmp"
 	"flag"
 	"fmt"
@@ -145,13 +144,11 @@ func measure(t *testing.T, all []comparison, landed [][]string, apply func(*test
 func applyIstio(t *testing.T, c Config) {
 	t.Helper()
 	for _, f := range []Family{IPv4, IPv6} {
-		text := istioText(c, f)
-		if err := (tool{NFT, f}).replace(t.Context(), []byte(text)); err != nil {
-			t.Fatalf("%v:\n%s", err, bytes.TrimSpace([]byte(text)))
-		}
+		restore(t, NFT, f, istioText(c, f))
 	}
-	if err := (&plumbing{}).setPassthrough(c.IPv6); err != nil {
-		t.Fatal(err)
+	sh(t, "ip -6 addr del ::6/128 dev lo 2>/dev/null || true")
+	if c.IPv6 {
+		sh(t, "ip -6 addr add ::6/128 dev lo nodad")
 	}
 }
 

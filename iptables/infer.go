@@ -16,21 +16,21 @@ func (s *Snapshot) Infer() (c Config, ok bool) {
 	count := map[Backend]int{}
 	for _, st := range s.states {
 		for _, t := range st.ours {
-			count[st.backend] += len(t.rules)
+			count[st.Backend] += len(t.rules)
 		}
-		if count[st.backend] > most {
-			best, most = st.backend, count[st.backend]
+		if count[st.Backend] > most {
+			best, most = st.Backend, count[st.Backend]
 		}
 	}
 	i := inference{Config: Default()}
 	i.UIDs, i.GIDs = nil, nil
 	for _, st := range s.states {
-		if st.backend != best || len(st.ours) == 0 {
+		if st.Backend != best || len(st.ours) == 0 {
 			continue
 		}
-		i.families |= st.family
-		i.family = st.family
-		v := viewOf(st.backend, st.family, st.ours)
+		i.families |= st.Family
+		i.family = st.Family
+		v := viewOf(st.Backend, st.Family, st.ours)
 		for _, t := range tableOrder {
 			for name, chain := range v.tables[t] {
 				for _, r := range chain.rules {

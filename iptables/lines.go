@@ -12,10 +12,10 @@ import (
 // iptables-extensions(8).
 const maxMultiport = 15
 
-// lines returns r as iptables-save prints it for one IP version, so that what is
+// linesOf returns r as iptables-save prints it for one IP version, so that what is
 // wanted can be compared with what is there, and what is read by a person looks the
 // same in both. There is a line for each address and for each maxMultiport ports.
-func (r Rule) lines(f Family) []string {
+func linesOf(r Rule, f Family) []string {
 	r, ok := r.forFamily(f)
 	if !ok {
 		return nil
@@ -24,12 +24,12 @@ func (r Rule) lines(f Family) []string {
 	if r.Top {
 		command = "-I "
 	}
-	rest := r.Match.interfaceArgs()
-	ports, after := r.Match.portArgs(), r.Match.stateArgs()
+	rest := interfaceArgs(r.Match)
+	ports, after := portArgs(r.Match), stateArgs(r.Match)
 	if r.Why != "" {
 		after = append(after, "-m", "comment", "--comment", strconv.Quote(commentMark+r.Why))
 	}
-	after = append(after, r.Target.args(f)...)
+	after = append(after, targetArgs(r.Target, f)...)
 	var out []string
 	for _, p := range ports {
 		end := strings.Join(slices.Concat(rest, p, after), " ")
@@ -59,7 +59,7 @@ func addressArgs(flag string, list []netip.Prefix, not bool) []string {
 	return out
 }
 
-func (m Match) interfaceArgs() (a []string) {
+func interfaceArgs(m Match) (a []string) {
 	if m.In != "" {
 		a = append(a, "-i", m.In)
 	}
@@ -73,7 +73,7 @@ func (m Match) interfaceArgs() (a []string) {
 }
 
 // portArgs returns the match of each rule that the ports take.
-func (m Match) portArgs() [][]string {
+func portArgs(m Match) [][]string {
 	var src []string
 	if m.SrcPort != 0 {
 		src = []string{"-m", string(m.Proto), "--sport", portText(m.SrcPort)}
@@ -101,7 +101,7 @@ func (m Match) portArgs() [][]string {
 }
 
 // stateArgs returns what concerns marks, conntrack and owners.
-func (m Match) stateArgs() (a []string) {
+func stateArgs(m Match) (a []string) {
 	add := func(not bool, words ...string) {
 		if not {
 			words = slices.Insert(words, len(words)-2, "!")
@@ -127,7 +127,7 @@ func (m Match) stateArgs() (a []string) {
 	return a
 }
 
-func (t Target) args(f Family) []string {
+func targetArgs(t Target, f Family) []string {
 	a := []string{"-j", t.Verdict}
 	switch t.Verdict {
 	case "REDIRECT":

@@ -19,7 +19,7 @@ import (
 func squat(manner string) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrUnix{Name: applyLock})
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: lockName})
 	}
 	room := 0
 	if manner == "listens" {
@@ -29,7 +29,7 @@ func squat(manner string) error {
 		err = unix.Listen(fd, room)
 	}
 	if err == nil && manner == "full" {
-		_, err = net.Dial("unix", applyLock)
+		_, err = net.Dial("unix", lockName)
 	}
 	if err != nil {
 		return err
@@ -90,3 +90,6 @@ func TestStrangersLockIsNotWaitedFor(t *testing.T) {
 		})
 	}
 }
+
+// lockName is where releases of this agent meet: another one must find it there.
+const lockName = "@understudy-capture"

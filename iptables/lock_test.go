@@ -97,7 +97,7 @@ func TestLockIsWaitedFor(t *testing.T) {
 
 	// A child that outlives its parent.
 	began := time.Now()
-	out := start(ctx, nil, "sh", "-c", "echo still here; exec sleep 0.2")
+	out := startUnderLock(ctx, "sh", "-c", "echo still here; exec sleep 0.2")
 	release()
 	apply(t, fullConfig())
 	if took := time.Since(began); took < 200*time.Millisecond {

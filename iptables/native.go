@@ -23,18 +23,6 @@ type native struct {
 // meanwhile; a node's own rules can change many times a second.
 const maxStale = 20
 
-func (n native) place() (Backend, Family) { return Native, Both }
-
-func (n native) usage() usage {
-	switch {
-	case len(n.found) > 0:
-		return usedByUs
-	case n.foreign:
-		return usedByOthers
-	}
-	return unused
-}
-
 func (n native) make(ctx context.Context, d *desired) (int, error) {
 	if d == nil {
 		return n.become(ctx, nil)
@@ -248,12 +236,27 @@ func (n native) actual() ([]Rule, error) {
 	return out, errors.Join(errs...)
 }
 
-// RenderNative returns the rules in nft's syntax, as nft -f takes it in a namespace
-// without any rules of ours. It is empty when there are none.
-func RenderNative(rules []Rule) []byte {
-	var out []byte
-	for _, t := range nativeTables(rules) {
-		out = append(out, t.text()...)
+// holding says who has rules there.
+func (n native) holding() Holding {
+	h := Holding{Backend: Native, Family: Both}
+	switch {
+	case len(n.found) > 0:
+		h.Used = UsedByUs
+	case n.foreign:
+		h.Used = UsedByOthers
+	}
+	return h
+}
+
+// saved returns what was found as iptables-save would print it. A rule that says more
+// than ours do has a target that nobody knows.
+func (n native) saved() (out []savedState) {
+	rules, _ := n.actual()
+	for _, f := range []Family{IPv4, IPv6} {
+		all := wanted(rules, f)
+		h := n.holding()
+		h.Family = f
+		out = append(out, savedState{Holding: h, all: all, ours: all})
 	}
 	return out
 }

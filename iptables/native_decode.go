@@ -262,7 +262,7 @@ func (d *nfReader) finish() error {
 }
 
 // equal reports whether two rules say the same, with lists in the same order.
-func (r Rule) equal(o Rule) bool {
+func equal(r, o Rule) bool {
 	a, b := &r.Match, &o.Match
 	same := slices.Equal(a.Srcs, b.Srcs) && slices.Equal(a.Dsts, b.Dsts) && slices.Equal(a.DstPorts, b.DstPorts) && slices.Equal(a.Owners, b.Owners)
 	for _, m := range []*Match{a, b} {
@@ -279,7 +279,7 @@ func foldNative(rules []Rule) (out []Rule) {
 		if len(out) > 0 {
 			last = out[len(out)-1]
 		}
-		if last.Target.Verdict == tproxyTarget && r.equal(last.unclaimed()) {
+		if last.Target.Verdict == tproxyTarget && equal(r, unclaimed(last)) {
 			out[len(out)-1].Target.Option = ""
 			continue
 		}
@@ -305,7 +305,7 @@ func joinFamilies(rules []Rule) (out []Rule) {
 				r.Family, r.Match.Srcs, r.Match.Dsts = Both, one(r.Match.Srcs), one(r.Match.Dsts)
 				return r
 			}
-			if bare(out[n]).equal(bare(r)) {
+			if equal(bare(out[n]), bare(r)) {
 				out[n].Family, out[n].Match.Srcs, out[n].Match.Dsts = Both, srcs, dsts
 				continue
 			}

@@ -34,7 +34,7 @@ func TestAppendRange(t *testing.T) {
 		if tt.after != "" {
 			after = netip.MustParseAddr(tt.after)
 		}
-		if got := appendRange(nil, netip.MustParseAddr(tt.from), after); !slices.Equal(got, prefixes(tt.want...)) {
+		if got := appendRange(nil, netip.MustParseAddr(tt.from), after); !slices.Equal(got, cidrs(tt.want...)) {
 			t.Errorf("%s to %s: %v, want %v", tt.from, tt.after, got, tt.want)
 		}
 	}
@@ -48,7 +48,7 @@ func TestSetReadsBack(t *testing.T) {
 		{"::/128", "::1/128", "ffff::/16"},
 		{"192.168.0.0/16"},
 	} {
-		made := addressSet(prefixes(list...))
+		made := addressSet(cidrs(list...))
 		elements, err := readElements(made.elements)
 		if err != nil {
 			t.Fatal(err)
@@ -99,19 +99,15 @@ func TestExplainNative(t *testing.T) {
 // Whatever expressions somebody has put into our tables: reading them does not panic,
 // and what is understood is understood whole, as it can be written and read again.
 func FuzzNativeRule(f *testing.F) {
-	for _, edit := range []func(*Config){func(c *Config) { c.TPROXY = true }, func(c *Config) { c.IncludeGroups = []uint32{1, 2} }} {
-		c := fullConfig()
-		edit(&c)
-		for _, t := range nativeTables(Rules(c)) {
-			for _, chain := range t.chains {
-				for _, r := range chain.rules {
-					f.Add(string(t.name), r.exprs, r.userdata)
-				}
+	for _, t := range nativeTables(everyMatchAndTarget()) {
+		for _, chain := range t.chains {
+			for _, r := range chain.rules {
+				f.Add(string(t.name), r.exprs, r.userdata)
 			}
 		}
 	}
 	f.Fuzz(func(t *testing.T, name string, exprs, userdata []byte) {
-		sets := []*nfSet{numberSet(keyPort, []uint32{53, 80}), numberSet(keyGroup, []uint32{1, 2}), addressSet(prefixes("10.0.0.0/8", "11.1.0.0/16"))}
+		sets := []*nfSet{numberSet(keyPort, []uint32{53, 80}), numberSet(keyGroup, []uint32{1, 2}), addressSet(cidrs("10.0.0.0/8", "11.1.0.0/16"))}
 		for i, s := range sets {
 			s.name = []string{"the-pod-calls-itself-by-a-service", "owner-group-not-included", "excluded-destination-ipv4"}[i]
 		}
@@ -135,4 +131,33 @@ func (r Rule) text() string {
 	r.Why = ""
 	r.Match.Owners = slices.SortedFunc(slices.Values(r.Match.Owners), func(a, b Owner) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 	return fmt.Sprintf("%+v", r)
+}
+
+func cidrs(list ...string) (out []netip.Prefix) {
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+// everyMatchAndTarget are rules that have among them all that a Rule can say.
+func everyMatchAndTarget() []Rule {
+	loopback := cidrs("127.0.0.1/32", "::1/128")
+	return []Rule{
+		{Family: Both, Table: Raw, Chain: output, Match: Match{Proto: UDP, SrcPort: 15053, Owners: []Owner{{ID: 1337}}}, Target: conntrackZone(2), Why: "answer of the proxy"},
+		{Family: Both, Table: Raw, Chain: output, Match: Match{Proto: UDP, DstPorts: []uint16{53}, Dsts: cidrs("9.9.9.9/32", "2001:db8::53/128")}, Target: conntrackZone(2), Why: "query"},
+		{Family: Both, Table: Mangle, Chain: preRouting, Match: Match{State: Invalid}, Target: drop, Why: "packets that conntrack cannot place"},
+		{Family: Both, Table: Mangle, Chain: preRouting, Match: Match{Proto: TCP, Mark: 1337}, Target: connMark(saveMark)},
+		{Family: Both, Table: Mangle, Chain: output, Match: Match{Proto: TCP, ConnMark: 1337}, Target: connMark(restoreMark)},
+		{Family: Both, Table: Mangle, Chain: inbound, Match: Match{In: loopbackIface, Mark: 1338, NotMark: true, State: Established}, Target: jump(divert)},
+		{Family: Both, Table: Mangle, Chain: divert, Target: setMark(1337)},
+		{Family: Both, Table: Mangle, Chain: divert, Target: Target{Verdict: "ACCEPT"}},
+		{Family: Both, Table: Mangle, Chain: transparent, Match: Match{Dsts: loopback, NotDst: true, Proto: TCP}, Target: tproxy(15006, 1337), Why: "to Envoy, inbound"},
+		{Family: Both, Table: NAT, Chain: preRouting, Top: true, Match: Match{In: "tap+"}, Target: accept},
+		{Family: Both, Table: NAT, Chain: output, Match: Match{Srcs: passthrough, Out: loopbackIface}, Target: accept},
+		{Family: Both, Table: NAT, Chain: outbound, Match: Match{Out: loopbackIface, Dsts: loopback, NotDst: true, Proto: TCP, DstPorts: []uint16{53, 15008}, NotPorts: true, Owners: []Owner{{ID: 1337}}}, Target: jump(inRedirect), Why: "the pod calls itself by a service"},
+		{Family: Both, Table: NAT, Chain: outbound, Match: Match{Owners: []Owner{{ID: 1, Group: true, Not: true}, {ID: 2, Group: true, Not: true}}}, Target: accept, Why: "owner group not included"},
+		{Family: Both, Table: NAT, Chain: outbound, Match: Match{Dsts: cidrs("10.0.0.0/8", "11.1.0.0/16", "2001:db8::/32")}, Target: jump(outRedirect), Why: "excluded destination"},
+		{Family: IPv4, Table: NAT, Chain: outRedirect, Match: Match{Proto: TCP}, Target: redirect(15001), Why: "to Envoy, outbound"},
+	}
 }

@@ -63,7 +63,7 @@ func (t *nfTable) add(r Rule) {
 	for _, p := range parts {
 		rules = append(rules, t.encode(p))
 		if p.Target.Verdict == tproxyTarget {
-			rules = append(rules, t.encode(p.unclaimed()))
+			rules = append(rules, t.encode(unclaimed(p)))
 		}
 	}
 	c, at := t.chain(r.Chain), 0
@@ -76,12 +76,9 @@ func (t *nfTable) add(r Rule) {
 	}
 }
 
-// tproxyTarget takes a packet to a socket and marks it.
-const tproxyTarget = "TPROXY"
-
 // unclaimed returns the rule behind a TPROXY one. iptables drops a packet for which
 // there is no socket; in nf_tables it would go on, past Envoy.
-func (r Rule) unclaimed() Rule {
+func unclaimed(r Rule) Rule {
 	r.Target = drop
 	return r
 }
@@ -296,12 +293,12 @@ func (w *nfWriter) ports(m Match) {
 		return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}
 	}
 	if m.SrcPort != 0 {
-		w.compare(string(m.Proto)+" sport", portText(m.SrcPort), false, port16(m.SrcPort), load(0))
+		w.compare(string(m.Proto)+" sport", fmt.Sprint(m.SrcPort), false, port16(m.SrcPort), load(0))
 	}
 	switch dport := string(m.Proto) + " dport"; len(m.DstPorts) {
 	case 0:
 	case 1:
-		w.compare(dport, portText(m.DstPorts[0]), m.NotPorts, port16(m.DstPorts[0]), load(2))
+		w.compare(dport, fmt.Sprint(m.DstPorts[0]), m.NotPorts, port16(m.DstPorts[0]), load(2))
 	default:
 		w.lookup(dport, m.NotPorts, numberSet(keyPort, numbers(m.DstPorts)), load(2))
 	}

@@ -100,7 +100,7 @@ func (t *nfTable) sameAs(w *nfTable) bool {
 }
 
 func (r nfRule) sameAs(o nfRule) bool {
-	return r.err == nil && o.err == nil && r.rule.equal(o.rule)
+	return r.err == nil && o.err == nil && equal(r.rule, o.rule)
 }
 
 // nativeChanges returns what turns some tables into others, nothing where they are
@@ -300,4 +300,13 @@ func readHook(chain []byte) nfHook {
 		policy:   attrUint32(chain, unix.NFTA_CHAIN_POLICY),
 		device:   attribute(hook, device) != nil || attribute(hook, devices) != nil,
 	}
+}
+
+// renderNFT returns rules in nft's syntax; it is empty when there are none.
+func renderNFT(rules []Rule) []byte {
+	var out []byte
+	for _, t := range nativeTables(rules) {
+		out = append(out, t.text()...)
+	}
+	return out
 }

@@ -18,7 +18,7 @@ func (w *nfWriter) target(t Target, f Family) {
 	case "DROP":
 		w.add("drop", &expr.Verdict{Kind: expr.VerdictDrop})
 	case "REDIRECT":
-		w.add("redirect to :"+portText(t.Port), constant(port16(t.Port)),
+		w.add("redirect to :"+fmt.Sprint(t.Port), constant(port16(t.Port)),
 			&expr.Redir{RegisterProtoMin: register, Flags: unix.NF_NAT_RANGE_PROTO_SPECIFIED})
 	case "CT":
 		w.add(fmt.Sprintf("ct zone set %d", t.Zone), constant(binary.NativeEndian.AppendUint16(nil, t.Zone)),
@@ -37,7 +37,7 @@ func (w *nfWriter) target(t Target, f Family) {
 		}
 	case tproxyTarget: // marked only if there is a socket: a mark alone would turn the packet round
 		version := tproxyFamilies[f]
-		w.add("tproxy "+version.words+"to :"+portText(t.Port), constant(port16(t.Port)),
+		w.add("tproxy "+version.words+"to :"+fmt.Sprint(t.Port), constant(port16(t.Port)),
 			&expr.TProxy{Family: version.number, TableFamily: unix.NFPROTO_INET, RegPort: register})
 		w.setMark(t.Mark)
 		w.add("accept", &expr.Verdict{Kind: expr.VerdictAccept})

@@ -100,7 +100,7 @@ func TestNativeTextIsWhatIsApplied(t *testing.T) {
 		if d := cmp.Diff(ours, list()); d != "" {
 			t.Errorf("%s: by netlink - and by the text +:\n%s", g.name, d)
 		}
-		if left := toDo(nativeNow(t), rules); left != "" {
+		if left := nativeNow(t).toDo(rules); left != "" {
 			t.Errorf("%s: after nft took the text there is still to do:\n%s", g.name, left)
 		}
 		mustBecome(t, nil)
@@ -149,7 +149,7 @@ func TestNativeActual(t *testing.T) {
 		c := Default()
 		g.edit(&c)
 		mustBecome(t, Rules(c))
-		got, err := nativeNow(t).actual()
+		got, err := nativeNow(t).actualRules()
 		if err != nil {
 			t.Fatal(g.name, err)
 		}
@@ -198,12 +198,12 @@ func TestNativeChangesByHand(t *testing.T) {
 	for _, tt := range handMade { // no subtests: they would run in the test's own namespace
 		nftRuns(t, tt.commands)
 		odd := nativeNow(t)
-		if toDo(odd, rules) == "" {
+		if odd.toDo(rules) == "" {
 			t.Errorf("%s: not seen", tt.name)
 		}
 		before := list()
 		mustBecome(t, rules)
-		if left := toDo(nativeNow(t), rules); left != "" {
+		if left := nativeNow(t).toDo(rules); left != "" {
 			t.Errorf("%s: still to do:\n%s", tt.name, left)
 		}
 		// An undo gives back whatever it was, understood or not.
@@ -223,16 +223,16 @@ func TestNativeReportsWhatItDoesNotUnderstand(t *testing.T) {
 	skipBackend(t, Native)
 	c := handConfig()
 	apply(t, c)
-	whole, err := nativeNow(t).actual()
+	whole, err := nativeNow(t).actualRules()
 	if err != nil {
 		t.Fatal(err)
 	}
 	nftRuns(t, `insert rule inet istio-proxy-nat output limit rate 1/second drop comment "by hand"`)
-	got, err := nativeNow(t).actual()
+	got, err := nativeNow(t).actualRules()
 	if err == nil || !strings.Contains(err.Error(), `rule 1 of chain output of table inet istio-proxy-nat "by hand": limit: is none that this agent makes`) {
 		t.Errorf("error %v", err)
 	}
-	at := slices.IndexFunc(got, func(r Rule) bool { return r.Target.Verdict == notUnderstood })
+	at := slices.IndexFunc(got, func(r Rule) bool { return r.Target.Verdict == notUnderstoodVerdict })
 	if at < 0 || got[at].Chain != output || got[at].Table != NAT || got[at+1].Why != "outbound" {
 		t.Errorf("not in its place: %+v", got)
 	}
@@ -243,9 +243,9 @@ func TestNativeReportsWhatItDoesNotUnderstand(t *testing.T) {
 	// A TPROXY rule of Istio's lets go on what no socket takes.
 	nftRuns(t, `delete table inet istio-proxy-nat; delete table inet istio-proxy-raw; table inet istio-proxy-mangle {
 		chain prerouting { type filter hook prerouting priority mangle; ip daddr != 127.0.0.0/8 meta l4proto tcp counter tproxy ip to :15006 meta mark set 1337 accept; }; }`)
-	got, err = nativeNow(t).actual()
+	got, err = nativeNow(t).actualRules()
 	want := []Rule{{Family: IPv4, Table: Mangle, Chain: preRouting, Match: Match{Dsts: prefixes("127.0.0.0/8"), NotDst: true, Proto: TCP},
-		Target: Target{Verdict: tproxyTarget, Port: 15006, Mark: 1337, Option: goesOn}}}
+		Target: Target{Verdict: tproxyTarget, Port: 15006, Mark: 1337, Option: goesOnOption}}}
 	if d := cmp.Diff(want, got, equateLists); d != "" || err != nil {
 		t.Errorf("%v\n%s", err, d)
 	}
@@ -271,20 +271,13 @@ func manyConfig(cidrs, ports int) Config {
 func TestNativeLongLists(t *testing.T) {
 	newPod(t)
 	skipBackend(t, Native)
-	count := func() (n int) {
-		for _, table := range nativeNow(t).found {
-			for _, c := range table.chains {
-				n += len(c.rules)
-			}
-		}
-		return n
-	}
+	count := func() int { return nativeNow(t).count() }
 	mustBecome(t, Rules(manyConfig(4, 2)))
 	few := count()
 	for _, n := range []int{5_000, 100_000} {
 		rules := Rules(manyConfig(n, 200))
 		mustBecome(t, rules)
-		if left := toDo(nativeNow(t), rules); left != "" {
+		if left := nativeNow(t).toDo(rules); left != "" {
 			t.Errorf("%d CIDRs: still to do:\n%s", n, left)
 		}
 		if many := count(); many != few {
@@ -292,8 +285,8 @@ func TestNativeLongLists(t *testing.T) {
 		}
 	}
 	mustBecome(t, nil)
-	if n := nativeNow(t); len(n.found) > 0 {
-		t.Errorf("left behind: %v", n.found)
+	if n := nativeNow(t); n.holding().Used != Unused {
+		t.Errorf("left behind:\n%s", nftRuns(t, "list ruleset"))
 	}
 }
 
@@ -330,7 +323,7 @@ func TestNativeAppliesAtOnce(t *testing.T) {
 	}
 	all.Wait()
 	now := nativeNow(t)
-	if !slices.ContainsFunc(configs, func(c Config) bool { return toDo(now, Rules(c)) == "" }) {
+	if !slices.ContainsFunc(configs, func(c Config) bool { return now.toDo(Rules(c)) == "" }) {
 		t.Errorf("the state is none of those that were asked for:\n%s", nftRuns(t, "list ruleset"))
 	}
 }

@@ -113,7 +113,7 @@ func (p *trial) run(ctx context.Context, proxyPort uint16, log *slog.Logger) err
 
 // listen listens as Envoy would; where Envoy does already, there is no listener.
 func (p *trial) listen(ctx context.Context, port uint16, log *slog.Logger) (net.Listener, error) {
-	address := net.JoinHostPort(p.from, portText(port))
+	address := net.JoinHostPort(p.from, fmt.Sprint(port))
 	l, err := new(net.ListenConfig).Listen(ctx, p.network, address)
 	if errors.Is(err, unix.EADDRINUSE) {
 		if port == p.inbound {
@@ -128,7 +128,7 @@ func (p *trial) listen(ctx context.Context, port uint16, log *slog.Logger) (net.
 	return l, nil
 }
 
-func (p *trial) target() string { return net.JoinHostPort(p.to.String(), portText(p.port)) }
+func (p *trial) target() string { return net.JoinHostPort(p.to.String(), fmt.Sprint(p.port)) }
 
 // holdTarget takes the target's port without listening there, so that a connection
 // which is not captured is refused.

@@ -153,7 +153,7 @@ func envoyProbes(c Config) (out []placedProbe) {
 		}
 	}
 	// Nor is root turned back where it counts as the application.
-	if takesMarks(c) && !c.IncludeCIDRs.includesLoopback() && !slices.Contains(c.UIDs, 0) {
+	if takesMarks(c) && !slices.ContainsFunc(c.IncludeCIDRs.List, func(p netip.Prefix) bool { return p.Addr().IsLoopback() }) && !slices.Contains(c.UIDs, 0) {
 		add(owner{0, c.GIDs[0]}, "10.77.0.2", podV4, c.Mark)
 		if c.IPv6 {
 			add(owner{0, c.GIDs[0]}, "fd77::2", podV6, c.Mark)

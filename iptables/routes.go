@@ -15,9 +15,6 @@ import (
 // leaves numbers from 5 to the user; none of iproute2's rt_protos is this one.
 const routeProtocol = 137
 
-// fullMask is the mask of a policy rule that compares all bits of a mark.
-const fullMask = 0xffffffff
-
 // policy delivers every packet with a mark to this pod itself, whatever its
 // destination: "ip rule fwmark MARK lookup TABLE", and in that table nothing but
 // "local default dev lo". TPROXY hands over packets only where they would be
@@ -26,35 +23,6 @@ type policy struct {
 	family Family
 	mark   uint32
 	table  uint32
-}
-
-// policies returns what the rules of c rely on.
-func (c Config) policies() []policy {
-	if !c.TPROXY || !c.InboundPorts.All && len(c.InboundPorts.List) == 0 {
-		return nil
-	}
-	out := []policy{{IPv4, c.Mark, c.RouteTable}}
-	if c.IPv6 {
-		out = append(out, policy{IPv6, c.Mark, c.RouteTable})
-	}
-	return out
-}
-
-// Commands returns, as commands of ip(8), what Apply does besides the netfilter rules.
-func Commands(c Config) (out []string) {
-	if c.IPv6 {
-		out = append(out, fmt.Sprintf("ip -6 address add %v dev %s nodad", passthroughV6, loopbackIface))
-	}
-	for _, p := range c.policies() {
-		ip := "ip"
-		if p.family == IPv6 {
-			ip = "ip -6"
-		}
-		out = append(out,
-			fmt.Sprintf("%s rule add fwmark %#x lookup %d", ip, p.mark, p.table),
-			fmt.Sprintf("%s route add local default dev %s table %d", ip, loopbackIface, p.table))
-	}
-	return out
 }
 
 // plumbing is what capture needs of a network namespace besides netfilter rules. It
@@ -265,13 +233,6 @@ func isWhole(m net.IPMask) bool {
 	return ones == 0
 }
 
-func (f Family) af() int {
-	if f == IPv6 {
-		return netlink.FAMILY_V6
-	}
-	return netlink.FAMILY_V4
-}
-
 func lacksFamily(err error) bool {
 	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
 }
@@ -287,4 +248,29 @@ func explainRoute(what string, err error) error {
 		return fmt.Errorf("%s: the kernel has no policy routing (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES), which TPROXY needs; use REDIRECT: %w", what, err)
 	}
 	return fmt.Errorf("%s: %w", what, err)
+}
+
+// tablesOf is `ip rule show fwmark MARK`.
+func tablesOf(f Family, mark uint32) (tables []uint32, err error) {
+	rules, err := policyRules(f)
+	for _, r := range rules {
+		if r.Mark == mark && mark != 0 && !r.Invert {
+			tables = append(tables, uint32(r.Table))
+		}
+	}
+	return tables, err
+}
+
+// allLocal looks for `local default`.
+func allLocal(f Family, table uint32) (bool, error) {
+	route, err := localRoute(f, table)
+	return route != nil, err
+}
+
+func loHasPassthrough() (bool, error) {
+	lo, err := netlink.LinkByName(loopbackIface)
+	if err != nil {
+		return false, fmt.Errorf("find interface %s: %w", loopbackIface, err)
+	}
+	return hasPassthrough(lo)
 }

@@ -1,6 +1,12 @@
 package iptables
 
-import "net/netip"
+import (
+	"errors"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+)
 
 // Family is a set of IP versions.
 type Family uint8
@@ -152,3 +158,88 @@ func (r Rule) forFamily(f Family) (Rule, bool) {
 
 // commentMark starts the comment of every rule that this package makes.
 const commentMark = "understudy: "
+
+func (f Family) af() int {
+	if f == IPv6 {
+		return netlink.FAMILY_V6
+	}
+	return netlink.FAMILY_V4
+}
+
+// title is the name that people know a back end by.
+func (b Backend) title() string {
+	switch b {
+	case Plain:
+		return "iptables"
+	case Legacy, NFT:
+		return "iptables-" + string(b)
+	}
+	return string(b)
+}
+
+func isOurChain(name string) bool { return strings.HasPrefix(name, chainPrefix) }
+
+// tproxyTarget takes a packet to a socket and marks it.
+const tproxyTarget = "TPROXY"
+
+// errAbsent says that the container or the kernel does not have a back end or family.
+var errAbsent = errors.New("not there")
+
+// Backend names what writes the rules: a family of iptables binaries, or this agent.
+type Backend string
+
+// The back ends. Auto looks at what is already there; see iptables.Choose.
+const (
+	Auto   Backend = ""
+	Legacy Backend = "legacy"   // xtables: iptables-legacy
+	NFT    Backend = "nft"      // nf_tables: iptables-nft
+	Plain  Backend = "plain"    // whatever "iptables" is, where neither of the above is installed
+	Native Backend = "nftables" // nf_tables through netlink, without binaries
+)
+
+// The chains. Their names are Istio's: tools and people look for them, and a pod
+// that Istio captured before is taken over.
+const (
+	chainPrefix   = "ISTIO_"
+	preRouting    = "PREROUTING"
+	output        = "OUTPUT"
+	inbound       = chainPrefix + "INBOUND"
+	inRedirect    = chainPrefix + "IN_REDIRECT"
+	outbound      = chainPrefix + "OUTPUT"
+	outRedirect   = chainPrefix + "REDIRECT"
+	outboundDNS   = chainPrefix + "OUTPUT_DNS"
+	dropChain     = chainPrefix + "DROP"
+	divert        = chainPrefix + "DIVERT"
+	transparent   = chainPrefix + "TPROXY"
+	loopbackIface = "lo"
+)
+
+// Envoy sends inbound traffic on to the application from these addresses
+// (127.0.0.6 is always there, ::6 must be added to lo).
+var (
+	passthroughV6 = netip.MustParsePrefix("::6/128")
+	passthrough   = []netip.Prefix{netip.MustParsePrefix("127.0.0.6/32"), passthroughV6}
+	loopbackV6    = netip.MustParsePrefix("::1/128")
+)
+
+var (
+	accept = Target{Verdict: "RETURN"} // leave the packet alone: back to the built-in chain
+	drop   = Target{Verdict: "DROP"}
+)
+
+// Holding says who has rules in a back end, for some IP versions.
+type Holding struct {
+	Backend Backend
+	Family  Family
+	Used    Usage
+}
+
+// Usage says who has rules somewhere.
+type Usage int
+
+// The usages; a higher one is a better reason to put rules there.
+const (
+	Unused Usage = iota
+	UsedByOthers
+	UsedByUs // or by Istio before us
+)

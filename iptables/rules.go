@@ -5,42 +5,12 @@ import (
 	"slices"
 )
 
-// The chains. Their names are Istio's: tools and people look for them, and a pod
-// that Istio captured before is taken over.
-const (
-	chainPrefix   = "ISTIO_"
-	preRouting    = "PREROUTING"
-	output        = "OUTPUT"
-	inbound       = chainPrefix + "INBOUND"
-	inRedirect    = chainPrefix + "IN_REDIRECT"
-	outbound      = chainPrefix + "OUTPUT"
-	outRedirect   = chainPrefix + "REDIRECT"
-	outboundDNS   = chainPrefix + "OUTPUT_DNS"
-	dropChain     = chainPrefix + "DROP"
-	divert        = chainPrefix + "DIVERT"
-	transparent   = chainPrefix + "TPROXY"
-	loopbackIface = "lo"
-)
-
-// Envoy sends inbound traffic on to the application from these addresses
-// (127.0.0.6 is always there, ::6 must be added to lo).
-var (
-	passthroughV6 = netip.MustParsePrefix("::6/128")
-	passthrough   = []netip.Prefix{netip.MustParsePrefix("127.0.0.6/32"), passthroughV6}
-	loopbackV6    = netip.MustParsePrefix("::1/128")
-)
-
 // Ranges of automatic VIPs: what the DNS proxy gives to hosts without an address, out of
 // class E space as Istio's, and of the range for benchmarking (RFC 5180). They are here
 // because a VIP that is not captured leads nowhere.
 var (
 	VIPRangeV4 = netip.MustParsePrefix("240.240.0.0/16")
 	VIPRangeV6 = netip.MustParsePrefix("2001:2::/48")
-)
-
-var (
-	accept = Target{Verdict: "RETURN"} // leave the packet alone: back to the built-in chain
-	drop   = Target{Verdict: "DROP"}
 )
 
 // builder collects rules. Its methods are in the order in which packets, and the

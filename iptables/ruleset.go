@@ -1,9 +1,12 @@
 package iptables
 
 import (
+	"bytes"
+	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -241,8 +244,6 @@ func (s ruleset) hasRules() bool {
 	return slices.ContainsFunc(s, func(t *table) bool { return len(t.rules)+len(t.chains) > 0 })
 }
 
-func isOurChain(name string) bool { return strings.HasPrefix(name, chainPrefix) }
-
 func (r savedRule) isOurs() bool {
 	return r.touchesOurChain() || strings.HasPrefix(r.comment, commentMark)
 }
@@ -288,4 +289,67 @@ func (r savedRule) tproxyMark() (mark uint32, ok bool) {
 	word, _, _ := strings.Cut(after, " ")
 	mark, mask, ok := parseMark(word)
 	return mark, ok && mask == fullMask
+}
+
+// parseMark reads "0x539" or "0x539/0xffff".
+func parseMark(s string) (value, mask uint32, ok bool) {
+	v, m, masked := strings.Cut(s, "/")
+	n, err := strconv.ParseUint(v, 0, 32)
+	if err != nil {
+		return 0, 0, false
+	}
+	if !masked {
+		return uint32(n), ^uint32(0), true
+	}
+	bits, err := strconv.ParseUint(m, 0, 32)
+	return uint32(n), uint32(bits), err == nil
+}
+
+// fullMask is the mask of a policy rule that compares all bits of a mark.
+const fullMask = 0xffffffff
+
+// emptied returns t with its built-in chains only, without rules.
+func (t *table) emptied() *table {
+	builtin := slices.DeleteFunc(slices.Clone(t.heads), func(head string) bool {
+		return slices.ContainsFunc(t.chains, func(c string) bool { return headChain(head) == c })
+	})
+	return &table{name: t.name, heads: builtin}
+}
+
+// identical compares verbatim, but for the packet counters of chains.
+func (t *table) identical(o *table) bool {
+	return slices.EqualFunc(t.heads, o.heads, func(a, b string) bool { return headPolicy(a) == headPolicy(b) }) &&
+		slices.EqualFunc(t.rules, o.rules, func(a, b savedRule) bool { return a.chain == b.chain && a.spec == b.spec })
+}
+
+func (t *table) write(out *bytes.Buffer) {
+	fmt.Fprintf(out, "*%s\n", t.name)
+	for _, h := range t.heads {
+		fmt.Fprintln(out, h)
+	}
+	for _, r := range t.rules {
+		fmt.Fprintf(out, "-A %s %s\n", r.chain, r.spec)
+	}
+	out.WriteString("COMMIT\n")
+}
+
+// headChain returns CHAIN of ":CHAIN POLICY [packets:bytes]".
+func headChain(head string) string {
+	chain, _, _ := strings.Cut(head[1:], " ")
+	return chain
+}
+
+// headPolicy returns ":CHAIN POLICY".
+func headPolicy(head string) string {
+	without, _, _ := strings.Cut(head, " [")
+	return without
+}
+
+// why is the purpose in the comment of a rule of ours.
+func (r savedRule) why() string {
+	why, ours := strings.CutPrefix(r.comment, commentMark)
+	if !ours {
+		return ""
+	}
+	return why
 }

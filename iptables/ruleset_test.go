@@ -67,7 +67,7 @@ func TestPlan(t *testing.T) {
 		{Family: IPv4, Table: NAT, Chain: preRouting, Top: true, Match: Match{In: "tap1"}, Target: accept, Why: "second"},
 	}
 	want := wanted(rules, IPv4)
-	got := string(plan(have, want))
+	got := string(planned(have, want))
 	for _, line := range []string{"*nat", ":ISTIO_OUTPUT - [0:0]", "-D OUTPUT -m comment --comment \"understudy: outbound\" -j ISTIO_OUTPUT",
 		`-D MINE -m comment --comment "a \"quoted\" word" -g ISTIO_OUTPUT`, `-I PREROUTING -i tap1 -m comment --comment "understudy: second" -j RETURN`, "COMMIT"} {
 		if !strings.Contains(got, line+"\n") {
@@ -77,7 +77,7 @@ func TestPlan(t *testing.T) {
 	if strings.Contains(got, "-X") || strings.Contains(got, "filter") {
 		t.Errorf("takes too much away:\n%s", got)
 	}
-	if got := string(plan(have, nil)); !strings.HasSuffix(got, "-X ISTIO_OUTPUT\nCOMMIT\n") {
+	if got := string(planned(have, nil)); !strings.HasSuffix(got, "-X ISTIO_OUTPUT\nCOMMIT\n") {
 		t.Errorf("cleaning leaves the chain:\n%s", got)
 	}
 	// The kernel has the rule that was put on top last first.
@@ -88,7 +88,7 @@ func TestPlan(t *testing.T) {
 -A OUTPUT -m comment --comment "understudy: outbound" -j ISTIO_OUTPUT
 COMMIT
 `)
-	if left := plan(there, want); len(left) > 0 {
+	if left := planned(there, want); len(left) > 0 {
 		t.Errorf("finds something to do where all is done:\n%s", left)
 	}
 }
@@ -132,7 +132,7 @@ func FuzzRuleset(f *testing.F) {
 				t.Fatalf("table %q from nowhere", o.name)
 			}
 		}
-		if input := plan(ours, ours); len(input) > 0 {
+		if input := planned(ours, ours); len(input) > 0 {
 			t.Errorf("what is there is not what is there:\n%s", input)
 		}
 		for _, tab := range s {
@@ -156,8 +156,8 @@ func FuzzReadPlain(f *testing.F) {
 	f.Add(`-p tcp -m comment --comment "understudy: x" -j ISTIO_REDIRECT`)
 	f.Add(`x-m comment --comment "a" -j X -j -j Y -g Z`)
 	f.Fuzz(func(t *testing.T, spec string) {
-		plain, words := savedRule{spec: spec}, savedRule{spec: spec}
-		if plain.readPlain() && (!words.readWords() || plain != words) {
+		plain, words, short, long := readBothWays(spec)
+		if short && (!long || plain != words) {
 			t.Errorf("%q:\n%+v\n%+v", spec, plain, words)
 		}
 	})

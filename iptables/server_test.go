@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -66,7 +67,7 @@ func serveTCP(network, address, name string) error {
 
 // askedFor returns the address that the client dialed, whatever became of it since.
 func askedFor(c *net.TCPConn) netip.AddrPort {
-	if asked := originalDestination(c); asked.IsValid() {
+	if asked := redirectedFrom(c); asked.IsValid() {
 		return asked
 	}
 	return c.LocalAddr().(*net.TCPAddr).AddrPort()
@@ -119,4 +120,27 @@ func control(options ...sockOption) func(string, string, syscall.RawConn) error 
 		})
 		return errors.Join(err, failed)
 	}
+}
+
+// redirectedFrom returns where a redirected connection was going to, by
+// SO_ORIGINAL_DST of netfilter; it is invalid for one that was not redirected.
+func redirectedFrom(conn *net.TCPConn) (destination netip.AddrPort) {
+	const soOriginalDst = 80 // linux/netfilter_ipv4.h, and IP6T_SO_ORIGINAL_DST of linux/netfilter_ipv6/ip6_tables.h
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return destination
+	}
+	v4 := conn.LocalAddr().(*net.TCPAddr).IP.To4() != nil
+	raw.Control(func(fd uintptr) {
+		if v4 { // a sockaddr_in, which fits into the first field of an IPv6Mreq
+			if m, err := unix.GetsockoptIPv6Mreq(int(fd), unix.SOL_IP, soOriginalDst); err == nil {
+				b := m.Multiaddr
+				destination = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), binary.BigEndian.Uint16(b[2:4]))
+			}
+		} else if m, err := unix.GetsockoptIPv6MTUInfo(int(fd), unix.SOL_IPV6, soOriginalDst); err == nil {
+			port := binary.NativeEndian.AppendUint16(nil, m.Addr.Port)
+			destination = netip.AddrPortFrom(netip.AddrFrom16(m.Addr.Addr), binary.BigEndian.Uint16(port))
+		}
+	})
+	return destination
 }

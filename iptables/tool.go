@@ -99,9 +99,6 @@ func start(ctx context.Context, input []byte, name string, args ...string) (wait
 	}
 }
 
-// errAbsent says that the container or the kernel does not have a back end or family.
-var errAbsent = errors.New("not there")
-
 var failedLine = regexp.MustCompile(`line:? (\d+)`)
 
 // explain makes one line of what a binary said: its own words, the rule it stumbled
@@ -150,10 +147,7 @@ var remedies = []struct{ says, do string }{
 	{"No such file or directory", missingModule},
 }
 
-const (
-	needs         = "needs uid 0 with the capabilities NET_ADMIN and NET_RAW in the pod's network namespace"
-	missingModule = "the kernel lacks a module: load xt_REDIRECT, xt_owner, xt_multiport, xt_comment, xt_conntrack, xt_CT and nf_nat on the node"
-)
+const missingModule = "the kernel lacks a module: load xt_REDIRECT, xt_owner, xt_multiport, xt_comment, xt_conntrack, xt_CT and nf_nat on the node"
 
 func remedy(stderr string) string {
 	for _, r := range remedies {

@@ -2,7 +2,6 @@ package iptables
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 )
@@ -87,7 +86,7 @@ func (s *Snapshot) whyNotOutbound(f Flow, o *Outcome) (reason, purpose string) {
 		}
 		return reason, purpose
 	case f.Dst.Port() == dnsPort && f.Proto == UDP:
-		return "queries are captured only to " + join(c.DNS.Servers, netip.Addr.String), "queries of applications"
+		return "queries are captured only to " + join(c.DNS.Servers), "queries of applications"
 	case f.Proto == UDP:
 		return "of UDP, only DNS is captured", ""
 	}
@@ -101,10 +100,10 @@ func (s *Snapshot) destinationNotIncluded(c Config) (reason, purpose string) {
 	}
 	var captured []string
 	if len(list) > 0 {
-		captured = append(captured, "destinations "+join(list, netip.Prefix.String))
+		captured = append(captured, "destinations "+join(list))
 	}
 	if len(c.IncludeOutboundPorts) > 0 {
-		captured = append(captured, "ports "+join(c.IncludeOutboundPorts, portText))
+		captured = append(captured, "ports "+join(c.IncludeOutboundPorts))
 	}
 	return "captured are only " + strings.Join(captured, " and "), "destination"
 }
@@ -118,7 +117,7 @@ func (s *Snapshot) whyNotInbound(f Flow) (reason, purpose string) {
 		return "no inbound port is captured at all", "inbound port"
 	}
 	if !c.InboundPorts.All {
-		return "the inbound ports that are captured are " + join(c.InboundPorts.List, portText), "inbound port"
+		return "the inbound ports that are captured are " + join(c.InboundPorts.List), "inbound port"
 	}
 	return fmt.Sprintf("no rule of %s leads to %s", preRouting, inbound), ""
 }
@@ -147,7 +146,7 @@ func (s *Snapshot) notEven(f Flow, o *Outcome, hook, chain string) string {
 func (s *Snapshot) nothingAt(f Flow) string {
 	family := familyOf(f.Dst.Addr())
 	for _, st := range s.states {
-		if st.family == family && len(st.ours) > 0 {
+		if st.Family == family && len(st.ours) > 0 {
 			return ""
 		}
 	}
@@ -157,14 +156,14 @@ func (s *Snapshot) nothingAt(f Flow) string {
 // maxListed is how many items of a list a sentence has.
 const maxListed = 8
 
-func join[T any](list []T, text func(T) string) string {
+func join[T any](list []T) string {
 	var out []string
 	for i, item := range list {
 		if i == maxListed {
 			out = append(out, fmt.Sprintf("and %d more", len(list)-i))
 			break
 		}
-		out = append(out, text(item))
+		out = append(out, fmt.Sprint(item))
 	}
 	return strings.Join(out, ", ")
 }

@@ -199,20 +199,6 @@ func markIs(mark uint32, value string) truth {
 	return truthOf(mark&mask == want)
 }
 
-// parseMark reads "0x539" or "0x539/0xffff".
-func parseMark(s string) (value, mask uint32, ok bool) {
-	v, m, masked := strings.Cut(s, "/")
-	n, err := strconv.ParseUint(v, 0, 32)
-	if err != nil {
-		return 0, 0, false
-	}
-	if !masked {
-		return uint32(n), ^uint32(0), true
-	}
-	bits, err := strconv.ParseUint(m, 0, 32)
-	return uint32(n), uint32(bits), err == nil
-}
-
 // ownedBy compares with one id or, as "0-99", several; the kernel takes a packet
 // without a socket for nobody's.
 func (p *packet) ownedBy(id uint32, value string) truth {

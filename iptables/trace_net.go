@@ -14,8 +14,7 @@ import (
 
 // Snapshot is the state of capture at one moment, to be looked at from several sides.
 type Snapshot struct {
-	holders  []holder
-	states   []state // of holders, each for one IP version and in the form of iptables
+	states   []savedState
 	views    []view
 	net      network
 	inferred Config // what made the rules, as far as they show it
@@ -28,47 +27,20 @@ func Read(ctx context.Context, log *slog.Logger) (*Snapshot, error) {
 	if err := checkPrivilege(); err != nil {
 		return nil, fmt.Errorf("read the rules in force: %w", err)
 	}
-	holders, err := look(ctx, log)()
+	states, err := Saved(ctx, log)
 	if err != nil {
 		return nil, fmt.Errorf("read the rules in force: %w", err)
 	}
-	return newSnapshot(holders, kernelNetwork()), nil
+	return newSnapshot(states, kernelNetwork()), nil
 }
 
-func newSnapshot(holders []holder, net network) *Snapshot {
-	s := &Snapshot{holders: holders, net: net}
-	for _, h := range holders {
-		switch h := h.(type) {
-		case state:
-			s.states = append(s.states, h)
-		case native:
-			s.states = append(s.states, h.asSaved(IPv4), h.asSaved(IPv6))
-		}
-	}
+func newSnapshot(states []savedState, net network) *Snapshot {
+	s := &Snapshot{states: states, net: net}
 	for _, st := range s.states {
-		s.views = append(s.views, viewOf(st.backend, st.family, st.before))
+		s.views = append(s.views, viewOf(st.Backend, st.Family, st.all))
 	}
 	s.inferred, _ = s.Infer()
 	return s
-}
-
-// asSaved returns what was found as iptables-save would print it for one IP version.
-// A rule that says more than ours do has a target that nobody knows.
-func (n native) asSaved(f Family) state {
-	rules, _ := n.actual()
-	all := wanted(rules, f)
-	return state{tool: tool{Native, f}, before: all, ours: all}
-}
-
-// title is the name that people know a back end by.
-func (b Backend) title() string {
-	switch b {
-	case Plain:
-		return "iptables"
-	case Legacy, NFT:
-		return "iptables-" + string(b)
-	}
-	return string(b)
 }
 
 // network is what a packet's way depends on besides rules.
@@ -183,29 +155,4 @@ func primaryAddress(iface string, like netip.Addr) netip.Addr {
 		}
 	}
 	return like
-}
-
-// tablesOf is `ip rule show fwmark MARK`.
-func tablesOf(f Family, mark uint32) (tables []uint32, err error) {
-	rules, err := policyRules(f)
-	for _, r := range rules {
-		if r.Mark == mark && mark != 0 && !r.Invert {
-			tables = append(tables, uint32(r.Table))
-		}
-	}
-	return tables, err
-}
-
-// allLocal looks for `local default`.
-func allLocal(f Family, table uint32) (bool, error) {
-	route, err := localRoute(f, table)
-	return route != nil, err
-}
-
-func loHasPassthrough() (bool, error) {
-	lo, err := netlink.LinkByName(loopbackIface)
-	if err != nil {
-		return false, fmt.Errorf("find interface %s: %w", loopbackIface, err)
-	}
-	return hasPassthrough(lo)
 }

@@ -183,12 +183,3 @@ func (h *heldRule) option(name string) string {
 	}
 	return ""
 }
-
-// why is the purpose in the comment of a rule of ours.
-func (r savedRule) why() string {
-	why, ours := strings.CutPrefix(r.comment, commentMark)
-	if !ours {
-		return ""
-	}
-	return why
-}

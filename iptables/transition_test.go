@@ -106,30 +106,21 @@ func inForce(t *testing.T, c Config, b Backend) {
 func asWanted(t *testing.T, c Config, b Backend) {
 	t.Helper()
 	rules := Rules(c)
-	holders, err := look(t.Context(), quiet())()
+	found, err := lookNow(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, h := range holders {
-		want := rules
-		if there, _ := h.place(); there != b {
+	for _, h := range found {
+		want := desireRules(rules)
+		if h.holding().Backend != b {
 			want = nil
 		}
-		if left := toDo(h, want); left != "" {
-			t.Errorf("%s: not as wanted, still to do:\n%s", h, left)
+		before := saved(t)
+		changes, err := h.make(t.Context(), want)
+		if changes > 0 || err != nil {
+			t.Errorf("%s: not as wanted, still to do (%v):\n%s", h, err, cmp.Diff(before, saved(t)))
 		}
 	}
-}
-
-// toDo returns what make would do.
-func toDo(h holder, rules []Rule) (out string) {
-	if s, ok := h.(state); ok {
-		return string(plan(s.ours, wanted(rules, s.family)))
-	}
-	for _, ch := range nativeChanges(h.(native).found, nativeTables(rules)) {
-		out += ch.what + "\n"
-	}
-	return out
 }
 
 func TestTransitions(t *testing.T) {
@@ -232,8 +223,8 @@ func TestHalfAppliedCrashIsRepaired(t *testing.T) {
 				some := slices.DeleteFunc(slices.Clone(rules), func(r Rule) bool { return r.Table != name })
 				if b == Native { // not by a crash, as it is one transaction, but by hand
 					nftRuns(t, string(RenderNative(some)))
-				} else if err := (tool{b, f}).change(t.Context(), Render(some, f)); err != nil {
-					t.Fatal(err)
+				} else {
+					restore(t, b, f, string(Render(some, f)), "--noflush")
 				}
 				apply(t, fullConfig())
 				inForce(t, fullConfig(), b)
@@ -312,18 +303,8 @@ func TestFailureInALaterTable(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b Backend) {
 		apply(t, listedConfig())
 		before := saved(t)
-		holders, err := look(t.Context(), quiet())()
-		if err != nil {
-			t.Fatal(err)
-		}
 		inNAT := Rule{Family: Both, Table: NAT, Chain: outbound, Match: Match{Proto: TCP}, Target: tproxy(1, 1), Why: "impossible"}
-		change := transition{holders: holders, ipv6: true, log: quiet()}
-		for i, h := range holders {
-			if there, _ := h.place(); there == b {
-				change.want(i, desireRules(append(Rules(fullConfig()), inNAT)))
-			}
-		}
-		err = change.make(t.Context())
+		err := applyRules(t.Context(), b, append(Rules(fullConfig()), inNAT))
 		if err == nil || b != Legacy && !strings.Contains(err.Error(), "impossible") { // legacy blames the COMMIT
 			t.Errorf("error does not name the rule: %v", err)
 		}

@@ -21,21 +21,21 @@ func (s *Snapshot) Verify(c Config) ([]Difference, error) {
 	rules := Rules(c)
 	var out []Difference
 	for i, st := range s.states {
-		want := viewOf(st.backend, st.family, nil)
-		if st.backend == backend {
-			want = viewOf(st.backend, st.family, wanted(rules, st.family))
+		want := viewOf(st.Backend, st.Family, nil)
+		if st.Backend == backend {
+			want = viewOf(st.Backend, st.Family, wanted(rules, st.Family))
 		}
-		have := viewOf(st.backend, st.family, st.ours)
+		have := viewOf(st.Backend, st.Family, st.ours)
 		switch {
-		case st.backend != backend && !have.empty() && s.captures(backend, st.family):
-			out = append(out, Difference{Kind: Twice, Backend: st.backend, Family: st.family.String()})
+		case st.Backend != backend && !have.empty() && s.captures(backend, st.Family):
+			out = append(out, Difference{Kind: Twice, Backend: st.Backend, Family: st.Family.String()})
 		case have.empty() && !want.empty():
-			out = append(out, Difference{Kind: Missing, Backend: st.backend, Family: st.family.String()})
+			out = append(out, Difference{Kind: Missing, Backend: st.Backend, Family: st.Family.String()})
 		default:
 			out = append(out, compare(have, want)...)
 		}
-		if s.captures(backend, st.family) {
-			out = append(out, takenAway(s.views[i], st.backend == backend)...)
+		if s.captures(backend, st.Family) {
+			out = append(out, takenAway(s.views[i], st.Backend == backend)...)
 		}
 	}
 	routing, err := s.verifyRouting(c)
@@ -51,7 +51,11 @@ func (s *Snapshot) Verify(c Config) ([]Difference, error) {
 
 // backendFor is the back end where c's rules are or would go.
 func (s *Snapshot) backendFor(c Config) (Backend, error) {
-	candidates, err := choose(s.holders, c)
+	held := make([]Holding, len(s.states))
+	for i, st := range s.states {
+		held[i] = st.Holding
+	}
+	candidates, err := Choose(c, held)
 	if err != nil {
 		return "", err
 	}
@@ -60,8 +64,8 @@ func (s *Snapshot) backendFor(c Config) (Backend, error) {
 
 // captures reports whether a back end has rules of ours for an IP version.
 func (s *Snapshot) captures(b Backend, f Family) bool {
-	return slices.ContainsFunc(s.states, func(st state) bool {
-		return st.backend == b && st.family == f && len(st.ours) > 0
+	return slices.ContainsFunc(s.states, func(st savedState) bool {
+		return st.Backend == b && st.Family == f && len(st.ours) > 0
 	})
 }
 
@@ -152,7 +156,7 @@ func (s *Snapshot) verifyRouting(c Config) ([]Difference, error) {
 		if err != nil {
 			return nil, err
 		}
-		wanted := slices.Contains(c.policies(), policy{f, c.Mark, c.RouteTable})
+		wanted := c.Routed()&f != 0
 		rule := fmt.Sprintf("ip rule fwmark %#x lookup %d", c.Mark, c.RouteTable)
 		there := slices.Contains(tables, c.RouteTable)
 		if there != wanted {

@@ -47,7 +47,7 @@ func paperNetwork(c Config) network {
 // onPaper is the state after text was given to iptables-nft-restore and to
 // ip6tables-nft-restore, in a pod with the routes of c.
 func onPaper(c Config, v4, v6 string) *Snapshot {
-	var holders []holder
+	var states []savedState
 	for i, text := range []string{v4, v6, "", ""} {
 		b, f := NFT, IPv4
 		if i > 1 {
@@ -57,9 +57,13 @@ func onPaper(c Config, v4, v6 string) *Snapshot {
 			f = IPv6
 		}
 		s := parseRuleset(text)
-		holders = append(holders, state{tool: tool{b, f}, before: s, ours: s.ours()})
+		h := Holding{Backend: b, Family: f}
+		if len(s.ours()) > 0 {
+			h.Used = UsedByUs
+		}
+		states = append(states, savedState{Holding: h, all: s, ours: s.ours()})
 	}
-	return newSnapshot(holders, paperNetwork(c))
+	return newSnapshot(states, paperNetwork(c))
 }
 
 func rendered(c Config) *Snapshot {
@@ -299,7 +303,7 @@ func TestVerifyBackends(t *testing.T) {
 	}
 	s := rendered(c)
 	for i := range s.states {
-		s.states[i].before, s.states[i].ours = s.states[i%2].before, s.states[i%2].ours
+		s.states[i].all, s.states[i].ours = s.states[i%2].all, s.states[i%2].ours
 	}
 	want := []string{
 		"IPv4: captured twice: iptables-legacy has capture rules, too",

@@ -1,0 +1,127 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+)
+
+// backend is one place where rules are held, as it was found before anything was changed:
+// one IP version's tables of iptables-legacy or iptables-nft, or our tables of nf_tables.
+type backend interface {
+	fmt.Stringer // its name in logs
+	holding() Holding
+	saved() []savedState
+	marks() []uint32 // of TPROXY rules that were found
+	// make makes d all that there is of ours, as far as its IP versions go, and returns
+	// how many changes that takes: none when all is as it should be.
+	make(ctx context.Context, d *desired) (changes int, err error)
+	// putBack makes everything of ours as it was found.
+	putBack(ctx context.Context) error
+}
+
+// desire returns the rules of c, ready for the back end where they will go.
+func desire(c Config) *desired {
+	d := desireRules(Rules(c))
+	if c.Backend != Native {
+		d.v4()
+		d.v6()
+	}
+	return d
+}
+
+// look starts to read the state of every back end and family that this container and
+// kernel have, side by side, and returns what waits for it.
+func look(ctx context.Context, log *slog.Logger) func() ([]backend, error) {
+	all := tools()
+	reading := make([]func() (state, error), len(all))
+	for i, t := range all {
+		reading[i] = t.look(ctx)
+	}
+	return func() ([]backend, error) {
+		var out []backend
+		var absent, failed []error
+		note := func(h backend, what string, err error) {
+			switch {
+			case err == nil:
+				out = append(out, h)
+			case errors.Is(err, errAbsent):
+				log.Debug("skipped a back end", "what", what, "reason", err)
+				absent = append(absent, err)
+			default:
+				failed = append(failed, fmt.Errorf("read the rules of %s: %w", what, err))
+			}
+		}
+		n, nativeErr := lookNative(log)
+		for i, t := range all {
+			s, err := reading[i]()
+			note(s, t.name("save"), err)
+		}
+		note(n, n.String(), nativeErr)
+		if len(out) == 0 {
+			failed = append(failed, absent...)
+		}
+		return out, errors.Join(append(failed, ctx.Err())...)
+	}
+}
+
+// Choose returns the back ends that can do what c asks for, best first: where rules
+// of ours are already, then where anybody's are (packets meet all, but people look
+// into one), then iptables-nft, which has transactions and no lock, and where people
+// look first, and at last our own way into nf_tables, which needs nothing installed.
+// Istio's way, legacy if it has any rule, makes a second run go elsewhere than the first.
+func Choose(c Config, held []Holding) ([]Backend, error) {
+	used := map[Backend]Usage{}
+	families := map[Backend]Family{}
+	var order []Backend
+	for _, h := range held {
+		if families[h.Backend] == 0 {
+			order = append(order, h.Backend)
+		}
+		families[h.Backend] |= h.Family
+		used[h.Backend] = max(used[h.Backend], h.Used)
+	}
+	needed := IPv4
+	if c.IPv6 {
+		needed = Both
+	}
+	order = slices.DeleteFunc(order, func(b Backend) bool {
+		return families[b]&needed != needed || c.Backend != Auto && b != c.Backend
+	})
+	switch {
+	case len(order) > 0:
+		slices.SortStableFunc(order, func(a, b Backend) int { return int(used[b] - used[a]) })
+		return order, nil
+	case c.Backend == Native:
+		return nil, fmt.Errorf("back end %s wanted: %s", Native, missingNFT)
+	}
+	return nil, fmt.Errorf("no iptables back end for %v, %s wanted: "+
+		"install iptables and ip6tables of that kind in this container's image, and load their modules on the node", needed, wantedName(c.Backend))
+}
+
+func wantedName(b Backend) string {
+	if b == Auto {
+		return "legacy or nft"
+	}
+	return string(b)
+}
+
+// Saved returns the rules of every back end and IP version, whoever made them, in the
+// form of iptables-save. It changes nothing.
+func Saved(ctx context.Context, log *slog.Logger) ([]savedState, error) {
+	found, err := look(ctx, log)()
+	var out []savedState
+	for _, b := range found {
+		out = append(out, b.saved()...)
+	}
+	return out, err
+}
+
+func holdings(found []backend) (out []Holding) {
+	for _, b := range found {
+		out = append(out, b.holding())
+	}
+	return out
+}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"understudy.mesh/iptables/internal/access"
 )
 
 // undoTimeout bounds putting things back after a failure: at most one wait for the
@@ -21,7 +23,7 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	locked, release, err := acquire(ctx, log)
+	locked, release, err := access.Acquire(ctx, log)
 	if err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
@@ -60,7 +62,7 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 // Clean removes everything of ours and of Istio's from every back end, whatever
 // configuration made it. What is not there is not missed.
 func Clean(ctx context.Context, log *slog.Logger) error {
-	ctx, release, err := acquire(ctx, log)
+	ctx, release, err := access.Acquire(ctx, log)
 	if err != nil {
 		return fmt.Errorf("remove capture rules: %w", err)
 	}

@@ -6,28 +6,33 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+
+	"understudy.mesh/iptables/internal/nftables"
+	"understudy.mesh/iptables/internal/saved"
+	"understudy.mesh/iptables/internal/xtables"
+	"understudy.mesh/iptables/rule"
 )
 
 // backend is one place where rules are held, as it was found before anything was changed:
 // one IP version's tables of iptables-legacy or iptables-nft, or our tables of nf_tables.
 type backend interface {
 	fmt.Stringer // its name in logs
-	holding() Holding
-	saved() []savedState
-	marks() []uint32 // of TPROXY rules that were found
+	Holding() rule.Holding
+	Saved() []saved.State
+	Marks() []uint32 // of TPROXY rules that were found
 	// make makes d all that there is of ours, as far as its IP versions go, and returns
 	// how many changes that takes: none when all is as it should be.
-	make(ctx context.Context, d *desired) (changes int, err error)
+	Make(ctx context.Context, d *saved.Wanted) (changes int, err error)
 	// putBack makes everything of ours as it was found.
-	putBack(ctx context.Context) error
+	PutBack(ctx context.Context) error
 }
 
 // desire returns the rules of c, ready for the back end where they will go.
-func desire(c Config) *desired {
-	d := desireRules(Rules(c))
-	if c.Backend != Native {
-		d.v4()
-		d.v6()
+func desire(c Config) *saved.Wanted {
+	d := saved.Want(Rules(c))
+	if c.Backend != rule.Native {
+		d.Ruleset(rule.IPv4)
+		d.Ruleset(rule.IPv6)
 	}
 	return d
 }
@@ -35,10 +40,10 @@ func desire(c Config) *desired {
 // look starts to read the state of every back end and family that this container and
 // kernel have, side by side, and returns what waits for it.
 func look(ctx context.Context, log *slog.Logger) func() ([]backend, error) {
-	all := tools()
-	reading := make([]func() (state, error), len(all))
+	all := xtables.Tools()
+	reading := make([]func() (xtables.State, error), len(all))
 	for i, t := range all {
-		reading[i] = t.look(ctx)
+		reading[i] = t.Look(ctx)
 	}
 	return func() ([]backend, error) {
 		var out []backend
@@ -47,17 +52,17 @@ func look(ctx context.Context, log *slog.Logger) func() ([]backend, error) {
 			switch {
 			case err == nil:
 				out = append(out, h)
-			case errors.Is(err, errAbsent):
+			case errors.Is(err, rule.ErrAbsent):
 				log.Debug("skipped a back end", "what", what, "reason", err)
 				absent = append(absent, err)
 			default:
 				failed = append(failed, fmt.Errorf("read the rules of %s: %w", what, err))
 			}
 		}
-		n, nativeErr := lookNative(log)
+		n, nativeErr := nftables.Look(log)
 		for i, t := range all {
 			s, err := reading[i]()
-			note(s, t.name("save"), err)
+			note(s, t.Name("save"), err)
 		}
 		note(n, n.String(), nativeErr)
 		if len(out) == 0 {
@@ -72,10 +77,10 @@ func look(ctx context.Context, log *slog.Logger) func() ([]backend, error) {
 // into one), then iptables-nft, which has transactions and no lock, and where people
 // look first, and at last our own way into nf_tables, which needs nothing installed.
 // Istio's way, legacy if it has any rule, makes a second run go elsewhere than the first.
-func Choose(c Config, held []Holding) ([]Backend, error) {
-	used := map[Backend]Usage{}
-	families := map[Backend]Family{}
-	var order []Backend
+func Choose(c Config, held []rule.Holding) ([]rule.Backend, error) {
+	used := map[rule.Backend]rule.Usage{}
+	families := map[rule.Backend]rule.Family{}
+	var order []rule.Backend
 	for _, h := range held {
 		if families[h.Backend] == 0 {
 			order = append(order, h.Backend)
@@ -83,26 +88,26 @@ func Choose(c Config, held []Holding) ([]Backend, error) {
 		families[h.Backend] |= h.Family
 		used[h.Backend] = max(used[h.Backend], h.Used)
 	}
-	needed := IPv4
+	needed := rule.IPv4
 	if c.IPv6 {
-		needed = Both
+		needed = rule.Both
 	}
-	order = slices.DeleteFunc(order, func(b Backend) bool {
-		return families[b]&needed != needed || c.Backend != Auto && b != c.Backend
+	order = slices.DeleteFunc(order, func(b rule.Backend) bool {
+		return families[b]&needed != needed || c.Backend != rule.Auto && b != c.Backend
 	})
 	switch {
 	case len(order) > 0:
-		slices.SortStableFunc(order, func(a, b Backend) int { return int(used[b] - used[a]) })
+		slices.SortStableFunc(order, func(a, b rule.Backend) int { return int(used[b] - used[a]) })
 		return order, nil
-	case c.Backend == Native:
-		return nil, fmt.Errorf("back end %s wanted: %s", Native, missingNFT)
+	case c.Backend == rule.Native:
+		return nil, fmt.Errorf("back end %s wanted: %s", rule.Native, nftables.Missing)
 	}
 	return nil, fmt.Errorf("no iptables back end for %v, %s wanted: "+
 		"install iptables and ip6tables of that kind in this container's image, and load their modules on the node", needed, wantedName(c.Backend))
 }
 
-func wantedName(b Backend) string {
-	if b == Auto {
+func wantedName(b rule.Backend) string {
+	if b == rule.Auto {
 		return "legacy or nft"
 	}
 	return string(b)
@@ -110,18 +115,18 @@ func wantedName(b Backend) string {
 
 // Saved returns the rules of every back end and IP version, whoever made them, in the
 // form of iptables-save. It changes nothing.
-func Saved(ctx context.Context, log *slog.Logger) ([]savedState, error) {
+func Saved(ctx context.Context, log *slog.Logger) ([]saved.State, error) {
 	found, err := look(ctx, log)()
-	var out []savedState
+	var out []saved.State
 	for _, b := range found {
-		out = append(out, b.saved()...)
+		out = append(out, b.Saved()...)
 	}
 	return out, err
 }
 
-func holdings(found []backend) (out []Holding) {
+func holdings(found []backend) (out []rule.Holding) {
 	for _, b := range found {
-		out = append(out, b.holding())
+		out = append(out, b.Holding())
 	}
 	return out
 }

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/iptables/rule"
 )
 
 // Ports and ids that Istio's sidecar uses when nothing else is said. Users' manifests
@@ -19,8 +21,8 @@ const (
 	DefaultMark         = 1337
 	DefaultRouteTable   = 133
 	exampleMark         = 0x5357 // for messages: any number does that nobody else in the pod uses
-	dnsPort             = 53
-	dnsProxyPort        = 15053 // where the agent answers DNS
+	DNSPort             = 53
+	DNSProxyPort        = 15053 // where the agent answers DNS
 	maxIncludedGroups   = 64    // Istio's limit: all of them share one rule
 	maxInterfaceNameLen = 15    // IFNAMSIZ - 1
 )
@@ -62,8 +64,8 @@ type Config struct {
 	LoopbackV4  netip.Prefix // IPv4 destinations that count as loopback
 	DropInvalid bool         // drop what conntrack calls INVALID (istio#36566)
 	DNS         DNS
-	IPv6        bool    // the pod has IPv6: its rules are wanted too, and ::6 on lo
-	Backend     Backend // Auto, or forced
+	IPv6        bool         // the pod has IPv6: its rules are wanted too, and ::6 on lo
+	Backend     rule.Backend // Auto, or forced
 }
 
 // DNS says which queries go to the agent on port 15053.
@@ -113,8 +115,8 @@ func (c Config) Validate() error {
 	if c.TPROXY {
 		errs = append(errs, c.validateTPROXY())
 	}
-	if b := c.Backend; b != Auto && b != Legacy && b != NFT && b != Native {
-		bad("back end %q: want %q, %q or %q", b, Legacy, NFT, Native)
+	if b := c.Backend; b != rule.Auto && b != rule.Legacy && b != rule.NFT && b != rule.Native {
+		bad("back end %q: want %q, %q or %q", b, rule.Legacy, rule.NFT, rule.Native)
 	}
 	return errors.Join(errs...)
 }
@@ -161,12 +163,12 @@ func PodHasIPv6(addrs []netip.Addr, dualStack bool) (bool, error) {
 
 // Routed returns the IP versions in which TPROXY mode has a route of its own for the
 // packets with its mark.
-func (c Config) Routed() Family {
+func (c Config) Routed() rule.Family {
 	switch {
 	case !c.TPROXY || !c.InboundPorts.All && len(c.InboundPorts.List) == 0:
 		return 0
 	case c.IPv6:
-		return Both
+		return rule.Both
 	}
-	return IPv4
+	return rule.IPv4
 }

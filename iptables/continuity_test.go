@@ -1,4 +1,4 @@
-package iptables
+package iptables_test
 
 import (
 	"bytes"
@@ -12,6 +12,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/rule"
+	"understudy.mesh/tests/capture"
 )
 
 var kills = flag.Int("kills", 12, "how many applies are killed, for each back end")
@@ -37,7 +41,7 @@ func alwaysCaptured() (out []watched) {
 	for _, to := range []string{"1.2.3.4:80", "[2600::1]:80", "240.240.1.1:443", "[2001:2::1]:443"} {
 		out = append(out, watched{inPod, probe{owner: application, network: "tcp", to: netip.MustParseAddrPort(to)}, "15001"})
 	}
-	for _, to := range []string{podV4 + ":4000", "[" + podV6 + "]:4000"} {
+	for _, to := range []string{capture.PodV4 + ":4000", "[" + capture.PodV6 + "]:4000"} {
 		out = append(out, watched{inWorld, probe{owner: application, network: "tcp", to: netip.MustParseAddrPort(to)}, "15006"})
 	}
 	for _, to := range []string{"9.9.9.9:53", "[2001:db8::53]:53"} {
@@ -48,12 +52,12 @@ func alwaysCaptured() (out []watched) {
 
 // changing returns the i-th of the configurations that capture alwaysCaptured and
 // differ in everything else.
-func changing(i int) Config {
-	c := fullConfig()
+func changing(i int) iptables.Config {
+	c := capture.Full()
 	c.ExcludeCIDRs = append(c.ExcludeCIDRs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 200, byte(i), 0}), 24))
 	c.ExcludeOutboundPorts = append(c.ExcludeOutboundPorts, uint16(9000+i))
 	if i%2 == 1 {
-		c.DNS = DNS{Capture: true, All: true}
+		c.DNS = iptables.DNS{Capture: true, All: true}
 	}
 	if i%3 == 1 {
 		c.DropInvalid = true
@@ -137,12 +141,12 @@ func (w *traffic) stop() {
 
 // eachWay runs a test with each back end, and with one after the other: backend says
 // which one is next.
-func eachWay(t *testing.T, test func(t *testing.T, l *lab, backend func(i int) Backend)) {
+func eachWay(t *testing.T, test func(t *testing.T, l *lab, backend func(i int) rule.Backend)) {
 	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
 			l := newLab(t)
 			skipBackend(t, b)
-			test(t, l, func(int) Backend { return b })
+			test(t, l, func(int) rule.Backend { return b })
 		})
 	}
 	t.Run("in turn", func(t *testing.T) {
@@ -150,13 +154,13 @@ func eachWay(t *testing.T, test func(t *testing.T, l *lab, backend func(i int) B
 		for _, b := range backends {
 			skipBackend(t, b)
 		}
-		test(t, l, func(i int) Backend { return backends[i/2%len(backends)] })
+		test(t, l, func(i int) rule.Backend { return backends[i/2%len(backends)] })
 	})
 }
 
 // No connection escapes, and none fails, while the rules are applied again and change.
 func TestNothingEscapesWhileRulesChange(t *testing.T) {
-	eachWay(t, func(t *testing.T, l *lab, backend func(int) Backend) {
+	eachWay(t, func(t *testing.T, l *lab, backend func(int) rule.Backend) {
 		c := changing(0)
 		c.Backend = backend(0)
 		apply(t, c)
@@ -170,7 +174,7 @@ func TestNothingEscapesWhileRulesChange(t *testing.T) {
 			}
 		}
 		for range appliesUnderTraffic % changesUnderTraffic {
-			c.Backend = Auto
+			c.Backend = rule.Auto
 			apply(t, c)
 		}
 		w.stop()
@@ -180,9 +184,9 @@ func TestNothingEscapesWhileRulesChange(t *testing.T) {
 // An apply that is killed, as a container with all its processes, leaves capture in
 // force, and the next one repairs what it left.
 func TestKilledApplyIsRepaired(t *testing.T) {
-	eachWay(t, func(t *testing.T, l *lab, backend func(int) Backend) {
-		sh(t, script(foreignRules, NFT)+script(foreignRules, Legacy))
-		before := saved(t)
+	eachWay(t, func(t *testing.T, l *lab, backend func(int) rule.Backend) {
+		capture.Sh(t, capture.Script(capture.ForeignCommands, rule.NFT)+capture.Script(capture.ForeignCommands, rule.Legacy))
+		before := rulesNow(t)
 		c := changing(0)
 		c.Backend = backend(0)
 		apply(t, c)
@@ -214,7 +218,7 @@ func TestKilledApplyIsRepaired(t *testing.T) {
 		w.stop()
 		inForce(t, c, c.Backend)
 		clean(t)
-		if d := cmp.Diff(before, saved(t)); d != "" {
+		if d := cmp.Diff(before, rulesNow(t)); d != "" {
 			t.Errorf("cleaning does not give back what was there:\n%s", d)
 		}
 		t.Logf("%d of %d applies were killed before their end", unfinished, *kills)
@@ -226,7 +230,7 @@ func TestKilledApplyIsRepaired(t *testing.T) {
 
 // applyUntil applies the i-th changing configuration in a process of its own, which
 // it kills when it takes longer than limit.
-func applyUntil(t *testing.T, b Backend, i int, limit time.Duration) (took time.Duration, killed bool) {
+func applyUntil(t *testing.T, b rule.Backend, i int, limit time.Duration) (took time.Duration, killed bool) {
 	t.Helper()
 	cmd := self(0, "apply", string(b), fmt.Sprint(i))
 	cmd.SysProcAttr.Setpgid = true // with its children

@@ -9,12 +9,12 @@
 //	RenderNative(rules)    the same as input of nft (pure)
 //	Apply(ctx, Config)     makes it so, from whatever is there now
 //
-// There are three back ends, each a holder: iptables-nft and iptables-legacy by their
-// binaries, and nf_tables by netlink with no binary at all. Rules are wanted in one of
-// them and taken away from the others.
+// There are three back ends, each a backend: iptables-nft and iptables-legacy by their
+// binaries (internal/xtables), and nf_tables by netlink with no binary at all
+// (internal/nftables). Rules are wanted in one of them and taken away from the others.
 //
-// Read looks at what is there, whoever made it: Verify compares it with a Config, Infer
-// finds the Config that it was made from, and Trace follows a packet through it.
+// Package rule has the words of all of them. Package inspect looks at what is in force,
+// whoever made it.
 //
 // # What is ours
 //

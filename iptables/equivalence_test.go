@@ -1,4 +1,4 @@
-package iptables
+package iptables_test
 
 import (
 	"cmp"
@@ -9,6 +9,10 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/rule"
+	"understudy.mesh/tests/capture"
 )
 
 var (
@@ -20,19 +24,19 @@ var (
 // comparison is one configuration and the packets that show what it does.
 type comparison struct {
 	name   string
-	config Config
+	config iptables.Config
 	probes []placedProbe
 }
 
 func comparisons() (out []comparison) {
-	add := func(name string, c Config, seed uint64) {
+	add := func(name string, c iptables.Config, seed uint64) {
 		out = append(out, comparison{name, c, probesOf(c, rand.New(rand.NewPCG(seed, 0)), *probesEach)})
 	}
-	for i, g := range golden {
-		c := Default()
-		g.edit(&c)
+	for i, g := range capture.Golden {
+		c := iptables.Default()
+		g.Edit(&c)
 		if c.ProxyMark == 0 { // Istio has no such thing
-			add(g.name, c, uint64(i))
+			add(g.Name, c, uint64(i))
 		}
 	}
 	for i := range uint64(*randomConfigs) {
@@ -55,20 +59,20 @@ func comparisons() (out []comparison) {
 // addresses that others cover, which have none.
 func TestPacketsLandWhereIstiosLand(t *testing.T) {
 	all := comparisons()
-	landed := map[Backend][][]string{} // by comparison and probe; Istio's under Auto
-	for _, b := range append([]Backend{Auto}, backends...) {
+	landed := map[rule.Backend][][]string{} // by comparison and probe; Istio's under Auto
+	for _, b := range append([]rule.Backend{rule.Auto}, backends...) {
 		landed[b] = make([][]string, len(all))
 	}
 	t.Run("each", func(t *testing.T) {
 		t.Run("Istio", func(t *testing.T) {
 			t.Parallel()
-			measure(t, all, landed[Auto], applyIstio)
+			measure(t, all, landed[rule.Auto], applyIstio)
 		})
 		for _, b := range backends {
 			t.Run(string(b), func(t *testing.T) {
 				t.Parallel()
 				skipBackend(t, b)
-				measure(t, all, landed[b], func(t *testing.T, c Config) {
+				measure(t, all, landed[b], func(t *testing.T, c iptables.Config) {
 					c.Backend = b
 					apply(t, c)
 				})
@@ -78,11 +82,11 @@ func TestPacketsLandWhereIstiosLand(t *testing.T) {
 	if t.Failed() {
 		return
 	}
-	everyLanding(t, landed[Auto])
+	everyLanding(t, landed[rule.Auto])
 	for _, b := range backends {
 		for i, c := range all {
 			for j, got := range landed[b][i] { // none where the back end was skipped
-				if want := landed[Auto][i][j]; got != want {
+				if want := landed[rule.Auto][i][j]; got != want {
 					t.Errorf("%s, %s: from the %s, %v: lands at %q, with Istio at %q\n\t%+v", b, c.name, c.probes[j].from, c.probes[j].probe, got, want, c.config)
 				}
 			}
@@ -107,7 +111,7 @@ func everyLanding(t *testing.T, landed [][]string) {
 
 // measure applies one configuration after the other and writes down where the probes
 // land. No connection of one configuration is known to the next.
-func measure(t *testing.T, all []comparison, landed [][]string, apply func(*testing.T, Config)) {
+func measure(t *testing.T, all []comparison, landed [][]string, apply func(*testing.T, iptables.Config)) {
 	l := newLab(t)
 	machine := l.attachOthers()
 	spaces := map[place]string{inPod: l.pod, inWorld: l.world, inVM: machine}
@@ -115,7 +119,7 @@ func measure(t *testing.T, all []comparison, landed [][]string, apply func(*test
 		l.proxyIs(owner{c.config.UIDs[0], c.config.GIDs[0]})
 		enter(t, l.pod)
 		if i > 0 && takesMarks(all[i-1].config) {
-			sh(t, noRoutes)
+			capture.Sh(t, noRoutes)
 		}
 		apply(t, c.config)
 		routeMarked(t, c.config)
@@ -141,14 +145,14 @@ func measure(t *testing.T, all []comparison, landed [][]string, apply func(*test
 	}
 }
 
-func applyIstio(t *testing.T, c Config) {
+func applyIstio(t *testing.T, c iptables.Config) {
 	t.Helper()
-	for _, f := range []Family{IPv4, IPv6} {
-		restore(t, NFT, f, istioText(c, f))
+	for _, f := range []rule.Family{rule.IPv4, rule.IPv6} {
+		restore(t, rule.NFT, f, capture.IstioRules(c, f))
 	}
-	sh(t, "ip -6 addr del ::6/128 dev lo 2>/dev/null || true")
+	capture.Sh(t, "ip -6 addr del ::6/128 dev lo 2>/dev/null || true")
 	if c.IPv6 {
-		sh(t, "ip -6 addr add ::6/128 dev lo nodad")
+		capture.Sh(t, "ip -6 addr add ::6/128 dev lo nodad")
 	}
 }
 
@@ -159,7 +163,7 @@ const noRoutes = `for v in -4 -6; do
 	done`
 
 // routeMarked sends marked packets to lo, as Istio does, unless that is done.
-func routeMarked(t *testing.T, c Config) {
+func routeMarked(t *testing.T, c iptables.Config) {
 	t.Helper()
 	if !takesMarks(c) {
 		return
@@ -168,7 +172,7 @@ func routeMarked(t *testing.T, c Config) {
 	if c.IPv6 {
 		versions = "-4 -6"
 	}
-	sh(t, fmt.Sprintf(`for v in %s; do
+	capture.Sh(t, fmt.Sprintf(`for v in %s; do
 			ip $v rule | grep -q fwmark && continue
 			ip $v rule add fwmark %d lookup %d pref 1000
 			ip $v route replace local default dev lo table %d proto 99
@@ -179,11 +183,11 @@ func routeMarked(t *testing.T, c Config) {
 // world to the pod.
 func (l *lab) attachOthers() (machine string) {
 	l.t.Helper()
-	machine = namespace(l.t, "-m")
+	machine = capture.Namespace(l.t, "-m")
 	enter(l.t, l.pod)
 	l.cable(machineIface, machine, "eth0", 78)
 	l.cable(otherIface, l.world, "wire2", 79)
-	sh(l.t, `ip -n `+machine+` route add default via 10.78.0.1; ip -n `+machine+` -6 route add default via fd78::1
+	capture.Sh(l.t, `ip -n `+machine+` route add default via 10.78.0.1; ip -n `+machine+` -6 route add default via fd78::1
 		ip -n `+l.world+` route add 10.78.0.0/24 via 10.77.0.1; ip -n `+l.world+` -6 route add fd78::/64 via fd77::1
 		sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0`)
 	l.serve(machine, 0, everywhere("machine")...)

@@ -3,23 +3,26 @@ package iptables
 import (
 	"context"
 	"log/slog"
+
+	"understudy.mesh/iptables/internal/saved"
+	"understudy.mesh/iptables/rule"
 )
 
-// lookNow is look, without a log.
-func lookNow(ctx context.Context) ([]backend, error) {
+// LookNow is look, without a log.
+func LookNow(ctx context.Context) ([]backend, error) {
 	return look(ctx, slog.New(slog.DiscardHandler))()
 }
 
-// applyRules is what Apply does, with rules that no configuration has.
-func applyRules(ctx context.Context, name Backend, rules []Rule) error {
-	found, err := lookNow(ctx)
+// ApplyRules is what Apply does, with rules that no configuration has.
+func ApplyRules(ctx context.Context, name rule.Backend, rules []rule.Rule) error {
+	found, err := LookNow(ctx)
 	if err != nil {
 		return err
 	}
 	change := transition{found: found, ipv6: true, log: slog.New(slog.DiscardHandler)}
 	for i, at := range holdings(found) {
 		if at.Backend == name {
-			change.want(i, desireRules(rules))
+			change.want(i, saved.Want(rules))
 		}
 	}
 	return change.make(ctx)

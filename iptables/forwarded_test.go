@@ -1,4 +1,4 @@
-package iptables
+package iptables_test
 
 import (
 	"net/netip"
@@ -6,6 +6,10 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/rule"
+	"understudy.mesh/tests/capture"
 )
 
 const bridge = "docker0"
@@ -13,15 +17,15 @@ const bridge = "docker0"
 // attachContainer joins a container to the pod by a bridge, as Docker in a pod and
 // KubeVirt do: what it sends leaves the pod under the pod's address, and the world's
 // queries to the pod are its own to answer. Firewalls count by the binaries of b.
-func (l *lab) attachContainer(b Backend) (container string) {
+func (l *lab) attachContainer(b rule.Backend) (container string) {
 	l.t.Helper()
-	container = namespace(l.t, "-c")
+	container = capture.Namespace(l.t, "-c")
 	enter(l.t, l.pod)
 	kind := "nft"
-	if b == Legacy {
+	if b == rule.Legacy {
 		kind = "legacy"
 	}
-	sh(l.t, strings.NewReplacer("NS", container, "BRIDGE", bridge, "KIND", kind).Replace(`
+	capture.Sh(l.t, strings.NewReplacer("NS", container, "BRIDGE", bridge, "KIND", kind).Replace(`
 		ip link add BRIDGE type bridge; ip addr add 172.17.0.1/16 dev BRIDGE; ip addr add fd17::1/64 dev BRIDGE nodad; ip link set BRIDGE up
 		ip link add inner type veth peer name eth0 address 02:00:00:00:17:02 netns NS; ip link set inner master BRIDGE up
 		ip -n NS addr add 172.17.0.2/16 dev eth0; ip -n NS addr add fd17::2/64 dev eth0 nodad; ip -n NS link set eth0 up
@@ -41,14 +45,14 @@ func (l *lab) attachContainer(b Backend) (container string) {
 // queries of the pod's own that are left alone: the pod changes their addresses, and
 // can undo that only where answers are tracked as the queries were (istio#54689).
 func TestForwardedQueriesAreLeftAlone(t *testing.T) {
-	configs := map[string]func(*Config){
-		"listed":             func(*Config) {},
-		"all":                func(c *Config) { c.DNS.All = true },
-		"virtual interface":  func(c *Config) { c.VirtInterfaces = []string{bridge} },
-		"excluded interface": func(c *Config) { c.ExcludeInterfaces, c.DNS.All = []string{bridge}, true },
-		"mark":               func(c *Config) { c.UIDs, c.GIDs, c.ProxyMark = nil, nil, testMark },
-		"invalid dropped":    func(c *Config) { c.DropInvalid = true },
-		"TPROXY":             func(c *Config) { c.TPROXY, c.DNS.All = true, true },
+	configs := map[string]func(*iptables.Config){
+		"listed":             func(*iptables.Config) {},
+		"all":                func(c *iptables.Config) { c.DNS.All = true },
+		"virtual interface":  func(c *iptables.Config) { c.VirtInterfaces = []string{bridge} },
+		"excluded interface": func(c *iptables.Config) { c.ExcludeInterfaces, c.DNS.All = []string{bridge}, true },
+		"mark":               func(c *iptables.Config) { c.UIDs, c.GIDs, c.ProxyMark = nil, nil, testMark },
+		"invalid dropped":    func(c *iptables.Config) { c.DropInvalid = true },
+		"TPROXY":             func(c *iptables.Config) { c.TPROXY, c.DNS.All = true, true },
 	}
 	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
@@ -56,7 +60,7 @@ func TestForwardedQueriesAreLeftAlone(t *testing.T) {
 			skipBackend(t, b)
 			container := l.attachContainer(b)
 			for name, edit := range configs {
-				c := fullConfig()
+				c := capture.Full()
 				c.Backend = b
 				edit(&c)
 				apply(t, c)
@@ -68,8 +72,8 @@ func TestForwardedQueriesAreLeftAlone(t *testing.T) {
 					{container, "[2001:db8::53]:53", "direct"},
 					{container, "8.8.8.8:53", "direct"},
 					{container, "9.9.9.9:4000", "direct"},
-					{l.world, podV4 + ":53", "container"},
-					{l.world, "[" + podV6 + "]:53", "container"},
+					{l.world, capture.PodV4 + ":53", "container"},
+					{l.world, "[" + capture.PodV6 + "]:53", "container"},
 					{l.pod, "9.9.9.9:53", "15053"},
 					{l.pod, "[2001:db8::53]:53", "15053"},
 				} {
@@ -90,14 +94,14 @@ func TestQueriesNotWantedAreLeftAlone(t *testing.T) {
 	asGroup := owner{1000, 888}
 	for name, tt := range map[string]struct {
 		who  owner
-		edit func(*Config)
+		edit func(*iptables.Config)
 	}{
-		"from the proxy":           {owner{proxyUID, 1000}, func(*Config) {}},
-		"from the proxy's group":   {owner{1000, proxyUID}, func(*Config) {}},
-		"excluded port":            {owner{1000, 1000}, func(c *Config) { c.ExcludeOutboundPorts = []uint16{dnsPort} }},
-		"excluded interface":       {owner{1000, 1000}, func(c *Config) { c.ExcludeInterfaces = []string{"eth0"} }},
-		"excluded owner group":     {asGroup, func(c *Config) { c.ExcludeGroups = []uint32{888} }},
-		"owner group not included": {asGroup, func(c *Config) { c.IncludeGroups = []uint32{777, 778} }},
+		"from the proxy":           {owner{capture.ProxyUID, 1000}, func(*iptables.Config) {}},
+		"from the proxy's group":   {owner{1000, capture.ProxyUID}, func(*iptables.Config) {}},
+		"excluded port":            {owner{1000, 1000}, func(c *iptables.Config) { c.ExcludeOutboundPorts = []uint16{iptables.DNSPort} }},
+		"excluded interface":       {owner{1000, 1000}, func(c *iptables.Config) { c.ExcludeInterfaces = []string{"eth0"} }},
+		"excluded owner group":     {asGroup, func(c *iptables.Config) { c.ExcludeGroups = []uint32{888} }},
+		"owner group not included": {asGroup, func(c *iptables.Config) { c.IncludeGroups = []uint32{777, 778} }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, b := range backends {
@@ -105,7 +109,7 @@ func TestQueriesNotWantedAreLeftAlone(t *testing.T) {
 					l := newLab(t)
 					skipBackend(t, b)
 					l.attachContainer(b)
-					c := fullConfig()
+					c := capture.Full()
 					c.Backend, c.DNS.All = b, true
 					tt.edit(&c)
 					apply(t, c)

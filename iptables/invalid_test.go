@@ -1,10 +1,13 @@
-package iptables
+package iptables_test
 
 import (
 	"encoding/binary"
 	"net"
 	"testing"
 	"time"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/tests/capture"
 )
 
 // A SYN+ACK that nobody asked for is INVALID to conntrack. The kernel resets its
@@ -15,7 +18,7 @@ func TestInvalidPacketsAreDropped(t *testing.T) {
 			l := newLab(t)
 			skipBackend(t, b)
 			for _, drop := range []bool{false, true, false} {
-				c := Default()
+				c := iptables.Default()
 				c.Backend, c.DropInvalid = b, drop
 				apply(t, c)
 				if reset := l.resetsStraySYNACK(); reset == drop {
@@ -39,7 +42,7 @@ func (l *lab) resetsStraySYNACK() (reset bool) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(probeTimeout))
 	const strayPort, nextPort, syn, ack = 7777, 7778, 2, 16
-	to := &net.IPAddr{IP: net.ParseIP(podV4)}
+	to := &net.IPAddr{IP: net.ParseIP(capture.PodV4)}
 	for _, packet := range [][]byte{tcpHeader(strayPort, syn|ack), tcpHeader(nextPort, syn)} {
 		if _, err := conn.WriteTo(packet, to); err != nil {
 			l.t.Fatal(err)

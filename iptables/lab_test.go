@@ -1,11 +1,9 @@
-package iptables
+package iptables_test
 
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"runtime"
@@ -15,9 +13,14 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/inspect"
+	"understudy.mesh/iptables/internal/saved"
+	"understudy.mesh/iptables/rule"
+	"understudy.mesh/tests/capture"
 )
 
 // The test binary runs itself as another user or to be killed: "serve NETWORK ADDRESS
@@ -30,20 +33,20 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	if len(os.Args) > 1 && os.Args[1] == "apply" {
-		c := fullConfig()
+		c := capture.Full()
 		if len(os.Args) > 3 {
 			i, _ := strconv.Atoi(os.Args[3])
 			c = changing(i)
 		}
-		c.Backend = Backend(os.Args[2])
-		if err := Apply(context.Background(), c, quiet()); err != nil {
+		c.Backend = rule.Backend(os.Args[2])
+		if err := iptables.Apply(context.Background(), c, capture.Quiet()); err != nil {
 			fmt.Print(err)
 			os.Exit(1)
 		}
 		return
 	}
 	if len(os.Args) > 1 && os.Args[1] == "validate" {
-		if err := Probe(context.Background(), fullConfig(), DefaultProbePort, probeTimeout, quiet()); err != nil {
+		if err := inspect.Probe(context.Background(), capture.Full(), inspect.DefaultProbePort, probeTimeout, capture.Quiet()); err != nil {
 			fmt.Print(err)
 			os.Exit(1)
 		}
@@ -58,46 +61,6 @@ func TestMain(m *testing.M) {
 		return
 	}
 	os.Exit(m.Run())
-}
-
-// needRoot skips a test that programs the kernel, but not where everything must run.
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("needs root")
-	}
-	t.Skip("needs root: network namespaces and iptables")
-}
-
-// namespace makes a named network namespace with lo up, enters it on this
-// goroutine's thread and removes it when the test ends.
-func namespace(t *testing.T, suffix string) string {
-	t.Helper()
-	name := "ipt-" + strings.ToLower(rand.Text()[:8]) + suffix
-	ns, err := netns.NewNamed(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns.Close()
-	t.Cleanup(func() { netns.DeleteNamed(name) })
-	up(t, "lo")
-	// A refused datagram is told to its sender always, or each one would be waited for.
-	sh(t, "sysctl -qw net.ipv4.icmp_ratemask=0 net.ipv6.icmp.ratelimit=0 net.ipv6.icmp.ratemask=")
-	return name
-}
-
-func up(t *testing.T, iface string) {
-	t.Helper()
-	link, err := netlink.LinkByName(iface)
-	if err == nil {
-		err = netlink.LinkSetUp(link)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 func enter(t *testing.T, name string) {
@@ -117,14 +80,6 @@ func enterNamespace(name string) error {
 	return netns.Set(ns)
 }
 
-// newPod enters a namespace with lo only. The thread ends with the test's goroutine.
-func newPod(t *testing.T) {
-	t.Helper()
-	needRoot(t)
-	runtime.LockOSThread()
-	namespace(t, "")
-}
-
 // lab is a pod and the world, joined by a cable. The pod is 10.77.0.1 and fd77::1; the
 // world answers "direct" at every other address.
 type lab struct {
@@ -138,30 +93,25 @@ type lab struct {
 // owner is who sends packets.
 type owner struct{ uid, gid uint32 }
 
-const (
-	podV4, podV6 = "10.77.0.1", "fd77::1"
-	proxyUID     = DefaultProxyID
-)
-
 // appPorts are where the application listens, and the world everywhere else.
 var appPorts = []string{"22", "53", "80", "443", "4000", "5000", "6000", "7000", "7011", "8443", "15008", "31000", "32000"}
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	needRoot(t)
+	capture.NeedRoot(t)
 	runtime.LockOSThread()
 	l := &lab{t: t, probers: map[string]*prober{}}
-	l.world = namespace(t, "-w")
-	l.pod = namespace(t, "-p")
+	l.world = capture.Namespace(t, "-w")
+	l.pod = capture.Namespace(t, "-p")
 	l.cable("eth0", l.world, "wire", 77)
-	sh(t, `ip -n `+l.world+` route add local 0.0.0.0/1 dev lo; ip -n `+l.world+` route add local 128.0.0.0/1 dev lo
+	capture.Sh(t, `ip -n `+l.world+` route add local 0.0.0.0/1 dev lo; ip -n `+l.world+` route add local 128.0.0.0/1 dev lo
 		ip -n `+l.world+` route add local 2000::/3 dev lo
 		ip route add default via 10.77.0.2; ip -6 route add default via fd77::2`)
 
 	l.serve(l.pod, 0, everywhere("app")...)
 	l.serve(l.world, 0, everywhere("direct")...)
 	t.Cleanup(func() { l.stopProxy() })
-	l.proxyIs(owner{proxyUID, proxyUID})
+	l.proxyIs(owner{capture.ProxyUID, capture.ProxyUID})
 	enter(t, l.pod)
 	return l
 }
@@ -171,22 +121,13 @@ func newLab(t *testing.T) *lab {
 // for the first packet to one of IPv6 can take a second.
 func (l *lab) cable(iface, ns, peer string, n int) {
 	l.t.Helper()
-	sh(l.t, strings.NewReplacer("IFACE", iface, "NS", ns, "PEER", peer, "NN", strconv.Itoa(n)).Replace(
+	capture.Sh(l.t, strings.NewReplacer("IFACE", iface, "NS", ns, "PEER", peer, "NN", strconv.Itoa(n)).Replace(
 		`ip link add IFACE address 02:00:00:00:NN:01 type veth peer name PEER address 02:00:00:00:NN:02 netns NS
 		ip addr add 10.NN.0.1/24 dev IFACE; ip addr add fdNN::1/64 dev IFACE nodad
 		ip -n NS addr add 10.NN.0.2/24 dev PEER; ip -n NS addr add fdNN::2/64 dev PEER nodad
 		ip link set IFACE up; ip -n NS link set PEER up
 		ip neigh add 10.NN.0.2 lladdr 02:00:00:00:NN:02 dev IFACE; ip neigh add fdNN::2 lladdr 02:00:00:00:NN:02 dev IFACE
 		ip -n NS neigh add 10.NN.0.1 lladdr 02:00:00:00:NN:01 dev PEER; ip -n NS neigh add fdNN::1 lladdr 02:00:00:00:NN:01 dev PEER`))
-}
-
-func sh(t *testing.T, script string) string {
-	t.Helper()
-	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v: %s", script, err, out)
-	}
-	return string(out)
 }
 
 // namespaceVariable tells a copy of the test binary where it must be: one that is
@@ -276,39 +217,37 @@ func everywhere(name string) (servers []string) {
 	return servers
 }
 
-// saved returns the rules of every back end and family, comparable: without comments
+// rulesNow returns the rules of every back end and family, comparable: without comments
 // of the tool, counters, and tables that are merely there.
-func saved(t *testing.T) string {
+func rulesNow(t *testing.T) string {
 	t.Helper()
 	var all strings.Builder
-	for _, b := range []Backend{NFT, Legacy} {
-		for _, f := range []Family{IPv4, IPv6} {
+	for _, b := range []rule.Backend{rule.NFT, rule.Legacy} {
+		for _, f := range []rule.Family{rule.IPv4, rule.IPv6} {
 			text, err := save(b, f)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, tab := range parseRuleset(text) {
-				if len(tab.rules)+len(tab.chains) == 0 {
+			for _, tab := range saved.Parse(text) {
+				if len(tab.Rules)+len(tab.Chains) == 0 {
 					continue
 				}
-				fmt.Fprintf(&all, "== %s %s\n%s\n", program(b, f, "save"), tab.name, strings.Join(tab.chains, " "))
-				for _, r := range tab.rules {
-					fmt.Fprintf(&all, "%s %s\n", r.chain, r.spec)
+				fmt.Fprintf(&all, "== %s %s\n%s\n", program(b, f, "save"), tab.Name, strings.Join(tab.Chains, " "))
+				for _, r := range tab.Rules {
+					fmt.Fprintf(&all, "%s %s\n", r.Chain, r.Spec)
 				}
 			}
 		}
 	}
-	all.WriteString(sh(t, "nft -s list ruleset inet; nft -s list tables ip | grep -v -e filter -e ' nat' -e raw -e mangle || true"))
-	all.WriteString(sh(t, "ip -6 -o addr show dev lo | grep -c '::6/128' || true"))
+	all.WriteString(capture.Sh(t, "nft -s list ruleset inet; nft -s list tables ip | grep -v -e filter -e ' nat' -e raw -e mangle || true"))
+	all.WriteString(capture.Sh(t, "ip -6 -o addr show dev lo | grep -c '::6/128' || true"))
 	return all.String()
 }
 
-func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
-
-// skipBackend skips a back end that this kernel or machine does not have.
-func skipBackend(t *testing.T, b Backend) {
+// SkipBackend skips a back end that this kernel or machine does not have.
+func skipBackend(t *testing.T, b rule.Backend) {
 	t.Helper()
-	if b == Native {
+	if b == rule.Native {
 		if out, err := exec.Command("nft", "list", "tables").CombinedOutput(); err != nil {
 			if os.Getenv("CI") == "true" {
 				t.Fatalf("%v: %s", err, out)
@@ -317,7 +256,7 @@ func skipBackend(t *testing.T, b Backend) {
 		}
 		return
 	}
-	for _, f := range []Family{IPv4, IPv6} {
+	for _, f := range []rule.Family{rule.IPv4, rule.IPv6} {
 		if _, err := save(b, f); err != nil {
 			if os.Getenv("CI") == "true" {
 				t.Fatal(err)
@@ -328,13 +267,13 @@ func skipBackend(t *testing.T, b Backend) {
 }
 
 // program is the name of one of iptables' programs.
-func program(b Backend, f Family, verb string) string {
-	name := map[Family]string{IPv4: "iptables", IPv6: "ip6tables"}[f]
+func program(b rule.Backend, f rule.Family, verb string) string {
+	name := map[rule.Family]string{rule.IPv4: "iptables", rule.IPv6: "ip6tables"}[f]
 	return name + "-" + string(b) + "-" + verb
 }
 
 // save returns what iptables-save prints.
-func save(b Backend, f Family) (string, error) {
+func save(b rule.Backend, f rule.Family) (string, error) {
 	out, err := exec.Command(program(b, f, "save")).Output()
 	if err != nil {
 		err = fmt.Errorf("%s: %w", program(b, f, "save"), err)
@@ -343,7 +282,7 @@ func save(b Backend, f Family) (string, error) {
 }
 
 // restore gives iptables-restore its input.
-func restore(t *testing.T, b Backend, f Family, input string, args ...string) {
+func restore(t *testing.T, b rule.Backend, f rule.Family, input string, args ...string) {
 	t.Helper()
 	cmd := exec.Command(program(b, f, "restore"), args...)
 	cmd.Stdin = strings.NewReader(input)

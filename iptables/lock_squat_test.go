@@ -1,4 +1,4 @@
-package iptables
+package iptables_test
 
 import (
 	"bufio"
@@ -12,6 +12,10 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/rule"
+	"understudy.mesh/tests/capture"
 )
 
 // squat takes the lock's name until standard input ends: it listens, is narrow (takes a
@@ -66,14 +70,14 @@ func squatter(t *testing.T, uid uint32, manner string) (pid int, leave func()) {
 func TestStrangersLockIsNotWaitedFor(t *testing.T) {
 	for _, manner := range []string{"listens", "narrow", "deaf", "full"} {
 		t.Run(manner, func(t *testing.T) {
-			newPod(t)
+			capture.NewPod(t)
 			pid, _ := squatter(t, 1000, manner)
 			var said bytes.Buffer
-			c := fullConfig()
-			if err := Apply(t.Context(), c, slog.New(slog.NewTextHandler(&said, nil))); err != nil {
+			c := capture.Full()
+			if err := iptables.Apply(t.Context(), c, slog.New(slog.NewTextHandler(&said, nil))); err != nil {
 				t.Fatal(err)
 			}
-			asWanted(t, c, NFT)
+			asWanted(t, c, rule.NFT)
 			who := "does not accept connections"
 			if manner == "listens" || manner == "narrow" {
 				who = fmt.Sprintf("process %d (", pid)
@@ -84,7 +88,7 @@ func TestStrangersLockIsNotWaitedFor(t *testing.T) {
 			if !strings.Contains(said.String(), "without the lock") || !strings.Contains(said.String(), who) {
 				t.Errorf("does not say %q: %s", who, said.String())
 			}
-			if err := Clean(t.Context(), quiet()); err != nil {
+			if err := iptables.Clean(t.Context(), capture.Quiet()); err != nil {
 				t.Error(err)
 			}
 		})

@@ -1,4 +1,4 @@
-package iptables
+package iptables_test
 
 import (
 	"context"
@@ -12,12 +12,17 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/internal/access"
+	"understudy.mesh/iptables/rule"
+	"understudy.mesh/tests/capture"
 )
 
 // Two that read the same state would both add the jumps.
 func TestManyAtOnce(t *testing.T) {
-	eachBackend(t, func(t *testing.T, b Backend) {
-		c := fullConfig()
+	eachBackend(t, func(t *testing.T, b rule.Backend) {
+		c := capture.Full()
 		c.Backend = b
 		for range 3 {
 			const applies = 6
@@ -56,9 +61,9 @@ func TestManyAtOnce(t *testing.T) {
 // before the next one looks, or not at all.
 func TestKilledAtAnyMoment(t *testing.T) {
 	const usual = 25 * time.Millisecond // of an apply, on an idle machine
-	eachBackend(t, func(t *testing.T, b Backend) {
+	eachBackend(t, func(t *testing.T, b rule.Backend) {
 		for i := range 15 {
-			c := fullConfig()
+			c := capture.Full()
 			c.Backend = b
 			if i%2 == 0 {
 				clean(t)
@@ -73,7 +78,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			apply(t, c)
 			asWanted(t, c, b)
 			if i%5 == 0 {
-				listed := listedConfig()
+				listed := capture.Listed()
 				listed.Backend = b
 				apply(t, listed)
 			}
@@ -82,35 +87,25 @@ func TestKilledAtAnyMoment(t *testing.T) {
 }
 
 func TestLockIsWaitedFor(t *testing.T) {
-	newPod(t)
+	capture.NewPod(t)
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	ctx, release, err := acquire(t.Context(), quiet())
+	_, release, err := access.Acquire(t.Context(), capture.Quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	err = Apply(short, fullConfig(), quiet())
+	err = iptables.Apply(short, capture.Full(), capture.Quiet())
 	if me := fmt.Sprintf("process %d (%s", os.Getpid(), os.Args[0]); err == nil || !strings.Contains(err.Error(), me) {
 		t.Errorf("error does not say that %s holds the lock: %v", me, err)
 	}
-
-	// A child that outlives its parent.
-	began := time.Now()
-	out := startUnderLock(ctx, "sh", "-c", "echo still here; exec sleep 0.2")
 	release()
-	apply(t, fullConfig())
-	if took := time.Since(began); took < 200*time.Millisecond {
-		t.Errorf("applied after %v, while a binary was at work under the lock", took)
-	}
-	if text, err := out(); err != nil || text != "still here\n" {
-		t.Error(text, err)
-	}
+	apply(t, capture.Full())
 }
 
 func TestHeldXtablesLock(t *testing.T) {
-	newPod(t)
-	skipBackend(t, Legacy)
+	capture.NewPod(t)
+	skipBackend(t, rule.Legacy)
 	file := filepath.Join(t.TempDir(), "lock")
 	t.Setenv("XTABLES_LOCKFILE", file)
 	holder := exec.Command("flock", file, "sh", "-c", "echo held; exec cat")
@@ -127,16 +122,16 @@ func TestHeldXtablesLock(t *testing.T) {
 	}
 	stdout.Read(make([]byte, 16))
 
-	before := saved(t)
-	c := fullConfig()
-	c.Backend = Legacy
+	before := rulesNow(t)
+	c := capture.Full()
+	c.Backend = rule.Legacy
 	short, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
-	err = Apply(short, c, quiet())
+	err = iptables.Apply(short, c, capture.Quiet())
 	if want := fmt.Sprintf("held by process %d (flock %s", holder.Process.Pid, file); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("error does not say %q: %v", want, err)
 	}
-	if after := saved(t); after != before {
+	if after := rulesNow(t); after != before {
 		t.Errorf("changed:\n%s", after)
 	}
 
@@ -146,17 +141,8 @@ func TestHeldXtablesLock(t *testing.T) {
 		done <- holder.Wait()
 	}()
 	apply(t, c) // waits for its end
-	inForce(t, c, Legacy)
+	inForce(t, c, rule.Legacy)
 	if err := <-done; err != nil {
 		t.Error(err)
-	}
-}
-
-func TestFlockHolder(t *testing.T) {
-	const locks = "1: FLOCK  ADVISORY  WRITE 967 fe:00:9986066 0 EOF\n1: -> FLOCK  ADVISORY  WRITE 968 fe:00:77 0 EOF\n2: POSIX  ADVISORY  WRITE 5 00:2d:77 0 EOF\n3: FLOCK  ADVISORY  WRITE 12 00:2d:77 0 EOF\n\nx\n"
-	for inode, want := range map[uint64]int{9986066: 967, 77: 12, 7: 0, 99860: 0} {
-		if got := flockHolder(locks, inode); got != want {
-			t.Errorf("inode %d: process %d, want %d", inode, got, want)
-		}
 	}
 }

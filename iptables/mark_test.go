@@ -1,4 +1,4 @@
-package iptables
+package iptables_test
 
 import (
 	"net"
@@ -8,6 +8,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/rule"
+	"understudy.mesh/tests/capture"
 )
 
 const testMark = 0x5357
@@ -21,17 +25,17 @@ func (l *lab) landingMarked(mark uint32, network, address string) string {
 
 // One user has both: without a mark it is the application, with it the proxy.
 func TestMarkTellsProxyFromApplication(t *testing.T) {
-	hairpin := podV4 + ":4000"
-	full := func() Config { c := fullConfig(); c.ProxyMark = testMark; return c }
-	alone := func() Config { c := full(); c.UIDs, c.GIDs = nil, nil; return c }
-	shared := func() Config { c := full(); c.UIDs, c.GIDs = []uint32{7}, []uint32{7}; return c }
+	hairpin := capture.PodV4 + ":4000"
+	full := func() iptables.Config { c := capture.Full(); c.ProxyMark = testMark; return c }
+	alone := func() iptables.Config { c := full(); c.UIDs, c.GIDs = nil, nil; return c }
+	shared := func() iptables.Config { c := full(); c.UIDs, c.GIDs = []uint32{7}, []uint32{7}; return c }
 	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
 			l := newLab(t)
 			skipBackend(t, b)
-			for name, config := range map[string]Config{"mark alone": alone(), "besides an owner": shared()} {
+			for name, config := range map[string]iptables.Config{"mark alone": alone(), "besides an owner": shared()} {
 				config.Backend = b
-				if err := Apply(t.Context(), config, quiet()); err != nil {
+				if err := iptables.Apply(t.Context(), config, capture.Quiet()); err != nil {
 					t.Fatal(name, err)
 				}
 				for _, p := range []struct {
@@ -47,7 +51,7 @@ func TestMarkTellsProxyFromApplication(t *testing.T) {
 					{"application to itself", 0, "tcp", hairpin, "app"},
 					{"application to itself", 0, "tcp", "127.0.0.1:4000", "app"},
 					{"proxy to its own pod", testMark, "tcp", hairpin, "15006"},
-					{"proxy to its own pod", testMark, "tcp", "[" + podV6 + "]:4000", "15006"},
+					{"proxy to its own pod", testMark, "tcp", "[" + capture.PodV6 + "]:4000", "15006"},
 					{"proxy to the application", testMark, "tcp", "127.0.0.1:4000", "app"},
 					{"application, DNS", 0, "udp", "9.9.9.9:53", "15053"},
 					{"application, DNS", 0, "tcp", "9.9.9.9:53", "15053"},
@@ -67,14 +71,14 @@ func TestMarkTellsProxyFromApplication(t *testing.T) {
 // ports; the redirect of the first must not apply to the second.
 func TestMarkedQueriesHaveAZoneOfTheirOwn(t *testing.T) {
 	newLab(t)
-	skipBackend(t, NFT)
-	c := fullConfig()
-	c.UIDs, c.GIDs, c.ProxyMark, c.Backend = nil, nil, testMark, NFT
-	if err := Apply(t.Context(), c, quiet()); err != nil {
+	skipBackend(t, rule.NFT)
+	c := capture.Full()
+	c.UIDs, c.GIDs, c.ProxyMark, c.Backend = nil, nil, testMark, rule.NFT
+	if err := iptables.Apply(t.Context(), c, capture.Quiet()); err != nil {
 		t.Fatal(err)
 	}
 	ask := func(mark int) string {
-		conn, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp4", podV4+":33333")
+		conn, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp4", capture.PodV4+":33333")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -88,7 +92,7 @@ func TestMarkedQueriesHaveAZoneOfTheirOwn(t *testing.T) {
 			t.Fatal(err)
 		}
 		conn.SetDeadline(time.Now().Add(probeTimeout))
-		conn.WriteTo([]byte("?"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(c.DNS.Servers[0], dnsPort)))
+		conn.WriteTo([]byte("?"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(c.DNS.Servers[0], iptables.DNSPort)))
 		buf := make([]byte, 64)
 		n, _, err := conn.ReadFrom(buf)
 		if err != nil {
@@ -107,8 +111,8 @@ func TestMarkedQueriesHaveAZoneOfTheirOwn(t *testing.T) {
 }
 
 func TestMarkMustNotBeTPROXYs(t *testing.T) {
-	for _, mark := range []uint32{DefaultMark, DefaultMark + 1} {
-		c := Default()
+	for _, mark := range []uint32{iptables.DefaultMark, iptables.DefaultMark + 1} {
+		c := iptables.Default()
 		c.ProxyMark = mark
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "want another") {
 			t.Errorf("mark %d: %v", mark, err)

@@ -1,11 +1,14 @@
-package iptables
+package iptables_test
 
 import (
-	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/rule"
+	"understudy.mesh/tests/capture"
 )
 
 // landing says where a packet ends: at Envoy (15001, 15006), the agent's DNS (15053),
@@ -18,56 +21,34 @@ type landing struct {
 	fromWorld        bool
 }
 
-func fullConfig() Config {
-	c := Default()
-	c.InboundPorts = Ports{All: true}
-	c.ExcludeInboundPorts = []uint16{22}
-	c.IncludeCIDRs = Prefixes{All: true}
-	c.ExcludeCIDRs = []netip.Prefix{netip.MustParsePrefix("192.168.0.1/32"), netip.MustParsePrefix("2001:db8:dead::/48")}
-	c.ExcludeOutboundPorts = []uint16{7011}
-	c.DNS = DNS{Capture: true, Servers: []netip.Addr{netip.MustParseAddr("9.9.9.9"), netip.MustParseAddr("2001:db8::53")}}
-	c.IPv6 = true
-	return c
-}
-
-func listedConfig() Config {
-	c := Default()
-	c.InboundPorts = Ports{List: []uint16{4000}}
-	c.IncludeCIDRs = Prefixes{List: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("2001:db8:1::/48")}}
-	c.IncludeOutboundPorts = []uint16{8443}
-	c.DNS = DNS{Capture: true, All: true}
-	c.IPv6 = true
-	return c.WithVIPs()
-}
-
 var fullLandings = []landing{
 	{why: "application, to anywhere", uid: 1000, network: "tcp", address: "1.2.3.4:80", want: "15001"},
 	{why: "application, to anywhere", uid: 1000, network: "tcp", address: "[2001:db8::1]:80", want: "15001"},
 	{why: "root is an application, too", uid: 0, network: "tcp", address: "1.2.3.4:80", want: "15001"},
 	{why: "a VIP", uid: 1000, network: "tcp", address: "240.240.1.1:443", want: "15001"},
-	{why: "the proxy", uid: proxyUID, network: "tcp", address: "1.2.3.4:80", want: "direct"},
-	{why: "the proxy", uid: proxyUID, network: "tcp", address: "[2001:db8::1]:80", want: "direct"},
+	{why: "the proxy", uid: capture.ProxyUID, network: "tcp", address: "1.2.3.4:80", want: "direct"},
+	{why: "the proxy", uid: capture.ProxyUID, network: "tcp", address: "[2001:db8::1]:80", want: "direct"},
 	{why: "excluded CIDR", uid: 1000, network: "tcp", address: "192.168.0.1:80", want: "direct"},
 	{why: "excluded CIDR", uid: 1000, network: "tcp", address: "[2001:db8:dead::1]:80", want: "direct"},
 	{why: "excluded port", uid: 1000, network: "tcp", address: "1.2.3.4:7011", want: "direct"},
 	{why: "application to itself", uid: 1000, network: "tcp", address: "127.0.0.1:4000", want: "app"},
 	{why: "application to itself", uid: 1000, network: "tcp", address: "[::1]:4000", want: "app"},
-	{why: "application to itself", uid: 1000, network: "tcp", address: podV4 + ":4000", want: "app"},
-	{why: "the proxy to its own pod", uid: proxyUID, network: "tcp", address: podV4 + ":4000", want: "15006"},
-	{why: "the proxy to its own pod", uid: proxyUID, network: "tcp", address: "[" + podV6 + "]:4000", want: "15006"},
-	{why: "the proxy to the application", uid: proxyUID, network: "tcp", address: "127.0.0.1:4000", want: "app"},
+	{why: "application to itself", uid: 1000, network: "tcp", address: capture.PodV4 + ":4000", want: "app"},
+	{why: "the proxy to its own pod", uid: capture.ProxyUID, network: "tcp", address: capture.PodV4 + ":4000", want: "15006"},
+	{why: "the proxy to its own pod", uid: capture.ProxyUID, network: "tcp", address: "[" + capture.PodV6 + "]:4000", want: "15006"},
+	{why: "the proxy to the application", uid: capture.ProxyUID, network: "tcp", address: "127.0.0.1:4000", want: "app"},
 	{why: "a nameserver", uid: 1000, network: "udp", address: "9.9.9.9:53", want: "15053"},
 	{why: "a nameserver", uid: 1000, network: "tcp", address: "9.9.9.9:53", want: "15053"},
 	{why: "a nameserver", uid: 1000, network: "udp", address: "[2001:db8::53]:53", want: "15053"},
 	{why: "a nameserver", uid: 0, network: "udp", address: "9.9.9.9:53", want: "15053"},
-	{why: "the agent to a nameserver", uid: proxyUID, network: "udp", address: "9.9.9.9:53", want: "direct"},
-	{why: "the agent to a nameserver", uid: proxyUID, network: "udp", address: "[2001:db8::53]:53", want: "direct"},
+	{why: "the agent to a nameserver", uid: capture.ProxyUID, network: "udp", address: "9.9.9.9:53", want: "direct"},
+	{why: "the agent to a nameserver", uid: capture.ProxyUID, network: "udp", address: "[2001:db8::53]:53", want: "direct"},
 	{why: "another nameserver, UDP", uid: 1000, network: "udp", address: "8.8.8.8:53", want: "direct"},
 	{why: "another nameserver, TCP", uid: 1000, network: "tcp", address: "8.8.8.8:53", want: "15001"},
-	{why: "inbound", network: "tcp", address: podV4 + ":4000", want: "15006", fromWorld: true},
-	{why: "inbound", network: "tcp", address: "[" + podV6 + "]:4000", want: "15006", fromWorld: true},
-	{why: "excluded inbound port", network: "tcp", address: podV4 + ":22", want: "app", fromWorld: true},
-	{why: "the mesh's tunnel", network: "tcp", address: podV4 + ":15008", want: "app", fromWorld: true},
+	{why: "inbound", network: "tcp", address: capture.PodV4 + ":4000", want: "15006", fromWorld: true},
+	{why: "inbound", network: "tcp", address: "[" + capture.PodV6 + "]:4000", want: "15006", fromWorld: true},
+	{why: "excluded inbound port", network: "tcp", address: capture.PodV4 + ":22", want: "app", fromWorld: true},
+	{why: "the mesh's tunnel", network: "tcp", address: capture.PodV4 + ":15008", want: "app", fromWorld: true},
 }
 
 var listedLandings = []landing{
@@ -81,9 +62,9 @@ var listedLandings = []landing{
 	{why: "any nameserver", uid: 1000, network: "udp", address: "8.8.8.8:53", want: "15053"},
 	{why: "a nameserver on loopback", uid: 1000, network: "udp", address: "127.0.0.1:53", want: "15053"},
 	{why: "a nameserver on loopback", uid: 1000, network: "tcp", address: "127.0.0.1:53", want: "15053"},
-	{why: "the agent to a nameserver", uid: proxyUID, network: "udp", address: "8.8.8.8:53", want: "direct"},
-	{why: "listed inbound port", network: "tcp", address: podV4 + ":4000", want: "15006", fromWorld: true},
-	{why: "other inbound port", network: "tcp", address: podV4 + ":22", want: "app", fromWorld: true},
+	{why: "the agent to a nameserver", uid: capture.ProxyUID, network: "udp", address: "8.8.8.8:53", want: "direct"},
+	{why: "listed inbound port", network: "tcp", address: capture.PodV4 + ":4000", want: "15006", fromWorld: true},
+	{why: "other inbound port", network: "tcp", address: capture.PodV4 + ":22", want: "app", fromWorld: true},
 }
 
 func TestWherePacketsLand(t *testing.T) {
@@ -96,22 +77,22 @@ func TestWherePacketsLand(t *testing.T) {
 				t.Fatalf("without rules: %s", before)
 			}
 			for _, step := range []struct {
-				config   Config
+				config   iptables.Config
 				landings []landing
-			}{{fullConfig(), fullLandings}, {listedConfig(), listedLandings}} {
+			}{{capture.Full(), fullLandings}, {capture.Listed(), listedLandings}} {
 				step.config.Backend = b
-				if err := Apply(t.Context(), step.config, quiet()); err != nil {
+				if err := iptables.Apply(t.Context(), step.config, capture.Quiet()); err != nil {
 					t.Fatal(err)
 				}
 				l.check(step.landings)
 			}
-			if err := Clean(t.Context(), quiet()); err != nil {
+			if err := iptables.Clean(t.Context(), capture.Quiet()); err != nil {
 				t.Fatal(err)
 			}
 			l.check([]landing{
 				{why: "cleaned", uid: 1000, network: "tcp", address: "240.240.1.1:443", want: "direct"},
 				{why: "cleaned", uid: 1000, network: "udp", address: "9.9.9.9:53", want: "direct"},
-				{why: "cleaned", network: "tcp", address: podV4 + ":4000", want: "app", fromWorld: true},
+				{why: "cleaned", network: "tcp", address: capture.PodV4 + ":4000", want: "app", fromWorld: true},
 			})
 		})
 	}
@@ -133,24 +114,24 @@ func (l *lab) check(landings []landing) {
 // An init container has these two capabilities and no other, not even root's power
 // over files.
 func TestTwoCapabilitiesSuffice(t *testing.T) {
-	eachBackend(t, func(t *testing.T, b Backend) {
+	eachBackend(t, func(t *testing.T, b rule.Backend) {
 		exe, err := os.Executable()
 		if err != nil {
 			t.Fatal(err)
 		}
-		sh(t, "GORACE=atexit_sleep_ms=0 setpriv --bounding-set=-all,+net_admin,+net_raw "+exe+" apply "+string(b))
-		asWanted(t, func() Config { c := fullConfig(); c.Backend = b; return c }(), b)
+		capture.Sh(t, "GORACE=atexit_sleep_ms=0 setpriv --bounding-set=-all,+net_admin,+net_raw "+exe+" apply "+string(b))
+		asWanted(t, func() iptables.Config { c := capture.Full(); c.Backend = b; return c }(), b)
 	})
 }
 
 func TestWithoutPrivilege(t *testing.T) {
-	newPod(t)
-	before := saved(t)
+	capture.NewPod(t)
+	before := rulesNow(t)
 	out, err := self(1000, "apply", "").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "NET_ADMIN") || strings.Contains(string(out), "\n") {
 		t.Errorf("as uid 1000: %v, %q", err, out)
 	}
-	if after := saved(t); after != before {
+	if after := rulesNow(t); after != before {
 		t.Errorf("changed: %s", after)
 	}
 }
@@ -162,22 +143,22 @@ func TestQueriesAndAnswersShareAZone(t *testing.T) {
 	if _, err := exec.LookPath("conntrack"); err != nil && os.Getenv("CI") != "true" {
 		t.Skip(err)
 	}
-	for name, edit := range map[string]func(*Config){
-		"listed": func(*Config) {},
-		"all":    func(c *Config) { c.DNS.All = true },
+	for name, edit := range map[string]func(*iptables.Config){
+		"listed": func(*iptables.Config) {},
+		"all":    func(c *iptables.Config) { c.DNS.All = true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t)
-			c := fullConfig()
+			c := capture.Full()
 			edit(&c)
 			apply(t, c)
 			l.check([]landing{
 				{why: "application", uid: 1000, network: "udp", address: "9.9.9.9:53", want: "15053"},
-				{why: "agent", uid: proxyUID, network: "udp", address: "9.9.9.9:53", want: "direct"},
+				{why: "agent", uid: capture.ProxyUID, network: "udp", address: "9.9.9.9:53", want: "direct"},
 				{why: "application", uid: 1000, network: "udp", address: "[2001:db8::53]:53", want: "15053"},
-				{why: "agent", uid: proxyUID, network: "udp", address: "[2001:db8::53]:53", want: "direct"},
+				{why: "agent", uid: capture.ProxyUID, network: "udp", address: "[2001:db8::53]:53", want: "direct"},
 			})
-			flows := sh(t, "conntrack -L -f ipv4 -p udp; conntrack -L -f ipv6 -p udp")
+			flows := capture.Sh(t, "conntrack -L -f ipv4 -p udp; conntrack -L -f ipv6 -p udp")
 			if strings.Contains(flows, "UNREPLIED") || strings.Count(flows, "dport=53 ") != 4 ||
 				strings.Count(flows, "zone=") != 2 || strings.Count(flows, "zone=2 ") != 2 {
 				t.Errorf("want two flows in zone 2 and two in none, all of them answered:\n%s", flows)

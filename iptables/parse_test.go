@@ -1,4 +1,4 @@
-package iptables
+package iptables_test
 
 import (
 	"errors"
@@ -7,13 +7,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"understudy.mesh/iptables"
 )
 
 func TestParseLists(t *testing.T) {
-	portList := func(s string) (string, error) { v, err := ParsePorts(s); return fmt.Sprint(v), err }
-	cidrs := func(s string) (string, error) { v, err := ParsePrefixes(s); return fmt.Sprint(v), err }
+	portList := func(s string) (string, error) { v, err := iptables.ParsePorts(s); return fmt.Sprint(v), err }
+	cidrs := func(s string) (string, error) { v, err := iptables.ParsePrefixes(s); return fmt.Sprint(v), err }
 	ids := func(s string) (string, error) {
-		v, err := ParseIDList(s, func(name string) (string, error) {
+		v, err := iptables.ParseIDList(s, func(name string) (string, error) {
 			if name == "java" {
 				return "2001", nil
 			}
@@ -21,8 +23,8 @@ func TestParseLists(t *testing.T) {
 		})
 		return fmt.Sprint(v), err
 	}
-	mark := func(s string) (string, error) { v, err := ParseMark(s); return fmt.Sprint(v), err }
-	nics := func(s string) (string, error) { v, err := ParseInterfaceList(s); return fmt.Sprint(v), err }
+	mark := func(s string) (string, error) { v, err := iptables.ParseMark(s); return fmt.Sprint(v), err }
+	nics := func(s string) (string, error) { v, err := iptables.ParseInterfaceList(s); return fmt.Sprint(v), err }
 
 	for _, tt := range []struct {
 		name      string
@@ -89,7 +91,7 @@ func FuzzParsePorts(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		p, err := ParsePorts(s)
+		p, err := iptables.ParsePorts(s)
 		if err == nil && (slices.Contains(p.List, 0) || p.All && len(p.List) > 0) {
 			t.Errorf("%q: %v", s, p)
 		}
@@ -101,7 +103,7 @@ func FuzzParsePrefixes(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		p, err := ParsePrefixes(s)
+		p, err := iptables.ParsePrefixes(s)
 		if err != nil {
 			return
 		}

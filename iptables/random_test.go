@@ -1,13 +1,16 @@
-package iptables
+package iptables_test
 
 import (
 	"math/rand/v2"
 	"net/netip"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/tests/capture"
 )
 
 // randomConfig returns any valid configuration, of values that the lab can tell apart.
-func randomConfig(r *rand.Rand) Config {
-	c := Default()
+func randomConfig(r *rand.Rand) iptables.Config {
+	c := iptables.Default()
 	c.IPv6 = r.IntN(4) > 0
 	c.TPROXY = r.IntN(3) == 0
 	c.DropInvalid = r.IntN(4) == 0
@@ -17,7 +20,7 @@ func randomConfig(r *rand.Rand) Config {
 	if c.TPROXY && r.IntN(3) == 0 {
 		c.Mark, c.RouteTable = 77, 200
 	}
-	ids := []uint32{proxyUID, 0, 3, 4, 1000}
+	ids := []uint32{capture.ProxyUID, 0, 3, 4, 1000}
 	if r.IntN(3) == 0 {
 		c.UIDs, c.GIDs = some(r, 2, ids...), some(r, 2, ids...)
 		c.UIDs, c.GIDs = append(c.UIDs, 7), append(c.GIDs, 8) // at least one of each
@@ -33,22 +36,22 @@ func randomConfig(r *rand.Rand) Config {
 	randomInterfaces(r, &c)
 	switch r.IntN(5) {
 	case 0:
-		c.IncludeGroups = some[uint32](r, 3, 202, 2001, 1000, proxyUID)
+		c.IncludeGroups = some[uint32](r, 3, 202, 2001, 1000, capture.ProxyUID)
 	case 1:
 		c.ExcludeGroups = some[uint32](r, 3, 888, 21, 1000)
 	}
 	c.LoopbackV4 = pick(r, "127.0.0.1/32", "127.0.0.1/32", "127.0.0.0/8", "127.0.0.0/16")
 	switch r.IntN(3) {
 	case 0:
-		c.DNS = DNS{Capture: true, All: true}
+		c.DNS = iptables.DNS{Capture: true, All: true}
 	case 1:
-		c.DNS = DNS{Capture: true, Servers: some(r, 3, addrs("9.9.9.9", "127.0.0.53", "2001:db8::53", "::1", "10.77.0.2")...)}
+		c.DNS = iptables.DNS{Capture: true, Servers: some(r, 3, addrs("9.9.9.9", "127.0.0.53", "2001:db8::53", "::1", "10.77.0.2")...)}
 	}
 	return c
 }
 
-func randomDestinations(r *rand.Rand, c *Config) {
-	cidrs := prefixes("1.1.0.0/16", "9.9.0.0/16", "10.0.0.0/8", "10.77.0.0/24", "192.168.0.0/16", "192.168.3.0/24", "240.240.0.0/16",
+func randomDestinations(r *rand.Rand, c *iptables.Config) {
+	cidrs := capture.Prefixes("1.1.0.0/16", "9.9.0.0/16", "10.0.0.0/8", "10.77.0.0/24", "192.168.0.0/16", "192.168.3.0/24", "240.240.0.0/16",
 		"0.0.0.0/0", "127.1.2.3/32", "8.8.8.8/32", "2001:db8::/32", "2001:db8:1::/48", "fd77::/64", "::/0", "::1/128", "2001:2::/48")
 	switch r.IntN(3) {
 	case 0:
@@ -68,7 +71,7 @@ func randomDestinations(r *rand.Rand, c *Config) {
 	}
 }
 
-func randomInterfaces(r *rand.Rand, c *Config) {
+func randomInterfaces(r *rand.Rand, c *iptables.Config) {
 	names := []string{"eth0", machineIface, otherIface, "lo", "absent"}
 	if r.IntN(4) == 0 {
 		c.ExcludeInterfaces = some(r, 2, names...)

@@ -1,35 +1,42 @@
 package iptables
 
-import "fmt"
+import (
+	"fmt"
+
+	"understudy.mesh/iptables/internal/nftables"
+	"understudy.mesh/iptables/internal/policyrouting"
+	"understudy.mesh/iptables/internal/xtables"
+	"understudy.mesh/iptables/rule"
+)
 
 // Render returns the rules of one family as input for iptables-restore --noflush in
 // a namespace without any rules of ours. It is empty when there are none.
-func Render(rules []Rule, family Family) []byte {
-	return renderRestore(rules, family)
+func Render(rules []rule.Rule, family rule.Family) []byte {
+	return xtables.Render(rules, family)
 }
 
 // Commands returns, as commands of ip(8), what Apply does besides the netfilter rules.
 func Commands(c Config) (out []string) {
 	if c.IPv6 {
-		out = append(out, fmt.Sprintf("ip -6 address add %v dev %s nodad", passthroughV6, loopbackIface))
+		out = append(out, fmt.Sprintf("ip -6 address add %v dev %s nodad", rule.PassthroughV6, rule.Loopback))
 	}
 	for _, p := range policies(c) {
 		ip := "ip"
-		if p.family == IPv6 {
+		if p.Family == rule.IPv6 {
 			ip = "ip -6"
 		}
 		out = append(out,
-			fmt.Sprintf("%s rule add fwmark %#x lookup %d", ip, p.mark, p.table),
-			fmt.Sprintf("%s route add local default dev %s table %d", ip, loopbackIface, p.table))
+			fmt.Sprintf("%s rule add fwmark %#x lookup %d", ip, p.Mark, p.Table),
+			fmt.Sprintf("%s route add local default dev %s table %d", ip, rule.Loopback, p.Table))
 	}
 	return out
 }
 
 // policies returns what the rules of c rely on.
-func policies(c Config) (out []policy) {
-	for _, f := range []Family{IPv4, IPv6} {
+func policies(c Config) (out []policyrouting.Policy) {
+	for _, f := range []rule.Family{rule.IPv4, rule.IPv6} {
 		if c.Routed()&f != 0 {
-			out = append(out, policy{f, c.Mark, c.RouteTable})
+			out = append(out, policyrouting.Policy{Family: f, Mark: c.Mark, Table: c.RouteTable})
 		}
 	}
 	return out
@@ -37,6 +44,6 @@ func policies(c Config) (out []policy) {
 
 // RenderNative returns the rules in nft's syntax, as nft -f takes it in a namespace
 // without any rules of ours. It is empty when there are none.
-func RenderNative(rules []Rule) []byte {
-	return renderNFT(rules)
+func RenderNative(rules []rule.Rule) []byte {
+	return nftables.Render(rules)
 }

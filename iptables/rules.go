@@ -3,6 +3,8 @@ package iptables
 import (
 	"net/netip"
 	"slices"
+
+	"understudy.mesh/iptables/rule"
 )
 
 // Ranges of automatic VIPs: what the DNS proxy gives to hosts without an address, out of
@@ -17,13 +19,13 @@ var (
 // rules of a chain, meet them.
 type builder struct {
 	Config
-	rules []Rule
+	rules []rule.Rule
 }
 
 // Rules returns the rules that c asks for, table by table in the order of
 // tableOrder and, within a chain, in the order of evaluation. The set and its order
 // are those of Istio, which people know how to read.
-func Rules(c Config) []Rule {
+func Rules(c Config) []rule.Rule {
 	b := &builder{Config: c}
 	if c.DNS.Capture {
 		b.dnsZones()
@@ -43,9 +45,9 @@ func Rules(c Config) []Rule {
 	return b.rules
 }
 
-func (b *builder) add(r Rule) {
+func (b *builder) add(r rule.Rule) {
 	if !b.IPv6 {
-		r.Family &= IPv4
+		r.Family &= rule.IPv4
 	}
 	r.Match.Srcs, r.Match.Dsts = withoutCovered(r.Match.Srcs), withoutCovered(r.Match.Dsts)
 	if r.Family != 0 {
@@ -53,108 +55,108 @@ func (b *builder) add(r Rule) {
 	}
 }
 
-func (b *builder) nat(chain string, m Match, t Target, why string) {
-	b.add(Rule{Family: Both, Table: NAT, Chain: chain, Match: m, Target: t, Why: why})
+func (b *builder) nat(chain string, m rule.Match, t rule.Target, why string) {
+	b.add(rule.Rule{Family: rule.Both, Table: rule.NAT, Chain: chain, Match: m, Target: t, Why: why})
 }
 
-func (b *builder) mangle(chain string, m Match, t Target, why string) {
-	b.add(Rule{Family: Both, Table: Mangle, Chain: chain, Match: m, Target: t, Why: why})
+func (b *builder) mangle(chain string, m rule.Match, t rule.Target, why string) {
+	b.add(rule.Rule{Family: rule.Both, Table: rule.Mangle, Chain: chain, Match: m, Target: t, Why: why})
 }
 
 // natTop puts a rule before all others of a built-in chain.
-func (b *builder) natTop(m Match, t Target, why string) {
-	b.add(Rule{Family: Both, Table: NAT, Chain: preRouting, Top: true, Match: m, Target: t, Why: why})
+func (b *builder) natTop(m rule.Match, t rule.Target, why string) {
+	b.add(rule.Rule{Family: rule.Both, Table: rule.NAT, Chain: rule.PreRouting, Top: true, Match: m, Target: t, Why: why})
 }
 
 // loopback is what counts as loopback, in each IP version.
-func (b *builder) loopback() []netip.Prefix { return []netip.Prefix{b.LoopbackV4, loopbackV6} }
+func (b *builder) loopback() []netip.Prefix { return []netip.Prefix{b.LoopbackV4, rule.LoopbackV6} }
 
 func (b *builder) invalid() {
-	b.mangle(preRouting, Match{State: Invalid}, jump(dropChain), "packets that conntrack cannot place")
-	b.mangle(dropChain, Match{}, drop, "answering them would reset a connection (istio#36566)")
+	b.mangle(rule.PreRouting, rule.Match{State: rule.Invalid}, rule.Jump(rule.DropChain), "packets that conntrack cannot place")
+	b.mangle(rule.DropChain, rule.Match{}, rule.Drop, "answering them would reset a connection (istio#36566)")
 }
 
 func (b *builder) interfaces() {
 	for _, name := range b.ExcludeInterfaces {
-		b.nat(preRouting, Match{In: name}, accept, "excluded interface")
-		b.nat(output, Match{Out: name}, accept, "excluded interface")
+		b.nat(rule.PreRouting, rule.Match{In: name}, rule.Leave, "excluded interface")
+		b.nat(rule.Output, rule.Match{Out: name}, rule.Leave, "excluded interface")
 		if b.TPROXY {
-			b.mangle(preRouting, Match{In: name}, accept, "excluded interface")
-			b.mangle(output, Match{Out: name}, accept, "excluded interface")
+			b.mangle(rule.PreRouting, rule.Match{In: name}, rule.Leave, "excluded interface")
+			b.mangle(rule.Output, rule.Match{Out: name}, rule.Leave, "excluded interface")
 		}
 	}
 	for _, name := range b.VirtInterfaces {
-		b.natTop(Match{In: name}, accept, "virtual machine's traffic is not inbound")
+		b.natTop(rule.Match{In: name}, rule.Leave, "virtual machine's traffic is not inbound")
 	}
 }
 
 func (b *builder) inbound() {
-	b.nat(inbound, tcpTo(b.TunnelPort), accept, "mesh tunnel")
-	b.nat(outRedirect, Match{Proto: TCP}, redirect(b.ProxyPort), "to Envoy, outbound")
-	b.nat(inRedirect, Match{Proto: TCP}, redirect(b.InboundPort), "to Envoy, inbound")
+	b.nat(rule.Inbound, tcpTo(b.TunnelPort), rule.Leave, "mesh tunnel")
+	b.nat(rule.OutRedirect, rule.Match{Proto: rule.TCP}, rule.Redirect(b.ProxyPort), "to Envoy, outbound")
+	b.nat(rule.InRedirect, rule.Match{Proto: rule.TCP}, rule.Redirect(b.InboundPort), "to Envoy, inbound")
 	switch {
 	case !b.InboundPorts.All && len(b.InboundPorts.List) == 0:
 	case b.TPROXY:
 		b.inboundTransparent()
 	default:
-		b.inboundPorts(b.nat, func(m Match, why string) { b.nat(inbound, m, jump(inRedirect), why) })
+		b.inboundPorts(b.nat, func(m rule.Match, why string) { b.nat(rule.Inbound, m, rule.Jump(rule.InRedirect), why) })
 	}
 }
 
 // inboundPorts sorts out the ports that are captured, which take gets.
-func (b *builder) inboundPorts(add func(string, Match, Target, string), take func(m Match, why string)) {
-	add(preRouting, Match{Proto: TCP}, jump(inbound), "inbound")
+func (b *builder) inboundPorts(add func(string, rule.Match, rule.Target, string), take func(m rule.Match, why string)) {
+	add(rule.PreRouting, rule.Match{Proto: rule.TCP}, rule.Jump(rule.Inbound), "inbound")
 	if !b.InboundPorts.All {
 		take(tcpTo(b.InboundPorts.List...), "inbound port")
 		return
 	}
 	if len(b.ExcludeInboundPorts) > 0 {
-		add(inbound, tcpTo(b.ExcludeInboundPorts...), accept, "excluded inbound port")
+		add(rule.Inbound, tcpTo(b.ExcludeInboundPorts...), rule.Leave, "excluded inbound port")
 	}
-	take(Match{Proto: TCP}, "every other inbound port")
+	take(rule.Match{Proto: rule.TCP}, "every other inbound port")
 }
 
 func (b *builder) outbound() {
-	b.nat(output, Match{}, jump(outbound), "outbound")
+	b.nat(rule.Output, rule.Match{}, rule.Jump(rule.Outbound), "outbound")
 	if ports := b.ExcludeOutboundPorts; len(ports) > 0 {
-		b.nat(outbound, tcpTo(ports...), accept, "excluded outbound port")
-		b.nat(outbound, udpTo(ports...), accept, "excluded outbound port")
+		b.nat(rule.Outbound, tcpTo(ports...), rule.Leave, "excluded outbound port")
+		b.nat(rule.Outbound, udpTo(ports...), rule.Leave, "excluded outbound port")
 	}
-	b.nat(outbound, Match{Srcs: passthrough, Out: loopbackIface}, accept, "Envoy to its own application")
+	b.nat(rule.Outbound, rule.Match{Srcs: rule.Passthrough, Out: rule.Loopback}, rule.Leave, "Envoy to its own application")
 	if b.TPROXY {
 		b.fromTheClientsAddress()
 	}
 	for _, s := range b.senders() {
 		b.proxy(s)
 	}
-	b.ownerGroups(func(m Match, why string) { b.nat(outbound, m, accept, why) })
+	b.ownerGroups(func(m rule.Match, why string) { b.nat(rule.Outbound, m, rule.Leave, why) })
 	b.dnsRedirect()
-	b.nat(outbound, Match{Dsts: b.loopback()}, accept, "loopback")
+	b.nat(rule.Outbound, rule.Match{Dsts: b.loopback()}, rule.Leave, "loopback")
 	b.destinations()
 }
 
 // ownerGroups gives leave what groups that are not captured send.
-func (b *builder) ownerGroups(leave func(m Match, why string)) {
+func (b *builder) ownerGroups(leave func(m rule.Match, why string)) {
 	if len(b.IncludeGroups) == 0 {
 		for _, id := range b.ExcludeGroups {
-			leave(Match{Owners: []Owner{{ID: id, Group: true}}}, "excluded owner group")
+			leave(rule.Match{Owners: []rule.Owner{{ID: id, Group: true}}}, "excluded owner group")
 		}
 		return
 	}
-	var others []Owner
+	var others []rule.Owner
 	for _, id := range b.IncludeGroups {
-		others = append(others, Owner{ID: id, Group: true, Not: true})
+		others = append(others, rule.Owner{ID: id, Group: true, Not: true})
 	}
-	leave(Match{Owners: others}, "owner group not included")
+	leave(rule.Match{Owners: others}, "owner group not included")
 }
 
 // destinations decides what is left: application traffic to somewhere else.
 func (b *builder) destinations() {
 	if len(b.ExcludeCIDRs) > 0 {
-		b.nat(outbound, Match{Dsts: b.ExcludeCIDRs}, accept, "excluded destination")
+		b.nat(rule.Outbound, rule.Match{Dsts: b.ExcludeCIDRs}, rule.Leave, "excluded destination")
 	}
 	if ports := b.IncludeOutboundPorts; len(ports) > 0 {
-		b.nat(outbound, tcpTo(ports...), jump(outRedirect), "outbound port")
+		b.nat(rule.Outbound, tcpTo(ports...), rule.Jump(rule.OutRedirect), "outbound port")
 	}
 	if !b.IncludeCIDRs.All && len(b.IncludeCIDRs.List) == 0 {
 		return
@@ -163,14 +165,15 @@ func (b *builder) destinations() {
 	if b.IncludeCIDRs.All {
 		everywhere, why = nil, "every other destination"
 	}
-	b.nat(outbound, Match{Dsts: everywhere}, jump(outRedirect), why)
+	b.nat(rule.Outbound, rule.Match{Dsts: everywhere}, rule.Jump(rule.OutRedirect), why)
 	for _, name := range b.VirtInterfaces {
-		b.natTop(Match{In: name, Dsts: everywhere}, jump(outRedirect), "from a virtual machine")
+		b.natTop(rule.Match{In: name, Dsts: everywhere}, rule.Jump(rule.OutRedirect), "from a virtual machine")
 	}
 }
 
-func tcpTo(ports ...uint16) Match { return Match{Proto: TCP, DstPorts: ports} }
-func udpTo(ports ...uint16) Match { return Match{Proto: UDP, DstPorts: ports} }
+func tcpTo(ports ...uint16) rule.Match { return rule.Match{Proto: rule.TCP, DstPorts: ports} }
+
+func udpTo(ports ...uint16) rule.Match { return rule.Match{Proto: rule.UDP, DstPorts: ports} }
 
 // withoutCovered returns the prefixes that no other one of the list contains, in
 // their order.

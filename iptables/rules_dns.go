@@ -3,13 +3,15 @@ package iptables
 import (
 	"net/netip"
 	"slices"
+
+	"understudy.mesh/iptables/rule"
 )
 
 // appZone is the conntrack zone between applications and the agent. One source port may
 // send two queries, one caught and one of the agent's own. Without a zone for the first
 // both would share a conntrack entry, and the redirect of the first would apply to the
 // second (istio#33469).
-var appZone = conntrackZone(2)
+var appZone = rule.Zone(2)
 
 // dnsZones puts the UDP queries that are redirected, and what the agent answers to them,
 // into appZone. All others stay where the kernel has them. Istio gives a zone to the
@@ -17,35 +19,35 @@ var appZone = conntrackZone(2)
 // the pod forwards for a container or a virtual machine looks the same when it arrives,
 // and in that zone nobody knows whom it is for (istio#54689, #44996).
 func (b *builder) dnsZones() {
-	if slices.Contains(b.ExcludeOutboundPorts, dnsPort) { // none is redirected
+	if slices.Contains(b.ExcludeOutboundPorts, DNSPort) { // none is redirected
 		return
 	}
 	families, servers := b.nameservers()
-	add := func(chain string, m Match, t Target, why string) {
-		b.add(Rule{Family: families, Table: Raw, Chain: chain, Match: m, Target: t, Why: why})
+	add := func(chain string, m rule.Match, t rule.Target, why string) {
+		b.add(rule.Rule{Family: families, Table: rule.Raw, Chain: chain, Match: m, Target: t, Why: why})
 	}
 	for _, s := range b.senders() {
-		answer := Match{Proto: UDP, SrcPort: dnsProxyPort}
+		answer := rule.Match{Proto: rule.UDP, SrcPort: DNSProxyPort}
 		if s.mark == 0 { // a mark is on what leaves the pod; the port is the agent's whoever runs it
 			answer = s.sent(answer)
 		}
-		add(output, answer, appZone, "answer of the proxy")
+		add(rule.Output, answer, appZone, "answer of the proxy")
 	}
-	add(output, udpTo(dnsPort), jump(outboundDNS), "queries of applications")
-	b.leaveQueries(func(m Match, why string) { add(outboundDNS, m, accept, why) })
-	query := udpTo(dnsPort)
+	add(rule.Output, udpTo(DNSPort), rule.Jump(rule.OutboundDNS), "queries of applications")
+	b.leaveQueries(func(m rule.Match, why string) { add(rule.OutboundDNS, m, rule.Leave, why) })
+	query := udpTo(DNSPort)
 	query.Dsts = servers
-	add(outboundDNS, query, appZone, "query of an application")
+	add(rule.OutboundDNS, query, appZone, "query of an application")
 }
 
 // leaveQueries gives leave what the nat table lets pass before it redirects queries.
-func (b *builder) leaveQueries(leave func(m Match, why string)) {
+func (b *builder) leaveQueries(leave func(m rule.Match, why string)) {
 	for _, name := range b.ExcludeInterfaces {
-		leave(Match{Out: name}, "excluded interface")
+		leave(rule.Match{Out: name}, "excluded interface")
 	}
-	leave(Match{Srcs: passthrough, Out: loopbackIface}, "Envoy to its own application")
+	leave(rule.Match{Srcs: rule.Passthrough, Out: rule.Loopback}, "Envoy to its own application")
 	for _, s := range b.senders() {
-		leave(s.sent(Match{}), "from the proxy")
+		leave(s.sent(rule.Match{}), "from the proxy")
 	}
 	b.ownerGroups(leave)
 }
@@ -56,24 +58,24 @@ func (b *builder) dnsRedirect() {
 		return
 	}
 	families, servers := b.nameservers()
-	add := func(chain string, m Match, t Target, why string) {
-		b.add(Rule{Family: families, Table: NAT, Chain: chain, Match: m, Target: t, Why: why})
+	add := func(chain string, m rule.Match, t rule.Target, why string) {
+		b.add(rule.Rule{Family: families, Table: rule.NAT, Chain: chain, Match: m, Target: t, Why: why})
 	}
-	add(outbound, Match{}, jump(outboundDNS), "DNS")
-	for _, p := range []Proto{TCP, UDP} {
-		m := Match{Dsts: servers, Proto: p, DstPorts: []uint16{dnsPort}}
-		add(outboundDNS, m, redirect(dnsProxyPort), "to the agent's DNS")
+	add(rule.Outbound, rule.Match{}, rule.Jump(rule.OutboundDNS), "DNS")
+	for _, p := range []rule.Proto{rule.TCP, rule.UDP} {
+		m := rule.Match{Dsts: servers, Proto: p, DstPorts: []uint16{DNSPort}}
+		add(rule.OutboundDNS, m, rule.Redirect(DNSProxyPort), "to the agent's DNS")
 	}
 }
 
 // nameservers returns the IP versions in which queries are captured, and whose: none
 // stands for every server.
-func (b *builder) nameservers() (families Family, servers []netip.Prefix) {
+func (b *builder) nameservers() (families rule.Family, servers []netip.Prefix) {
 	if b.DNS.All {
-		return Both, nil
+		return rule.Both, nil
 	}
 	for _, s := range b.DNS.Servers {
-		families |= familyOf(s)
+		families |= rule.FamilyOf(s)
 		servers = append(servers, netip.PrefixFrom(s, s.BitLen()))
 	}
 	return families, servers

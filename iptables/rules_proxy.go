@@ -1,10 +1,14 @@
 package iptables
 
+import (
+	"understudy.mesh/iptables/rule"
+)
+
 // sender is one way to know that the proxy, Envoy or the agent, has sent a packet: by
 // its mark or, without one, by its owner. Each way is enough by itself.
 type sender struct {
 	mark  uint32
-	owner Owner
+	owner rule.Owner
 }
 
 // senders returns every way to know the proxy. The mark is first: the rules of an
@@ -15,31 +19,33 @@ func (b *builder) senders() []sender {
 		out = append(out, sender{mark: b.ProxyMark})
 	}
 	for _, id := range b.UIDs {
-		out = append(out, sender{owner: Owner{ID: id}})
+		out = append(out, sender{owner: rule.Owner{ID: id}})
 	}
 	for _, id := range b.GIDs {
-		out = append(out, sender{owner: Owner{ID: id, Group: true}})
+		out = append(out, sender{owner: rule.Owner{ID: id, Group: true}})
 	}
 	return out
 }
 
 // sent returns m for what the proxy has sent.
-func (s sender) sent(m Match) Match {
+func (s sender) sent(m rule.Match) rule.Match {
 	if s.mark != 0 {
 		m.Mark = s.mark
 		return m
 	}
-	m.Owners = []Owner{s.owner}
+	m.Owners = []rule.Owner{s.owner}
 	return m
 }
 
 // others returns m for what s does not know.
-func (s sender) others(m Match) Match {
+func (s sender) others(m rule.Match) rule.Match {
 	if s.mark != 0 {
 		m.Mark, m.NotMark = s.mark, true
 		return m
 	}
-	m.Owners = []Owner{s.owner.negated()}
+	other := s.owner
+	other.Not = true
+	m.Owners = []rule.Owner{other}
 	return m
 }
 
@@ -49,19 +55,19 @@ func (s sender) others(m Match) Match {
 func (b *builder) proxy(s sender) {
 	direct := []uint16{b.TunnelPort}
 	if b.DNS.Capture && !s.owner.Group { // a group's queries are not excepted with Istio either
-		direct = []uint16{dnsPort, b.TunnelPort}
+		direct = []uint16{DNSPort, b.TunnelPort}
 	}
-	hairpin := Match{Out: loopbackIface, Dsts: b.loopback(), NotDst: true, Proto: TCP, DstPorts: direct, NotPorts: true}
-	b.nat(outbound, s.sent(hairpin), jump(inRedirect), "the pod calls itself by a service")
+	hairpin := rule.Match{Out: rule.Loopback, Dsts: b.loopback(), NotDst: true, Proto: rule.TCP, DstPorts: direct, NotPorts: true}
+	b.nat(rule.Outbound, s.sent(hairpin), rule.Jump(rule.InRedirect), "the pod calls itself by a service")
 
 	if b.localByItself(s) && !b.IncludeCIDRs.includesLoopback() {
-		local := Match{Out: loopbackIface}
+		local := rule.Match{Out: rule.Loopback}
 		if b.DNS.Capture { // queries to a resolver on loopback go on to the DNS rules
-			local.Proto, local.DstPorts, local.NotPorts = TCP, []uint16{dnsPort}, true
+			local.Proto, local.DstPorts, local.NotPorts = rule.TCP, []uint16{DNSPort}, true
 		}
-		b.nat(outbound, s.others(local), accept, "the application calls itself")
+		b.nat(rule.Outbound, s.others(local), rule.Leave, "the application calls itself")
 	}
-	b.nat(outbound, s.sent(Match{}), accept, "from the proxy")
+	b.nat(rule.Outbound, s.sent(rule.Match{}), rule.Leave, "from the proxy")
 }
 
 // localByItself tells whether whatever s does not know is the application's. What has

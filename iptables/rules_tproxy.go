@@ -1,5 +1,9 @@
 package iptables
 
+import (
+	"understudy.mesh/iptables/rule"
+)
+
 // In TPROXY mode the inbound connection keeps both its addresses: the kernel hands
 // it to Envoy's transparent socket as it is, by a mark that a route of its own sends
 // to lo. Envoy calls the application from the client's address, and marks what it
@@ -12,37 +16,37 @@ func (b *builder) calledItself() uint32 { return b.Mark + 1 }
 // notInbound passes over what seems to come from outside and does not. It comes
 // before the ports.
 func (b *builder) notInbound() {
-	b.mangle(inbound, Match{Proto: TCP, Mark: b.Mark}, accept, "Envoy to its own application")
-	b.mangle(inbound, Match{Srcs: passthrough, In: loopbackIface, Proto: TCP}, accept, "Envoy to its own application")
-	b.mangle(inbound, Match{In: loopbackIface, Proto: TCP, Mark: b.calledItself(), NotMark: true}, accept, "the application calls itself")
+	b.mangle(rule.Inbound, rule.Match{Proto: rule.TCP, Mark: b.Mark}, rule.Leave, "Envoy to its own application")
+	b.mangle(rule.Inbound, rule.Match{Srcs: rule.Passthrough, In: rule.Loopback, Proto: rule.TCP}, rule.Leave, "Envoy to its own application")
+	b.mangle(rule.Inbound, rule.Match{In: rule.Loopback, Proto: rule.TCP, Mark: b.calledItself(), NotMark: true}, rule.Leave, "the application calls itself")
 }
 
 // inboundTransparent captures the inbound ports.
 func (b *builder) inboundTransparent() {
-	b.mangle(divert, Match{}, setMark(b.Mark), "packets of connections that Envoy has")
-	b.mangle(divert, Match{}, Target{Verdict: "ACCEPT"}, "packets of connections that Envoy has")
-	b.mangle(transparent, Match{Dsts: b.loopback(), NotDst: true, Proto: TCP}, tproxy(b.InboundPort, b.Mark), "to Envoy, inbound")
-	b.inboundPorts(b.mangle, func(m Match, why string) {
+	b.mangle(rule.Divert, rule.Match{}, rule.SetMark(b.Mark), "packets of connections that Envoy has")
+	b.mangle(rule.Divert, rule.Match{}, rule.Target{Verdict: "ACCEPT"}, "packets of connections that Envoy has")
+	b.mangle(rule.Transparent, rule.Match{Dsts: b.loopback(), NotDst: true, Proto: rule.TCP}, rule.TProxy(b.InboundPort, b.Mark), "to Envoy, inbound")
+	b.inboundPorts(b.mangle, func(m rule.Match, why string) {
 		known := m
-		known.State = Established
-		b.mangle(inbound, known, jump(divert), why)
-		b.mangle(inbound, m, jump(transparent), why)
+		known.State = rule.Established
+		b.mangle(rule.Inbound, known, rule.Jump(rule.Divert), why)
+		b.mangle(rule.Inbound, m, rule.Jump(rule.Transparent), why)
 	})
 }
 
 // transparent keeps what Envoy sends and what the application answers apart from
 // what comes from outside.
 func (b *builder) transparent() {
-	fromEnvoy := Match{Proto: TCP, Mark: b.Mark}
-	b.mangle(preRouting, fromEnvoy, connMark(saveMark), "the answer has to find Envoy")
+	fromEnvoy := rule.Match{Proto: rule.TCP, Mark: b.Mark}
+	b.mangle(rule.PreRouting, fromEnvoy, rule.ConnMark(rule.SaveMark), "the answer has to find Envoy")
 	again := fromEnvoy
-	again.Out = loopbackIface
-	b.mangle(output, again, accept, "Envoy to its own application")
+	again.Out = rule.Loopback
+	b.mangle(rule.Output, again, rule.Leave, "Envoy to its own application")
 	for _, s := range b.senders() {
-		m := s.sent(Match{Dsts: b.loopback(), NotDst: true, Out: loopbackIface, Proto: TCP})
-		b.mangle(output, m, setMark(b.calledItself()), "the pod calls itself by a service")
+		m := s.sent(rule.Match{Dsts: b.loopback(), NotDst: true, Out: rule.Loopback, Proto: rule.TCP})
+		b.mangle(rule.Output, m, rule.SetMark(b.calledItself()), "the pod calls itself by a service")
 	}
-	b.mangle(output, Match{Proto: TCP, ConnMark: b.Mark}, connMark(restoreMark), "the application's answer to Envoy")
+	b.mangle(rule.Output, rule.Match{Proto: rule.TCP, ConnMark: b.Mark}, rule.ConnMark(rule.RestoreMark), "the application's answer to Envoy")
 }
 
 // fromTheClientsAddress lets through what Envoy sends to the application from a
@@ -50,5 +54,5 @@ func (b *builder) transparent() {
 // count as a call of the pod to itself and come in again, without end (istio#23369).
 // Istio has no such rule, and must run its proxy as root in this mode.
 func (b *builder) fromTheClientsAddress() {
-	b.nat(outbound, Match{Out: loopbackIface, Proto: TCP, Mark: b.Mark}, accept, "Envoy to its own application")
+	b.nat(rule.Outbound, rule.Match{Out: rule.Loopback, Proto: rule.TCP, Mark: b.Mark}, rule.Leave, "Envoy to its own application")
 }

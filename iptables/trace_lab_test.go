@@ -1,4 +1,4 @@
-package iptables
+package iptables_test
 
 import (
 	"errors"
@@ -17,6 +17,11 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/inspect"
+	"understudy.mesh/iptables/rule"
+	"understudy.mesh/tests/capture"
 )
 
 // transparentPort is where this lab's Envoy of TPROXY mode is.
@@ -35,7 +40,7 @@ func newTracerLab(t *testing.T) *tracerLab {
 	l := &tracerLab{newLab(t), rand.New(rand.NewPCG(1, 2))}
 	enter(t, l.world)
 	for _, binary := range []string{"iptables-nft", "ip6tables-nft"} {
-		sh(t, binary+" -t nat -A PREROUTING -i wire -p tcp -j REDIRECT --to-ports 80")
+		capture.Sh(t, binary+" -t nat -A PREROUTING -i wire -p tcp -j REDIRECT --to-ports 80")
 	}
 	enter(t, l.pod)
 	listen := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
@@ -64,13 +69,13 @@ func newTracerLab(t *testing.T) *tracerLab {
 }
 
 // flow makes a random packet that has a server wherever it may land.
-func (l *tracerLab) flow() Flow {
+func (l *tracerLab) flow() inspect.Flow {
 	pick := func(list ...string) string { return list[l.random.IntN(len(list))] }
 	ids := []uint32{0, 0, 1000, 1000, 1337, 1337, 3, 4}
 	groups := []uint32{1, 2, 21, 202, 888, 2001, 1337}
 	port := pick("80", "443", "53", "7001", "7015", "7040", "8001", "8443", "15008", "32000", "31000", "5000", "6000", "4000", "22", "15090", "15001")
 	if l.random.IntN(4) == 0 {
-		f := Flow{Proto: TCP, Dst: netip.MustParseAddrPort(pick(podV4, "["+podV6+"]") + ":" + port)}
+		f := inspect.Flow{Proto: rule.TCP, Dst: netip.MustParseAddrPort(pick(capture.PodV4, "["+capture.PodV6+"]") + ":" + port)}
 		if l.random.IntN(2) == 0 {
 			client := "10.77.0.2:0"
 			if f.Dst.Addr().Is6() {
@@ -80,32 +85,32 @@ func (l *tracerLab) flow() Flow {
 		}
 		return f
 	}
-	f := Flow{Local: true, Proto: TCP, UID: ids[l.random.IntN(len(ids))]}
+	f := inspect.Flow{Local: true, Proto: rule.TCP, UID: ids[l.random.IntN(len(ids))]}
 	f.GID = f.UID
 	if l.random.IntN(2) == 0 {
 		f.GID = groups[l.random.IntN(len(groups))]
 	}
 	if l.random.IntN(4) == 0 {
-		f.Proto = UDP
+		f.Proto = rule.UDP
 		f.Dst = netip.MustParseAddrPort(pick("9.9.9.9", "8.8.8.8", "10.77.0.2", "127.0.0.1", "127.0.0.53", "[2001:db8::53]") + ":53")
 		return f
 	}
-	f.Dst = netip.MustParseAddrPort(pick("1.2.3.4", "1.1.0.1", "9.9.9.9", "9.9.1.1", "10.9.9.9", "192.168.0.1", "192.168.3.3", "240.240.1.1", "127.0.0.1", "127.1.2.3", podV4,
-		"[2001:db8::1]", "[2001:2::1]", "[::1]", "["+podV6+"]") + ":" + port)
-	if f.Dst.Addr() == netip.MustParseAddr(podV4) && l.random.IntN(3) == 0 {
+	f.Dst = netip.MustParseAddrPort(pick("1.2.3.4", "1.1.0.1", "9.9.9.9", "9.9.1.1", "10.9.9.9", "192.168.0.1", "192.168.3.3", "240.240.1.1", "127.0.0.1", "127.1.2.3", capture.PodV4,
+		"[2001:db8::1]", "[2001:2::1]", "[::1]", "["+capture.PodV6+"]") + ":" + port)
+	if f.Dst.Addr() == netip.MustParseAddr(capture.PodV4) && l.random.IntN(3) == 0 {
 		f.Src = netip.MustParseAddrPort("127.0.0.6:0")
 	}
 	return f
 }
 
 // answer is what a probe gets where a packet lands.
-func (l *tracerLab) answer(at Landing) string {
+func (l *tracerLab) answer(at inspect.Landing) string {
 	switch at.Place {
-	case Direct:
+	case inspect.Direct:
 		return "direct"
-	case Dropped:
+	case inspect.Dropped:
 		return "refused" // as rules that REJECT have it
-	case Unreachable, Undecided:
+	case inspect.Unreachable, inspect.Undecided:
 		return string(at.Place)
 	}
 	switch port := at.Addr.Port(); {
@@ -124,7 +129,7 @@ func (l *tracerLab) answer(at Landing) string {
 }
 
 // probe sends the packet of a flow and returns the name of what answers.
-func (l *tracerLab) probe(f Flow) string {
+func (l *tracerLab) probe(f inspect.Flow) string {
 	result := make(chan string)
 	go func() {
 		runtime.LockOSThread() // and never back: the thread has another identity now
@@ -159,12 +164,12 @@ func (l *tracerLab) probe(f Flow) string {
 }
 
 // exchange asks with a socket made on the calling thread, whose user it thus has.
-func exchange(f Flow) (string, error) {
+func exchange(f inspect.Flow) (string, error) {
 	domain, kind := unix.AF_INET, unix.SOCK_STREAM
 	if f.Dst.Addr().Is6() {
 		domain = unix.AF_INET6
 	}
-	if f.Proto == UDP {
+	if f.Proto == rule.UDP {
 		kind = unix.SOCK_DGRAM
 	}
 	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -180,7 +185,7 @@ func exchange(f Flow) (string, error) {
 	if err := unix.Connect(fd, socketAddress(f.Dst)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return "", err
 	}
-	if f.Proto == UDP {
+	if f.Proto == rule.UDP {
 		if _, err := unix.Write(fd, []byte("?")); err != nil {
 			return "", err
 		}
@@ -216,17 +221,17 @@ func socketAddress(a netip.AddrPort) unix.Sockaddr {
 }
 
 // compare follows n random packets on paper and in the kernel.
-func (l *tracerLab) compare(name string, n int) (counts map[Place]int) {
+func (l *tracerLab) compare(name string, n int) (counts map[inspect.Place]int) {
 	l.t.Helper()
 	// What an earlier configuration decided about a connection must not count.
 	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
 		l.t.Fatal(err)
 	}
-	s, err := Read(l.t.Context(), quiet())
+	s, err := inspect.Read(l.t.Context(), capture.Quiet())
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	counts = map[Place]int{}
+	counts = map[inspect.Place]int{}
 	for range n {
 		f := l.flow()
 		traced, err := s.Trace(f, false)
@@ -255,80 +260,45 @@ func (l *tracerLab) compare(name string, n int) (counts map[Place]int) {
 	return counts
 }
 
-// othersRules are of a user who does all kinds of things, in each case to some of the
-// lab's packets.
-const othersRules = `%[1]s-%[2]s-restore --noflush <<-EOF
-	*raw
-	-A OUTPUT -d {server} -p udp -m udp --dport 53 -j CT --notrack
-	COMMIT
-	*mangle
-	-A OUTPUT -p tcp -m tcp --dport 31000:32000 -j MARK --set-xmark 0x2/0x2
-	COMMIT
-	*nat
-	:MINE - [0:0]
-	:GONE - [0:0]
-	-A OUTPUT -p tcp -m multiport --dports 7000:7020,443 -m owner --uid-owner 0-5 -m comment --comment "it is \"mine\"" -j MINE
-	-A OUTPUT -p tcp -m mark --mark 0x2/0x2 -m owner ! --uid-owner 1337 -g GONE
-	-A OUTPUT -p tcp -m tcp ! --sport 1:1024 --dport 5000 --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW,RELATED -j REDIRECT --to-ports 4000
-	-A PREROUTING -p tcp -m tcp --dport 6000 -m addrtype --dst-type LOCAL -j REDIRECT --to-ports 22
-	-A MINE -m owner --uid-owner 4 -j RETURN
-	-A MINE ! -o lo -p tcp -m tcp --dport 443 -j DNAT --to-destination {world}:80
-	-A MINE -m tcp -p tcp --dport 7015 -j ACCEPT
-	-A GONE -p tcp -m tcp --dport 32000 -j REDIRECT --to-ports 15001
-	COMMIT
-	*filter
-	-A INPUT -i eth0 -p tcp -m tcp --dport 22 -j REJECT --reject-with tcp-reset
-	-A OUTPUT ! -o lo -p tcp -m tcp --dport 8443 -j REJECT --reject-with tcp-reset
-	COMMIT
-	EOF
-	`
-
-func scriptOfOthers(b Backend) string {
-	text := script(othersRules, b)
-	v4, v6, _ := strings.Cut(text, "ip6tables")
-	v4 = strings.NewReplacer("{server}", "8.8.8.8", "{world}", "10.77.0.2").Replace(v4)
-	return v4 + "ip6tables" + strings.NewReplacer("{server}", "2001:db8::53", "{world}", "[fd77::2]").Replace(v6)
-}
-
 // What the tracer says must be what the kernel does.
 func TestTraceIsWhatHappens(t *testing.T) {
 	l := newTracerLab(t)
-	all := map[Place]int{}
+	all := map[inspect.Place]int{}
 	for _, b := range backends {
-		if b != Native {
-			if _, err := save(b, IPv6); err != nil && os.Getenv("CI") != "true" {
+		if b != rule.Native {
+			if _, err := save(b, rule.IPv6); err != nil && os.Getenv("CI") != "true" {
 				t.Logf("not on %s: %v", b, err)
 				continue
 			}
 		}
-		for _, g := range golden {
-			c := Default()
-			g.edit(&c)
-			l.applyAndCompare(string(b)+" "+g.name, b, c, 24, all)
-			l.isRight(g.name)
+		for _, g := range capture.Golden {
+			c := iptables.Default()
+			g.Edit(&c)
+			l.applyAndCompare(string(b)+" "+g.Name, b, c, 24, all)
+			l.isRight(g.Name)
 		}
-		viaTPROXY := fullConfig()
+		viaTPROXY := capture.Full()
 		viaTPROXY.TPROXY = true
 		l.applyAndCompare(string(b)+" TPROXY", b, viaTPROXY, 100, all)
-		if b == Native {
+		if b == rule.Native {
 			clean(t)
 			continue
 		}
-		sh(t, scriptOfOthers(b))
-		l.applyAndCompare(string(b)+" full, among others", b, fullConfig(), 200, all)
-		l.applyAndCompare(string(b)+" listed, among others", b, listedConfig(), 200, all)
+		capture.Sh(t, capture.OthersRules(b))
+		l.applyAndCompare(string(b)+" full, among others", b, capture.Full(), 200, all)
+		l.applyAndCompare(string(b)+" listed, among others", b, capture.Listed(), 200, all)
 		clean(t)
-		sh(t, fmt.Sprintf("for i in iptables ip6tables; do for t in raw mangle nat filter; do $i-%[1]s -t $t -F; $i-%[1]s -t $t -X; done; done", b))
+		capture.Sh(t, fmt.Sprintf("for i in iptables ip6tables; do for t in raw mangle nat filter; do $i-%[1]s -t $t -F; $i-%[1]s -t $t -X; done; done", b))
 	}
 	t.Log(all)
-	for _, place := range []Place{EnvoyOutbound, EnvoyInbound, AgentDNS, ToPod, Direct, Dropped, Redirected} {
+	for _, place := range []inspect.Place{inspect.EnvoyOutbound, inspect.EnvoyInbound, inspect.AgentDNS, inspect.ToPod, inspect.Direct, inspect.Dropped, inspect.Redirected} {
 		if all[place] < 20 {
 			t.Errorf("%d packets landed at %s: the comparison says little of it", all[place], place)
 		}
 	}
 }
 
-func (l *tracerLab) applyAndCompare(name string, b Backend, c Config, packets int, all map[Place]int) {
+func (l *tracerLab) applyAndCompare(name string, b rule.Backend, c iptables.Config, packets int, all map[inspect.Place]int) {
 	l.t.Helper()
 	if l.t.Failed() {
 		return
@@ -337,8 +307,8 @@ func (l *tracerLab) applyAndCompare(name string, b Backend, c Config, packets in
 	if c.TPROXY {
 		c.InboundPort = transparentPort
 	}
-	if !slices.Contains(c.UIDs, proxyUID) { // the lab's DNS server is, and must be known to answer
-		c.UIDs = append(slices.Clone(c.UIDs), proxyUID)
+	if !slices.Contains(c.UIDs, capture.ProxyUID) { // the lab's DNS server is, and must be known to answer
+		c.UIDs = append(slices.Clone(c.UIDs), capture.ProxyUID)
 	}
 	apply(l.t, c)
 	for place, n := range l.compare(name, packets) {
@@ -352,7 +322,7 @@ func (l *tracerLab) isRight(name string) {
 	if l.t.Failed() {
 		return
 	}
-	s, err := Read(l.t.Context(), quiet())
+	s, err := inspect.Read(l.t.Context(), capture.Quiet())
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package iptables
+package iptables_test
 
 import (
 	"context"
@@ -11,80 +11,34 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/internal/saved"
+	"understudy.mesh/iptables/rule"
+	"understudy.mesh/tests/capture"
 )
 
-// foreignRules are a user's own, among ours and some of shapes that look like ours.
-const foreignRules = `
-	%[1]s-%[2]s -t nat -A OUTPUT -o eth9 -j RETURN
-	%[1]s-%[2]s -t nat -N MINE
-	%[1]s-%[2]s -t nat -A MINE -p tcp --dport 99 -m comment --comment 'it is "mine"' -j REDIRECT --to-ports 98
-	%[1]s-%[2]s -t nat -A PREROUTING -p tcp -j MINE
-	%[1]s-%[2]s -t raw -A OUTPUT -p udp --dport 53 -m owner --uid-owner 1337 -j CT --zone 1
-	%[1]s-%[2]s -t filter -A INPUT -p tcp --dport 7 -j DROP
-	`
-
-// istioRules are what Istio's own istio-iptables leaves, with DNS capture, an
-// excluded and a virtual interface. Its second run made one of the jumps twice
-// (istio#53161).
-const istioRules = `%[1]s-%[2]s-restore --noflush <<-EOF
-	*nat
-	:ISTIO_INBOUND - [0:0]
-	:ISTIO_OUTPUT - [0:0]
-	:ISTIO_REDIRECT - [0:0]
-	:ISTIO_PRERT - [0:0]
-	-A PREROUTING -i eth1 -j RETURN
-	-A OUTPUT -o eth1 -j RETURN
-	-A PREROUTING -p tcp -j ISTIO_INBOUND
-	-A OUTPUT -j ISTIO_OUTPUT
-	-A OUTPUT -j ISTIO_OUTPUT
-	-A OUTPUT -p udp --dport 53 -m owner --uid-owner 1337 -j RETURN
-	-A ISTIO_OUTPUT -p tcp -j ISTIO_REDIRECT
-	-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001
-	-I PREROUTING 1 -i tap0 -j RETURN
-	COMMIT
-	*raw
-	:ISTIO_OUTPUT_DNS - [0:0]
-	-A OUTPUT -j ISTIO_OUTPUT_DNS
-	-A OUTPUT -p udp --dport 53 -m owner --uid-owner 1337 -j CT --zone 1
-	-A OUTPUT -p udp --sport 15053 -m owner --gid-owner 1337 -j CT --zone 2
-	-A ISTIO_OUTPUT_DNS -p udp --dport 53 -j CT --zone 2
-	COMMIT
-	*mangle
-	-A PREROUTING -p tcp -m mark --mark 0x539 -j CONNMARK --save-mark
-	-A OUTPUT -p tcp -o lo -m mark --mark 0x539 -j RETURN
-	COMMIT
-	EOF
-	`
-
-func script(text string, b Backend) string {
-	var out string
-	for _, binary := range []string{"iptables", "ip6tables"} {
-		out += fmt.Sprintf(text, binary, b)
-	}
-	return strings.ReplaceAll(out, "\n\t", "\n")
-}
-
-func apply(t *testing.T, c Config) {
+func apply(t *testing.T, c iptables.Config) {
 	t.Helper()
-	if err := Apply(t.Context(), c, quiet()); err != nil {
+	if err := iptables.Apply(t.Context(), c, capture.Quiet()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func clean(t *testing.T) {
 	t.Helper()
-	if err := Clean(t.Context(), quiet()); err != nil {
+	if err := iptables.Clean(t.Context(), capture.Quiet()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // backends are those that every test of what happens to packets is run with.
-var backends = []Backend{NFT, Legacy, Native}
+var backends = []rule.Backend{rule.NFT, rule.Legacy, rule.Native}
 
-func eachBackend(t *testing.T, test func(t *testing.T, b Backend)) {
+func eachBackend(t *testing.T, test func(t *testing.T, b rule.Backend)) {
 	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
-			newPod(t)
+			capture.NewPod(t)
 			skipBackend(t, b)
 			test(t, b)
 		})
@@ -92,56 +46,56 @@ func eachBackend(t *testing.T, test func(t *testing.T, b Backend)) {
 }
 
 // inForce checks that the state is what c asks for, and that Apply changes nothing.
-func inForce(t *testing.T, c Config, b Backend) {
+func inForce(t *testing.T, c iptables.Config, b rule.Backend) {
 	t.Helper()
 	asWanted(t, c, b)
-	before := saved(t)
+	before := rulesNow(t)
 	apply(t, c)
-	if d := cmp.Diff(before, saved(t)); d != "" {
+	if d := cmp.Diff(before, rulesNow(t)); d != "" {
 		t.Errorf("applying again changed something:\n%s", d)
 	}
 }
 
 // asWanted checks that the back end b has the rules of c, and every other one none.
-func asWanted(t *testing.T, c Config, b Backend) {
+func asWanted(t *testing.T, c iptables.Config, b rule.Backend) {
 	t.Helper()
-	rules := Rules(c)
-	found, err := lookNow(t.Context())
+	rules := iptables.Rules(c)
+	found, err := iptables.LookNow(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, h := range found {
-		want := desireRules(rules)
-		if h.holding().Backend != b {
+		want := saved.Want(rules)
+		if h.Holding().Backend != b {
 			want = nil
 		}
-		before := saved(t)
-		changes, err := h.make(t.Context(), want)
+		before := rulesNow(t)
+		changes, err := h.Make(t.Context(), want)
 		if changes > 0 || err != nil {
-			t.Errorf("%s: not as wanted, still to do (%v):\n%s", h, err, cmp.Diff(before, saved(t)))
+			t.Errorf("%s: not as wanted, still to do (%v):\n%s", h, err, cmp.Diff(before, rulesNow(t)))
 		}
 	}
 }
 
 func TestTransitions(t *testing.T) {
-	everything := fullConfig()
+	everything := capture.Full()
 	everything.ExcludeInterfaces = []string{"eth1"}
 	everything.VirtInterfaces = []string{"tap0", "tap1"}
 	everything.IncludeGroups = []uint32{202, 203}
 	everything.DropInvalid = true
-	v4only := Default()
+	v4only := iptables.Default()
 	v4only.VirtInterfaces = []string{"tap2"}
-	configs := []Config{everything, listedConfig(), v4only, everything, Default(), fullConfig()}
+	configs := []iptables.Config{everything, capture.Listed(), v4only, everything, iptables.Default(), capture.Full()}
 
-	eachBackend(t, func(t *testing.T, b Backend) {
-		foreign(t, b)
-		before := saved(t)
+	eachBackend(t, func(t *testing.T, b rule.Backend) {
+		capture.Foreign(t, b)
+		before := rulesNow(t)
 		for i, c := range configs {
 			apply(t, c)
 			inForce(t, c, b)
 			if i%2 == 0 { // from nothing, too
 				clean(t)
-				if d := cmp.Diff(before, saved(t)); d != "" {
+				if d := cmp.Diff(before, rulesNow(t)); d != "" {
 					t.Fatalf("config %d: cleaning does not give back what was there:\n%s", i, d)
 				}
 				apply(t, c)
@@ -150,26 +104,26 @@ func TestTransitions(t *testing.T) {
 		}
 		clean(t)
 		clean(t)
-		if d := cmp.Diff(before, saved(t)); d != "" {
+		if d := cmp.Diff(before, rulesNow(t)); d != "" {
 			t.Errorf("cleaning does not give back what was there:\n%s", d)
 		}
 	})
 }
 
 func TestIstioIsTakenOver(t *testing.T) {
-	eachBackend(t, func(t *testing.T, b Backend) {
-		before := saved(t)
-		istio(t, b)
-		c := fullConfig()
+	eachBackend(t, func(t *testing.T, b rule.Backend) {
+		before := rulesNow(t)
+		capture.Istio(t, b)
+		c := capture.Full()
 		apply(t, c)
 		inForce(t, c, b)
 		clean(t)
-		if d := cmp.Diff(before, saved(t)); d != "" {
+		if d := cmp.Diff(before, rulesNow(t)); d != "" {
 			t.Errorf("after ours were removed:\n%s", d)
 		}
-		istio(t, b)
+		capture.Istio(t, b)
 		clean(t)
-		if d := cmp.Diff(before, saved(t)); d != "" {
+		if d := cmp.Diff(before, rulesNow(t)); d != "" {
 			t.Errorf("after Istio's were removed:\n%s", d)
 		}
 	})
@@ -177,38 +131,38 @@ func TestIstioIsTakenOver(t *testing.T) {
 
 // Istio's second run looks into legacy first and adds to it what nft has already.
 func TestAllBackendsBecomeOne(t *testing.T) {
-	newPod(t)
-	skipBackend(t, NFT)
-	skipBackend(t, Legacy)
-	before := saved(t)
+	capture.NewPod(t)
+	skipBackend(t, rule.NFT)
+	skipBackend(t, rule.Legacy)
+	before := rulesNow(t)
 	for _, b := range backends {
-		istio(t, b)
+		capture.Istio(t, b)
 	}
-	c := fullConfig()
+	c := capture.Full()
 	apply(t, c)
-	inForce(t, c, NFT)
+	inForce(t, c, rule.NFT)
 
-	for _, b := range []Backend{Legacy, Native, NFT, Native, Legacy} {
+	for _, b := range []rule.Backend{rule.Legacy, rule.Native, rule.NFT, rule.Native, rule.Legacy} {
 		c.Backend = b
 		apply(t, c)
 		inForce(t, c, b)
-		c.Backend = Auto // stays where the rules are
+		c.Backend = rule.Auto // stays where the rules are
 		inForce(t, c, b)
 	}
 	clean(t)
-	if d := cmp.Diff(before, saved(t)); d != "" {
+	if d := cmp.Diff(before, rulesNow(t)); d != "" {
 		t.Errorf("after cleaning:\n%s", d)
 	}
 }
 
 func TestForeignRulesChooseTheBackend(t *testing.T) {
-	eachBackend(t, func(t *testing.T, b Backend) {
-		if b == Native {
-			nftRuns(t, "add table inet mine")
+	eachBackend(t, func(t *testing.T, b rule.Backend) {
+		if b == rule.Native {
+			capture.NFT(t, "add table inet mine")
 		} else {
-			sh(t, fmt.Sprintf("iptables-%s -t filter -A INPUT -p tcp --dport 7 -j DROP", b))
+			capture.Sh(t, fmt.Sprintf("iptables-%s -t filter -A INPUT -p tcp --dport 7 -j DROP", b))
 		}
-		c := fullConfig()
+		c := capture.Full()
 		apply(t, c)
 		inForce(t, c, b)
 	})
@@ -216,18 +170,18 @@ func TestForeignRulesChooseTheBackend(t *testing.T) {
 
 // A crash leaves some tables of one family changed and the rest not.
 func TestHalfAppliedCrashIsRepaired(t *testing.T) {
-	eachBackend(t, func(t *testing.T, b Backend) {
-		rules := Rules(listedConfig())
-		for _, f := range []Family{IPv4, IPv6} {
-			for _, name := range []Table{Raw, NAT} {
-				some := slices.DeleteFunc(slices.Clone(rules), func(r Rule) bool { return r.Table != name })
-				if b == Native { // not by a crash, as it is one transaction, but by hand
-					nftRuns(t, string(RenderNative(some)))
+	eachBackend(t, func(t *testing.T, b rule.Backend) {
+		rules := iptables.Rules(capture.Listed())
+		for _, f := range []rule.Family{rule.IPv4, rule.IPv6} {
+			for _, name := range []rule.Table{rule.Raw, rule.NAT} {
+				some := slices.DeleteFunc(slices.Clone(rules), func(r rule.Rule) bool { return r.Table != name })
+				if b == rule.Native { // not by a crash, as it is one transaction, but by hand
+					capture.NFT(t, string(iptables.RenderNative(some)))
 				} else {
-					restore(t, b, f, string(Render(some, f)), "--noflush")
+					restore(t, b, f, string(iptables.Render(some, f)), "--noflush")
 				}
-				apply(t, fullConfig())
-				inForce(t, fullConfig(), b)
+				apply(t, capture.Full())
+				inForce(t, capture.Full(), b)
 				clean(t)
 			}
 		}
@@ -248,81 +202,81 @@ func failing(t *testing.T, names ...string) {
 }
 
 func TestFailureLeavesTheStateBefore(t *testing.T) {
-	eachBackend(t, func(t *testing.T, b Backend) {
-		foreign(t, b)
-		apply(t, listedConfig())
-		if b == Native {
-			istio(t, NFT) // without these nothing of it can fail
+	eachBackend(t, func(t *testing.T, b rule.Backend) {
+		capture.Foreign(t, b)
+		apply(t, capture.Listed())
+		if b == rule.Native {
+			capture.Istio(t, rule.NFT) // without these nothing of it can fail
 		} else {
-			sh(t, script("%[1]s-%[2]s -t nat -A OUTPUT -o eth8 -j RETURN\n", b)) // behind ours, and must stay there
+			capture.Sh(t, capture.Script("%[1]s-%[2]s -t nat -A OUTPUT -o eth8 -j RETURN\n", b)) // behind ours, and must stay there
 		}
-		earlier := saved(t)
+		earlier := rulesNow(t)
 
 		failing(t, "ip6tables-nft-restore", "ip6tables-legacy-restore")
-		c := fullConfig()
+		c := capture.Full()
 		c.DropInvalid, c.Backend = true, b
-		err := Apply(t.Context(), c, quiet())
+		err := iptables.Apply(t.Context(), c, capture.Quiet())
 		if err == nil || !strings.Contains(err.Error(), "xt_REDIRECT") || !strings.Contains(err.Error(), "IPv6") {
 			t.Errorf("error does not name what failed and what helps: %v", err)
 		}
-		if d := cmp.Diff(earlier, saved(t)); d != "" {
+		if d := cmp.Diff(earlier, rulesNow(t)); d != "" {
 			t.Errorf("the failure changed something:\n%s", d)
 		}
 	})
 }
 
 func TestFailureInAnEmptyPod(t *testing.T) {
-	newPod(t)
-	before := saved(t)
+	capture.NewPod(t)
+	before := rulesNow(t)
 	failing(t, "ip6tables-nft-restore")
-	c := fullConfig()
-	c.Backend = NFT
-	if err := Apply(t.Context(), c, quiet()); err == nil {
+	c := capture.Full()
+	c.Backend = rule.NFT
+	if err := iptables.Apply(t.Context(), c, capture.Quiet()); err == nil {
 		t.Fatal("no error")
 	}
-	if d := cmp.Diff(before, saved(t)); d != "" {
+	if d := cmp.Diff(before, rulesNow(t)); d != "" {
 		t.Errorf("the failure changed something:\n%s", d)
 	}
 }
 
 func TestTheOtherBackendIsTried(t *testing.T) {
-	newPod(t)
-	skipBackend(t, Legacy)
+	capture.NewPod(t)
+	skipBackend(t, rule.Legacy)
 	failing(t, "ip6tables-nft-restore")
-	c := fullConfig()
+	c := capture.Full()
 	apply(t, c)
-	inForce(t, c, Legacy)
+	inForce(t, c, rule.Legacy)
 	clean(t)
 	failing(t, "ip6tables-legacy-restore")
 	apply(t, c)
-	inForce(t, c, Native)
+	inForce(t, c, rule.Native)
 }
 
 // A kernel rule that fails in a later table puts the earlier tables back.
 func TestFailureInALaterTable(t *testing.T) {
-	eachBackend(t, func(t *testing.T, b Backend) {
-		apply(t, listedConfig())
-		before := saved(t)
-		inNAT := Rule{Family: Both, Table: NAT, Chain: outbound, Match: Match{Proto: TCP}, Target: tproxy(1, 1), Why: "impossible"}
-		err := applyRules(t.Context(), b, append(Rules(fullConfig()), inNAT))
-		if err == nil || b != Legacy && !strings.Contains(err.Error(), "impossible") { // legacy blames the COMMIT
+	eachBackend(t, func(t *testing.T, b rule.Backend) {
+		apply(t, capture.Listed())
+		before := rulesNow(t)
+		inNAT := rule.Rule{Family: rule.Both, Table: rule.NAT, Chain: rule.Outbound, Match: rule.Match{Proto: rule.TCP}, Target: rule.TProxy(1, 1), Why: "impossible"}
+		err := iptables.ApplyRules(t.Context(), b, append(iptables.Rules(capture.Full()), inNAT))
+		if err == nil || b != rule.Legacy && !strings.Contains(err.Error(), "impossible") { // legacy blames the COMMIT
 			t.Errorf("error does not name the rule: %v", err)
 		}
-		if d := cmp.Diff(before, saved(t)); d != "" {
+		if d := cmp.Diff(before, rulesNow(t)); d != "" {
 			t.Errorf("the failure changed something:\n%s", d)
 		}
 	})
 }
 
 func TestCancelledApplyChangesNothing(t *testing.T) {
-	newPod(t)
-	before := saved(t)
+	capture.NewPod(t)
+	before := rulesNow(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Apply(ctx, fullConfig(), quiet()); err == nil {
+	if err := iptables.Apply(ctx, capture.Full(), capture.Quiet()); err == nil {
 		t.Error("no error")
 	}
-	if d := cmp.Diff(before, saved(t)); d != "" {
+	if d := cmp.Diff(before, rulesNow(t)); d != "" {
 		t.Errorf("changed:\n%s", d)
 	}
 }
@@ -344,32 +298,32 @@ func onlyTools(t *testing.T, names ...string) {
 }
 
 func TestMissingBinaries(t *testing.T) {
-	v4only := listedConfig()
+	v4only := capture.Listed()
 	v4only.IPv6 = false
 	forced := v4only
-	forced.Backend = Legacy
-	forcedV6 := listedConfig()
-	forcedV6.Backend = NFT
+	forced.Backend = rule.Legacy
+	forcedV6 := capture.Listed()
+	forcedV6.Backend = rule.NFT
 	for _, tt := range []struct {
 		name   string
-		tools  []string
-		config Config
+		Tools  []string
+		config iptables.Config
 		want   string // in the error; none: it works
 	}{
-		{"nothing", nil, listedConfig(), ""},
+		{"nothing", nil, capture.Listed(), ""},
 		{"no IPv6 binaries, no IPv6", []string{"iptables-nft-save", "iptables-nft-restore"}, v4only, ""},
-		{"no IPv6 binaries, IPv6", []string{"iptables-nft-save", "iptables-nft-restore"}, listedConfig(), ""},
+		{"no IPv6 binaries, IPv6", []string{"iptables-nft-save", "iptables-nft-restore"}, capture.Listed(), ""},
 		{"no IPv6 binaries, IPv6, forced", []string{"iptables-nft-save", "iptables-nft-restore"}, forcedV6, "no iptables back end for IPv4 and IPv6"},
-		{"plain", []string{"iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"}, listedConfig(), ""},
+		{"plain", []string{"iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"}, capture.Listed(), ""},
 		{"not the forced one", []string{"iptables-nft-save", "iptables-nft-restore"}, forced, "legacy wanted"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			newPod(t)
-			before, path := saved(t), os.Getenv("PATH")
-			onlyTools(t, tt.tools...)
-			err := Apply(t.Context(), tt.config, quiet())
+			capture.NewPod(t)
+			before, path := rulesNow(t), os.Getenv("PATH")
+			onlyTools(t, tt.Tools...)
+			err := iptables.Apply(t.Context(), tt.config, capture.Quiet())
 			t.Setenv("PATH", path)
-			after := saved(t)
+			after := rulesNow(t)
 			switch {
 			case tt.want == "" && err != nil:
 				t.Error(err)

@@ -11,7 +11,8 @@ import (
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
-	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/inspect"
+	"understudy.mesh/iptables/rule"
 	"understudy.mesh/pkg/logging"
 )
 
@@ -29,11 +30,11 @@ var errNotRight = errors.New("capture is not as it should be")
 
 // captureReport is the result of doctor capture, also as JSON.
 type captureReport struct {
-	Right       bool                  `json:"right"`
-	ComparedTo  string                `json:"comparedTo"` // flags, or the rules themselves
-	Captures    []string              `json:"captures,omitempty"`
-	Unseen      []string              `json:"notSeen,omitempty"` // whose rules are not readable here
-	Differences []iptables.Difference `json:"differences"`
+	Right       bool                 `json:"right"`
+	ComparedTo  string               `json:"comparedTo"` // flags, or the rules themselves
+	Captures    []string             `json:"captures,omitempty"`
+	Unseen      []string             `json:"notSeen,omitempty"` // whose rules are not readable here
+	Differences []inspect.Difference `json:"differences"`
 }
 
 func newCaptureCommand(e *cli.Env, host iptablescmd.Host) *cobra.Command {
@@ -124,7 +125,7 @@ func (r captureReport) write(w io.Writer, asJSON bool) error {
 	r.Right = len(r.Differences) == 0
 	if asJSON {
 		if r.Differences == nil {
-			r.Differences = []iptables.Difference{}
+			r.Differences = []inspect.Difference{}
 		}
 		if err := cli.PrintJSON(w, r); err != nil {
 			return err
@@ -152,9 +153,9 @@ func (r captureReport) print(w io.Writer) {
 		fmt.Fprintf(w, "right: no difference from %s\n", r.ComparedTo)
 	}
 	type alike struct {
-		kind          iptables.Kind
+		kind          inspect.Kind
 		family, chain string
-		table         iptables.Table
+		table         rule.Table
 		why           string
 	}
 	count := map[alike]int{}
@@ -163,7 +164,7 @@ func (r captureReport) print(w io.Writer) {
 		if count[key]++; count[key] <= maxAlike {
 			fmt.Fprintln(w, d.Text)
 		}
-		last := i == len(r.Differences)-1 || key != func(n iptables.Difference) alike {
+		last := i == len(r.Differences)-1 || key != func(n inspect.Difference) alike {
 			return alike{n.Kind, n.Family, n.Chain, n.Table, n.Why}
 		}(r.Differences[i+1])
 		if more := count[key] - maxAlike; last && more > 0 {
@@ -173,8 +174,8 @@ func (r captureReport) print(w io.Writer) {
 }
 
 // readCapture reads the rules in force, which needs privileges.
-func readCapture(ctx context.Context, log *slog.Logger) (*iptables.Snapshot, error) {
-	s, err := iptables.Read(ctx, log)
+func readCapture(ctx context.Context, log *slog.Logger) (*inspect.Snapshot, error) {
+	s, err := inspect.Read(ctx, log)
 	if err != nil {
 		return nil, fmt.Errorf("%w (an ephemeral container: from this agent's image, which has iptables, by kubectl debug --profile=netadmin, as user 0)", err)
 	}

@@ -20,7 +20,8 @@ import (
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
-	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/inspect"
+	"understudy.mesh/iptables/rule"
 )
 
 // lookUp knows one user and one group.
@@ -35,15 +36,15 @@ func TestTraceArguments(t *testing.T) {
 	host := iptablescmd.Host{LookupUser: lookUp, LookupGroup: lookUp}
 	for _, tt := range []struct {
 		from, to string
-		want     iptables.Flow
+		want     inspect.Flow
 		fails    string
 	}{
-		{from: "uid:1000", to: "tcp://10.1.2.3:80", want: iptables.Flow{Local: true, UID: 1000, GID: 1000, Proto: iptables.TCP, Dst: netip.MustParseAddrPort("10.1.2.3:80")}},
-		{from: "uid:1000,gid:java,mark:0x10", to: "10.1.2.3:80", want: iptables.Flow{Local: true, UID: 1000, GID: 2001, Mark: 16, Proto: iptables.TCP, Dst: netip.MustParseAddrPort("10.1.2.3:80")}},
-		{from: "outside", to: "udp://[2001:db8::1]:53", want: iptables.Flow{Proto: iptables.UDP, Dst: netip.MustParseAddrPort("[2001:db8::1]:53")}},
-		{from: "outside,in:eth1", to: "tcp://[::ffff:10.1.1.1]:80", want: iptables.Flow{Proto: iptables.TCP, In: "eth1", Dst: netip.MustParseAddrPort("10.1.1.1:80")}},
-		{from: "10.9.9.9", to: "tcp://10.1.1.1:80", want: iptables.Flow{Proto: iptables.TCP, Src: netip.MustParseAddrPort("10.9.9.9:0"), Dst: netip.MustParseAddrPort("10.1.1.1:80")}},
-		{from: "[2001:db8::9]:999,in:eth0", to: "tcp://[2001:db8::1]:80", want: iptables.Flow{Proto: iptables.TCP, In: "eth0", Src: netip.MustParseAddrPort("[2001:db8::9]:999"), Dst: netip.MustParseAddrPort("[2001:db8::1]:80")}},
+		{from: "uid:1000", to: "tcp://10.1.2.3:80", want: inspect.Flow{Local: true, UID: 1000, GID: 1000, Proto: rule.TCP, Dst: netip.MustParseAddrPort("10.1.2.3:80")}},
+		{from: "uid:1000,gid:java,mark:0x10", to: "10.1.2.3:80", want: inspect.Flow{Local: true, UID: 1000, GID: 2001, Mark: 16, Proto: rule.TCP, Dst: netip.MustParseAddrPort("10.1.2.3:80")}},
+		{from: "outside", to: "udp://[2001:db8::1]:53", want: inspect.Flow{Proto: rule.UDP, Dst: netip.MustParseAddrPort("[2001:db8::1]:53")}},
+		{from: "outside,in:eth1", to: "tcp://[::ffff:10.1.1.1]:80", want: inspect.Flow{Proto: rule.TCP, In: "eth1", Dst: netip.MustParseAddrPort("10.1.1.1:80")}},
+		{from: "10.9.9.9", to: "tcp://10.1.1.1:80", want: inspect.Flow{Proto: rule.TCP, Src: netip.MustParseAddrPort("10.9.9.9:0"), Dst: netip.MustParseAddrPort("10.1.1.1:80")}},
+		{from: "[2001:db8::9]:999,in:eth0", to: "tcp://[2001:db8::1]:80", want: inspect.Flow{Proto: rule.TCP, In: "eth0", Src: netip.MustParseAddrPort("[2001:db8::9]:999"), Dst: netip.MustParseAddrPort("[2001:db8::1]:80")}},
 		{from: "uid:nobody-here", to: "tcp://10.1.1.1:80", fails: `"uid:nobody-here" in "uid:nobody-here": id "nobody-here"`},
 		{from: "uid:", to: "tcp://10.1.1.1:80", fails: "want one id"},
 		{from: "uid:1,2", to: "tcp://10.1.1.1:80", fails: `"2" in "uid:1,2"`},
@@ -250,7 +251,7 @@ func TestDoctorSpeaksJSON(t *testing.T) {
 		t.Errorf("%s", stdout)
 	}
 	var out bytes.Buffer
-	r := captureReport{ComparedTo: "x", Captures: []string{"y"}, Differences: []iptables.Difference{{Kind: iptables.Missing, Text: "z"}}}
+	r := captureReport{ComparedTo: "x", Captures: []string{"y"}, Differences: []inspect.Difference{{Kind: inspect.Missing, Text: "z"}}}
 	if err := r.write(&out, true); !errors.Is(err, errNotRight) {
 		t.Error(err)
 	}
@@ -267,9 +268,9 @@ func TestDoctorSpeaksJSON(t *testing.T) {
 func TestReportIsShort(t *testing.T) {
 	var r captureReport
 	for range 9 {
-		r.Differences = append(r.Differences, iptables.Difference{Kind: iptables.Missing, Chain: "A", Text: "missing"})
+		r.Differences = append(r.Differences, inspect.Difference{Kind: inspect.Missing, Chain: "A", Text: "missing"})
 	}
-	r.Differences = append(r.Differences, iptables.Difference{Kind: iptables.Surplus, Chain: "A", Text: "surplus"})
+	r.Differences = append(r.Differences, inspect.Difference{Kind: inspect.Surplus, Chain: "A", Text: "surplus"})
 	var out bytes.Buffer
 	r.print(&out)
 	want := strings.Repeat("missing\n", 5) + "  and 4 more like it (--output json has them all)\nsurplus\n"

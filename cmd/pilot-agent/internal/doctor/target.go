@@ -14,6 +14,8 @@ import (
 	"understudy.mesh/cmd/pilot-agent/internal/dnscmd"
 	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
 	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/inspect"
+	"understudy.mesh/iptables/rule"
 )
 
 // traceFrom is the sender that doctor trace was given.
@@ -103,8 +105,8 @@ func parseClient(s string) (netip.AddrPort, error) {
 }
 
 // flow is the packet to one address; ok is false if the client has another IP version.
-func (f traceFrom) flow(to traceTo, a netip.Addr) (flow iptables.Flow, ok bool) {
-	flow = iptables.Flow{
+func (f traceFrom) flow(to traceTo, a netip.Addr) (flow inspect.Flow, ok bool) {
+	flow = inspect.Flow{
 		Local: f.local, UID: f.uid, GID: f.gid, Mark: f.mark,
 		Proto: to.proto, Src: f.client, Dst: netip.AddrPortFrom(a, to.port), In: f.in,
 	}
@@ -114,7 +116,7 @@ func (f traceFrom) flow(to traceTo, a netip.Addr) (flow iptables.Flow, ok bool) 
 // traceTo is the destination that doctor trace was given.
 type traceTo struct {
 	text  string
-	proto iptables.Proto
+	proto rule.Proto
 	host  string
 	port  uint16
 	addrs []netip.Addr
@@ -125,13 +127,13 @@ type traceTo struct {
 const podName = "pod"
 
 func parseTraceTo(s string) (traceTo, error) {
-	to := traceTo{text: s, proto: iptables.TCP}
+	to := traceTo{text: s, proto: rule.TCP}
 	rest := s
 	if scheme, after, ok := strings.Cut(s, "://"); ok {
-		to.proto, rest = iptables.Proto(scheme), after
+		to.proto, rest = rule.Proto(scheme), after
 	}
 	host, port, err := net.SplitHostPort(rest)
-	if err != nil || host == "" || to.proto != iptables.TCP && to.proto != iptables.UDP {
+	if err != nil || host == "" || to.proto != rule.TCP && to.proto != rule.UDP {
 		return to, fmt.Errorf("%q: want for example tcp://10.1.2.3:80, tcp://[2001:db8::1]:80, udp://8.8.8.8:53 or tcp://reviews.example:9080", s)
 	}
 	if to.port, err = iptables.ParsePort(port); err != nil {

@@ -10,7 +10,7 @@ import (
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
-	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/inspect"
 	"understudy.mesh/pkg/logging"
 )
 
@@ -31,7 +31,7 @@ type tracedTarget struct {
 	From    string `json:"from"`
 	To      string `json:"to"`
 	Decided bool   `json:"decided"`
-	iptables.Traced
+	inspect.Traced
 	Notes []string `json:"notes,omitempty"`
 }
 
@@ -76,7 +76,7 @@ func newTraceCommand(e *cli.Env, host iptablescmd.Host) *cobra.Command {
 
 type traceView struct{ all, json bool }
 
-func trace(e *cli.Env, s *iptables.Snapshot, from traceFrom, to traceTo, v traceView) error {
+func trace(e *cli.Env, s *inspect.Snapshot, from traceFrom, to traceTo, v traceView) error {
 	var targets []tracedTarget
 	for _, a := range to.addrs {
 		flow, ok := from.flow(to, a)
@@ -145,7 +145,7 @@ func (t tracedTarget) print(w io.Writer, v traceView) {
 	}
 }
 
-func printSteps(w io.Writer, steps []iptables.Step, v traceView) {
+func printSteps(w io.Writer, steps []inspect.Step, v traceView) {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, s := range steps {
 		mark := ""

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"slices"
 
-	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/rule"
 )
 
 // resolveConflicts decides between settings that contradict each other, and notes those
@@ -16,10 +16,10 @@ func (o *Options) resolveConflicts() {
 	}
 	c := &o.Config
 	if o.native {
-		if c.Backend != iptables.Auto {
+		if c.Backend != rule.Auto {
 			note("--force-iptables-binary="+string(c.Backend), "--native-nftables runs no binary")
 		}
-		c.Backend = iptables.Native
+		c.Backend = rule.Native
 	}
 	if o.cniMode && o.namespace == "" {
 		o.cniMode = false

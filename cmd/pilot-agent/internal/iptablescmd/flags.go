@@ -13,6 +13,7 @@ import (
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/inspect"
 )
 
 const (
@@ -113,7 +114,7 @@ func modes() []setting {
 		{flag: "istio-inbound-tproxy-mark", short: "t", env: []string{"ISTIO_INBOUND_TPROXY_MARK"}, def: "1337", doc: "TPROXY's mark on packets; the next number is used, too", set: number(func(c *iptables.Config) *uint32 { return &c.Mark })},
 		{flag: "istio-inbound-tproxy-route-table", short: "r", env: []string{"ISTIO_INBOUND_TPROXY_ROUTE_TABLE"}, def: "133", doc: "TPROXY's route table", set: number(func(c *iptables.Config) *uint32 { return &c.RouteTable })},
 		{flag: "run-validation", env: []string{"RUN_VALIDATION"}, boolean: true, doc: "then see whether a connection of the proxy's comes to it; exit status 126 if not", set: toggle(func(o *Options) *bool { return &o.validate })},
-		{flag: "iptables-probe-port", env: []string{"IPTABLES_PROBE_PORT"}, def: strconv.Itoa(iptables.DefaultProbePort), doc: "port that --run-validation connects to", set: func(o *Options, v string) (err error) {
+		{flag: "iptables-probe-port", env: []string{"IPTABLES_PROBE_PORT"}, def: strconv.Itoa(inspect.DefaultProbePort), doc: "port that --run-validation connects to", set: func(o *Options, v string) (err error) {
 			o.probePort, err = iptables.ParsePort(v)
 			return err
 		}},

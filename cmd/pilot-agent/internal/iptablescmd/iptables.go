@@ -14,6 +14,8 @@ import (
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/inspect"
+	"understudy.mesh/iptables/rule"
 	"understudy.mesh/pkg/logging"
 )
 
@@ -106,7 +108,7 @@ func (o *Options) run(ctx context.Context, stdout io.Writer, log *slog.Logger) e
 	if !o.validate {
 		return nil
 	}
-	if err := iptables.Probe(ctx, o.Config, o.probePort, o.probeTimeout, log); err != nil {
+	if err := inspect.Probe(ctx, o.Config, o.probePort, o.probeTimeout, log); err != nil {
 		return &cli.StatusError{Status: exitValidation, Err: err}
 	}
 	return nil
@@ -132,12 +134,12 @@ func (o *Options) print(w io.Writer) error {
 // script returns the rules as input of the programs that a person would use.
 func (o *Options) script() string {
 	rules := iptables.Rules(o.Config)
-	if o.Config.Backend == iptables.Native {
+	if o.Config.Backend == rule.Native {
 		return "# nft -f -\n" + string(iptables.RenderNative(rules))
 	}
-	text := "# iptables-restore --noflush\n" + string(iptables.Render(rules, iptables.IPv4))
+	text := "# iptables-restore --noflush\n" + string(iptables.Render(rules, rule.IPv4))
 	if o.Config.IPv6 {
-		text += "# ip6tables-restore --noflush\n" + string(iptables.Render(rules, iptables.IPv6))
+		text += "# ip6tables-restore --noflush\n" + string(iptables.Render(rules, rule.IPv6))
 	}
 	return text
 }

@@ -21,6 +21,7 @@ import (
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/rule"
 )
 
 // capture runs istio-iptables in a pod with the given addresses and resolv.conf.
@@ -121,7 +122,7 @@ func TestCaptureSettings(t *testing.T) {
 				c.InboundPort, c.UIDs, c.GIDs = 16006, []uint32{0, 7}, []uint32{0, 7}
 				c.InboundPorts.List, c.VirtInterfaces = []uint16{80}, []string{"tap0"}
 				c.IncludeGroups, c.LoopbackV4 = []uint32{2001, 202}, netip.MustParsePrefix("127.0.0.0/8")
-				c.Backend, c.DropInvalid = iptables.Legacy, true
+				c.Backend, c.DropInvalid = rule.Legacy, true
 			},
 		},
 		{

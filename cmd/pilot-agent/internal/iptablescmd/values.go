@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/rule"
 )
 
 // These functions apply a setting's value. Their errors have the value and what would be
@@ -105,12 +106,12 @@ func setLoopback(o *Options, v string) (err error) {
 }
 
 func setBackend(o *Options, v string) error {
-	switch b := iptables.Backend(v); b {
-	case iptables.Auto, iptables.Legacy, iptables.NFT:
+	switch b := rule.Backend(v); b {
+	case rule.Auto, rule.Legacy, rule.NFT:
 		o.Config.Backend = b
 		return nil
 	}
-	return fmt.Errorf("%q: want %s or %s", v, iptables.Legacy, iptables.NFT)
+	return fmt.Errorf("%q: want %s or %s", v, rule.Legacy, rule.NFT)
 }
 
 // noIDs stands for no user, or no group, of the proxy: its traffic is then told by another

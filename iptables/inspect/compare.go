@@ -1,0 +1,224 @@
+package inspect
+
+import (
+	"maps"
+	"slices"
+
+	"understudy.mesh/iptables/rule"
+)
+
+// Kind is what is wrong with a rule.
+type Kind string
+
+// The kinds of differences.
+const (
+	Missing    Kind = "missing"
+	Surplus    Kind = "surplus"
+	Changed    Kind = "changed"
+	Doubled    Kind = "doubled"
+	OutOfOrder Kind = "out of order"
+	TakenAway  Kind = "taken away" // a rule of somebody else gets the packets before ours
+	Twice      Kind = "twice"      // two back ends capture the same
+	Address    Kind = "address"
+	Routing    Kind = "routing"
+	Listener   Kind = "listener"
+)
+
+// Difference is one respect in which the state is not what is wanted.
+type Difference struct {
+	Kind    Kind         `json:"kind"`
+	Backend rule.Backend `json:"backend,omitempty"`
+	Family  string       `json:"family,omitempty"`
+	Table   rule.Table   `json:"table,omitempty"`
+	Chain   string       `json:"chain,omitempty"`
+	Rule    string       `json:"rule,omitempty"`  // that is missing, surplus ...; of Changed: what it should be
+	Rules   int          `json:"rules,omitempty"` // of a chain that is missing or surplus as a whole
+	Is      string       `json:"is,omitempty"`    // of Changed: what it is
+	Why     string       `json:"why,omitempty"`   // the purpose of the rule
+	Text    string       `json:"text"`            // all of it, in words
+}
+
+// compare returns the differences between what a back end has of ours in one IP
+// version and what is wanted there.
+func compare(have, want view) []Difference {
+	var out []Difference
+	for _, t := range rule.Tables {
+		h, w := have.tables[t], want.tables[t]
+		names := slices.Collect(maps.Keys(w))
+		for name := range h {
+			if w[name] == nil {
+				names = append(names, name)
+			}
+		}
+		slices.SortFunc(names, byPlace)
+		for _, name := range names {
+			differ := compareChains(h[name], w[name])
+			if rule.IsOurChain(name) && (h[name].length() == 0) != (w[name].length() == 0) {
+				differ = wholeChain(h[name], w[name])
+			}
+			for _, d := range differ {
+				d.Backend, d.Family, d.Table, d.Chain = have.backend, have.family.String(), t, name
+				out = append(out, d)
+			}
+		}
+	}
+	return out
+}
+
+// wholeChain says in one line that all of a chain is missing or surplus.
+func wholeChain(have, want *heldChain) []Difference {
+	d := Difference{Kind: Missing, Rules: want.length()}
+	if have.length() > 0 {
+		d = Difference{Kind: Surplus, Rules: have.length()}
+	}
+	return []Difference{d}
+}
+
+func (c *heldChain) length() int {
+	if c == nil {
+		return 0
+	}
+	return len(c.rules)
+}
+
+// byPlace puts the kernel's chains before ours.
+func byPlace(a, b string) int {
+	if rule.IsOurChain(a) != rule.IsOurChain(b) {
+		if rule.IsOurChain(b) {
+			return -1
+		}
+		return 1
+	}
+	if a < b {
+		return -1
+	}
+	return 1
+}
+
+func compareChains(have, want *heldChain) []Difference {
+	h, w := have.atoms(), want.atoms()
+	missing, surplus := without(w, h), without(h, w)
+	if len(missing) == 0 && len(surplus) == 0 {
+		return disorder(h, w)
+	}
+	var out []Difference
+	surplus = slices.DeleteFunc(surplus, func(s atom) bool { // what changes nothing
+		return s.nth == 0 && slices.ContainsFunc(w, func(a atom) bool { return a.covers(s) })
+	})
+	for _, m := range missing {
+		d := Difference{Kind: Missing, Rule: m.text(), Why: m.rule.Why()}
+		if i := slices.IndexFunc(surplus, m.replacedBy); i >= 0 {
+			d.Kind, d.Is = Changed, surplus[i].text()
+			surplus = slices.Delete(surplus, i, i+1)
+		}
+		out = append(out, d)
+	}
+	for _, s := range surplus {
+		d := Difference{Kind: Surplus, Rule: s.text(), Why: s.rule.Why()}
+		if s.nth > 0 {
+			d.Kind = Doubled
+		}
+		out = append(out, d)
+	}
+	return append(out, disorder(common(h, w), common(w, h))...)
+}
+
+// replacedBy reports whether s seems to be in the place of a: made for one purpose, or
+// alike but for one match or the target.
+func (a atom) replacedBy(s atom) bool {
+	if s.nth > 0 {
+		return false
+	}
+	if why := a.rule.Why(); why != "" && s.rule.Why() != "" {
+		return why == s.rule.Why()
+	}
+	differ := 0
+	for _, c := range a.match {
+		if !slices.Contains(s.match, c) {
+			differ++
+		}
+	}
+	if !a.sameEffect(s) {
+		differ++
+	}
+	return len(a.match) == len(s.match) && len(a.match) > 0 && differ == 1
+}
+
+// without returns the atoms of a that are not in b.
+func without(a, b []atom) []atom {
+	in := ids(b)
+	return slices.DeleteFunc(slices.Clone(a), func(x atom) bool { _, ok := in[x.id()]; return ok })
+}
+
+// common returns the atoms of a that are in b.
+func common(a, b []atom) []atom {
+	in := ids(b)
+	return slices.DeleteFunc(slices.Clone(a), func(x atom) bool { _, ok := in[x.id()]; return !ok })
+}
+
+func ids(list []atom) map[atomID]int {
+	out := make(map[atomID]int, len(list))
+	for i, a := range list {
+		out[a.id()] = i
+	}
+	return out
+}
+
+// disorder returns the atoms that come before one that they should follow, or the
+// other way round, where that matters. have and want hold the same ones.
+func disorder(have, want []atom) []Difference {
+	at := ids(want)
+	place := make([]int, len(have))
+	for i, a := range have {
+		place[i] = at[a.id()]
+	}
+	var out []Difference
+	for i := range unordered(place) {
+		for j := range have {
+			inverted := (i < j) != (place[i] < place[j])
+			if i == j || !inverted || have[i].sameEffect(have[j]) || have[i].apart(have[j]) {
+				continue
+			}
+			d := Difference{Kind: OutOfOrder, Rule: have[i].text(), Why: have[i].rule.Why(), Is: "before"}
+			if i > j {
+				d.Is = "after"
+			}
+			d.Is += " " + have[j].text()
+			out = append(out, d)
+			break
+		}
+	}
+	return out
+}
+
+// unordered yields the indexes of as few numbers as must be moved to have the rest
+// ascend: those outside of a longest ascending subsequence (patience sorting).
+func unordered(numbers []int) func(yield func(int) bool) {
+	var piles []int // indexes of the least last number of the subsequences of each length
+	before := make([]int, len(numbers))
+	for i, n := range numbers {
+		pile, _ := slices.BinarySearchFunc(piles, n, func(j, n int) int { return numbers[j] - n })
+		before[i] = -1
+		if pile > 0 {
+			before[i] = piles[pile-1]
+		}
+		if pile == len(piles) {
+			piles = append(piles, i)
+		} else {
+			piles[pile] = i
+		}
+	}
+	kept := make([]bool, len(numbers))
+	if len(piles) > 0 {
+		for i := piles[len(piles)-1]; i >= 0; i = before[i] {
+			kept[i] = true
+		}
+	}
+	return func(yield func(int) bool) {
+		for i, k := range kept {
+			if !k && !yield(i) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,82 @@
+package inspect
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"understudy.mesh/iptables"
+	"understudy.mesh/iptables/rule"
+)
+
+// Unheard returns the ports to which c sends traffic and on which nobody listens. That
+// is right while a pod starts, and later it is why its connections are refused.
+func (s *Snapshot) Unheard(c iptables.Config) ([]Difference, error) {
+	var out []Difference
+	for _, at := range []struct {
+		used  bool
+		proto rule.Proto
+		port  uint16
+		whose string
+	}{
+		{c.IncludeCIDRs.All || len(c.IncludeCIDRs.List)+len(c.IncludeOutboundPorts) > 0, rule.TCP, c.ProxyPort, "outbound traffic goes there, to Envoy"},
+		{c.InboundPorts.All || len(c.InboundPorts.List) > 0, rule.TCP, c.InboundPort, "inbound traffic goes there, to Envoy"},
+		{c.DNS.Capture, rule.UDP, iptables.DNSProxyPort, "DNS queries go there, to the agent"},
+		{c.DNS.Capture, rule.TCP, iptables.DNSProxyPort, "DNS queries go there, to the agent"},
+	} {
+		heard, err := s.net.listens(at.proto, at.port)
+		if err != nil {
+			return nil, err
+		}
+		if at.used && !heard {
+			out = append(out, Difference{Kind: Listener, Rule: fmt.Sprintf("%s port %d", at.proto, at.port), Why: at.whose,
+				Text: fmt.Sprintf("nobody listens on %s port %d: %s", at.proto, at.port, at.whose)})
+		}
+	}
+	return out, nil
+}
+
+// Hears reports whether a packet that lands in the pod finds somebody who listens on
+// its port; true of a packet that lands elsewhere.
+func (s *Snapshot) Hears(p rule.Proto, l Landing) (bool, error) {
+	if l.Place == ToPod || l.Place == EnvoyOutbound || l.Place == EnvoyInbound || l.Place == AgentDNS {
+		return s.net.listens(p, l.Addr.Port())
+	}
+	return true, nil
+}
+
+// States of sockets in /proc/net, include/net/tcp_states.h. A UDP socket without a
+// peer is "closed".
+const (
+	tcpListen = "0A"
+	udpBound  = "07"
+)
+
+// listens reads the sockets of the calling thread's network namespace: proc_net(5).
+func listens(p rule.Proto, port uint16) (bool, error) {
+	state := tcpListen
+	if p == rule.UDP {
+		state = udpBound
+	}
+	for _, file := range []string{"/proc/thread-self/net/" + string(p), "/proc/thread-self/net/" + string(p) + "6"} {
+		text, err := os.ReadFile(file)
+		if os.IsNotExist(err) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return false, fmt.Errorf("find out who listens: %w", err)
+		}
+		for line := range strings.Lines(string(text)) {
+			fields := strings.Fields(line)
+			if len(fields) < 4 || fields[3] != state {
+				continue
+			}
+			_, number, _ := strings.Cut(fields[1], ":")
+			if n, err := strconv.ParseUint(number, 16, 16); err == nil && uint16(n) == port {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}

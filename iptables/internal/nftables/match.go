@@ -1,0 +1,185 @@
+package nftables
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.mesh/iptables/rule"
+)
+
+// matched notes that the field in the register has to be, or not to be, one value.
+func (d *nfReader) matched(not bool, data []byte) error {
+	m := &d.rule.Match
+	if d.mask != nil && len(d.mask) != len(data) {
+		return errNotUnderstood
+	}
+	switch d.field {
+	case "saddr", "daddr":
+		p, ok := d.prefix(data)
+		if !ok {
+			return errNotUnderstood
+		}
+		return d.addresses(not, []netip.Prefix{p})
+	case "ct state":
+		return d.state(not, data)
+	case "skuid", "skgid":
+		return d.owner(not, data)
+	}
+	if d.mask != nil {
+		return errNotUnderstood
+	}
+	switch size, zero := len(data), bytes.Count(data, []byte{0}) == len(data); {
+	case zero: // means anything in a Match
+		return errNotUnderstood
+	case d.field == "iifname" && !not && m.In == "":
+		return ifaceName(data, &m.In)
+	case d.field == "oifname" && !not && m.Out == "":
+		return ifaceName(data, &m.Out)
+	case d.field == "nfproto" && !not && size == 1 && d.rule.Family == rule.Both:
+		return d.family(data[0])
+	case d.field == "l4proto" && !not && size == 1 && m.Proto == "":
+		return d.proto(data[0])
+	case d.field == "sport" && !not && size == 2 && m.SrcPort == 0:
+		m.SrcPort = binary.BigEndian.Uint16(data)
+	case d.field == "dport" && size == 2:
+		return d.ports(not, []uint32{uint32(binary.BigEndian.Uint16(data))})
+	case d.field == "mark" && size == 4 && m.Mark == 0:
+		m.Mark, m.NotMark = binary.NativeEndian.Uint32(data), not
+	case d.field == "ct mark" && !not && size == 4 && m.ConnMark == 0:
+		m.ConnMark = binary.NativeEndian.Uint32(data)
+	default:
+		return errNotUnderstood
+	}
+	return nil
+}
+
+// matchedSet notes that the field in the register has to be, or not to be, in a set.
+func (d *nfReader) matchedSet(not bool, s *nfSet) error {
+	m := &d.rule.Match
+	switch {
+	case d.mask != nil:
+		return errNotUnderstood
+	case (d.field == "saddr" || d.field == "daddr") && len(s.prefixes) > 0:
+		return d.addresses(not, s.prefixes)
+	case d.field == "dport" && s.key == keyPort && len(s.numbers) > 0:
+		return d.ports(not, s.numbers)
+	case d.field == "skuid" && s.key == keyUser && not, d.field == "skgid" && s.key == keyGroup && not:
+		for _, id := range s.numbers {
+			m.Owners = append(m.Owners, rule.Owner{ID: id, Group: d.field == "skgid", Not: true})
+		}
+		return nil
+	}
+	return errNotUnderstood
+}
+
+// prefix returns the prefix of one value under the mask, or of what was loaded of it.
+func (d *nfReader) prefix(data []byte) (netip.Prefix, bool) {
+	whole := make([]byte, 4)
+	if d.rule.Family == rule.IPv6 {
+		whole = make([]byte, 16)
+	}
+	if len(data) > len(whole) || len(data) == 0 {
+		return netip.Prefix{}, false
+	}
+	copy(whole, data)
+	length := len(data) * 8
+	if d.mask != nil {
+		length = 0
+		for _, b := range d.mask {
+			length += bits.OnesCount8(b)
+		}
+	}
+	a, _ := netip.AddrFromSlice(whole)
+	p := netip.PrefixFrom(a, length)
+	return p, p.Masked() == p && (d.mask == nil || bytes.HasPrefix(netMask(p), d.mask))
+}
+
+func (d *nfReader) addresses(not bool, list []netip.Prefix) error {
+	m := &d.rule.Match
+	switch {
+	case rule.FamilyOf(list[0].Addr()) != d.rule.Family:
+		return errNotUnderstood
+	case d.field == "saddr" && !not && m.Srcs == nil:
+		m.Srcs = list
+	case d.field == "daddr" && m.Dsts == nil:
+		m.Dsts, m.NotDst = list, not
+	default:
+		return errNotUnderstood
+	}
+	return nil
+}
+
+func (d *nfReader) ports(not bool, list []uint32) error {
+	m := &d.rule.Match
+	if m.DstPorts != nil {
+		return errNotUnderstood
+	}
+	for _, p := range list {
+		m.DstPorts = append(m.DstPorts, uint16(p))
+	}
+	m.NotPorts = not
+	return nil
+}
+
+func (d *nfReader) state(not bool, data []byte) error {
+	if !not || len(data) != 4 || len(d.mask) != 4 || binary.NativeEndian.Uint32(data) != 0 || d.rule.Match.State != "" {
+		return errNotUnderstood
+	}
+	for state, s := range nftStates {
+		if binary.NativeEndian.Uint32(d.mask) == s.bits {
+			d.rule.Match.State = state
+			return nil
+		}
+	}
+	return errNotUnderstood
+}
+
+func (d *nfReader) family(number byte) error {
+	switch number {
+	case unix.NFPROTO_IPV4:
+		d.rule.Family = rule.IPv4
+	case unix.NFPROTO_IPV6:
+		d.rule.Family = rule.IPv6
+	default:
+		return errNotUnderstood
+	}
+	return nil
+}
+
+func (d *nfReader) proto(number byte) error {
+	switch number {
+	case unix.IPPROTO_TCP:
+		d.rule.Match.Proto = rule.TCP
+	case unix.IPPROTO_UDP:
+		d.rule.Match.Proto = rule.UDP
+	default:
+		return errNotUnderstood
+	}
+	return nil
+}
+
+func (d *nfReader) owner(not bool, data []byte) error {
+	if d.mask != nil || len(data) != 4 {
+		return errNotUnderstood
+	}
+	o := rule.Owner{ID: binary.NativeEndian.Uint32(data), Group: d.field == "skgid", Not: not}
+	d.rule.Match.Owners = append(d.rule.Match.Owners, o)
+	return nil
+}
+
+// ifaceName reads the name of an interface; one without its NUL is a beginning.
+func ifaceName(data []byte, to *string) error {
+	name, _, closed := strings.Cut(string(data), "\x00")
+	if !closed {
+		name += "+"
+	} else if name == "" || strings.HasSuffix(name, "+") {
+		return errNotUnderstood // a Match would mean more by it
+	}
+	*to = name
+	return nil
+}

@@ -1,0 +1,64 @@
+package xtables
+
+import (
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"understudy.mesh/iptables/internal/access"
+)
+
+const (
+	// xtablesLock is how iptables calls the lock in its messages.
+	xtablesLock = "xtables lock"
+
+	// The lock is an flock(2) on this file, or on the one that the variable names.
+	xtablesLockFile = "/run/xtables.lock"
+	xtablesLockEnv  = "XTABLES_LOCKFILE="
+)
+
+// xtablesLockHolder names the process that holds the lock of the legacy binaries when
+// they are run with environ; it is empty when nobody can be seen to do so: proc(5) leaves
+// out the locks of other PID namespaces.
+func xtablesLockHolder(environ []string) string {
+	path := xtablesLockFile
+	for _, e := range environ {
+		if file, ok := strings.CutPrefix(e, xtablesLockEnv); ok && file != "" {
+			path = file
+		}
+	}
+	var file syscall.Stat_t
+	if err := syscall.Stat(path, &file); err != nil {
+		return ""
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return ""
+	}
+	if pid := flockHolder(string(locks), file.Ino); pid > 0 {
+		return access.Process(pid)
+	}
+	return ""
+}
+
+// flockHolder returns the process that holds the flock on the file with this inode
+// number, in the text of /proc/locks; 0 when there is none:
+//
+//	1: FLOCK  ADVISORY  WRITE 967 fe:00:9986066 0 EOF
+//
+// The device is not compared: an overlay file system shows another one here than in stat(2).
+func flockHolder(locks string, inode uint64) int {
+	for line := range strings.Lines(locks) {
+		words := strings.Fields(line)
+		if len(words) < 6 || slices.Contains(words, "->") || words[1] != "FLOCK" { // ->: waits for it
+			continue
+		}
+		if number := words[5][strings.LastIndex(words[5], ":")+1:]; number == strconv.FormatUint(inode, 10) {
+			pid, _ := strconv.Atoi(words[4])
+			return pid
+		}
+	}
+	return 0
+}

@@ -28,6 +28,8 @@ type State struct {
 // meanwhile; a node's own rules can change many times a second.
 const maxStale = 20
 
+// Make makes d all that there is of ours, nothing where it is nil, and returns how many
+// changes that took.
 func (n State) Make(ctx context.Context, d *saved.Wanted) (int, error) {
 	if d == nil {
 		return n.become(ctx, nil)
@@ -35,6 +37,7 @@ func (n State) Make(ctx context.Context, d *saved.Wanted) (int, error) {
 	return n.become(ctx, tables(d.Rules))
 }
 
+// Marks returns the marks that TPROXY rules of ours give.
 func (n State) Marks() (out []uint32) {
 	for _, t := range n.found {
 		for _, c := range t.chains {

@@ -239,6 +239,7 @@ var remedies = []struct {
 	{unix.ENOBUFS, "the answers are more than a socket may hold: raise the sysctl net.core.rmem_max"},
 }
 
+// Missing says what the kernel needs, where it has not got it.
 const Missing = "the kernel lacks a part of nf_tables: it takes Linux 5.2 with IPv6 and the modules nf_tables, nft_chain_nat, nft_redir, nft_ct and, for TPROXY, nft_tproxy on the node; or install iptables in this container's image"
 
 // explain makes one line of an error: what was refused, the kernel's word, and

@@ -272,6 +272,7 @@ func AllLocal(f rule.Family, table uint32) (bool, error) {
 	return route != nil, err
 }
 
+// HasPassthrough reports whether lo has ::6.
 func HasPassthrough() (bool, error) {
 	lo, err := netlink.LinkByName(rule.Loopback)
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 // Ruleset is one family's state in one back end, as iptables-save prints it.
 type Ruleset []*Table
 
+// Table is one table of a Ruleset.
 type Table struct {
 	Name   rule.Table
 	Heads  []string // the chain lines, verbatim: ":OUTPUT ACCEPT [0:0]"
@@ -248,6 +249,7 @@ func (s Ruleset) HasRules() bool {
 	return slices.ContainsFunc(s, func(t *Table) bool { return len(t.Rules)+len(t.Chains) > 0 })
 }
 
+// IsOurs reports whether a rule is in a chain of ours, leads to one or has our comment.
 func (r Rule) IsOurs() bool {
 	return r.touchesOurChain() || strings.HasPrefix(r.Comment, rule.CommentMark)
 }
@@ -323,6 +325,7 @@ func (t *Table) Identical(o *Table) bool {
 		slices.EqualFunc(t.Rules, o.Rules, func(a, b Rule) bool { return a.Chain == b.Chain && a.Spec == b.Spec })
 }
 
+// Write writes the table as input of iptables-restore.
 func (t *Table) Write(out *bytes.Buffer) {
 	fmt.Fprintf(out, "*%s\n", t.Name)
 	for _, h := range t.Heads {

@@ -47,6 +47,7 @@ type Wanted struct {
 	v4, v6 func() Ruleset
 }
 
+// Want returns rules to be wanted.
 func Want(rules []rule.Rule) *Wanted {
 	return &Wanted{
 		Rules: rules,

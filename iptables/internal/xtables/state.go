@@ -20,6 +20,7 @@ type State struct {
 // String names the program that changes the rules, for logs.
 func (s State) String() string { return s.Name("restore") }
 
+// Marks returns the marks that TPROXY rules of ours give.
 func (s State) Marks() (out []uint32) {
 	for _, tab := range s.ours {
 		for _, r := range tab.Rules {
@@ -31,6 +32,8 @@ func (s State) Marks() (out []uint32) {
 	return out
 }
 
+// Make makes d all that there is of ours, nothing where it is nil, and returns how many
+// changes that took.
 func (s State) Make(ctx context.Context, d *saved.Wanted) (changes int, err error) {
 	input := plan(s.ours, d.Ruleset(s.family))
 	if len(input) == 0 {

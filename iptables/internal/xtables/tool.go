@@ -24,6 +24,7 @@ type Tool struct {
 	family  rule.Family
 }
 
+// Name is that of the program for a verb: save or restore.
 func (t Tool) Name(verb string) string {
 	parts := []string{"iptables"}
 	if t.family == rule.IPv6 {

@@ -134,7 +134,7 @@ func TestEnumerations(t *testing.T) {
 			validate(t, build(t, reg, testOptions()))
 		}
 	}
-	if _, ferr := newDecoder(testOptions()).newEntry(&networking.ServiceEntry{Hosts: []string{"*.x"}, Resolution: 5}); ferr == nil || ferr.field != "spec.resolution" {
+	if _, ferr := newDecoder(testOptions()).newEntry(&networking.ServiceEntry{Hosts: []string{"*.x"}, Resolution: 5}); ferr == nil || ferr.Field != "spec.resolution" {
 		t.Errorf("resolution 5: %v", ferr)
 	}
 }

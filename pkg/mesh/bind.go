@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+
+	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 // place is the key of a binding.
@@ -44,7 +46,7 @@ func (a *assembly) bind() (exact, wild []binding) {
 				switch {
 				case a.o.reserved(p.number) && (!own || prefix.Addr().IsLoopback()):
 					obj := a.declarer(s, p.number)
-					a.except(obj, fieldErrorf(portField(obj, p.number)+".number", "%d belongs to the agent or Envoy, and %s has no address of its own to tell it apart: the port is not captured; give the host an address in spec.addresses", p.number, s.host))
+					a.except(obj, document.Errorf(portField(obj, p.number)+".number", "%d belongs to the agent or Envoy, and %s has no address of its own to tell it apart: the port is not captured; give the host an address in spec.addresses", p.number, s.host))
 				case own:
 					put(place{prefix.Addr(), p.number}, netip.Prefix{}, member{s, p})
 				default:
@@ -99,7 +101,7 @@ func (a *assembly) oneTCP(members []member) []member {
 		}
 		if !sameTarget(m.port, first.port) {
 			winner, loser := a.declarer(first.service, m.port.number), a.declarer(m.service, m.port.number)
-			a.except(loser, fieldErrorf(portField(loser, m.port.number), "TCP port %d of %s has no address to tell it apart, so that connections to it reach %s, by ServiceEntry %s/%s, which is older; give the hosts different spec.addresses, or turn on automatic addresses (ISTIO_META_DNS_AUTO_ALLOCATE)",
+			a.except(loser, document.Errorf(portField(loser, m.port.number), "TCP port %d of %s has no address to tell it apart, so that connections to it reach %s, by ServiceEntry %s/%s, which is older; give the hosts different spec.addresses, or turn on automatic addresses (ISTIO_META_DNS_AUTO_ALLOCATE)",
 				m.port.number, m.service.host, first.service.host, winner.namespace, winner.name))
 		}
 		return true

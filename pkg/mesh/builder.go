@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 const typePrefix = "type.googleapis.com/"
@@ -97,7 +99,7 @@ func newAccessLog(l AccessLog) ([]*accesslogv3.AccessLog, error) {
 		setDefault(&l.Format, defaultJSONLogFormat)
 		fields := &structpb.Struct{}
 		if err := protojson.Unmarshal([]byte(l.Format), fields); err != nil || !json.Valid([]byte(l.Format)) {
-			return nil, fmt.Errorf("accessLogFormat is %s, with accessLogEncoding JSON it should be a JSON object of format strings", abridge(l.Format))
+			return nil, fmt.Errorf("accessLogFormat is %s, with accessLogEncoding JSON it should be a JSON object of format strings", document.Abridge(l.Format))
 		}
 		format.Format = &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: fields}
 	} else {

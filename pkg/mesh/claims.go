@@ -5,6 +5,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+
+	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 // claim is a port of an address or a CIDR that documents give. Nothing in a TCP connection to it tells services apart, so
@@ -23,7 +25,7 @@ type claimant struct {
 
 // contested returns why obj can not be in force beside the documents that are older, or nil; what obj claims is its own
 // then. ports has those of each host of obj.
-func (a *assembly) contested(obj *object, ports [][]servicePort) *fieldError {
+func (a *assembly) contested(obj *object, ports [][]servicePort) *document.Error {
 	var wanted map[claim]claimant
 	for i, host := range obj.entry.hosts {
 		for c, p := range a.claimed(obj, host, ports[i]) {
@@ -69,20 +71,20 @@ func (a *assembly) claimed(obj *object, host string, ports []servicePort) iter.S
 }
 
 // lostTo says that host, of obj, can not have c.
-func lostTo(have claimant, obj *object, host string, c claim) *fieldError {
+func lostTo(have claimant, obj *object, host string, c claim) *document.Error {
 	at := "the CIDR " + c.prefix.String()
 	if c.prefix.IsSingleIP() {
 		at = c.prefix.Addr().String()
 	}
 	if have.by == obj {
-		return fieldErrorf(portField(obj, c.port), "TCP port %d of %s and of %s is on %s, and nothing in a connection tells the two apart; declare them with addresses of their own",
+		return document.Errorf(portField(obj, c.port), "TCP port %d of %s and of %s is on %s, and nothing in a connection tells the two apart; declare them with addresses of their own",
 			c.port, have.host, host, at)
 	}
 	field := "spec.addresses"
 	if slices.ContainsFunc(obj.entry.ports, func(p port) bool { return p.number == c.port }) {
 		field = portField(obj, c.port)
 	}
-	return fieldErrorf(field, "TCP port %d of %s on %s goes to %s already, by ServiceEntry %s/%s, which is older; nothing of this document is in force: give its hosts other spec.addresses, or none and turn on automatic ones (ISTIO_META_DNS_AUTO_ALLOCATE)",
+	return document.Errorf(field, "TCP port %d of %s on %s goes to %s already, by ServiceEntry %s/%s, which is older; nothing of this document is in force: give its hosts other spec.addresses, or none and turn on automatic ones (ISTIO_META_DNS_AUTO_ALLOCATE)",
 		c.port, host, at, have.host, have.by.namespace, have.by.name)
 }
 

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 // TestClaims wants a document that can not have an address for its hosts to have no effect at all, be it by one port of
@@ -112,14 +114,14 @@ func TestClaimsOverTime(t *testing.T) {
 
 // TestManyReasons wants a line with many reasons to stay a line.
 func TestManyReasons(t *testing.T) {
-	var all []*fieldError
+	var all []*document.Error
 	for i := range 9 {
-		all = append(all, fieldErrorf(fmt.Sprintf("f%d", i), "r"), nil)
+		all = append(all, document.Errorf(fmt.Sprintf("f%d", i), "r"), nil)
 	}
-	if got := joined(all...).Error(); got != "f0: r; f1: r; f2: r; f3: r; f4: r; and 4 more" {
+	if got := document.Join(all...).Error(); got != "f0: r; f1: r; f2: r; f3: r; f4: r; and 4 more" {
 		t.Error(got)
 	}
-	if joined(nil, nil) != nil || joined() != nil || joined(nil, &fieldError{"a", "b"}).Error() != "a: b" {
+	if document.Join(nil, nil) != nil || document.Join() != nil || document.Join(nil, &document.Error{Field: "a", Reason: "b"}).Error() != "a: b" {
 		t.Error("joined of nothing or one")
 	}
 }

@@ -8,6 +8,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	networking "istio.io/api/networking/v1alpha3"
+
+	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 // The kinds that make resources, and the groups that classify the others.
@@ -23,41 +25,34 @@ type decoded struct {
 	kind, namespace, name string
 	obj                   *object // nil unless status is StatusOK
 	status                Status
-	err                   *fieldError // why it is not StatusOK
-	remark                *fieldError // what of a good document has no effect
-	forbidden             bool        // restricts access, which must never be ignored
+	err                   *document.Error // why it is not StatusOK
+	remark                *document.Error // what of a good document has no effect
+	forbidden             bool            // restricts access, which must never be ignored
 }
 
 // decoder turns documents into objects. It is not safe for concurrent use.
 type decoder struct {
+	*document.Reader
 	namespace    string
 	allowIgnored bool
 	seed         maphash.Seed
-	names        map[string]string // interned port names, namespaces, labels
-	budget       int               // bytes of text that the document at hand may still have
-	remarks      []*fieldError     // on the document or item at hand
+	remarks      []*document.Error // on the document or item at hand
 }
 
 func newDecoder(o Options) *decoder {
-	return &decoder{
-		namespace: o.Namespace, allowIgnored: o.AllowIgnored, seed: maphash.MakeSeed(), names: map[string]string{},
-	}
+	return &decoder{Reader: document.NewReader(), namespace: o.Namespace, allowIgnored: o.AllowIgnored, seed: maphash.MakeSeed()}
 }
 
 // sum is the hash by which a document is known again.
 func (d *decoder) sum(text []byte) uint64 { return maphash.Bytes(d.seed, text) }
 
-// aliasAllowance is how many bytes of text a document may have beyond its own. The parser bounds how many nodes the
-// aliases of a document make, not how long each one is.
-const aliasAllowance = 8 << 20
-
 // document decodes one document, whose hash is sum: to one result, or one for each item of a List.
-func (d *decoder) document(s *stream, c chunk, sum uint64) []decoded {
-	tree, err := s.next(c)
+func (d *decoder) document(s *document.Stream, c document.Chunk, sum uint64) []decoded {
+	tree, err := s.Next(c)
 	if err != nil {
-		return []decoded{decoded{status: StatusError, err: &fieldError{"", err.Error()}}.blamed(c)}
+		return []decoded{decoded{status: StatusError, err: &document.Error{Field: "", Reason: err.Error()}}.blamed(c)}
 	}
-	d.budget = 2*len(c.text) + aliasAllowance // 2: an escape of two bytes may stand for three, as \L does
+	d.Begin(c.Text)
 	env, ferr := d.envelope(tree)
 	if ferr != nil || env.items == nil || !strings.HasSuffix(env.kind, "List") {
 		return []decoded{d.value(env, ferr, sum).blamed(c)}
@@ -66,20 +61,32 @@ func (d *decoder) document(s *stream, c chunk, sum uint64) []decoded {
 	for _, item := range env.items {
 		env, ferr := d.envelope(item)
 		one := d.value(env, ferr, ofContent).blamed(c)
-		if d.budget < 0 { // none of the items that follow could be read, so none of them is gone
-			return []decoded{{status: StatusError, err: one.err.in("items")}}
+		if d.Exhausted() { // none of the items that follow could be read, so none of them is gone
+			return []decoded{{status: StatusError, err: one.err.In("items")}}
 		}
 		out = append(out, one)
 	}
 	return out
 }
 
+// blamed says in the reason for which a document is bad that it is an unfilled template, if it is one: what the parser or
+// a field's check says of such text leads nobody to the cause.
+func (d decoded) blamed(c document.Chunk) decoded {
+	if d.status != StatusError {
+		return d
+	}
+	if text, line := c.Template(); text != "" {
+		d.err = &document.Error{Field: d.err.Field, Reason: fmt.Sprintf("line %d still has the template text %s; render the template first (%s)", line, text, d.err.Reason)}
+	}
+	return d
+}
+
 // ofContent asks for an object whose sum is that of its content, as it has no text of its own.
 const ofContent = 0
 
 // value makes the object of an envelope; ferr is what was wrong with the envelope itself.
-func (d *decoder) value(env envelope, ferr *fieldError, sum uint64) decoded {
-	dec := decoded{kind: d.intern(env.kind), namespace: d.intern(env.namespace), name: env.name}
+func (d *decoder) value(env envelope, ferr *document.Error, sum uint64) decoded {
+	dec := decoded{kind: d.Intern(env.kind), namespace: d.Intern(env.namespace), name: env.name}
 	if dec.namespace == "" {
 		dec.namespace = d.namespace
 	}
@@ -90,36 +97,36 @@ func (d *decoder) value(env envelope, ferr *fieldError, sum uint64) decoded {
 	if ferr != nil {
 		dec.status, dec.err, dec.obj = StatusError, ferr, nil
 	} else {
-		dec.remark = joined(d.remarks...)
+		dec.remark = document.Join(d.remarks...)
 	}
 	return dec
 }
 
 // remark notes what of the document at hand has no effect although the document is good.
 func (d *decoder) remark(field, format string, args ...any) {
-	d.remarks = append(d.remarks, fieldErrorf(field, format, args...))
+	d.remarks = append(d.remarks, document.Errorf(field, format, args...))
 }
 
 // object classifies the document by its kind and fills in dec.
-func (d *decoder) object(dec *decoded, env envelope, sum uint64) *fieldError {
+func (d *decoder) object(dec *decoded, env envelope, sum uint64) *document.Error {
 	group, version, _ := strings.Cut(env.apiVersion, "/")
 	switch {
 	case restrictsAccess(group, env.kind):
 		if !d.allowIgnored {
 			dec.forbidden = true
-			return &fieldError{"kind", env.kind + " restricts access, and nothing here enforces it; remove it, or pass --allowIgnored to run without it"}
+			return &document.Error{Field: "kind", Reason: env.kind + " restricts access, and nothing here enforces it; remove it, or pass --allowIgnored to run without it"}
 		}
-		dec.status, dec.err = StatusIgnored, &fieldError{"kind", env.kind + " is not enforced (--allowIgnored)"}
+		dec.status, dec.err = StatusIgnored, &document.Error{Field: "kind", Reason: env.kind + " is not enforced (--allowIgnored)"}
 		return nil
 	case env.kind != kindServiceEntry && env.kind != kindWorkloadEntry:
-		dec.status, dec.err = StatusIgnored, &fieldError{"kind", fmt.Sprintf("%q is not used here", abridge(env.kind))}
+		dec.status, dec.err = StatusIgnored, &document.Error{Field: "kind", Reason: fmt.Sprintf("%q is not used here", document.Abridge(env.kind))}
 		return nil
 	case group != groupNetworking || !knownVersion(version):
-		return &fieldError{"apiVersion", fmt.Sprintf("is %q, should be one of %s/{v1,v1beta1,v1alpha3}", abridge(env.apiVersion), groupNetworking)}
+		return &document.Error{Field: "apiVersion", Reason: fmt.Sprintf("is %q, should be one of %s/{v1,v1beta1,v1alpha3}", document.Abridge(env.apiVersion), groupNetworking)}
 	case env.name == "":
-		return &fieldError{"metadata.name", "is missing"}
+		return &document.Error{Field: "metadata.name", Reason: "is missing"}
 	case env.spec == nil:
-		return &fieldError{"spec", "is missing"}
+		return &document.Error{Field: "spec", Reason: "is missing"}
 	}
 	o := &object{kind: dec.kind, namespace: dec.namespace, name: dec.name, created: env.created, sum: sum}
 	if ferr := d.spec(o, env.spec); ferr != nil {
@@ -130,19 +137,19 @@ func (d *decoder) object(dec *decoded, env envelope, sum uint64) *fieldError {
 }
 
 // spec fills in what the kind of o says, from the tree of its spec.
-func (d *decoder) spec(o *object, spec any) (ferr *fieldError) {
+func (d *decoder) spec(o *object, spec any) (ferr *document.Error) {
 	var m proto.Message
 	if o.kind == kindServiceEntry {
 		entry := &networking.ServiceEntry{}
-		if ferr = d.fill(entry.ProtoReflect(), spec); ferr != nil {
-			return ferr.in("spec")
+		if ferr = d.Fill(entry.ProtoReflect(), spec); ferr != nil {
+			return ferr.In("spec")
 		}
 		m = entry
 		o.entry, ferr = d.newEntry(entry)
 	} else {
 		workload := &networking.WorkloadEntry{}
-		if ferr = d.fill(workload.ProtoReflect(), spec); ferr != nil {
-			return ferr.in("spec")
+		if ferr = d.Fill(workload.ProtoReflect(), spec); ferr != nil {
+			return ferr.In("spec")
 		}
 		m = workload
 		o.workload, ferr = d.newWorkload(workload)
@@ -154,10 +161,10 @@ func (d *decoder) spec(o *object, spec any) (ferr *fieldError) {
 }
 
 // contentSum is the hash of all that o was made of; spec is its message.
-func (d *decoder) contentSum(o *object, spec proto.Message) (uint64, *fieldError) {
+func (d *decoder) contentSum(o *object, spec proto.Message) (uint64, *document.Error) {
 	text, err := proto.MarshalOptions{Deterministic: true}.Marshal(spec)
 	if err != nil {
-		return 0, &fieldError{"spec", err.Error()}
+		return 0, &document.Error{Field: "spec", Reason: err.Error()}
 	}
 	type content struct {
 		key     key
@@ -165,19 +172,6 @@ func (d *decoder) contentSum(o *object, spec proto.Message) (uint64, *fieldError
 		spec    string
 	}
 	return maphash.Comparable(d.seed, content{o.key(), o.created, string(text)}), nil
-}
-
-// intern returns one copy of a string that many documents share.
-func (d *decoder) intern(s string) string {
-	const most = 4096 // names that repeat are few; beyond this they do not
-	if v, ok := d.names[s]; ok {
-		return v
-	}
-	s = strings.Clone(s)
-	if len(d.names) < most {
-		d.names[s] = s
-	}
-	return s
 }
 
 func knownVersion(v string) bool { return v == "v1" || v == "v1beta1" || v == "v1alpha3" }
@@ -203,12 +197,12 @@ type envelope struct {
 }
 
 // envelope reads the envelope as far as it can: what it returns beside an error still identifies the document.
-func (d *decoder) envelope(tree any) (env envelope, ferr *fieldError) {
+func (d *decoder) envelope(tree any) (env envelope, ferr *document.Error) {
 	fields, ok := tree.(map[any]any)
 	if !ok && tree != nil {
-		return env, &fieldError{"", "is not an object with apiVersion, kind, metadata and spec"}
+		return env, &document.Error{Field: "", Reason: "is not an object with apiVersion, kind, metadata and spec"}
 	}
-	keep := func(e *fieldError) {
+	keep := func(e *document.Error) {
 		if ferr == nil {
 			ferr = e
 		}
@@ -217,20 +211,20 @@ func (d *decoder) envelope(tree any) (env envelope, ferr *fieldError) {
 	keep(d.stringField(fields, "kind", &env.kind))
 	meta, ok := fields["metadata"].(map[any]any)
 	if !ok && fields["metadata"] != nil {
-		keep(&fieldError{"metadata", "should be an object"})
+		keep(&document.Error{Field: "metadata", Reason: "should be an object"})
 	}
-	keep(d.stringField(meta, "name", &env.name).in("metadata."))
-	keep(d.stringField(meta, "namespace", &env.namespace).in("metadata."))
-	keep(d.creationTime(meta, &env.created).in("metadata."))
+	keep(d.stringField(meta, "name", &env.name).In("metadata."))
+	keep(d.stringField(meta, "namespace", &env.namespace).In("metadata."))
+	keep(d.creationTime(meta, &env.created).In("metadata."))
 	if env.items, ok = fields["items"].([]any); !ok && fields["items"] != nil {
-		keep(&fieldError{"items", "should be a list"})
+		keep(&document.Error{Field: "items", Reason: "should be a list"})
 	}
 	env.spec = fields["spec"]
 	switch {
 	case env.kind == "":
-		keep(&fieldError{"kind", "is missing"})
+		keep(&document.Error{Field: "kind", Reason: "is missing"})
 	case env.apiVersion == "":
-		keep(&fieldError{"apiVersion", "is missing"})
+		keep(&document.Error{Field: "apiVersion", Reason: "is missing"})
 	case env.kind == kindServiceEntry || env.kind == kindWorkloadEntry:
 		keep(unknownKey(fields))
 	}
@@ -238,7 +232,7 @@ func (d *decoder) envelope(tree any) (env envelope, ferr *fieldError) {
 }
 
 // unknownKey finds a key that no Kubernetes object of ours has; "sepc:" must not read as an empty spec.
-func unknownKey(fields map[any]any) *fieldError {
+func unknownKey(fields map[any]any) *document.Error {
 	known := 0
 	for _, name := range []string{"apiVersion", "kind", "metadata", "spec", "status"} {
 		if _, ok := fields[name]; ok {
@@ -248,24 +242,24 @@ func unknownKey(fields map[any]any) *fieldError {
 	if known == len(fields) {
 		return nil
 	}
-	for _, k := range keyNames(fields) {
+	for _, k := range document.KeyNames(fields) {
 		switch k {
 		case "apiVersion", "kind", "metadata", "spec", "status":
 		default:
-			return &fieldError{k, "unknown field; known are apiVersion, kind, metadata, spec, status"}
+			return &document.Error{Field: k, Reason: "unknown field; known are apiVersion, kind, metadata, spec, status"}
 		}
 	}
 	return nil
 }
 
-func (d *decoder) stringField(fields map[any]any, name string, into *string) (ferr *fieldError) {
+func (d *decoder) stringField(fields map[any]any, name string, into *string) (ferr *document.Error) {
 	if v := fields[name]; v != nil {
-		*into, ferr = d.text(v)
+		*into, ferr = d.Text(v)
 	}
-	return ferr.in(name)
+	return ferr.In(name)
 }
 
-func (d *decoder) creationTime(meta map[any]any, into *int64) *fieldError {
+func (d *decoder) creationTime(meta map[any]any, into *int64) *document.Error {
 	const name = "creationTimestamp"
 	var s string
 	if ferr := d.stringField(meta, name, &s); ferr != nil || s == "" {
@@ -273,7 +267,7 @@ func (d *decoder) creationTime(meta map[any]any, into *int64) *fieldError {
 	}
 	t, err := time.Parse(time.RFC3339, s)
 	if err != nil {
-		return fieldErrorf(name, "is %q, should be a time such as 2026-01-02T15:04:05Z", abridge(s))
+		return document.Errorf(name, "is %q, should be a time such as 2026-01-02T15:04:05Z", document.Abridge(s))
 	}
 	*into = t.Unix()
 	return nil

@@ -3,6 +3,8 @@ package mesh
 import (
 	"fmt"
 	"strings"
+
+	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 // isWildcard says whether host stands for more than one name: *.example.com, or a partial wildcard.
@@ -38,7 +40,7 @@ func checkHost(host string, wildcard bool) string {
 		case strings.Contains(l, "*"):
 			return "should have its wildcard at the beginning of the first label, such as *.example.com"
 		case !isHostLabel(l):
-			return fmt.Sprintf("the label %q should be 1 to 63 letters, digits and '-'", abridge(l))
+			return fmt.Sprintf("the label %q should be 1 to 63 letters, digits and '-'", document.Abridge(l))
 		}
 	}
 	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" {

@@ -1,12 +1,16 @@
 package mesh
 
-import "maps"
+import (
+	"maps"
+
+	"understudy.mesh/pkg/mesh/internal/document"
+)
 
 // attempt is a registry of certain objects, and what each of them was told.
 type attempt struct {
 	registry *Registry
-	lost     map[*object]*fieldError   // nothing of it is in force
-	excepted map[*object][]*fieldError // this of it is not
+	lost     map[*object]*document.Error   // nothing of it is in force
+	excepted map[*object][]*document.Error // this of it is not
 }
 
 func try(objects map[key]*object, o Options, m *memo) attempt {
@@ -14,12 +18,12 @@ func try(objects map[key]*object, o Options, m *memo) attempt {
 	for _, obj := range objects {
 		list = append(list, obj)
 	}
-	t := attempt{lost: map[*object]*fieldError{}, excepted: map[*object][]*fieldError{}}
+	t := attempt{lost: map[*object]*document.Error{}, excepted: map[*object][]*document.Error{}}
 	t.registry = newRegistry(list, o, m, func(obj *object, v verdict) {
 		if v.whole {
-			t.lost[obj] = v.fieldError
+			t.lost[obj] = v.Error
 		} else {
-			t.excepted[obj] = append(t.excepted[obj], v.fieldError)
+			t.excepted[obj] = append(t.excepted[obj], v.Error)
 		}
 	})
 	return t
@@ -29,7 +33,7 @@ func try(objects map[key]*object, o Options, m *memo) attempt {
 // force beside the others, its version before stays, as with one that is bad by itself; if that can not be either, or
 // there is none, nothing of it is in force.
 func (d *directory) registry(o Options, m *memo) *Registry {
-	objects, conflicts := d.good, map[*object]*fieldError{}
+	objects, conflicts := d.good, map[*object]*document.Error{}
 	t := try(objects, o, m)
 	for len(t.lost) > 0 {
 		turn := maps.Clone(objects)
@@ -62,7 +66,7 @@ func (d *directory) lastInForce(k key) *object {
 }
 
 // remember keeps what is in force in the place of what is not, and tells the documents.
-func (d *directory) remember(objects map[key]*object, conflicts map[*object]*fieldError, t attempt) {
+func (d *directory) remember(objects map[key]*object, conflicts map[*object]*document.Error, t attempt) {
 	refused := make(map[key]*object, len(conflicts))
 	for obj := range conflicts {
 		k := obj.key()
@@ -74,7 +78,7 @@ func (d *directory) remember(objects map[key]*object, conflicts map[*object]*fie
 	for _, f := range d.files {
 		for i := range f.docs {
 			if doc := &f.docs[i]; doc.obj != nil && doc.conflict == nil {
-				doc.conflict, doc.exception = conflicts[doc.obj], joined(t.excepted[doc.obj]...)
+				doc.conflict, doc.exception = conflicts[doc.obj], document.Join(t.excepted[doc.obj]...)
 				doc.kept = doc.conflict != nil && refused[doc.obj.key()] != nil
 			}
 		}

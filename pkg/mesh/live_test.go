@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 // envoyGroup is the group that the rules below let pass, as Istio's let uid 1337 pass.
@@ -372,6 +374,6 @@ func talkHTTP2(t *testing.T, addr, host string) string {
 func checkAnswer(t *testing.T, name, got, want string) {
 	t.Helper()
 	if (want == "") != (got == "") || !strings.Contains(got, want) {
-		t.Errorf("%s: answer %q, want %q", name, abridge(got), want)
+		t.Errorf("%s: answer %q, want %q", name, document.Abridge(got), want)
 	}
 }

@@ -3,7 +3,6 @@ package mesh
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
@@ -173,36 +172,4 @@ func older(a, b *object) int {
 		return c
 	}
 	return strings.Compare(a.name, b.name)
-}
-
-// fieldError is what is wrong with a document: the path of the field, and the reason with its remedy.
-type fieldError struct{ field, reason string }
-
-func (e *fieldError) Error() string {
-	if e.field == "" {
-		return e.reason
-	}
-	return e.field + ": " + e.reason
-}
-
-// joined makes one of several errors, in their order; nil when there is none.
-func joined(errs ...*fieldError) *fieldError {
-	const most = 5 // in one line
-	var out *fieldError
-	more := 0
-	for _, e := range slices.DeleteFunc(errs, func(e *fieldError) bool { return e == nil }) {
-		switch {
-		case out == nil:
-			out = &fieldError{e.field, e.reason}
-		case more < most-1:
-			out.reason += "; " + e.Error()
-			more++
-		default:
-			more++
-		}
-	}
-	if left := more - (most - 1); left > 0 {
-		out.reason += fmt.Sprintf("; and %d more", left)
-	}
-	return out
 }

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 // Registry is the services that a good state of the directory declares: validated, merged by host, compact. It is
@@ -69,12 +71,12 @@ type assembly struct {
 
 // verdict is what other documents keep from being in force: all of a document, or what the error names of it.
 type verdict struct {
-	*fieldError
+	*document.Error
 	whole bool
 }
 
 // except reports that a part of obj is not in force, because of what other documents say.
-func (a *assembly) except(obj *object, err *fieldError) { a.report(obj, verdict{fieldError: err}) }
+func (a *assembly) except(obj *object, err *document.Error) { a.report(obj, verdict{Error: err}) }
 
 // newRegistry merges good documents into services. Conflicts go to report, with the document that lost.
 func newRegistry(objects []*object, o Options, m *memo, report func(*object, verdict)) *Registry {
@@ -185,11 +187,11 @@ func (a *assembly) selected(obj *object) ([]endpoint, uint64) {
 		}
 		ep := w.workload.endpoint
 		if reason := unfit(ep, obj.entry); reason != "" {
-			a.except(obj, fieldErrorf("spec.workloadSelector", "selects WorkloadEntry %s/%s, which is left out: its address %s", w.namespace, w.name, reason))
+			a.except(obj, document.Errorf("spec.workloadSelector", "selects WorkloadEntry %s/%s, which is left out: its address %s", w.namespace, w.name, reason))
 			continue
 		}
 		if obj.entry.resolution == resolveDNSRR && len(out) > 0 {
-			a.except(obj, fieldErrorf("spec.workloadSelector", "selects WorkloadEntry %s/%s too, which is left out: resolution DNS_ROUND_ROBIN takes one only, the oldest; say resolution DNS", w.namespace, w.name))
+			a.except(obj, document.Errorf("spec.workloadSelector", "selects WorkloadEntry %s/%s too, which is left out: resolution DNS_ROUND_ROBIN takes one only, the oldest; say resolution DNS", w.namespace, w.name))
 			continue
 		}
 		out, sum = append(out, ep), mix(sum, w.sum)

@@ -3,6 +3,8 @@ package mesh
 import (
 	"net/netip"
 	"slices"
+
+	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 // merge adds the ports of a later entry for the same host, as Istio does: new ports are added, endpoints of the same
@@ -23,13 +25,13 @@ func (a *assembly) merge(s *service, obj *object, ports []servicePort) {
 			a.joined[s][p.number] = obj
 		case s.ports[at].protocol != p.protocol || s.ports[at].resolution != p.resolution:
 			have := s.ports[at]
-			a.except(obj, fieldErrorf(portField(obj, p.number), "port %d of %s is %s with resolution %s in ServiceEntry %s/%s, which is older, and %s with %s here: the older one counts; make them agree",
+			a.except(obj, document.Errorf(portField(obj, p.number), "port %d of %s is %s with resolution %s in ServiceEntry %s/%s, which is older, and %s with %s here: the older one counts; make them agree",
 				p.number, s.host, have.protocol, have.resolution, first.namespace, first.name, p.protocol, p.resolution))
 		case s.namespace != obj.namespace:
-			a.except(obj, fieldErrorf(portField(obj, p.number), "port %d of %s is declared in another namespace, by ServiceEntry %s/%s, which is older and counts; remove one of the two",
+			a.except(obj, document.Errorf(portField(obj, p.number), "port %d of %s is declared in another namespace, by ServiceEntry %s/%s, which is older and counts; remove one of the two",
 				p.number, s.host, first.namespace, first.name))
 		case p.resolution == resolveDNSRR && !slices.EqualFunc(s.ports[at].endpoints, p.endpoints, sameEndpoint):
-			a.except(obj, fieldErrorf(portField(obj, p.number), "port %d of %s has another endpoint in ServiceEntry %s/%s, which is older and counts, as resolution DNS_ROUND_ROBIN takes one only; say resolution DNS",
+			a.except(obj, document.Errorf(portField(obj, p.number), "port %d of %s has another endpoint in ServiceEntry %s/%s, which is older and counts, as resolution DNS_ROUND_ROBIN takes one only; say resolution DNS",
 				p.number, s.host, first.namespace, first.name))
 		default:
 			s.ports[at].endpoints = union(s.ports[at].endpoints, p.endpoints)
@@ -50,14 +52,14 @@ func (a *assembly) besideVIP(s *service, obj *object, ports []servicePort) ([]ne
 	}
 	first := a.owner[s]
 	if len(obj.entry.addresses) > 0 {
-		a.except(obj, fieldErrorf("spec.addresses", "has no single address for %s, which has an automatic one for ServiceEntry %s/%s, which is older, so that they do not count; give the host a single address too",
+		a.except(obj, document.Errorf("spec.addresses", "has no single address for %s, which has an automatic one for ServiceEntry %s/%s, which is older, so that they do not count; give the host a single address too",
 			s.host, first.namespace, first.name))
 	}
 	return nil, slices.DeleteFunc(slices.Clone(ports), func(p servicePort) bool {
 		if p.resolution != resolveNone || s.has(p.number) {
 			return false
 		}
-		a.except(obj, fieldErrorf(portField(obj, p.number), "port %d of %s has resolution NONE, which needs the address of a server, and the host has an automatic one for ServiceEntry %s/%s, which is older: the port is left out; give the host addresses, or say another resolution",
+		a.except(obj, document.Errorf(portField(obj, p.number), "port %d of %s has resolution NONE, which needs the address of a server, and the host has an automatic one for ServiceEntry %s/%s, which is older: the port is left out; give the host addresses, or say another resolution",
 			p.number, s.host, first.namespace, first.name))
 		return true
 	})

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 // Source owns a directory of Istio YAML and the watch on it. Load, then Run; Report at any time.
@@ -182,8 +184,8 @@ func documentOf(f *fileState, doc *docState) Document {
 	case doc.status == StatusOK && (doc.exception != nil || doc.remark != nil):
 		d.Status = StatusWarning
 	}
-	if err := joined(doc.err, doc.conflict, doc.exception, doc.remark); err != nil {
-		d.Field, d.Reason = err.field, err.reason
+	if err := document.Join(doc.err, doc.conflict, doc.exception, doc.remark); err != nil {
+		d.Field, d.Reason = err.Field, err.Reason
 	}
 	return d
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 // docState is one document (or item of a List) as of the last scan.
@@ -14,7 +16,7 @@ type docState struct {
 	chunk             uint64 // hash of the whole document
 	index, item, line int    // its place; item is 0 outside of Lists
 	// What other documents do to a good one: conflict is why nothing of it is in force, exception what of it is not.
-	conflict, exception *fieldError
+	conflict, exception *document.Error
 	kept                bool // it has a conflict, and its version before is in force
 }
 
@@ -113,7 +115,7 @@ func (d *directory) file(name string, old *fileState) *fileState {
 	if err != nil {
 		return failedFile(name, err, old)
 	}
-	now, chunks := d.o.Now(), split(data)
+	now, chunks := d.o.Now(), document.Split(data)
 	if len(chunks) == 0 && old != nil && len(old.docs) > 0 && id.youngerThan(emptyGrace, now) {
 		d.unsettled = true
 		return &fileState{name: name, docs: old.docs}
@@ -127,31 +129,31 @@ func (d *directory) file(name string, old *fileState) *fileState {
 }
 
 // documents decodes the documents of a file, but for those that the file had before.
-func (d *directory) documents(chunks []chunk, old *fileState) []docState {
+func (d *directory) documents(chunks []document.Chunk, old *fileState) []docState {
 	var known map[uint64][]docState
 	if old != nil {
 		known = wholeDocuments(old.docs)
 	}
 	sums := make([]uint64, len(chunks))
-	var fresh []chunk
+	var fresh []document.Chunk
 	for i, c := range chunks {
-		sums[i] = d.dec.sum(c.text)
+		sums[i] = d.dec.sum(c.Text)
 		if known[sums[i]] == nil {
 			fresh = append(fresh, c)
 		}
 	}
-	docs, trees := make([]docState, 0, len(chunks)), newStream(fresh)
+	docs, trees := make([]docState, 0, len(chunks)), document.NewStream(fresh)
 	for i, c := range chunks {
 		if same := known[sums[i]]; same != nil {
 			for _, doc := range same {
-				doc.index, doc.line = i+1, c.line
+				doc.index, doc.line = i+1, c.Line
 				docs = append(docs, doc)
 			}
 			continue
 		}
 		results := d.dec.document(trees, c, sums[i])
 		for j, r := range results {
-			doc := docState{decoded: r, chunk: sums[i], index: i + 1, line: c.line}
+			doc := docState{decoded: r, chunk: sums[i], index: i + 1, line: c.Line}
 			if len(results) > 1 {
 				doc.item = j + 1
 			}
@@ -233,7 +235,7 @@ func failedFile(name string, err error, old *fileState) *fileState {
 	}
 	for _, doc := range old.docs {
 		if doc.obj != nil {
-			doc.status, doc.err = StatusStale, &fieldError{"", "the file " + err.Error()}
+			doc.status, doc.err = StatusStale, &document.Error{Field: "", Reason: "the file " + err.Error()}
 			f.docs = append(f.docs, doc)
 		}
 	}
@@ -259,7 +261,7 @@ func (d *directory) settle() {
 				case pass == StatusStale: // its last good version lives on elsewhere
 					doc.status, doc.obj = StatusError, nil
 				default:
-					doc.conflict = fieldErrorf("metadata.name", "%s %s/%s is declared before, in %s; remove one of the two",
+					doc.conflict = document.Errorf("metadata.name", "%s %s/%s is declared before, in %s; remove one of the two",
 						k.kind, k.namespace, k.name, d.declaring(good[k]))
 				}
 			}

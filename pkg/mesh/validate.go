@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sort"
@@ -10,29 +11,26 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 
 	"understudy.mesh/internal/unixsock"
+	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 // The rules below are those of Istio's validation of ServiceEntry and WorkloadEntry (pkg/config/validation), so that
 // what istiod takes is taken here and the other way round; what it warns of is a remark here. Each error names the field
 // and what would be right.
 
-func fieldErrorf(field, format string, args ...any) *fieldError {
-	return &fieldError{field, fmt.Sprintf(format, args...)}
-}
-
 // newEntry makes the compact form of a ServiceEntry, or says which field is wrong.
-func (d *decoder) newEntry(m *networking.ServiceEntry) (*entry, *fieldError) {
+func (d *decoder) newEntry(m *networking.ServiceEntry) (*entry, *document.Error) {
 	e := &entry{resolution: resolution(m.Resolution), exportTo: m.ExportTo}
 	if e.resolution > resolveDynamic {
-		return nil, fieldErrorf("spec.resolution", "is %s, which is unknown here", e.resolution)
+		return nil, document.Errorf("spec.resolution", "is %s, which is unknown here", e.resolution)
 	}
-	steps := []func(*networking.ServiceEntry) *fieldError{e.setHosts, e.setAddresses}
+	steps := []func(*networking.ServiceEntry) *document.Error{e.setHosts, e.setAddresses}
 	for _, step := range steps {
 		if ferr := step(m); ferr != nil {
 			return nil, ferr
 		}
 	}
-	var ferr *fieldError
+	var ferr *document.Error
 	if e.ports, ferr = d.newPorts(m.Ports); ferr != nil {
 		return nil, ferr
 	}
@@ -52,10 +50,10 @@ func (d *decoder) newEntry(m *networking.ServiceEntry) (*entry, *fieldError) {
 }
 
 // setDynamic leaves of an entry of resolution DYNAMIC_DNS what can have an effect.
-func (d *decoder) setDynamic(e *entry, m *networking.ServiceEntry) *fieldError {
+func (d *decoder) setDynamic(e *entry, m *networking.ServiceEntry) *document.Error {
 	for i, h := range e.hosts {
 		if !isWildcard(h) {
-			return fieldErrorf(indexed("spec.hosts", i), "is %q, resolution DYNAMIC_DNS is for wildcards such as *.example.com; say resolution DNS", h)
+			return document.Errorf(indexed("spec.hosts", i), "is %q, resolution DYNAMIC_DNS is for wildcards such as *.example.com; say resolution DNS", h)
 		}
 	}
 	if len(m.Endpoints) > 0 {
@@ -79,7 +77,7 @@ func (d *decoder) setDynamic(e *entry, m *networking.ServiceEntry) *fieldError {
 }
 
 // setEndpoints takes over the endpoints that can be reached.
-func (d *decoder) setEndpoints(e *entry, m *networking.ServiceEntry) *fieldError {
+func (d *decoder) setEndpoints(e *entry, m *networking.ServiceEntry) *document.Error {
 	if e.resolution == resolveDynamic {
 		return d.setDynamic(e, m)
 	}
@@ -94,7 +92,7 @@ func (d *decoder) setEndpoints(e *entry, m *networking.ServiceEntry) *fieldError
 			return ferr
 		}
 		if one.address == "" {
-			d.remark(path+".address", "is missing, and nothing here leads to network %q: the endpoint is left out", abridge(ep.Network))
+			d.remark(path+".address", "is missing, and nothing here leads to network %q: the endpoint is left out", document.Abridge(ep.Network))
 			continue
 		}
 		e.endpoints = append(e.endpoints, one)
@@ -118,15 +116,15 @@ func (d *decoder) remarkOn(e *entry) {
 	}
 }
 
-func (e *entry) setHosts(m *networking.ServiceEntry) *fieldError {
+func (e *entry) setHosts(m *networking.ServiceEntry) *document.Error {
 	if len(m.Hosts) == 0 {
-		return fieldErrorf("spec.hosts", "is empty, should name at least one host")
+		return document.Errorf("spec.hosts", "is empty, should name at least one host")
 	}
 	for i, h := range m.Hosts {
 		path := fmt.Sprintf("spec.hosts[%d]", i)
 		host := canonicalHost(h)
 		if reason := checkHost(host, true); reason != "" {
-			return fieldErrorf(path, "is %q, %s", abridge(h), reason)
+			return document.Errorf(path, "is %q, %s", document.Abridge(h), reason)
 		}
 		if !slices.Contains(e.hosts, host) {
 			e.hosts = append(e.hosts, host)
@@ -135,17 +133,17 @@ func (e *entry) setHosts(m *networking.ServiceEntry) *fieldError {
 	return nil
 }
 
-func (e *entry) setAddresses(m *networking.ServiceEntry) *fieldError {
+func (e *entry) setAddresses(m *networking.ServiceEntry) *document.Error {
 	for i, a := range m.Addresses {
 		path := fmt.Sprintf("spec.addresses[%d]", i)
 		p, ok := parsePrefix(a)
 		switch {
 		case !ok:
-			return fieldErrorf(path, "is %q, should be an IP address or a CIDR such as 10.0.0.0/8", abridge(a))
+			return document.Errorf(path, "is %q, should be an IP address or a CIDR such as 10.0.0.0/8", document.Abridge(a))
 		case p.IsSingleIP() && p.Addr().IsUnspecified():
 			p = netip.Prefix{} // Istio's word for every address
 		case !p.IsSingleIP() && e.resolution != resolveNone && e.resolution != resolveStatic:
-			return fieldErrorf(path, "is the CIDR %s, which needs resolution NONE or STATIC, not %s", a, e.resolution)
+			return document.Errorf(path, "is the CIDR %s, which needs resolution NONE or STATIC, not %s", a, e.resolution)
 		}
 		if !slices.Contains(e.addresses, p) {
 			e.addresses = append(e.addresses, p)
@@ -171,41 +169,41 @@ func parsePrefix(s string) (netip.Prefix, bool) {
 	return p.Masked(), true
 }
 
-func (d *decoder) newPorts(in []*networking.ServicePort) ([]port, *fieldError) {
+func (d *decoder) newPorts(in []*networking.ServicePort) ([]port, *document.Error) {
 	out := make([]port, 0, len(in))
 	for i, p := range in {
 		path := fmt.Sprintf("spec.ports[%d].", i)
 		proto, known := parseProtocol(p.Protocol)
 		switch {
 		case p.Number < 1 || p.Number > 65535:
-			return nil, fieldErrorf(path+"number", "is %d, should be 1 to 65535", p.Number)
+			return nil, document.Errorf(path+"number", "is %d, should be 1 to 65535", p.Number)
 		case p.TargetPort > 65535:
-			return nil, fieldErrorf(path+"targetPort", "is %d, should be 1 to 65535", p.TargetPort)
+			return nil, document.Errorf(path+"targetPort", "is %d, should be 1 to 65535", p.TargetPort)
 		case !known:
-			return nil, fieldErrorf(path+"protocol", "is %q, should be one of %s", abridge(p.Protocol), protocolNames())
+			return nil, document.Errorf(path+"protocol", "is %q, should be one of %s", document.Abridge(p.Protocol), protocolNames())
 		case !isLabel(strings.ToLower(p.Name)):
-			return nil, fieldErrorf(path+"name", "is %q, should be 1 to 63 letters, digits and '-'", abridge(p.Name))
+			return nil, document.Errorf(path+"name", "is %q, should be 1 to 63 letters, digits and '-'", document.Abridge(p.Name))
 		}
 		for _, other := range out {
 			if other.number == uint16(p.Number) {
-				return nil, fieldErrorf(path+"number", "%d is declared twice, as %q and %q", p.Number, other.name, p.Name)
+				return nil, document.Errorf(path+"number", "%d is declared twice, as %q and %q", p.Number, other.name, p.Name)
 			}
 			if other.name == p.Name {
-				return nil, fieldErrorf(path+"name", "%q is declared twice, on %d and %d", p.Name, other.number, p.Number)
+				return nil, document.Errorf(path+"name", "%q is declared twice, on %d and %d", p.Name, other.number, p.Number)
 			}
 		}
 		target := p.TargetPort
 		if target == 0 {
 			target = p.Number
 		}
-		out = append(out, port{name: d.intern(p.Name), number: uint16(p.Number), target: uint16(target), protocol: proto})
+		out = append(out, port{name: d.Intern(p.Name), number: uint16(p.Number), target: uint16(target), protocol: proto})
 	}
 	return out, nil
 }
 
-func (e *entry) checkEndpointPorts(ep endpoint, path string) *fieldError {
+func (e *entry) checkEndpointPorts(ep endpoint, path string) *document.Error {
 	if ep.isUnix() && len(e.ports) != 1 {
-		return fieldErrorf("spec.ports", "has %d ports, a Unix domain socket needs exactly one", len(e.ports))
+		return document.Errorf("spec.ports", "has %d ports, a Unix domain socket needs exactly one", len(e.ports))
 	}
 	for _, o := range ep.ports {
 		declared := false
@@ -213,43 +211,43 @@ func (e *entry) checkEndpointPorts(ep endpoint, path string) *fieldError {
 			declared = declared || p.name == o.name
 		}
 		if !declared {
-			return fieldErrorf(path+".ports["+o.name+"]", "is no name of spec.ports; name one of them")
+			return document.Errorf(path+".ports["+o.name+"]", "is no name of spec.ports; name one of them")
 		}
 	}
 	return nil
 }
 
 // checkResolution holds the rules that tie resolution, endpoints, selector and hosts together.
-func (e *entry) checkResolution(m *networking.ServiceEntry) *fieldError {
+func (e *entry) checkResolution(m *networking.ServiceEntry) *document.Error {
 	switch {
 	case e.selector != nil && len(m.Endpoints) > 0:
-		return fieldErrorf("spec.workloadSelector", "can not stand beside endpoints; keep one of the two")
+		return document.Errorf("spec.workloadSelector", "can not stand beside endpoints; keep one of the two")
 	case e.resolution == resolveNone && len(m.Endpoints) > 0:
-		return fieldErrorf("spec.endpoints", "has no meaning with resolution NONE; remove it, or say resolution STATIC or DNS")
+		return document.Errorf("spec.endpoints", "has no meaning with resolution NONE; remove it, or say resolution STATIC or DNS")
 	case e.resolution == resolveDNSRR && len(m.Endpoints) > 1:
-		return fieldErrorf("spec.endpoints", "has %d endpoints, resolution DNS_ROUND_ROBIN takes one at most; say resolution DNS", len(m.Endpoints))
+		return document.Errorf("spec.endpoints", "has %d endpoints, resolution DNS_ROUND_ROBIN takes one at most; say resolution DNS", len(m.Endpoints))
 	}
 	if e.resolution.byName() && len(m.Endpoints) == 0 && e.selector == nil {
 		for i, h := range e.hosts {
 			if isWildcard(h) {
-				return fieldErrorf(fmt.Sprintf("spec.hosts[%d]", i), "is the wildcard %q, which resolution %s can not resolve without endpoints; add endpoints, or say resolution NONE", h, e.resolution)
+				return document.Errorf(fmt.Sprintf("spec.hosts[%d]", i), "is the wildcard %q, which resolution %s can not resolve without endpoints; add endpoints, or say resolution NONE", h, e.resolution)
 			}
 		}
 	}
 	return nil
 }
 
-func (e *entry) checkExportTo() *fieldError {
+func (e *entry) checkExportTo() *document.Error {
 	for i, ns := range e.exportTo {
 		if ns != "*" && ns != "." && ns != "~" && !isLabel(ns) {
-			return fieldErrorf(fmt.Sprintf("spec.exportTo[%d]", i), "is %q, should be \".\", \"*\", \"~\" or a namespace", abridge(ns))
+			return document.Errorf(fmt.Sprintf("spec.exportTo[%d]", i), "is %q, should be \".\", \"*\", \"~\" or a namespace", document.Abridge(ns))
 		}
 	}
 	return nil
 }
 
 // newWorkload makes the compact form of a WorkloadEntry, or says which field is wrong.
-func (d *decoder) newWorkload(m *networking.WorkloadEntry) (*workload, *fieldError) {
+func (d *decoder) newWorkload(m *networking.WorkloadEntry) (*workload, *document.Error) {
 	// A WorkloadEntry does not say how it will be resolved: a name is as good as an address until something selects it.
 	ep, ferr := d.newEndpoint(m, "spec", resolveDNS)
 	if ferr != nil {
@@ -259,37 +257,37 @@ func (d *decoder) newWorkload(m *networking.WorkloadEntry) (*workload, *fieldErr
 	return &workload{endpoint: ep, labels: labels}, ferr
 }
 
-func (d *decoder) newEndpoint(m *networking.WorkloadEntry, path string, r resolution) (endpoint, *fieldError) {
-	ep := endpoint{address: m.Address, locality: d.intern(m.Locality), weight: m.Weight}
+func (d *decoder) newEndpoint(m *networking.WorkloadEntry, path string, r resolution) (endpoint, *document.Error) {
+	ep := endpoint{address: m.Address, locality: d.Intern(m.Locality), weight: m.Weight}
 	if m.Address != "" || m.Network == "" { // with a network, Istio has an endpoint that is behind its gateway
 		if ferr := checkAddress(&ep, path+".address", r); ferr != nil {
 			return ep, ferr
 		}
 	}
-	for _, name := range sortedKeys(m.Ports) {
+	for _, name := range slices.Sorted(maps.Keys(m.Ports)) {
 		n := m.Ports[name]
 		switch {
 		case ep.isUnix():
-			return ep, fieldErrorf(path+".ports", "has no meaning for a Unix domain socket; remove it")
+			return ep, document.Errorf(path+".ports", "has no meaning for a Unix domain socket; remove it")
 		case n < 1 || n > 65535:
-			return ep, fieldErrorf(path+".ports["+name+"]", "is %d, should be 1 to 65535", n)
+			return ep, document.Errorf(path+".ports["+name+"]", "is %d, should be 1 to 65535", n)
 		}
-		ep.ports = append(ep.ports, portOverride{d.intern(name), uint16(n)})
+		ep.ports = append(ep.ports, portOverride{d.Intern(name), uint16(n)})
 	}
 	_, ferr := d.newLabels(m.Labels, path+".labels")
 	return ep, ferr
 }
 
 // checkAddress holds the rules for one endpoint's address under a resolution, and puts it in its canonical form.
-func checkAddress(ep *endpoint, path string, r resolution) *fieldError {
+func checkAddress(ep *endpoint, path string, r resolution) *document.Error {
 	if name, unix := strings.CutPrefix(ep.address, unixPrefix); unix {
 		switch {
 		case r != resolveStatic && path != "spec.address":
-			return fieldErrorf(path, "is a Unix domain socket, which needs resolution STATIC, not %s", r)
+			return document.Errorf(path, "is a Unix domain socket, which needs resolution STATIC, not %s", r)
 		case !strings.HasPrefix(name, "/") && (!strings.HasPrefix(name, "@") || len(name) < 2):
-			return fieldErrorf(path, "is %q, should be unix:///absolute/path or unix://@abstract", abridge(ep.address))
+			return document.Errorf(path, "is %q, should be unix:///absolute/path or unix://@abstract", document.Abridge(ep.address))
 		case len(name) > unixsock.MaxPath || strings.ContainsRune(name, 0):
-			return fieldErrorf(path, "is a socket path of %d bytes, should have at most %d and no NUL", len(name), unixsock.MaxPath)
+			return document.Errorf(path, "is a socket path of %d bytes, should have at most %d and no NUL", len(name), unixsock.MaxPath)
 		}
 		return nil
 	}
@@ -299,24 +297,24 @@ func checkAddress(ep *endpoint, path string, r resolution) *fieldError {
 	}
 	switch {
 	case ep.address == "":
-		return fieldErrorf(path, "is missing")
+		return document.Errorf(path, "is missing")
 	case r == resolveStatic:
-		return fieldErrorf(path, "is %q, resolution STATIC needs an IP address; say resolution DNS for a name", abridge(ep.address))
+		return document.Errorf(path, "is %q, resolution STATIC needs an IP address; say resolution DNS for a name", document.Abridge(ep.address))
 	}
 	ep.address = strings.ToLower(ep.address) // a dot at its end stays: the name is absolute then
 	if reason := checkHost(canonicalHost(ep.address), false); reason != "" {
-		return fieldErrorf(path, "is %q, should be an IP address or a host name: %s", abridge(ep.address), reason)
+		return document.Errorf(path, "is %q, should be an IP address or a host name: %s", document.Abridge(ep.address), reason)
 	}
 	return nil
 }
 
-func (d *decoder) newLabels(in map[string]string, path string) ([]label, *fieldError) {
+func (d *decoder) newLabels(in map[string]string, path string) ([]label, *document.Error) {
 	out := make([]label, 0, len(in))
 	for k, v := range in {
 		if k == "" || len(v) > 63 {
-			return nil, fieldErrorf(path+"["+abridge(k)+"]", "is %q, label keys are not empty and values have at most 63 characters", abridge(v))
+			return nil, document.Errorf(path+"["+document.Abridge(k)+"]", "is %q, label keys are not empty and values have at most 63 characters", document.Abridge(v))
 		}
-		out = append(out, label{d.intern(k), d.intern(v)})
+		out = append(out, label{d.Intern(k), d.Intern(v)})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].key < out[j].key })
 	return out, nil

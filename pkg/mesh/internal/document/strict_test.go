@@ -1,7 +1,6 @@
-package mesh
+package document
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 
@@ -46,16 +45,16 @@ func kinds(t *testing.T) protoreflect.MessageDescriptor {
 }
 
 // fillWith fills m from YAML.
-func fillWith(t testing.TB, m proto.Message, text string) *fieldError {
+func fillWith(t testing.TB, m proto.Message, text string) *Error {
 	t.Helper()
-	c := chunk{text: []byte(text)}
-	tree, err := newStream([]chunk{c}).next(c)
+	c := Chunk{Text: []byte(text)}
+	tree, err := NewStream([]Chunk{c}).Next(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := newDecoder(testOptions())
-	d.budget = aliasAllowance
-	return d.fill(m.ProtoReflect(), tree)
+	r := NewReader()
+	r.Begin(c.Text)
+	return r.Fill(m.ProtoReflect(), tree)
 }
 
 // TestFillLikeProtojson wants the message that protojson makes of the same valid text.
@@ -131,7 +130,7 @@ func TestFillRefuses(t *testing.T) {
 		{"aString: " + strings.Repeat("x", 1000) + "\naBool: " + strings.Repeat("y", 1000), ".aBool", "y...\", should be true or false"},
 	} {
 		ferr := fillWith(t, dynamicpb.NewMessage(md), c.text)
-		if ferr == nil || ferr.field != c.field || !strings.Contains(ferr.reason, c.reason) {
+		if ferr == nil || ferr.Field != c.field || !strings.Contains(ferr.Reason, c.reason) {
 			t.Errorf("%s: %v, want field %q, reason ...%s...", c.text, ferr, c.field, c.reason)
 		}
 	}
@@ -174,80 +173,26 @@ func TestMessagesAreKnown(t *testing.T) {
 	}
 }
 
-// TestAliasesAreBounded wants an error, and soon, of a document whose aliases make far more text than it has.
-func TestAliasesAreBounded(t *testing.T) {
-	long := strings.Repeat("a", 1<<20)
-	many := strings.TrimSuffix(strings.Repeat("*l, ", 1000), ", ")
-	for _, text := range []string{
-		entryWith("{subjectAltNames: [&l " + long + ", " + many + "], hosts: [a.b], resolution: NONE}"),
-		"apiVersion: v1\nkind: List\nitems: [{kind: &l " + long + "}, " + strings.ReplaceAll(many, "*l", "{kind: *l}") + "]\n",
-	} {
-		_, report := load(t, text, testOptions())
-		if len(report.Documents) != 1 || !strings.Contains(report.Documents[0].Reason, "aliases") {
-			t.Errorf("%.200s", fmt.Sprintf("%+v", report.Documents))
-		}
-	}
-	_, report := load(t, "a: &a [x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c]\n"+
-		"e: &e [*d, *d, *d, *d, *d, *d, *d, *d]\nf: &f [*e, *e, *e, *e, *e, *e, *e, *e]\ng: [*f, *f, *f, *f, *f, *f, *f, *f]\n", testOptions())
-	if len(report.Documents) != 1 || !strings.Contains(report.Documents[0].Reason, "excessive aliasing") {
-		t.Errorf("%.200s", fmt.Sprintf("%+v", report.Documents))
-	}
-}
-
-// TestListItemSums wants the sum of a List's item to be that of its content: the same wherever it stands, another for
-// any other content, and never the same for two items that differ in nothing but their names.
-func TestListItemSums(t *testing.T) {
-	list := func(items ...string) string {
-		return "{apiVersion: v1, kind: List, items: [" + strings.Join(items, ", ") + "]}"
-	}
-	sums := map[string]uint64{}
-	d := newDecoder(testOptions())
-	read := func(text string) (out []uint64) {
-		c := chunk{text: []byte(text)}
-		for _, dec := range d.document(newStream([]chunk{c}), c, 1) {
-			if dec.obj == nil {
-				t.Fatal(dec.err)
-			}
-			out = append(out, dec.obj.sum)
-		}
-		return out
-	}
-	a, b := flow("a", "a.x"), flow("b", "a.x")
-	for i, text := range []string{a, b, strings.Replace(a, "number: 1", "number: 2", 1),
-		strings.Replace(a, "name: a", "name: a, namespace: ns", 1), strings.Replace(a, "name: a", `name: a, creationTimestamp: "2026-01-02T15:04:05Z"`, 1)} {
-		sum := read(list(text, b))[0]
-		for other, s := range sums {
-			if s == sum {
-				t.Errorf("item %d: the sum of %s", i, other)
-			}
-		}
-		sums[text] = sum
-	}
-	if again := read(list(b, a)); again[1] != sums[a] || again[0] != sums[b] {
-		t.Error("the sum of an item depends on its place")
-	}
-}
-
 // FuzzFill compares fill with protojson: what fill takes of a JSON object, protojson takes too, as the same message.
 func FuzzFill(f *testing.F) {
 	f.Add(`{"hosts": ["a"], "ports": [{"number": 80.0, "targetPort": 1e3}], "endpoints": [{"labels": {"a": ""}}]}`)
 	f.Add(`{"hosts": null, "workload_selector": {"labels": {}}, "resolution": "DNS", "endpoints": [{"weight": -0}]}`)
 	f.Fuzz(func(t *testing.T, text string) {
-		c := chunk{text: []byte(text)}
+		c := Chunk{Text: []byte(text)}
 		if !c.isJSON() {
 			return
 		}
-		tree, err := newStream([]chunk{c}).next(c)
+		tree, err := NewStream([]Chunk{c}).Next(c)
 		if err != nil {
 			return
 		}
-		d := newDecoder(testOptions())
-		d.budget = aliasAllowance
+		r := NewReader()
+		r.Begin(c.Text)
 		got, want := &networking.ServiceEntry{}, &networking.ServiceEntry{}
-		if d.fill(got.ProtoReflect(), tree) != nil {
+		if r.Fill(got.ProtoReflect(), tree) != nil {
 			return
 		}
-		if err := protojson.Unmarshal(c.text, want); err != nil || !proto.Equal(got, want) {
+		if err := protojson.Unmarshal(c.Text, want); err != nil || !proto.Equal(got, want) {
 			t.Errorf("%v, protojson: %v, error %v", got, want, err)
 		}
 	})

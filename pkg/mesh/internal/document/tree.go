@@ -1,4 +1,4 @@
-package mesh
+package document
 
 import (
 	"bytes"
@@ -12,39 +12,39 @@ import (
 	"go.yaml.in/yaml/v2"
 )
 
-// stream parses the documents of a file in turn, into trees as the YAML parser makes them: map[any]any, []any, string,
+// Stream parses the documents of a file in turn, into trees as the YAML parser makes them: map[any]any, []any, string,
 // bool, int, int64, uint64, float64, time.Time (only where the document says !!timestamp) and nil.
 //
 // One parser reads all documents, as making one costs half as much as parsing a small document. The first error ends
 // that: from then on each document has its own, so that a broken one does not take its neighbours with it.
-type stream struct {
+type Stream struct {
 	shared *yaml.Decoder // of the documents that canShare; nil once one was bad
 }
 
-// newStream returns the stream of what next will be called with, in this order. They are of one file, so that each but
+// NewStream returns the stream of what next will be called with, in this order. They are of one file, so that each but
 // the last ends with its line.
-func newStream(chunks []chunk) *stream {
+func NewStream(chunks []Chunk) *Stream {
 	size := 0
 	for _, c := range chunks {
-		size += len(c.text) + len("---\n")
+		size += len(c.Text) + len("---\n")
 	}
 	var text bytes.Buffer
 	text.Grow(size)
 	for _, c := range chunks {
 		if c.canShare() {
 			text.WriteString("---\n")
-			text.Write(c.text)
+			text.Write(c.Text)
 		}
 	}
-	s := &stream{shared: yaml.NewDecoder(&text)}
+	s := &Stream{shared: yaml.NewDecoder(&text)}
 	s.shared.SetStrict(true)
 	return s
 }
 
-// next parses the next document. A key that is given twice is an error. Line numbers in errors are those of the file.
-func (s *stream) next(c chunk) (tree any, err error) {
+// Next parses the next document. A key that is given twice is an error. Line numbers in errors are those of the file.
+func (s *Stream) Next(c Chunk) (tree any, err error) {
 	if c.isJSON() {
-		return parseJSON(json.NewDecoder(bytes.NewReader(c.text)))
+		return parseJSON(json.NewDecoder(bytes.NewReader(c.Text)))
 	}
 	if s.shared != nil && c.canShare() {
 		if s.shared.Decode(&tree) == nil {
@@ -53,30 +53,30 @@ func (s *stream) next(c chunk) (tree any, err error) {
 		s.shared, tree = nil, nil
 	}
 	if c.merges() {
-		tree, err = parseMerging(c.text)
+		tree, err = parseMerging(c.Text)
 	} else {
-		err = yaml.UnmarshalStrict(c.text, &tree)
+		err = yaml.UnmarshalStrict(c.Text, &tree)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("is not YAML: %s", fileLines(err.Error(), c.line-1))
+		return nil, fmt.Errorf("is not YAML: %s", fileLines(err.Error(), c.Line-1))
 	}
 	return tree, nil
 }
 
 // isJSON says whether the document is a JSON object. Indented with tabs, that is not YAML.
-func (c chunk) isJSON() bool {
-	text := bytes.TrimLeft(c.text, " \t\r\n")
+func (c Chunk) isJSON() bool {
+	text := bytes.TrimLeft(c.Text, " \t\r\n")
 	return len(text) > 0 && text[0] == '{' && json.Valid(text)
 }
 
 // merges says whether the document may have merge keys.
-func (c chunk) merges() bool { return bytes.Contains(c.text, mergeKey) }
+func (c Chunk) merges() bool { return bytes.Contains(c.Text, mergeKey) }
 
 // canShare says whether the document is YAML that means the same behind another one. What may hold a marker does not:
-// YAML 1.1 knows line breaks that split does not. Nor does a byte order mark, which is none within a text.
-func (c chunk) canShare() bool {
-	return !bytes.Contains(c.text, documentStart) && !bytes.Contains(c.text, documentEnd) &&
-		!bytes.HasPrefix(c.text, byteOrderMark) && !c.merges() && !c.isJSON()
+// YAML 1.1 knows line breaks that Split does not. Nor does a byte order mark, which is none within a text.
+func (c Chunk) canShare() bool {
+	return !bytes.Contains(c.Text, documentStart) && !bytes.Contains(c.Text, documentEnd) &&
+		!bytes.HasPrefix(c.Text, byteOrderMark) && !c.merges() && !c.isJSON()
 }
 
 // parseJSON returns the next value of valid JSON. Its recursion is bounded by json.Valid, which takes 10,000 levels.
@@ -111,7 +111,7 @@ func parseJSONObject(d *json.Decoder) (any, error) {
 			return nil, fmt.Errorf("is not JSON: %w", err)
 		}
 		if _, twice := fields[name]; twice {
-			return nil, fmt.Errorf("is not JSON: key %q already set in map", abridge(fmt.Sprint(name)))
+			return nil, fmt.Errorf("is not JSON: key %q already set in map", Abridge(fmt.Sprint(name)))
 		}
 		if fields[name], err = parseJSON(d); err != nil {
 			return nil, err
@@ -144,8 +144,8 @@ func keyName(k any) string {
 	return fmt.Sprint(k)
 }
 
-// keyNames returns the names of all keys, sorted.
-func keyNames(fields map[any]any) []string {
+// KeyNames returns the names of all keys, sorted.
+func KeyNames(fields map[any]any) []string {
 	names := make([]string, 0, len(fields))
 	for k := range fields {
 		names = append(names, keyName(k))

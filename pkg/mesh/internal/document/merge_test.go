@@ -1,4 +1,4 @@
-package mesh
+package document
 
 import (
 	"fmt"
@@ -32,8 +32,8 @@ func TestMergeKeys(t *testing.T) {
 		if err := yaml.UnmarshalStrict([]byte("z: "+c.want), &want); err != nil {
 			t.Fatal(err)
 		}
-		doc := chunk{text: []byte(anchors + c.text), line: 1}
-		tree, err := newStream([]chunk{doc}).next(doc)
+		doc := Chunk{Text: []byte(anchors + c.text), Line: 1}
+		tree, err := NewStream([]Chunk{doc}).Next(doc)
 		if err != nil {
 			t.Errorf("%s: %v", c.text, err)
 		} else if got := tree.(map[any]any)["z"]; !reflect.DeepEqual(got, want.Z) {
@@ -48,25 +48,10 @@ func TestMergeKeys(t *testing.T) {
 		{"\nz: {<<: *x}\nq: [", "line 5"},
 		{"z: {<<: *nobody}", "unknown anchor"},
 	} {
-		doc := chunk{text: []byte(anchors + c.text), line: 1}
-		if _, err := newStream([]chunk{doc}).next(doc); err == nil || !strings.Contains(err.Error(), c.want) {
+		doc := Chunk{Text: []byte(anchors + c.text), Line: 1}
+		if _, err := NewStream([]Chunk{doc}).Next(doc); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want %q", c.text, err, c.want)
 		}
-	}
-}
-
-// TestMergedDocument wants a document with merge keys in force, and its neighbours too.
-func TestMergedDocument(t *testing.T) {
-	text := entryWith("\n  hosts: [a.b]\n  ports:\n  - &p {number: 80, name: http, protocol: HTTP}\n  - {<<: *p, number: 81, name: other}\n  - {number: 82, <<: [*p, {targetPort: 8080}], name: third}\n  resolution: DNS") +
-		"---\n" + se("b", "b.x", 1)
-	r, report := load(t, text, testOptions())
-	for _, d := range report.Documents {
-		if d.Status != StatusOK {
-			t.Errorf("%+v", d)
-		}
-	}
-	if got := fmt.Sprint(r.services[0].ports[2].number, r.services[0].ports[2].target, len(r.services)); got != "82 8080 2" {
-		t.Error(got)
 	}
 }
 

@@ -1,11 +1,13 @@
-package mesh
+// Package document owns the text of a configuration file: where its documents begin and end, the tree that each of them
+// is, and the message that a tree says, field by field.
+package document
 
 import "bytes"
 
-// chunk is the text of one YAML document, before anything is known of it.
-type chunk struct {
-	text []byte // aliases the file's bytes
-	line int    // where it begins in the file, from 1
+// Chunk is the text of one YAML document, before anything is known of it.
+type Chunk struct {
+	Text []byte // aliases the file's bytes
+	Line int    // where it begins in the file, from 1
 }
 
 var (
@@ -14,16 +16,16 @@ var (
 	byteOrderMark = []byte("\xef\xbb\xbf")
 )
 
-// split cuts a file into its documents at the lines that YAML 1.2 (9.1) calls document markers, which can not occur
+// Split cuts a file into its documents at the lines that YAML 1.2 (9.1) calls document markers, which can not occur
 // inside a scalar. Documents that hold nothing but comments and directives are left out, so that a file may begin with
 // "---". A broken document does not take its neighbours with it, which is why this is not left to the YAML parser.
-func split(data []byte) []chunk {
+func Split(data []byte) []Chunk {
 	data = bytes.TrimPrefix(data, byteOrderMark)
-	var chunks []chunk
+	var chunks []Chunk
 	begin, line, beginLine := 0, 0, 1
 	flush := func(end int) {
 		if text := data[begin:end]; !blank(text) {
-			chunks = append(chunks, chunk{text: text, line: beginLine})
+			chunks = append(chunks, Chunk{Text: text, Line: beginLine})
 		}
 	}
 	for pos := 0; pos < len(data); {

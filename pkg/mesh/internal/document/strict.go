@@ -1,10 +1,9 @@
-package mesh
+package document
 
 import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"sort"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -12,13 +11,47 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// fill sets the fields of m, which is empty, to what a tree says. It is strict: an unknown field or a wrong type is an
+// aliasAllowance is how many bytes of text a document may have beyond its own. The parser bounds how many nodes the
+// aliases of a document make, not how long each one is.
+const aliasAllowance = 8 << 20
+
+// Reader reads the trees of documents into messages. It is not safe for concurrent use.
+type Reader struct {
+	names  map[string]string // see Intern
+	budget int               // bytes of text that the document at hand may still have
+}
+
+// NewReader returns a reader that has read nothing.
+func NewReader() *Reader { return &Reader{names: map[string]string{}} }
+
+// Begin begins the document of a text.
+func (r *Reader) Begin(text []byte) {
+	r.budget = 2*len(text) + aliasAllowance // 2: an escape of two bytes may stand for three, as \L does
+}
+
+// Exhausted says whether the document has more text than it may: nothing that is read of it from here on is right.
+func (r *Reader) Exhausted() bool { return r.budget < 0 }
+
+// Intern returns one copy of a string that many documents share.
+func (r *Reader) Intern(s string) string {
+	const most = 4096 // names that repeat are few; beyond this they do not
+	if v, ok := r.names[s]; ok {
+		return v
+	}
+	s = strings.Clone(s)
+	if len(r.names) < most {
+		r.names[s] = s
+	}
+	return s
+}
+
+// Fill sets the fields of m, which is empty, to what a tree says. It is strict: an unknown field or a wrong type is an
 // error that names the field's path below m, as the schema of the CRD would on a cluster. A field goes by its JSON name
 // or its name in the .proto file; null is a field that is not set. After an error m is of no use.
 //
-// fill knows the kinds of fields that our messages have. protojson knows them all, but wants the tree as text again,
+// Fill knows the kinds of fields that our messages have. protojson knows them all, but wants the tree as text again,
 // names a column of that text instead of a field, and takes "80" for 80.
-func (d *decoder) fill(m protoreflect.Message, tree any) *fieldError {
+func (r *Reader) Fill(m protoreflect.Message, tree any) *Error {
 	fields, ok := tree.(map[any]any)
 	if !ok {
 		return wrongType(tree, "an object")
@@ -30,7 +63,7 @@ func (d *decoder) fill(m protoreflect.Message, tree any) *fieldError {
 		v, found := fields[name]
 		if other := fd.TextName(); other != name {
 			if w, also := fields[other]; also && found {
-				return &fieldError{"." + other, "is the same field as " + name + ", which is there too; remove one of the two"}
+				return &Error{"." + other, "is the same field as " + name + ", which is there too; remove one of the two"}
 			} else if also {
 				name, v, found = other, w, true
 			}
@@ -39,8 +72,8 @@ func (d *decoder) fill(m protoreflect.Message, tree any) *fieldError {
 			known++
 		}
 		if v != nil {
-			if ferr := d.setField(m, fd, v); ferr != nil {
-				return ferr.in("." + name)
+			if ferr := r.setField(m, fd, v); ferr != nil {
+				return ferr.In("." + name)
 			}
 		}
 	}
@@ -50,39 +83,39 @@ func (d *decoder) fill(m protoreflect.Message, tree any) *fieldError {
 	return nil
 }
 
-func (d *decoder) setField(m protoreflect.Message, fd protoreflect.FieldDescriptor, v any) *fieldError {
+func (r *Reader) setField(m protoreflect.Message, fd protoreflect.FieldDescriptor, v any) *Error {
 	switch {
 	case fd.IsMap():
-		return d.fillMap(m.Mutable(fd).Map(), fd, v)
+		return r.fillMap(m.Mutable(fd).Map(), fd, v)
 	case fd.IsList():
-		return d.fillList(m.Mutable(fd).List(), fd, v)
+		return r.fillList(m.Mutable(fd).List(), fd, v)
 	case fd.Kind() == protoreflect.MessageKind:
-		return d.fill(m.Mutable(fd).Message(), v)
+		return r.Fill(m.Mutable(fd).Message(), v)
 	}
-	value, ferr := d.scalar(fd, v)
+	value, ferr := r.scalar(fd, v)
 	if ferr == nil {
 		m.Set(fd, value)
 	}
 	return ferr
 }
 
-func (d *decoder) fillList(list protoreflect.List, fd protoreflect.FieldDescriptor, v any) *fieldError {
+func (r *Reader) fillList(list protoreflect.List, fd protoreflect.FieldDescriptor, v any) *Error {
 	items, ok := v.([]any)
 	if !ok {
 		return wrongType(v, "a list")
 	}
 	for i, item := range items {
-		var ferr *fieldError
+		var ferr *Error
 		if fd.Kind() == protoreflect.MessageKind {
-			ferr = d.fill(list.AppendMutable().Message(), item)
+			ferr = r.Fill(list.AppendMutable().Message(), item)
 		} else {
 			var value protoreflect.Value
-			if value, ferr = d.scalar(fd, item); ferr == nil {
+			if value, ferr = r.scalar(fd, item); ferr == nil {
 				list.Append(value)
 			}
 		}
 		if ferr != nil {
-			return ferr.in("[" + strconv.Itoa(i) + "]")
+			return ferr.In("[" + strconv.Itoa(i) + "]")
 		}
 	}
 	return nil
@@ -90,25 +123,25 @@ func (d *decoder) fillList(list protoreflect.List, fd protoreflect.FieldDescript
 
 // fillMap fills a map from strings to scalars; our messages have no others. Where several entries are wrong, it names
 // the first by key, so that the message does not change from one reading to the next.
-func (d *decoder) fillMap(m protoreflect.Map, fd protoreflect.FieldDescriptor, v any) *fieldError {
+func (r *Reader) fillMap(m protoreflect.Map, fd protoreflect.FieldDescriptor, v any) *Error {
 	entries, ok := v.(map[any]any)
 	if !ok {
 		return wrongType(v, "a map")
 	}
-	var first *fieldError
+	var first *Error
 	for k, v := range entries {
-		name, ferr := d.text(keyName(k))
+		name, ferr := r.Text(keyName(k))
 		var value protoreflect.Value
 		if ferr == nil {
-			value, ferr = d.scalar(fd.MapValue(), v)
+			value, ferr = r.scalar(fd.MapValue(), v)
 		}
 		key := protoreflect.ValueOfString(name).MapKey()
 		if ferr == nil && m.Has(key) {
-			ferr = &fieldError{"", "is there twice, as a string and as a number or a truth value"}
+			ferr = &Error{"", "is there twice, as a string and as a number or a truth value"}
 		}
 		if ferr == nil {
 			m.Set(key, value)
-		} else if ferr = ferr.in("[" + abridge(keyName(k)) + "]"); first == nil || ferr.field < first.field {
+		} else if ferr = ferr.In("[" + Abridge(keyName(k)) + "]"); first == nil || ferr.Field < first.Field {
 			first = ferr
 		}
 	}
@@ -116,10 +149,10 @@ func (d *decoder) fillMap(m protoreflect.Map, fd protoreflect.FieldDescriptor, v
 }
 
 // scalar returns v as a value of fd, or of the items of fd.
-func (d *decoder) scalar(fd protoreflect.FieldDescriptor, v any) (protoreflect.Value, *fieldError) {
+func (r *Reader) scalar(fd protoreflect.FieldDescriptor, v any) (protoreflect.Value, *Error) {
 	switch fd.Kind() {
 	case protoreflect.StringKind:
-		s, ferr := d.text(v)
+		s, ferr := r.Text(v)
 		return protoreflect.ValueOfString(s), ferr
 	case protoreflect.BoolKind:
 		b, ok := v.(bool)
@@ -141,17 +174,17 @@ func (d *decoder) scalar(fd protoreflect.FieldDescriptor, v any) (protoreflect.V
 		}
 		return protoreflect.ValueOfEnum(e.Number()), nil
 	}
-	return protoreflect.Value{}, &fieldError{"", "can not be set here: its type, " + fd.Kind().String() + ", is not supported"}
+	return protoreflect.Value{}, &Error{"", "can not be set here: its type, " + fd.Kind().String() + ", is not supported"}
 }
 
-// text returns a string of the document, and charges it to the document's budget.
-func (d *decoder) text(v any) (string, *fieldError) {
+// Text returns a string of the document, and charges it to the document's budget.
+func (r *Reader) Text(v any) (string, *Error) {
 	s, ok := v.(string)
 	if !ok || !utf8.ValidString(s) { // YAML's !!binary may be anything
 		return "", wrongType(v, "a string; quote it")
 	}
-	if d.budget -= len(s); d.budget < 0 {
-		return "", &fieldError{"", "is too long: the document's aliases make too much of its text"}
+	if r.budget -= len(s); r.budget < 0 {
+		return "", &Error{"", "is too long: the document's aliases make too much of its text"}
 	}
 	return s, nil
 }
@@ -168,14 +201,14 @@ func uint32Of(v any) (uint32, bool) {
 }
 
 // wrongType says what v is, in one line however long v is.
-func wrongType(v any, want string) *fieldError {
+func wrongType(v any, want string) *Error {
 	is := "a list"
 	switch v := v.(type) {
 	case map[any]any:
 		is = "an object"
 	case []any:
 	case string:
-		is = strconv.Quote(abridge(v))
+		is = strconv.Quote(Abridge(v))
 	default:
 		text, err := json.Marshal(v) // spells numbers as people do
 		if err != nil {
@@ -183,24 +216,24 @@ func wrongType(v any, want string) *fieldError {
 		}
 		is = string(text)
 	}
-	return &fieldError{"", "is " + is + ", should be " + want}
+	return &Error{"", "is " + is + ", should be " + want}
 }
 
-func unknownField(known protoreflect.FieldDescriptors, fields map[any]any) *fieldError {
+func unknownField(known protoreflect.FieldDescriptors, fields map[any]any) *Error {
 	names := make([]string, known.Len())
 	for i := range names {
 		names[i] = known.Get(i).JSONName()
 	}
-	for _, name := range keyNames(fields) {
+	for _, name := range KeyNames(fields) {
 		if known.ByJSONName(name) == nil && known.ByTextName(name) == nil {
-			return &fieldError{"." + abridge(name), "unknown field; known are " + strings.Join(names, ", ")}
+			return &Error{"." + Abridge(name), "unknown field; known are " + strings.Join(names, ", ")}
 		}
 	}
-	return &fieldError{"", "has a key that is no string"} // unreachable: no field has a name such as "true" or "1"
+	return &Error{"", "has a key that is no string"} // unreachable: no field has a name such as "true" or "1"
 }
 
-// abridge keeps a value of the user's short enough for one log line.
-func abridge(s string) string {
+// Abridge keeps a value of the user's short enough for one log line.
+func Abridge(s string) string {
 	const most = 80
 	if len(s) <= most {
 		return s
@@ -214,21 +247,4 @@ func enumNames(ed protoreflect.EnumDescriptor) string {
 		names[i] = string(ed.Values().Get(i).Name())
 	}
 	return strings.Join(names, ", ")
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
-	return keys
-}
-
-// in puts the place of what e is about before the path that e has; a nil e stays nil.
-func (e *fieldError) in(prefix string) *fieldError {
-	if e == nil {
-		return nil
-	}
-	return &fieldError{prefix + e.field, e.reason}
 }

@@ -1,4 +1,4 @@
-package mesh
+package document
 
 import (
 	"fmt"
@@ -44,15 +44,15 @@ func FuzzStream(f *testing.F) {
 }
 
 func checkStream(t *testing.T, text string) {
-	chunks := split([]byte(text))
-	s := newStream(chunks)
+	chunks := Split([]byte(text))
+	s := NewStream(chunks)
 	for i, c := range chunks {
-		got, err := s.next(c)
+		got, err := s.Next(c)
 		if c.isJSON() {
 			continue
 		}
 		var want any
-		wantErr := yaml.UnmarshalStrict(c.text, &want)
+		wantErr := yaml.UnmarshalStrict(c.Text, &want)
 		if (err == nil) != (wantErr == nil) {
 			t.Errorf("%q: document %d: error %v, alone %v", text, i+1, err, wantErr)
 		} else if err == nil && fmt.Sprintf("%#v", got) != fmt.Sprintf("%#v", want) { // DeepEqual knows no NaN
@@ -63,11 +63,12 @@ func checkStream(t *testing.T, text string) {
 
 // TestStreamIsShared wants the documents of an ordinary file to share a parser to the end.
 func TestStreamIsShared(t *testing.T) {
-	chunks := split([]byte(se("a", "a.x", 1) + "---\n# b\n" + se("b", "b.x", 2) + "---\n" + flow("c", "c.x")))
-	s := newStream(chunks)
+	const entry = "kind: ServiceEntry\nspec:\n  hosts: [a.x]\n"
+	chunks := Split([]byte(entry + "---\n# b\n" + entry + "---\n{kind: ServiceEntry, spec: {hosts: [c.x]}}"))
+	s := NewStream(chunks)
 	for _, c := range chunks {
-		if _, err := s.next(c); err != nil || s.shared == nil {
-			t.Errorf("%s: error %v, shared %v", c.text, err, s.shared != nil)
+		if _, err := s.Next(c); err != nil || s.shared == nil {
+			t.Errorf("%s: error %v, shared %v", c.Text, err, s.shared != nil)
 		}
 	}
 }
@@ -79,18 +80,18 @@ func TestJSONTree(t *testing.T) {
 	if err := yaml.UnmarshalStrict([]byte(strings.Replace(text, "1", "1.0", 1)), &want); err != nil {
 		t.Fatal(err)
 	}
-	c := chunk{text: []byte("\t" + strings.ReplaceAll(text, " ", "\n\t"))}
-	if got, err := newStream([]chunk{c}).next(c); err != nil || !reflect.DeepEqual(got, want) {
+	c := Chunk{Text: []byte("\t" + strings.ReplaceAll(text, " ", "\n\t"))}
+	if got, err := NewStream([]Chunk{c}).Next(c); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%#v, error %v, want %#v", got, err, want)
 	}
 	for _, bad := range []string{`{"a": 1, "a": 2}`, `{"a": [{"b": 1, "b": 1}]}`, `{"a": 1e999}`} {
-		c := chunk{text: []byte(bad)}
-		if got, err := newStream([]chunk{c}).next(c); err == nil || !strings.HasPrefix(err.Error(), "is not JSON: ") {
+		c := Chunk{Text: []byte(bad)}
+		if got, err := NewStream([]Chunk{c}).Next(c); err == nil || !strings.HasPrefix(err.Error(), "is not JSON: ") {
 			t.Errorf("%s: %v, error %v", bad, got, err)
 		}
 	}
-	deep := chunk{text: []byte(strings.Repeat(`{"a":`, 1<<20))}
-	if _, err := newStream([]chunk{deep}).next(deep); err == nil {
+	deep := Chunk{Text: []byte(strings.Repeat(`{"a":`, 1<<20))}
+	if _, err := NewStream([]Chunk{deep}).Next(deep); err == nil {
 		t.Error("a document of a million levels was taken")
 	}
 }

@@ -1,0 +1,78 @@
+package mesh
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"understudy.mesh/pkg/mesh/internal/document"
+)
+
+// TestMergedDocument wants a document with merge keys in force, and its neighbours too.
+func TestMergedDocument(t *testing.T) {
+	text := entryWith("\n  hosts: [a.b]\n  ports:\n  - &p {number: 80, name: http, protocol: HTTP}\n  - {<<: *p, number: 81, name: other}\n  - {number: 82, <<: [*p, {targetPort: 8080}], name: third}\n  resolution: DNS") +
+		"---\n" + se("b", "b.x", 1)
+	r, report := load(t, text, testOptions())
+	for _, d := range report.Documents {
+		if d.Status != StatusOK {
+			t.Errorf("%+v", d)
+		}
+	}
+	if got := fmt.Sprint(r.services[0].ports[2].number, r.services[0].ports[2].target, len(r.services)); got != "82 8080 2" {
+		t.Error(got)
+	}
+}
+
+// TestAliasesAreBounded wants an error, and soon, of a document whose aliases make far more text than it has.
+func TestAliasesAreBounded(t *testing.T) {
+	long := strings.Repeat("a", 1<<20)
+	many := strings.TrimSuffix(strings.Repeat("*l, ", 1000), ", ")
+	for _, text := range []string{
+		entryWith("{subjectAltNames: [&l " + long + ", " + many + "], hosts: [a.b], resolution: NONE}"),
+		"apiVersion: v1\nkind: List\nitems: [{kind: &l " + long + "}, " + strings.ReplaceAll(many, "*l", "{kind: *l}") + "]\n",
+	} {
+		_, report := load(t, text, testOptions())
+		if len(report.Documents) != 1 || !strings.Contains(report.Documents[0].Reason, "aliases") {
+			t.Errorf("%.200s", fmt.Sprintf("%+v", report.Documents))
+		}
+	}
+	_, report := load(t, "a: &a [x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c]\n"+
+		"e: &e [*d, *d, *d, *d, *d, *d, *d, *d]\nf: &f [*e, *e, *e, *e, *e, *e, *e, *e]\ng: [*f, *f, *f, *f, *f, *f, *f, *f]\n", testOptions())
+	if len(report.Documents) != 1 || !strings.Contains(report.Documents[0].Reason, "excessive aliasing") {
+		t.Errorf("%.200s", fmt.Sprintf("%+v", report.Documents))
+	}
+}
+
+// TestListItemSums wants the sum of a List's item to be that of its content: the same wherever it stands, another for
+// any other content, and never the same for two items that differ in nothing but their names.
+func TestListItemSums(t *testing.T) {
+	list := func(items ...string) string {
+		return "{apiVersion: v1, kind: List, items: [" + strings.Join(items, ", ") + "]}"
+	}
+	sums := map[string]uint64{}
+	d := newDecoder(testOptions())
+	read := func(text string) (out []uint64) {
+		c := document.Chunk{Text: []byte(text)}
+		for _, dec := range d.document(document.NewStream([]document.Chunk{c}), c, 1) {
+			if dec.obj == nil {
+				t.Fatal(dec.err)
+			}
+			out = append(out, dec.obj.sum)
+		}
+		return out
+	}
+	a, b := flow("a", "a.x"), flow("b", "a.x")
+	for i, text := range []string{a, b, strings.Replace(a, "number: 1", "number: 2", 1),
+		strings.Replace(a, "name: a", "name: a, namespace: ns", 1), strings.Replace(a, "name: a", `name: a, creationTimestamp: "2026-01-02T15:04:05Z"`, 1)} {
+		sum := read(list(text, b))[0]
+		for other, s := range sums {
+			if s == sum {
+				t.Errorf("item %d: the sum of %s", i, other)
+			}
+		}
+		sums[text] = sum
+	}
+	if again := read(list(b, a)); again[1] != sums[a] || again[0] != sums[b] {
+		t.Error("the sum of an item depends on its place")
+	}
+}

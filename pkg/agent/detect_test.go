@@ -11,6 +11,7 @@ import (
 
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 )
 
 // TestDetectionTimeoutOfZeroWaitsForEver wants what docs/settings.md says of protocolDetectionTimeout: 0s is no default.
@@ -36,7 +37,7 @@ func TestDetectionTimeoutOfZeroWaitsForEver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := mesh.Build(r, nil, o)
+	out, err := build.New(o).Build(r, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +46,7 @@ func TestDetectionTimeoutOfZeroWaitsForEver(t *testing.T) {
 		if err := proto.Unmarshal(m.Body, &l); err != nil {
 			t.Fatal(err)
 		}
-		if m.Name == mesh.InboundListener {
+		if m.Name == build.InboundListener {
 			if l.ListenerFiltersTimeout == nil || l.ListenerFiltersTimeout.AsDuration() != 0 { // none is 15 s to Envoy
 				t.Errorf("Envoy waits %v, want for ever (0)", l.ListenerFiltersTimeout.AsDuration())
 			}

@@ -6,7 +6,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 )
 
 // fieldResourceName is the number of the name in Envoy's Cluster and Listener.
@@ -15,10 +15,10 @@ const fieldResourceName protowire.Number = 1
 // discardUnreadable takes from out what no release can have meant: a resource whose body is no
 // message or has another name, and one that comes twice. It returns their names. What Envoy
 // itself does not take of the rest, it refuses by name.
-func discardUnreadable(out *mesh.Output) (bad []string) {
-	readable := func(list []mesh.Message) []mesh.Message {
+func discardUnreadable(out *build.Output) (bad []string) {
+	readable := func(list []build.Message) []build.Message {
 		seen := make(map[string]bool, len(list))
-		return slices.DeleteFunc(list, func(m mesh.Message) bool {
+		return slices.DeleteFunc(list, func(m build.Message) bool {
 			name := ""
 			err := eachField(m.Body, func(number protowire.Number, value []byte, _ uint64) error {
 				if number == fieldResourceName {
@@ -45,7 +45,7 @@ func (s *sidecar) lost(missing []string) error {
 	if before == nil {
 		return nil
 	}
-	for _, list := range [][]mesh.Message{before.Clusters, before.Listeners} {
+	for _, list := range [][]build.Message{before.Clusters, before.Listeners} {
 		for _, m := range list {
 			if slices.Contains(missing, m.Name) {
 				return fmt.Errorf("what the generation before serves is refused by Envoy: %q", m.Name)

@@ -10,7 +10,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"understudy.mesh/hotrestart/handoff"
-	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
 )
@@ -18,9 +18,9 @@ import (
 // TestReadyWithoutWhatIsRefused: what Envoy refuses keeps a pod from being ready only if it is a
 // capture listener, or what the generation before serves.
 func TestReadyWithoutWhatIsRefused(t *testing.T) {
-	heritage := &mesh.Output{
-		Clusters:  []mesh.Message{{Name: "outbound|80||a"}},
-		Listeners: []mesh.Message{{Name: mesh.OutboundListener}, {Name: "10.0.0.1_80"}},
+	heritage := &build.Output{
+		Clusters:  []build.Message{{Name: "outbound|80||a"}},
+		Listeners: []build.Message{{Name: build.OutboundListener}, {Name: "10.0.0.1_80"}},
 	}
 	refused := func(kept bool, names ...string) *xds.RejectedError {
 		r := &xds.RejectedError{Resources: names, Reasons: names}
@@ -30,15 +30,15 @@ func TestReadyWithoutWhatIsRefused(t *testing.T) {
 		return r
 	}
 	for name, tc := range map[string]struct {
-		before  *mesh.Output
+		before  *build.Output
 		refused *xds.RejectedError
 		reason  string // "" when it is ready
 	}{
 		"nothing":                       {heritage, nil, ""},
 		"cold":                          {nil, refused(false, "10.0.0.1_80"), ""},
-		"cold, outbound":                {nil, refused(false, mesh.OutboundListener), mesh.OutboundListener},
-		"cold, inbound":                 {nil, refused(false, "10.0.0.1_80", mesh.InboundListener), mesh.InboundListener},
-		"a change of outbound":          {nil, refused(true, mesh.OutboundListener), ""},
+		"cold, outbound":                {nil, refused(false, build.OutboundListener), build.OutboundListener},
+		"cold, inbound":                 {nil, refused(false, "10.0.0.1_80", build.InboundListener), build.InboundListener},
+		"a change of outbound":          {nil, refused(true, build.OutboundListener), ""},
 		"the one before lacks it too":   {heritage, refused(false, "10.0.0.2_80", "outbound|80||b"), ""},
 		"the one before has a listener": {heritage, refused(false, "10.0.0.2_80", "10.0.0.1_80"), "10.0.0.1_80"},
 		"the one before has a cluster":  {heritage, refused(false, "outbound|80||a"), "outbound|80||a"},
@@ -67,15 +67,15 @@ func TestUnreadableHeritage(t *testing.T) {
 	named := func(name string) []byte {
 		return protowire.AppendString(protowire.AppendTag(nil, fieldResourceName, protowire.BytesType), name)
 	}
-	out := &mesh.Output{
-		Clusters: []mesh.Message{
+	out := &build.Output{
+		Clusters: []build.Message{
 			{Name: "good", Body: named("good")},
 			{Name: "bytes", Body: []byte("\xff\xff")},
 			{Name: "other", Body: named("another")},
 			{Name: "empty"},
 			{Name: "good", Body: named("good")},
 		},
-		Listeners: []mesh.Message{{Name: "good", Body: named("good")}, {Name: "cut", Body: named("cut")[:3]}},
+		Listeners: []build.Message{{Name: "good", Body: named("good")}, {Name: "cut", Body: named("cut")[:3]}},
 	}
 	bad := discardUnreadable(out)
 	if want := []string{"bytes", "other", "empty", "good", "cut"}; !slices.Equal(bad, want) {
@@ -122,7 +122,7 @@ func TestNewcomerRefuses(t *testing.T) {
 		"a cluster more":     {"", "outbound|80||a.example", false},
 		"another":            {"outbound|80||a.example", "outbound|80||b.example", false},
 		"a listener more":    {"", "10.1.2.3_80", false},
-		"a capture listener": {"", mesh.InboundListener, false},
+		"a capture listener": {"", build.InboundListener, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -19,6 +19,7 @@ import (
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
@@ -101,16 +102,6 @@ func (s *sidecar) newDNS() (err error) {
 	}
 	s.resolver, err = listenResolver(s.cfg.IPv4, server)
 	return err
-}
-
-// build makes the resources and names of a registry.
-func (s *sidecar) build(r *mesh.Registry, vips map[string][]netip.Addr) (*mesh.Output, error) {
-	o := meshOptions(s.cfg)
-	var err error
-	if o.DNSResolver, err = bootstrap.DNSResolver(s.resolver.addr); err != nil {
-		return nil, err
-	}
-	return mesh.Build(r, vips, o)
 }
 
 // newEnvoy writes the bootstrap and prepares Envoy's start.
@@ -206,7 +197,7 @@ func readOverride(path string, hostIP netip.Addr) (string, error) {
 // generation before has: that one had better go on.
 func (s *sidecar) settled(refused *xds.RejectedError) {
 	if refused != nil {
-		capture := func(name string) bool { return name == mesh.OutboundListener || name == mesh.InboundListener }
+		capture := func(name string) bool { return name == build.OutboundListener || name == build.InboundListener }
 		if slices.ContainsFunc(refused.Missing(), capture) {
 			s.ready.Fail(taskConfig, refused)
 			return
@@ -283,10 +274,21 @@ func (s *sidecar) exportLast() handoff.State {
 	return handoff.State{stateVIPs: s.vips.Export()}
 }
 
-func (s *sidecar) newPublisher() {
+// builder makes resources whose names Envoy looks up as the bootstrap says.
+func (s *sidecar) builder() (_ *build.Builder, err error) {
+	o := meshOptions(s.cfg)
+	o.DNSResolver, err = bootstrap.DNSResolver(s.resolver.addr)
+	return build.New(o), err
+}
+
+func (s *sidecar) newPublisher() error {
+	builder, err := s.builder()
+	if err != nil {
+		return err
+	}
 	s.ready.Pending(taskConfig, "the configuration files are not in force yet")
 	c := publish.Config{
-		Build:   s.build,
+		Build:   builder.Build,
 		Assign:  s.vips.Assign,
 		Set:     s.xds.Set,
 		Applied: s.xds.Applied, Connected: s.xds.Connected, Renewed: s.xds.Renewed(),
@@ -306,6 +308,7 @@ func (s *sidecar) newPublisher() {
 		}
 	}
 	s.publisher = publish.New(c)
+	return nil
 }
 
 func (s *sidecar) newStatus() error {

@@ -32,7 +32,11 @@ func TestLookupsOfResources(t *testing.T) {
 	}
 	const server = "127.0.0.77"
 	s.resolver = &resolver{addr: netip.MustParseAddrPort(server + ":53053")}
-	out, err := s.build(reg, nil)
+	builder, err := s.builder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := builder.Build(reg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

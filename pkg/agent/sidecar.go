@@ -19,6 +19,7 @@ import (
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
@@ -66,7 +67,7 @@ type sidecar struct {
 	version    atomic.Value // string: the running Envoy's, once known
 	// heritage is what the Envoy of the generation before uses, until this one is in force; nil
 	// for a cold start, and if that generation does not say precisely.
-	heritage atomic.Pointer[mesh.Output]
+	heritage atomic.Pointer[build.Output]
 
 	changes *publish.Mailbox
 	// inForce is closed once everything is: Envoy serves its whole configuration, DNS
@@ -134,7 +135,7 @@ func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *
 		return nil, err
 	}
 	s.xds = xds.New(listener, world.Log("xds"))
-	s.xds.SendFirst(mesh.OutboundListener, mesh.InboundListener)
+	s.xds.SendFirst(build.OutboundListener, build.InboundListener)
 	s.admin = envoy.NewAdmin(s.dir.AdminSocket())
 	if err := s.newDNS(); err != nil {
 		return nil, err
@@ -142,7 +143,9 @@ func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *
 	if err := s.newEnvoy(); err != nil {
 		return nil, err
 	}
-	s.newPublisher()
+	if err := s.newPublisher(); err != nil {
+		return nil, err
+	}
 	if inherited != nil {
 		s.inherit(inherited.state)
 	}

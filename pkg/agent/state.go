@@ -10,6 +10,7 @@ import (
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 )
 
 // Components of what a generation tells its successor. A name, once released, keeps its
@@ -47,9 +48,9 @@ const (
 
 // marshalOutput serializes what was in force in Envoy, in the wire format of protobuf,
 // so that a release that knows more can add fields.
-func marshalOutput(out *mesh.Output) []byte {
+func marshalOutput(out *build.Output) []byte {
 	var b []byte
-	for number, messages := range map[protowire.Number][]mesh.Message{fieldCluster: out.Clusters, fieldListener: out.Listeners} {
+	for number, messages := range map[protowire.Number][]build.Message{fieldCluster: out.Clusters, fieldListener: out.Listeners} {
 		for _, m := range messages {
 			var e []byte
 			e = protowire.AppendTag(e, fieldName, protowire.BytesType)
@@ -88,8 +89,8 @@ var errState = errors.New("not what this release understands")
 
 // unmarshalOutput reads what marshalOutput wrote, here or in another release. Fields
 // that it does not know are skipped. exact says that Envoy used precisely what is in it.
-func unmarshalOutput(b []byte) (out *mesh.Output, exact bool, err error) {
-	out = &mesh.Output{}
+func unmarshalOutput(b []byte) (out *build.Output, exact bool, err error) {
+	out = &build.Output{}
 	err = eachField(b, func(number protowire.Number, value []byte, n uint64) error {
 		switch number {
 		case fieldCluster, fieldListener:
@@ -121,7 +122,7 @@ func unmarshalOutput(b []byte) (out *mesh.Output, exact bool, err error) {
 	return out, exact, nil
 }
 
-func unmarshalMessage(b []byte) (m mesh.Message, err error) {
+func unmarshalMessage(b []byte) (m build.Message, err error) {
 	err = eachField(b, func(number protowire.Number, value []byte, _ uint64) error {
 		switch number {
 		case fieldName:

@@ -10,12 +10,13 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 )
 
-func someOutput() *mesh.Output {
-	return &mesh.Output{
-		Clusters:  []mesh.Message{{Name: "c1", Body: []byte{1, 2}}, {Name: "c2"}},
-		Listeners: []mesh.Message{{Name: "l1", Body: bytes.Repeat([]byte{9}, 300)}},
+func someOutput() *build.Output {
+	return &build.Output{
+		Clusters:  []build.Message{{Name: "c1", Body: []byte{1, 2}}, {Name: "c2"}},
+		Listeners: []build.Message{{Name: "l1", Body: bytes.Repeat([]byte{9}, 300)}},
 		Hosts: []mesh.Host{
 			{Name: "a.example", Addrs: []netip.Addr{netip.MustParseAddr("240.240.0.1"), netip.MustParseAddr("2001:2::1")}, VIP: true},
 			{Name: "*.b.example", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}},
@@ -28,7 +29,7 @@ func someOutput() *mesh.Output {
 var sameOutput = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(bytes.Equal)}
 
 func TestOutputRoundTrip(t *testing.T) {
-	for name, want := range map[string]*mesh.Output{"empty": {}, "some": someOutput()} {
+	for name, want := range map[string]*build.Output{"empty": {}, "some": someOutput()} {
 		got, exact, err := unmarshalOutput(marshalOutput(want))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -25,41 +25,41 @@ func comparePrefixes(p, q netip.Prefix) int {
 }
 
 // bind lays out the listeners of the services that have no VIP, and reports the ports that can not have theirs.
-func (a *assembly) bind() (exact, wild []binding) {
-	at := map[place]map[netip.Prefix][]member{}
-	put := func(pl place, prefix netip.Prefix, m member) {
+func (a *assembly) bind() (exact, wild []Binding) {
+	at := map[place]map[netip.Prefix][]Member{}
+	put := func(pl place, prefix netip.Prefix, m Member) {
 		if at[pl] == nil {
-			at[pl] = map[netip.Prefix][]member{}
+			at[pl] = map[netip.Prefix][]Member{}
 		}
 		at[pl][prefix] = append(at[pl][prefix], m)
 	}
 	for _, s := range a.services {
-		if s.wantsVIP {
+		if s.WantsVIP {
 			continue
 		}
-		for _, p := range s.ports {
-			if p.protocol == protoUDP {
+		for _, p := range s.Ports {
+			if p.Protocol == ProtoUDP {
 				continue
 			}
 			for _, prefix := range s.destinations(a.o) {
 				own := prefix.IsValid() && prefix.IsSingleIP()
 				switch {
-				case a.o.reserved(p.number) && (!own || prefix.Addr().IsLoopback()):
-					obj := a.declarer(s, p.number)
-					a.except(obj, document.Errorf(portField(obj, p.number)+".number", "%d belongs to the agent or Envoy, and %s has no address of its own to tell it apart: the port is not captured; give the host an address in spec.addresses", p.number, s.host))
+				case a.o.reserved(p.Number) && (!own || prefix.Addr().IsLoopback()):
+					obj := a.declarer(s, p.Number)
+					a.except(obj, document.Errorf(portField(obj, p.Number)+".number", "%d belongs to the agent or Envoy, and %s has no address of its own to tell it apart: the port is not captured; give the host an address in spec.addresses", p.Number, s.Host))
 				case own:
-					put(place{prefix.Addr(), p.number}, netip.Prefix{}, member{s, p})
+					put(place{prefix.Addr(), p.Number}, netip.Prefix{}, Member{s, p})
 				default:
-					put(place{port: p.number}, prefix, member{s, p})
+					put(place{port: p.Number}, prefix, Member{s, p})
 				}
 			}
 		}
 	}
 	// In order, so that the same documents give the same report.
 	for _, pl := range slices.SortedFunc(maps.Keys(at), place.compare) {
-		b := binding{addr: pl.addr, port: pl.port}
+		b := Binding{Addr: pl.addr, Port: pl.port}
 		for _, prefix := range slices.SortedFunc(maps.Keys(at[pl]), comparePrefixes) {
-			b.scopes = append(b.scopes, scope{prefix, a.oneTCP(at[pl][prefix])})
+			b.Scopes = append(b.Scopes, Scope{prefix, a.oneTCP(at[pl][prefix])})
 		}
 		if pl.addr.IsValid() {
 			exact = append(exact, b)
@@ -72,13 +72,13 @@ func (a *assembly) bind() (exact, wild []binding) {
 
 // destinations returns what identifies the service by destination address: its addresses and CIDRs of the families
 // that the pod has, or the zero prefix, any address, when it declares none.
-func (s *service) destinations(o *Options) []netip.Prefix {
+func (s *Service) destinations(o *Options) []netip.Prefix {
 	if len(s.addresses) == 0 {
 		return []netip.Prefix{{}}
 	}
 	var out []netip.Prefix
 	for _, p := range s.addresses {
-		if !p.IsValid() || o.hasFamily(p.Addr()) {
+		if !p.IsValid() || o.HasFamily(p.Addr()) {
 			out = append(out, p)
 		}
 	}
@@ -88,10 +88,10 @@ func (s *service) destinations(o *Options) []netip.Prefix {
 // oneTCP leaves the oldest plain TCP service of those that share a port, since nothing in a TCP connection tells them
 // apart, and reports the others where that makes a difference. Those that share a port of an address that documents
 // give went before, see contested.
-func (a *assembly) oneTCP(members []member) []member {
-	var first *member
-	return slices.DeleteFunc(members, func(m member) bool {
-		if m.port.protocol != protoTCP {
+func (a *assembly) oneTCP(members []Member) []Member {
+	var first *Member
+	return slices.DeleteFunc(members, func(m Member) bool {
+		if m.Port.Protocol != ProtoTCP {
 			return false
 		}
 		if first == nil {
@@ -99,10 +99,10 @@ func (a *assembly) oneTCP(members []member) []member {
 			first = &kept
 			return false
 		}
-		if !sameTarget(m.port, first.port) {
-			winner, loser := a.declarer(first.service, m.port.number), a.declarer(m.service, m.port.number)
-			a.except(loser, document.Errorf(portField(loser, m.port.number), "TCP port %d of %s has no address to tell it apart, so that connections to it reach %s, by ServiceEntry %s/%s, which is older; give the hosts different spec.addresses, or turn on automatic addresses (ISTIO_META_DNS_AUTO_ALLOCATE)",
-				m.port.number, m.service.host, first.service.host, winner.namespace, winner.name))
+		if !sameTarget(m.Port, first.Port) {
+			winner, loser := a.declarer(first.Service, m.Port.Number), a.declarer(m.Service, m.Port.Number)
+			a.except(loser, document.Errorf(portField(loser, m.Port.Number), "TCP port %d of %s has no address to tell it apart, so that connections to it reach %s, by ServiceEntry %s/%s, which is older; give the hosts different spec.addresses, or turn on automatic addresses (ISTIO_META_DNS_AUTO_ALLOCATE)",
+				m.Port.Number, m.Service.Host, first.Service.Host, winner.namespace, winner.name))
 		}
 		return true
 	})

@@ -19,13 +19,13 @@ type claim struct {
 // claimant is who has a claim.
 type claimant struct {
 	host string
-	port servicePort
+	port ServicePort
 	by   *object
 }
 
 // contested returns why obj can not be in force beside the documents that are older, or nil; what obj claims is its own
 // then. ports has those of each host of obj.
-func (a *assembly) contested(obj *object, ports [][]servicePort) *document.Error {
+func (a *assembly) contested(obj *object, ports [][]ServicePort) *document.Error {
 	var wanted map[claim]claimant
 	for i, host := range obj.entry.hosts {
 		for c, p := range a.claimed(obj, host, ports[i]) {
@@ -50,19 +50,19 @@ func (a *assembly) contested(obj *object, ports [][]servicePort) *document.Error
 
 // claimed yields what host needs once obj is in force: every TCP port of it on every address of it, whoever declared
 // the one and the other.
-func (a *assembly) claimed(obj *object, host string, ports []servicePort) iter.Seq2[claim, servicePort] {
+func (a *assembly) claimed(obj *object, host string, ports []ServicePort) iter.Seq2[claim, ServicePort] {
 	addresses := obj.entry.addresses
 	if s := a.byHost[host]; s != nil {
 		if a.keepsVIP(s, obj) {
 			addresses = nil
 		}
 		addresses = append(slices.Clip(addresses), s.addresses...)
-		ports = append(slices.Clip(s.ports), ports...)
+		ports = append(slices.Clip(s.Ports), ports...)
 	}
-	return func(yield func(claim, servicePort) bool) {
+	return func(yield func(claim, ServicePort) bool) {
 		for _, prefix := range addresses {
 			for _, p := range ports {
-				if prefix.IsValid() && p.protocol == protoTCP && !yield(claim{prefix, p.number}, p) {
+				if prefix.IsValid() && p.Protocol == ProtoTCP && !yield(claim{prefix, p.Number}, p) {
 					return
 				}
 			}
@@ -81,7 +81,7 @@ func lostTo(have claimant, obj *object, host string, c claim) *document.Error {
 			c.port, have.host, host, at)
 	}
 	field := "spec.addresses"
-	if slices.ContainsFunc(obj.entry.ports, func(p port) bool { return p.number == c.port }) {
+	if slices.ContainsFunc(obj.entry.ports, func(p Port) bool { return p.Number == c.port }) {
 		field = portField(obj, c.port)
 	}
 	return document.Errorf(field, "TCP port %d of %s on %s goes to %s already, by ServiceEntry %s/%s, which is older; nothing of this document is in force: give its hosts other spec.addresses, or none and turn on automatic ones (ISTIO_META_DNS_AUTO_ALLOCATE)",
@@ -89,15 +89,15 @@ func lostTo(have claimant, obj *object, host string, c claim) *document.Error {
 }
 
 // sameTarget says whether connections to the two end at the same place, so that it makes no difference whose they are.
-func sameTarget(p, q servicePort) bool {
-	return p.resolution == q.resolution && (p.resolution == resolveNone ||
-		slices.EqualFunc(p.endpoints, q.endpoints, func(x, y endpoint) bool {
-			return x.address == y.address && x.on(p.port) == y.on(q.port)
+func sameTarget(p, q ServicePort) bool {
+	return p.Resolution == q.Resolution && (p.Resolution == ResolveNone ||
+		slices.EqualFunc(p.Endpoints, q.Endpoints, func(x, y Endpoint) bool {
+			return x.Address == y.Address && x.On(p.Port) == y.On(q.Port)
 		}))
 }
 
 // declarer returns the document that gave s a port.
-func (a *assembly) declarer(s *service, number uint16) *object {
+func (a *assembly) declarer(s *Service, number uint16) *object {
 	if obj := a.joined[s][number]; obj != nil {
 		return obj
 	}
@@ -106,5 +106,5 @@ func (a *assembly) declarer(s *service, number uint16) *object {
 
 // portField is the path of a port in the document that declares it.
 func portField(obj *object, number uint16) string {
-	return indexed("spec.ports", slices.IndexFunc(obj.entry.ports, func(p port) bool { return p.number == number }))
+	return indexed("spec.ports", slices.IndexFunc(obj.entry.ports, func(p Port) bool { return p.Number == number }))
 }

@@ -18,7 +18,7 @@ func TestMergedDocument(t *testing.T) {
 			t.Errorf("%+v", d)
 		}
 	}
-	if got := fmt.Sprint(r.services[0].ports[2].number, r.services[0].ports[2].target, len(r.services)); got != "82 8080 2" {
+	if got := fmt.Sprint(r.services[0].Ports[2].Number, r.services[0].Ports[2].target, len(r.services)); got != "82 8080 2" {
 		t.Error(got)
 	}
 }

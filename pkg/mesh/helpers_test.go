@@ -2,20 +2,13 @@ package mesh
 
 import (
 	"bytes"
-	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
-
-	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
-	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 )
 
 // testOptions are those of a pod with both families, DNS capture and VIPs.
@@ -71,122 +64,7 @@ func load(t testing.TB, text string, o Options) (*Registry, Report) {
 	return r, s.Report()
 }
 
-// giveVIPs gives each host that wants one the next address of both ranges.
-func giveVIPs(hosts []string) map[string][]netip.Addr {
-	out := map[string][]netip.Addr{}
-	v4, v6 := netip.MustParseAddr("240.240.0.1"), netip.MustParseAddr("2001:2::1")
-	for _, h := range hosts {
-		out[h] = []netip.Addr{v4, v6}
-		v4, v6 = v4.Next(), v6.Next()
-	}
-	return out
-}
-
-func build(t testing.TB, r *Registry, o Options) *Output {
-	t.Helper()
-	out, err := Build(r, giveVIPs(r.AutoHosts()), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
-func parseClusters(t testing.TB, msgs []Message) []*clusterv3.Cluster {
-	t.Helper()
-	var out []*clusterv3.Cluster
-	for _, m := range msgs {
-		c := &clusterv3.Cluster{}
-		if err := proto.Unmarshal(m.Body, c); err != nil {
-			t.Fatal(err)
-		}
-		out = append(out, c)
-	}
-	return out
-}
-
-func parseListeners(t testing.TB, msgs []Message) []*listenerv3.Listener {
-	t.Helper()
-	var out []*listenerv3.Listener
-	for _, m := range msgs {
-		l := &listenerv3.Listener{}
-		if err := proto.Unmarshal(m.Body, l); err != nil {
-			t.Fatal(err)
-		}
-		out = append(out, l)
-	}
-	return out
-}
-
-// readable returns m as indented JSON that does not change from run to run, which protojson's own does.
-func readable(t testing.TB, m proto.Message) string {
-	t.Helper()
-	text, err := protojson.Marshal(m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var tree any
-	if err := json.Unmarshal(text, &tree); err != nil {
-		t.Fatal(err)
-	}
-	text, err = json.MarshalIndent(tree, "", " ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-// envoyBinary finds the real Envoy, and skips the test where there is none, but never in CI.
-func envoyBinary(t testing.TB) string {
-	t.Helper()
-	path := os.Getenv("ENVOY_BINARY")
-	if path == "" {
-		path = filepath.Join("..", "..", "bin", "envoy")
-	}
-	path, err := filepath.Abs(path)
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		needs(t, "a real Envoy: run make envoy, or set ENVOY_BINARY")
-	}
-	return path
-}
-
-// needs skips a test whose surroundings are missing; in CI that is a failure.
-func needs(t testing.TB, what string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal("needs " + what)
-	}
-	t.Skip("needs " + what)
-}
-
-// bootstrapFile writes a bootstrap that carries out as static resources.
-func bootstrapFile(t testing.TB, out *Output) string {
-	t.Helper()
-	b := &bootstrapv3.Bootstrap{StaticResources: &bootstrapv3.Bootstrap_StaticResources{
-		Clusters: parseClusters(t, out.Clusters), Listeners: parseListeners(t, out.Listeners),
-	}}
-	text, err := protojson.Marshal(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(t.TempDir(), "bootstrap.json")
-	if err := os.WriteFile(path, text, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-// validate has the real Envoy check out, and fails on any warning: each would be logged 10,000 times.
-func validate(t testing.TB, out *Output) {
-	t.Helper()
-	cmd := exec.Command(envoyBinary(t), "--mode", "validate", "-c", bootstrapFile(t, out), "-l", "warning")
-	text, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("envoy --mode validate: %v\n%s", err, text)
-	}
-	if bytes.Contains(text, []byte("[warning]")) {
-		t.Fatalf("envoy warns:\n%s", text)
-	}
+// doc is a ServiceEntry with metadata and spec in flow style.
+func doc(metadata, spec string) string {
+	return fmt.Sprintf("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {%s}\nspec: {%s}\n---\n", metadata, spec)
 }

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"hash/maphash"
 	"maps"
 
 	"understudy.mesh/pkg/mesh/internal/document"
@@ -13,13 +14,13 @@ type attempt struct {
 	excepted map[*object][]*document.Error // this of it is not
 }
 
-func try(objects map[key]*object, o Options, m *memo) attempt {
+func try(objects map[key]*object, o Options, seed maphash.Seed) attempt {
 	list := make([]*object, 0, len(objects))
 	for _, obj := range objects {
 		list = append(list, obj)
 	}
 	t := attempt{lost: map[*object]*document.Error{}, excepted: map[*object][]*document.Error{}}
-	t.registry = newRegistry(list, o, m, func(obj *object, v verdict) {
+	t.registry = newRegistry(list, o, seed, func(obj *object, v verdict) {
 		if v.whole {
 			t.lost[obj] = v.Error
 		} else {
@@ -32,9 +33,9 @@ func try(objects map[key]*object, o Options, m *memo) attempt {
 // registry merges the good objects, and notes at their documents what others do to them. Where a document can not be in
 // force beside the others, its version before stays, as with one that is bad by itself; if that can not be either, or
 // there is none, nothing of it is in force.
-func (d *directory) registry(o Options, m *memo) *Registry {
+func (d *directory) registry(o Options, seed maphash.Seed) *Registry {
 	objects, conflicts := d.good, map[*object]*document.Error{}
-	t := try(objects, o, m)
+	t := try(objects, o, seed)
 	for len(t.lost) > 0 {
 		turn := maps.Clone(objects)
 		for obj, err := range t.lost {
@@ -46,7 +47,7 @@ func (d *directory) registry(o Options, m *memo) *Registry {
 		if maps.Equal(turn, objects) { // after at most a turn an object, as none is put back twice
 			break
 		}
-		objects, t = turn, try(turn, o, m)
+		objects, t = turn, try(turn, o, seed)
 	}
 	for obj, err := range t.lost {
 		if d.good[obj.key()] == obj {

@@ -8,53 +8,55 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 )
 
-// resolution is how the endpoints of a service are found: the API's ServiceEntry.Resolution, in a byte.
-type resolution uint8
+// Resolution is how the endpoints of a service are found: the API's ServiceEntry.Resolution, in a byte.
+type Resolution uint8
 
+// The ways of the API.
 const (
-	resolveNone    = resolution(networking.ServiceEntry_NONE)            // the address the application dialled
-	resolveStatic  = resolution(networking.ServiceEntry_STATIC)          // the endpoints' IP addresses
-	resolveDNS     = resolution(networking.ServiceEntry_DNS)             // every address of the endpoints' names
-	resolveDNSRR   = resolution(networking.ServiceEntry_DNS_ROUND_ROBIN) // one address of the one name at a time
-	resolveDynamic = resolution(networking.ServiceEntry_DYNAMIC_DNS)     // every address of the name that Host or SNI says
+	ResolveNone    = Resolution(networking.ServiceEntry_NONE)            // the address the application dialled
+	ResolveStatic  = Resolution(networking.ServiceEntry_STATIC)          // the endpoints' IP addresses
+	ResolveDNS     = Resolution(networking.ServiceEntry_DNS)             // every address of the endpoints' names
+	ResolveDNSRR   = Resolution(networking.ServiceEntry_DNS_ROUND_ROBIN) // one address of the one name at a time
+	ResolveDynamic = Resolution(networking.ServiceEntry_DYNAMIC_DNS)     // every address of the name that Host or SNI says
 )
 
-func (r resolution) String() string { return networking.ServiceEntry_Resolution(r).String() }
+func (r Resolution) String() string { return networking.ServiceEntry_Resolution(r).String() }
 
 // byName says whether Envoy looks up the names of the endpoints, or of the host itself.
-func (r resolution) byName() bool { return r == resolveDNS || r == resolveDNSRR }
+func (r Resolution) byName() bool { return r == ResolveDNS || r == ResolveDNSRR }
 
-// protocol is what Envoy does with the bytes of a port; Istio's names with the same treatment share one.
-type protocol uint8
+// Protocol is what Envoy does with the bytes of a port; Istio's names with the same treatment share one.
+type Protocol uint8
 
+// The protocols that are told apart.
 const (
-	protoTCP protocol = iota
-	protoTLS          // TLS and HTTPS: opaque, routed by SNI where the address does not tell
-	protoHTTP
-	protoHTTP2 // HTTP2 and GRPC
-	protoGRPCWeb
-	protoUDP // declared but not captured: iptables redirects TCP only
+	ProtoTCP Protocol = iota
+	ProtoTLS          // TLS and HTTPS: opaque, routed by SNI where the address does not tell
+	ProtoHTTP
+	ProtoHTTP2 // HTTP2 and GRPC
+	ProtoGRPCWeb
+	ProtoUDP // declared but not captured: iptables redirects TCP only
 )
 
 // protocols are the values of ServicePort.protocol, from Istio's pkg/config/protocol. HTTP_PROXY is HTTP to istiod
 // outside of a Sidecar's listeners.
 var protocols = [...]struct {
 	name string
-	is   protocol
+	is   Protocol
 }{
-	{"HTTP", protoHTTP}, {"HTTPS", protoTLS}, {"GRPC", protoHTTP2}, {"GRPC-WEB", protoGRPCWeb}, {"HTTP2", protoHTTP2},
-	{"HTTP_PROXY", protoHTTP}, {"MONGO", protoTCP}, {"MYSQL", protoTCP}, {"REDIS", protoTCP}, {"TCP", protoTCP},
-	{"TLS", protoTLS}, {"UDP", protoUDP},
+	{"HTTP", ProtoHTTP}, {"HTTPS", ProtoTLS}, {"GRPC", ProtoHTTP2}, {"GRPC-WEB", ProtoGRPCWeb}, {"HTTP2", ProtoHTTP2},
+	{"HTTP_PROXY", ProtoHTTP}, {"MONGO", ProtoTCP}, {"MYSQL", ProtoTCP}, {"REDIS", ProtoTCP}, {"TCP", ProtoTCP},
+	{"TLS", ProtoTLS}, {"UDP", ProtoUDP},
 }
 
 // parseProtocol reads a ServicePort.protocol, of any case; without one, a port is TCP.
-func parseProtocol(name string) (p protocol, known bool) {
+func parseProtocol(name string) (p Protocol, known bool) {
 	for i := range protocols {
 		if strings.EqualFold(protocols[i].name, name) {
 			return protocols[i].is, true
 		}
 	}
-	return protoTCP, name == ""
+	return ProtoTCP, name == ""
 }
 
 func protocolNames() string {
@@ -65,29 +67,33 @@ func protocolNames() string {
 	return strings.Join(names, ", ")
 }
 
-func (p protocol) isHTTP() bool { return p == protoHTTP || p == protoHTTP2 || p == protoGRPCWeb }
+// IsHTTP says whether Envoy reads the requests of the port.
+func (p Protocol) IsHTTP() bool { return p == ProtoHTTP || p == ProtoHTTP2 || p == ProtoGRPCWeb }
 
-func (p protocol) String() string {
-	names := [...]string{protoTCP: "TCP", protoTLS: "TLS", protoHTTP: "HTTP", protoHTTP2: "HTTP2", protoGRPCWeb: "GRPC-WEB", protoUDP: "UDP"}
+// namesHost says whether a connection to the port names a host that can be looked up.
+func (p Protocol) namesHost() bool { return p.IsHTTP() || p == ProtoTLS }
+
+func (p Protocol) String() string {
+	names := [...]string{ProtoTCP: "TCP", ProtoTLS: "TLS", ProtoHTTP: "HTTP", ProtoHTTP2: "HTTP2", ProtoGRPCWeb: "GRPC-WEB", ProtoUDP: "UDP"}
 	if int(p) < len(names) {
 		return names[p]
 	}
 	return fmt.Sprintf("protocol %d", p)
 }
 
-// port is one port of a ServiceEntry.
-type port struct {
+// Port is one port of a ServiceEntry.
+type Port struct {
 	name           string
-	number, target uint16 // target is number where targetPort is not given
-	protocol       protocol
+	Number, target uint16 // target is number where targetPort is not given
+	Protocol       Protocol
 }
 
-// endpoint is one place where a service is served.
-type endpoint struct {
-	address  string // IP, host name, or unix:// path
-	locality string // region/zone/subzone
+// Endpoint is one place where a service is served.
+type Endpoint struct {
+	Address  string // IP, host name, or unix:// path
+	Locality string // region/zone/subzone
 	ports    []portOverride
-	weight   uint32 // 0 counts as 1
+	Weight   uint32 // 0 counts as 1
 }
 
 // portOverride is an endpoint's own number for a named port.
@@ -96,8 +102,8 @@ type portOverride struct {
 	number uint16
 }
 
-// on returns the number under which the endpoint serves p.
-func (e *endpoint) on(p port) uint16 {
+// On returns the number under which the endpoint serves p.
+func (e *Endpoint) On(p Port) uint16 {
 	for _, o := range e.ports {
 		if o.name == p.name {
 			return o.number
@@ -108,23 +114,26 @@ func (e *endpoint) on(p port) uint16 {
 
 const unixPrefix = "unix://"
 
-func (e *endpoint) isUnix() bool { return strings.HasPrefix(e.address, unixPrefix) }
+// UnixPath is the path of an endpoint that is a Unix socket.
+func (e *Endpoint) UnixPath() (path string, is bool) { return strings.CutPrefix(e.Address, unixPrefix) }
+
+func (e *Endpoint) isUnix() bool { return strings.HasPrefix(e.Address, unixPrefix) }
 
 // entry is a valid ServiceEntry.
 type entry struct {
 	hosts      []string       // lower case
 	addresses  []netip.Prefix // the zero prefix is every address
-	ports      []port
-	endpoints  []endpoint
+	ports      []Port
+	endpoints  []Endpoint
 	itself     bool    // the hosts are names that Envoy looks up: their own endpoints
 	selector   []label // nil: no selector
 	exportTo   []string
-	resolution resolution
+	resolution Resolution
 }
 
 // workload is a valid WorkloadEntry.
 type workload struct {
-	endpoint endpoint
+	endpoint Endpoint
 	labels   []label
 }
 

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"time"
@@ -79,18 +80,11 @@ func (o Options) withDefaults() (Options, error) {
 	case o.DetectionTimeout < 0:
 		return o, fmt.Errorf("protocolDetectionTimeout is %s, should be 0s, which waits for ever, or longer", o.DetectionTimeout)
 	}
-	setDefault(&o.MaxFileBytes, defaultMaxFileBytes)
+	o.MaxFileBytes = cmp.Or(o.MaxFileBytes, defaultMaxFileBytes)
 	if o.Now == nil {
 		o.Now = time.Now
 	}
 	return o, nil
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // reserved says whether port belongs to the agent or Envoy, so that no wildcard listener may be made for it.
@@ -106,19 +100,8 @@ func (o *Options) reserved(port uint16) bool {
 	return false
 }
 
-// perFamily picks what is for a pod with IPv4 only, with IPv6 only, or with both.
-func perFamily[T any](o *Options, v4, v6, both T) T {
-	switch {
-	case !o.IPv6:
-		return v4
-	case !o.IPv4:
-		return v6
-	}
-	return both
-}
-
-// hasFamily says whether the pod has the family of a.
-func (o *Options) hasFamily(a netip.Addr) bool {
+// HasFamily says whether the pod has the family of a.
+func (o *Options) HasFamily(a netip.Addr) bool {
 	if a.Is4() {
 		return o.IPv4
 	}

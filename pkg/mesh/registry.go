@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"cmp"
+	"hash/maphash"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,61 +13,65 @@ import (
 // Registry is the services that a good state of the directory declares: validated, merged by host, compact. It is
 // immutable and safe for concurrent use.
 type Registry struct {
-	services []*service // by host
-	exact    []binding  // listeners for addresses that the documents give, by address and port
-	wild     []binding  // listeners that match a port on any address, by port
-	sum      uint64     // two registries of one Source with the same sum are the same
+	services []*Service          // by host
+	exact    []Binding           // listeners for addresses that the documents give, by address and port
+	wild     []Binding           // listeners that match a port on any address, by port
+	sum      uint64              // two registries of one Source with the same sum are the same
+	taken    map[netip.Addr]bool // single addresses of Declared
 	o        Options
-	memo     *memo
 }
 
-// service is one host and what serves it.
-type service struct {
-	host      string
+// Service is one host and what serves it.
+type Service struct {
+	Host      string
 	namespace string // of the oldest entry that declares it
-	sum       uint64 // of everything that the service was made from
+	Sum       uint64 // of everything that the service was made from
 	addresses []netip.Prefix
-	ports     []servicePort // by the age of the entry, then in its order
+	Ports     []ServicePort // by the age of the entry, then in its order
 	none      bool          // an entry has resolution NONE
-	wantsVIP  bool
+	WantsVIP  bool
 }
 
-// servicePort is one port of a service.
-type servicePort struct {
-	port
-	resolution resolution
-	endpoints  []endpoint
+// IsPartial says whether the host is a wildcard within its first label, which neither SNI nor DNS tells.
+func (s *Service) IsPartial() bool { return isPartial(s.Host) }
+
+// ServicePort is one port of a service.
+type ServicePort struct {
+	Port
+	Resolution Resolution
+	Endpoints  []Endpoint
 }
 
-// binding is one shared listener: an address and a port, or, without an address, a port on every address.
-type binding struct {
-	addr   netip.Addr
-	port   uint16
-	scopes []scope // by prefix; just one, without a prefix, when there is an address
+// Binding is one shared listener: an address and a port, or, without an address, a port on every address.
+type Binding struct {
+	Addr   netip.Addr
+	Port   uint16
+	Scopes []Scope // by prefix; just one, without a prefix, when there is an address
 }
 
-// scope is the services that share the destination addresses of prefix; no prefix means all addresses.
-type scope struct {
-	prefix  netip.Prefix
-	members []member // oldest first
+// Scope is the services that share the destination addresses of prefix; no prefix means all addresses.
+type Scope struct {
+	Prefix  netip.Prefix
+	Members []Member // oldest first
 }
 
-type member struct {
-	service *service
-	port    servicePort
+// Member is a port of a service, beside those with which it shares a listener.
+type Member struct {
+	Service *Service
+	Port    ServicePort
 }
 
 // assembly is a Registry in the making.
 type assembly struct {
 	o         *Options
-	memo      *memo
+	seed      maphash.Seed
 	report    func(*object, verdict)
 	workloads map[string][]*object // by namespace
-	byHost    map[string]*service
-	owner     map[*service]*object            // the document that declared it first
-	joined    map[*service]map[uint16]*object // those that gave it a port later
+	byHost    map[string]*Service
+	owner     map[*Service]*object            // the document that declared it first
+	joined    map[*Service]map[uint16]*object // those that gave it a port later
 	claims    map[claim]claimant
-	services  []*service // oldest first
+	services  []*Service // oldest first
 }
 
 // verdict is what other documents keep from being in force: all of a document, or what the error names of it.
@@ -79,12 +84,12 @@ type verdict struct {
 func (a *assembly) except(obj *object, err *document.Error) { a.report(obj, verdict{Error: err}) }
 
 // newRegistry merges good documents into services. Conflicts go to report, with the document that lost.
-func newRegistry(objects []*object, o Options, m *memo, report func(*object, verdict)) *Registry {
+func newRegistry(objects []*object, o Options, seed maphash.Seed, report func(*object, verdict)) *Registry {
 	slices.SortFunc(objects, older)
 	a := &assembly{
-		o: &o, memo: m, report: report, workloads: map[string][]*object{},
-		byHost: make(map[string]*service, len(objects)), owner: make(map[*service]*object, len(objects)),
-		joined: map[*service]map[uint16]*object{}, claims: map[claim]claimant{},
+		o: &o, seed: seed, report: report, workloads: map[string][]*object{},
+		byHost: make(map[string]*Service, len(objects)), owner: make(map[*Service]*object, len(objects)),
+		joined: map[*Service]map[uint16]*object{}, claims: map[claim]claimant{},
 	}
 	for _, obj := range objects {
 		if obj.workload != nil {
@@ -96,27 +101,41 @@ func newRegistry(objects []*object, o Options, m *memo, report func(*object, ver
 			a.add(obj)
 		}
 	}
-	r := &Registry{memo: m, o: o}
+	r := &Registry{o: o, taken: map[netip.Addr]bool{}}
 	for _, s := range a.services {
-		s.wantsVIP = s.needsVIP(&o)
+		s.WantsVIP = s.needsVIP(&o)
 	}
 	r.exact, r.wild = a.bind()
 	r.services = a.services
-	slices.SortFunc(r.services, func(x, y *service) int { return cmp.Compare(x.host, y.host) })
+	slices.SortFunc(r.services, func(x, y *Service) int { return cmp.Compare(x.Host, y.Host) })
 	for _, s := range r.services {
-		r.sum = mix(r.sum, s.sum)
+		r.sum = a.mix(r.sum, s.Sum)
+	}
+	for _, p := range r.Declared() {
+		if p.IsSingleIP() {
+			r.taken[p.Addr()] = true
+		}
 	}
 	return r
 }
 
+// mix folds v into a running hash; the order of what is mixed matters.
+func (a *assembly) mix(h, v uint64) uint64 { return maphash.Comparable(a.seed, [2]uint64{h, v}) }
+
+// Services returns the services by host.
+func (r *Registry) Services() []*Service { return r.services }
+
+// Bindings returns the listeners of services without a VIP: first those of addresses, then those of ports on any address.
+func (r *Registry) Bindings() []Binding { return slices.Concat(r.exact, r.wild) }
+
 // needsVIP says whether the documents so far leave the service without an address that one of ours could be.
-func (s *service) needsVIP(o *Options) bool {
-	return o.AutoAllocate && len(s.addresses) == 0 && !s.none && !isWildcard(s.host) && s.captured()
+func (s *Service) needsVIP(o *Options) bool {
+	return o.AutoAllocate && len(s.addresses) == 0 && !s.none && !isWildcard(s.Host) && s.captured()
 }
 
 // captured says whether Envoy serves any port of the service. A VIP without one would be a black hole.
-func (s *service) captured() bool {
-	return slices.ContainsFunc(s.ports, func(p servicePort) bool { return p.protocol != protoUDP })
+func (s *Service) captured() bool {
+	return slices.ContainsFunc(s.Ports, func(p ServicePort) bool { return p.Protocol != ProtoUDP })
 }
 
 // visible applies exportTo: "*" or nothing is everybody, "." the entry's own namespace, "~" nobody.
@@ -139,11 +158,11 @@ func (a *assembly) add(obj *object) {
 	if e.selector != nil {
 		endpoints, sum = a.selected(obj)
 	}
-	shared := make([]servicePort, len(e.ports))
+	shared := make([]ServicePort, len(e.ports))
 	for i, p := range e.ports {
-		shared[i] = servicePort{port: p, resolution: e.resolution, endpoints: endpoints}
+		shared[i] = ServicePort{Port: p, Resolution: e.resolution, Endpoints: endpoints}
 	}
-	ports := make([][]servicePort, len(e.hosts))
+	ports := make([][]ServicePort, len(e.hosts))
 	for i, host := range e.hosts {
 		ports[i] = shared
 		if e.itself {
@@ -157,12 +176,12 @@ func (a *assembly) add(obj *object) {
 	for i, host := range e.hosts {
 		if s := a.byHost[host]; s != nil {
 			a.merge(s, obj, ports[i])
-			s.sum = mix(s.sum, sum)
+			s.Sum = a.mix(s.Sum, sum)
 			continue
 		}
-		s := &service{
-			host: host, namespace: obj.namespace, sum: mix(a.memo.hash(host), sum),
-			addresses: e.addresses, ports: ports[i], none: e.resolution == resolveNone,
+		s := &Service{
+			Host: host, namespace: obj.namespace, Sum: a.mix(maphash.String(a.seed, host), sum),
+			addresses: e.addresses, Ports: ports[i], none: e.resolution == ResolveNone,
 		}
 		a.byHost[host], a.owner[s] = s, obj
 		a.services = append(a.services, s)
@@ -170,17 +189,17 @@ func (a *assembly) add(obj *object) {
 }
 
 // resolvingItself gives DNS ports without endpoints the host as their endpoint.
-func resolvingItself(ports []servicePort, host string) []servicePort {
+func resolvingItself(ports []ServicePort, host string) []ServicePort {
 	out := slices.Clone(ports)
 	for i := range out {
-		out[i].endpoints = []endpoint{{address: host}}
+		out[i].Endpoints = []Endpoint{{Address: host}}
 	}
 	return out
 }
 
 // selected returns the endpoints of the WorkloadEntries that an entry selects, and the hash of all that went in.
-func (a *assembly) selected(obj *object) ([]endpoint, uint64) {
-	out, sum := []endpoint{}, obj.sum
+func (a *assembly) selected(obj *object) ([]Endpoint, uint64) {
+	out, sum := []Endpoint{}, obj.sum
 	for _, w := range a.workloads[obj.namespace] {
 		if !matches(obj.entry.selector, w.workload.labels) {
 			continue
@@ -190,27 +209,27 @@ func (a *assembly) selected(obj *object) ([]endpoint, uint64) {
 			a.except(obj, document.Errorf("spec.workloadSelector", "selects WorkloadEntry %s/%s, which is left out: its address %s", w.namespace, w.name, reason))
 			continue
 		}
-		if obj.entry.resolution == resolveDNSRR && len(out) > 0 {
+		if obj.entry.resolution == ResolveDNSRR && len(out) > 0 {
 			a.except(obj, document.Errorf("spec.workloadSelector", "selects WorkloadEntry %s/%s too, which is left out: resolution DNS_ROUND_ROBIN takes one only, the oldest; say resolution DNS", w.namespace, w.name))
 			continue
 		}
-		out, sum = append(out, ep), mix(sum, w.sum)
+		out, sum = append(out, ep), a.mix(sum, w.sum)
 	}
 	return out, sum
 }
 
 // unfit says why an entry can not use a workload's endpoint, or "".
-func unfit(ep endpoint, e *entry) string {
-	_, err := netip.ParseAddr(ep.address)
+func unfit(ep Endpoint, e *entry) string {
+	_, err := netip.ParseAddr(ep.Address)
 	switch {
-	case ep.address == "":
+	case ep.Address == "":
 		return "is missing, and nothing here leads to another network"
-	case ep.isUnix() && e.resolution != resolveStatic:
-		return ep.address + " needs resolution STATIC"
+	case ep.isUnix() && e.resolution != ResolveStatic:
+		return ep.Address + " needs resolution STATIC"
 	case ep.isUnix() && len(e.ports) != 1:
-		return ep.address + " needs an entry with exactly one port"
-	case !ep.isUnix() && err != nil && e.resolution == resolveStatic:
-		return ep.address + " is a name, which needs resolution DNS"
+		return ep.Address + " needs an entry with exactly one port"
+	case !ep.isUnix() && err != nil && e.resolution == ResolveStatic:
+		return ep.Address + " is a name, which needs resolution DNS"
 	}
 	return ""
 }
@@ -220,8 +239,8 @@ func unfit(ep endpoint, e *entry) string {
 func (r *Registry) AutoHosts() []string {
 	var out []string
 	for _, s := range r.services {
-		if s.wantsVIP {
-			out = append(out, s.host)
+		if s.WantsVIP {
+			out = append(out, s.Host)
 		}
 	}
 	return out
@@ -238,16 +257,15 @@ type Host struct {
 // none, those of vips. Hosts with neither are there only if Owned has them.
 func (r *Registry) Hosts(vips map[string][]netip.Addr) []Host {
 	out := make([]Host, 0, len(r.services))
-	taken := r.taken()
 	for _, s := range r.services {
-		h := Host{Name: s.host}
-		if s.wantsVIP {
-			h.Addrs, h.VIP = r.vipsOf(s, vips, taken), true
+		h := Host{Name: s.Host}
+		if s.WantsVIP {
+			h.Addrs, h.VIP = r.VIPsOf(s, vips), true
 		} else {
 			h.Addrs = s.singles()
 		}
 		h.VIP = h.VIP && len(h.Addrs) > 0
-		if !isPartial(s.host) {
+		if !s.IsPartial() {
 			out = append(out, h)
 		}
 	}
@@ -278,7 +296,7 @@ func below(name string, domains map[string]bool) bool {
 
 // singles returns the service's declared addresses, CIDRs apart, whatever families the pod has: what they are good for
 // the application finds out by them, as it would without us.
-func (s *service) singles() []netip.Addr {
+func (s *Service) singles() []netip.Addr {
 	var out []netip.Addr
 	for _, p := range s.addresses {
 		if p.IsSingleIP() {
@@ -288,10 +306,10 @@ func (s *service) singles() []netip.Addr {
 	return out
 }
 
-// vipsOf returns the VIPs of a service that can be used: an address that a document declares beats one that we gave.
-func (r *Registry) vipsOf(s *service, vips map[string][]netip.Addr, taken map[netip.Addr]bool) []netip.Addr {
-	usable := func(a netip.Addr) bool { return r.o.hasFamily(a) && !taken[a] }
-	all := vips[s.host]
+// VIPsOf returns the VIPs of a service that can be used: an address that a document declares beats one that we gave.
+func (r *Registry) VIPsOf(s *Service, vips map[string][]netip.Addr) []netip.Addr {
+	usable := func(a netip.Addr) bool { return r.o.HasFamily(a) && !r.taken[a] }
+	all := vips[s.Host]
 	if !slices.ContainsFunc(all, func(a netip.Addr) bool { return !usable(a) }) {
 		return all // nearly always, and 10,000 copies fewer
 	}
@@ -311,15 +329,4 @@ func (r *Registry) Declared() []netip.Prefix {
 	}
 	slices.SortFunc(out, comparePrefixes)
 	return slices.Compact(out)
-}
-
-// taken returns the single addresses of Declared.
-func (r *Registry) taken() map[netip.Addr]bool {
-	out := map[netip.Addr]bool{}
-	for _, p := range r.Declared() {
-		if p.IsSingleIP() {
-			out[p.Addr()] = true
-		}
-	}
-	return out
 }

@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"fmt"
+	"hash/maphash"
 	"iter"
 	"log/slog"
 	"os"
@@ -21,7 +22,7 @@ type Source struct {
 
 	mu       sync.Mutex // guards what follows
 	dir      *directory
-	memo     *memo
+	seed     maphash.Seed
 	registry *Registry
 	problem  string          // why the directory can not be read
 	told     map[string]bool // what was logged and still holds
@@ -49,7 +50,7 @@ func NewSource(dir string, o Options, log *slog.Logger) (*Source, error) {
 	if !st.IsDir() {
 		return nil, fmt.Errorf("open configuration directory: %s is not a directory", dir)
 	}
-	return &Source{o: o, log: log, dir: newDirectory(dir, o), memo: newMemo(), told: map[string]bool{}}, nil
+	return &Source{o: o, log: log, dir: newDirectory(dir, o), seed: maphash.MakeSeed(), told: map[string]bool{}}, nil
 }
 
 // Load reads the directory for the first time. Bad documents are logged and reported, and do not fail it; what does is a
@@ -64,7 +65,7 @@ func (s *Source) Load() (*Registry, error) {
 	if forbidden := s.dir.forbidden(); len(forbidden) > 0 {
 		return nil, fmt.Errorf("read configuration directory %s: %s", s.dir.path, strings.Join(forbidden, "; "))
 	}
-	s.registry = s.dir.registry(s.o, s.memo)
+	s.registry = s.dir.registry(s.o, s.seed)
 	s.tell()
 	return s.registry, nil
 }
@@ -84,7 +85,7 @@ func (s *Source) rescan() (changed *Registry, unsettled bool) {
 		s.log.Info("configuration directory is back", "directory", s.dir.path)
 		s.problem = ""
 	}
-	next := s.dir.registry(s.o, s.memo)
+	next := s.dir.registry(s.o, s.seed)
 	s.tell()
 	if s.registry != nil && next.sum == s.registry.sum {
 		return nil, s.dir.unsettled

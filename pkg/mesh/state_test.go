@@ -23,8 +23,8 @@ func se(name, host string, port int) string {
 func statuses(s *Source) string {
 	var b strings.Builder
 	for _, svc := range s.registry.services {
-		for _, p := range svc.ports {
-			fmt.Fprintf(&b, "%s:%d ", svc.host, p.number)
+		for _, p := range svc.Ports {
+			fmt.Fprintf(&b, "%s:%d ", svc.Host, p.Number)
 		}
 	}
 	b.WriteString("|")

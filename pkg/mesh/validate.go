@@ -20,8 +20,8 @@ import (
 
 // newEntry makes the compact form of a ServiceEntry, or says which field is wrong.
 func (d *decoder) newEntry(m *networking.ServiceEntry) (*entry, *document.Error) {
-	e := &entry{resolution: resolution(m.Resolution), exportTo: m.ExportTo}
-	if e.resolution > resolveDynamic {
+	e := &entry{resolution: Resolution(m.Resolution), exportTo: m.ExportTo}
+	if e.resolution > ResolveDynamic {
 		return nil, document.Errorf("spec.resolution", "is %s, which is unknown here", e.resolution)
 	}
 	steps := []func(*networking.ServiceEntry) *document.Error{e.setHosts, e.setAddresses}
@@ -63,13 +63,13 @@ func (d *decoder) setDynamic(e *entry, m *networking.ServiceEntry) *document.Err
 		d.remark("spec.workloadSelector", "has no effect with resolution DYNAMIC_DNS, which looks up the name that Host or SNI says; remove it, or say resolution STATIC or DNS")
 		e.selector = nil
 	}
-	e.ports = slices.DeleteFunc(e.ports, func(p port) bool {
-		if !p.protocol.namesHost() && p.protocol != protoUDP {
-			d.remark("spec.ports["+p.name+"]", "is %s, which names no host that resolution DYNAMIC_DNS could look up: the port is left out; say protocol TLS, HTTPS or HTTP, or resolution NONE", p.protocol)
+	e.ports = slices.DeleteFunc(e.ports, func(p Port) bool {
+		if !p.Protocol.namesHost() && p.Protocol != ProtoUDP {
+			d.remark("spec.ports["+p.name+"]", "is %s, which names no host that resolution DYNAMIC_DNS could look up: the port is left out; say protocol TLS, HTTPS or HTTP, or resolution NONE", p.Protocol)
 			return true
 		}
-		if p.target != p.number {
-			d.remark("spec.ports["+p.name+"].targetPort", "has no effect with resolution DYNAMIC_DNS, which connects to port %d", p.number)
+		if p.target != p.Number {
+			d.remark("spec.ports["+p.name+"].targetPort", "has no effect with resolution DYNAMIC_DNS, which connects to port %d", p.Number)
 		}
 		return false
 	})
@@ -78,7 +78,7 @@ func (d *decoder) setDynamic(e *entry, m *networking.ServiceEntry) *document.Err
 
 // setEndpoints takes over the endpoints that can be reached.
 func (d *decoder) setEndpoints(e *entry, m *networking.ServiceEntry) *document.Error {
-	if e.resolution == resolveDynamic {
+	if e.resolution == ResolveDynamic {
 		return d.setDynamic(e, m)
 	}
 	e.itself = e.resolution.byName() && len(m.Endpoints) == 0 && e.selector == nil
@@ -91,7 +91,7 @@ func (d *decoder) setEndpoints(e *entry, m *networking.ServiceEntry) *document.E
 		if ferr != nil {
 			return ferr
 		}
-		if one.address == "" {
+		if one.Address == "" {
 			d.remark(path+".address", "is missing, and nothing here leads to network %q: the endpoint is left out", document.Abridge(ep.Network))
 			continue
 		}
@@ -108,10 +108,10 @@ func (d *decoder) remarkOn(e *entry) {
 		}
 	}
 	switch {
-	case e.resolution == resolveNone && e.selector != nil:
+	case e.resolution == ResolveNone && e.selector != nil:
 		d.remark("spec.workloadSelector", "has no effect with resolution NONE; say resolution STATIC or DNS")
 		e.selector = nil
-	case e.resolution == resolveStatic && len(e.endpoints) == 0 && e.selector == nil:
+	case e.resolution == ResolveStatic && len(e.endpoints) == 0 && e.selector == nil:
 		d.remark("spec.endpoints", "has none that can be reached, so that every connection is refused; resolution STATIC needs endpoints or a workloadSelector")
 	}
 }
@@ -142,7 +142,7 @@ func (e *entry) setAddresses(m *networking.ServiceEntry) *document.Error {
 			return document.Errorf(path, "is %q, should be an IP address or a CIDR such as 10.0.0.0/8", document.Abridge(a))
 		case p.IsSingleIP() && p.Addr().IsUnspecified():
 			p = netip.Prefix{} // Istio's word for every address
-		case !p.IsSingleIP() && e.resolution != resolveNone && e.resolution != resolveStatic:
+		case !p.IsSingleIP() && e.resolution != ResolveNone && e.resolution != ResolveStatic:
 			return document.Errorf(path, "is the CIDR %s, which needs resolution NONE or STATIC, not %s", a, e.resolution)
 		}
 		if !slices.Contains(e.addresses, p) {
@@ -169,8 +169,8 @@ func parsePrefix(s string) (netip.Prefix, bool) {
 	return p.Masked(), true
 }
 
-func (d *decoder) newPorts(in []*networking.ServicePort) ([]port, *document.Error) {
-	out := make([]port, 0, len(in))
+func (d *decoder) newPorts(in []*networking.ServicePort) ([]Port, *document.Error) {
+	out := make([]Port, 0, len(in))
 	for i, p := range in {
 		path := fmt.Sprintf("spec.ports[%d].", i)
 		proto, known := parseProtocol(p.Protocol)
@@ -185,23 +185,23 @@ func (d *decoder) newPorts(in []*networking.ServicePort) ([]port, *document.Erro
 			return nil, document.Errorf(path+"name", "is %q, should be 1 to 63 letters, digits and '-'", document.Abridge(p.Name))
 		}
 		for _, other := range out {
-			if other.number == uint16(p.Number) {
+			if other.Number == uint16(p.Number) {
 				return nil, document.Errorf(path+"number", "%d is declared twice, as %q and %q", p.Number, other.name, p.Name)
 			}
 			if other.name == p.Name {
-				return nil, document.Errorf(path+"name", "%q is declared twice, on %d and %d", p.Name, other.number, p.Number)
+				return nil, document.Errorf(path+"name", "%q is declared twice, on %d and %d", p.Name, other.Number, p.Number)
 			}
 		}
 		target := p.TargetPort
 		if target == 0 {
 			target = p.Number
 		}
-		out = append(out, port{name: d.Intern(p.Name), number: uint16(p.Number), target: uint16(target), protocol: proto})
+		out = append(out, Port{name: d.Intern(p.Name), Number: uint16(p.Number), target: uint16(target), Protocol: proto})
 	}
 	return out, nil
 }
 
-func (e *entry) checkEndpointPorts(ep endpoint, path string) *document.Error {
+func (e *entry) checkEndpointPorts(ep Endpoint, path string) *document.Error {
 	if ep.isUnix() && len(e.ports) != 1 {
 		return document.Errorf("spec.ports", "has %d ports, a Unix domain socket needs exactly one", len(e.ports))
 	}
@@ -222,9 +222,9 @@ func (e *entry) checkResolution(m *networking.ServiceEntry) *document.Error {
 	switch {
 	case e.selector != nil && len(m.Endpoints) > 0:
 		return document.Errorf("spec.workloadSelector", "can not stand beside endpoints; keep one of the two")
-	case e.resolution == resolveNone && len(m.Endpoints) > 0:
+	case e.resolution == ResolveNone && len(m.Endpoints) > 0:
 		return document.Errorf("spec.endpoints", "has no meaning with resolution NONE; remove it, or say resolution STATIC or DNS")
-	case e.resolution == resolveDNSRR && len(m.Endpoints) > 1:
+	case e.resolution == ResolveDNSRR && len(m.Endpoints) > 1:
 		return document.Errorf("spec.endpoints", "has %d endpoints, resolution DNS_ROUND_ROBIN takes one at most; say resolution DNS", len(m.Endpoints))
 	}
 	if e.resolution.byName() && len(m.Endpoints) == 0 && e.selector == nil {
@@ -249,7 +249,7 @@ func (e *entry) checkExportTo() *document.Error {
 // newWorkload makes the compact form of a WorkloadEntry, or says which field is wrong.
 func (d *decoder) newWorkload(m *networking.WorkloadEntry) (*workload, *document.Error) {
 	// A WorkloadEntry does not say how it will be resolved: a name is as good as an address until something selects it.
-	ep, ferr := d.newEndpoint(m, "spec", resolveDNS)
+	ep, ferr := d.newEndpoint(m, "spec", ResolveDNS)
 	if ferr != nil {
 		return nil, ferr
 	}
@@ -257,8 +257,8 @@ func (d *decoder) newWorkload(m *networking.WorkloadEntry) (*workload, *document
 	return &workload{endpoint: ep, labels: labels}, ferr
 }
 
-func (d *decoder) newEndpoint(m *networking.WorkloadEntry, path string, r resolution) (endpoint, *document.Error) {
-	ep := endpoint{address: m.Address, locality: d.Intern(m.Locality), weight: m.Weight}
+func (d *decoder) newEndpoint(m *networking.WorkloadEntry, path string, r Resolution) (Endpoint, *document.Error) {
+	ep := Endpoint{Address: m.Address, Locality: d.Intern(m.Locality), Weight: m.Weight}
 	if m.Address != "" || m.Network == "" { // with a network, Istio has an endpoint that is behind its gateway
 		if ferr := checkAddress(&ep, path+".address", r); ferr != nil {
 			return ep, ferr
@@ -279,31 +279,31 @@ func (d *decoder) newEndpoint(m *networking.WorkloadEntry, path string, r resolu
 }
 
 // checkAddress holds the rules for one endpoint's address under a resolution, and puts it in its canonical form.
-func checkAddress(ep *endpoint, path string, r resolution) *document.Error {
-	if name, unix := strings.CutPrefix(ep.address, unixPrefix); unix {
+func checkAddress(ep *Endpoint, path string, r Resolution) *document.Error {
+	if name, unix := strings.CutPrefix(ep.Address, unixPrefix); unix {
 		switch {
-		case r != resolveStatic && path != "spec.address":
+		case r != ResolveStatic && path != "spec.address":
 			return document.Errorf(path, "is a Unix domain socket, which needs resolution STATIC, not %s", r)
 		case !strings.HasPrefix(name, "/") && (!strings.HasPrefix(name, "@") || len(name) < 2):
-			return document.Errorf(path, "is %q, should be unix:///absolute/path or unix://@abstract", document.Abridge(ep.address))
+			return document.Errorf(path, "is %q, should be unix:///absolute/path or unix://@abstract", document.Abridge(ep.Address))
 		case len(name) > unixsock.MaxPath || strings.ContainsRune(name, 0):
 			return document.Errorf(path, "is a socket path of %d bytes, should have at most %d and no NUL", len(name), unixsock.MaxPath)
 		}
 		return nil
 	}
-	if a, err := netip.ParseAddr(ep.address); err == nil && a.Zone() == "" {
-		ep.address = a.Unmap().String()
+	if a, err := netip.ParseAddr(ep.Address); err == nil && a.Zone() == "" {
+		ep.Address = a.Unmap().String()
 		return nil
 	}
 	switch {
-	case ep.address == "":
+	case ep.Address == "":
 		return document.Errorf(path, "is missing")
-	case r == resolveStatic:
-		return document.Errorf(path, "is %q, resolution STATIC needs an IP address; say resolution DNS for a name", document.Abridge(ep.address))
+	case r == ResolveStatic:
+		return document.Errorf(path, "is %q, resolution STATIC needs an IP address; say resolution DNS for a name", document.Abridge(ep.Address))
 	}
-	ep.address = strings.ToLower(ep.address) // a dot at its end stays: the name is absolute then
-	if reason := checkHost(canonicalHost(ep.address), false); reason != "" {
-		return document.Errorf(path, "is %q, should be an IP address or a host name: %s", document.Abridge(ep.address), reason)
+	ep.Address = strings.ToLower(ep.Address) // a dot at its end stays: the name is absolute then
+	if reason := checkHost(canonicalHost(ep.Address), false); reason != "" {
+		return document.Errorf(path, "is %q, should be an IP address or a host name: %s", document.Abridge(ep.Address), reason)
 	}
 	return nil
 }

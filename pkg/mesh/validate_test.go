@@ -3,6 +3,8 @@ package mesh
 import (
 	"strings"
 	"testing"
+
+	networking "istio.io/api/networking/v1alpha3"
 )
 
 // entryWith is a valid ServiceEntry with spec as its spec.
@@ -117,5 +119,12 @@ func TestYAMLErrorLine(t *testing.T) {
 	d := report.Documents[1]
 	if d.Index != 2 || d.Line != 7 || !strings.Contains(d.Reason, "line 9") && !strings.Contains(d.Reason, "line 10") {
 		t.Errorf("%+v", d)
+	}
+}
+
+// TestUnknownResolution wants what a later API may bring refused.
+func TestUnknownResolution(t *testing.T) {
+	if _, ferr := newDecoder(testOptions()).newEntry(&networking.ServiceEntry{Hosts: []string{"*.x"}, Resolution: 5}); ferr == nil || ferr.Field != "spec.resolution" {
+		t.Errorf("resolution 5: %v", ferr)
 	}
 }

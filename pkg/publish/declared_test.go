@@ -15,6 +15,7 @@ import (
 
 	"understudy.mesh/dnsproxy"
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -30,6 +31,7 @@ type declaring struct {
 	t     *testing.T
 	dir   string
 	o     mesh.Options
+	build *build.Builder
 	known map[string]string // what DNS answers
 	clash string            // two listeners of one snapshot that have an address in common
 }
@@ -44,10 +46,9 @@ func newDeclaring(t *testing.T) *declaring {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.build = build.New(d.o)
 	d.p.Assign = vips.Assign
-	d.p.Build = func(r *mesh.Registry, vips map[string][]netip.Addr) (*mesh.Output, error) {
-		return mesh.Build(r, vips, d.o)
-	}
+	d.p.Build = d.build.Build
 	d.p.Names = func(set []dnsproxy.Host, gone []string) {
 		for _, name := range gone {
 			delete(d.known, name)

@@ -14,6 +14,7 @@ import (
 
 	"understudy.mesh/dnsproxy"
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -44,7 +45,7 @@ const (
 
 // Config is what a Publisher stands between: the control plane, Envoy and DNS.
 type Config struct {
-	Build  func(*mesh.Registry, map[string][]netip.Addr) (*mesh.Output, error)
+	Build  func(*mesh.Registry, map[string][]netip.Addr) (*build.Output, error)
 	Assign func(hosts []string, declared ...netip.Prefix) (map[string][]netip.Addr, error)
 	// Set gives Envoy its whole configuration; Applied waits until it has taken
 	// that version ([xds.Server]).
@@ -77,12 +78,12 @@ type Publisher struct {
 	Config
 
 	rollout
-	shown     atomic.Pointer[mesh.Output] // rollout.inForce, for other goroutines
-	inherited bool                        // wanted is what the generation before had, not the files' yet
-	named     []mesh.Host                 // answered, as Names was told: nothing yet of what was inherited
-	patience  time.Duration               // zero is patienceFirst
-	refused   string                      // what was logged last of Envoy's refusals; "" when it took everything
-	unknown   atomic.Int64                // hosts that DNS does not answer because Envoy refused them, for the metric
+	shown     atomic.Pointer[build.Output] // rollout.inForce, for other goroutines
+	inherited bool                         // wanted is what the generation before had, not the files' yet
+	named     []mesh.Host                  // answered, as Names was told: nothing yet of what was inherited
+	patience  time.Duration                // zero is patienceFirst
+	refused   string                       // what was logged last of Envoy's refusals; "" when it took everything
+	unknown   atomic.Int64                 // hosts that DNS does not answer because Envoy refused them, for the metric
 }
 
 // New returns a publisher that has published nothing; it starts nothing.
@@ -94,13 +95,13 @@ func New(c Config) *Publisher {
 func (p *Publisher) Unknown() int64 { return p.unknown.Load() }
 
 // Inherit makes out, of the generation before, what the first registry is a change of.
-func (p *Publisher) Inherit(out *mesh.Output) {
+func (p *Publisher) Inherit(out *build.Output) {
 	p.seed(out)
 	p.inherited = true
 }
 
 // Published is what Envoy uses and the names that DNS answers; nil before the first.
-func (p *Publisher) Published() *mesh.Output { return p.shown.Load() }
+func (p *Publisher) Published() *build.Output { return p.shown.Load() }
 
 // Run publishes each registry that arrives on changes until ctx ends; of
 // several that queue up only the last counts.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -120,14 +121,14 @@ func TestNamesAreNotStarved(t *testing.T) {
 // What Envoy refuses does not take away what it has: the name stays with the version that Envoy
 // keeps, with the address that it had, and with an earlier version in an Envoy that is new.
 func TestRefusalKeepsWhatIsInForce(t *testing.T) {
-	one := func(addr, body string) *mesh.Output {
+	one := func(addr, body string) *build.Output {
 		out := output(map[string]string{"a.example": addr})
 		out.Listeners[0].Body = []byte(body)
 		return out
 	}
 	const x, y = "10.0.0.1", "10.0.0.2"
 	for name, tc := range map[string]struct {
-		wanted  *mesh.Output
+		wanted  *build.Output
 		answers []error // of Envoy's, to what comes second
 		addr    string  // the answer then
 		body    string  // what Envoy was given last for that address

@@ -14,6 +14,7 @@ import (
 
 	"understudy.mesh/dnsproxy"
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -23,7 +24,7 @@ type stage struct {
 	applied chan error // Envoy's answers
 
 	mu        sync.Mutex
-	out       *mesh.Output // what the next registry builds to
+	out       *build.Output // what the next registry builds to
 	warming   uint64
 	events    []string
 	names     []string
@@ -40,7 +41,7 @@ func (s *stage) locked(f func()) {
 func (s *stage) event(e string) { s.locked(func() { s.events = append(s.events, e) }) }
 
 // next is what the next registry builds to.
-func (s *stage) next(out *mesh.Output) { s.locked(func() { s.out = out }) }
+func (s *stage) next(out *build.Output) { s.locked(func() { s.out = out }) }
 
 func (s *stage) setWarming(n uint64) { s.locked(func() { s.warming = n }) }
 
@@ -62,7 +63,7 @@ func newStage() *stage {
 	s := &stage{applied: make(chan error, 10)}
 	s.p = New(Config{
 		Assign: func([]string, ...netip.Prefix) (map[string][]netip.Addr, error) { return nil, nil },
-		Build: func(*mesh.Registry, map[string][]netip.Addr) (out *mesh.Output, err error) {
+		Build: func(*mesh.Registry, map[string][]netip.Addr) (out *build.Output, err error) {
 			s.locked(func() { out = s.out })
 			return out, nil
 		},
@@ -113,12 +114,12 @@ func newStage() *stage {
 }
 
 // output has one host per name, each with the listener of its address.
-func output(addrs map[string]string) *mesh.Output {
-	out := &mesh.Output{}
+func output(addrs map[string]string) *build.Output {
+	out := &build.Output{}
 	for name, addr := range addrs {
 		out.Hosts = append(out.Hosts, mesh.Host{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, VIP: true})
-		out.Listeners = append(out.Listeners, mesh.Message{Name: addr + "_80", Body: []byte(name)})
-		out.Clusters = append(out.Clusters, mesh.Message{Name: "outbound|80||" + name, Body: []byte(name)})
+		out.Listeners = append(out.Listeners, build.Message{Name: addr + "_80", Body: []byte(name)})
+		out.Clusters = append(out.Clusters, build.Message{Name: "outbound|80||" + name, Body: []byte(name)})
 	}
 	slices.SortFunc(out.Hosts, func(a, b mesh.Host) int { return a.Addrs[0].Compare(b.Addrs[0]) })
 	return out
@@ -292,7 +293,7 @@ func TestRefusedResourceIsTriedAgain(t *testing.T) {
 
 func TestBuildFailureKeepsWhatIsThere(t *testing.T) {
 	s := newStage()
-	s.p.Build = func(*mesh.Registry, map[string][]netip.Addr) (*mesh.Output, error) {
+	s.p.Build = func(*mesh.Registry, map[string][]netip.Addr) (*build.Output, error) {
 		return nil, errors.New("no")
 	}
 	s.publish(t.Context(), nil)

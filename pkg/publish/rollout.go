@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -22,14 +23,14 @@ import (
 type rollout struct {
 	keep time.Duration // how long an answer lives
 
-	wanted   *mesh.Output // what the files say, or the generation before had
-	reached  bool         // Envoy uses wanted, but for what it refuses
-	good     *mesh.Output // what Envoy used of the configuration that it reached last
-	answered []mesh.Host  // what DNS answers, sorted by name; at first what the generation before does
-	behind   []mesh.Host  // those of answered that have the answer of an earlier configuration
+	wanted   *build.Output // what the files say, or the generation before had
+	reached  bool          // Envoy uses wanted, but for what it refuses
+	good     *build.Output // what Envoy used of the configuration that it reached last
+	answered []mesh.Host   // what DNS answers, sorted by name; at first what the generation before does
+	behind   []mesh.Host   // those of answered that have the answer of an earlier configuration
 	// standIns are earlier versions, which Envoy took, of what it refuses and has in no version:
 	// it was started anew, or is another release.
-	standIns  map[string]mesh.Message
+	standIns  map[string]build.Message
 	lingering []lingerer
 }
 
@@ -37,18 +38,18 @@ type rollout struct {
 // may still hold an answer that leads to it. One that is wanted again stays until Envoy uses it.
 type lingerer struct {
 	cluster  bool
-	shared   bool         // it belongs to no host in particular
-	resource mesh.Message // in the version that Envoy used
-	until    time.Time    // zero while DNS gives such answers
+	shared   bool          // it belongs to no host in particular
+	resource build.Message // in the version that Envoy used
+	until    time.Time     // zero while DNS gives such answers
 }
 
 // seed makes out, of the generation before, what the first output is a change of.
-func (r *rollout) seed(out *mesh.Output) {
+func (r *rollout) seed(out *build.Output) {
 	r.wanted, r.good, r.answered = out, out, byName(out.Hosts)
 }
 
 // want makes out what is to come into force. Hosts that it does not have lose their names now.
-func (r *rollout) want(out *mesh.Output, now time.Time) {
+func (r *rollout) want(out *build.Output, now time.Time) {
 	out.Hosts = byName(out.Hosts)
 	if r.wanted != nil {
 		r.answered = retained(r.answered, out.Hosts)
@@ -77,10 +78,10 @@ func (r *rollout) settle(refused *xds.RejectedError, now time.Time) {
 
 // routable returns the wanted hosts that need nothing of what Envoy lacks, and, behind, those that do,
 // with the answer that they had: it needs only what Envoy had before, or what lingers.
-func (r *rollout) routable(lacks map[string]bool, before *mesh.Output) (hosts, behind []mesh.Host) {
+func (r *rollout) routable(lacks map[string]bool, before *build.Output) (hosts, behind []mesh.Host) {
 	needed, earlier := make(map[string]bool), make(map[string]bool)
-	each(r.wanted, lacks, func(m mesh.Message) { needed[owner(m.Name)] = true })
-	each(before, lacks, func(m mesh.Message) { earlier[owner(m.Name)] = true })
+	each(r.wanted, lacks, func(m build.Message) { needed[owner(m.Name)] = true })
+	each(before, lacks, func(m build.Message) { earlier[owner(m.Name)] = true })
 	for _, l := range r.lingering {
 		if lacks[l.resource.Name] {
 			earlier[owner(l.resource.Name)] = true
@@ -106,11 +107,11 @@ func (r *rollout) routable(lacks map[string]bool, before *mesh.Output) (hosts, b
 // used is what Envoy uses of the wanted resources: of those that it refuses the earlier version
 // that it had before, if it kept one. Of a resource that it lacks there is none, or one of a
 // configuration that was given up on the way, which nobody can give it again.
-func (r *rollout) used(refused *xds.RejectedError, before *mesh.Output) (out *mesh.Output, lacks map[string]bool) {
+func (r *rollout) used(refused *xds.RejectedError, before *build.Output) (out *build.Output, lacks map[string]bool) {
 	refuses, kept := setOf(refused.Resources), setOf(refused.Kept)
 	earlier := r.versions(refuses, before)
 	lacks = make(map[string]bool)
-	filter := func(wanted []mesh.Message) (out []mesh.Message) {
+	filter := func(wanted []build.Message) (out []build.Message) {
 		for _, m := range wanted {
 			if refuses[m.Name] {
 				version, known := earlier[m.Name]
@@ -123,7 +124,7 @@ func (r *rollout) used(refused *xds.RejectedError, before *mesh.Output) (out *me
 		}
 		return out
 	}
-	out = &mesh.Output{Clusters: filter(r.wanted.Clusters), Listeners: filter(r.wanted.Listeners), Hosts: r.wanted.Hosts}
+	out = &build.Output{Clusters: filter(r.wanted.Clusters), Listeners: filter(r.wanted.Listeners), Hosts: r.wanted.Hosts}
 	for name := range refuses {
 		if !kept[name] {
 			lacks[name] = true // of what lingers, too
@@ -134,14 +135,14 @@ func (r *rollout) used(refused *xds.RejectedError, before *mesh.Output) (out *me
 }
 
 // versions are the resources of names that Envoy had before, or that linger.
-func (r *rollout) versions(names map[string]bool, before *mesh.Output) map[string]mesh.Message {
-	versions := make(map[string]mesh.Message)
+func (r *rollout) versions(names map[string]bool, before *build.Output) map[string]build.Message {
+	versions := make(map[string]build.Message)
 	for _, l := range r.lingering {
 		if names[l.resource.Name] {
 			versions[l.resource.Name] = l.resource
 		}
 	}
-	each(before, names, func(m mesh.Message) { versions[m.Name] = m })
+	each(before, names, func(m build.Message) { versions[m.Name] = m })
 	return versions
 }
 
@@ -149,7 +150,7 @@ func (r *rollout) versions(names map[string]bool, before *mesh.Output) map[strin
 func (r *rollout) standIn(missing []string) bool {
 	lacks := setOf(missing)
 	r.standIns = r.versions(lacks, r.good)
-	each(r.wanted, lacks, func(m mesh.Message) {
+	each(r.wanted, lacks, func(m build.Message) {
 		if bytes.Equal(r.standIns[m.Name].Body, m.Body) {
 			delete(r.standIns, m.Name) // it is what Envoy refuses
 		}
@@ -158,11 +159,11 @@ func (r *rollout) standIn(missing []string) bool {
 }
 
 // each visits the resources of out, which may be nil, that have one of names.
-func each(out *mesh.Output, names map[string]bool, visit func(mesh.Message)) {
+func each(out *build.Output, names map[string]bool, visit func(build.Message)) {
 	if out == nil {
 		return
 	}
-	for _, list := range [][]mesh.Message{out.Clusters, out.Listeners} {
+	for _, list := range [][]build.Message{out.Clusters, out.Listeners} {
 		for _, m := range list {
 			if names[m.Name] {
 				visit(m)
@@ -174,7 +175,7 @@ func each(out *mesh.Output, names map[string]bool, visit func(mesh.Message)) {
 // snapshot is what Envoy is to have now: what is wanted, and what lingers.
 func (r *rollout) snapshot(now time.Time) xds.Snapshot {
 	r.lingering = slices.DeleteFunc(r.lingering, func(l lingerer) bool { return !l.until.IsZero() && !now.Before(l.until) })
-	resources := func(cluster bool, wanted []mesh.Message) []xds.Resource {
+	resources := func(cluster bool, wanted []build.Message) []xds.Resource {
 		rs := make([]xds.Resource, 0, len(wanted)+len(r.lingering))
 		for _, m := range wanted {
 			if s, ok := r.standIns[m.Name]; ok {
@@ -191,7 +192,7 @@ func (r *rollout) snapshot(now time.Time) xds.Snapshot {
 }
 
 // unwanted returns the clusters, or the listeners, that linger and have no version in wanted.
-func (r *rollout) unwanted(cluster bool, wanted []mesh.Message) (out []mesh.Message) {
+func (r *rollout) unwanted(cluster bool, wanted []build.Message) (out []build.Message) {
 	if len(r.lingering) == 0 {
 		return nil
 	}
@@ -206,8 +207,8 @@ func (r *rollout) unwanted(cluster bool, wanted []mesh.Message) (out []mesh.Mess
 
 // inForce is what a successor is to start with: all that Envoy uses, what lingers included, and
 // the names that DNS answers.
-func (r *rollout) inForce() *mesh.Output {
-	return &mesh.Output{
+func (r *rollout) inForce() *build.Output {
+	return &build.Output{
 		Clusters:  slices.Concat(r.good.Clusters, r.unwanted(true, r.good.Clusters)),
 		Listeners: slices.Concat(r.good.Listeners, r.unwanted(false, r.good.Listeners)),
 		Hosts:     r.answered,
@@ -225,12 +226,12 @@ func (r *rollout) expiry() (first time.Time) {
 }
 
 // linger keeps what Envoy used and out does not have.
-func (r *rollout) linger(out *mesh.Output) {
+func (r *rollout) linger(out *build.Output) {
 	if r.good == nil {
 		return // nothing was ever answered
 	}
 	hosts := ownersOf(r.good.Hosts)
-	keep := func(cluster bool, used, wanted []mesh.Message) {
+	keep := func(cluster bool, used, wanted []build.Message) {
 		names := namesOf(wanted)
 		for _, l := range r.lingering {
 			if l.cluster == cluster {
@@ -261,7 +262,7 @@ func (r *rollout) dropReturned() {
 	})
 }
 
-func namesOf(list []mesh.Message) map[string]bool {
+func namesOf(list []build.Message) map[string]bool {
 	names := make(map[string]bool, len(list))
 	for _, m := range list {
 		names[m.Name] = true

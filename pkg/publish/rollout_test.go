@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -106,13 +107,13 @@ func (th *theatre) note(format string, args ...any) {
 // change: the files say something else, of up to four hosts with one or two ports. A body with
 // "bad" in it is one that Envoy refuses.
 func (th *theatre) change() {
-	out := &mesh.Output{}
-	message := func(name, leadsTo string) mesh.Message {
+	out := &build.Output{}
+	message := func(name, leadsTo string) build.Message {
 		v := th.pick(24)
 		if v < 3 {
 			leadsTo += " bad"
 		}
-		return mesh.Message{Name: name, Body: fmt.Appendf(nil, "%d %s", v, leadsTo)}
+		return build.Message{Name: name, Body: fmt.Appendf(nil, "%d %s", v, leadsTo)}
 	}
 	for i, name := range []string{"a", "b", "c", "d"} {
 		if th.pick(4) == 0 {
@@ -133,8 +134,8 @@ func (th *theatre) change() {
 	th.send()
 }
 
-func describeOutput(out *mesh.Output) (words []string) {
-	for _, list := range [][]mesh.Message{out.Clusters, out.Listeners} {
+func describeOutput(out *build.Output) (words []string) {
+	for _, list := range [][]build.Message{out.Clusters, out.Listeners} {
 		for _, m := range list {
 			words = append(words, fmt.Sprintf("%s=%q", m.Name, m.Body))
 		}

@@ -1,4 +1,4 @@
-package mesh
+package build
 
 import (
 	"fmt"
@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"understudy.mesh/pkg/mesh"
 )
 
 // doc is a ServiceEntry with metadata and spec in flow style.
@@ -70,7 +72,7 @@ func TestConflicts(t *testing.T) {
 			}
 			for _, d := range report.Documents {
 				name := d.Namespace + "/" + d.Name
-				if bad := d.Status != StatusOK; bad != (name == c.loser) {
+				if bad := d.Status != mesh.StatusOK; bad != (name == c.loser) {
 					t.Errorf("%s is %s: %s", name, d.Status, d.Reason)
 				} else if bad && !strings.Contains(d.Field+": "+d.Reason, c.reason) {
 					t.Errorf("%s: %s: %s, want %q", name, d.Field, d.Reason, c.reason)
@@ -109,7 +111,7 @@ func TestExportTo(t *testing.T) {
 		{"other", "default", true}, {"other", "other", false}, {"default", "'~'", false}, {"other", "third, default", true},
 	} {
 		r, _ := load(t, doc("name: a, namespace: "+c.namespace, "hosts: [a.x], resolution: NONE, exportTo: ["+c.exportTo+"]"), testOptions())
-		if got := len(r.services) == 1; got != c.visible {
+		if got := len(r.Services()) == 1; got != c.visible {
 			t.Errorf("in %s, exportTo %q: visible %v", c.namespace, c.exportTo, got)
 		}
 	}
@@ -134,7 +136,7 @@ func TestHosts(t *testing.T) {
 	// 240.240.0.1 is dns.x's VIP and pinned.x's address: the document wins, and dns.x keeps its IPv6 VIP only.
 	vips := giveVIPs(r.AutoHosts())
 	checkHosts(t, r.Hosts(vips), "*.own.x=[10.1.0.1 2001:db8::1] dns.x=[2001:2::1]vip own.x=[10.1.0.1 2001:db8::1] pinned.x=[240.240.0.1] static.x=[240.240.0.2 2001:2::2]vip")
-	out, err := Build(r, vips, o)
+	out, err := New(o).Build(r, vips)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +173,7 @@ func TestHostsBelowAWildcard(t *testing.T) {
 	checkHosts(t, r.Hosts(nil), rest+"vip.example.com=[]")
 }
 
-func checkHosts(t *testing.T, hosts []Host, want string) {
+func checkHosts(t *testing.T, hosts []mesh.Host, want string) {
 	t.Helper()
 	var all []string
 	for _, h := range hosts {
@@ -189,7 +191,7 @@ func checkHosts(t *testing.T, hosts []Host, want string) {
 // TestNoVIPLeft wants a host whose VIP could not be had to take nothing of anybody else's: not the whole port.
 func TestNoVIPLeft(t *testing.T) {
 	r, _ := load(t, se("a", "a.x", 3306), testOptions())
-	out, err := Build(r, map[string][]netip.Addr{}, testOptions())
+	out, err := New(testOptions()).Build(r, map[string][]netip.Addr{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,13 +212,13 @@ func TestWeights(t *testing.T) {
 func TestAccessLogFormat(t *testing.T) {
 	r, _ := load(t, se("a", "a.x", 1), testOptions())
 	for _, c := range []struct {
-		log  AccessLog
+		log  mesh.AccessLog
 		want string
 	}{
-		{AccessLog{Path: "/dev/null", Format: "%PROTOCOL%\n"}, "%PROTOCOL%\\n"},
-		{AccessLog{Path: "/dev/stdout"}, "StdoutAccessLog"},
-		{AccessLog{Path: "/dev/stderr", JSON: true}, "StderrAccessLog"},
-		{AccessLog{Path: "/dev/null", Format: `{"p": "%PROTOCOL%"}`, JSON: true}, `"p": "%PROTOCOL%"`},
+		{mesh.AccessLog{Path: "/dev/null", Format: "%PROTOCOL%\n"}, "%PROTOCOL%\\n"},
+		{mesh.AccessLog{Path: "/dev/stdout"}, "StdoutAccessLog"},
+		{mesh.AccessLog{Path: "/dev/stderr", JSON: true}, "StderrAccessLog"},
+		{mesh.AccessLog{Path: "/dev/null", Format: `{"p": "%PROTOCOL%"}`, JSON: true}, `"p": "%PROTOCOL%"`},
 	} {
 		o := testOptions()
 		o.AccessLog = c.log
@@ -229,8 +231,8 @@ func TestAccessLogFormat(t *testing.T) {
 		validate(t, out)
 	}
 	o := testOptions()
-	o.AccessLog = AccessLog{Path: "/dev/null", Format: "%PROTOCOL%", JSON: true}
-	if _, err := Build(r, nil, o); err == nil || !strings.Contains(err.Error(), "accessLogFormat") {
+	o.AccessLog = mesh.AccessLog{Path: "/dev/null", Format: "%PROTOCOL%", JSON: true}
+	if _, err := New(o).Build(r, nil); err == nil || !strings.Contains(err.Error(), "accessLogFormat") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -248,7 +250,7 @@ func TestDeclared(t *testing.T) {
 		t.Error(got)
 	}
 	validate(t, build(t, r, testOptions()))
-	if got := new(Registry).Declared(); len(got) != 0 {
+	if got := new(mesh.Registry).Declared(); len(got) != 0 {
 		t.Error(got)
 	}
 }

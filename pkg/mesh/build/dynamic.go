@@ -1,4 +1,4 @@
-package mesh
+package build
 
 import (
 	"fmt"
@@ -21,6 +21,8 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"understudy.mesh/pkg/mesh"
 )
 
 // A service of resolution DYNAMIC_DNS is a wildcard whose names Envoy looks up as they are asked for: by the Host of an
@@ -39,14 +41,11 @@ const (
 )
 
 // isDynamic says whether Host or SNI must say what to connect to, even where the address has told the service.
-func (m *member) isDynamic() bool { return m.port.resolution == resolveDynamic }
-
-// namesHost says whether a connection to the port names a host that can be looked up.
-func (p protocol) namesHost() bool { return p.isHTTP() || p == protoTLS }
+func isDynamic(m mesh.Member) bool { return m.Port.Resolution == mesh.ResolveDynamic }
 
 // newDynamicCache describes the cache of names. Envoy refuses another description under the same name for as long as it
 // lives, be it another generation's or release's: so the name has a hash of it.
-func newDynamicCache(o *Options) (*dynamiccommonv3.DnsCacheConfig, error) {
+func newDynamicCache(o *mesh.Options) (*dynamiccommonv3.DnsCacheConfig, error) {
 	c := &dynamiccommonv3.DnsCacheConfig{
 		DnsLookupFamily:        perFamily(o, clusterv3.Cluster_V4_ONLY, clusterv3.Cluster_V6_ONLY, clusterv3.Cluster_ALL),
 		MaxHosts:               wrapperspb.UInt32(dynamicHosts),
@@ -65,7 +64,7 @@ func newDynamicCache(o *Options) (*dynamiccommonv3.DnsCacheConfig, error) {
 }
 
 // setDynamic makes a cluster connect to the names that its filters had looked up.
-func (b *builder) setDynamic(c *clusterv3.Cluster) error {
+func (b *maker) setDynamic(c *clusterv3.Cluster) error {
 	config, err := toAny(&dynamicv3.ClusterConfig{
 		ClusterImplementationSpecifier: &dynamicv3.ClusterConfig_DnsCacheConfig{DnsCacheConfig: b.dynamicCache},
 		AllowInsecureClusterOptions:    true, // about TLS of Envoy's own, which there is none of
@@ -78,21 +77,21 @@ func (b *builder) setDynamic(c *clusterv3.Cluster) error {
 }
 
 // sniFilters has the SNI of a connection looked up, and connects it to the port that the service declares.
-func (b *builder) sniFilters(m member) ([]*listenerv3.Filter, error) {
+func (b *maker) sniFilters(m mesh.Member) ([]*listenerv3.Filter, error) {
 	lookup, err := networkFilter("envoy.filters.network.sni_dynamic_forward_proxy", &snidynamicv3.FilterConfig{
-		DnsCacheConfig: b.dynamicCache, PortSpecifier: &snidynamicv3.FilterConfig_PortValue{PortValue: uint32(m.port.number)},
+		DnsCacheConfig: b.dynamicCache, PortSpecifier: &snidynamicv3.FilterConfig_PortValue{PortValue: uint32(m.Port.Number)},
 	})
 	if err != nil {
 		return nil, err
 	}
-	name := clusterName(m.port.number, m.service.host)
+	name := clusterName(m.Port.Number, m.Service.Host)
 	proxy, err := b.tcpFilter(name, name)
 	return []*listenerv3.Filter{lookup, proxy}, err
 }
 
 // addLookup has the Host of a request looked up before it is routed to a cluster of setDynamic's. Without a port, Host
 // has that of the listener: its scheme's default is no port of the service.
-func (b *builder) addLookup(m *hcmv3.HttpConnectionManager, port uint16) error {
+func (b *maker) addLookup(m *hcmv3.HttpConnectionManager, port uint16) error {
 	err := addHTTPFilter(m, "envoy.filters.http.set_filter_state", &sethttpv3.Config{OnRequestHeaders: []*filterstatev3.FilterStateValue{{
 		Key: &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: dynamicPort},
 		Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
@@ -111,13 +110,13 @@ func (b *builder) addLookup(m *hcmv3.HttpConnectionManager, port uint16) error {
 
 // dynamicRoutes are those of a service whose Host says where to go: to the port of the service and to no other, which is
 // as unknown as another host.
-func (b *builder) dynamicRoutes(m member) []*routev3.Route {
-	route := routeTo(clusterName(m.port.number, m.service.host), outboundRetryOn, retries)
+func (b *maker) dynamicRoutes(m mesh.Member) []*routev3.Route {
+	route := routeTo(clusterName(m.Port.Number, m.Service.Host), outboundRetryOn, retries)
 	route.Match.Headers = []*routev3.HeaderMatcher{{
 		Name: ":authority",
 		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
 			MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{
-				Regex: fmt.Sprintf("[^:]*(:%d)?", m.port.number),
+				Regex: fmt.Sprintf("[^:]*(:%d)?", m.Port.Number),
 			}},
 		}},
 	}}
@@ -125,6 +124,6 @@ func (b *builder) dynamicRoutes(m member) []*routev3.Route {
 }
 
 // anyDynamic says whether one of members is of resolution DYNAMIC_DNS.
-func anyDynamic(members []member) bool {
-	return slices.ContainsFunc(members, func(m member) bool { return m.isDynamic() })
+func anyDynamic(members []mesh.Member) bool {
+	return slices.ContainsFunc(members, isDynamic)
 }

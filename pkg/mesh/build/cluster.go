@@ -1,4 +1,4 @@
-package mesh
+package build
 
 import (
 	"fmt"
@@ -14,6 +14,8 @@ import (
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"understudy.mesh/pkg/mesh"
 )
 
 // The names of Istio's clusters that belong to no service; dashboards and alerts know them.
@@ -34,19 +36,19 @@ const (
 func clusterName(port uint16, host string) string { return fmt.Sprintf("outbound|%d||%s", port, host) }
 
 // clusters makes the clusters of a service, one a port.
-func (b *builder) clusters(s *service) ([]resource, error) {
+func (b *maker) clusters(s *mesh.Service) ([]resource, error) {
 	var out []resource
-	for _, p := range s.ports {
-		if p.protocol == protoUDP {
+	for _, p := range s.Ports {
+		if p.Protocol == mesh.ProtoUDP {
 			continue
 		}
-		c := b.newCluster(clusterName(p.number, s.host))
-		switch p.resolution {
-		case resolveNone:
+		c := b.newCluster(clusterName(p.Number, s.Host))
+		switch p.Resolution {
+		case mesh.ResolveNone:
 			setOriginalDst(c)
-		case resolveStatic:
+		case mesh.ResolveStatic:
 			c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
-		case resolveDynamic:
+		case mesh.ResolveDynamic:
 			if err := b.setDynamic(c); err != nil {
 				return nil, err
 			}
@@ -55,13 +57,13 @@ func (b *builder) clusters(s *service) ([]resource, error) {
 				return nil, err
 			}
 		}
-		if p.resolution != resolveNone && p.resolution != resolveDynamic {
+		if p.Resolution != mesh.ResolveNone && p.Resolution != mesh.ResolveDynamic {
 			c.LoadAssignment = b.assignment(c.Name, p)
 		}
-		switch p.protocol {
-		case protoHTTP:
+		switch p.Protocol {
+		case mesh.ProtoHTTP:
 			c.TypedExtensionProtocolOptions = b.http1Upstream
-		case protoHTTP2, protoGRPCWeb:
+		case mesh.ProtoHTTP2, mesh.ProtoGRPCWeb:
 			c.TypedExtensionProtocolOptions = b.http2Upstream
 		}
 		out = append(out, c)
@@ -69,7 +71,7 @@ func (b *builder) clusters(s *service) ([]resource, error) {
 	return out, nil
 }
 
-func (b *builder) newCluster(name string) *clusterv3.Cluster {
+func (b *maker) newCluster(name string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
 		Name:           name,
 		ConnectTimeout: durationpb.New(b.o.ConnectTimeout),
@@ -90,14 +92,14 @@ func setOriginalDst(c *clusterv3.Cluster) {
 // setDNS makes a cluster resolve its endpoints. (The fields of Cluster for this are deprecated, and Envoy 1.40 logs a
 // warning for each use of them.) How long a query may take is set once for all, in the bootstrap's resolver: a
 // resolver in each cluster would be a c-ares channel with sockets of its own.
-func (b *builder) setDNS(c *clusterv3.Cluster, p servicePort) error {
-	if len(p.endpoints) == 0 { // a workloadSelector that selects nobody
+func (b *maker) setDNS(c *clusterv3.Cluster, p mesh.ServicePort) error {
+	if len(p.Endpoints) == 0 { // a workloadSelector that selects nobody
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 		return nil
 	}
 	config, err := toAny(&dnsv3.DnsCluster{
 		RespectDnsTtl: true, DnsLookupFamily: perFamily(&b.o, dnscommonv3.DnsLookupFamily_V4_ONLY, dnscommonv3.DnsLookupFamily_V6_ONLY, dnscommonv3.DnsLookupFamily_ALL),
-		AllAddressesInSingleEndpoint: p.resolution == resolveDNSRR,
+		AllAddressesInSingleEndpoint: p.Resolution == mesh.ResolveDNSRR,
 	})
 	c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
 		Name: "envoy.cluster.dns", TypedConfig: config,
@@ -106,25 +108,25 @@ func (b *builder) setDNS(c *clusterv3.Cluster, p servicePort) error {
 }
 
 // assignment lists the endpoints by locality, in the order in which the localities appear.
-func (b *builder) assignment(name string, p servicePort) *endpointv3.ClusterLoadAssignment {
+func (b *maker) assignment(name string, p mesh.ServicePort) *endpointv3.ClusterLoadAssignment {
 	cla := &endpointv3.ClusterLoadAssignment{ClusterName: name}
-	groups, shift := map[string]*endpointv3.LocalityLbEndpoints{}, weightShift(p.endpoints)
-	for i := range p.endpoints {
-		ep := &p.endpoints[i]
-		if b.unreachable(ep) && p.resolution != resolveDNSRR { // which needs exactly one endpoint
+	groups, shift := map[string]*endpointv3.LocalityLbEndpoints{}, weightShift(p.Endpoints)
+	for i := range p.Endpoints {
+		ep := &p.Endpoints[i]
+		if b.unreachable(ep) && p.Resolution != mesh.ResolveDNSRR { // which needs exactly one endpoint
 			continue
 		}
-		g := groups[ep.locality]
+		g := groups[ep.Locality]
 		if g == nil {
-			g = &endpointv3.LocalityLbEndpoints{Locality: locality(ep.locality)}
-			groups[ep.locality] = g
+			g = &endpointv3.LocalityLbEndpoints{Locality: locality(ep.Locality)}
+			groups[ep.Locality] = g
 			cla.Endpoints = append(cla.Endpoints, g)
 		}
 		lb := &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{
-			Endpoint: &endpointv3.Endpoint{Address: ep.envoyAddress(p.port)},
+			Endpoint: &endpointv3.Endpoint{Address: envoyAddress(ep, p.Port)},
 		}}
-		if ep.weight > 0 {
-			lb.LoadBalancingWeight = wrapperspb.UInt32(max(1, ep.weight>>shift))
+		if ep.Weight > 0 {
+			lb.LoadBalancingWeight = wrapperspb.UInt32(max(1, ep.Weight>>shift))
 		}
 		g.LbEndpoints = append(g.LbEndpoints, lb)
 	}
@@ -132,17 +134,17 @@ func (b *builder) assignment(name string, p servicePort) *endpointv3.ClusterLoad
 }
 
 // unreachable says whether an endpoint's address is of a family that the pod has not.
-func (b *builder) unreachable(ep *endpoint) bool {
-	ip, err := netip.ParseAddr(ep.address)
-	return err == nil && !b.o.hasFamily(ip)
+func (b *maker) unreachable(ep *mesh.Endpoint) bool {
+	ip, err := netip.ParseAddr(ep.Address)
+	return err == nil && !b.o.HasFamily(ip)
 }
 
 // weightShift returns by how many bits to cut weights so that their sum fits 32 bits; Envoy refuses a cluster where it
 // does not.
-func weightShift(endpoints []endpoint) (shift int) {
+func weightShift(endpoints []mesh.Endpoint) (shift int) {
 	total := uint64(0)
 	for _, ep := range endpoints {
-		total += uint64(ep.weight)
+		total += uint64(ep.Weight)
 	}
 	if over := bits.Len64(total) - 32; over > 0 {
 		shift = over + 1 // one more for what rounding up to 1 adds
@@ -150,11 +152,11 @@ func weightShift(endpoints []endpoint) (shift int) {
 	return shift
 }
 
-func (e *endpoint) envoyAddress(p port) *corev3.Address {
-	if path, unix := strings.CutPrefix(e.address, unixPrefix); unix {
+func envoyAddress(e *mesh.Endpoint, p mesh.Port) *corev3.Address {
+	if path, unix := e.UnixPath(); unix {
 		return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path}}}
 	}
-	return socketAddress(e.address, e.on(p))
+	return socketAddress(e.Address, e.On(p))
 }
 
 func socketAddress(address string, port uint16) *corev3.Address {
@@ -174,7 +176,7 @@ func locality(s string) *corev3.Locality {
 }
 
 // basicClusters makes the clusters that belong to no service.
-func (b *builder) basicClusters() ([]resource, error) {
+func (b *maker) basicClusters() ([]resource, error) {
 	pass := b.newCluster(passthroughCluster)
 	setOriginalDst(pass)
 	hole := b.newCluster(blackHoleCluster)
@@ -193,7 +195,7 @@ func (b *builder) basicClusters() ([]resource, error) {
 
 // inboundCluster connects captured inbound traffic to the application. The source address is how the pod's iptables
 // rules know this traffic, and let it through to the application instead of capturing it again.
-func (b *builder) inboundCluster(name, source string) (*clusterv3.Cluster, error) {
+func (b *maker) inboundCluster(name, source string) (*clusterv3.Cluster, error) {
 	c := b.newCluster(name)
 	setOriginalDst(c)
 	c.UpstreamBindConfig = &corev3.BindConfig{SourceAddress: &corev3.SocketAddress{

@@ -1,4 +1,4 @@
-package mesh
+package build
 
 import (
 	"os"
@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/txtar"
+
+	"understudy.mesh/pkg/mesh"
 )
 
 // FuzzDocuments feeds the parser what a file may hold. It must not panic, every trouble must be one line, and what it
@@ -44,7 +46,7 @@ func FuzzDocuments(f *testing.F) {
 			t.Fatal(err)
 		}
 		for _, d := range s.Report().Documents {
-			if (d.Status == StatusOK) != (d.Reason == "") || strings.Contains(d.Field+d.Reason, "\n") {
+			if (d.Status == mesh.StatusOK) != (d.Reason == "") || strings.Contains(d.Field+d.Reason, "\n") {
 				t.Errorf("%+v", d)
 			}
 		}

@@ -1,4 +1,4 @@
-package mesh
+package build
 
 import (
 	"crypto/tls"
@@ -11,6 +11,8 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	caresv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/network/dns_resolver/cares/v3"
 	"github.com/miekg/dns"
+
+	"understudy.mesh/pkg/mesh"
 )
 
 const dynamicConfig = `
@@ -75,7 +77,7 @@ func TestLiveDynamic(t *testing.T) {
 		o.DNSResolver = serveNames(t, "10.99.0.1")
 		r, report := load(t, dynamicConfig, o)
 		for _, d := range report.Documents {
-			if d.Status != StatusOK {
+			if d.Status != mesh.StatusOK {
 				t.Fatalf("%+v", d)
 			}
 		}

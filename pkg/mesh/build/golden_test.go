@@ -1,4 +1,4 @@
-package mesh
+package build
 
 import (
 	"flag"
@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
+
+	"understudy.mesh/pkg/mesh"
 )
 
 var update = flag.Bool("update", false, "rewrite the goldens")
@@ -60,7 +62,7 @@ func golden(t *testing.T, path string) {
 }
 
 // optionsOf reads the options that an archive's comment names, by words.
-func optionsOf(t *testing.T, comment string) Options {
+func optionsOf(t *testing.T, comment string) mesh.Options {
 	o := testOptions()
 	for _, line := range strings.Split(comment, "\n") {
 		words, ok := strings.CutPrefix(line, "options:")
@@ -82,7 +84,7 @@ func optionsOf(t *testing.T, comment string) Options {
 			case "access-log":
 				o.AccessLog.Path = "/dev/null"
 			case "json-access-log":
-				o.AccessLog = AccessLog{Path: "/dev/null", JSON: true}
+				o.AccessLog = mesh.AccessLog{Path: "/dev/null", JSON: true}
 			default:
 				t.Fatalf("unknown option %q", w)
 			}
@@ -91,7 +93,7 @@ func optionsOf(t *testing.T, comment string) Options {
 	return o
 }
 
-func describe(t *testing.T, out *Output, report Report) string {
+func describe(t *testing.T, out *Output, report mesh.Report) string {
 	var b strings.Builder
 	for _, d := range report.Documents {
 		fmt.Fprintf(&b, "document %s %s/%s: %s", d.Kind, d.Namespace, d.Name, d.Status)

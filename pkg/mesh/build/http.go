@@ -1,4 +1,4 @@
-package mesh
+package build
 
 import (
 	"fmt"
@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"understudy.mesh/pkg/mesh"
 )
 
 const (
@@ -36,7 +38,7 @@ const (
 func never() *durationpb.Duration { return durationpb.New(0 * time.Second) }
 
 // tcpFilter proxies bytes to a cluster, without an idle time-out: there would be none without a proxy.
-func (b *builder) tcpFilter(cluster, statPrefix string) (*listenerv3.Filter, error) {
+func (b *maker) tcpFilter(cluster, statPrefix string) (*listenerv3.Filter, error) {
 	return networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
 		StatPrefix: statPrefix, ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster},
 		IdleTimeout: never(), AccessLog: b.accessLog,
@@ -50,7 +52,7 @@ func networkFilter(name string, config proto.Message) (*listenerv3.Filter, error
 
 // httpFilter packs an HTTP connection manager, after filling in what both directions share: no time-out and no limit of
 // ours, and no header but those that Envoy can not work without.
-func (b *builder) httpFilter(m *hcmv3.HttpConnectionManager, grpcWeb bool) (*listenerv3.Filter, error) {
+func (b *maker) httpFilter(m *hcmv3.HttpConnectionManager, grpcWeb bool) (*listenerv3.Filter, error) {
 	m.AccessLog = b.accessLog
 	m.StreamIdleTimeout = never()
 	m.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{
@@ -79,7 +81,7 @@ func addHTTPFilter(m *hcmv3.HttpConnectionManager, name string, config proto.Mes
 }
 
 // outboundHTTP routes the requests of a listener to its HTTP services: all to the only one, or by their Host.
-func (b *builder) outboundHTTP(statPrefix string, members []member, byHost bool) (*listenerv3.Filter, error) {
+func (b *maker) outboundHTTP(statPrefix string, members []mesh.Member, byHost bool) (*listenerv3.Filter, error) {
 	routes := &routev3.RouteConfiguration{
 		Name:                     statPrefix,
 		IgnorePortInHostMatching: true,                   // Host: name:port is name
@@ -89,14 +91,14 @@ func (b *builder) outboundHTTP(statPrefix string, members []member, byHost bool)
 	for _, m := range members {
 		domain := "*"
 		if byHost {
-			domain = m.service.host
+			domain = m.Service.Host
 		}
-		grpcWeb = grpcWeb || m.port.protocol == protoGRPCWeb
+		grpcWeb = grpcWeb || m.Port.Protocol == mesh.ProtoGRPCWeb
 		host := &routev3.VirtualHost{
-			Name: fmt.Sprintf("%s:%d", m.service.host, m.port.number), Domains: []string{domain},
-			Routes: []*routev3.Route{routeTo(clusterName(m.port.number, m.service.host), outboundRetryOn, retries)},
+			Name: fmt.Sprintf("%s:%d", m.Service.Host, m.Port.Number), Domains: []string{domain},
+			Routes: []*routev3.Route{routeTo(clusterName(m.Port.Number, m.Service.Host), outboundRetryOn, retries)},
 		}
-		if m.isDynamic() {
+		if isDynamic(m) {
 			host.Routes = b.dynamicRoutes(m)
 		}
 		routes.VirtualHosts = append(routes.VirtualHosts, host)
@@ -115,7 +117,7 @@ func (b *builder) outboundHTTP(statPrefix string, members []member, byHost bool)
 		UpgradeConfigs:      []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 	}
 	if anyDynamic(members) {
-		if err := b.addLookup(manager, members[0].port.number); err != nil {
+		if err := b.addLookup(manager, members[0].Port.Number); err != nil {
 			return nil, err
 		}
 	}
@@ -142,7 +144,7 @@ func routeTo(cluster, retryOn string, tries uint32) *routev3.Route {
 }
 
 // unknownHosts is what happens to a Host that nobody declared: Istio's allow_any, or its block_all.
-func (b *builder) unknownHosts() *routev3.VirtualHost {
+func (b *maker) unknownHosts() *routev3.VirtualHost {
 	if !b.o.RegistryOnly {
 		return &routev3.VirtualHost{
 			Name: "allow_any", Domains: []string{"*"}, Routes: []*routev3.Route{routeTo(passthroughCluster, "", 0)},
@@ -156,7 +158,7 @@ func (b *builder) unknownHosts() *routev3.VirtualHost {
 }
 
 // inboundHTTP forwards captured requests to the application, which should see what it would see without a proxy.
-func (b *builder) inboundHTTP(cluster string) (*listenerv3.Filter, error) {
+func (b *maker) inboundHTTP(cluster string) (*listenerv3.Filter, error) {
 	h1, err := downstreamHTTP1()
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package mesh
+package build
 
 import "testing"
 

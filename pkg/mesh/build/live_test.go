@@ -1,4 +1,4 @@
-package mesh
+package build
 
 import (
 	"bufio"
@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/internal/document"
 )
 
@@ -100,7 +101,7 @@ func TestLive(t *testing.T) {
 		o.IPv6, o.RegistryOnly = false, registryOnly
 		r, report := load(t, liveConfig, o)
 		for _, d := range report.Documents {
-			if d.Status != StatusOK {
+			if d.Status != mesh.StatusOK {
 				t.Fatalf("%+v", d)
 			}
 		}

@@ -1,4 +1,4 @@
-package mesh
+package build
 
 import (
 	"bytes"
@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"understudy.mesh/pkg/mesh"
 )
 
 // manyEntries is n ServiceEntries in files of perFile: three in four TLS, one in four HTTP.
@@ -42,17 +44,24 @@ func TestOneOfManyChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := build(t, r, testOptions())
+	b := New(testOptions())
+	build := func() *Output {
+		out, err := b.Build(r, giveVIPs(r.AutoHosts()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	first := build()
 	t.Logf("load and build %d: %v", n, time.Since(start))
 
 	text := strings.Replace(files["f00000.yaml"], "service-77.example.com\n  location: MESH_EXTERNAL\n  ports:\n  - number: 443", "service-77.example.com\n  location: MESH_EXTERNAL\n  ports:\n  - number: 8443", 1)
 	writeFile(t, filepath.Join(dir, "f00000.yaml"), text)
 	start = time.Now()
-	r, _ = s.rescan()
-	if r == nil {
-		t.Fatal("no change seen")
+	if r, err = s.Load(); err != nil {
+		t.Fatal(err)
 	}
-	second := build(t, r, testOptions())
+	second := build()
 	t.Logf("change one of %d: %v", n, time.Since(start))
 
 	vip := giveVIPs(r.AutoHosts())["service-77.example.com"][0].String()
@@ -94,7 +103,7 @@ func checkDelta(t *testing.T, old, now []Message, want ...string) {
 func TestDeterministic(t *testing.T) {
 	dir := writeFiles(t, manyEntries(50, 7))
 	o := testOptions()
-	o.AccessLog = AccessLog{Path: "/dev/stdout", JSON: true}
+	o.AccessLog = mesh.AccessLog{Path: "/dev/stdout", JSON: true}
 	var outs []*Output
 	for range 2 {
 		s, _ := newTestSource(t, dir, o)
@@ -160,15 +169,15 @@ func BenchmarkChangeOne(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			vips := giveVIPs(r.AutoHosts())
+			vips, all := giveVIPs(r.AutoHosts()), New(testOptions())
 			for i := 0; b.Loop(); i++ {
 				b.StopTimer()
 				writeFile(b, filepath.Join(dir, "f00000.yaml"), strings.Replace(files["f00000.yaml"], "number: 443", fmt.Sprintf("number: %d", 1000+i), 1))
 				b.StartTimer()
-				if r, _ = s.rescan(); r == nil {
-					b.Fatal("no change seen")
+				if r, err = s.Load(); err != nil {
+					b.Fatal(err)
 				}
-				if _, err := Build(r, vips, testOptions()); err != nil {
+				if _, err := all.Build(r, vips); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -1,4 +1,4 @@
-package mesh
+package build
 
 import (
 	"net/netip"
@@ -11,6 +11,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"understudy.mesh/pkg/mesh"
 )
 
 // cleartextHTTP is what the HTTP inspector reports of HTTP/1 and of HTTP/2 without TLS.
@@ -18,7 +20,7 @@ var cleartextHTTP = [...]string{"http/1.0", "http/1.1", "h2c"}
 
 // newListener returns a listener that gets the connections which virtualOutbound accepted for addrs and port; it binds
 // nothing itself.
-func (b *builder) newListener(addrs []netip.Addr, port uint16) *listenerv3.Listener {
+func (b *maker) newListener(addrs []netip.Addr, port uint16) *listenerv3.Listener {
 	l := &listenerv3.Listener{
 		Name:             listenerName(addrs[0], port),
 		Address:          socketAddress(addrs[0].String(), port),
@@ -33,14 +35,14 @@ func (b *builder) newListener(addrs []netip.Addr, port uint16) *listenerv3.Liste
 
 // vipListeners makes the listeners of a service that has its addresses for itself: one a port, and nothing to tell
 // apart, so that a TLS client without SNI and a server that speaks first work too.
-func (b *builder) vipListeners(s *service, addrs []netip.Addr) ([]resource, error) {
+func (b *maker) vipListeners(s *mesh.Service, addrs []netip.Addr) ([]resource, error) {
 	var out []resource
-	for _, p := range s.ports {
-		if p.protocol == protoUDP {
+	for _, p := range s.Ports {
+		if p.Protocol == mesh.ProtoUDP {
 			continue
 		}
-		l := b.newListener(addrs, p.number)
-		filter, err := b.onlyFilter(l.Name, member{s, p})
+		l := b.newListener(addrs, p.Number)
+		filter, err := b.onlyFilter(l.Name, mesh.Member{Service: s, Port: p})
 		if err != nil {
 			return nil, err
 		}
@@ -51,31 +53,31 @@ func (b *builder) vipListeners(s *service, addrs []netip.Addr) ([]resource, erro
 }
 
 // onlyFilter sends all connections of a listener, or of a prefix, to one service: the address has told which.
-func (b *builder) onlyFilter(listener string, m member) (*listenerv3.Filter, error) {
-	if m.port.protocol.isHTTP() {
-		return b.outboundHTTP(listener, []member{m}, false)
+func (b *maker) onlyFilter(listener string, m mesh.Member) (*listenerv3.Filter, error) {
+	if m.Port.Protocol.IsHTTP() {
+		return b.outboundHTTP(listener, []mesh.Member{m}, false)
 	}
-	name := clusterName(m.port.number, m.service.host)
+	name := clusterName(m.Port.Number, m.Service.Host)
 	return b.tcpFilter(name, name)
 }
 
 // sharedListener makes the listener of an address, or of a port on every address, that several services may share.
-func (b *builder) sharedListener(share binding) ([]resource, error) {
-	exact := share.addr.IsValid()
-	addrs := []netip.Addr{share.addr}
+func (b *maker) sharedListener(share mesh.Binding) ([]resource, error) {
+	exact := share.Addr.IsValid()
+	addrs := []netip.Addr{share.Addr}
 	if !exact {
 		addrs = b.anyAddresses()
 	}
-	d := &dispatch{builder: b, listener: b.newListener(addrs, share.port)}
-	for _, s := range share.scopes {
-		if len(s.members) == 1 && (exact || s.prefix.IsValid()) && !anyDynamic(s.members) {
-			d.append(match(s.prefix), d.keep(b.onlyFilter(d.listener.Name, s.members[0])))
+	d := &dispatch{maker: b, listener: b.newListener(addrs, share.Port)}
+	for _, s := range share.Scopes {
+		if len(s.Members) == 1 && (exact || s.Prefix.IsValid()) && !anyDynamic(s.Members) {
+			d.append(match(s.Prefix), d.keep(b.onlyFilter(d.listener.Name, s.Members[0])))
 		} else {
 			d.add(s)
 		}
 	}
 	if !exact {
-		d.refuseVIPs(share.scopes)
+		d.refuseVIPs(share.Scopes)
 	}
 	if d.listener.DefaultFilterChain == nil && (!exact || d.shared) {
 		d.listener.DefaultFilterChain = newChain(nil, d.keep(b.unknownFilter()))
@@ -88,7 +90,7 @@ func (b *builder) sharedListener(share binding) ([]resource, error) {
 // first, the most specific prefix, then by SNI, then by the transport, then by the application protocol, and does not
 // go back on a choice (envoy.config.listener.v3.FilterChainMatch): so each prefix needs a chain for what is left.
 type dispatch struct {
-	*builder
+	*maker
 	listener  *listenerv3.Listener
 	tls, http bool  // some chain needs its inspector
 	shared    bool  // some chain leaves connections over
@@ -96,21 +98,21 @@ type dispatch struct {
 }
 
 // add adds the chains of a scope with several services, or with one that its address does not single out.
-func (d *dispatch) add(s scope) {
+func (d *dispatch) add(s mesh.Scope) {
 	d.shared = true
-	var http []member
+	var http []mesh.Member
 	var tcp *listenerv3.Filter
-	for _, m := range s.members {
-		name := clusterName(m.port.number, m.service.host)
+	for _, m := range s.Members {
+		name := clusterName(m.Port.Number, m.Service.Host)
 		switch {
-		case m.port.protocol.isHTTP():
+		case m.Port.Protocol.IsHTTP():
 			http = append(http, m)
-		case m.port.protocol == protoTLS && isPartial(m.service.host): // no SNI tells it, see decoder.remarkOn
-		case m.port.protocol == protoTLS:
-			match := match(s.prefix)
-			match.ServerNames = []string{m.service.host}
+		case m.Port.Protocol == mesh.ProtoTLS && m.Service.IsPartial(): // no SNI tells it, of which the document was told
+		case m.Port.Protocol == mesh.ProtoTLS:
+			match := match(s.Prefix)
+			match.ServerNames = []string{m.Service.Host}
 			d.tls = true
-			if m.isDynamic() {
+			if isDynamic(m) {
 				d.append(match, d.keepAll(d.sniFilters(m))...)
 			} else {
 				d.append(match, d.keep(d.tcpFilter(name, name)))
@@ -120,27 +122,27 @@ func (d *dispatch) add(s scope) {
 		}
 	}
 	if len(http) > 0 {
-		match := match(s.prefix)
+		match := match(s.Prefix)
 		match.ApplicationProtocols = cleartextHTTP[:]
 		d.http = true
 		d.append(match, d.keep(d.outboundHTTP(d.listener.Name, http, true)))
 	}
 	switch {
-	case !s.prefix.IsValid() && tcp != nil:
+	case !s.Prefix.IsValid() && tcp != nil:
 		d.listener.DefaultFilterChain = newChain(nil, tcp)
-	case s.prefix.IsValid():
+	case s.Prefix.IsValid():
 		if tcp == nil {
 			tcp = d.keep(d.unknownFilter())
 		}
-		d.append(match(s.prefix), tcp)
+		d.append(match(s.Prefix), tcp)
 	}
 }
 
 // refuseVIPs closes connections to VIPs that no listener of their own takes: a port that the VIP's service does not
 // declare is refused, and is not some other service's. A document that declares a VIP range as its own address has it.
-func (d *dispatch) refuseVIPs(scopes []scope) {
+func (d *dispatch) refuseVIPs(scopes []mesh.Scope) {
 	free := slices.DeleteFunc(slices.Clone(d.o.VIPRanges), func(p netip.Prefix) bool {
-		return slices.ContainsFunc(scopes, func(s scope) bool { return s.prefix == p.Masked() })
+		return slices.ContainsFunc(scopes, func(s mesh.Scope) bool { return s.Prefix == p.Masked() })
 	})
 	if m := d.matchAll(free); m != nil {
 		d.append(m, d.keep(d.tcpFilter(blackHoleCluster, blackHoleCluster)))
@@ -148,10 +150,10 @@ func (d *dispatch) refuseVIPs(scopes []scope) {
 }
 
 // matchAll matches destinations in any of prefixes of the pod's families; nil when there is none.
-func (b *builder) matchAll(prefixes []netip.Prefix) *listenerv3.FilterChainMatch {
+func (b *maker) matchAll(prefixes []netip.Prefix) *listenerv3.FilterChainMatch {
 	m := &listenerv3.FilterChainMatch{}
 	for _, p := range prefixes {
-		if b.o.hasFamily(p.Addr()) {
+		if b.o.HasFamily(p.Addr()) {
 			m.PrefixRanges = append(m.PrefixRanges, cidr(p.Masked()))
 		}
 	}
@@ -184,7 +186,7 @@ func (d *dispatch) keepAll(f []*listenerv3.Filter, err error) []*listenerv3.Filt
 }
 
 // unknownFilter takes connections that are nobody's: on to where they were going, or nowhere.
-func (b *builder) unknownFilter() (*listenerv3.Filter, error) {
+func (b *maker) unknownFilter() (*listenerv3.Filter, error) {
 	if b.o.RegistryOnly {
 		return b.tcpFilter(blackHoleCluster, blackHoleCluster)
 	}
@@ -205,7 +207,7 @@ func (d *dispatch) inspect() {
 	}
 }
 
-func (b *builder) setDetection(l *listenerv3.Listener) {
+func (b *maker) setDetection(l *listenerv3.Listener) {
 	l.ListenerFiltersTimeout = durationpb.New(b.o.DetectionTimeout)
 	l.ContinueOnListenerFiltersTimeout = true
 }

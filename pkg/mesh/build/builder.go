@@ -1,6 +1,7 @@
-package mesh
+package build
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/internal/document"
 )
 
@@ -41,17 +43,17 @@ const defaultJSONLogFormat = `{"start_time":"%START_TIME%","route_name":"%ROUTE_
 "downstream_remote_address":"%DOWNSTREAM_REMOTE_ADDRESS%","requested_server_name":"%REQUESTED_SERVER_NAME%",
 "upstream_transport_failure_reason":"%UPSTREAM_TRANSPORT_FAILURE_REASON%"}`
 
-// builder makes Envoy messages from services. It holds the parts that all of them share, and lives for one Build.
-type builder struct {
-	o             Options
+// maker makes Envoy messages from services. It holds the parts that all of them share, and lives for one Build.
+type maker struct {
+	o             mesh.Options
 	accessLog     []*accesslogv3.AccessLog
 	http1Upstream map[string]*anypb.Any // for services that speak HTTP/1, and
 	http2Upstream map[string]*anypb.Any // HTTP/2
 	dynamicCache  *dynamiccommonv3.DnsCacheConfig
 }
 
-func newBuilder(o Options) (*builder, error) {
-	b := &builder{o: o}
+func newMaker(o mesh.Options) (*maker, error) {
+	b := &maker{o: o}
 	var err error
 	if b.accessLog, err = newAccessLog(o.AccessLog); err != nil {
 		return nil, err
@@ -90,20 +92,20 @@ func optionsMap(options *anypb.Any) map[string]*anypb.Any {
 }
 
 // newAccessLog returns the access logs of every filter: one, or none without a path.
-func newAccessLog(l AccessLog) ([]*accesslogv3.AccessLog, error) {
+func newAccessLog(l mesh.AccessLog) ([]*accesslogv3.AccessLog, error) {
 	if l.Path == "" {
 		return nil, nil
 	}
 	format := &corev3.SubstitutionFormatString{}
 	if l.JSON {
-		setDefault(&l.Format, defaultJSONLogFormat)
+		l.Format = cmp.Or(l.Format, defaultJSONLogFormat)
 		fields := &structpb.Struct{}
 		if err := protojson.Unmarshal([]byte(l.Format), fields); err != nil || !json.Valid([]byte(l.Format)) {
 			return nil, fmt.Errorf("accessLogFormat is %s, with accessLogEncoding JSON it should be a JSON object of format strings", document.Abridge(l.Format))
 		}
 		format.Format = &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: fields}
 	} else {
-		setDefault(&l.Format, defaultLogFormat)
+		l.Format = cmp.Or(l.Format, defaultLogFormat)
 		format.Format = &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
 			Specifier: &corev3.DataSource_InlineString{InlineString: l.Format},
 		}}
@@ -150,7 +152,7 @@ func toAny(m proto.Message) (*anypb.Any, error) {
 }
 
 // anyAddresses returns the wildcard addresses of the pod's families, IPv4 first.
-func (b *builder) anyAddresses() []netip.Addr {
+func (b *maker) anyAddresses() []netip.Addr {
 	var out []netip.Addr
 	if b.o.IPv4 {
 		out = append(out, netip.IPv4Unspecified())
@@ -167,4 +169,15 @@ func listenerName(addr netip.Addr, port uint16) string {
 		return fmt.Sprintf("[::]_%d", port)
 	}
 	return fmt.Sprintf("%s_%d", addr, port)
+}
+
+// perFamily picks what is for a pod with IPv4 only, with IPv6 only, or with both.
+func perFamily[T any](o *mesh.Options, v4, v6, both T) T {
+	switch {
+	case !o.IPv6:
+		return v4
+	case !o.IPv4:
+		return v6
+	}
+	return both
 }

@@ -1,4 +1,4 @@
-package mesh
+package build
 
 import (
 	"net/netip"
@@ -27,7 +27,7 @@ type family struct {
 	all     netip.Prefix
 }
 
-func (b *builder) inboundFamilies() []family {
+func (b *maker) inboundFamilies() []family {
 	var out []family
 	if b.o.IPv4 {
 		out = append(out, family{inboundPassthroughCluster, "127.0.0.6", netip.PrefixFrom(netip.IPv4Unspecified(), 0)})
@@ -39,7 +39,7 @@ func (b *builder) inboundFamilies() []family {
 }
 
 // captureListeners makes virtualOutbound and virtualInbound, the only listeners that bind a port.
-func (b *builder) captureListeners() ([]resource, error) {
+func (b *maker) captureListeners() ([]resource, error) {
 	out, err := b.outbound()
 	if err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func (b *builder) captureListeners() ([]resource, error) {
 	return []resource{out, in}, err
 }
 
-func (b *builder) captureListener(name string, port uint16, direction corev3.TrafficDirection) *listenerv3.Listener {
+func (b *maker) captureListener(name string, port uint16, direction corev3.TrafficDirection) *listenerv3.Listener {
 	l := b.newListener(b.anyAddresses(), port)
 	l.Name, l.BindToPort, l.TrafficDirection = name, nil, direction
 	return l
@@ -56,7 +56,7 @@ func (b *builder) captureListener(name string, port uint16, direction corev3.Tra
 
 // outbound accepts the application's connections and hands each to the listener of its original destination; what no
 // listener takes is unknown traffic.
-func (b *builder) outbound() (*listenerv3.Listener, error) {
+func (b *maker) outbound() (*listenerv3.Listener, error) {
 	l := b.captureListener(OutboundListener, b.o.OutboundPort, corev3.TrafficDirection_OUTBOUND)
 	l.UseOriginalDst = wrapperspb.Bool(true)
 	hole, err := b.tcpFilter(blackHoleCluster, blackHoleCluster)
@@ -78,7 +78,7 @@ func (b *builder) outbound() (*listenerv3.Listener, error) {
 
 // inbound forwards captured connections to the application on the port that the client dialled. HTTP/1 and HTTP/2
 // without TLS go through an HTTP filter, so that they can be drained politely; everything else is bytes.
-func (b *builder) inbound() (*listenerv3.Listener, error) {
+func (b *maker) inbound() (*listenerv3.Listener, error) {
 	l := b.captureListener(InboundListener, b.o.InboundPort, corev3.TrafficDirection_INBOUND)
 	b.setDetection(l)
 	if b.o.TransparentMark != 0 {
@@ -113,7 +113,7 @@ func (b *builder) inbound() (*listenerv3.Listener, error) {
 
 // refusedPorts returns the ports to which captured traffic is never forwarded: those of the agent and Envoy, which
 // serve connections of their own, and the capture ports, where it would loop.
-func (b *builder) refusedPorts() []uint16 {
+func (b *maker) refusedPorts() []uint16 {
 	ports := append([]uint16{b.o.InboundPort, b.o.OutboundPort}, b.o.ReservedPorts...)
 	slices.Sort(ports)
 	return slices.Compact(ports)
@@ -122,7 +122,7 @@ func (b *builder) refusedPorts() []uint16 {
 // setInboundFilters finds out the original destination, with TPROXY has the application called from the original
 // source, and then finds out whether the client speaks HTTP; to a refused port it
 // need not speak first.
-func (b *builder) setInboundFilters(l *listenerv3.Listener, refused []uint16) error {
+func (b *maker) setInboundFilters(l *listenerv3.Listener, refused []uint16) error {
 	dst, err := listenerFilter("envoy.filters.listener.original_dst", &originaldstv3.OriginalDst{})
 	if err != nil {
 		return err

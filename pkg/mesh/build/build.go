@@ -1,0 +1,157 @@
+// Package build owns the resources that Envoy gets: clusters and listeners, made of a registry of services.
+package build
+
+import (
+	"fmt"
+	"net/netip"
+
+	"google.golang.org/protobuf/proto"
+
+	"understudy.mesh/pkg/mesh"
+)
+
+// Message is one serialized Envoy resource: an envoy.config.cluster.v3.Cluster or envoy.config.listener.v3.Listener.
+type Message struct {
+	Name string
+	Body []byte // shared with later outputs; nobody may change it
+}
+
+// Output is one consistent set: every cluster that a listener names is there, and every host's addresses have their
+// listeners.
+type Output struct {
+	Clusters, Listeners []Message
+	Hosts               []mesh.Host
+}
+
+// Builder makes Envoy's resources and the names for DNS from registries of one Source. It is not safe for concurrent use.
+//
+// The same input gives the same bytes. What a service's resources are made of is hashed, and resources whose input did
+// not change since the last Build are taken from there, so that the cost is that of the change.
+type Builder struct {
+	o         mesh.Options
+	last, now map[uint64][]Message // the serialized resources of the last Build by the hash of what they were made from
+}
+
+// New returns a builder that has built nothing yet.
+func New(o mesh.Options) *Builder { return &Builder{o: o} }
+
+// Build makes the resources of a registry and the VIPs of its AutoHosts. A host that wants a VIP and has none in vips
+// gets clusters only: traffic to it is traffic to an unknown destination.
+func (b *Builder) Build(r *mesh.Registry, vips map[string][]netip.Addr) (*Output, error) {
+	m, err := newMaker(b.o)
+	if err != nil {
+		return nil, err
+	}
+	b.last, b.now = b.now, make(map[uint64][]Message, len(b.now))
+	defer func() { b.last = nil }() // what this build did not use
+	out := &Output{Hosts: r.Hosts(vips)}
+	if err := b.all(m, r, vips, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (b *Builder) all(m *maker, r *mesh.Registry, vips map[string][]netip.Addr, out *Output) error {
+	add := func(into *[]Message, sum uint64, make func() ([]resource, error)) error {
+		msgs, err := b.get(sum, make)
+		*into = append(*into, msgs...)
+		return err
+	}
+	const basics, clusters, listeners, shared = 1, 2, 3, 4 // keep equal sums of different kinds apart
+	out.Clusters = make([]Message, 0, 2*len(r.Services())+8)
+	out.Listeners = make([]Message, 0, 2*len(r.Services())+2)
+	if err := add(&out.Clusters, mix(basics, clusters), m.basicClusters); err != nil {
+		return err
+	}
+	if err := add(&out.Listeners, mix(basics, listeners), m.captureListeners); err != nil {
+		return err
+	}
+	for _, s := range r.Services() {
+		if err := add(&out.Clusters, mix(s.Sum, clusters), func() ([]resource, error) { return m.clusters(s) }); err != nil {
+			return fmt.Errorf("build clusters of %s: %w", s.Host, err)
+		}
+		addrs := r.VIPsOf(s, vips)
+		if !s.WantsVIP || len(addrs) == 0 {
+			continue
+		}
+		if err := add(&out.Listeners, mixAddrs(mix(s.Sum, listeners), addrs), func() ([]resource, error) { return m.vipListeners(s, addrs) }); err != nil {
+			return fmt.Errorf("build listeners of %s: %w", s.Host, err)
+		}
+	}
+	for _, s := range r.Bindings() {
+		if err := add(&out.Listeners, mix(sumOf(s), shared), func() ([]resource, error) { return m.sharedListener(s) }); err != nil {
+			return fmt.Errorf("build listener of port %d: %w", s.Port, err)
+		}
+	}
+	return nil
+}
+
+// sumOf hashes all that a shared listener is made from.
+func sumOf(b mesh.Binding) uint64 {
+	sum := mixAddrs(uint64(b.Port), []netip.Addr{b.Addr})
+	for _, s := range b.Scopes {
+		sum = mix(mixAddrs(sum, []netip.Addr{s.Prefix.Addr()}), uint64(s.Prefix.Bits()+1))
+		for _, m := range s.Members {
+			sum = mix(sum, m.Service.Sum)
+		}
+	}
+	return sum
+}
+
+// resource is an Envoy message before it is serialized.
+type resource interface {
+	proto.Message
+	GetName() string
+}
+
+func (b *Builder) get(sum uint64, build func() ([]resource, error)) ([]Message, error) {
+	if msgs, ok := b.last[sum]; ok {
+		b.now[sum] = msgs
+		return msgs, nil
+	}
+	resources, err := build()
+	if err != nil {
+		return nil, err
+	}
+	msgs := make([]Message, len(resources))
+	for i, r := range resources {
+		body, err := marshal(r)
+		if err != nil {
+			return nil, fmt.Errorf("serialize %s: %w", r.GetName(), err)
+		}
+		msgs[i] = Message{Name: r.GetName(), Body: body}
+	}
+	b.now[sum] = msgs
+	return msgs, nil
+}
+
+// mix folds v into a running hash. Its inputs are hashes of maphash already, so a multiplication spreads them enough;
+// the order of what is mixed matters.
+func mix(h, v uint64) uint64 {
+	h = (h ^ v) * 0x9e3779b97f4a7c15 // 2^64 divided by the golden ratio
+	return h ^ h>>29
+}
+
+func mixAddrs(h uint64, addrs []netip.Addr) uint64 {
+	for _, a := range addrs {
+		bytes := a.As16()
+		h = mix(h, uint64(a.BitLen()))
+		for i := 0; i < len(bytes); i += 4 {
+			h = mix(h, uint64(bytes[i])<<24|uint64(bytes[i+1])<<16|uint64(bytes[i+2])<<8|uint64(bytes[i+3]))
+		}
+	}
+	return h
+}
+
+// strictMarshaler is what Envoy's types have when they are built with the tag vtprotobuf: serialization without
+// reflection, which saves the agent the memory of every message's descriptor.
+type strictMarshaler interface{ MarshalVTStrict() ([]byte, error) }
+
+// marshal serializes m to the same bytes every time. (No message of ours has a map of more than one entry, whose order
+// vtprotobuf would leave to chance.)
+func marshal(m proto.Message) ([]byte, error) {
+	if v, ok := m.(strictMarshaler); ok {
+		return v.MarshalVTStrict()
+	}
+	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
+}

@@ -3,16 +3,20 @@ package tests
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"istio.io/api/networking/v1alpha3"
 	"sigs.k8s.io/yaml"
+
+	"understudy.mesh/pkg/mesh"
 )
 
 // manifest is as much of a ConfigMap, Pod or Istio resource as is looked at.
@@ -21,6 +25,8 @@ type manifest struct {
 	Kind       string            `json:"kind"`
 	Data       map[string]string `json:"data"`
 	Spec       json.RawMessage   `json:"spec"`
+
+	text string
 }
 
 type podSpec struct {
@@ -52,6 +58,7 @@ func manifests(t *testing.T, blocks []block) map[string]manifest {
 				t.Errorf("%s: %v", where, err)
 				continue
 			}
+			m.text = text
 			found[where] = m
 		}
 	}
@@ -75,7 +82,7 @@ func TestManifestsAreWhatTheyClaim(t *testing.T) {
 			case kind == "monitoring.coreos.com/v1 PrometheusRule":
 				checkAlerts(t, where, m)
 			case strings.HasPrefix(m.APIVersion, "networking.istio.io/"):
-				checkIstioResource(t, where, m)
+				checkServiceEntries(t, where, m.text)
 			default:
 				t.Errorf("%s: %s: say here how such a one is checked", where, kind)
 			}
@@ -124,9 +131,10 @@ func TestDemoConfigurationIsValid(t *testing.T) {
 	}
 }
 
-// checkServiceEntries reads every document as istio.io/api has it: an unknown field is an error.
+// checkServiceEntries reads every document as istio.io/api has it, where an unknown field is an error, and as the agent does.
 func checkServiceEntries(t *testing.T, where, text string) {
 	t.Helper()
+	checkInForce(t, where, text)
 	for _, document := range strings.Split(text, "\n---\n") {
 		var m manifest
 		if err := yaml.Unmarshal([]byte(document), &m); err != nil {
@@ -134,6 +142,29 @@ func checkServiceEntries(t *testing.T, where, text string) {
 			continue
 		}
 		checkIstioResource(t, where, m)
+	}
+}
+
+// checkInForce wants all that the documents say to be in force in an agent, without a warning.
+func checkInForce(t *testing.T, where, text string) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "mesh.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	source, err := mesh.NewSource(dir, mesh.Options{
+		Namespace: "default", IPv4: true, IPv6: true, InboundPort: 15006, OutboundPort: 15001, ConnectTimeout: 10 * time.Second, AutoAllocate: true,
+	}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := source.Load(); err != nil {
+		t.Errorf("%s: %v", where, err)
+	}
+	for _, d := range source.Report().Documents {
+		if d.Status != mesh.StatusOK {
+			t.Errorf("%s: %s %s is %s: %s: %s", where, d.Kind, d.Name, d.Status, d.Field, d.Reason)
+		}
 	}
 }
 

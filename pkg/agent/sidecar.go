@@ -134,7 +134,7 @@ func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *
 	if err != nil {
 		return nil, err
 	}
-	s.xds = xds.New(listener, world.Log("xds"))
+	s.xds = xds.New(listener, build.Types(), world.Log("xds"))
 	s.xds.SendFirst(build.OutboundListener, build.InboundListener)
 	s.admin = envoy.NewAdmin(s.dir.AdminSocket())
 	if err := s.newDNS(); err != nil {

@@ -64,7 +64,7 @@ func newDeclaring(t *testing.T) *declaring {
 // look finds two listeners on one address, which Envoy would refuse.
 func (d *declaring) look(snap xds.Snapshot) {
 	owner := map[string]string{}
-	for _, r := range snap.Listeners {
+	for _, r := range snap[build.ListenerType] {
 		var l listenerv3.Listener
 		if err := proto.Unmarshal(r.Body, &l); err != nil {
 			d.t.Error(err)

@@ -147,7 +147,7 @@ func TestRefusalKeepsWhatIsInForce(t *testing.T) {
 				given := map[string]string{}
 				set := s.p.Set
 				s.p.Set = func(snap xds.Snapshot) uint64 {
-					for _, l := range snap.Listeners {
+					for _, l := range snap[build.ListenerType] {
 						given[l.Name] = string(l.Body)
 					}
 					return set(snap)

@@ -69,7 +69,7 @@ func newStage() *stage {
 		},
 		Set: func(snap xds.Snapshot) uint64 {
 			var given []string
-			for _, l := range snap.Listeners {
+			for _, l := range snap[build.ListenerType] {
 				given = append(given, l.Name)
 			}
 			slices.Sort(given)

@@ -188,7 +188,7 @@ func (r *rollout) snapshot(now time.Time) xds.Snapshot {
 		}
 		return rs
 	}
-	return xds.Snapshot{Clusters: resources(true, r.wanted.Clusters), Listeners: resources(false, r.wanted.Listeners)}
+	return xds.Snapshot{build.ClusterType: resources(true, r.wanted.Clusters), build.ListenerType: resources(false, r.wanted.Listeners)}
 }
 
 // unwanted returns the clusters, or the listeners, that linger and have no version in wanted.

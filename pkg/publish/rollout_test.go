@@ -147,7 +147,7 @@ func describeOutput(out *build.Output) (words []string) {
 func (th *theatre) send() {
 	th.given = th.snapshot(th.now)
 	th.version++
-	th.note("Envoy is given version %d: %d clusters, %d listeners", th.version, len(th.given.Clusters), len(th.given.Listeners))
+	th.note("Envoy is given version %d: %d clusters, %d listeners", th.version, len(th.given[build.ClusterType]), len(th.given[build.ListenerType]))
 }
 
 // retry is what publisher.bring begins with.
@@ -247,7 +247,7 @@ func newPaperEnvoy() paperEnvoy { return paperEnvoy{has: [2]map[string]string{{}
 func (e *paperEnvoy) step(given xds.Snapshot, version int) {
 	if len(e.queue) == 0 && e.done != version {
 		e.begun = version
-		for i, list := range [][]xds.Resource{given.Clusters, given.Listeners} {
+		for i, list := range [][]xds.Resource{given[build.ClusterType], given[build.ListenerType]} {
 			for _, r := range list {
 				if body := string(r.Body); !strings.Contains(body, "bad") {
 					e.queue = append(e.queue, func() { e.has[i][r.Name] = body })
@@ -255,7 +255,7 @@ func (e *paperEnvoy) step(given xds.Snapshot, version int) {
 			}
 		}
 		for _, i := range []int{1, 0} {
-			list := [][]xds.Resource{given.Clusters, given.Listeners}[i]
+			list := [][]xds.Resource{given[build.ClusterType], given[build.ListenerType]}[i]
 			for name := range e.has[i] {
 				if !slices.ContainsFunc(list, func(r xds.Resource) bool { return r.Name == name }) {
 					e.queue = append(e.queue, func() { delete(e.has[i], name) })
@@ -276,7 +276,7 @@ func (e *paperEnvoy) step(given xds.Snapshot, version int) {
 
 func (e *paperEnvoy) verdict(given xds.Snapshot) *xds.RejectedError {
 	refused := &xds.RejectedError{}
-	for i, list := range [][]xds.Resource{given.Clusters, given.Listeners} {
+	for i, list := range [][]xds.Resource{given[build.ClusterType], given[build.ListenerType]} {
 		for _, r := range list {
 			if !strings.Contains(string(r.Body), "bad") {
 				continue

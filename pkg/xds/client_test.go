@@ -32,12 +32,17 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // startServer runs a server on a socket of its own until the test ends.
 func startServer(t *testing.T, first ...string) (*Server, string) {
 	t.Helper()
+	return serveTypes(t, order, first...)
+}
+
+func serveTypes(t *testing.T, order []string, first ...string) (*Server, string) {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "xds.sock")
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(l, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s := New(l, order, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	s.SendFirst(first...)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -207,14 +212,14 @@ func notApplied(t *testing.T, s *Server, version uint64) string {
 	return err.Error()
 }
 
-func start(t *testing.T, snap Snapshot, first ...string) (*Server, *client) {
+func start(t *testing.T, snap pair, first ...string) (*Server, *client) {
 	t.Helper()
 	s, path := startServer(t, first...)
-	version := s.Set(snap)
+	version := s.Set(snap.snapshot())
 	c := connect(t, path)
-	c.subscribe(ClusterType)
+	c.subscribe(clusterType)
 	c.expect(describeAll("Cluster", snap.Clusters))
-	c.subscribe(ListenerType)
+	c.subscribe(listenerType)
 	c.expect(describeAll("Listener", snap.Listeners))
 	if err := applied(t, s, version); err != nil {
 		t.Fatal(err)
@@ -229,4 +234,19 @@ func describeAll(kind string, resources []Resource) string {
 	}
 	slices.Sort(names)
 	return strings.Join(append([]string{kind}, names...), " ")
+}
+
+// The types of the tests, in the order of New.
+const (
+	clusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+)
+
+var order = []string{clusterType, listenerType}
+
+// pair is a snapshot of the two.
+type pair struct{ Clusters, Listeners []Resource }
+
+func (p pair) snapshot() Snapshot {
+	return Snapshot{clusterType: p.Clusters, listenerType: p.Listeners}
 }

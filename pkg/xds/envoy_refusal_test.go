@@ -25,7 +25,7 @@ func TestEveryRefusalHasAName(t *testing.T) {
 			p := newProxy(t)
 			p.launch(p.bootstrap(nil), false)
 			port := freePort(t)
-			snap := xds.Snapshot{
+			snap := pair{
 				Clusters:  []xds.Resource{resource("good", newCluster("good", upstream(t, "here")))},
 				Listeners: []xds.Resource{resource("last", newListener("last", "127.0.0.1", port, "good", false))},
 			}
@@ -62,7 +62,7 @@ func TestEveryRefusalHasAName(t *testing.T) {
 }
 
 // refusals are resources that Envoy refuses, by the form in which it does.
-func refusals(t *testing.T) map[string]xds.Snapshot {
+func refusals(t *testing.T) map[string]pair {
 	t.Helper()
 	rule := newCluster("rule", 1)
 	rule.ConnectTimeout = durationpb.New(-time.Second)
@@ -72,7 +72,7 @@ func refusals(t *testing.T) map[string]xds.Snapshot {
 	unknown.FilterChains[0].Filters[0].ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: &anypb.Any{TypeUrl: "type.googleapis.com/no.such.Filter"}}
 	taken := newListener("taken", "127.0.0.1", upstream(t, "somebody"), "good", false)
 	bytes := []byte("\xff\xff no message")
-	many, long := xds.Snapshot{}, strings.Repeat("long", 20)
+	many, long := pair{}, strings.Repeat("long", 20)
 	for i := range 200 { // their names alone are more than Envoy's message may have
 		name := fmt.Sprintf("%s-%03d", long, i)
 		c := newCluster(name, 1)
@@ -80,7 +80,7 @@ func refusals(t *testing.T) map[string]xds.Snapshot {
 		c.LbPolicy = clusterv3.Cluster_CLUSTER_PROVIDED // only of a cluster type that has one
 		many.Clusters = append(many.Clusters, resource(name, c))
 	}
-	return map[string]xds.Snapshot{
+	return map[string]pair{
 		"field rule":         {Clusters: []xds.Resource{resource("rule", rule)}, Listeners: []xds.Resource{resource("chain", chain)}},
 		"no message":         {Clusters: []xds.Resource{xds.NewResource("bytes", bytes)}, Listeners: []xds.Resource{xds.NewResource("bytes-too", bytes)}},
 		"nothing":            {Clusters: []xds.Resource{xds.NewResource("empty", nil)}, Listeners: []xds.Resource{xds.NewResource("empty-too", nil)}},

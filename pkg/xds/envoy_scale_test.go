@@ -10,8 +10,6 @@ import (
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-
-	"understudy.mesh/pkg/xds"
 )
 
 func get(t *testing.T, port uint16, path string) int {
@@ -34,7 +32,7 @@ const services = 1000
 
 // mesh makes them; each listener has an address of its own and binds no port, as
 // listeners for virtual addresses do.
-func mesh(b *bootstrapv3.Bootstrap) (snap xds.Snapshot) {
+func mesh(b *bootstrapv3.Bootstrap) (snap pair) {
 	for i := range services {
 		cluster := newCluster(fmt.Sprintf("outbound|443||svc-%d.example.com", i), 443)
 		host := fmt.Sprintf("240.240.%d.%d", i/250, i%250+1)
@@ -55,7 +53,7 @@ func mesh(b *bootstrapv3.Bootstrap) (snap xds.Snapshot) {
 func TestStartTime(t *testing.T) {
 	overXDS := func() time.Duration {
 		p := newProxy(t)
-		version := p.server.Set(mesh(nil))
+		version := p.server.Set(mesh(nil).snapshot())
 		b := p.bootstrap(nil)
 		begin := time.Now()
 		p.launch(b, false)
@@ -99,7 +97,7 @@ func TestStartTime(t *testing.T) {
 func TestOneOfManyChanges(t *testing.T) {
 	p := newProxy(t)
 	snap := mesh(nil)
-	p.server.Set(snap)
+	p.server.Set(snap.snapshot())
 	p.launch(p.bootstrap(nil), false)
 	p.ready(false)
 	if err := p.apply(snap); err != nil {

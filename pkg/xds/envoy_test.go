@@ -67,7 +67,7 @@ func newProxy(t *testing.T) *proxy {
 	}
 	log := &bytes.Buffer{}
 	p := &proxy{t: t, dir: dir, log: log, admin: envoy.NewAdmin(filepath.Join(dir, "admin"))}
-	p.server = xds.New(l, slog.New(slog.NewTextHandler(log, nil)))
+	p.server = xds.New(l, []string{clusterType, listenerType}, slog.New(slog.NewTextHandler(log, nil)))
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- p.server.Run(ctx) }()
@@ -164,11 +164,11 @@ func (p *proxy) ready(static bool) (reasons []string) {
 	}
 }
 
-func (p *proxy) apply(snap xds.Snapshot) error {
+func (p *proxy) apply(snap pair) error {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
 	defer cancel()
-	return p.server.Applied(ctx, p.server.Set(snap))
+	return p.server.Applied(ctx, p.server.Set(snap.snapshot()))
 }
 
 func (p *proxy) stats(filter string) map[string]uint64 {
@@ -280,7 +280,7 @@ func TestServesAndUpdates(t *testing.T) {
 		resource("l2", newListener("l2", "127.0.0.1", port2, "c2", true)),
 	}
 	c2 := resource("c2", newCluster("c2", second))
-	p.server.Set(xds.Snapshot{Clusters: []xds.Resource{resource("c1", newCluster("c1", first)), c2}, Listeners: listeners})
+	p.server.Set(pair{Clusters: []xds.Resource{resource("c1", newCluster("c1", first)), c2}, Listeners: listeners}.snapshot())
 	p.launch(p.bootstrap(nil), true)
 	for _, reason := range p.ready(false) {
 		if strings.Contains(reason, "STATE_") {
@@ -291,7 +291,7 @@ func TestServesAndUpdates(t *testing.T) {
 		t.Fatalf("got %q", got)
 	}
 
-	if err := p.apply(xds.Snapshot{Clusters: []xds.Resource{resource("c1", newCluster("c1", third)), c2}, Listeners: listeners}); err != nil {
+	if err := p.apply(pair{Clusters: []xds.Resource{resource("c1", newCluster("c1", third)), c2}, Listeners: listeners}); err != nil {
 		t.Fatal(err)
 	}
 	if got := ask(t, port1) + ask(t, port2); got != "thirdsecond" {
@@ -322,7 +322,7 @@ func TestRefusedAndRepaired(t *testing.T) {
 	port, other := freePort(t), freePort(t)
 	c := resource("c", newCluster("c", upstream(t, "here")))
 	good := resource("good", newListener("good", "127.0.0.1", other, "c", false))
-	p.server.Set(xds.Snapshot{Clusters: []xds.Resource{c}})
+	p.server.Set(pair{Clusters: []xds.Resource{c}}.snapshot())
 	p.launch(p.bootstrap(nil), false)
 	p.ready(false)
 
@@ -330,7 +330,7 @@ func TestRefusedAndRepaired(t *testing.T) {
 	bad.FilterChains[0].Filters[0].ConfigType = &listenerv3.Filter_TypedConfig{
 		TypedConfig: &anypb.Any{TypeUrl: "type.googleapis.com/no.such.Filter"},
 	}
-	err := p.apply(xds.Snapshot{Clusters: []xds.Resource{c}, Listeners: []xds.Resource{good, resource("broken", bad)}})
+	err := p.apply(pair{Clusters: []xds.Resource{c}, Listeners: []xds.Resource{good, resource("broken", bad)}})
 	if err == nil || !strings.Contains(err.Error(), `Listener "broken"`) || !strings.Contains(err.Error(), "no.such.Filter") {
 		t.Fatalf("got %v", err)
 	}
@@ -338,7 +338,7 @@ func TestRefusedAndRepaired(t *testing.T) {
 		t.Errorf("the good listener says %q", got)
 	}
 	fixed := resource("broken", newListener("broken", "127.0.0.1", port, "c", false))
-	if err := p.apply(xds.Snapshot{Clusters: []xds.Resource{c}, Listeners: []xds.Resource{good, fixed}}); err != nil {
+	if err := p.apply(pair{Clusters: []xds.Resource{c}, Listeners: []xds.Resource{good, fixed}}); err != nil {
 		t.Fatal(err)
 	}
 	if got := ask(t, port); got != "here" {
@@ -350,13 +350,13 @@ func TestRefusedAndRepaired(t *testing.T) {
 func TestDrainLeavesOutboundAndStats(t *testing.T) {
 	p := newProxy(t)
 	in, out := freePort(t), freePort(t)
-	p.server.Set(xds.Snapshot{
+	p.server.Set(pair{
 		Clusters: []xds.Resource{resource("c", newCluster("c", upstream(t, "here")))},
 		Listeners: []xds.Resource{
 			resource("in", newListener("in", "127.0.0.1", in, "c", true)),
 			resource("out", newListener("out", "127.0.0.1", out, "c", false)),
 		},
-	})
+	}.snapshot())
 	b := p.bootstrap(nil)
 	stats := uint16(b.StaticResources.Listeners[0].Address.GetSocketAddress().GetPortValue())
 	p.launch(b, true)
@@ -383,4 +383,17 @@ func TestDrainLeavesOutboundAndStats(t *testing.T) {
 			t.Errorf("GET %s on the stats port: %d, want %d", path, got, want)
 		}
 	}
+}
+
+// The types of the tests, in the order of New.
+const (
+	clusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+)
+
+// pair is a snapshot of the two.
+type pair struct{ Clusters, Listeners []xds.Resource }
+
+func (p pair) snapshot() xds.Snapshot {
+	return xds.Snapshot{clusterType: p.Clusters, listenerType: p.Listeners}
 }

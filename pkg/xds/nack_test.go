@@ -14,8 +14,8 @@ import (
 )
 
 func TestNACK(t *testing.T) {
-	s, c := start(t, Snapshot{list("a", "b"), list("l")})
-	version := s.Set(Snapshot{list("a=bad", "b=good"), list("l=new")})
+	s, c := start(t, pair{list("a", "b"), list("l")})
+	version := s.Set(pair{list("a=bad", "b=good"), list("l=new")}.snapshot())
 	resp := c.next()
 	c.nack(resp, "Error adding/updating cluster(s) a: no such filter")
 	c.expect("Listener +l") // the stream goes on, and nothing is sent again in this push
@@ -28,7 +28,7 @@ func TestNACK(t *testing.T) {
 	}
 	c.nothing()
 	// The repair is all that goes: Envoy named a alone, so it took b.
-	version = s.Set(Snapshot{list("a=repaired", "b=good"), list("l=new")})
+	version = s.Set(pair{list("a=repaired", "b=good"), list("l=new")}.snapshot())
 	c.expect("Cluster +a")
 	if err := applied(t, s, version); err != nil {
 		t.Error(err)
@@ -61,10 +61,10 @@ func TestBlamedBy(t *testing.T) {
 
 // TestNACKThenRemove: what Envoy refused an update of it still has in an older form.
 func TestNACKThenRemove(t *testing.T) {
-	s, c := start(t, Snapshot{list("a"), nil})
-	s.Set(Snapshot{list("a=bad"), nil})
+	s, c := start(t, pair{list("a"), nil})
+	s.Set(pair{list("a=bad"), nil}.snapshot())
 	c.nack(c.next(), "bad")
-	version := s.Set(Snapshot{})
+	version := s.Set(pair{}.snapshot())
 	c.expect("Cluster -a")
 	if err := applied(t, s, version); err != nil {
 		t.Error(err)
@@ -74,8 +74,8 @@ func TestNACKThenRemove(t *testing.T) {
 // TestNACKWithoutName: Envoy's message may name nothing, and then it took nothing. What
 // it refuses is found by halves, and the rest comes into force.
 func TestNACKWithoutName(t *testing.T) {
-	s, c := start(t, Snapshot{nil, list("old", "l4=1")})
-	version := s.Set(Snapshot{Listeners: list("l1", "l2", "l3", "l4=2")})
+	s, c := start(t, pair{nil, list("old", "l4=1")})
+	version := s.Set(pair{Listeners: list("l1", "l2", "l3", "l4=2")}.snapshot())
 	for _, want := range []struct{ response, refusal string }{
 		{"Listener +l1 +l2 +l3 +l4 -old", "cannot parse"},
 		{"Listener +l1 +l2", ""},
@@ -100,12 +100,12 @@ func TestNACKWithoutName(t *testing.T) {
 		t.Errorf("got %+v, want l4 alone, of which Envoy keeps an earlier version", rejected)
 	}
 	// It would refuse that one for ever, and is not asked again; but still it has not taken it.
-	version = s.Set(Snapshot{Listeners: list("l1", "l2", "l3=3", "l4=2")})
+	version = s.Set(pair{Listeners: list("l1", "l2", "l3=3", "l4=2")}.snapshot())
 	c.expect("Listener +l3")
 	if rejected := refusedIn(t, applied(t, s, version)); !slices.Equal(rejected.Resources, []string{"l4"}) {
 		t.Errorf("got %+v", rejected)
 	}
-	version = s.Set(Snapshot{Listeners: list("l1", "l2", "l3=3", "l4=3")})
+	version = s.Set(pair{Listeners: list("l1", "l2", "l3=3", "l4=3")}.snapshot())
 	c.expect("Listener +l4")
 	if err := applied(t, s, version); err != nil {
 		t.Error(err)
@@ -116,11 +116,11 @@ func TestNACKWithoutName(t *testing.T) {
 func TestNACKKeepsTheOrder(t *testing.T) {
 	s, path := startServer(t)
 	s.SendFirst("y", "z")
-	version := s.Set(Snapshot{Listeners: list("a", "b", "c", "d", "y", "z")})
+	version := s.Set(pair{Listeners: list("a", "b", "c", "d", "y", "z")}.snapshot())
 	c := connect(t, path)
-	c.subscribe(ClusterType)
+	c.subscribe(clusterType)
 	c.expect("Cluster")
-	c.subscribe(ListenerType)
+	c.subscribe(listenerType)
 	refused := func(want string) {
 		t.Helper()
 		resp := c.next()
@@ -151,8 +151,8 @@ func refusedIn(t *testing.T, err error) *RejectedError {
 
 // TestNACKCutShort: Envoy's message ends after 4,096 bytes, and with it the names.
 func TestNACKCutShort(t *testing.T) {
-	s, c := start(t, Snapshot{})
-	version := s.Set(Snapshot{Clusters: list("a", "b", "c", "d")})
+	s, c := start(t, pair{})
+	version := s.Set(pair{Clusters: list("a", "b", "c", "d")}.snapshot())
 	c.nack(c.next(), "Error adding/updating cluster(s) b: no, d: ...(truncated)")
 	c.expect("Cluster +a")
 	resp := c.next()
@@ -172,8 +172,8 @@ func TestNACKOfMany(t *testing.T) {
 	for i := range 3 * maxReasons {
 		names = append(names, fmt.Sprintf("c%02d", i))
 	}
-	s, c := start(t, Snapshot{})
-	version := s.Set(Snapshot{Clusters: list(names...)})
+	s, c := start(t, pair{})
+	version := s.Set(pair{Clusters: list(names...)}.snapshot())
 	c.nack(c.next(), "Error adding/updating cluster(s) "+strings.Join(names, ": "+strings.Repeat("x", 2*maxReason)+", ")+": no")
 	rejected := refusedIn(t, applied(t, s, version))
 	if !slices.Equal(rejected.Resources, names) || len(rejected.Reasons) != maxReasons+1 || rejected.Reasons[maxReasons] != "and 20 more" {
@@ -187,19 +187,19 @@ func TestNACKOfMany(t *testing.T) {
 // TestNACKThenNewEnvoy: what the Envoy before had in an earlier version, this one has not.
 func TestNACKThenNewEnvoy(t *testing.T) {
 	s, path := startServer(t)
-	s.Set(Snapshot{Clusters: list("a=1")})
+	s.Set(pair{Clusters: list("a=1")}.snapshot())
 	for i, missing := range [][]string{nil, {"a"}} {
 		c := connect(t, path)
-		c.subscribe(ClusterType)
+		c.subscribe(clusterType)
 		if i == 0 {
 			c.expect("Cluster +a")
-			c.subscribe(ListenerType)
+			c.subscribe(listenerType)
 			c.expect("Listener")
-			s.Set(Snapshot{Clusters: list("a=2")})
+			s.Set(pair{Clusters: list("a=2")}.snapshot())
 			c.nack(c.next(), "no")
 		} else {
 			c.nack(c.next(), "no")
-			c.subscribe(ListenerType)
+			c.subscribe(listenerType)
 			c.expect("Listener")
 		}
 		rejected := refusedIn(t, applied(t, s, 2))
@@ -237,7 +237,7 @@ func FuzzNACK(f *testing.F) {
 	f.Add([]byte{1, 1, 1, 1, 1, 1}, uint8(2))
 	f.Fuzz(func(t *testing.T, kinds []byte, limit uint8) {
 		kinds = kinds[:min(len(kinds), 64)]
-		sub := newSubscription(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: ClusterType})
+		sub := newSubscription(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusterType})
 		var want, has []string
 		var resources []Resource
 		fault := make(map[string]byte)
@@ -248,8 +248,8 @@ func FuzzNACK(f *testing.F) {
 				want = append(want, name)
 			}
 		}
-		st := &stream{server: &Server{}, subs: map[string]*subscription{ClusterType: sub}}
-		st.pushed, _ = newState(1, Snapshot{Clusters: resources})
+		st := &stream{server: &Server{order: order}, subs: map[string]*subscription{clusterType: sub}}
+		st.pushed, _ = newState(1, pair{Clusters: resources}.snapshot())
 		queue := [][]string{nil}
 		for _, r := range resources {
 			queue[0] = append(queue[0], r.Name)

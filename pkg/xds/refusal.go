@@ -26,7 +26,7 @@ const (
 // in force.
 type RejectedError struct {
 	Version uint64
-	// Resources are the names of all that Envoy refuses, clusters first.
+	// Resources are the names of all that Envoy refuses, in the order of their types.
 	Resources []string
 	// Kept are those of Resources of which Envoy has an earlier version, the one that it
 	// took last. The others it does not have at all.
@@ -180,7 +180,7 @@ func trim(reason string) string { return strings.Trim(strings.TrimSuffix(reason,
 // rejected is what Envoy refuses of the state that was pushed last; nil when it took everything.
 func (st *stream) rejected() *RejectedError {
 	e := &RejectedError{Version: st.pushed.version}
-	for _, url := range []string{ClusterType, ListenerType} {
+	for _, url := range st.server.order {
 		sub := st.subs[url]
 		if sub == nil {
 			continue

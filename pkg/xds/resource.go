@@ -7,13 +7,7 @@ import (
 	"strconv"
 )
 
-// Type URLs of the resources that are served.
-const (
-	ClusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
-	ListenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
-)
-
-// Resource is one cluster or listener, ready to be sent.
+// Resource is one resource, ready to be sent.
 type Resource struct {
 	// Name is unique within its type.
 	Name string
@@ -31,8 +25,8 @@ func NewResource(name string, body []byte) Resource {
 	return Resource{Name: name, Body: body, Version: max(h.Sum64(), 1)}
 }
 
-// Snapshot is a whole desired state. The order of resources means nothing.
-type Snapshot struct{ Clusters, Listeners []Resource }
+// Snapshot is a whole desired state: resources by type URL. Their order means nothing.
+type Snapshot map[string][]Resource
 
 // versionText and parseVersion are the two directions of a version on the wire, which
 // to Envoy is opaque. What is not of our making is 0: unknown.
@@ -55,11 +49,9 @@ type state struct {
 // newState copies the slices, not the bodies. Of two resources with one name the first
 // stays; the names of the others are given back.
 func newState(version uint64, snap Snapshot) (st *state, duplicates []string) {
-	st = &state{version: version, resources: map[string][]Resource{
-		ClusterType:  slices.Clone(snap.Clusters),
-		ListenerType: slices.Clone(snap.Listeners),
-	}}
-	for url, list := range st.resources {
+	st = &state{version: version, resources: make(map[string][]Resource, len(snap))}
+	for url, list := range snap {
+		list = slices.Clone(list)
 		slices.SortStableFunc(list, func(a, b Resource) int { return cmp.Compare(a.Name, b.Name) })
 		st.resources[url] = slices.CompactFunc(list, func(a, b Resource) bool {
 			if a.Name == b.Name {

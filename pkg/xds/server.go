@@ -2,15 +2,15 @@
 // delta ADS (aggregated discovery service) on a Unix socket.
 //
 // The whole desired state goes in with Set; each connected Envoy gets what it lacks of
-// the newest one, make before break: clusters that are new or changed, then, when it
-// has acknowledged them, listeners, and when it has acknowledged these, the removal of
-// clusters. A push is finished before a newer state is looked at, so states that come
+// the newest one, make before break, one type after the other: what is new or changed
+// before the types that may refer to it, what is removed after them, and each only when
+// Envoy has acknowledged the one before. A push is finished before a newer state is looked at, so states that come
 // in quick succession are skipped but for the last.
 //
 // When Envoy refuses a response and does not say which resource of it, the response is
 // halved until each refused resource is known by name; all others come into force.
 //
-// Resources are passed on as bytes. Nothing here knows what is in a cluster.
+// Resources are passed on as bytes, by type URL. Nothing here knows what is in them.
 package xds
 
 import (
@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +55,7 @@ type Server struct {
 	grpc     *grpc.Server
 	log      *slog.Logger
 	counters counters
+	order    []string // see New
 	first    []string // see SendFirst
 
 	mu      sync.Mutex
@@ -75,9 +77,13 @@ type progress struct {
 // New returns a server for l, a Unix listener whose file mode (0600) says who may
 // connect. It starts nothing; Run owns l from then on. Envoys that connect before the
 // first Set are kept waiting, since an empty configuration would make them ready.
-func New(l net.Listener, log *slog.Logger) *Server {
+//
+// order are the type URLs that are served, each after those that it may refer to; Envoy is
+// expected to ask for all of them. Of any other type it hears that there is nothing.
+func New(l net.Listener, order []string, log *slog.Logger) *Server {
 	s := &Server{
 		listener: l,
+		order:    order,
 		log:      log,
 		streams:  make(map[*stream]progress),
 		changed:  make(chan struct{}),
@@ -134,6 +140,11 @@ func (s *Server) Set(snap Snapshot) (version uint64) {
 	next, duplicates := newState(version, snap)
 	if len(duplicates) > 0 {
 		s.log.Warn("resources with a name that another one has were left out", "version", version, "names", duplicates)
+	}
+	for url := range snap {
+		if !slices.Contains(s.order, url) {
+			s.log.Error("resources of a type that is not served were left out", "version", version, "type", url)
+		}
 	}
 	s.current = next
 	for st := range s.streams {
@@ -217,7 +228,7 @@ func (s *Server) Connected() bool {
 func (s *Server) DeltaAggregatedResources(conn discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	st := newStream(s, conn)
 	s.counters.streams.Add(1)
-	s.report(st, progress{waiting: "Envoy has not asked for clusters yet"})
+	s.report(st, progress{waiting: notAsked(s.order[0])})
 	defer s.forget(st)
 	return st.serve()
 }

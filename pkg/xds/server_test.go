@@ -19,8 +19,8 @@ import (
 // TestOrder: clusters come, then listeners, then clusters go, and no step begins
 // before the one before it was acknowledged.
 func TestOrder(t *testing.T) {
-	s, c := start(t, Snapshot{list("b", "a"), list("l2", "l1")})
-	version := s.Set(Snapshot{list("a=new", "c"), list("l1=new", "l3")})
+	s, c := start(t, pair{list("b", "a"), list("l2", "l1")})
+	version := s.Set(pair{list("a=new", "c"), list("l1=new", "l3")}.snapshot())
 	clusters := c.next()
 	if got := describe(clusters); got != "Cluster +a +c" {
 		t.Fatal(got)
@@ -46,18 +46,46 @@ func TestOrder(t *testing.T) {
 	c.nothing()
 }
 
+// TestTypes serves three types, of which none is a cluster: what is new comes in their order, what goes in
+// the opposite one, and of a type that is not among them there is nothing.
+func TestTypes(t *testing.T) {
+	const a, b, c, other = "x/example.A", "x/example.B", "x/example.C", "x/example.Other"
+	s, path := serveTypes(t, []string{a, b, c})
+	s.Set(Snapshot{a: list("a1"), b: list("b1"), c: list("c1"), other: list("o1")})
+	envoy := connect(t, path)
+	envoy.subscribe(other)
+	envoy.expect("Other")
+	for _, url := range []string{a, b, c} {
+		envoy.subscribe(url)
+		kind := kindOf(url)
+		envoy.expect(kind + " +" + strings.ToLower(kind) + "1")
+	}
+	version := s.Set(Snapshot{a: list("a2"), b: list("b2"), c: list("c2")})
+	for _, want := range []string{"A +a2", "B +b2", "C +c2 -c1", "B -b1", "A -a1"} {
+		resp := envoy.next()
+		if got := describe(resp); got != want {
+			t.Fatalf("got %q, want %q", got, want)
+		}
+		envoy.nothing()
+		envoy.ack(resp)
+	}
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestTransitions: A, A again, B, empty; the whole response sequence of each.
 func TestTransitions(t *testing.T) {
-	a := Snapshot{list("a", "b"), list("l")}
+	a := pair{list("a", "b"), list("l")}
 	s, c := start(t, a)
-	if err := applied(t, s, s.Set(a)); err != nil {
+	if err := applied(t, s, s.Set(a.snapshot())); err != nil {
 		t.Error(err)
 	}
 	c.nothing()
-	s.Set(Snapshot{list("b", "c"), list("l")})
+	s.Set(pair{list("b", "c"), list("l")}.snapshot())
 	c.expect("Cluster +c")
 	c.expect("Cluster -a")
-	version := s.Set(Snapshot{})
+	version := s.Set(pair{}.snapshot())
 	c.expect("Listener -l")
 	c.expect("Cluster -b -c")
 	if err := applied(t, s, version); err != nil {
@@ -68,45 +96,45 @@ func TestTransitions(t *testing.T) {
 // TestBodies: the Any holds the very bytes and the type.
 func TestBodies(t *testing.T) {
 	s, path := startServer(t)
-	s.Set(Snapshot{Clusters: list("a=\x00\xffnot protobuf")})
+	s.Set(pair{Clusters: list("a=\x00\xffnot protobuf")}.snapshot())
 	c := connect(t, path)
-	c.subscribe(ClusterType)
+	c.subscribe(clusterType)
 	r := c.expect("Cluster +a").Resources[0]
-	if string(r.Resource.Value) != "\x00\xffnot protobuf" || r.Resource.TypeUrl != ClusterType || r.Version == "" {
+	if string(r.Resource.Value) != "\x00\xffnot protobuf" || r.Resource.TypeUrl != clusterType || r.Version == "" {
 		t.Errorf("got %v", r)
 	}
 }
 
 // TestSendFirst: what hands connections on comes before what takes them, and so is stopped before it.
 func TestSendFirst(t *testing.T) {
-	s, c := start(t, Snapshot{}, "z2", "z1")
-	s.Set(Snapshot{Listeners: list("z1", "b", "z2", "a")})
+	s, c := start(t, pair{}, "z2", "z1")
+	s.Set(pair{Listeners: list("z1", "b", "z2", "a")}.snapshot())
 	c.expect("Listener +z1 +z2 +a +b")
-	s.Set(Snapshot{Listeners: list("z1", "b=new", "z2=new", "a", "c")})
+	s.Set(pair{Listeners: list("z1", "b=new", "z2=new", "a", "c")}.snapshot())
 	c.expect("Listener +z2 +b +c")
 }
 
 func TestNothingBeforeFirstSet(t *testing.T) {
 	s, path := startServer(t)
 	c := connect(t, path)
-	c.subscribe(ClusterType)
+	c.subscribe(clusterType)
 	c.nothing()
 	if !s.Connected() {
 		t.Error("not connected")
 	}
-	s.Set(Snapshot{})
+	s.Set(pair{}.snapshot())
 	c.expect("Cluster") // empty, but an answer
-	c.subscribe(ListenerType)
+	c.subscribe(listenerType)
 	c.expect("Listener")
 }
 
 func TestCoalesces(t *testing.T) {
-	s, c := start(t, Snapshot{list("a"), list("l")})
-	s.Set(Snapshot{list("a=0"), list("l")})
+	s, c := start(t, pair{list("a"), list("l")})
+	s.Set(pair{list("a=0"), list("l")}.snapshot())
 	first := c.next() // not yet acknowledged: the rest queues up behind it
 	var version uint64
 	for i := range 100 {
-		version = s.Set(Snapshot{list(fmt.Sprintf("a=%d", i+1)), list("l")})
+		version = s.Set(pair{list(fmt.Sprintf("a=%d", i+1)), list("l")}.snapshot())
 	}
 	c.ack(first)
 	last := c.expect("Cluster +a")
@@ -122,22 +150,22 @@ func TestCoalesces(t *testing.T) {
 // TestNeverAcks: such a client gets one step and no more, and hurts no other.
 func TestNeverAcks(t *testing.T) {
 	s, path := startServer(t)
-	s.Set(Snapshot{Clusters: list("a")})
+	s.Set(pair{Clusters: list("a")}.snapshot())
 	deaf := connect(t, path)
-	deaf.subscribe(ClusterType)
+	deaf.subscribe(clusterType)
 	deaf.next()
 	var version uint64
 	for i := range 10 {
-		version = s.Set(Snapshot{Clusters: list(fmt.Sprintf("a=%d", i))})
+		version = s.Set(pair{Clusters: list(fmt.Sprintf("a=%d", i))}.snapshot())
 	}
 	deaf.nothing()
 	if why := notApplied(t, s, version); !strings.Contains(why, "not answered 1 responses") {
 		t.Error(why)
 	}
 	good := connect(t, path)
-	good.subscribe(ClusterType)
+	good.subscribe(clusterType)
 	good.expect("Cluster +a")
-	good.subscribe(ListenerType)
+	good.subscribe(listenerType)
 	good.expect("Listener")
 	if err := applied(t, s, version); err != nil {
 		t.Error(err)
@@ -147,16 +175,16 @@ func TestNeverAcks(t *testing.T) {
 // TestReconnect: a new stream says what Envoy has, and gets the rest, in order.
 func TestReconnect(t *testing.T) {
 	s, path := startServer(t)
-	snap := Snapshot{list("a", "b=2"), list("l")}
-	version := s.Set(snap)
+	snap := pair{list("a", "b=2"), list("l")}
+	version := s.Set(snap.snapshot())
 	c := connect(t, path)
-	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: ClusterType, InitialResourceVersions: map[string]string{
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusterType, InitialResourceVersions: map[string]string{
 		"a":     versionText(snap.Clusters[0].Version), // has it
 		"b":     "old",                                 // has another
 		"stale": "1",                                   // is to go
 	}})
 	c.send(&discoveryv3.DeltaDiscoveryRequest{
-		TypeUrl: ListenerType, ResourceNamesSubscribe: []string{"*"},
+		TypeUrl: listenerType, ResourceNamesSubscribe: []string{"*"},
 		InitialResourceVersions: map[string]string{"l": versionText(snap.Listeners[0].Version), "old": "1"},
 	})
 	c.expect("Cluster +b")
@@ -170,8 +198,8 @@ func TestReconnect(t *testing.T) {
 
 // TestDisconnect: what a gone Envoy had counts for nothing.
 func TestDisconnect(t *testing.T) {
-	s, c := start(t, Snapshot{})
-	version := s.Set(Snapshot{})
+	s, c := start(t, pair{})
+	version := s.Set(pair{}.snapshot())
 	if err := applied(t, s, version); err != nil {
 		t.Fatal(err)
 	}
@@ -188,34 +216,34 @@ func TestDisconnect(t *testing.T) {
 
 func TestExplicitNames(t *testing.T) {
 	s, path := startServer(t)
-	s.Set(Snapshot{Clusters: list("a", "b", "c")})
+	s.Set(pair{Clusters: list("a", "b", "c")}.snapshot())
 	c := connect(t, path)
-	c.subscribe(ClusterType, "a", "missing")
-	c.subscribe(ListenerType)
+	c.subscribe(clusterType, "a", "missing")
+	c.subscribe(listenerType)
 	c.expect("Cluster +a")
 	c.expect("Listener")
 	c.expect("Cluster -missing")
 	// Asked for again, it is sent again; b is new.
-	c.subscribe(ClusterType, "a", "b")
+	c.subscribe(clusterType, "a", "b")
 	c.expect("Cluster +a +b")
-	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: ClusterType, ResourceNamesUnsubscribe: []string{"b"}})
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusterType, ResourceNamesUnsubscribe: []string{"b"}})
 	c.settle("one")
-	s.Set(Snapshot{Clusters: list("a=2", "b=2", "missing")})
+	s.Set(pair{Clusters: list("a=2", "b=2", "missing")}.snapshot())
 	c.expect("Cluster +a +missing")
 	// The wildcard brings the rest; without it only what was named is left.
-	c.subscribe(ClusterType, "*")
+	c.subscribe(clusterType, "*")
 	c.expect("Cluster +b")
-	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: ClusterType, ResourceNamesUnsubscribe: []string{"*"}})
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusterType, ResourceNamesUnsubscribe: []string{"*"}})
 	c.settle("two")
-	s.Set(Snapshot{Clusters: list("a=3", "b=3", "missing")})
+	s.Set(pair{Clusters: list("a=3", "b=3", "missing")}.snapshot())
 	c.expect("Cluster +a")
 	c.nothing()
 }
 
 // TestUnsubscribeUnderWildcard: the protocol wants the resource sent again.
 func TestUnsubscribeUnderWildcard(t *testing.T) {
-	_, c := start(t, Snapshot{Clusters: list("a", "b")})
-	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: ClusterType, ResourceNamesUnsubscribe: []string{"a"}})
+	_, c := start(t, pair{Clusters: list("a", "b")})
+	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusterType, ResourceNamesUnsubscribe: []string{"a"}})
 	c.expect("Cluster +a")
 	c.nothing()
 }
@@ -230,9 +258,9 @@ func TestChunks(t *testing.T) {
 	}
 	clusters = append(clusters, NewResource("huge", []byte(strings.Repeat("x", 3*maxResponse))))
 	s, path := startServer(t)
-	version := s.Set(Snapshot{Clusters: clusters})
+	version := s.Set(pair{Clusters: clusters}.snapshot())
 	c := connect(t, path)
-	c.subscribe(ClusterType)
+	c.subscribe(clusterType)
 	var got []string
 	var unanswered []*discoveryv3.DeltaDiscoveryResponse
 	for len(got) < len(clusters) {
@@ -250,7 +278,7 @@ func TestChunks(t *testing.T) {
 	if !slices.IsSorted(got) || len(slices.Compact(got)) != len(clusters) {
 		t.Errorf("got %q", got)
 	}
-	c.subscribe(ListenerType)
+	c.subscribe(listenerType)
 	slices.Reverse(unanswered) // the order of ACKs means nothing
 	for i, resp := range unanswered {
 		if i == len(unanswered)-1 {
@@ -267,7 +295,7 @@ func TestChunks(t *testing.T) {
 // TestOtherTypes: Envoy asks for types that are not served; it hears that there is
 // nothing, once, and the stream goes on.
 func TestOtherTypes(t *testing.T) {
-	s, c := start(t, Snapshot{})
+	s, c := start(t, pair{})
 	const secret = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 	c.subscribe(secret, "default")
 	resp := c.next()
@@ -280,7 +308,7 @@ func TestOtherTypes(t *testing.T) {
 		t.Error(resp)
 	}
 	c.nothing()
-	version := s.Set(Snapshot{Clusters: list("a")})
+	version := s.Set(pair{Clusters: list("a")}.snapshot())
 	c.expect("Cluster +a")
 	if err := applied(t, s, version); err != nil {
 		t.Error(err)
@@ -289,11 +317,11 @@ func TestOtherTypes(t *testing.T) {
 
 // TestStrayAnswers: nonces that mean nothing change nothing.
 func TestStrayAnswers(t *testing.T) {
-	s, c := start(t, Snapshot{})
-	version := s.Set(Snapshot{Clusters: list("a")})
+	s, c := start(t, pair{})
+	version := s.Set(pair{Clusters: list("a")}.snapshot())
 	resp := c.next()
-	c.nack(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: ClusterType, Nonce: "stray"}, "no")
-	c.nack(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: ListenerType, Nonce: resp.Nonce}, "the type of another")
+	c.nack(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: clusterType, Nonce: "stray"}, "no")
+	c.nack(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: listenerType, Nonce: resp.Nonce}, "the type of another")
 	c.nothing()
 	c.ack(resp)
 	if err := applied(t, s, version); err != nil {
@@ -308,16 +336,16 @@ func TestStrayAnswers(t *testing.T) {
 // TestNewerWhileWaiting: until Envoy asks for listeners a newer state takes over.
 func TestNewerWhileWaiting(t *testing.T) {
 	s, path := startServer(t)
-	s.Set(Snapshot{list("a"), list("l=1")})
+	s.Set(pair{list("a"), list("l=1")}.snapshot())
 	c := connect(t, path)
-	c.subscribe(ClusterType)
+	c.subscribe(clusterType)
 	c.expect("Cluster +a")
-	version := s.Set(Snapshot{list("a", "b"), list("l=2")})
+	version := s.Set(pair{list("a", "b"), list("l=2")}.snapshot())
 	c.expect("Cluster +b")
 	if why := notApplied(t, s, version); !strings.Contains(why, "has not asked for listeners") {
 		t.Error(why)
 	}
-	c.subscribe(ListenerType)
+	c.subscribe(listenerType)
 	if resp := c.expect("Listener +l"); string(resp.Resources[0].Resource.Value) != "2" {
 		t.Errorf("got %v", resp)
 	}
@@ -325,9 +353,9 @@ func TestNewerWhileWaiting(t *testing.T) {
 
 func TestDuplicatesAreLeftOut(t *testing.T) {
 	s, path := startServer(t)
-	s.Set(Snapshot{Clusters: list("a=first", "b", "a=second")})
+	s.Set(pair{Clusters: list("a=first", "b", "a=second")}.snapshot())
 	c := connect(t, path)
-	c.subscribe(ClusterType)
+	c.subscribe(clusterType)
 	if resp := c.expect("Cluster +a +b"); string(resp.Resources[0].Resource.Value) != "first" {
 		t.Errorf("got %v", resp)
 	}
@@ -339,7 +367,7 @@ func TestAppliedAfterStop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(l, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s := New(l, order, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if err := s.Run(ctx); err != nil {

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"strings"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -19,15 +20,11 @@ const (
 	maxResponse = 8 << 20
 )
 
-// phase is a step of a push, in their order.
+// phase is a step of a push, in their order: one for each type but the last to send what is
+// new, one to set the last, and then back through the others to remove what is gone.
 type phase int
 
-const (
-	idle phase = iota
-	addClusters
-	setListeners
-	removeClusters
-)
+const idle phase = -1
 
 // stream is one Envoy. Everything in it belongs to the goroutine of run.
 type stream struct {
@@ -47,7 +44,7 @@ type stream struct {
 
 func newStream(s *Server, conn discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) *stream {
 	return &stream{
-		server: s, conn: conn, log: s.log,
+		server: s, conn: conn, log: s.log, phase: idle,
 		woken: make(chan struct{}, 1),
 		subs:  make(map[string]*subscription),
 	}
@@ -117,7 +114,7 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 	if changed && st.passed(url) {
 		st.again = true
 	}
-	if url == ClusterType || url == ListenerType {
+	if slices.Contains(st.server.order, url) {
 		return nil
 	}
 	return st.sendNothing(sub)
@@ -126,14 +123,7 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 // passed says whether the running push is done with a type, so that it takes another
 // one to follow a change of its subscription.
 func (st *stream) passed(url string) bool {
-	switch st.phase {
-	case addClusters:
-		return false
-	case setListeners:
-		return url != ListenerType
-	default:
-		return true
-	}
+	return st.phase == idle || slices.Index(st.server.order, url) < int(st.phase)
 }
 
 // answer matches a request with the response that it answers, if it does.
@@ -160,19 +150,21 @@ func (st *stream) advance() error {
 		if st.phase == idle && !st.begin() {
 			return nil
 		}
-		sub := st.subs[st.phase.url()]
+		url := st.typeURL()
+		sub := st.subs[url]
 		if sub == nil {
-			// Envoy asks for listeners when it has its clusters, and these are warm. Until
-			// then nothing is under way, and a newer state can take the place of this one.
+			// Envoy asks for the next type when it has the one before, and that is warm (listeners
+			// after clusters). Until then nothing is under way, and a newer state can take the
+			// place of this one.
 			if st.pushed == st.server.desired() {
-				st.wait("Envoy has not asked for " + st.phase.String() + " yet")
+				st.wait(notAsked(url))
 				return nil
 			}
 			st.phase = idle
 			continue
 		}
 		if len(sub.inflight) > 0 {
-			st.wait(fmt.Sprintf("Envoy has not answered %d responses with %s yet", len(sub.inflight), st.phase))
+			st.wait(fmt.Sprintf("Envoy has not answered %d responses with %s yet", len(sub.inflight), plural(url)))
 			return nil
 		}
 		sent, err := st.send(sub)
@@ -191,7 +183,7 @@ func (st *stream) begin() bool {
 	if desired == nil || (desired == st.pushed && !st.again) {
 		return false
 	}
-	st.pushed, st.phase, st.again = desired, addClusters, false
+	st.pushed, st.phase, st.again = desired, 0, false
 	for _, sub := range st.subs {
 		sub.retry()
 	}
@@ -200,7 +192,7 @@ func (st *stream) begin() bool {
 
 // next goes to the next phase; after the last the push is complete.
 func (st *stream) next() {
-	if st.phase != removeClusters {
+	if int(st.phase) < 2*len(st.server.order)-2 {
 		st.phase++
 		return
 	}
@@ -234,10 +226,11 @@ func (st *stream) send(sub *subscription) (sent bool, err error) {
 	}
 	var changed []Resource
 	var removed []string
-	if st.phase != removeClusters {
+	last := len(st.server.order) - 1
+	if int(st.phase) <= last {
 		changed = firstOnes(sub.changed(st.pushed), st.server.first)
 	}
-	if st.phase != addClusters {
+	if int(st.phase) >= last {
 		removed = sub.removed(st.pushed)
 	}
 	for len(changed) > 0 || len(removed) > 0 || !sub.answered {
@@ -354,16 +347,13 @@ func (st *stream) respond(sub *subscription, changed []Resource, removed []strin
 	return nil
 }
 
-func (p phase) url() string {
-	if p == setListeners {
-		return ListenerType
-	}
-	return ClusterType
+// typeURL is the type of the phase.
+func (st *stream) typeURL() string {
+	last := len(st.server.order) - 1
+	return st.server.order[min(int(st.phase), 2*last-int(st.phase))]
 }
 
-func (p phase) String() string {
-	if p == setListeners {
-		return "listeners"
-	}
-	return "clusters"
-}
+func notAsked(url string) string { return "Envoy has not asked for " + plural(url) + " yet" }
+
+// plural is the type's name for people: "listeners".
+func plural(url string) string { return strings.ToLower(kindOf(url)) + "s" }

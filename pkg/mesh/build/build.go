@@ -10,6 +10,15 @@ import (
 	"understudy.mesh/pkg/mesh"
 )
 
+// The type URLs of the resources.
+const (
+	ClusterType  = typePrefix + "envoy.config.cluster.v3.Cluster"
+	ListenerType = typePrefix + "envoy.config.listener.v3.Listener"
+)
+
+// Types are the type URLs of the resources, each after those that it refers to.
+func Types() []string { return []string{ClusterType, ListenerType} }
+
 // Message is one serialized Envoy resource: an envoy.config.cluster.v3.Cluster or envoy.config.listener.v3.Listener.
 type Message struct {
 	Name string

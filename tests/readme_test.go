@@ -301,3 +301,32 @@ func TestTranscriptIsTheDemos(t *testing.T) {
 func expandedDemo(script string) string {
 	return strings.NewReplacer("$POD_IP", "192.0.2.2", "$PROXY_UID", "1337", "$CHANGE_SECONDS", "2").Replace(script)
 }
+
+// shownOutput is what a console block of a page shows, where the command's code says it.
+var shownOutput = map[string][]string{
+	"docs/capture.md": {
+		"TCP to every ", "a rule that is not ours takes packets before ours can", "capture is not as it should be",
+		"(assumed)", "lands at ", " by interface ", "not captured", "decided by ", "because: ", "excluded outbound port",
+	},
+	"docs/dns.md":     {"OVERTAKEN", "LAST ERROR", "used for ", "for others in ", "Used: ", "Kept back, as their host left: "},
+	"docs/operate.md": {"the configuration files are not in force yet", "the DNS table is not ready yet", "Envoy is starting"},
+}
+
+// A command's output is what the command prints today.
+func TestConsoleShowsWhatCommandsPrint(t *testing.T) {
+	sources := shippedSources(t, "cmd", "dnsproxy", "iptables", "pkg")
+	for page, lines := range shownOutput {
+		var shown string
+		for _, b := range codeBlocks(t, page) {
+			if b.language == "console" {
+				shown += b.text
+			}
+		}
+		for _, line := range lines {
+			if !strings.Contains(shown, line) || !strings.Contains(sources, line) {
+				t.Errorf("%s: %q is in the page: %v, and in the code: %v; run the command and paste its output again",
+					page, line, strings.Contains(shown, line), strings.Contains(sources, line))
+			}
+		}
+	}
+}

@@ -26,7 +26,7 @@ const (
 // is asked for often it asks for again before its end; what has ended it gives
 // all the same while no server answers (RFC 8767).
 type cache struct {
-	next   handler
+	next   *forwarder
 	outage *outage
 	now    func() time.Time
 	seed   maphash.Seed
@@ -40,9 +40,6 @@ type cache struct {
 	cluster               string        // the cluster's domain in wire form, "" when there is none
 	off, noPrefetch       bool
 
-	// patience is how long a query waits for what another has asked.
-	patience func(*query) time.Duration
-
 	mu       sync.Mutex
 	lru      *simplelru.LRU[uint64, *entry] // by hash; the entry has the key
 	bytes    int64
@@ -50,14 +47,13 @@ type cache struct {
 	failures failureCache
 }
 
-func newCache(c Config, next handler, o *outage) (*cache, error) {
+func newCache(c Config, next *forwarder) (*cache, error) {
 	h := &cache{
-		next: next, outage: o, now: c.Now, seed: maphash.MakeSeed(), log: c.Log, maxBytes: c.CacheBytes,
+		next: next, outage: next.outage, now: c.Now, seed: maphash.MakeSeed(), log: c.Log, maxBytes: c.CacheBytes,
 		renewals: make(chan struct{}, maxRenewals), failures: newFailureCache(),
 		staleAfter: staleAfter, staleHold: staleHold,
 		longest: max(c.Stale, 0), clusterStale: min(max(c.Stale, 0), ClusterStale),
 		off: c.NoCache, noPrefetch: c.NoPrefetch,
-		patience: func(*query) time.Duration { return clientPatience },
 	}
 	if wire, ok := appendName(nil, normalName(c.ClusterDomain)); ok {
 		h.cluster = string(wire)
@@ -104,10 +100,10 @@ func appendKey(dst []byte, q *query) []byte {
 	return append(dst, q.wire()...)
 }
 
-func (h *cache) fast(q *query, dst []byte) (answer, bool) {
+func (h *cache) fast(q *query, dst []byte, via *flights) (answer, bool) {
 	var buf [maxKey]byte
 	e, f := h.find(appendKey(buf[:0], q))
-	if a, ok := h.kept(q, dst, e); ok {
+	if a, ok := h.kept(q, dst, via, e); ok {
 		return a, true
 	}
 	if a, ok := h.denied(q, dst); ok {
@@ -116,11 +112,11 @@ func (h *cache) fast(q *query, dst []byte) (answer, bool) {
 	if e == nil && h.outage.holds(f.at, f.keep) && !h.outage.due() {
 		return h.failure(q, dst, f), true
 	}
-	return h.next.fast(q, dst)
+	return answer{}, false
 }
 
 // kept answers with e, if that may be done without asking anybody first.
-func (h *cache) kept(q *query, dst []byte, e *entry) (answer, bool) {
+func (h *cache) kept(q *query, dst []byte, via *flights, e *entry) (answer, bool) {
 	if e == nil {
 		return answer{}, false
 	}
@@ -128,12 +124,12 @@ func (h *cache) kept(q *query, dst []byte, e *entry) (answer, bool) {
 	switch {
 	case age < e.ttl:
 		if !h.noPrefetch && e.hot(age) && !h.isDenied(q) {
-			h.prefetch(q, e)
+			h.prefetch(q, via, e)
 		}
 	case !h.held(e, age):
 		return answer{}, false
 	case h.outage.recheck():
-		h.renew(q)
+		h.renew(q, via)
 	}
 	return e.append(dst, age), true
 }
@@ -156,22 +152,22 @@ func (h *cache) find(key []byte) (*entry, failureEntry) {
 	return nil, f
 }
 
-func (h *cache) serve(ctx context.Context, q *query) answer {
-	if q.scope.sent.has(q) {
+func (h *cache) serve(ctx context.Context, q *query, via *flights) answer {
+	if via.transport.sent.has(q) {
 		return h.loop(q)
 	}
 	key := appendKey(nil, q)
 	e, f := h.find(key)
-	if a, ok := h.kept(q, nil, e); ok {
+	if a, ok := h.kept(q, nil, via, e); ok {
 		return a
 	}
 	switch {
 	case e != nil && h.stale(e):
-		return h.freshOr(ctx, e, q, string(key))
+		return h.freshOr(ctx, e, q, via, string(key))
 	case e == nil && h.outage.holds(f.at, f.keep) && !h.outage.recheck():
 		return h.failure(q, nil, f)
 	}
-	return h.ask(ctx, q, string(key))
+	return h.ask(ctx, q, via, string(key))
 }
 
 // loop refuses a question of our own that came back, so that the next server
@@ -185,8 +181,8 @@ func (h *cache) loop(q *query) answer {
 }
 
 // ask returns what the cache has by now, or asks.
-func (h *cache) ask(ctx context.Context, q *query, key string) answer {
-	f, first := q.scope.flights.join(key)
+func (h *cache) ask(ctx context.Context, q *query, via *flights, key string) answer {
+	f, first := via.join(key)
 	if !first {
 		return h.follow(ctx, q, f)
 	}
@@ -194,19 +190,19 @@ func (h *cache) ask(ctx context.Context, q *query, key string) answer {
 	if e, _ := h.find([]byte(key)); e != nil {
 		if age := e.age(h.now()); age < e.ttl {
 			a := e.append(nil, age)
-			q.scope.flights.land(key, f, a)
+			via.land(key, f, a)
 			return a
 		}
 	}
-	return h.lead(ctx, q, f, key)
+	return h.lead(ctx, q, via, f, key)
 }
 
 // fetch asks the next handler and keeps what it says.
-func (h *cache) fetch(ctx context.Context, q *query, key string) answer {
+func (h *cache) fetch(ctx context.Context, q *query, via *flights, key string) answer {
 	began := h.outage.clock()
-	a, denied := h.deniedAgain(ctx, q)
+	a, denied := h.deniedAgain(ctx, q, via)
 	if !denied {
-		a = h.next.serve(ctx, q)
+		a = h.next.serve(ctx, q, &via.transport)
 	}
 	if !denied || !good(a) { // that is kept as what it is, the answer about A
 		h.settle(ctx, key, a, began)

@@ -57,7 +57,7 @@ func answerTo(s *Server, msg []byte) []byte {
 	if q.parse(msg, maxMessage) != answerIt {
 		return nil
 	}
-	a, ok := s.cache.fast(q, nil)
+	a, ok := s.cache.fast(q, nil, nil)
 	if !ok {
 		return nil
 	}
@@ -305,7 +305,7 @@ func FuzzImportCache(f *testing.F) {
 			if !ok || e.ttl <= 0 || e.ttl > maxPositive || e.stored.After(now.Now()) {
 				t.Fatalf("entry %+v", e)
 			}
-			a, ok := s.cache.fast(q, nil)
+			a, ok := s.cache.fast(q, nil, nil)
 			if !ok {
 				t.Fatalf("%q cannot be found", e.key)
 			}

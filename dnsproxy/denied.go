@@ -30,12 +30,12 @@ func (h *cache) isDenied(q *query) bool {
 
 // deniedAgain asks for A before AAAA, together with whoever asks for A, where there
 // was no such name when somebody last did. False: it is there now, or was then.
-func (h *cache) deniedAgain(ctx context.Context, q *query) (answer, bool) {
+func (h *cache) deniedAgain(ctx context.Context, q *query, via *flights) (answer, bool) {
 	if h.denial(q) == nil {
 		return answer{}, false
 	}
 	own := q.withType(typeA)
-	a := h.ask(ctx, &own, string(appendKey(nil, &own)))
+	a := h.ask(ctx, &own, via, string(appendKey(nil, &own)))
 	return a, !good(a) || denies(a.msg)
 }
 

@@ -19,6 +19,7 @@ type try struct {
 	f     *forwarder
 	u     *upstream
 	q     *query
+	via   *transport
 	tcp   bool
 	edns  bool
 	began time.Time // by the injected clock: for the records
@@ -41,8 +42,8 @@ type attempt struct {
 }
 
 // begin sends q to u, over UDP unless p says otherwise.
-func (f *forwarder) begin(u *upstream, q *query, p *plan, a attempt) (*try, error) {
-	t := &try{f: f, u: u, q: q, tcp: p.TCP, began: f.now(), sent: time.Now(), limit: a.limit}
+func (f *forwarder) begin(u *upstream, q *query, via *transport, p *plan, a attempt) (*try, error) {
+	t := &try{f: f, u: u, q: q, via: via, tcp: p.TCP, began: f.now(), sent: time.Now(), limit: a.limit}
 	t.edns = u.edns(t.began, a.again)
 	u.begin(t.began)
 	if t.tcp {
@@ -59,24 +60,24 @@ func (t *try) target() target { return target{t.u.addr, t.f.mark} }
 // may be back at once.
 func (t *try) send(now time.Time) (*datagram, error) {
 	request := buildRequest(t.q, t.edns)
-	id := t.q.scope.sent.add(request, t.q)
-	d, err := t.q.scope.sockets.ask(t.target(), request, now)
+	id := t.via.sent.add(request, t.q)
+	d, err := t.via.sockets.ask(t.target(), request, now)
 	if err != nil {
-		t.q.scope.sent.remove(id)
+		t.via.sent.remove(id)
 	}
 	return d, err
 }
 
 func (t *try) close(d *datagram, answered bool) {
-	t.q.scope.sent.remove(binary.BigEndian.Uint16(d.request))
-	t.q.scope.sockets.done(d, answered)
+	t.via.sent.remove(binary.BigEndian.Uint16(d.request))
+	t.via.sockets.done(d, answered)
 }
 
 // soon waits for the answer a short time: nearly always that is enough, and
 // costs no goroutine. An answer that is not the last word, cut or to be had without EDNS
 // only, is left to finish. done says that there is no more to be done.
 func (t *try) soon(ctx context.Context, until time.Time) (msg []byte, done bool, err error) {
-	if ctx.Err() != nil { // when it ends later, so does the wait: see scope.open
+	if ctx.Err() != nil { // when it ends later, so does the wait: see transport.open
 		until = past()
 	}
 	out := t.out
@@ -122,9 +123,9 @@ func (t *try) ask(ctx context.Context) (reply []byte, err error) {
 		}
 	}
 	request := buildRequest(t.q, t.edns)
-	id := t.q.scope.sent.add(request, t.q)
-	defer t.q.scope.sent.remove(id)
-	reply, err = t.q.scope.streams.ask(ctx, &t.q.scope.tasks, t.target(), request)
+	id := t.via.sent.add(request, t.q)
+	defer t.via.sent.remove(id)
+	reply, err = t.via.streams.ask(ctx, &t.via.tasks, t.target(), request)
 	if err == nil && flagsOf(reply)&flagTC != 0 {
 		err = fmt.Errorf("ask %s: %w", t.u.addr, errTruncated)
 	}

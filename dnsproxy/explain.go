@@ -43,15 +43,14 @@ func (s *Server) Explain(ctx context.Context, name string, qtype uint16) (Explan
 	if err != nil {
 		return Explanation{}, err
 	}
-	var own scope
-	q.scope = &own
-	defer own.tasks.Wait()
+	own := chain{server: s, first: s.tables}
+	defer own.flights.transport.tasks.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	own.ctx = ctx
-	a, ok := s.fast(q, nil)
+	own.flights.transport.ctx = ctx
+	a, ok := own.fast(q, nil)
 	if !ok {
-		a = s.stage(q).serve(ctx, q)
+		a = own.first.serve(ctx, q, &own.flights)
 	}
 	e := Explanation{
 		Name: dns.Fqdn(name), Type: dns.Type(qtype).String(), Source: a.source.String(), Records: []string{},

@@ -11,6 +11,8 @@ import (
 // waits for the same answer. A flight goes on when the query that began it has waited for
 // as long as it may; the client's next one, as resolvers ask twice, finds it there.
 type flights struct {
+	transport transport
+
 	mu   sync.Mutex
 	open map[string]*flight
 }
@@ -52,26 +54,26 @@ func (s *flights) land(key string, f *flight, a answer) {
 }
 
 // lead does what f is for. A leader that has waited in vain leaves the rest to a task.
-func (h *cache) lead(ctx context.Context, q *query, f *flight, key string) answer {
+func (h *cache) lead(ctx context.Context, q *query, via *flights, f *flight, key string) answer {
 	began := h.outage.clock()
-	a := h.fetch(ctx, q, key)
-	late, scope := a.late, q.scope
+	a := h.fetch(ctx, q, via, key)
+	late := a.late
 	if late == nil {
-		scope.flights.land(key, f, a)
+		via.land(key, f, a)
 		return a
 	}
 	a.late, a.pending = nil, true
-	scope.tasks.Go(func() {
+	via.transport.tasks.Go(func() {
 		a := <-late
 		h.settle(ctx, key, a, began)
-		scope.flights.land(key, f, a)
+		via.land(key, f, a)
 	})
 	return a
 }
 
 // follow waits for another's question, as long as q may.
 func (h *cache) follow(ctx context.Context, q *query, f *flight) answer {
-	timer := time.NewTimer(h.patience(q))
+	timer := time.NewTimer(h.next.patience(q))
 	defer timer.Stop()
 	select {
 	case <-f.landed:

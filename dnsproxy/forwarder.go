@@ -99,10 +99,8 @@ func newForwarder(c Config) *forwarder {
 	return f
 }
 
-func (f *forwarder) fast(*query, []byte) (answer, bool) { return answer{}, false }
-
-func (f *forwarder) serve(ctx context.Context, q *query) answer {
-	a, err := f.forward(ctx, q)
+func (f *forwarder) serve(ctx context.Context, q *query, via *transport) answer {
+	a, err := f.forward(ctx, q, via)
 	if err != nil {
 		f.log.Debug("dns query failed", "type", q.qtype, "error", err)
 	}
@@ -114,13 +112,13 @@ func (f *forwarder) serve(ctx context.Context, q *query) answer {
 
 // forward returns the first good answer. Where there was none but a server
 // said SERVFAIL or REFUSED, that is the answer.
-func (f *forwarder) forward(ctx context.Context, q *query) (answer, error) {
+func (f *forwarder) forward(ctx context.Context, q *query, via *transport) (answer, error) {
 	p := f.plan()
 	if len(p.servers) == 0 {
 		return answer{source: SourceFailure}, errNoServers
 	}
-	f.probe(&p, q)
-	r := newRace(f, &p, q)
+	f.probe(&p, q, via)
+	r := newRace(f, &p, q, via)
 	if !f.parallel && !p.TCP {
 		if a, done := r.first(ctx); done {
 			return a, nil
@@ -136,19 +134,19 @@ func good(a answer) bool {
 
 // probe sends a copy of q to servers that are slow or fail and were long not
 // asked, while others are well. Nobody waits for what they say; it is for their health.
-func (f *forwarder) probe(p *plan, q *query) {
+func (f *forwarder) probe(p *plan, q *query, via *transport) {
 	if f.outage.down.Load() {
 		return // they are asked anyway
 	}
 	now := f.now()
 	for _, u := range p.servers[1:] {
-		if u.due(now) && q.scope.ctx != nil {
+		if u.due(now) && via.ctx != nil {
 			own := *q
-			q.scope.leave(func(ctx context.Context) {
+			via.leave(func(ctx context.Context) {
 				ctx, cancel := context.WithTimeout(ctx, f.heard(p))
 				defer cancel()
-				defer context.AfterFunc(own.scope.lives.context(), cancel)()
-				t, err := f.begin(u, &own, p, attempt{limit: time.Now().Add(f.heard(p))})
+				defer context.AfterFunc(via.lives.context(), cancel)()
+				t, err := f.begin(u, &own, via, p, attempt{limit: time.Now().Add(f.heard(p))})
 				if err == nil {
 					_, err = t.finish(ctx)
 				}

@@ -331,7 +331,8 @@ func FuzzUpstreamAnswer(f *testing.F) {
 			return
 		}
 		now := time.Now()
-		h, err := newCache(Config{CacheEntries: 10, CacheBytes: 1 << 20, Now: func() time.Time { return now }}, nil, newOutage(time.Now))
+		c := Config{CacheEntries: 10, CacheBytes: 1 << 20, Now: func() time.Time { return now }, Log: slog.New(slog.DiscardHandler)}
+		h, err := newCache(c, newForwarder(c))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -48,11 +48,11 @@ type answer struct {
 	pending bool
 }
 
-// handler is one stage of table -> cache -> forwarder.
-type handler interface {
+// stage is one before the forwarder: the walk over the search list, the table, the cache.
+type stage interface {
 	// fast answers from memory, appending to dst; false when that takes
 	// waiting. It never blocks and keeps neither q nor dst.
-	fast(q *query, dst []byte) (answer, bool)
+	fast(q *query, dst []byte, via *flights) (answer, bool)
 	// serve answers q in any case, within ctx. It keeps nothing of q.
-	serve(ctx context.Context, q *query) answer
+	serve(ctx context.Context, q *query, via *flights) answer
 }

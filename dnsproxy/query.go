@@ -28,7 +28,6 @@ type query struct {
 	lowerN     uint16
 	questionAt [maxWireName + 4]byte
 	lowerAt    [maxWireName]byte
-	scope      *scope        // whose it is; parse leaves it
 	held       time.Duration // how long it waited for the first table; parse leaves it
 }
 

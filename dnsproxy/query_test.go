@@ -145,7 +145,7 @@ func FuzzQuery(f *testing.F) {
 	f.Add(raw(0, [4]uint16{1}, "\x06AliYun\x03cOm\x00\x00\x01\x00\x01"))
 	f.Add(raw(0, [4]uint16{1}, "\x012\x011\x03240\x03240\x07in-addr\x04arpa\x00\x00\x0c\x00\x01"))
 	table := NewTable(testHosts, 30)
-	h := newTables(Config{TTL: 30, Domain: testDomain}, new(forwarder))
+	h := newTables(Config{TTL: 30, Domain: testDomain}, heldHandler{})
 	h.searched(testSearch)
 	h.swap(table)
 	f.Fuzz(func(t *testing.T, msg []byte) {
@@ -162,7 +162,7 @@ func FuzzQuery(f *testing.F) {
 		case rejectIt:
 			reply = appendReject(nil, q)
 		case answerIt:
-			a, ok := h.fast(q, nil)
+			a, ok := h.fast(q, nil, nil)
 			compareAnswer(t, table, q, ok)
 			if !ok {
 				a.msg = appendReply(nil, q, 0, rcodeServFail)

@@ -17,6 +17,7 @@ type race struct {
 	f        *forwarder
 	p        *plan
 	q        *query
+	via      *transport
 	deadline time.Time
 	tryTime  time.Duration // until another try is begun
 	heard    time.Duration // until a try is given up
@@ -41,13 +42,13 @@ type result struct {
 	err error
 }
 
-func newRace(f *forwarder, p *plan, q *query) *race {
+func newRace(f *forwarder, p *plan, q *query, via *transport) *race {
 	rounds := p.Attempts
 	if rounds == 1 && slices.ContainsFunc(p.servers, func(u *upstream) bool { return !u.understood(f.now()) }) {
 		rounds = 2 // the second one without EDNS
 	}
 	return &race{
-		f: f, p: p, q: q, rounds: rounds, deadline: time.Now().Add(f.timeLeft(p, q)), tryTime: f.tryTime(p), heard: f.heard(p),
+		f: f, p: p, q: q, via: via, rounds: rounds, deadline: time.Now().Add(f.timeLeft(p, q)), tryTime: f.tryTime(p), heard: f.heard(p),
 		worst: answer{source: SourceFailure}, last: errBudget,
 	}
 }
@@ -154,7 +155,7 @@ func (r *race) begin() (*try, error) {
 	if hedge {
 		u.hedge()
 	}
-	return r.f.begin(u, r.q, r.p, how)
+	return r.f.begin(u, r.q, r.via, r.p, how)
 }
 
 // patience is how long u may take before the next server is asked, too.
@@ -190,7 +191,7 @@ func (r *race) listen(ctx context.Context, t *try) {
 	t.q = &own
 	try, cancel := context.WithDeadline(ctx, t.limit)
 	t.cancel = cancel
-	r.q.scope.tasks.Go(func() {
+	r.via.tasks.Go(func() {
 		defer cancel()
 		defer t.abandon()
 		msg, err := t.finish(try)
@@ -268,8 +269,8 @@ func (r *race) overtaken(winner *try) {
 // late ends the race for its query, whose time is up. Where a server that is asked
 // may merely be slow, it goes on for the query after, and delivers what becomes of it.
 func (r *race) late(ctx context.Context) answer {
-	a, scope, now := r.worst, r.q.scope, r.f.now()
-	slow := scope.ctx != nil && ctx.Err() == nil &&
+	a, now := r.worst, r.f.now()
+	slow := r.via.ctx != nil && ctx.Err() == nil &&
 		slices.ContainsFunc(r.running, func(t *try) bool { return t.u.mayBeSlow(now) })
 	for _, t := range r.running {
 		r.lost(ctx, t, errBudget)
@@ -285,7 +286,7 @@ func (r *race) late(ctx context.Context) answer {
 	own := *r.q
 	r.q, r.goesOn = &own, true
 	late := make(chan answer, 1)
-	scope.tasks.Go(func() {
+	r.via.tasks.Go(func() {
 		defer func() { <-r.f.late }()
 		late <- r.linger(ctx)
 	})
@@ -318,7 +319,7 @@ func (r *race) linger(ctx context.Context) answer {
 			if now.Before(lasts) && r.f.outage.recheck() {
 				r.another(ctx)
 			}
-		case <-r.q.scope.lives.context().Done():
+		case <-r.via.lives.context().Done():
 			return answer{source: SourceFailure, msg: appendReply(nil, r.q, 0, rcodeServFail), pending: true}
 		}
 	}
@@ -353,8 +354,7 @@ func (r *race) end(ctx context.Context) {
 		close(r.over)
 		return
 	}
-	scope := r.q.scope
-	scope.tasks.Go(func() { r.watch(ctx, scope.lives.context().Done()) })
+	r.via.tasks.Go(func() { r.watch(ctx, r.via.lives.context().Done()) })
 }
 
 // watch records how the watched tries have ended, unless that is sooner.

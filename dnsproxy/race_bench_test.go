@@ -19,24 +19,24 @@ func BenchmarkCold(b *testing.B) {
 		return reply
 	})
 	s := newServer(b, Config{ResolvConf: writeConf(b, nameserver(up.addr))})
-	var own scope
-	own.open(b.Context())
-	defer own.end()
+	own := chainOf(s)
+	own.flights.transport.open(b.Context())
+	defer own.flights.transport.end()
 	const concurrent = 100
 	slots := make(chan struct{}, concurrent)
 	b.ReportAllocs()
 	before := cpu()
 	for i := 0; b.Loop(); i++ {
-		q := &query{scope: &own}
+		q := new(query)
 		q.parse(question(b, fmt.Sprintf("cold-%07d.example", i), dns.TypeA), 0)
 		slots <- struct{}{}
-		own.tasks.Go(func() {
+		own.flights.transport.tasks.Go(func() {
 			defer func() { <-slots }()
-			if code := rcodeOf(s.wait(b.Context(), q)); code != rcodeSuccess {
+			if code := rcodeOf(own.wait(b.Context(), q)); code != rcodeSuccess {
 				b.Errorf("rcode %d", code)
 			}
 		})
 	}
-	own.tasks.Wait()
+	own.flights.transport.tasks.Wait()
 	b.ReportMetric(float64((cpu()-before).Microseconds())/float64(b.N), "cpu-µs/op")
 }

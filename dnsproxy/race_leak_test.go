@@ -21,19 +21,19 @@ func TestRaceLeavesNobodyBehind(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := s.forwarder
-	sc := new(scope)
+	sc := new(transport)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	sc.open(ctx)
 	m := new(dns.Msg).SetQuestion("x.example.", dns.TypeA)
 	raw, _ := m.Pack()
-	q := &query{scope: sc}
+	q := new(query)
 	if q.parse(raw, maxMessage) != answerIt {
 		t.Fatal("query")
 	}
 	f.outage.down.Store(true) // every server fails
 	done := make(chan struct{})
-	go func() { f.forward(ctx, q); close(done) }()
+	go func() { f.forward(ctx, q, sc); close(done) }()
 	p := f.plan()
 	want := uint64(len(p.servers)*p.Attempts + maxRechecks)
 	waitFor(t, "every recheck", func() bool { return s.Upstreams()[0].Requests >= want })

@@ -167,9 +167,9 @@ func TestBudget(t *testing.T) {
 // heldHandler notes how long queries were held.
 type heldHandler struct{ held *time.Duration }
 
-func (heldHandler) fast(*query, []byte) (answer, bool) { return answer{}, false }
+func (heldHandler) fast(*query, []byte, *flights) (answer, bool) { return answer{}, false }
 
-func (h heldHandler) serve(_ context.Context, q *query) answer {
+func (h heldHandler) serve(_ context.Context, q *query, _ *flights) answer {
 	*h.held = q.held
 	return answer{}
 }
@@ -178,7 +178,7 @@ func (h heldHandler) serve(_ context.Context, q *query) answer {
 func TestHeldTimeCounts(t *testing.T) {
 	const hold = 2 * time.Millisecond
 	var held time.Duration
-	newTables(Config{HoldBeforeTable: hold}, heldHandler{&held}).serve(t.Context(), new(query))
+	newTables(Config{HoldBeforeTable: hold}, heldHandler{&held}).serve(t.Context(), new(query), nil)
 	if held < hold {
 		t.Errorf("held for %s, want %s at least", held, hold)
 	}

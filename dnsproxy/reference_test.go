@@ -337,7 +337,7 @@ func addSeeds(f *testing.F, question dns.Question) {
 func compareWithReference(t *testing.T, s *Server, r *reference, msg []byte, limit int) {
 	t.Helper()
 	q := new(query)
-	reply, done := s.respond(q, msg, limit, nil)
+	reply, done := chainOf(s).respond(q, msg, limit, nil)
 	var m dns.Msg
 	if err := m.Unpack(msg); err != nil || !plain(msg, &m) || len(q.question()) == 0 {
 		return // FuzzQuery says what becomes of those
@@ -428,10 +428,10 @@ func TestWaitIsLikeTheFastPath(t *testing.T) {
 		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeANY} {
 			m := new(dns.Msg).SetQuestion(name+".", qtype)
 			msg, _ := m.Pack()
-			q := &query{scope: new(scope)}
+			q := new(query)
 			q.parse(msg, maxMessage)
 			got := new(dns.Msg)
-			if err := got.Unpack(s.wait(context.Background(), q)); err != nil {
+			if err := got.Unpack(chainOf(s).wait(context.Background(), q)); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(meaning(r.answer(m)), meaning(got)); diff != "" {

@@ -33,8 +33,8 @@ func (e *entry) hot(age time.Duration) bool {
 }
 
 // prefetch has e asked for anew.
-func (h *cache) prefetch(q *query, e *entry) {
-	if h.renew(q) {
+func (h *cache) prefetch(q *query, via *flights, e *entry) {
+	if h.renew(q, via) {
 		h.prefetches.Add(1)
 	} else {
 		e.renewing.Store(false)
@@ -43,8 +43,8 @@ func (h *cache) prefetch(q *query, e *entry) {
 
 // renew asks q's question while nobody waits. It keeps nothing of q. False:
 // too many such questions are under way.
-func (h *cache) renew(q *query) bool {
-	if q.scope == nil || q.scope.ctx == nil {
+func (h *cache) renew(q *query, via *flights) bool {
+	if via == nil || via.transport.ctx == nil {
 		return false // a query that is not served but looked at
 	}
 	select {
@@ -53,11 +53,11 @@ func (h *cache) renew(q *query) bool {
 		return false
 	}
 	own := *q
-	own.scope.leave(func(ctx context.Context) {
+	via.transport.leave(func(ctx context.Context) {
 		defer func() { <-h.renewals }()
 		key := string(appendKey(nil, &own))
-		if f, first := own.scope.flights.join(key); first {
-			h.lead(ctx, &own, f, key)
+		if f, first := via.join(key); first {
+			h.lead(ctx, &own, via, f, key)
 		} else {
 			h.outage.returned()
 		}
@@ -90,10 +90,10 @@ func (h *cache) held(e *entry, age time.Duration) bool {
 
 // freshOr asks, and returns the old answer e when that fails or takes long;
 // the question goes on then, for the next who asks.
-func (h *cache) freshOr(ctx context.Context, e *entry, q *query, key string) answer {
+func (h *cache) freshOr(ctx context.Context, e *entry, q *query, via *flights, key string) answer {
 	own, began := *q, h.outage.clock()
 	got := make(chan answer, 1)
-	q.scope.tasks.Go(func() { got <- h.ask(ctx, &own, key) })
+	via.transport.tasks.Go(func() { got <- h.ask(ctx, &own, via, key) })
 	timer := time.NewTimer(h.staleAfter)
 	defer timer.Stop()
 	select {

@@ -1,7 +1,6 @@
 package dnsproxy
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
@@ -265,9 +264,10 @@ func TestClusterLoad(t *testing.T) {
 // lookups returns a resolver as glibc is with ndots:5: it asks for A and AAAA
 // with each search domain, until a name exists, and at last as it is.
 func lookups(t *testing.T, s *Server) func(name string) {
-	q, out := &query{scope: new(scope)}, make([]byte, 0, maxQuery)
-	q.scope.open(t.Context())
-	t.Cleanup(func() { q.scope.end() })
+	q, out := new(query), make([]byte, 0, maxQuery)
+	c := chainOf(s)
+	c.flights.transport.open(t.Context())
+	t.Cleanup(c.flights.transport.end)
 	domains := append([]string{""}, testSearch...)
 	packed := map[string][][2][]byte{}
 	return func(name string) {
@@ -280,9 +280,9 @@ func lookups(t *testing.T, s *Server) func(name string) {
 		for _, both := range packed[name] {
 			exists := false
 			for _, msg := range both {
-				reply, done := s.respond(q, msg, 0, out)
+				reply, done := c.respond(q, msg, 0, out)
 				if !done {
-					reply = s.wait(t.Context(), q)
+					reply = c.wait(t.Context(), q)
 				}
 				switch rcodeOf(reply) {
 				case rcodeSuccess:
@@ -299,33 +299,36 @@ func lookups(t *testing.T, s *Server) func(name string) {
 	}
 }
 
-// failingHandler fails each question, and meanwhile does what the test says.
-type failingHandler struct{ meanwhile func() }
-
-func (failingHandler) fast(*query, []byte) (answer, bool) { return answer{}, false }
-
-func (f failingHandler) serve(context.Context, *query) answer {
-	f.meanwhile()
-	return answer{msg: []byte{0, 1, 0x80, rcodeServFail, 0, 0, 0, 0, 0, 0, 0, 0}, source: SourceFailure}
-}
-
 // A question that was sent while all servers were dead, and fails after one has
 // come back, says nothing about the time since.
 func TestFailureOfBeforeTheEndIsVoid(t *testing.T) {
 	for name, back := range map[string]bool{"a server came back": true, "no server came back": false} {
 		t.Run(name, func(t *testing.T) {
 			now := newClock()
-			o := newOutage(now.Now)
-			h, err := newCache(Config{Now: now.Now, CacheEntries: 10, CacheBytes: 1 << 20}, failingHandler{func() {
+			var o *outage
+			up := newFakeUpstream(t, func(request []byte, tcp bool) []byte {
 				now.add(time.Millisecond)
 				if back {
 					o.over()
 				}
-			}}, o)
+				return zone(dns.RcodeServerFailure, "")(request, tcp)
+			})
+			c := Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now, Log: slog.New(slog.DiscardHandler)}.withDefaults()
+			next := newForwarder(c)
+			o = next.outage
+			h, err := newCache(c, next)
 			if err != nil {
 				t.Fatal(err)
 			}
-			h.fetch(t.Context(), &query{}, "key")
+			q, err := newQuery("x.example", dns.TypeA)
+			if err != nil {
+				t.Fatal(err)
+			}
+			via := new(flights)
+			defer via.transport.end()
+			if a := h.fetch(t.Context(), q, via, "key"); rcodeOf(a.msg) != rcodeServFail {
+				t.Fatalf("%x", a.msg)
+			}
 			if _, f := h.find([]byte("key")); o.holds(f.at, f.keep) == back {
 				t.Errorf("kept: %t", !back)
 			}

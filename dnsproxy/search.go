@@ -21,7 +21,7 @@ import (
 // not followed: to ask for api.example.com below each domain first is what this spares.
 type searching struct {
 	domains atomic.Pointer[[][]byte] // in wire form without the root
-	next    handler
+	next    stage
 }
 
 // searched is told resolv.conf's search domains.
@@ -38,18 +38,18 @@ func (h *searching) searched(domains []string) {
 // lookUp asks the next handler; false when it has to be asked again in another way.
 type lookUp func(q *query) (answer, bool)
 
-func (h *searching) fast(q *query, dst []byte) (answer, bool) {
+func (h *searching) fast(q *query, dst []byte, via *flights) (answer, bool) {
 	if !h.leads(q) {
-		a, ok := h.next.fast(q, dst)
+		a, ok := h.next.fast(q, dst, via)
 		if !ok || !denies(a.msg) || len(h.candidates(q)) == 0 {
 			return a, ok
 		}
 	}
-	return h.walk(q, func(q *query) (answer, bool) { return h.next.fast(q, nil) })
+	return h.walk(q, func(q *query) (answer, bool) { return h.next.fast(q, nil, via) })
 }
 
-func (h *searching) serve(ctx context.Context, q *query) answer {
-	a, _ := h.walk(q, func(q *query) (answer, bool) { return h.next.serve(ctx, q), true })
+func (h *searching) serve(ctx context.Context, q *query, via *flights) answer {
+	a, _ := h.walk(q, func(q *query) (answer, bool) { return h.next.serve(ctx, q, via), true })
 	return a
 }
 

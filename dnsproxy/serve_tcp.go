@@ -77,7 +77,7 @@ func (v *Serving) serveTCP(l *net.TCPListener) {
 		c := &tcpConn{Conn: conn, serving: v, slots: make(chan struct{}, v.pipelined)}
 		c.in = bufio.NewReaderSize(conn, 2+maxQuery)
 		v.server.admit(v.taking, c)
-		v.scope.tasks.Go(func() {
+		v.flights.transport.tasks.Go(func() {
 			defer v.server.dismiss(c)
 			v.serveConn(c)
 		})
@@ -100,13 +100,13 @@ func (v *Serving) serveConn(c *tcpConn) {
 	var pending sync.WaitGroup
 	defer c.Close()
 	defer pending.Wait()
-	q := &query{scope: &v.scope}
+	q := new(query)
 	for {
 		msg, err := c.next()
 		if err != nil {
 			return
 		}
-		reply, done := v.server.respond(q, msg, maxMessage, c.room())
+		reply, done := v.respond(q, msg, maxMessage, c.room())
 		if !done {
 			reply, err = v.dispatchTCP(c, &pending, q)
 		}
@@ -237,12 +237,12 @@ func (v *Serving) dispatchTCP(c *tcpConn, pending *sync.WaitGroup, q *query) ([]
 	case v.inflight <- struct{}{}:
 	default:
 		<-c.slots
-		return v.server.overload(q, c.room()), nil
+		return v.overload(q, c.room()), nil
 	}
 	own := *q
 	pending.Go(func() {
 		defer func() { <-v.inflight; <-c.slots }()
-		reply := v.server.wait(v.queries, &own)
+		reply := v.wait(v.queries, &own)
 		framed := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(reply)), uint16(len(reply)))
 		v.server.counters.tcp.Add(1)
 		if c.send(append(framed, reply...)) != nil {

@@ -27,7 +27,7 @@ func (v *Serving) serveUDP(conn *net.UDPConn) {
 		v.failed <- fmt.Errorf("serve dns on %s: %w", conn.LocalAddr(), err)
 		return
 	}
-	q := &query{scope: &v.scope}
+	q := new(query)
 	failed, full := 0, 0
 	for {
 		n, err := v.serveBatch(b, q)
@@ -58,7 +58,7 @@ func (v *Serving) serveBatch(b *udpBatch, q *query) (int, error) {
 		return 0, err
 	}
 	for i := range n {
-		reply, done := v.server.respond(q, b.query(i), 0, b.room(i))
+		reply, done := v.respond(q, b.query(i), 0, b.room(i))
 		if !done {
 			reply = v.dispatchUDP(b, i, q)
 		}
@@ -79,12 +79,12 @@ func (v *Serving) dispatchUDP(b *udpBatch, i int, q *query) []byte {
 	select {
 	case v.inflight <- struct{}{}:
 	default:
-		return v.server.overload(q, b.room(i))
+		return v.overload(q, b.room(i))
 	}
 	own, conn, to := *q, b.conn, b.client(i)
 	v.waiting.Go(func() {
 		defer func() { <-v.inflight }()
-		v.server.sendUDP(conn, v.server.wait(v.queries, &own), to)
+		v.server.sendUDP(conn, v.wait(v.queries, &own), to)
 	})
 	return nil
 }

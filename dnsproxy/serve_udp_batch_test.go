@@ -68,7 +68,7 @@ func TestHitsOverUDPAllocateNothing(t *testing.T) {
 	s := hotServer(t)
 	v, b := serveByHand(t, s.Server, "127.0.0.1:0")
 	client := open(t, "udp", b.conn.LocalAddr().String())
-	q, in := &query{scope: &v.scope}, make([]byte, maxMessage)
+	q, in := new(query), make([]byte, maxMessage)
 	for kind, name := range hotNames {
 		for _, change := range []func(*dns.Msg){func(*dns.Msg) {}, edns(1232, true)} {
 			m := new(dns.Msg).SetQuestion(name, dns.TypeA)
@@ -131,7 +131,7 @@ func TestBatchOfEverything(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n, err := v.serveBatch(b, &query{scope: &v.scope}); n != batchSize || err != nil {
+	if n, err := v.serveBatch(b, new(query)); n != batchSize || err != nil {
 		t.Fatalf("took %d of %d queries, %v", n, batchSize, err)
 	}
 	for i, conn := range clients {
@@ -194,9 +194,9 @@ func TestFlushGoesOnBehindAnError(t *testing.T) {
 	if n != 3 || err != nil {
 		t.Fatal(n, err)
 	}
-	q := &query{scope: &v.scope}
+	q := new(query)
 	for i := range n {
-		reply, _ := s.respond(q, b.query(i), 0, b.room(i))
+		reply, _ := v.respond(q, b.query(i), 0, b.room(i))
 		b.add(i, reply)
 	}
 	b.peers[1].Port = 0 // nobody can be sent to there

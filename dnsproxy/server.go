@@ -1,7 +1,6 @@
 package dnsproxy
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -84,11 +83,10 @@ func New(c Config) (*Server, error) {
 	c = c.withDefaults()
 	s := &Server{config: c, log: c.Log, inflight: make(chan struct{}, MaxInflight)}
 	s.forwarder = newForwarder(c)
-	cache, err := newCache(c, s.forwarder, s.forwarder.outage)
+	cache, err := newCache(c, s.forwarder)
 	if err != nil {
 		return nil, fmt.Errorf("start dns proxy: make cache of %d entries: %w", c.CacheEntries, err)
 	}
-	cache.patience = s.forwarder.patience
 	s.cache = cache
 	s.tables = newTables(c, cache)
 	s.searching = &searching{next: cache}
@@ -155,54 +153,4 @@ func (s *Server) Stats() Stats {
 		st.TableSize = t.Len()
 	}
 	return st
-}
-
-// respond answers one message, appending to dst (empty, its capacity is used):
-// at once with done true, or it leaves the query in q for wait. A nil reply
-// with done true means silence.
-func (s *Server) respond(q *query, msg []byte, limit int, dst []byte) (reply []byte, done bool) {
-	switch q.parse(msg, limit) {
-	case dropIt:
-		s.counters.dropped.Add(1)
-		return nil, true
-	case rejectIt:
-		s.counters.reply(SourceReject, q.qtype, q.rcode)
-		return appendReject(dst, q), true
-	}
-	a, ok := s.fast(q, dst)
-	if !ok {
-		return nil, false
-	}
-	return s.finish(q, a), true
-}
-
-func (s *Server) fast(q *query, dst []byte) (answer, bool) {
-	if base, ok := s.localhost.has(q.wire()); ok {
-		return s.localhost.answer(q, base, dst), true
-	}
-	return s.stage(q).fast(q, dst)
-}
-
-// wait answers a query that respond could not, however long that takes.
-func (s *Server) wait(ctx context.Context, q *query) []byte {
-	return s.finish(q, s.stage(q).serve(ctx, q))
-}
-
-// stage is the handler that a query begins with.
-func (s *Server) stage(q *query) handler {
-	if q.scope != nil && q.scope.beside {
-		return s.searching
-	}
-	return s.tables
-}
-
-// overload is the reply when nobody more can wait.
-func (s *Server) overload(q *query, dst []byte) []byte {
-	s.counters.refused.Add(1)
-	return s.finish(q, answer{msg: appendReply(dst, q, 0, rcodeServFail), source: SourceFailure})
-}
-
-func (s *Server) finish(q *query, a answer) []byte {
-	s.counters.reply(a.source, q.qtype, rcodeOf(a.msg))
-	return finish(q, a.msg)
 }

@@ -19,6 +19,9 @@ type testServer struct {
 	addr string
 }
 
+// chainOf is the way of a query that no socket brought.
+func chainOf(s *Server) *chain { return &chain{server: s, first: s.tables} }
+
 // start runs a server until the test ends, and sees that nothing of it is left.
 func start(t testing.TB, c Config) *testServer {
 	t.Helper()

@@ -11,7 +11,7 @@ import (
 // and until Close to answer those that were taken. Its methods may be called at
 // the same time and repeatedly.
 type Serving struct {
-	server *Server
+	chain
 	udp    []*net.UDPConn
 	tcp    []*net.TCPListener
 	failed chan error
@@ -30,8 +30,7 @@ type Serving struct {
 	release sync.Once
 	loops   sync.WaitGroup // that read datagrams and accept connections
 	waiting sync.WaitGroup // queries over UDP that wait
-	scope   scope
-	done    chan struct{} // closed when nothing is left
+	done    chan struct{}  // closed when nothing is left
 }
 
 // Start begins to take queries from the sockets, which belong to the Serving
@@ -40,7 +39,9 @@ type Serving struct {
 // included: it may be started again before an earlier Serving has ended. Who
 // starts it must call Close.
 func (s *Server) Start(udp []*net.UDPConn, tcp []*net.TCPListener) *Serving {
-	return s.start(udp, tcp, false)
+	v := s.newServing(s.tables, udp, tcp)
+	v.inflight, v.conns, v.pipelined = s.inflight, &s.conns, maxPipelined
+	return v.start()
 }
 
 // StartBeside is Start for a client that must not be told what is in the table, and
@@ -48,23 +49,25 @@ func (s *Server) Start(udp []*net.UDPConn, tcp []*net.TCPListener) *Serving {
 // for names as they are in its configuration, and resolv.conf's search list is walked
 // here (see searching).
 func (s *Server) StartBeside(udp []*net.UDPConn, tcp []*net.TCPListener) *Serving {
-	return s.start(udp, tcp, true)
+	v := s.newServing(s.searching, udp, tcp)
+	// One connection brings all that Envoy asks at its start.
+	v.inflight, v.conns, v.pipelined = make(chan struct{}, MaxInflight), &connSet{}, MaxInflight
+	return v.start()
 }
 
-func (s *Server) start(udp []*net.UDPConn, tcp []*net.TCPListener, beside bool) *Serving {
-	v := &Serving{server: s, udp: udp, tcp: tcp, failed: make(chan error, len(udp)+len(tcp)), done: make(chan struct{})}
+func (s *Server) newServing(first stage, udp []*net.UDPConn, tcp []*net.TCPListener) *Serving {
+	v := &Serving{chain: chain{server: s, first: first}, udp: udp, tcp: tcp, failed: make(chan error, len(udp)+len(tcp)), done: make(chan struct{})}
 	v.taking, v.letGo = context.WithCancel(context.Background())
 	v.queries, v.cut = context.WithCancel(context.Background())
-	v.inflight, v.conns, v.pipelined = s.inflight, &s.conns, maxPipelined
-	if beside { // one connection brings all that Envoy asks at its start
-		v.inflight, v.conns, v.pipelined = make(chan struct{}, MaxInflight), &connSet{}, MaxInflight
-	}
-	v.scope.beside = beside
-	v.scope.open(v.queries)
-	for _, conn := range udp {
+	v.flights.transport.open(v.queries)
+	return v
+}
+
+func (v *Serving) start() *Serving {
+	for _, conn := range v.udp {
 		v.loops.Go(func() { v.serveUDP(conn) })
 	}
-	for _, l := range tcp {
+	for _, l := range v.tcp {
 		v.loops.Go(func() { v.serveTCP(l) })
 	}
 	return v
@@ -100,7 +103,7 @@ func (v *Serving) finish() {
 	for _, conn := range v.udp {
 		conn.Close()
 	}
-	v.scope.end()
+	v.flights.transport.end()
 	close(v.done)
 }
 

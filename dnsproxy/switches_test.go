@@ -84,7 +84,7 @@ func TestHedgeOff(t *testing.T) {
 	slow, next := newFakeUpstream(t, silence), newFakeUpstream(t, zone(0, goodA))
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(slow.addr), nameserver(next.addr)), NoHedge: true})
 	p := s.forwarder.plan()
-	r := newRace(s.forwarder, &p, &query{scope: new(scope)})
+	r := newRace(s.forwarder, &p, new(query), new(transport))
 	if got := r.patience(p.servers[0]); got != r.tryTime || got < time.Second {
 		t.Errorf("the next server is asked after %v, a try has %v", got, r.tryTime)
 	}

@@ -16,7 +16,7 @@ type tables struct {
 	hold    time.Duration
 	held    chan struct{} // one slot for each query that may be held
 	ttl     uint32
-	next    handler
+	next    stage
 
 	own    string     // the pod's own domain
 	mu     sync.Mutex // of changes
@@ -27,7 +27,7 @@ type tables struct {
 // are forwarded at once.
 const maxHeld = 512
 
-func newTables(c Config, next handler) *tables {
+func newTables(c Config, next stage) *tables {
 	return &tables{
 		first: make(chan struct{}),
 		hold:  c.HoldBeforeTable,
@@ -62,35 +62,35 @@ func (h *tables) searched(domains []string) {
 	}
 }
 
-func (h *tables) fast(q *query, dst []byte) (answer, bool) {
+func (h *tables) fast(q *query, dst []byte, via *flights) (answer, bool) {
 	t := h.current.Load()
 	if t == nil {
 		return answer{}, false
 	}
 	m, ok := find(t, q)
 	if !ok {
-		return h.next.fast(q, dst)
+		return h.next.fast(q, dst, via)
 	}
 	if a, ok := fromTable(m, q, dst, h.ttlOf(t)); ok {
 		return a, true
 	}
-	a, ok := h.next.fast(q, dst)
+	a, ok := h.next.fast(q, dst, via)
 	return h.exists(t, q, a), ok
 }
 
-func (h *tables) serve(ctx context.Context, q *query) answer {
+func (h *tables) serve(ctx context.Context, q *query, via *flights) answer {
 	t := h.await(ctx, q)
 	if t == nil {
-		return h.next.serve(ctx, q)
+		return h.next.serve(ctx, q, via)
 	}
 	m, ok := find(t, q)
 	if !ok {
-		return h.next.serve(ctx, q)
+		return h.next.serve(ctx, q, via)
 	}
 	if a, ok := fromTable(m, q, nil, h.ttlOf(t)); ok {
 		return a
 	}
-	return h.exists(t, q, h.next.serve(ctx, q))
+	return h.exists(t, q, h.next.serve(ctx, q, via))
 }
 
 // await returns the table in force. Before the first one it waits for it, as

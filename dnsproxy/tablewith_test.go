@@ -254,7 +254,7 @@ func (c *queryCosts) ratio() float64 { return c.best[1] / c.best[0] }
 // of each in ns, the client's included.
 func cpuPerQuery(t testing.TB, v *Serving, b *udpBatch, conn net.Conn, queries [][]byte) float64 {
 	t.Helper()
-	q, in := &query{scope: &v.scope}, make([]byte, maxMessage)
+	q, in := new(query), make([]byte, maxMessage)
 	before := cpu()
 	for some := range slices.Chunk(queries, batchSize) {
 		for _, msg := range some {

@@ -7,16 +7,14 @@ import (
 	"sync"
 )
 
-// scope is what queries share that end together: an upstream's answer that one
-// of them waits for must not be lost to another's end.
-type scope struct {
+// transport is what queries share on their way to upstreams, and that ends with the last of
+// them: an answer that one of them waits for must not be lost to another's end.
+type transport struct {
 	ctx     context.Context // of every query; what they leave behind ends with it
-	flights flights         // of the cache
 	tasks   sync.WaitGroup  // connections, and what queries leave behind
 	streams streams         // TCP connections to upstreams
 	sockets sockets         // UDP sockets to upstreams
 	sent    sentQuestions
-	beside  bool // the table: see StartBeside
 
 	lives lifetime
 }
@@ -38,26 +36,26 @@ func (l *lifetime) end() {
 	l.stop()
 }
 
-// open begins the scope. One that is not opened keeps no TCP connection, and
+// open begins the transport. One that is not opened keeps no TCP connection, and
 // its queries wait for an answer over UDP a little beyond the end of ctx.
-func (s *scope) open(ctx context.Context) {
-	s.ctx = ctx
-	context.AfterFunc(ctx, s.sockets.end)
-	s.streams.keep(true)
+func (t *transport) open(ctx context.Context) {
+	t.ctx = ctx
+	context.AfterFunc(ctx, t.sockets.end)
+	t.streams.keep(true)
 }
 
-// end waits until nothing of the scope is left, and has end what no query waits for. No
+// end waits until nothing of the transport is left, and has end what no query waits for. No
 // query may begin any more but of connections that are among its tasks.
-func (s *scope) end() {
-	s.lives.end()
-	s.streams.keep(false)
-	s.tasks.Wait()
-	s.sockets.end()
+func (t *transport) end() {
+	t.lives.end()
+	t.streams.keep(false)
+	t.tasks.Wait()
+	t.sockets.end()
 }
 
 // leave does work that no query waits for.
-func (s *scope) leave(work func(context.Context)) {
-	s.tasks.Go(func() { work(s.ctx) })
+func (t *transport) leave(work func(context.Context)) {
+	t.tasks.Go(func() { work(t.ctx) })
 }
 
 // sentQuestions is what is on its way to upstreams, so that a question that

@@ -69,6 +69,6 @@ func BenchmarkNewTable(b *testing.B) {
 	hosts := hotServer(b).Table().Hosts()
 	b.ReportAllocs()
 	for b.Loop() {
-		NewTable(hosts, 0)
+		NewTable(hosts)
 	}
 }

@@ -28,7 +28,7 @@ func TestBesideTheTable(t *testing.T) {
 		}
 	}
 	ask("Envoy before the table", envoy, "192.0.2.1")
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	ask("Envoy with the table", envoy, "192.0.2.1")
 	ask("the application", s, "240.240.1.2")
 }

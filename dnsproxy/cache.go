@@ -1,6 +1,7 @@
 package dnsproxy
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"hash/maphash"
@@ -47,18 +48,35 @@ type cache struct {
 	failures failureCache
 }
 
-func newCache(c Config, next *forwarder) (*cache, error) {
+// cacheConfig is what newCache needs.
+type cacheConfig struct {
+	Entries int   // 0: 10,000
+	Bytes   int64 // 0: 8 MiB
+
+	// Stale is how long beyond its end an answer may be given while no server
+	// answers: 0: DefaultStale; below 0: not at all. For names under
+	// ClusterDomain, if there is one, it is ClusterStale at most.
+	Stale         time.Duration
+	ClusterDomain string
+
+	Off, NoPrefetch bool // keep nothing; ask for nothing before its end
+	Log             *slog.Logger
+	Now             func() time.Time
+}
+
+func newCache(c cacheConfig, next *forwarder) (*cache, error) {
+	c.Entries, c.Bytes, c.Stale = cmp.Or(c.Entries, defaultCacheEntries), cmp.Or(c.Bytes, defaultCacheBytes), cmp.Or(c.Stale, DefaultStale)
 	h := &cache{
-		next: next, outage: next.outage, now: c.Now, seed: maphash.MakeSeed(), log: c.Log, maxBytes: c.CacheBytes,
+		next: next, outage: next.outage, now: c.Now, seed: maphash.MakeSeed(), log: c.Log, maxBytes: c.Bytes,
 		renewals: make(chan struct{}, maxRenewals), failures: newFailureCache(),
 		staleAfter: staleAfter, staleHold: staleHold,
 		longest: max(c.Stale, 0), clusterStale: min(max(c.Stale, 0), ClusterStale),
-		off: c.NoCache, noPrefetch: c.NoPrefetch,
+		off: c.Off, noPrefetch: c.NoPrefetch,
 	}
 	if wire, ok := appendName(nil, normalName(c.ClusterDomain)); ok {
 		h.cluster = string(wire)
 	}
-	lru, err := simplelru.NewLRU(c.CacheEntries, func(_ uint64, e *entry) { h.bytes -= e.size() })
+	lru, err := simplelru.NewLRU(c.Entries, func(_ uint64, e *entry) { h.bytes -= e.size() })
 	h.lru = lru
 	return h, err
 }
@@ -284,8 +302,17 @@ func (h *cache) keep(e *entry) bool {
 	return true
 }
 
-func (h *cache) usage() (entries int, size int64) {
+// cacheUse is what a cache holds and has done.
+type cacheUse struct {
+	Entries    int
+	Bytes      int64  // the entries' estimated size
+	Prefetches uint64 // entries asked for again before their end, because they are hot
+	Failures   uint64 // queries answered from a failure of just before
+}
+
+// use returns the numbers as they are now.
+func (h *cache) use() cacheUse {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.lru.Len(), h.bytes
+	return cacheUse{Entries: h.lru.Len(), Bytes: h.bytes, Prefetches: h.prefetches.Load(), Failures: h.failed.Load()}
 }

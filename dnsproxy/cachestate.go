@@ -35,30 +35,7 @@ const (
 
 var errCacheCut = errors.New("it ends within an entry")
 
-// ExportCache returns the cache in at most maxBytes for a successor on this
-// machine (see ImportCache): the entries used last, as many as there is room
-// for. Nothing is changed.
-func (s *Server) ExportCache(maxBytes int) []byte { return s.cache.export(maxBytes) }
-
-// ImportCache takes over what ExportCache gave in another process on this
-// machine, and returns how many answers that are: those that are too old even
-// to be given while no server answers, or that this cache has newer ones of,
-// are left out. Every entry is checked as if
-// an upstream had sent it. Where one is damaged, or the version is not known,
-// nothing is imported and the error says why.
-func (s *Server) ImportCache(data []byte) (entries int, err error) {
-	list, err := s.cache.decode(data)
-	if err != nil {
-		return 0, fmt.Errorf("import dns cache of %d bytes: %w", len(data), err)
-	}
-	for _, e := range slices.Backward(list) { // the one used last becomes that here
-		if s.cache.adopt(e) {
-			entries++
-		}
-	}
-	return entries, nil
-}
-
+// export is Server.ExportCache.
 func (h *cache) export(maxBytes int) []byte {
 	h.mu.Lock()
 	list := h.lru.Values() // oldest first; entries are immutable
@@ -206,3 +183,17 @@ func queryOf(key []byte) (*query, bool) {
 
 // adopt keeps e unless it is too old or there is one as new.
 func (h *cache) adopt(e *entry) bool { return h.usable(e) && h.keep(e) }
+
+// importAll is Server.ImportCache.
+func (h *cache) importAll(data []byte) (entries int, err error) {
+	list, err := h.decode(data)
+	if err != nil {
+		return 0, fmt.Errorf("import dns cache of %d bytes: %w", len(data), err)
+	}
+	for _, e := range slices.Backward(list) { // the one used last becomes that here
+		if h.adopt(e) {
+			entries++
+		}
+	}
+	return entries, nil
+}

@@ -121,65 +121,6 @@ func stringsFill(data []byte) bool {
 	return true
 }
 
-// minPointer is the least first octet of a compression pointer.
-const minPointer = 0xC0
-
-// readName reads the name at off to its end, wherever compression leads, and
-// returns the offset behind it. A pointer must lead to what stands wholly before
-// the part of the name that it ends, a prior occurrence as RFC 1035 section
-// 4.1.4 says: so no name is without end, and none is made of what was no name.
-func readName(msg []byte, off int) (end int, ok bool) {
-	part, limit, length := off, len(msg), 1
-	for off < limit {
-		n := int(msg[off])
-		switch {
-		case n == 0:
-			return max(end, off+1), length <= maxWireName
-		case n < 64:
-			length += 1 + n
-			off += 1 + n
-		case n < minPointer || off+2 > limit:
-			return 0, false
-		default:
-			if end == 0 {
-				end = off + 2
-			}
-			if off = int(binary.BigEndian.Uint16(msg[off:])) &^ (minPointer << 8); off >= part || off < headerLen {
-				return 0, false
-			}
-			part, limit = off, part
-		}
-	}
-	return 0, false
-}
-
-// sameName says whether the names at two offsets are the same. Both were read by
-// readName, or are the question's.
-func sameName(msg []byte, a, b int) bool {
-	for a != b {
-		for msg[a] >= minPointer {
-			a = int(binary.BigEndian.Uint16(msg[a:])) &^ (minPointer << 8)
-		}
-		for msg[b] >= minPointer {
-			b = int(binary.BigEndian.Uint16(msg[b:])) &^ (minPointer << 8)
-		}
-		n := int(msg[a])
-		if n != int(msg[b]) {
-			return false
-		}
-		if n == 0 {
-			return true
-		}
-		for i := range n {
-			if lower(msg[a+1+i]) != lower(msg[b+1+i]) {
-				return false
-			}
-		}
-		a, b = a+1+n, b+1+n
-	}
-	return true
-}
-
 // repack reads a reply in full and writes it anew without its OPT record and
 // compressed.
 func repack(reply []byte, q *query) ([]byte, error) {

@@ -30,8 +30,8 @@ func (c *chain) respond(q *query, msg []byte, limit int, dst []byte) (reply []by
 }
 
 func (c *chain) fast(q *query, dst []byte) (answer, bool) {
-	if base, ok := c.server.localhost.has(q.wire()); ok {
-		return c.server.localhost.answer(q, base, dst), true
+	if m, ok := c.server.localhost.find(q); ok {
+		return c.server.localhost.answer(q, m, dst), true
 	}
 	return c.first.fast(q, dst, &c.flights)
 }
@@ -50,4 +50,13 @@ func (c *chain) overload(q *query, dst []byte) []byte {
 func (s *Server) finish(q *query, a answer) []byte {
 	s.counters.reply(a.source, q.qtype, rcodeOf(a.msg))
 	return finish(q, a.msg)
+}
+
+// stage is one before the forwarder: the walk over the search list, the table, the cache.
+type stage interface {
+	// fast answers from memory, appending to dst; false when that takes
+	// waiting. It never blocks and keeps neither q nor dst.
+	fast(q *query, dst []byte, via *flights) (answer, bool)
+	// serve answers q in any case, within ctx. It keeps nothing of q.
+	serve(ctx context.Context, q *query, via *flights) answer
 }

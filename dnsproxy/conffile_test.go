@@ -31,7 +31,7 @@ func TestResolvConfGoesAndComes(t *testing.T) {
 		if err := step.change(); err != nil {
 			t.Fatal(err)
 		}
-		now.add(2 * statEvery)
+		now.add(rereadAfter)
 		before := step.asked.udp.Load()
 		if r := s.ask(t, "udp", fmt.Sprintf("n%d.example", i), dns.TypeA); r.Rcode != dns.RcodeSuccess || step.asked.udp.Load() == before {
 			t.Errorf("%s: %v", step.what, r)
@@ -46,7 +46,7 @@ func TestSearchFollowsTheFile(t *testing.T) {
 	path := writeConf(t, nameserver(up.addr), "search own.test other.test")
 	now := newClock()
 	s := start(t, Config{ResolvConf: path, Domain: "Own.test.", Now: now.Now})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	check := func(own int) {
 		t.Helper()
 		for name, want := range map[string]int{"aliyun.com": dns.RcodeSuccess, "aliyun.com.own.test": own, "aliyun.com.other.test": dns.RcodeNameError} {
@@ -60,7 +60,7 @@ func TestSearchFollowsTheFile(t *testing.T) {
 		if err := os.WriteFile(path, []byte(nameserver(up.addr)+"\nsearch "+domain+"\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		now.add(2 * statEvery)
+		now.add(rereadAfter)
 	}
 	check(dns.RcodeSuccess)
 	write("other.test own.test")
@@ -70,6 +70,6 @@ func TestSearchFollowsTheFile(t *testing.T) {
 	s.Swap(s.Table().With(nil, []string{"v6.example"}))
 	check(dns.RcodeSuccess)
 	write(".")
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	check(dns.RcodeNameError)
 }

@@ -53,9 +53,3 @@ func (h *cache) denial(q *query) *entry {
 	}
 	return nil
 }
-
-// denies says whether msg is that the name which was asked for does not exist; not
-// the one that it is an alias of.
-func denies(msg []byte) bool {
-	return rcodeOf(msg) == rcodeNXDomain && binary.BigEndian.Uint16(msg[6:]) == 0
-}

@@ -2,10 +2,7 @@ package dnsproxy
 
 import (
 	"context"
-	"fmt"
 	"time"
-
-	"github.com/miekg/dns"
 )
 
 const (
@@ -94,15 +91,4 @@ func (t *try) plainly(ctx context.Context, msg []byte, err error) ([]byte, error
 	}
 	t.accept(plain, nil)
 	return plain, nil
-}
-
-// rcodeName is the name of an RCODE, with the upper bits of an OPT record.
-func rcodeName(rcode int) string {
-	if rcode == rcodeBadVers { // which miekg/dns calls by the name that it has in TSIG
-		return "BADVERS"
-	}
-	if name, ok := dns.RcodeToString[rcode]; ok {
-		return name
-	}
-	return fmt.Sprintf("RCODE%d", rcode)
 }

@@ -86,7 +86,7 @@ func TestServersWithoutEDNS(t *testing.T) {
 				if n := withOPT.Load(); asked == 0 || n != asked {
 					t.Errorf("%d questions with OPT, and then %d", asked, n)
 				}
-				now.add(plainFor)
+				now.add(plainlyFor)
 				ask("third.example")
 				if withOPT.Load() == asked {
 					t.Error("EDNS is never tried again")

@@ -3,7 +3,6 @@ package dnsproxy
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -78,7 +77,7 @@ func (t *try) close(d *datagram, answered bool) {
 // only, is left to finish. done says that there is no more to be done.
 func (t *try) soon(ctx context.Context, until time.Time) (msg []byte, done bool, err error) {
 	if ctx.Err() != nil { // when it ends later, so does the wait: see transport.open
-		until = past()
+		until = atOnce()
 	}
 	out := t.out
 	buf := t.f.buffers.Get().(*[upstreamBuffer]byte)
@@ -148,7 +147,7 @@ func (t *try) overUDP(ctx context.Context) ([]byte, error) {
 		}
 	}
 	defer t.close(out, false)
-	defer context.AfterFunc(ctx, func() { out.SetReadDeadline(past()) })()
+	defer context.AfterFunc(ctx, func() { out.SetReadDeadline(atOnce()) })()
 	return out.receive(make([]byte, upstreamBuffer), t.limit)
 }
 
@@ -158,55 +157,4 @@ func (t *try) abandon() {
 		t.close(t.out, false)
 		t.out = nil
 	}
-}
-
-// buildRequest returns the query that is sent for q, with an id of its own and
-// the name in lower case, so that all who ask the same share the answer. AD
-// asks for the AD bit in the answer (RFC 6840 section 5.7).
-func buildRequest(q *query, edns bool) []byte {
-	msg := make([]byte, headerLen, headerLen+int(q.questionN)+optLen)
-	setRandomID(msg)
-	binary.BigEndian.PutUint16(msg[2:], q.flags&(flagRD|flagCD)|flagAD)
-	binary.BigEndian.PutUint16(msg[4:], 1)
-	msg = append(msg, q.wire()...)
-	msg = binary.BigEndian.AppendUint16(msg, q.qtype)
-	msg = binary.BigEndian.AppendUint16(msg, q.qclass)
-	if edns {
-		msg = appendOPT(msg, q.do, 0)
-	}
-	return msg
-}
-
-func setRandomID(msg []byte) { rand.Read(msg[:2]) } // never fails
-
-// isReply says whether msg answers request: its id and its question. A server
-// that could not read the question need not repeat it (RFC 6891 section 7).
-func isReply(msg, request []byte) bool {
-	if len(msg) < headerLen || msg[0] != request[0] || msg[1] != request[1] ||
-		flagsOf(msg)&(flagQR|opcodes) != flagQR {
-		return false
-	}
-	switch binary.BigEndian.Uint16(msg[4:]) {
-	case 0:
-		code := rcodeOf(msg)
-		return code != rcodeSuccess && code != rcodeNXDomain
-	case 1:
-		return sameQuestion(msg[headerLen:], request[headerLen:])
-	}
-	return false
-}
-
-// sameQuestion compares the question that b begins with to that of a, without
-// regard to case in the name.
-func sameQuestion(a, b []byte) bool {
-	n, ok := skipName(b, 0)
-	if !ok || len(a) < n+4 || !bytes.Equal(a[n:n+4], b[n:n+4]) {
-		return false
-	}
-	for i := range n {
-		if lower(a[i]) != lower(b[i]) {
-			return false
-		}
-	}
-	return true
 }

@@ -59,46 +59,19 @@ func (s *Server) Explain(ctx context.Context, name string, qtype uint16) (Explan
 	if a.server.IsValid() {
 		e.Server = a.server.String()
 	}
-	if base, ok := s.localhost.has(q.wire()); ok {
-		e.match(s.localhost.match(base), q, a.source)
+	if m, ok := s.localhost.find(q); ok {
+		e.match(m, q, a.source)
 	} else if t := s.Table(); t != nil {
-		if m, ok := find(t, q); ok {
+		if m, ok := t.find(q); ok {
 			e.match(m, q, a.source)
 		}
 	}
 	return e, e.read(a)
 }
 
-// newQuery returns the query for a name in presentation form.
-func newQuery(name string, qtype uint16) (*query, error) {
-	var m dns.Msg
-	m.SetQuestion(dns.Fqdn(name), qtype)
-	msg, err := m.Pack()
-	if err != nil {
-		return nil, fmt.Errorf("look up %q: not a DNS name: %w", name, err)
-	}
-	q := new(query)
-	if q.parse(msg, maxMessage) != answerIt {
-		return nil, fmt.Errorf("look up %q: type %s is not answered by a forwarder", name, dns.Type(qtype))
-	}
-	return q, nil
-}
-
 // match adds how the name was found.
 func (e *Explanation) match(m match, q *query, source Source) {
-	e.Wildcard = m.wildcard
-	if name := q.wire(); m.base != nil {
-		e.Search = dotted(name[len(m.base) : len(name)-1])
-	}
-	if m.reverse != nil {
-		n, _ := skipName(m.reverse, 0)
-		e.Host, e.VIP = dotted(m.reverse[:n-1]), true
-	} else {
-		e.Host, e.VIP = dotted(m.owner), m.addrs.vip()
-	}
-	if m.wildcard {
-		e.Host = "*." + e.Host
-	}
+	e.Host, e.Search, e.Wildcard, e.VIP = m.host(), m.domain(q), m.wildcard, m.vip()
 	if source != SourceTable {
 		return
 	}

@@ -15,7 +15,7 @@ func TestExplain(t *testing.T) {
 	up := newFakeUpstream(t, zone(0, goodA))
 	now := newClock()
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	server := up.addr.String()
 	for _, tc := range []struct {
 		name  string

@@ -31,22 +31,39 @@ type fakeUpstream struct {
 
 func newFakeUpstream(t testing.TB, reply func(request []byte, tcp bool) []byte) *fakeUpstream {
 	t.Helper()
-	udp, tcp, err := Listen([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &fakeUpstream{addr: tcp[0].Addr().(*net.TCPAddr).AddrPort(), reply: reply}
+	udp, tcp := bindBoth(t)
+	f := &fakeUpstream{addr: tcp.Addr().(*net.TCPAddr).AddrPort(), reply: reply}
 	var loops sync.WaitGroup
-	loops.Go(func() { f.serveUDP(udp[0]) })
-	loops.Go(func() { f.serveTCP(tcp[0]) })
+	loops.Go(func() { f.serveUDP(udp) })
+	loops.Go(func() { f.serveTCP(tcp) })
 	t.Cleanup(func() {
-		udp[0].Close()
-		tcp[0].Close()
+		udp.Close()
+		tcp.Close()
 		loops.Wait()
 	})
 	return f
 }
 
+// bindBoth binds one port of loopback for UDP and TCP.
+func bindBoth(t testing.TB) (*net.UDPConn, *net.TCPListener) {
+	t.Helper()
+	for range 10 { // a port that is free for TCP may be taken for UDP
+		tcp, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := tcp.Addr().(*net.TCPAddr)
+		udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: at.IP, Port: at.Port})
+		if err == nil {
+			return udp, tcp
+		}
+		tcp.Close()
+	}
+	t.Fatal("no port is free for UDP and TCP")
+	return nil, nil
+}
+
+// set has the server reply so from now on.
 func (f *fakeUpstream) set(reply func(request []byte, tcp bool) []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -184,4 +201,127 @@ const asksOnce = "options attempts:1"
 // nameserver is a resolv.conf line.
 func nameserver(addr netip.AddrPort) string {
 	return fmt.Sprintf("nameserver [%s]:%d", addr.Addr(), addr.Port())
+}
+
+const goodA = "x.example. 60 IN A 192.0.2.1"
+
+// huge pads a reply over what a forwarder reads with records, on UDP only.
+func huge(reply []byte, tcp bool) []byte {
+	if tcp {
+		return reply
+	}
+	return append(reply, make([]byte, 8192)...)
+}
+
+func truncatedOverUDP(answer func([]byte, bool) []byte) func([]byte, bool) []byte {
+	return func(request []byte, tcp bool) []byte {
+		if tcp {
+			return answer(request, tcp)
+		}
+		reply := bytes.Clone(request)
+		binary.BigEndian.PutUint16(reply[2:], 1<<15|1<<9) // QR, TC
+		return reply
+	}
+}
+
+func refusesEDNS(answer func([]byte, bool) []byte, rcode int) func([]byte, bool) []byte {
+	return func(request []byte, tcp bool) []byte {
+		if request[11] == 0 {
+			return answer(request, tcp)
+		}
+		reply := bytes.Clone(request[:12])
+		binary.BigEndian.PutUint16(reply[2:], 1<<15|uint16(rcode))
+		copy(reply[4:], make([]byte, 8))
+		return reply
+	}
+}
+
+// notRecursive is what an answer is of a server that asks no other.
+func notRecursive(answer func([]byte, bool) []byte) func([]byte, bool) []byte {
+	return func(request []byte, tcp bool) []byte {
+		reply := answer(request, tcp)
+		reply[3] &^= 1 << 7 // RA
+		return reply
+	}
+}
+
+// nameIn is the name that a request asks for, with a final dot.
+func nameIn(request []byte) string {
+	var m dns.Msg
+	if m.Unpack(request) != nil {
+		return "."
+	}
+	return m.Question[0].Name
+}
+
+func edns(size uint16, do bool) func(*dns.Msg) {
+	return func(m *dns.Msg) { m.SetEdns0(size, do) }
+}
+
+func ips(list ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+// testDomain is the pod's own, testSearch what its resolv.conf has.
+const testDomain = "default.svc.cluster.local"
+
+var testSearch = []string{testDomain, "svc.cluster.local", "cluster.local"}
+
+func question(t testing.TB, name string, qtype uint16, change ...func(*dns.Msg)) []byte {
+	t.Helper()
+	m := new(dns.Msg).SetQuestion(dns.Fqdn(name), qtype)
+	m.Id = 4711
+	for _, f := range change {
+		f(m)
+	}
+	msg, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return msg
+}
+
+// raw builds a message by hand: header fields and a body.
+func raw(flags uint16, counts [4]uint16, body string) []byte {
+	m := []byte{0x12, 0x34, byte(flags >> 8), byte(flags)}
+	for _, n := range counts {
+		m = append(m, byte(n>>8), byte(n))
+	}
+	return append(m, body...)
+}
+
+// plain says whether m, read from msg, is a query that need not be refused, but for
+// refusedFor. miekg/dns forgives a message that ends before its counts are reached.
+func plain(msg []byte, m *dns.Msg) bool {
+	for s, have := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
+		if int(binary.BigEndian.Uint16(msg[6+2*s:])) != len(have) {
+			return false
+		}
+	}
+	opts := 0
+	for _, rr := range append(append(m.Answer, m.Ns...), m.Extra...) {
+		if rr.Header().Rrtype == dns.TypeOPT {
+			opts++
+		}
+	}
+	opt := m.IsEdns0()
+	if opts > 1 || opts == 1 && (opt == nil || opt.Hdr.Name != "." || opt.Version() != 0) {
+		return false
+	}
+	return !m.Response && m.Opcode == dns.OpcodeQuery && len(m.Question) == 1
+}
+
+// refusedFor is the code with which a question is refused whatever is known of its name.
+func refusedFor(question dns.Question) int {
+	switch t := question.Qtype; {
+	case question.Qclass != dns.ClassINET:
+		return dns.RcodeRefused
+	case t == dns.TypeOPT, t >= 128 && t < 255: // RFC 6895: of the message, and meta
+		return dns.RcodeNotImplemented
+	}
+	return dns.RcodeSuccess
 }

@@ -1,6 +1,7 @@
 package dnsproxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -79,15 +80,26 @@ type plan struct {
 	servers []*upstream
 }
 
-func newForwarder(c Config) *forwarder {
+// upstreamConfig is what newForwarder needs.
+type upstreamConfig struct {
+	Own        []netip.AddrPort // where this proxy listens: a server that is one of these is never asked
+	Mark       uint32           // of the sockets to upstreams; 0: none
+	ResolvConf string           // path of the file with the servers; it is read again when it changes
+	Timeout    time.Duration    // per try; 0: DefaultForwardTimeout
+	Parallel   bool             // ask all servers at once
+	NoHedge    bool             // ask the next server only when one fails or is out of time
+	Log        *slog.Logger
+	Now        func() time.Time
+}
+
+func newForwarder(c upstreamConfig) *forwarder {
 	f := &forwarder{
 		log:      c.Log,
 		now:      c.Now,
-		timeout:  c.ForwardTimeout,
-		parallel: c.ForwardParallel,
+		timeout:  cmp.Or(c.Timeout, DefaultForwardTimeout),
+		parallel: c.Parallel,
 		noHedge:  c.NoHedge,
 		conf:     &confFile{path: c.ResolvConf, log: c.Log},
-		own:      c.Own,
 		mark:     c.Mark,
 		outage:   newOutage(c.Now),
 		late:     make(chan struct{}, maxLate),
@@ -95,8 +107,19 @@ func newForwarder(c Config) *forwarder {
 		known:    map[netip.AddrPort]*upstream{},
 		searched: func([]string) {},
 	}
+	for _, a := range c.Own {
+		f.own = append(f.own, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
+	}
 	f.plan()
 	return f
+}
+
+// follow has searched told resolv.conf's search domains, now and whenever they change.
+func (f *forwarder) follow(searched func([]string)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.searched = searched
+	searched(f.current.Search)
 }
 
 func (f *forwarder) serve(ctx context.Context, q *query, via *transport) answer {
@@ -125,11 +148,6 @@ func (f *forwarder) forward(ctx context.Context, q *query, via *transport) (answ
 		}
 	}
 	return r.run(ctx)
-}
-
-func good(a answer) bool {
-	code := rcodeOf(a.msg)
-	return code != rcodeServFail && code != rcodeRefused && code != rcodeNotImp && code != rcodeFormErr
 }
 
 // probe sends a copy of q to servers that are slow or fail and were long not

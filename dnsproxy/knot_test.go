@@ -80,7 +80,7 @@ func startKnot(t *testing.T) netip.AddrPort {
 func TestRealServer(t *testing.T) {
 	knot := startKnot(t)
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(knot))})
-	s.Swap(NewTable([]Host{{Name: "www.example", Addrs: ips("240.240.9.9"), VIP: true}}, 0))
+	s.Swap(NewTable([]Host{{Name: "www.example", Addrs: ips("240.240.9.9"), VIP: true}}))
 	for _, tc := range []struct {
 		name   string
 		qtype  uint16

@@ -26,14 +26,6 @@ type CacheEntry struct {
 	Bytes   int    `json:"bytes"`             // of the message
 }
 
-// Cached returns what is in the cache and may be given, the entry used last
-// first, and then the failures. It changes nothing.
-func (s *Server) Cached() []CacheEntry { return s.cache.list() }
-
-// Upstreams returns what is known of every server that resolv.conf has or had,
-// sorted by address. Those that it has no more are forgotten when they are many.
-func (s *Server) Upstreams() []UpstreamStats { return s.forwarder.upstreams() }
-
 func (h *cache) list() []CacheEntry {
 	h.mu.Lock()
 	kept, failures := h.lru.Values(), h.failures.lru.Values()
@@ -87,4 +79,23 @@ func describeKey(key string) CacheEntry {
 		c.Flags = append(c.Flags, "no-rd")
 	}
 	return c
+}
+
+func (h *cache) flush(wanted func(name string) bool) (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	gone := func(key string) bool { return wanted == nil || wanted(describeKey(key).Name) }
+	for _, hash := range h.lru.Keys() {
+		if e, ok := h.lru.Peek(hash); ok && gone(e.key) {
+			h.lru.Remove(hash)
+			n++
+		}
+	}
+	for _, hash := range h.failures.lru.Keys() {
+		if f, ok := h.failures.lru.Peek(hash); ok && gone(f.key) {
+			h.failures.remove(hash)
+			n++
+		}
+	}
+	return n
 }

@@ -36,17 +36,19 @@ func (h *localhost) searched(domains []string) {
 	h.search.Store(&list)
 }
 
-// answer is what q, whose name is one of this host's, is answered.
-func (h *localhost) answer(q *query, base, dst []byte) answer {
-	a, ok := fromTable(h.match(base), q, dst, h.ttl)
+// answer is what q, in which find found m, is answered.
+func (h *localhost) answer(q *query, m match, dst []byte) answer {
+	a, ok := m.answer(q, dst, h.ttl)
 	if !ok {
-		a.msg = appendNodata(dst, q, base, h.ttl)
+		a.msg = appendNodata(dst, q, m.base, h.ttl)
 	}
 	return a
 }
 
-func (h *localhost) match(base []byte) match {
-	return match{owner: h.name, addrs: h.addrs, base: base}
+// find looks q's name up: whether it is this host's, by itself or below a search domain.
+func (h *localhost) find(q *query) (match, bool) {
+	base, ok := h.has(q.wire())
+	return match{owner: h.name, addrs: h.addrs, base: base}, ok
 }
 
 // has says whether a lower-case name in wire form is this host's; base is the name

@@ -36,7 +36,7 @@ func TestLocalhost(t *testing.T) {
 				t.Errorf("%s %s: %s %s", tc.name, dns.TypeToString[tc.qtype], dns.RcodeToString[r.Rcode], diff)
 			}
 		}
-		s.Swap(NewTable([]Host{{Name: "localhost", Addrs: ips("10.0.0.1")}, {Name: "*.localhost", Addrs: ips("10.0.0.1")}, {Name: "*.cluster.local", Addrs: ips("10.0.0.1")}}, 0))
+		s.Swap(NewTable([]Host{{Name: "localhost", Addrs: ips("10.0.0.1")}, {Name: "*.localhost", Addrs: ips("10.0.0.1")}, {Name: "*.cluster.local", Addrs: ips("10.0.0.1")}}))
 	}
 	if n := up.udp.Load(); n != 0 {
 		t.Errorf("the server was asked %d times", n)
@@ -56,7 +56,7 @@ func TestLocalhost(t *testing.T) {
 func TestUnusualQuestionsAreRefusedAtOnce(t *testing.T) {
 	up := newFakeUpstream(t, silence)
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	for _, network := range []string{"udp", "tcp"} {
 		for _, name := range []string{"aliyun.com", "x.example", "version.bind"} {
 			for _, class := range []uint16{dns.ClassCHAOS, dns.ClassHESIOD, dns.ClassANY, dns.ClassNONE, 0, 4711} {

@@ -3,6 +3,9 @@ package dnsproxy
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
+
+	"github.com/miekg/dns"
 )
 
 // Sizes and flag bits of the wire format, RFC 1035 section 4.1 and RFC 6891
@@ -145,57 +148,13 @@ func (r *records) next() (record, bool) {
 	return rec, true
 }
 
-// skipName returns the offset behind the name at off. It does not follow
-// compression pointers; it only sees that the name stays in the message.
-func skipName(msg []byte, off int) (int, bool) {
-	for off < len(msg) {
-		n := int(msg[off])
-		switch {
-		case n == 0:
-			return off + 1, true
-		case n >= 0xC0:
-			return off + 2, off+2 <= len(msg)
-		case n > 63: // 01 and 10 are reserved, RFC 1035 section 4.1.4
-			return 0, false
-		}
-		off += 1 + n
+// rcodeName is the name of an RCODE, with the upper bits of an OPT record.
+func rcodeName(rcode int) string {
+	if rcode == rcodeBadVers { // which miekg/dns calls by the name that it has in TSIG
+		return "BADVERS"
 	}
-	return 0, false
-}
-
-// appendName appends the wire form of a dotted lower-case name. False when the
-// name cannot be one: an empty label, one over 63 octets, over 255 in all.
-func appendName(dst []byte, name string) ([]byte, bool) {
-	if name == "" || len(name) > maxWireName-2 {
-		return dst, false
+	if name, ok := dns.RcodeToString[rcode]; ok {
+		return name
 	}
-	start := len(dst)
-	dst = append(dst, 0)
-	at, label := start, 0
-	for i := range len(name) {
-		if name[i] != '.' {
-			dst = append(dst, name[i])
-			label++
-			continue
-		}
-		if label == 0 || label > 63 {
-			return dst[:start], false
-		}
-		dst[at] = byte(label)
-		at, label = len(dst), 0
-		dst = append(dst, 0)
-	}
-	if label == 0 || label > 63 {
-		return dst[:start], false
-	}
-	dst[at] = byte(label)
-	return append(dst, 0), true
-}
-
-// lower returns c in lower case, for ASCII only, as DNS compares (RFC 4343).
-func lower(c byte) byte {
-	if 'A' <= c && c <= 'Z' {
-		return c + ('a' - 'A')
-	}
-	return c
+	return fmt.Sprintf("RCODE%d", rcode)
 }

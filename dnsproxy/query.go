@@ -2,7 +2,10 @@ package dnsproxy
 
 import (
 	"encoding/binary"
+	"fmt"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 // verdict is what to do with a message that arrived.
@@ -36,14 +39,6 @@ func (q *query) question() []byte { return q.questionAt[:q.questionN] }
 
 // wire returns the question's name in wire form and lower case.
 func (q *query) wire() []byte { return q.lowerAt[:q.lowerN] }
-
-// withType returns the same question about another type.
-func (q *query) withType(qtype uint16) query {
-	own := *q
-	own.qtype = qtype
-	binary.BigEndian.PutUint16(own.questionAt[own.lowerN:], qtype)
-	return own
-}
 
 func (q *query) has(flag uint16) bool { return q.flags&flag != 0 }
 
@@ -179,4 +174,40 @@ func (q *query) parseOPT(msg []byte, off int, udp bool) verdict {
 func isMeta(qtype uint16) bool {
 	const first, last = 128, 255
 	return qtype == typeOPT || first <= qtype && qtype <= last && qtype != typeANY
+}
+
+// withType returns the same question about another type.
+func (q *query) withType(qtype uint16) query {
+	own := *q
+	own.qtype = qtype
+	binary.BigEndian.PutUint16(own.questionAt[own.lowerN:], qtype)
+	return own
+}
+
+// below returns the same question about the name below domain, which must fit.
+func (q *query) below(domain []byte) query {
+	own := *q
+	n := copy(own.lowerAt[q.lowerN-1:], domain) + int(q.lowerN) - 1
+	own.lowerAt[n] = 0
+	own.lowerN = uint16(n + 1)
+	copy(own.questionAt[:], own.wire())
+	binary.BigEndian.PutUint16(own.questionAt[own.lowerN:], q.qtype)
+	binary.BigEndian.PutUint16(own.questionAt[own.lowerN+2:], q.qclass)
+	own.questionN = own.lowerN + 4
+	return own
+}
+
+// newQuery returns the query for a name in presentation form.
+func newQuery(name string, qtype uint16) (*query, error) {
+	var m dns.Msg
+	m.SetQuestion(dns.Fqdn(name), qtype)
+	msg, err := m.Pack()
+	if err != nil {
+		return nil, fmt.Errorf("look up %q: not a DNS name: %w", name, err)
+	}
+	q := new(query)
+	if q.parse(msg, maxMessage) != answerIt {
+		return nil, fmt.Errorf("look up %q: type %s is not answered by a forwarder", name, dns.Type(qtype))
+	}
+	return q, nil
 }

@@ -243,15 +243,31 @@ var keptAnswers = map[dns.Question]string{
 // newReference returns a server that keeps keptAnswers, and its reference.
 func newReference(t testing.TB) (*Server, *reference) {
 	now := time.Unix(1000, 0)
-	s := newServer(t, Config{ResolvConf: writeConf(t), Now: func() time.Time { return now }})
-	r := &reference{hosts: referenceHosts(), domain: testDomain, ttl: DefaultTTL, cached: map[dns.Question]*dns.Msg{}}
-	s.Swap(NewTable(r.hosts, 0))
-	for question, text := range keptAnswers {
-		rcode := 0
+	r := &reference{hosts: referenceHosts(), domain: testDomain, ttl: 30, cached: map[dns.Question]*dns.Msg{}}
+	up := newFakeUpstream(t, func(request []byte, tcp bool) []byte {
+		var asked dns.Msg
+		if asked.Unpack(request) != nil {
+			return nil
+		}
+		rcode, text := 0, keptAnswers[asked.Question[0]]
 		if rest, ok := strings.CutPrefix(text, "NX\n"); ok {
 			rcode, text = dns.RcodeNameError, rest
 		}
-		reply := zone(rcode, strings.ReplaceAll(text, "@", question.Name))
+		kept := new(dns.Msg)
+		if err := kept.Unpack(zone(rcode, strings.ReplaceAll(text, "@", asked.Question[0].Name))(request, tcp)); err != nil {
+			return nil
+		}
+		kept.AuthenticatedData, kept.Extra = true, nil
+		kept.Compress = true // as servers do
+		msg, _ := kept.Pack()
+		r.cached[asked.Question[0]] = kept
+		return msg
+	})
+	s := newServer(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: func() time.Time { return now }})
+	s.Swap(NewTable(r.hosts))
+	via := new(flights)
+	defer via.transport.end()
+	for question := range keptAnswers {
 		for flags := range 8 { // each is kept by itself
 			m := &dns.Msg{Question: []dns.Question{question}}
 			m.RecursionDesired, m.CheckingDisabled = flags&1 != 0, flags&2 != 0
@@ -262,20 +278,15 @@ func newReference(t testing.TB) (*Server, *reference) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var q query
+			q := new(query)
 			q.parse(request, maxMessage)
-			m.Extra = nil
-			upstream, _ := m.Pack()
-			kept := new(dns.Msg)
-			if err := kept.Unpack(reply(upstream, false)); err != nil {
-				t.Fatal(err)
+			if a := s.cache.serve(t.Context(), q, via); !good(a) {
+				t.Fatalf("%v: %x", question, a.msg)
 			}
-			kept.AuthenticatedData = true
-			kept.Compress = true // as servers do
-			msg, _ := kept.Pack()
-			s.cache.put(string(appendKey(nil, &q)), answer{msg: msg, source: SourceUpstream})
-			r.cached[question] = kept
 		}
+	}
+	if n := s.Stats().Cache.Entries; n != 8*len(keptAnswers) {
+		t.Fatalf("%d answers are kept, want %d", n, 8*len(keptAnswers))
 	}
 	return s, r
 }

@@ -3,7 +3,6 @@ package dnsproxy
 import (
 	"encoding/binary"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -11,17 +10,6 @@ import (
 
 	"github.com/miekg/dns"
 )
-
-// startChanged is start with a server that change has prepared.
-func startChanged(t *testing.T, c Config, change func(*Server)) *testServer {
-	t.Helper()
-	udp, tcp := listen(t)
-	s := newServer(t, c)
-	change(s)
-	v := s.Start(udp, tcp)
-	t.Cleanup(func() { closeNow(t, v) })
-	return &testServer{s, tcp[0].Addr().String()}
-}
 
 // A name in use is asked for again before its TTL ends, in the background and
 // once; one that is not is left to expire.
@@ -31,7 +19,7 @@ func TestPrefetch(t *testing.T) {
 		return zone(0, nameIn(r)+" 100 IN A 192.0.2.1")(r, tcp)
 	})
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now})
-	for range hotHits + 1 {
+	for range prefetchHits + 1 {
 		s.ask(t, "udp", "hot.example", dns.TypeA)
 	}
 	s.ask(t, "udp", "cold.example", dns.TypeA)
@@ -53,15 +41,6 @@ func TestPrefetch(t *testing.T) {
 	}
 }
 
-// nameIn is the name that a request asks for, with a final dot.
-func nameIn(request []byte) string {
-	var m dns.Msg
-	if m.Unpack(request) != nil {
-		return "."
-	}
-	return m.Question[0].Name
-}
-
 // While the upstream is dead, what was once answered is answered, with RFC
 // 8767's TTL; the rest fails. Once it is back its answers count again.
 func TestServeStale(t *testing.T) {
@@ -79,16 +58,16 @@ func TestServeStale(t *testing.T) {
 	up.set(silence)
 	now.add(61 * time.Second)
 	for _, e := range s.Cached() {
-		if !e.Stale || e.Server != up.addr.String() || e.Type != "A" || e.RemainingSeconds != (DefaultStale-time.Second).Seconds() {
+		if !e.Stale || e.Server != up.addr.String() || e.Type != "A" || e.RemainingSeconds != (staleFor-time.Second).Seconds() {
 			t.Errorf("listed: %+v", e)
 		}
 	}
 	for range 3 {
 		yes, no := s.ask(t, "udp", "yes.example", dns.TypeA), s.ask(t, "udp", "no.example", dns.TypeA)
-		if len(yes.Answer) != 1 || yes.Answer[0].Header().Ttl != staleTTL {
+		if len(yes.Answer) != 1 || yes.Answer[0].Header().Ttl != staleSeconds {
 			t.Errorf("known name: %v", yes)
 		}
-		if no.Rcode != dns.RcodeNameError || len(no.Ns) != 1 || no.Ns[0].Header().Ttl != staleTTL {
+		if no.Rcode != dns.RcodeNameError || len(no.Ns) != 1 || no.Ns[0].Header().Ttl != staleSeconds {
 			t.Errorf("known to be none: %v", no)
 		}
 	}
@@ -100,7 +79,7 @@ func TestServeStale(t *testing.T) {
 	}
 
 	up.set(func(r []byte, tcp bool) []byte { return zone(0, nameIn(r)+" 60 IN A 192.0.2.2")(r, tcp) })
-	now.add(recheckOutage)
+	now.add(recheckAfter)
 	waitFor(t, "the new answer", func() bool {
 		r := s.ask(t, "udp", "yes.example", dns.TypeA)
 		return r.Answer[0].(*dns.A).A.String() == "192.0.2.2" && r.Answer[0].Header().Ttl == 60
@@ -118,7 +97,7 @@ func TestStaleHasAnEnd(t *testing.T) {
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), ForwardTimeout: shortTimeout, Now: now.Now})
 	s.ask(t, "udp", "x.example", dns.TypeA)
 	up.set(zone(dns.RcodeServerFailure, ""))
-	now.add(DefaultStale)
+	now.add(staleFor)
 	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
 		t.Errorf("just before the end: %v", r)
 	}
@@ -126,28 +105,6 @@ func TestStaleHasAnEnd(t *testing.T) {
 	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeServerFailure {
 		t.Errorf("after the end: %v", r)
 	}
-}
-
-// A slow upstream costs one client the response timer, and its answer is kept.
-func TestSlowUpstreamIsNotWaitedFor(t *testing.T) {
-	now, release := newClock(), make(chan struct{})
-	up := newFakeUpstream(t, zone(0, goodA))
-	s := startChanged(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now}, func(s *Server) {
-		s.cache.staleAfter = 20 * time.Millisecond
-	})
-	s.ask(t, "udp", "x.example", dns.TypeA)
-	now.add(61 * time.Second)
-	late := zone(0, "x.example. 60 IN A 192.0.2.9")
-	up.set(func(r []byte, tcp bool) []byte { <-release; return late(r, tcp) })
-	for range 2 {
-		if r := s.ask(t, "udp", "x.example", dns.TypeA); len(r.Answer) != 1 || r.Answer[0].Header().Ttl != staleTTL {
-			t.Errorf("%v", r)
-		}
-	}
-	close(release)
-	waitFor(t, "the late answer", func() bool {
-		return s.ask(t, "udp", "x.example", dns.TypeA).Answer[0].(*dns.A).A.String() == "192.0.2.9"
-	})
 }
 
 // A fresh answer that may not be kept still ends the old one.
@@ -241,7 +198,7 @@ func TestClusterLoad(t *testing.T) {
 		return zone(0, name+" 30 IN A 192.0.2.1")(r, tcp)
 	})
 	s := newServer(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now})
-	s.Swap(NewTable([]Host{{Name: "mesh.example", Addrs: ips("240.240.0.1")}}, 0))
+	s.Swap(NewTable([]Host{{Name: "mesh.example", Addrs: ips("240.240.0.1")}}))
 	look := lookups(t, s)
 	for range passes {
 		for i := range names {
@@ -296,64 +253,5 @@ func lookups(t *testing.T, s *Server) func(name string) {
 			}
 		}
 		t.Fatalf("%s: no such name", name)
-	}
-}
-
-// A question that was sent while all servers were dead, and fails after one has
-// come back, says nothing about the time since.
-func TestFailureOfBeforeTheEndIsVoid(t *testing.T) {
-	for name, back := range map[string]bool{"a server came back": true, "no server came back": false} {
-		t.Run(name, func(t *testing.T) {
-			now := newClock()
-			var o *outage
-			up := newFakeUpstream(t, func(request []byte, tcp bool) []byte {
-				now.add(time.Millisecond)
-				if back {
-					o.over()
-				}
-				return zone(dns.RcodeServerFailure, "")(request, tcp)
-			})
-			c := Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now, Log: slog.New(slog.DiscardHandler)}.withDefaults()
-			next := newForwarder(c)
-			o = next.outage
-			h, err := newCache(c, next)
-			if err != nil {
-				t.Fatal(err)
-			}
-			q, err := newQuery("x.example", dns.TypeA)
-			if err != nil {
-				t.Fatal(err)
-			}
-			via := new(flights)
-			defer via.transport.end()
-			if a := h.fetch(t.Context(), q, via, "key"); rcodeOf(a.msg) != rcodeServFail {
-				t.Fatalf("%x", a.msg)
-			}
-			if _, f := h.find([]byte("key")); o.holds(f.at, f.keep) == back {
-				t.Errorf("kept: %t", !back)
-			}
-		})
-	}
-}
-
-// Neither is a try that fails news of a server that has answered since.
-func TestLateFailureOfAServer(t *testing.T) {
-	now := newClock()
-	u := &upstream{log: slog.New(slog.DiscardHandler)}
-	before := now.Now()
-	now.add(time.Second)
-	u.done(now.Now(), time.Millisecond, nil)
-	for range failingAfter {
-		u.done(before, 2*time.Second, errBudget)
-	}
-	if u.failing() {
-		t.Error("failing, by what was asked before it answered")
-	}
-	now.add(time.Second)
-	for range failingAfter {
-		u.done(now.Now(), time.Second, errBudget)
-	}
-	if !u.failing() || u.snapshot().Failures != 2*failingAfter {
-		t.Errorf("%+v", u.snapshot())
 	}
 }

@@ -3,7 +3,6 @@ package dnsproxy
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"sync/atomic"
 
 	"github.com/miekg/dns"
@@ -77,19 +76,6 @@ func (h *searching) candidates(q *query) []query {
 		}
 	}
 	return list
-}
-
-// below returns the same question about the name below domain, which must fit.
-func (q *query) below(domain []byte) query {
-	own := *q
-	n := copy(own.lowerAt[q.lowerN-1:], domain) + int(q.lowerN) - 1
-	own.lowerAt[n] = 0
-	own.lowerN = uint16(n + 1)
-	copy(own.questionAt[:], own.wire())
-	binary.BigEndian.PutUint16(own.questionAt[own.lowerN:], q.qtype)
-	binary.BigEndian.PutUint16(own.questionAt[own.lowerN+2:], q.qclass)
-	own.questionN = own.lowerN + 4
-	return own
 }
 
 // walk answers with the first of the names that exists, or about which nothing can be

@@ -39,7 +39,7 @@ func wireQuery(t testing.TB, id uint16, name string) []byte {
 func TestTCPPipelining(t *testing.T) {
 	up := newFakeUpstream(t, zone(0, "---\n"))
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	c := dialTCP(t, s)
 	const queries = 300
 	var all bytes.Buffer
@@ -77,7 +77,7 @@ func TestTCPPipelining(t *testing.T) {
 // What no client of good will sends ends the connection, or gets an answer.
 func TestTCPBadMessages(t *testing.T) {
 	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	for name, tc := range map[string]struct {
 		sent  string
 		reply bool
@@ -109,7 +109,7 @@ func TestTCPBadMessages(t *testing.T) {
 // One connection more than there may be closes the one that is idle longest.
 func TestTCPConnectionBound(t *testing.T) {
 	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	ask := func(c net.Conn) error {
 		if err := writeFramed(c, wireQuery(t, 1, "aliyun.com.")); err != nil {
 			return err
@@ -147,7 +147,7 @@ func TestTCPConnectionBound(t *testing.T) {
 func TestTCPBusyConnectionsStay(t *testing.T) {
 	now := newClock()
 	s := start(t, Config{ResolvConf: writeConf(t), Now: now.Now})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	query := func(c net.Conn) {
 		if err := writeFramed(c, wireQuery(t, 1, "aliyun.com.")); err != nil {
 			t.Fatal(err)
@@ -193,7 +193,7 @@ func TestTCPWaiterIsServedOnRelease(t *testing.T) {
 	udp, tcp := listen(t)
 	addr := tcp[0].Addr().String()
 	s := newServer(t, Config{ResolvConf: writeConf(t), Now: newClock().Now})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	v := s.Start(udp, tcp)
 	defer closeNow(t, v)
 	for range maxConns {
@@ -280,7 +280,7 @@ func TestHitsOverTCPAllocateNothing(t *testing.T) {
 // are served although the slow ones fill every place.
 func TestTCPSlowClientsAreCut(t *testing.T) {
 	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	query := new(bytes.Buffer)
 	writeFramed(query, wireQuery(t, 1, "aliyun.com."))
 	drips := func(c *net.TCPConn) error { // until the server ends it
@@ -355,7 +355,7 @@ func TestTCPUnreadIsBounded(t *testing.T) {
 // waits for a query that never comes.
 func TestTCPGathersReplies(t *testing.T) {
 	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	c := dialTCP(t, s)
 	var all bytes.Buffer
 	const queries = 3

@@ -37,7 +37,7 @@ func hotServer(t testing.TB) *testServer {
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
 	hosts := append(manyHosts(10_000), Host{Name: "many.mesh.example", Addrs: ips("10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1")},
 		Host{Name: "*.wild.example", Addrs: ips("10.0.1.1")})
-	s.Swap(NewTable(hosts, 0))
+	s.Swap(NewTable(hosts))
 	s.ask(t, "udp", "hot.example", dns.TypeA)
 	return s
 }

@@ -81,34 +81,26 @@ func New(c Config) (*Server, error) {
 			c.CacheEntries, c.CacheBytes, c.ForwardTimeout, c.HoldBeforeTable)
 	}
 	c = c.withDefaults()
-	s := &Server{config: c, log: c.Log, inflight: make(chan struct{}, MaxInflight)}
-	s.forwarder = newForwarder(c)
-	cache, err := newCache(c, s.forwarder)
+	s := &Server{config: c, log: c.Log, inflight: make(chan struct{}, MaxInflight), localhost: newLocalhost(c.TTL)}
+	s.forwarder = newForwarder(upstreamConfig{
+		Own: c.Own, Mark: c.Mark, ResolvConf: c.ResolvConf, Timeout: c.ForwardTimeout, Parallel: c.ForwardParallel, NoHedge: c.NoHedge,
+		Log: c.Log, Now: c.Now,
+	})
+	var err error
+	s.cache, err = newCache(cacheConfig{
+		Entries: c.CacheEntries, Bytes: c.CacheBytes, Stale: c.Stale, ClusterDomain: c.ClusterDomain, Off: c.NoCache, NoPrefetch: c.NoPrefetch,
+		Log: c.Log, Now: c.Now,
+	}, s.forwarder)
 	if err != nil {
 		return nil, fmt.Errorf("start dns proxy: make cache of %d entries: %w", c.CacheEntries, err)
 	}
-	s.cache = cache
-	s.tables = newTables(c, cache)
-	s.searching = &searching{next: cache}
-	s.localhost = newLocalhost(c.TTL)
-	s.forwarder.searched = s.searched
-	s.searched(s.forwarder.current.Search)
+	s.tables = newTables(c, s.cache)
+	s.searching = &searching{next: s.cache}
+	s.forwarder.follow(s.searched)
 	return s, nil
 }
 
 func (c Config) withDefaults() Config {
-	if c.ForwardTimeout == 0 {
-		c.ForwardTimeout = DefaultForwardTimeout
-	}
-	if c.CacheEntries == 0 {
-		c.CacheEntries = defaultCacheEntries
-	}
-	if c.CacheBytes == 0 {
-		c.CacheBytes = defaultCacheBytes
-	}
-	if c.Stale == 0 {
-		c.Stale = DefaultStale
-	}
 	if c.TTL == 0 {
 		c.TTL = DefaultTTL
 	}
@@ -118,11 +110,6 @@ func (c Config) withDefaults() Config {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	own := make([]netip.AddrPort, 0, len(c.Own))
-	for _, a := range c.Own {
-		own = append(own, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
-	}
-	c.Own = own
 	return c
 }
 
@@ -146,11 +133,36 @@ func (s *Server) Table() *Table { return s.tables.current.Load() }
 func (s *Server) Stats() Stats {
 	st := s.counters.snapshot()
 	st.Inflight = len(s.inflight)
-	st.Cache.Prefetches, st.Cache.Failures = s.cache.prefetches.Load(), s.cache.failed.Load()
-	st.Cache.Entries, st.Cache.Bytes = s.cache.usage()
+	st.Cache.cacheUse = s.cache.use()
 	st.Upstreams = s.forwarder.upstreams()
 	if t := s.Table(); t != nil {
 		st.TableSize = t.Len()
 	}
 	return st
 }
+
+// Cached returns what is in the cache and may be given, the entry used last
+// first, and then the failures. It changes nothing.
+func (s *Server) Cached() []CacheEntry { return s.cache.list() }
+
+// Upstreams returns what is known of every server that resolv.conf has or had,
+// sorted by address. Those that it has no more are forgotten when they are many.
+func (s *Server) Upstreams() []UpstreamStats { return s.forwarder.upstreams() }
+
+// Flush takes what the cache has for the names that are wanted out of it, answers and
+// failures, and returns how many that were. A question that is on its way is kept when
+// it is answered. Names are as in CacheEntry; nil wants all.
+func (s *Server) Flush(wanted func(name string) bool) int { return s.cache.flush(wanted) }
+
+// ExportCache returns the cache in at most maxBytes for a successor on this
+// machine (see ImportCache): the entries used last, as many as there is room
+// for. Nothing is changed.
+func (s *Server) ExportCache(maxBytes int) []byte { return s.cache.export(maxBytes) }
+
+// ImportCache takes over what ExportCache gave in another process on this
+// machine, and returns how many answers that are: those that are too old even
+// to be given while no server answers, or that this cache has newer ones of,
+// are left out. Every entry is checked as if
+// an upstream had sent it. Where one is damaged, or the version is not known,
+// nothing is imported and the error says why.
+func (s *Server) ImportCache(data []byte) (entries int, err error) { return s.cache.importAll(data) }

@@ -96,10 +96,6 @@ func (s *testServer) ask(t testing.TB, network, name string, qtype uint16, chang
 	return reply
 }
 
-func edns(size uint16, do bool) func(*dns.Msg) {
-	return func(m *dns.Msg) { m.SetEdns0(size, do) }
-}
-
 var testHosts = []Host{
 	{Name: "aliyun.com", Addrs: ips("240.240.1.2"), VIP: true},
 	{Name: "dual.example", Addrs: ips("10.0.0.1", "fd00::1")},
@@ -109,22 +105,9 @@ var testHosts = []Host{
 	{Name: "own.wild.example", Addrs: ips("10.0.1.3")},
 }
 
-// testDomain is the pod's own, testSearch what its resolv.conf has.
-const testDomain = "default.svc.cluster.local"
-
-var testSearch = []string{testDomain, "svc.cluster.local", "cluster.local"}
-
-func ips(list ...string) []netip.Addr {
-	var out []netip.Addr
-	for _, s := range list {
-		out = append(out, netip.MustParseAddr(s))
-	}
-	return out
-}
-
 func TestServes(t *testing.T) {
 	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	for _, network := range []string{"udp", "tcp"} {
 		r := s.ask(t, network, "AliYun.com", dns.TypeA)
 		if r.Rcode != dns.RcodeSuccess || !r.Authoritative || !r.RecursionAvailable || len(r.Answer) != 1 {

@@ -85,7 +85,7 @@ func closeServing(t *testing.T, v *Serving) {
 func tableServer(t testing.TB, c Config) *Server {
 	t.Helper()
 	s := newServer(t, c)
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	return s
 }
 

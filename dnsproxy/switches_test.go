@@ -14,7 +14,7 @@ func TestStaleTime(t *testing.T) {
 		stale                  time.Duration
 		outside, inside, other time.Duration // the longest
 	}{
-		"default": {0, DefaultStale, ClusterStale, DefaultStale},
+		"default": {0, staleFor, clusterStaleFor, staleFor},
 		"short":   {10 * time.Second, 10 * time.Second, 10 * time.Second, 10 * time.Second},
 		"off":     {-1, 0, 0, 0},
 	} {
@@ -30,7 +30,7 @@ func TestStaleTime(t *testing.T) {
 				s.ask(t, "udp", name, dns.TypeA)
 			}
 			up.set(silence)
-			for _, at := range []time.Duration{5 * time.Second, ClusterStale - time.Second, DefaultStale - time.Second, DefaultStale} {
+			for _, at := range []time.Duration{5 * time.Second, clusterStaleFor - time.Second, staleFor - time.Second, staleFor} {
 				now.add(10*time.Second + at)
 				for name, longest := range names {
 					want := dns.RcodeServerFailure
@@ -71,25 +71,11 @@ func TestPrefetchOff(t *testing.T) {
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now, NoPrefetch: true})
 	s.ask(t, "udp", "x.example", dns.TypeA)
 	now.add(59 * time.Second)
-	for range 2 * hotHits {
+	for range 2 * prefetchHits {
 		s.ask(t, "udp", "x.example", dns.TypeA)
 	}
 	if st := s.Stats(); st.Cache.Prefetches != 0 || up.udp.Load() != 1 {
 		t.Errorf("%d prefetches, %d questions", st.Cache.Prefetches, up.udp.Load())
-	}
-}
-
-// Without hedging a server has all the time of a try.
-func TestHedgeOff(t *testing.T) {
-	slow, next := newFakeUpstream(t, silence), newFakeUpstream(t, zone(0, goodA))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(slow.addr), nameserver(next.addr)), NoHedge: true})
-	p := s.forwarder.plan()
-	r := newRace(s.forwarder, &p, new(query), new(transport))
-	if got := r.patience(p.servers[0]); got != r.tryTime || got < time.Second {
-		t.Errorf("the next server is asked after %v, a try has %v", got, r.tryTime)
-	}
-	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
-		t.Errorf("%v", r)
 	}
 }
 

@@ -1,8 +1,6 @@
 package dnsproxy
 
 import (
-	"bytes"
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -32,15 +30,13 @@ type Table struct {
 	wildcards *shards // the same, by the name behind "*."
 	reverse   *shards // by address: the VIP's hosts in wire form, sorted, one behind the other
 	domain    []byte  // in wire form without the root: `name.<domain>` is name; nil: no domain
-	ttl       uint32  // seconds; 0: the server's default
 }
 
 // NewTable returns the table of hosts. A name given twice has the addresses of
-// both. ttl is in seconds; 0 is Config.TTL. Hosts without a usable name or
-// address are left out. A Server that has the table in force answers its names
+// both. Hosts without a usable name or address are left out. A Server that has the table in force answers its names
 // also below the pod's own domain, see Config.Domain.
-func NewTable(hosts []Host, ttl uint32) *Table {
-	t := &Table{exact: newShards(), wildcards: newShards(), reverse: newShards(), ttl: ttl}
+func NewTable(hosts []Host) *Table {
+	t := &Table{exact: newShards(), wildcards: newShards(), reverse: newShards()}
 	return t.With(hosts, nil)
 }
 
@@ -72,11 +68,6 @@ func (t *Table) Hosts() []Host {
 
 // Len returns how many names the table has; search domains do not count.
 func (t *Table) Len() int { return t.exact.n + t.wildcards.n }
-
-// normalName returns name as the table compares it: lower case, no final dot.
-func normalName(name string) string {
-	return strings.ToLower(strings.TrimSuffix(name, "."))
-}
 
 // match is how a question's name was found in the table. Its slices are the
 // table's and the question's.
@@ -140,70 +131,4 @@ func (t *Table) lookupReverse(name []byte) (match, bool) {
 	var key [16]byte
 	hosts := t.reverse.get(appendAddr(key[:0], addr))
 	return match{reverse: hosts}, hosts != nil
-}
-
-// cutDomain returns name without a domain that it ends with, label by label;
-// nil when it does not, when nothing would be left, and without a domain.
-func cutDomain(name, domain []byte) []byte {
-	n := len(name) - len(domain)
-	if n <= 0 || len(domain) == 0 || !bytes.Equal(name[n:], domain) {
-		return nil
-	}
-	at := 0
-	for at < n {
-		at += 1 + int(name[at])
-	}
-	if at != n { // the domain's first label is the end of a longer one
-		return nil
-	}
-	return name[:n]
-}
-
-// appendRecords appends the answer with list's addresses, size bytes each, in
-// random order, behind the CNAME to base (nil: none); what the client cannot take
-// is left off, and TC says so.
-func appendRecords(dst []byte, q *query, base, list []byte, size int, ttl uint32) []byte {
-	msg := len(dst)
-	dst, owner := appendAlias(dst, q, base, ttl)
-	room := q.limit - (len(dst) - msg)
-	if q.edns {
-		room -= optLen
-	}
-	rr := pointerLen + fixedRRLen + size
-	typ := uint16(typeA)
-	if size > 4 {
-		typ = typeAAAA
-	}
-	n := len(list) / size
-	fit := min(n, max(room, 0)/rr)
-	if fit < n {
-		dst[msg+2] |= flagTC >> 8
-	}
-	// Which addresses a short answer has is random as well: begin anywhere.
-	at := 0
-	if n > 1 {
-		at = rand.IntN(n)
-	}
-	first := len(dst)
-	for range fit {
-		dst = appendRR(dst, owner, typ, ttl, size)
-		dst = append(dst, list[at*size:][:size]...)
-		if at++; at == n {
-			at = 0
-		}
-	}
-	// The records differ in their addresses only: shuffle those in place.
-	var tmp [16]byte
-	for i := fit - 1; i > 0; i-- {
-		a := dst[first+(i+1)*rr-size:][:size]
-		b := dst[first+(rand.IntN(i+1)+1)*rr-size:][:size]
-		copy(tmp[:], a)
-		copy(a, b)
-		copy(b, tmp[:size])
-	}
-	if base != nil {
-		fit++ // the CNAME
-	}
-	setCount(dst[msg:], sectionAnswer, fit)
-	return dst
 }

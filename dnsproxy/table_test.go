@@ -1,7 +1,6 @@
 package dnsproxy
 
 import (
-	"bytes"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -37,7 +36,7 @@ func alias(host, record string) []string {
 func TestTableAnswers(t *testing.T) {
 	up := newFakeUpstream(t, zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 5"))
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	nodata := []string{}
 	for _, tc := range []struct {
 		name  string
@@ -128,7 +127,7 @@ func TestOtherSearchDomains(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), "search "+tc.search), Domain: tc.domain})
-			s.Swap(NewTable(hosts, 0))
+			s.Swap(NewTable(hosts))
 			for host, vip := range map[string]string{"db": "240.240.0.1", "mongo.prod": "240.240.0.2", "api.example.com": "240.240.0.3", "a.apps.example": "240.240.0.4"} {
 				want := map[string]string{host: vip, host + "." + demo: real}
 				if tc.own {
@@ -157,7 +156,7 @@ func TestWildcardsAroundThePodsDomain(t *testing.T) {
 		{Name: "*.svc.cluster.local", Addrs: ips("10.0.0.1")}, {Name: "*.example", Addrs: ips("10.0.0.2")},
 		{Name: "*.a.example.default.svc.cluster.local", Addrs: ips("10.0.0.3")}, {Name: "*.b.a.example", Addrs: ips("10.0.0.4")},
 		{Name: "*.c.example", Addrs: ips("10.0.0.5")}, {Name: "*.c.example.default.svc.cluster.local", Addrs: ips("10.0.0.6")},
-	}, 0))
+	}))
 	for name, want := range map[string]string{
 		"x.default.svc.cluster.local": "10.0.0.1", "example.default.svc.cluster.local": "10.0.0.1", "x.example.default.svc.cluster.local": "10.0.0.2",
 		"x.a.example.default.svc.cluster.local": "10.0.0.3", "x.b.a.example.default.svc.cluster.local": "10.0.0.4",
@@ -183,7 +182,7 @@ func TestMostSpecificNameDecides(t *testing.T) {
 	s.Swap(NewTable([]Host{
 		{Name: "*.wild.example", Addrs: ips("10.0.0.1", "fd00::1")}, {Name: "six.wild.example", Addrs: ips("fd00::6")},
 		{Name: "gap.wild.example", Forwarded: true}, {Name: "*.gap.wild.example", Forwarded: true}, {Name: "*.b.gap.wild.example", Addrs: ips("10.0.0.2")},
-	}, 0))
+	}))
 	const none = "NXDOMAIN"
 	for _, tc := range []struct {
 		name  string
@@ -218,7 +217,7 @@ func TestMostSpecificNameDecides(t *testing.T) {
 func TestTableOtherTypesFromUpstream(t *testing.T) {
 	up := newFakeUpstream(t, zone(0, "aliyun.com. 60 IN MX 10 mail.aliyun.com."))
 	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts, 0))
+	s.Swap(NewTable(testHosts))
 	if r := s.ask(t, "udp", "aliyun.com", dns.TypeMX); len(r.Answer) != 1 {
 		t.Errorf("MX of the upstream is lost: %v", r)
 	}
@@ -239,8 +238,8 @@ func TestManyAddresses(t *testing.T) {
 	for i := range 300 {
 		list = append(list, netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))
 	}
-	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable([]Host{{Name: "many.example", Addrs: list}}, 5))
+	s := start(t, Config{ResolvConf: writeConf(t), TTL: 5})
+	s.Swap(NewTable([]Host{{Name: "many.example", Addrs: list}}))
 	for _, tc := range []struct {
 		network string
 		size    uint16
@@ -282,7 +281,7 @@ func TestSwap(t *testing.T) {
 	a := []Host{{Name: "a.example", Addrs: ips("10.0.0.1", "fd00::1")}, {Name: "*.w.example", Addrs: ips("10.0.0.2"), VIP: true}}
 	b := []Host{{Name: "b.example", Addrs: ips("10.0.0.3")}}
 	for i, hosts := range [][]Host{a, a, b, {}} {
-		s.Swap(NewTable(hosts, 0))
+		s.Swap(NewTable(hosts))
 		got := s.Table().Hosts()
 		want := slices.Clone(hosts)
 		slices.SortFunc(want, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
@@ -295,37 +294,56 @@ func TestSwap(t *testing.T) {
 	}
 }
 
-func TestNewTableSkipsAndMerges(t *testing.T) {
-	long := strings.Repeat("a", 64) + ".example"
-	table := NewTable([]Host{
-		{Name: "UPPER.example.", Addrs: ips("10.0.0.1")},
-		{Name: "upper.example", Addrs: ips("10.0.0.2", "10.0.0.1", "::ffff:10.0.0.3")},
-		{Name: "none.example"}, {Name: "", Addrs: ips("10.0.0.1")}, {Name: "*", Addrs: ips("10.0.0.1")},
-		{Name: "*.", Addrs: ips("10.0.0.1")}, {Name: "a..b", Addrs: ips("10.0.0.1")}, {Name: long, Addrs: ips("10.0.0.1")},
-	}, 0)
-	want := []Host{{Name: "upper.example", Addrs: ips("10.0.0.1", "10.0.0.2", "10.0.0.3")}}
-	if diff := cmp.Diff(want, table.Hosts(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
-		t.Error(diff)
+func TestEDNS(t *testing.T) {
+	up := newFakeUpstream(t, zone(0, "x.example. 60 IN A 192.0.2.1"))
+	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	s.Swap(NewTable(testHosts))
+	for _, name := range []string{"aliyun.com", "x.example", "x.example"} { // table, upstream, cache
+		r := s.ask(t, "udp", name, dns.TypeA, edns(1400, true))
+		opt := r.IsEdns0()
+		if opt == nil || !opt.Do() || opt.UDPSize() != ownUDPSize || len(r.Answer) != 1 {
+			t.Errorf("%s: %v", name, r)
+		}
+		if r := s.ask(t, "udp", name, dns.TypeA); r.IsEdns0() != nil {
+			t.Errorf("%s: OPT for a client that sent none", name)
+		}
+	}
+	s.ask(t, "udp", "y.example", dns.TypeA, edns(1400, true))
+	if opt := up.request(t).IsEdns0(); opt == nil || !opt.Do() || opt.UDPSize() != ownUDPSize {
+		t.Errorf("the upstream got %v", opt)
+	}
+	r := s.ask(t, "udp", "aliyun.com", dns.TypeA, edns(1400, false), func(m *dns.Msg) { m.IsEdns0().SetVersion(1) })
+	if r.Rcode != dns.RcodeBadVers || r.IsEdns0().Version() != 0 {
+		t.Errorf("version 1: %v", r)
 	}
 }
 
-func TestParseReverse(t *testing.T) {
-	for _, a := range ips("240.240.0.1", "0.0.0.0", "255.1.20.3", "2001:2::ab", "::", "fd00:1234:5678:9abc:def0::ff") {
-		name, err := ReverseName(a)
-		if err != nil {
-			t.Fatal(err)
+// compareAnswer checks the lookup against a slow one on the table's list.
+func compareAnswer(t *testing.T, table *Table, q *query, hit bool) {
+	t.Helper()
+	if q.qtype != typeA && q.qtype != typeAAAA || q.qclass != classIN {
+		return
+	}
+	name, _, err := dns.UnpackDomainName(q.wire(), 0)
+	if err != nil || strings.Contains(name, `\`) {
+		return
+	}
+	name = strings.TrimSuffix(name, ".")
+	want := false
+	for _, s := range []string{"", testDomain} {
+		base := name
+		if s != "" {
+			var ok bool
+			if base, ok = strings.CutSuffix(name, "."+s); !ok {
+				continue
+			}
 		}
-		wire, _ := appendName(nil, strings.TrimSuffix(name, "."))
-		got, ok := parseReverse(wire[:len(wire)-1])
-		if !ok || got != a {
-			t.Errorf("%s -> %s -> %s, %v", a, name, got, ok)
+		for _, h := range table.Hosts() {
+			suffix, wild := strings.CutPrefix(h.Name, "*")
+			want = want || h.Name == base || wild && strings.HasSuffix(base, suffix)
 		}
 	}
-	for _, bad := range []string{"", "in-addr.arpa", "1.2.3.in-addr.arpa", "1.2.3.4.5.in-addr.arpa", "256.1.1.1.in-addr.arpa",
-		"01.1.1.1.in-addr.arpa", "a.1.1.1.in-addr.arpa", "1.ip6.arpa", "1.2.3.4.example"} {
-		wire, _ := appendName(nil, bad)
-		if a, ok := parseReverse(bytes.TrimSuffix(wire, []byte{0})); ok {
-			t.Errorf("%q is read as %s", bad, a)
-		}
+	if hit != want {
+		t.Fatalf("%q in the table: %v, want %v", name, hit, want)
 	}
 }

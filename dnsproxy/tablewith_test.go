@@ -2,7 +2,6 @@ package dnsproxy
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -15,143 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 )
-
-var sameAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
-
-// everything is what a table says: its hosts, and who each VIP belongs to.
-func everything(t *Table) map[string]string {
-	all := map[string]string{}
-	for _, h := range t.Hosts() {
-		all[h.Name] = fmt.Sprint(h.Addrs, h.VIP, h.Forwarded)
-	}
-	t.reverse.all(func(key, value []byte) { all[fmt.Sprintf("%x", key)] = fmt.Sprintf("%q", value) })
-	return all
-}
-
-// However a table came about by changes, it is the one made from what is there
-// in the end.
-func TestWithIsNewTable(t *testing.T) {
-	random := rand.New(rand.NewPCG(1, 2))
-	names := make([]string, 60)
-	for i := range names {
-		names[i] = fmt.Sprintf("h%d.example", i)
-		if i%5 == 0 {
-			names[i] = "*." + names[i]
-		}
-	}
-	have := map[string]Host{}
-	table := NewTable(nil, 0)
-	for round := range 300 {
-		var set []Host
-		var gone []string
-		for range 1 + random.IntN(8) {
-			name := names[random.IntN(len(names))]
-			if slices.ContainsFunc(set, func(h Host) bool { return h.Name == name }) || slices.Contains(gone, name) {
-				continue
-			}
-			if random.IntN(3) == 0 {
-				gone = append(gone, name)
-				delete(have, name)
-				continue
-			}
-			h := Host{Name: name, VIP: random.IntN(2) == 0, Forwarded: random.IntN(2) == 0}
-			for range random.IntN(3) { // few addresses, so that hosts share them; none: it leaves, or is forwarded
-				h.Addrs = append(h.Addrs, netip.AddrFrom4([4]byte{240, 240, 0, byte(random.IntN(20))}))
-			}
-			set = append(set, h)
-			have[name] = h
-		}
-		random.Shuffle(len(set), func(i, j int) { set[i], set[j] = set[j], set[i] })
-		before := everything(table)
-		next := table.With(set, gone)
-		if diff := cmp.Diff(before, everything(table)); diff != "" {
-			t.Fatalf("round %d changed the table that was in force: %s", round, diff)
-		}
-		table = next
-		var hosts []Host
-		for _, h := range have {
-			hosts = append(hosts, h)
-		}
-		want := NewTable(hosts, 0)
-		if diff := cmp.Diff(everything(want), everything(table)); diff != "" {
-			t.Fatalf("round %d, set %v, gone %v: %s", round, set, gone, diff)
-		}
-		if table.Len() != want.Len() || table.Len() != len(table.Hosts()) {
-			t.Fatalf("round %d: %d names, want %d", round, table.Len(), want.Len())
-		}
-		for name, h := range have {
-			if m, ok := table.lookup(wireOf(t, strings.Replace(name, "*", "x", 1))); ok != (len(h.Addrs) > 0 || h.Forwarded) {
-				t.Fatalf("round %d: %s in the table: %v, %v", round, name, ok, m)
-			}
-		}
-	}
-}
-
-func wireOf(t *testing.T, name string) []byte {
-	wire, ok := appendName(nil, name)
-	if !ok {
-		t.Fatalf("no name: %q", name)
-	}
-	return wire[:len(wire)-1]
-}
-
-func TestWithOneNameTwice(t *testing.T) {
-	old := NewTable([]Host{{Name: "a.example", Addrs: ips("10.0.0.1")}, {Name: "b.example", Addrs: ips("10.0.0.2")}}, 0)
-	for _, tc := range []struct {
-		set  []Host
-		gone []string
-		want []Host
-	}{
-		{nil, []string{"A.example.", "a.example", "c.example"}, old.Hosts()[1:]},
-		{[]Host{{Name: "A.example", Addrs: ips("10.0.0.1")}}, []string{"a.example"}, old.Hosts()},
-		{[]Host{{Name: "a.example"}}, nil, old.Hosts()[1:]},
-		{[]Host{{Name: "b.example", Addrs: ips("fd00::1")}, {Name: "B.example", Addrs: ips("10.0.0.9"), VIP: true}}, nil,
-			[]Host{old.Hosts()[0], {Name: "b.example", Addrs: ips("10.0.0.9", "fd00::1")}}},
-	} {
-		if diff := cmp.Diff(tc.want, old.With(tc.set, tc.gone).Hosts(), sameAddr, cmpopts.EquateEmpty()); diff != "" {
-			t.Errorf("set %v, gone %v: %s", tc.set, tc.gone, diff)
-		}
-	}
-}
-
-// A change of one host leaves all of the memory in place but the shards that it
-// is in; no change leaves all of it.
-func TestWithCostsWhatChanges(t *testing.T) {
-	hosts := manyHosts(10_000)
-	old := NewTable(hosts, 0)
-	moved := hosts[4711]
-	moved.Addrs = ips("240.1.2.3")
-	shared := func(table *Table) (copied int) {
-		for _, m := range [][2]*shards{{old.exact, table.exact}, {old.wildcards, table.wildcards}, {old.reverse, table.reverse}} {
-			for i := range m[0].part {
-				if m[0].part[i] != m[1].part[i] {
-					copied++
-				}
-			}
-		}
-		return copied
-	}
-	const moves = 3 // the name's shard, and those of both its VIPs
-	for name, tc := range map[string]struct {
-		table  *Table
-		copied int
-	}{
-		"nothing":    {old.With(nil, nil), 0},
-		"the same":   {old.With(hosts, []string{"never.example"}), 0},
-		"one moves":  {old.With([]Host{moved}, nil), moves},
-		"one goes":   {old.With(nil, []string{moved.Name}), moves - 1},
-		"one comes":  {old.With([]Host{{Name: "new.example", Addrs: ips("10.0.0.1")}}, nil), 1},
-		"one of all": {old.With(slices.Concat(hosts[:4711], []Host{moved}, hosts[4712:]), nil), moves},
-	} {
-		if n := shared(tc.table); n > tc.copied || n == 0 && tc.copied > 0 {
-			t.Errorf("%s: %d shards were copied, want %d", name, n, tc.copied)
-		}
-	}
-}
 
 const tableNamesEnv = "TEST_TABLE_NAMES" // makes the test below a child
 
@@ -160,7 +23,7 @@ const tableNamesEnv = "TEST_TABLE_NAMES" // makes the test below a child
 func TestTableMemory(t *testing.T) {
 	if n := os.Getenv(tableNamesEnv); n != "" {
 		names, _ := strconv.Atoi(n)
-		table := NewTable(manyHosts(names), 0)
+		table := NewTable(manyHosts(names))
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		// All that Go holds of the system's memory; VmRSS would have the race detector's, too.
@@ -233,7 +96,7 @@ func newQueryCosts(t testing.TB) *queryCosts {
 	c.v, c.b = serveByHand(t, c.server, "127.0.0.1:0")
 	c.conn = open(t, "udp", c.b.conn.LocalAddr().String())
 	for i, n := range costSizes {
-		c.tables[i] = NewTable(manyHosts(n), 0)
+		c.tables[i] = NewTable(manyHosts(n))
 		for at := range 2000 {
 			c.queries[i] = append(c.queries[i], wireQuery(t, uint16(at), fmt.Sprintf("svc-%d.mesh.example.", at*7919%n)))
 		}
@@ -282,7 +145,7 @@ func cpuPerQuery(t testing.TB, v *Serving, b *udpBatch, conn net.Conn, queries [
 // the machine does other things as well.
 func TestWithIsFast(t *testing.T) {
 	s := tableServer(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(manyHosts(10_000), 0))
+	s.Swap(NewTable(manyHosts(10_000)))
 	const most = 5 * time.Millisecond
 	best := time.Hour
 	for i := range byte(20) {
@@ -343,7 +206,7 @@ func BenchmarkQueriesWhileTableChanges(b *testing.B) {
 func BenchmarkWith(b *testing.B) {
 	for _, n := range []int{10_000, 100_000} {
 		hosts := manyHosts(n)
-		table := NewTable(hosts, 0)
+		table := NewTable(hosts)
 		moved := []Host{{Name: hosts[n/2].Name, Addrs: ips("240.255.2.3"), VIP: true}}
 		for name, set := range map[string][]Host{"one": moved, "all given": hosts} {
 			b.Run(fmt.Sprintf("%d/%s", n, name), func(b *testing.B) {

@@ -143,7 +143,7 @@ func (s *sockets) end() {
 	defer s.mu.Unlock()
 	s.ended = true
 	for d := range s.asked {
-		d.SetReadDeadline(past())
+		d.SetReadDeadline(atOnce())
 	}
 	for _, idle := range s.idle {
 		for _, d := range idle {

@@ -20,7 +20,7 @@ const (
 
 	// maxOnStream bounds the questions of one connection that have no answer
 	// yet; each has an id of 16 bits that must be found free.
-	maxOnStream = MaxInflight
+	maxOnStream = 1024
 )
 
 var (

@@ -103,15 +103,15 @@ func TestUpstreamLastError(t *testing.T) {
 func TestKnownUpstreamsAreBounded(t *testing.T) {
 	now := newClock()
 	path := writeConf(t, "nameserver 192.0.2.1")
-	s := newServer(t, Config{ResolvConf: path, Now: now.Now})
+	f := startForwarder(t, upstreamConfig{ResolvConf: path, Now: now.Now})
 	for i := range 5 * maxKnown {
 		text := fmt.Sprintf("nameserver 192.0.2.1\nnameserver 198.51.100.%d\n", i+1)
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		now.add(time.Hour)
-		s.forwarder.plan()
-		list := s.Upstreams()
+		f.plan()
+		list := f.upstreams()
 		used := 0
 		for _, u := range list {
 			if u.InUse {

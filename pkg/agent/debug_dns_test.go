@@ -199,7 +199,7 @@ func TestDNSPageOfManyNames(t *testing.T) {
 	for i := range hosts {
 		hosts[i] = dnsproxy.Host{Name: fmt.Sprintf("h%d.example", i), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}}
 	}
-	s.dns.Swap(dnsproxy.NewTable(hosts, 0))
+	s.dns.Swap(dnsproxy.NewTable(hosts))
 	var got []dnsproxy.Host
 	if page(t, s, control.DNSTablePath, &got); len(got) != len(hosts) {
 		t.Errorf("%d names, want %d", len(got), len(hosts))
@@ -239,7 +239,7 @@ func TestDNSMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.dns.Swap(dnsproxy.NewTable([]dnsproxy.Host{{Name: "a.example", Addrs: given["a.example"], VIP: true}}, 0))
+	s.dns.Swap(dnsproxy.NewTable([]dnsproxy.Host{{Name: "a.example", Addrs: given["a.example"], VIP: true}}))
 	before := scrape(t, s)
 	askDNS(t, "udp", addr, "a.example.", dns.TypeA)
 	askDNS(t, "udp", addr, "x.example.", dns.TypeA)

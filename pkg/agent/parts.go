@@ -304,7 +304,7 @@ func (s *sidecar) newPublisher() error {
 				s.dns.Swap(old.With(set, gone))
 				return
 			}
-			s.dns.Swap(dnsproxy.NewTable(set, 0))
+			s.dns.Swap(dnsproxy.NewTable(set))
 		}
 	}
 	s.publisher = publish.New(c)

@@ -1,7 +1,7 @@
 package dnsproxy
 
 import (
-	"context"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"time"
@@ -48,11 +48,13 @@ type answer struct {
 	pending bool
 }
 
-// stage is one before the forwarder: the walk over the search list, the table, the cache.
-type stage interface {
-	// fast answers from memory, appending to dst; false when that takes
-	// waiting. It never blocks and keeps neither q nor dst.
-	fast(q *query, dst []byte, via *flights) (answer, bool)
-	// serve answers q in any case, within ctx. It keeps nothing of q.
-	serve(ctx context.Context, q *query, via *flights) answer
+func good(a answer) bool {
+	code := rcodeOf(a.msg)
+	return code != rcodeServFail && code != rcodeRefused && code != rcodeNotImp && code != rcodeFormErr
+}
+
+// denies says whether msg is that the name which was asked for does not exist; not
+// the one that it is an alias of.
+func denies(msg []byte) bool {
+	return rcodeOf(msg) == rcodeNXDomain && binary.BigEndian.Uint16(msg[6:]) == 0
 }

@@ -171,7 +171,7 @@ func (h *cache) find(key []byte) (*entry, failureEntry) {
 }
 
 func (h *cache) serve(ctx context.Context, q *query, via *flights) answer {
-	if via.transport.sent.has(q) {
+	if via.transport.sentIt(q) {
 		return h.loop(q)
 	}
 	key := appendKey(nil, q)

@@ -31,7 +31,7 @@ func startCache(t testing.TB, c cacheConfig, u upstreamConfig) *testCache {
 	}
 	s := &testCache{h, new(flights)}
 	ctx, cancel := context.WithCancel(context.Background())
-	s.via.transport.open(ctx)
+	s.via.transport.open(ctx, true)
 	t.Cleanup(func() {
 		cancel()
 		s.via.transport.end()

@@ -109,6 +109,7 @@ func TestFailureOfBeforeTheEndIsVoid(t *testing.T) {
 				t.Fatal(err)
 			}
 			via := new(flights)
+			via.transport.open(t.Context(), true)
 			defer via.transport.end()
 			if a := h.fetch(t.Context(), q, via, "key"); rcodeOf(a.msg) != rcodeServFail {
 				t.Fatalf("%x", a.msg)

@@ -42,7 +42,7 @@ func answerTo(s *testCache, msg []byte) []byte {
 	if q.parse(msg, maxMessage) != answerIt {
 		return nil
 	}
-	a, ok := s.fast(q, nil, nil)
+	a, ok := s.fast(q, nil, s.via)
 	if !ok {
 		return nil
 	}
@@ -270,7 +270,7 @@ func FuzzImportCache(f *testing.F) {
 			if !ok || e.ttl <= 0 || e.ttl > maxPositive || e.stored.After(now.Now()) {
 				t.Fatalf("entry %+v", e)
 			}
-			a, ok := s.fast(q, nil, nil)
+			a, ok := s.fast(q, nil, s.via)
 			if !ok {
 				t.Fatalf("%q cannot be found", e.key)
 			}

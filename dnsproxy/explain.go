@@ -44,10 +44,10 @@ func (s *Server) Explain(ctx context.Context, name string, qtype uint16) (Explan
 		return Explanation{}, err
 	}
 	own := chain{server: s, first: s.tables}
-	defer own.flights.transport.tasks.Wait()
 	ctx, cancel := context.WithCancel(ctx)
+	own.flights.transport.open(ctx, false)
+	defer own.flights.transport.end()
 	defer cancel()
-	own.flights.transport.ctx = ctx
 	a, ok := own.fast(q, nil)
 	if !ok {
 		a = own.first.serve(ctx, q, &own.flights)

@@ -63,7 +63,7 @@ func (h *cache) lead(ctx context.Context, q *query, via *flights, f *flight, key
 		return a
 	}
 	a.late, a.pending = nil, true
-	via.transport.tasks.Go(func() {
+	via.transport.run(func() {
 		a := <-late
 		h.settle(ctx, key, a, began)
 		via.land(key, f, a)

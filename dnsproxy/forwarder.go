@@ -158,7 +158,7 @@ func (f *forwarder) probe(p *plan, q *query, via *transport) {
 	}
 	now := f.now()
 	for _, u := range p.servers[1:] {
-		if u.due(now) && via.ctx != nil {
+		if u.due(now) {
 			own := *q
 			via.leave(func(ctx context.Context) {
 				ctx, cancel := context.WithTimeout(ctx, f.heard(p))
@@ -252,6 +252,9 @@ func (f *forwarder) tryTime(p *plan) time.Duration {
 	}
 	return limit
 }
+
+// look reads resolv.conf anew if it has changed, which otherwise waits for the next query.
+func (f *forwarder) look() { f.plan() }
 
 // plan returns whom to ask now, in order: the file's, or any with `options
 // rotate`, but those that are slow and then those that fail come last. A faster

@@ -152,7 +152,7 @@ func TestRaceLeavesNobodyBehind(t *testing.T) {
 	sc := new(transport)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	sc.open(ctx)
+	sc.open(ctx, true)
 	m := new(dns.Msg).SetQuestion("x.example.", dns.TypeA)
 	raw, _ := m.Pack()
 	q := new(query)

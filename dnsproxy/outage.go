@@ -42,6 +42,9 @@ func (o *outage) holds(failed int64, forAtMost time.Duration) bool {
 // endedAfter says whether a server has come back after that time.
 func (o *outage) endedAfter(began int64) bool { return o.ended.Load() > began }
 
+// allFail says whether no server answers.
+func (o *outage) allFail() bool { return o.down.Load() }
+
 // due says whether it is time for a question to servers that all fail.
 func (o *outage) due() bool {
 	return o.down.Load() && o.clock()-o.rechecked.Load() >= int64(recheckOutage)

@@ -270,7 +270,7 @@ func (r *race) overtaken(winner *try) {
 // may merely be slow, it goes on for the query after, and delivers what becomes of it.
 func (r *race) late(ctx context.Context) answer {
 	a, now := r.worst, r.f.now()
-	slow := r.via.ctx != nil && ctx.Err() == nil &&
+	slow := ctx.Err() == nil &&
 		slices.ContainsFunc(r.running, func(t *try) bool { return t.u.mayBeSlow(now) })
 	for _, t := range r.running {
 		r.lost(ctx, t, errBudget)

@@ -2,6 +2,7 @@ package dnsproxy
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -20,8 +21,8 @@ func BenchmarkCold(b *testing.B) {
 	})
 	s := newServer(b, Config{ResolvConf: writeConf(b, nameserver(up.addr))})
 	own := chainOf(s)
-	own.flights.transport.open(b.Context())
 	defer own.flights.transport.end()
+	var loops sync.WaitGroup
 	const concurrent = 100
 	slots := make(chan struct{}, concurrent)
 	b.ReportAllocs()
@@ -30,13 +31,13 @@ func BenchmarkCold(b *testing.B) {
 		q := new(query)
 		q.parse(question(b, fmt.Sprintf("cold-%07d.example", i), dns.TypeA), 0)
 		slots <- struct{}{}
-		own.flights.transport.tasks.Go(func() {
+		loops.Go(func() {
 			defer func() { <-slots }()
 			if code := rcodeOf(own.wait(b.Context(), q)); code != rcodeSuccess {
 				b.Errorf("rcode %d", code)
 			}
 		})
 	}
-	own.flights.transport.tasks.Wait()
+	loops.Wait()
 	b.ReportMetric(float64((cpu()-before).Microseconds())/float64(b.N), "cpu-µs/op")
 }

@@ -266,6 +266,7 @@ func newReference(t testing.TB) (*Server, *reference) {
 	s := newServer(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: func() time.Time { return now }})
 	s.Swap(NewTable(r.hosts))
 	via := new(flights)
+	via.transport.open(context.Background(), true)
 	defer via.transport.end()
 	for question := range keptAnswers {
 		for flags := range 8 { // each is kept by itself

@@ -44,9 +44,6 @@ func (h *cache) prefetch(q *query, via *flights, e *entry) {
 // renew asks q's question while nobody waits. It keeps nothing of q. False:
 // too many such questions are under way.
 func (h *cache) renew(q *query, via *flights) bool {
-	if via == nil || via.transport.ctx == nil {
-		return false // a query that is not served but looked at
-	}
 	select {
 	case h.renewals <- struct{}{}:
 	default:
@@ -85,7 +82,7 @@ func (h *cache) stale(e *entry) bool {
 // held says whether e, past its end, is given without asking first: because to
 // ask has failed a short time ago, or no server answers anything.
 func (h *cache) held(e *entry, age time.Duration) bool {
-	return age < e.ttl+h.beyond(e) && (h.outage.down.Load() || h.outage.holds(e.failed.Load(), h.staleHold))
+	return age < e.ttl+h.beyond(e) && (h.outage.allFail() || h.outage.holds(e.failed.Load(), h.staleHold))
 }
 
 // freshOr asks, and returns the old answer e when that fails or takes long;
@@ -93,7 +90,7 @@ func (h *cache) held(e *entry, age time.Duration) bool {
 func (h *cache) freshOr(ctx context.Context, e *entry, q *query, via *flights, key string) answer {
 	own, began := *q, h.outage.clock()
 	got := make(chan answer, 1)
-	via.transport.tasks.Go(func() { got <- h.ask(ctx, &own, via, key) })
+	via.transport.run(func() { got <- h.ask(ctx, &own, via, key) })
 	timer := time.NewTimer(h.staleAfter)
 	defer timer.Stop()
 	select {

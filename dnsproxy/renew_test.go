@@ -223,7 +223,6 @@ func TestClusterLoad(t *testing.T) {
 func lookups(t *testing.T, s *Server) func(name string) {
 	q, out := new(query), make([]byte, 0, maxQuery)
 	c := chainOf(s)
-	c.flights.transport.open(t.Context())
 	t.Cleanup(c.flights.transport.end)
 	domains := append([]string{""}, testSearch...)
 	packed := map[string][][2][]byte{}

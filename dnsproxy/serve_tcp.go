@@ -77,7 +77,7 @@ func (v *Serving) serveTCP(l *net.TCPListener) {
 		c := &tcpConn{Conn: conn, serving: v, slots: make(chan struct{}, v.pipelined)}
 		c.in = bufio.NewReaderSize(conn, 2+maxQuery)
 		v.server.admit(v.taking, c)
-		v.flights.transport.tasks.Go(func() {
+		v.flights.transport.run(func() {
 			defer v.server.dismiss(c)
 			v.serveConn(c)
 		})

@@ -122,7 +122,7 @@ func (s *Server) searched(domains []string) {
 
 // Swap puts t in force for every query that is looked up from now on.
 func (s *Server) Swap(t *Table) {
-	s.forwarder.plan() // for it looks at the file
+	s.forwarder.look()
 	s.tables.swap(t)
 }
 

@@ -20,7 +20,11 @@ type testServer struct {
 }
 
 // chainOf is the way of a query that no socket brought.
-func chainOf(s *Server) *chain { return &chain{server: s, first: s.tables} }
+func chainOf(s *Server) *chain {
+	c := &chain{server: s, first: s.tables}
+	c.flights.transport.open(context.Background(), true)
+	return c
+}
 
 // start runs a server until the test ends, and sees that nothing of it is left.
 func start(t testing.TB, c Config) *testServer {

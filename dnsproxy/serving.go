@@ -59,7 +59,7 @@ func (s *Server) newServing(first stage, udp []*net.UDPConn, tcp []*net.TCPListe
 	v := &Serving{chain: chain{server: s, first: first}, udp: udp, tcp: tcp, failed: make(chan error, len(udp)+len(tcp)), done: make(chan struct{})}
 	v.taking, v.letGo = context.WithCancel(context.Background())
 	v.queries, v.cut = context.WithCancel(context.Background())
-	v.flights.transport.open(v.queries)
+	v.flights.transport.open(v.queries, true)
 	return v
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/miekg/dns"
 )
 
 func TestNewTableSkipsAndMerges(t *testing.T) {
@@ -29,7 +30,7 @@ func TestNewTableSkipsAndMerges(t *testing.T) {
 
 func TestParseReverse(t *testing.T) {
 	for _, a := range ips("240.240.0.1", "0.0.0.0", "255.1.20.3", "2001:2::ab", "::", "fd00:1234:5678:9abc:def0::ff") {
-		name, err := ReverseName(a)
+		name, err := dns.ReverseAddr(a.String())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -149,7 +150,7 @@ func TestWithOneNameTwice(t *testing.T) {
 // A change of one host leaves all of the memory in place but the shards that it
 // is in; no change leaves all of it.
 func TestWithCostsWhatChanges(t *testing.T) {
-	hosts := manyHosts(10_000)
+	hosts := numbered(10_000)
 	old := NewTable(hosts)
 	moved := hosts[4711]
 	moved.Addrs = ips("240.1.2.3")
@@ -179,4 +180,13 @@ func TestWithCostsWhatChanges(t *testing.T) {
 			t.Errorf("%s: %d shards were copied, want %d", name, n, tc.copied)
 		}
 	}
+}
+
+func numbered(n int) []Host {
+	hosts := make([]Host, n)
+	for i := range hosts {
+		hosts[i] = Host{Name: fmt.Sprintf("svc-%d.mesh.example", i), VIP: true,
+			Addrs: []netip.Addr{netip.AddrFrom4([4]byte{240, byte(i >> 16), byte(i >> 8), byte(i)})}}
+	}
+	return hosts
 }

@@ -36,13 +36,19 @@ func (l *lifetime) end() {
 	l.stop()
 }
 
-// open begins the transport. One that is not opened keeps no TCP connection, and
-// its queries wait for an answer over UDP a little beyond the end of ctx.
-func (t *transport) open(ctx context.Context) {
+// open begins the transport, whose queries end with ctx. keep says that TCP connections
+// stay open for the next question.
+func (t *transport) open(ctx context.Context, keep bool) {
 	t.ctx = ctx
 	context.AfterFunc(ctx, t.sockets.end)
-	t.streams.keep(true)
+	t.streams.keep(keep)
 }
+
+// run does work that end waits for.
+func (t *transport) run(work func()) { t.tasks.Go(work) }
+
+// sentIt says whether q is a question of the transport's own that came back.
+func (t *transport) sentIt(q *query) bool { return t.sent.has(q) }
 
 // end waits until nothing of the transport is left, and has end what no query waits for. No
 // query may begin any more but of connections that are among its tasks.

@@ -27,7 +27,7 @@ func newPortsUpstream(t *testing.T) portsUpstream {
 func (u portsUpstream) asked(t *testing.T) netip.AddrPort {
 	t.Helper()
 	var buf [64]byte
-	u.SetReadDeadline(time.Now().Add(testDeadline))
+	u.SetReadDeadline(time.Now().Add(20 * time.Second))
 	_, from, err := u.ReadFromUDPAddrPort(buf[:])
 	if err != nil {
 		t.Fatal(err)

@@ -28,7 +28,7 @@ func startForwarder(t testing.TB, c upstreamConfig) *testForwarder {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &testForwarder{newForwarder(c), new(transport)}
-	f.via.open(ctx)
+	f.via.open(ctx, true)
 	t.Cleanup(func() {
 		cancel()
 		f.via.end()

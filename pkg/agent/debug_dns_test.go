@@ -108,7 +108,7 @@ func TestDNSPages(t *testing.T) {
 	}
 	s.dns.Swap(dnsproxy.NewTable([]dnsproxy.Host{
 		{Name: "a.example", Addrs: given["a.example"], VIP: true}, {Name: "*.a.example", Addrs: given["a.example"]}, {Name: "ba.example", Addrs: given["b.example"]},
-	}, 0))
+	}))
 	askDNS(t, "udp", addr, "Www.Plain.example.", dns.TypeA)
 	askDNS(t, "udp", addr, "gone.example.", dns.TypeA)
 

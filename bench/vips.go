@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"understudy.mesh/dnsproxy"
+	"understudy.mesh/dnsproxy/vip"
 	"understudy.mesh/iptables"
 	"understudy.mesh/tests/lab"
 )
@@ -40,7 +40,7 @@ func changeVIPs(t lab.T, n int, whole bool) float64 {
 		t.Fatalf("make a directory for the VIP file: %v", err)
 	}
 	defer os.RemoveAll(dir)
-	vips, err := dnsproxy.OpenVIPs(dnsproxy.VIPConfig{
+	vips, err := vip.Open(vip.Config{
 		Path: filepath.Join(dir, "vips.json"), V4: iptables.VIPRangeV4, V6: iptables.VIPRangeV6, IPv6: true, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

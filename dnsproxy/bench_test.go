@@ -7,6 +7,9 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/table"
 )
 
 func packed(b *testing.B, name string) []byte {
@@ -23,7 +26,7 @@ func BenchmarkRespond(b *testing.B) {
 	c := chainOf(s.Server)
 	for kind, name := range hotNames {
 		b.Run(kind, func(b *testing.B) {
-			msg, out, q := packed(b, name), make([]byte, 0, maxQuery), new(query)
+			msg, out, q := packed(b, name), make([]byte, 0, maxQuery), new(wire.Query)
 			b.ReportAllocs()
 			for b.Loop() {
 				if _, done := c.respond(q, msg, 0, out); !done {
@@ -69,6 +72,6 @@ func BenchmarkNewTable(b *testing.B) {
 	hosts := hotServer(b).Table().Hosts()
 	b.ReportAllocs()
 	for b.Loop() {
-		NewTable(hosts)
+		table.New(hosts)
 	}
 }

@@ -6,13 +6,16 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 // Envoy is told what the upstream says of a name, whatever the table has, and need not
 // wait for a table, which may itself wait for Envoy.
 func TestBesideTheTable(t *testing.T) {
-	upstream := newFakeUpstream(t, zone(dns.RcodeSuccess, "aliyun.com. 60 IN A 192.0.2.1"))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(upstream.addr)), HoldBeforeTable: time.Hour})
+	upstream := dnstest.NewUpstream(t, dnstest.Zone(dns.RcodeSuccess, "aliyun.com. 60 IN A 192.0.2.1"))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(upstream.Addr)), HoldBeforeTable: time.Hour})
 	udp, tcp := listen(t)
 	envoy := &testServer{s.Server, tcp[0].Addr().(*net.TCPAddr).String()}
 	v := s.StartBeside(udp, tcp)
@@ -28,7 +31,7 @@ func TestBesideTheTable(t *testing.T) {
 		}
 	}
 	ask("Envoy before the table", envoy, "192.0.2.1")
-	s.Swap(NewTable(testHosts))
+	s.Swap(table.New(testHosts))
 	ask("Envoy with the table", envoy, "192.0.2.1")
 	ask("the application", s, "240.240.1.2")
 }

@@ -6,6 +6,10 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 // What may be kept, for how long, and what TTL is served meanwhile.
@@ -34,9 +38,9 @@ func TestCacheTTL(t *testing.T) {
 		"negative, 3 hours":   {3, "---\nexample. 900000 IN SOA a. b. 1 2 3 4 900000", 3 * 3600},
 	} {
 		t.Run(name, func(t *testing.T) {
-			now := newClock()
-			up := newFakeUpstream(t, zone(tc.rcode, tc.text))
-			s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now})
+			now := dnstest.NewClock()
+			up := dnstest.NewUpstream(t, dnstest.Zone(tc.rcode, tc.text))
+			s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Now: now.Now})
 			least := func(m *dns.Msg) uint32 {
 				ttl := ^uint32(0)
 				for _, rr := range append(m.Answer, m.Ns...) {
@@ -46,33 +50,33 @@ func TestCacheTTL(t *testing.T) {
 			}
 			first := s.ask(t, "udp", "x.example", dns.TypeA)
 			if tc.life == 0 {
-				now.add(failureKept)
+				now.Add(failureKept)
 			}
 			again := s.ask(t, "udp", "X.EXAMPLE", dns.TypeA)
 			if tc.life == 0 {
-				if n := up.udp.Load(); n < 2 {
+				if n := up.UDP.Load(); n < 2 {
 					t.Errorf("kept, though it must not be")
 				}
 				return
 			}
-			if n := up.udp.Load(); n != 1 {
+			if n := up.UDP.Load(); n != 1 {
 				t.Fatalf("%d queries reached the upstream, want 1", n)
 			}
 			if again.Question[0].Name != "X.EXAMPLE." || again.Authoritative || again.Rcode != first.Rcode {
 				t.Errorf("cached reply: %v", again)
 			}
 			before := least(again)
-			now.add(time.Duration(tc.life)*time.Second - 500*time.Millisecond)
+			now.Add(time.Duration(tc.life)*time.Second - 500*time.Millisecond)
 			last := s.ask(t, "udp", "x.example", dns.TypeA)
-			if n := up.udp.Load(); n != 1 {
+			if n := up.UDP.Load(); n != 1 {
 				t.Errorf("asked again before the TTL ended")
 			}
 			if got, want := least(last), before-uint32(tc.life)+1; got != want {
 				t.Errorf("TTL %d at the end, want %d", got, want)
 			}
-			now.add(time.Second)
+			now.Add(time.Second)
 			s.ask(t, "udp", "x.example", dns.TypeA)
-			if n := up.udp.Load(); n != 2 {
+			if n := up.UDP.Load(); n != 2 {
 				t.Errorf("%d queries after the TTL ended, want 2", n)
 			}
 		})
@@ -80,11 +84,11 @@ func TestCacheTTL(t *testing.T) {
 }
 
 func TestCacheKey(t *testing.T) {
-	up := newFakeUpstream(t, zone(0, goodA))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce)})
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)})
 	variants := []func(*dns.Msg){
 		func(*dns.Msg) {},
-		edns(1232, true),
+		dnstest.EDNS(1232, true),
 		func(m *dns.Msg) { m.CheckingDisabled = true },
 		func(m *dns.Msg) { m.RecursionDesired = false },
 		func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeANY },
@@ -93,7 +97,7 @@ func TestCacheKey(t *testing.T) {
 		for range 2 {
 			s.ask(t, "udp", "x.example", dns.TypeA, change)
 		}
-		if n := up.udp.Load(); n != int64(i+1) {
+		if n := up.UDP.Load(); n != int64(i+1) {
 			t.Errorf("variant %d: %d queries reached the upstream, want %d", i, n, i+1)
 		}
 	}
@@ -102,9 +106,9 @@ func TestCacheKey(t *testing.T) {
 func TestSingleFlight(t *testing.T) {
 	const clients = 20
 	release := make(chan struct{})
-	answer := zone(0, goodA)
-	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce)})
+	answer := dnstest.Zone(0, dnstest.GoodA)
+	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)})
 	var all sync.WaitGroup
 	for range clients {
 		all.Go(func() {
@@ -113,24 +117,24 @@ func TestSingleFlight(t *testing.T) {
 			}
 		})
 	}
-	waitFor(t, "all clients", func() bool { return s.Stats().Inflight == clients })
+	dnstest.WaitFor(t, "all clients", func() bool { return s.Stats().Inflight == clients })
 	close(release)
 	all.Wait()
-	if n := up.udp.Load(); n != 1 {
+	if n := up.UDP.Load(); n != 1 {
 		t.Errorf("%d queries reached the upstream, want 1", n)
 	}
 }
 
 // A hit costs no allocation from the query's bytes to the reply's.
 func TestHitsDoNotAllocate(t *testing.T) {
-	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte {
-		if nameIn(r) == "none.example." {
-			return zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 60")(r, tcp)
+	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte {
+		if dnstest.NameIn(r) == "none.example." {
+			return dnstest.Zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 60")(r, tcp)
 		}
-		return zone(0, goodA)(r, tcp)
+		return dnstest.Zone(0, dnstest.GoodA)(r, tcp)
 	})
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s.Swap(table.New(testHosts))
 	s.ask(t, "udp", "x.example", dns.TypeA)
 	s.ask(t, "udp", "none.example", dns.TypeA)
 	c := chainOf(s.Server)
@@ -143,7 +147,7 @@ func TestHitsDoNotAllocate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		q, out := new(query), make([]byte, 0, maxQuery)
+		q, out := new(wire.Query), make([]byte, 0, maxQuery)
 		if n := testing.AllocsPerRun(100, func() {
 			if _, done := c.respond(q, msg, 0, out); !done {
 				t.Errorf("%s is no hit", name)

@@ -2,25 +2,30 @@ package dnsproxy
 
 import "context"
 
+import (
+	"understudy.mesh/dnsproxy/cache"
+	"understudy.mesh/dnsproxy/internal/wire"
+)
+
 // chain answers the queries of one Serving: the names of this host itself, and all others
 // by the stages from the first one on.
 type chain struct {
 	server  *Server
 	first   stage
-	flights flights
+	flights cache.Flights
 }
 
 // respond answers one message, appending to dst (empty, its capacity is used):
 // at once with done true, or it leaves the query in q for wait. A nil reply
 // with done true means silence.
-func (c *chain) respond(q *query, msg []byte, limit int, dst []byte) (reply []byte, done bool) {
-	switch q.parse(msg, limit) {
-	case dropIt:
+func (c *chain) respond(q *wire.Query, msg []byte, limit int, dst []byte) (reply []byte, done bool) {
+	switch q.Parse(msg, limit) {
+	case wire.DropIt:
 		c.server.counters.dropped.Add(1)
 		return nil, true
-	case rejectIt:
-		c.server.counters.reply(SourceReject, q.qtype, q.rcode)
-		return appendReject(dst, q), true
+	case wire.RejectIt:
+		c.server.counters.reply(wire.SourceReject, q.Type, q.Rcode)
+		return wire.AppendReject(dst, q), true
 	}
 	a, ok := c.fast(q, dst)
 	if !ok {
@@ -29,34 +34,34 @@ func (c *chain) respond(q *query, msg []byte, limit int, dst []byte) (reply []by
 	return c.server.finish(q, a), true
 }
 
-func (c *chain) fast(q *query, dst []byte) (answer, bool) {
-	if m, ok := c.server.localhost.find(q); ok {
-		return c.server.localhost.answer(q, m, dst), true
+func (c *chain) fast(q *wire.Query, dst []byte) (wire.Answer, bool) {
+	if m, ok := c.server.localhost.Find(q); ok {
+		return c.server.localhost.Answer(q, m, dst), true
 	}
-	return c.first.fast(q, dst, &c.flights)
+	return c.first.Fast(q, dst, &c.flights)
 }
 
 // wait answers a query that respond could not, however long that takes.
-func (c *chain) wait(ctx context.Context, q *query) []byte {
-	return c.server.finish(q, c.first.serve(ctx, q, &c.flights))
+func (c *chain) wait(ctx context.Context, q *wire.Query) []byte {
+	return c.server.finish(q, c.first.Serve(ctx, q, &c.flights))
 }
 
 // overload is the reply when nobody more can wait.
-func (c *chain) overload(q *query, dst []byte) []byte {
+func (c *chain) overload(q *wire.Query, dst []byte) []byte {
 	c.server.counters.refused.Add(1)
-	return c.server.finish(q, answer{msg: appendReply(dst, q, 0, rcodeServFail), source: SourceFailure})
+	return c.server.finish(q, wire.Answer{Msg: wire.AppendReply(dst, q, 0, wire.RcodeServFail), Source: wire.SourceFailure})
 }
 
-func (s *Server) finish(q *query, a answer) []byte {
-	s.counters.reply(a.source, q.qtype, rcodeOf(a.msg))
-	return finish(q, a.msg)
+func (s *Server) finish(q *wire.Query, a wire.Answer) []byte {
+	s.counters.reply(a.Source, q.Type, wire.RcodeOf(a.Msg))
+	return wire.Finish(q, a.Msg)
 }
 
 // stage is one before the forwarder: the walk over the search list, the table, the cache.
 type stage interface {
 	// fast answers from memory, appending to dst; false when that takes
 	// waiting. It never blocks and keeps neither q nor dst.
-	fast(q *query, dst []byte, via *flights) (answer, bool)
+	Fast(q *wire.Query, dst []byte, via *cache.Flights) (wire.Answer, bool)
 	// serve answers q in any case, within ctx. It keeps nothing of q.
-	serve(ctx context.Context, q *query, via *flights) answer
+	Serve(ctx context.Context, q *wire.Query, via *cache.Flights) wire.Answer
 }

@@ -7,6 +7,9 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/tests/dnstest"
 )
 
 // fickle is an upstream whose answer for A and for AAAA may change.
@@ -23,7 +26,7 @@ func (f *fickle) set(a, aaaa func([]byte, bool) []byte) {
 }
 
 func (f *fickle) answer(r []byte, tcp bool) []byte {
-	if n, _ := skipName(r, headerLen); binary.BigEndian.Uint16(r[n:]) == typeAAAA {
+	if n, _ := wire.SkipName(r, wire.HeaderLen); binary.BigEndian.Uint16(r[n:]) == wire.TypeAAAA {
 		f.askedSix.Add(1)
 		return (*f.aaaa.Load())(r, tcp)
 	}
@@ -43,17 +46,17 @@ func TestNoSuchNameIsOfBothTypes(t *testing.T) {
 	const soa = "---\nexample. 60 IN SOA a. b. 1 2 3 4 60"
 	const ttl = 60 * time.Second
 	var (
-		no    = zone(dns.RcodeNameError, soa)
-		empty = zone(dns.RcodeSuccess, soa)
-		fails = zone(dns.RcodeServerFailure, "")
-		four  = zone(dns.RcodeSuccess, "x.example. 60 IN A 192.0.2.1")
-		six   = zone(dns.RcodeSuccess, "x.example. 60 IN AAAA 2001:db8::1")
-		alias = zone(dns.RcodeNameError, "x.example. 60 IN CNAME y.example.\n"+soa)
+		no    = dnstest.Zone(dns.RcodeNameError, soa)
+		empty = dnstest.Zone(dns.RcodeSuccess, soa)
+		fails = dnstest.Zone(dns.RcodeServerFailure, "")
+		four  = dnstest.Zone(dns.RcodeSuccess, "x.example. 60 IN A 192.0.2.1")
+		six   = dnstest.Zone(dns.RcodeSuccess, "x.example. 60 IN AAAA 2001:db8::1")
+		alias = dnstest.Zone(dns.RcodeNameError, "x.example. 60 IN CNAME y.example.\n"+soa)
 	)
 	var f fickle
-	now := newClock()
-	up := newFakeUpstream(t, f.answer)
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now})
+	now := dnstest.NewClock()
+	up := dnstest.NewUpstream(t, f.answer)
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Now: now.Now})
 	expect := func(what string, qtype uint16, rcode, records int) {
 		t.Helper()
 		m := s.ask(t, "udp", "x.example", qtype)
@@ -66,34 +69,34 @@ func TestNoSuchNameIsOfBothTypes(t *testing.T) {
 	expect("so is AAAA", dns.TypeAAAA, dns.RcodeNameError, 0)
 	f.expect(t, "while the denial lasts", 1, 0)
 
-	now.add(ttl + time.Second)
+	now.Add(ttl + time.Second)
 	expect("AAAA first", dns.TypeAAAA, dns.RcodeNameError, 0)
 	expect("A again", dns.TypeA, dns.RcodeNameError, 0)
 	f.expect(t, "after the denial, which is renewed by asking for A", 2, 0)
 
-	now.add(ttl + time.Second)
+	now.Add(ttl + time.Second)
 	f.set(four, six)
 	expect("the name has come", dns.TypeAAAA, dns.RcodeSuccess, 1)
 	expect("with both", dns.TypeA, dns.RcodeSuccess, 1)
 	f.expect(t, "as the name has come", 1, 1)
 
-	now.add(ttl + time.Second)
+	now.Add(ttl + time.Second)
 	f.set(empty, no)
 	expect("AAAA is denied by a server that hides it", dns.TypeAAAA, dns.RcodeNameError, 0)
 	f.set(four, no)
 	expect("A is asked for all the same", dns.TypeA, dns.RcodeSuccess, 1)
 	f.expect(t, "AAAA denied", 1, 0)
 
-	now.add(ttl + time.Second)
+	now.Add(ttl + time.Second)
 	f.set(alias, six)
 	expect("an alias of nothing", dns.TypeA, dns.RcodeNameError, 1)
 	expect("AAAA of an alias", dns.TypeAAAA, dns.RcodeSuccess, 1)
 	f.expect(t, "alias", 1, 1)
 
-	now.add(ttl + time.Second)
+	now.Add(ttl + time.Second)
 	f.set(no, six)
 	expect("denied once more", dns.TypeA, dns.RcodeNameError, 0)
-	now.add(ttl + time.Second)
+	now.Add(ttl + time.Second)
 	f.set(fails, six)
 	expect("A fails: what AAAA was is given", dns.TypeAAAA, dns.RcodeSuccess, 1)
 }

@@ -8,6 +8,9 @@ import (
 	"strings"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/table"
 )
 
 // Explanation says what the server answers to a question, and why.
@@ -39,40 +42,40 @@ type Explanation struct {
 // Its question is not counted in Stats, but what an upstream says to it is
 // cached. Errors: name is no DNS name.
 func (s *Server) Explain(ctx context.Context, name string, qtype uint16) (Explanation, error) {
-	q, err := newQuery(name, qtype)
+	q, err := wire.NewQuery(name, qtype)
 	if err != nil {
 		return Explanation{}, err
 	}
 	own := chain{server: s, first: s.tables}
 	ctx, cancel := context.WithCancel(ctx)
-	own.flights.transport.open(ctx, false)
-	defer own.flights.transport.end()
+	own.flights.Transport.Open(ctx, false)
+	defer own.flights.Transport.End()
 	defer cancel()
 	a, ok := own.fast(q, nil)
 	if !ok {
-		a = own.first.serve(ctx, q, &own.flights)
+		a = own.first.Serve(ctx, q, &own.flights)
 	}
 	e := Explanation{
-		Name: dns.Fqdn(name), Type: dns.Type(qtype).String(), Source: a.source.String(), Records: []string{},
-		RTTSeconds: a.rtt.Seconds(), AgeSeconds: a.age.Seconds(),
+		Name: dns.Fqdn(name), Type: dns.Type(qtype).String(), Source: a.Source.String(), Records: []string{},
+		RTTSeconds: a.RTT.Seconds(), AgeSeconds: a.Age.Seconds(),
 	}
-	if a.server.IsValid() {
-		e.Server = a.server.String()
+	if a.Server.IsValid() {
+		e.Server = a.Server.String()
 	}
-	if m, ok := s.localhost.find(q); ok {
-		e.match(m, q, a.source)
+	if m, ok := s.localhost.Find(q); ok {
+		e.match(m, q, a.Source)
 	} else if t := s.Table(); t != nil {
-		if m, ok := t.find(q); ok {
-			e.match(m, q, a.source)
+		if m, ok := t.Find(q); ok {
+			e.match(m, q, a.Source)
 		}
 	}
 	return e, e.read(a)
 }
 
 // match adds how the name was found.
-func (e *Explanation) match(m match, q *query, source Source) {
-	e.Host, e.Search, e.Wildcard, e.VIP = m.host(), m.domain(q), m.wildcard, m.vip()
-	if source != SourceTable {
+func (e *Explanation) match(m table.Match, q *wire.Query, source wire.Source) {
+	e.Host, e.Search, e.Wildcard, e.VIP = m.Host(), m.Domain(q), m.Wildcard, m.Vip()
+	if source != wire.SourceTable {
 		return
 	}
 	switch {
@@ -86,9 +89,9 @@ func (e *Explanation) match(m match, q *query, source Source) {
 }
 
 // read adds what the message says.
-func (e *Explanation) read(a answer) error {
+func (e *Explanation) read(a wire.Answer) error {
 	var m dns.Msg
-	if err := m.Unpack(a.msg); err != nil {
+	if err := m.Unpack(a.Msg); err != nil {
 		return fmt.Errorf("look up %q: read the answer: %w", e.Name, err)
 	}
 	e.Rcode = dns.RcodeToString[m.Rcode]
@@ -96,7 +99,7 @@ func (e *Explanation) read(a answer) error {
 		if i < len(m.Answer) {
 			e.Records = append(e.Records, strings.ReplaceAll(rr.String(), "\t", " "))
 		}
-		if ttl := rr.Header().Ttl; a.source == SourceCache && (i == 0 || ttl < e.RemainingTTL) {
+		if ttl := rr.Header().Ttl; a.Source == wire.SourceCache && (i == 0 || ttl < e.RemainingTTL) {
 			e.RemainingTTL = ttl
 		}
 	}

@@ -9,24 +9,27 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 func TestExplain(t *testing.T) {
-	up := newFakeUpstream(t, zone(0, goodA))
-	now := newClock()
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: now.Now})
-	s.Swap(NewTable(testHosts))
-	server := up.addr.String()
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
+	now := dnstest.NewClock()
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), Now: now.Now})
+	s.Swap(table.New(testHosts))
+	server := up.Addr.String()
 	for _, tc := range []struct {
 		name  string
 		qtype uint16
 		want  Explanation
 	}{
 		{"aliyun.com", dns.TypeA, Explanation{Source: "vip", Host: "aliyun.com", VIP: true, Records: []string{"aliyun.com. 30 IN A 240.240.1.2"}}},
-		{"aliyun.com.default.svc.cluster.local", dns.TypeA, Explanation{Source: "vip", Host: "aliyun.com", VIP: true, Search: testDomain,
+		{"aliyun.com.default.svc.cluster.local", dns.TypeA, Explanation{Source: "vip", Host: "aliyun.com", VIP: true, Search: dnstest.Domain,
 			Records: []string{"aliyun.com.default.svc.cluster.local. 30 IN CNAME aliyun.com.", "aliyun.com. 30 IN A 240.240.1.2"}}},
 		{"Dual.example", dns.TypeAAAA, Explanation{Source: "table", Host: "dual.example", Records: []string{"Dual.example. 30 IN AAAA fd00::1"}}},
-		{"v6.example.default.svc.cluster.local.", dns.TypeA, Explanation{Source: "search", Host: "v6.example", Search: testDomain,
+		{"v6.example.default.svc.cluster.local.", dns.TypeA, Explanation{Source: "search", Host: "v6.example", Search: dnstest.Domain,
 			Records: []string{"v6.example.default.svc.cluster.local. 30 IN CNAME v6.example."}}},
 		{"a.b.deep.wild.example", dns.TypeAAAA, Explanation{Source: "wildcard", Host: "*.deep.wild.example", Wildcard: true}},
 		{"2.1.240.240.in-addr.arpa", dns.TypePTR, Explanation{Source: "vip", Host: "aliyun.com", VIP: true, Records: []string{"2.1.240.240.in-addr.arpa. 30 IN PTR aliyun.com."}}},
@@ -42,7 +45,7 @@ func TestExplain(t *testing.T) {
 		if diff := cmp.Diff(tc.want, got, cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("%s: %s", tc.name, diff)
 		}
-		now.add(10 * time.Second)
+		now.Add(10 * time.Second)
 	}
 	if n := s.Stats().Requests; n != 0 {
 		t.Errorf("explanations count as %d requests", n)

@@ -11,6 +11,9 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 const knotZone = `$ORIGIN example.
@@ -54,7 +57,7 @@ func startKnot(t *testing.T) netip.AddrPort {
 			t.Fatal(err)
 		}
 	}
-	log := new(lockedBuffer)
+	log := new(dnstest.Log)
 	cmd := exec.Command(binary, "-c", filepath.Join(dir, "knot.conf"))
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
@@ -67,7 +70,7 @@ func startKnot(t *testing.T) netip.AddrPort {
 			t.Logf("knotd: %s", log)
 		}
 	})
-	waitFor(t, "knotd", func() bool {
+	dnstest.WaitFor(t, "knotd", func() bool {
 		m := new(dns.Msg).SetQuestion("example.", dns.TypeSOA)
 		r, err := dns.Exchange(m, addr.String())
 		return err == nil && len(r.Answer) == 1
@@ -79,8 +82,8 @@ func startKnot(t *testing.T) netip.AddrPort {
 // upstream and from the cache.
 func TestRealServer(t *testing.T) {
 	knot := startKnot(t)
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(knot))})
-	s.Swap(NewTable([]Host{{Name: "www.example", Addrs: ips("240.240.9.9"), VIP: true}}))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(knot))})
+	s.Swap(table.New([]table.Host{{Name: "www.example", Addrs: dnstest.IPs("240.240.9.9"), VIP: true}}))
 	for _, tc := range []struct {
 		name   string
 		qtype  uint16
@@ -100,7 +103,7 @@ func TestRealServer(t *testing.T) {
 		{"many.example", dns.TypeA, 0, "192.0.3.199"},
 	} {
 		for i, network := range []string{"tcp", "udp", "udp", "tcp"} {
-			r := s.ask(t, network, tc.name, tc.qtype, edns(8192, false))
+			r := s.ask(t, network, tc.name, tc.qtype, dnstest.EDNS(8192, false))
 			all := strings.Join(answers(r), "\n")
 			if r.Rcode != tc.rcode || (all == "") != (tc.answer == "") || !strings.Contains(all, tc.answer) {
 				t.Errorf("%s %s, %d, %s: %v", tc.name, dns.TypeToString[tc.qtype], i, network, r)

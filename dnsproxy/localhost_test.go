@@ -7,13 +7,16 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 // This host's names are answered whatever the servers and the table say, and before there is
 // a table.
 func TestLocalhost(t *testing.T) {
-	up := newFakeUpstream(t, zone(dns.RcodeNameError, ""))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce, "search default.svc.cluster.local svc.cluster.local corp.example"), HoldBeforeTable: time.Hour})
+	up := dnstest.NewUpstream(t, dnstest.Zone(dns.RcodeNameError, ""))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce, "search default.svc.cluster.local svc.cluster.local corp.example"), HoldBeforeTable: time.Hour})
 	none := []string{}
 	for range 2 {
 		for _, tc := range []struct {
@@ -36,14 +39,14 @@ func TestLocalhost(t *testing.T) {
 				t.Errorf("%s %s: %s %s", tc.name, dns.TypeToString[tc.qtype], dns.RcodeToString[r.Rcode], diff)
 			}
 		}
-		s.Swap(NewTable([]Host{{Name: "localhost", Addrs: ips("10.0.0.1")}, {Name: "*.localhost", Addrs: ips("10.0.0.1")}, {Name: "*.cluster.local", Addrs: ips("10.0.0.1")}}))
+		s.Swap(table.New([]table.Host{{Name: "localhost", Addrs: dnstest.IPs("10.0.0.1")}, {Name: "*.localhost", Addrs: dnstest.IPs("10.0.0.1")}, {Name: "*.cluster.local", Addrs: dnstest.IPs("10.0.0.1")}}))
 	}
-	if n := up.udp.Load(); n != 0 {
+	if n := up.UDP.Load(); n != 0 {
 		t.Errorf("the server was asked %d times", n)
 	}
 	for i, name := range []string{"localhost.example", "notlocalhost", "localhost.corp.example.com", `a\.localhost`} {
 		s.ask(t, "udp", name, dns.TypeA)
-		if n := up.udp.Load(); n != int64(i+1) {
+		if n := up.UDP.Load(); n != int64(i+1) {
 			t.Errorf("%s: the server was asked %d times, want %d: it is somebody else's", name, n, i+1)
 		}
 	}
@@ -54,13 +57,13 @@ func TestLocalhost(t *testing.T) {
 
 // A server that drops what is unusual makes nobody wait: such a question is refused here.
 func TestUnusualQuestionsAreRefusedAtOnce(t *testing.T) {
-	up := newFakeUpstream(t, silence)
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts))
+	up := dnstest.NewUpstream(t, dnstest.Silence)
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s.Swap(table.New(testHosts))
 	for _, network := range []string{"udp", "tcp"} {
 		for _, name := range []string{"aliyun.com", "x.example", "version.bind"} {
 			for _, class := range []uint16{dns.ClassCHAOS, dns.ClassHESIOD, dns.ClassANY, dns.ClassNONE, 0, 4711} {
-				r := s.ask(t, network, name, dns.TypeA, edns(1232, false), func(m *dns.Msg) { m.Question[0].Qclass = class })
+				r := s.ask(t, network, name, dns.TypeA, dnstest.EDNS(1232, false), func(m *dns.Msg) { m.Question[0].Qclass = class })
 				if r.Rcode != dns.RcodeRefused || r.IsEdns0() == nil || len(r.Question) != 1 || r.Question[0].Qclass != class {
 					t.Errorf("%s, class %d: %v", name, class, r)
 				}
@@ -72,7 +75,7 @@ func TestUnusualQuestionsAreRefusedAtOnce(t *testing.T) {
 			}
 		}
 	}
-	if n := up.udp.Load() + up.tcp.Load(); n != 0 {
+	if n := up.UDP.Load() + up.TCP.Load(); n != 0 {
 		t.Errorf("the server was asked %d times", n)
 	}
 }

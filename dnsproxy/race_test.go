@@ -12,20 +12,24 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/cache"
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/tests/dnstest"
 )
 
 // A lost datagram costs less than a client's patience, with one server too.
 func TestLostDatagram(t *testing.T) {
 	var lost atomic.Bool
-	answer := zone(0, goodA)
-	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte {
+	answer := dnstest.Zone(0, dnstest.GoodA)
+	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte {
 		if lost.CompareAndSwap(false, true) {
 			return nil
 		}
 		return answer(r, tcp)
 	})
 	// With time for each try, so that the first one is overtaken and never out of time.
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), ForwardTimeout: 20 * time.Second})
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), ForwardTimeout: 20 * time.Second})
 	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
 		t.Errorf("%v", r)
 	}
@@ -37,18 +41,20 @@ func TestLostDatagram(t *testing.T) {
 // heldHandler notes how long queries were held.
 type heldHandler struct{ held *time.Duration }
 
-func (heldHandler) fast(*query, []byte, *flights) (answer, bool) { return answer{}, false }
+func (heldHandler) Fast(*wire.Query, []byte, *cache.Flights) (wire.Answer, bool) {
+	return wire.Answer{}, false
+}
 
-func (h heldHandler) serve(_ context.Context, q *query, _ *flights) answer {
-	*h.held = q.held
-	return answer{}
+func (h heldHandler) Serve(_ context.Context, q *wire.Query, _ *cache.Flights) wire.Answer {
+	*h.held = q.Held
+	return wire.Answer{}
 }
 
 // The time for which a query was held before the first table is its client's.
 func TestHeldTimeCounts(t *testing.T) {
 	const hold = 2 * time.Millisecond
 	var held time.Duration
-	newTables(Config{HoldBeforeTable: hold}, heldHandler{&held}).serve(t.Context(), new(query), nil)
+	newTables(Config{HoldBeforeTable: hold}, heldHandler{&held}).Serve(t.Context(), new(wire.Query), nil)
 	if held < hold {
 		t.Errorf("held for %s, want %s at least", held, hold)
 	}
@@ -56,13 +62,13 @@ func TestHeldTimeCounts(t *testing.T) {
 
 // A question of ours that comes back is refused at once, and named in the log.
 func TestLoopIsCut(t *testing.T) {
-	log := new(lockedBuffer)
+	log := new(dnstest.Log)
 	var back atomic.Pointer[testServer]
 	// The good server waits until the question has come back, for the slow
 	// machine on which it is asked before.
 	refused := make(chan struct{})
 	var once sync.Once
-	loop := newFakeUpstream(t, func(request []byte, _ bool) []byte {
+	loop := dnstest.NewUpstream(t, func(request []byte, _ bool) []byte {
 		defer once.Do(func() { close(refused) })
 		conn, err := net.Dial("udp", back.Load().addr)
 		if err != nil {
@@ -78,8 +84,8 @@ func TestLoopIsCut(t *testing.T) {
 		}
 		return reply[:n]
 	})
-	good := newFakeUpstream(t, func(request []byte, tcp bool) []byte { <-refused; return zone(0, goodA)(request, tcp) })
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(loop.addr), nameserver(good.addr)), Log: slog.New(slog.NewTextHandler(log, nil))})
+	good := dnstest.NewUpstream(t, func(request []byte, tcp bool) []byte { <-refused; return dnstest.Zone(0, dnstest.GoodA)(request, tcp) })
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(loop.Addr), dnstest.Nameserver(good.Addr)), Log: slog.New(slog.NewTextHandler(log, nil))})
 	back.Store(s)
 	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
 		t.Errorf("%v", r)
@@ -121,14 +127,14 @@ func (p *pipelined) serve(conn net.Conn) {
 	for {
 		var batch [][]byte
 		for range p.batch {
-			request, err := readFramed(conn)
+			request, err := dnstest.ReadFramed(conn)
 			if err != nil || p.drop.Load() {
 				return
 			}
 			batch = append([][]byte{request}, batch...)
 		}
 		for _, r := range batch {
-			writeFramed(conn, zone(0, nameIn(r)+" 60 IN A 192.0.2.1")(r, true))
+			dnstest.WriteFramed(conn, dnstest.Zone(0, dnstest.NameIn(r)+" 60 IN A 192.0.2.1")(r, true))
 		}
 	}
 }
@@ -137,7 +143,7 @@ func (p *pipelined) serve(conn net.Conn) {
 func TestPipelining(t *testing.T) {
 	const batch = 10
 	up := newPipelined(t, batch)
-	s := start(t, Config{ResolvConf: writeConf(t, "nameserver ["+strings.Replace(up.listener.Addr().String(), ":", "]:", 1), "options use-vc")})
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, "nameserver ["+strings.Replace(up.listener.Addr().String(), ":", "]:", 1), "options use-vc")})
 	ask := func(round int) {
 		var all sync.WaitGroup
 		for i := range batch {
@@ -161,7 +167,7 @@ func TestPipelining(t *testing.T) {
 // closes is a failure, not a hang.
 func TestStreamEnds(t *testing.T) {
 	up := newPipelined(t, 1)
-	s := start(t, Config{ResolvConf: writeConf(t, "nameserver ["+strings.Replace(up.listener.Addr().String(), ":", "]:", 1), "options use-vc")})
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, "nameserver ["+strings.Replace(up.listener.Addr().String(), ":", "]:", 1), "options use-vc")})
 	ask := func(name string, want int) {
 		t.Helper()
 		if r := s.ask(t, "udp", name, dns.TypeA); r.Rcode != want {

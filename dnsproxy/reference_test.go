@@ -14,13 +14,18 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/cache"
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 // reference answers what the fast path answers, by the same rules, slowly and
 // without a line in common: lists, text and miekg/dns. Its answers are whole;
 // what a client has no room for is the caller's to check.
 type reference struct {
-	hosts  []Host
+	hosts  []table.Host
 	domain string // the pod's own
 	ttl    uint32
 	cached map[dns.Question]*dns.Msg // lower case
@@ -37,7 +42,7 @@ func (r *reference) answer(m *dns.Msg) *dns.Msg {
 		reply.SetEdns0(1232, do)
 	}
 	asked := m.Question[0]
-	if reply.Rcode = refusedFor(asked); reply.Rcode != dns.RcodeSuccess {
+	if reply.Rcode = dnstest.RefusedFor(asked); reply.Rcode != dns.RcodeSuccess {
 		return reply
 	}
 	if base, ok := r.local(strings.ToLower(asked.Name)); ok {
@@ -134,7 +139,7 @@ func (r *reference) addSOA(reply *dns.Msg) {
 // if it has none.
 func (r *reference) local(name string) (base string, ok bool) {
 	labels := dns.SplitDomainName(name)
-	for _, domain := range append([]string{""}, testSearch...) {
+	for _, domain := range append([]string{""}, dnstest.Search...) {
 		of := dns.SplitDomainName("localhost." + domain)
 		if len(labels) < len(of) || !slices.Equal(of, labels[len(labels)-len(of):]) {
 			continue
@@ -155,7 +160,7 @@ func (r *reference) addLocal(reply *dns.Msg, base string) {
 	switch {
 	case aliased:
 	case qtype == dns.TypeA || qtype == dns.TypeAAAA || qtype == dns.TypeANY:
-		r.addAddresses(reply, ips("127.0.0.1", "::1"))
+		r.addAddresses(reply, dnstest.IPs("127.0.0.1", "::1"))
 	default:
 		r.addSOA(reply)
 	}
@@ -209,17 +214,17 @@ func (r *reference) vipHost(name string) string {
 }
 
 // referenceHosts has every kind of host that is answered in its own way.
-func referenceHosts() []Host {
-	many := Host{Name: "many.example"}
+func referenceHosts() []table.Host {
+	many := table.Host{Name: "many.example"}
 	for i := range byte(90) {
 		many.Addrs = append(many.Addrs, netip.AddrFrom4([4]byte{10, 9, 0, i}), netip.AddrFrom16([16]byte{0xfd, 15: i}))
 	}
-	return slices.Concat(testHosts, []Host{many,
-		{Name: "also.aliyun.com", Addrs: ips("240.240.1.2", "2001:2::7"), VIP: true},
-		{Name: "a.svc.cluster.local", Addrs: ips("10.0.0.8")},
-		{Name: "*.cluster.local", Addrs: ips("10.0.0.9")},
-		{Name: "gap.wild.example", Forwarded: true}, {Name: "*.gap.wild.example", Forwarded: true}, {Name: "b.gap.wild.example", Addrs: ips("fd00::7")},
-		{Name: "b.default.svc.cluster.local", Addrs: ips("10.0.0.10")}, {Name: "b", Addrs: ips("10.0.0.11")},
+	return slices.Concat(testHosts, []table.Host{many,
+		{Name: "also.aliyun.com", Addrs: dnstest.IPs("240.240.1.2", "2001:2::7"), VIP: true},
+		{Name: "a.svc.cluster.local", Addrs: dnstest.IPs("10.0.0.8")},
+		{Name: "*.cluster.local", Addrs: dnstest.IPs("10.0.0.9")},
+		{Name: "gap.wild.example", Forwarded: true}, {Name: "*.gap.wild.example", Forwarded: true}, {Name: "b.gap.wild.example", Addrs: dnstest.IPs("fd00::7")},
+		{Name: "b.default.svc.cluster.local", Addrs: dnstest.IPs("10.0.0.10")}, {Name: "b", Addrs: dnstest.IPs("10.0.0.11")},
 	})
 }
 
@@ -243,8 +248,8 @@ var keptAnswers = map[dns.Question]string{
 // newReference returns a server that keeps keptAnswers, and its reference.
 func newReference(t testing.TB) (*Server, *reference) {
 	now := time.Unix(1000, 0)
-	r := &reference{hosts: referenceHosts(), domain: testDomain, ttl: 30, cached: map[dns.Question]*dns.Msg{}}
-	up := newFakeUpstream(t, func(request []byte, tcp bool) []byte {
+	r := &reference{hosts: referenceHosts(), domain: dnstest.Domain, ttl: 30, cached: map[dns.Question]*dns.Msg{}}
+	up := dnstest.NewUpstream(t, func(request []byte, tcp bool) []byte {
 		var asked dns.Msg
 		if asked.Unpack(request) != nil {
 			return nil
@@ -254,7 +259,7 @@ func newReference(t testing.TB) (*Server, *reference) {
 			rcode, text = dns.RcodeNameError, rest
 		}
 		kept := new(dns.Msg)
-		if err := kept.Unpack(zone(rcode, strings.ReplaceAll(text, "@", asked.Question[0].Name))(request, tcp)); err != nil {
+		if err := kept.Unpack(dnstest.Zone(rcode, strings.ReplaceAll(text, "@", asked.Question[0].Name))(request, tcp)); err != nil {
 			return nil
 		}
 		kept.AuthenticatedData, kept.Extra = true, nil
@@ -263,11 +268,11 @@ func newReference(t testing.TB) (*Server, *reference) {
 		r.cached[asked.Question[0]] = kept
 		return msg
 	})
-	s := newServer(t, Config{ResolvConf: writeConf(t, nameserver(up.addr)), Now: func() time.Time { return now }})
-	s.Swap(NewTable(r.hosts))
-	via := new(flights)
-	via.transport.open(context.Background(), true)
-	defer via.transport.end()
+	s := newServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), Now: func() time.Time { return now }})
+	s.Swap(table.New(r.hosts))
+	via := new(cache.Flights)
+	via.Transport.Open(context.Background(), true)
+	defer via.Transport.End()
 	for question := range keptAnswers {
 		for flags := range 8 { // each is kept by itself
 			m := &dns.Msg{Question: []dns.Question{question}}
@@ -279,10 +284,10 @@ func newReference(t testing.TB) (*Server, *reference) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			q := new(query)
-			q.parse(request, maxMessage)
-			if a := s.cache.serve(t.Context(), q, via); !good(a) {
-				t.Fatalf("%v: %x", question, a.msg)
+			q := new(wire.Query)
+			q.Parse(request, wire.MaxMessage)
+			if a := s.cache.Serve(t.Context(), q, via); !wire.Good(a) {
+				t.Fatalf("%v: %x", question, a.Msg)
 			}
 		}
 	}
@@ -321,19 +326,19 @@ func FuzzFastPath(f *testing.F) {
 	}
 	// The longest names, of which the answer has two.
 	for _, n := range []int{40, 49, 51} {
-		long := strings.Repeat(strings.Repeat("l", n)+".", 4) + "wild.example." + testDomain + "."
+		long := strings.Repeat(strings.Repeat("l", n)+".", 4) + "wild.example." + dnstest.Domain + "."
 		addSeeds(f, dns.Question{Name: long, Qtype: dns.TypeA, Qclass: dns.ClassINET})
 		addSeeds(f, dns.Question{Name: long, Qtype: dns.TypeAAAA, Qclass: dns.ClassINET})
 	}
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		for _, limit := range []int{0, maxMessage} {
+		for _, limit := range []int{0, wire.MaxMessage} {
 			compareWithReference(t, s, r, msg, limit)
 		}
 	})
 }
 
 func addSeeds(f *testing.F, question dns.Question) {
-	for _, change := range []func(*dns.Msg){func(*dns.Msg) {}, edns(4096, true), edns(600, false),
+	for _, change := range []func(*dns.Msg){func(*dns.Msg) {}, dnstest.EDNS(4096, true), dnstest.EDNS(600, false),
 		func(m *dns.Msg) { m.AuthenticatedData, m.CheckingDisabled, m.RecursionDesired = true, true, false }} {
 		m := new(dns.Msg).SetQuestion(question.Name, question.Qtype)
 		m.Question[0].Qclass = question.Qclass
@@ -348,10 +353,10 @@ func addSeeds(f *testing.F, question dns.Question) {
 
 func compareWithReference(t *testing.T, s *Server, r *reference, msg []byte, limit int) {
 	t.Helper()
-	q := new(query)
+	q := new(wire.Query)
 	reply, done := chainOf(s).respond(q, msg, limit, nil)
 	var m dns.Msg
-	if err := m.Unpack(msg); err != nil || !plain(msg, &m) || len(q.question()) == 0 {
+	if err := m.Unpack(msg); err != nil || !dnstest.Plain(msg, &m) || len(q.Question()) == 0 {
 		return // FuzzQuery says what becomes of those
 	}
 	want := r.answer(&m)
@@ -365,11 +370,11 @@ func compareWithReference(t *testing.T, s *Server, r *reference, msg []byte, lim
 	if err := got.Unpack(reply); err != nil {
 		t.Fatalf("reply %x: %v", reply, err)
 	}
-	if len(reply) > q.limit {
-		t.Fatalf("%d bytes for a client that takes %d", len(reply), q.limit)
+	if len(reply) > q.Limit {
+		t.Fatalf("%d bytes for a client that takes %d", len(reply), q.Limit)
 	}
 	if got.Truncated {
-		compareTruncated(t, q.limit, len(reply), got, want)
+		compareTruncated(t, q.Limit, len(reply), got, want)
 		want.Truncated, want.Answer, want.Ns, got.Answer, got.Ns = true, nil, nil, nil, nil
 	}
 	if diff := cmp.Diff(meaning(want), meaning(got), cmpopts.EquateEmpty()); diff != "" {
@@ -440,8 +445,8 @@ func TestWaitIsLikeTheFastPath(t *testing.T) {
 		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeANY} {
 			m := new(dns.Msg).SetQuestion(name+".", qtype)
 			msg, _ := m.Pack()
-			q := new(query)
-			q.parse(msg, maxMessage)
+			q := new(wire.Query)
+			q.Parse(msg, wire.MaxMessage)
 			got := new(dns.Msg)
 			if err := got.Unpack(chainOf(s).wait(context.Background(), q)); err != nil {
 				t.Fatal(err)

@@ -6,6 +6,9 @@ import (
 	"sync/atomic"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/cache"
+	"understudy.mesh/dnsproxy/internal/wire"
 )
 
 // searching is the first handler for a client that does not walk resolv.conf's search
@@ -27,7 +30,7 @@ type searching struct {
 func (h *searching) searched(domains []string) {
 	list := make([][]byte, 0, len(domains))
 	for _, domain := range domains {
-		if wire, ok := appendName(nil, domain); ok {
+		if wire, ok := wire.AppendName(nil, domain); ok {
 			list = append(list, wire[:len(wire)-1])
 		}
 	}
@@ -35,44 +38,44 @@ func (h *searching) searched(domains []string) {
 }
 
 // lookUp asks the next handler; false when it has to be asked again in another way.
-type lookUp func(q *query) (answer, bool)
+type lookUp func(q *wire.Query) (wire.Answer, bool)
 
-func (h *searching) fast(q *query, dst []byte, via *flights) (answer, bool) {
+func (h *searching) Fast(q *wire.Query, dst []byte, via *cache.Flights) (wire.Answer, bool) {
 	if !h.leads(q) {
-		a, ok := h.next.fast(q, dst, via)
-		if !ok || !denies(a.msg) || len(h.candidates(q)) == 0 {
+		a, ok := h.next.Fast(q, dst, via)
+		if !ok || !wire.Denies(a.Msg) || len(h.candidates(q)) == 0 {
 			return a, ok
 		}
 	}
-	return h.walk(q, func(q *query) (answer, bool) { return h.next.fast(q, nil, via) })
+	return h.walk(q, func(q *wire.Query) (wire.Answer, bool) { return h.next.Fast(q, nil, via) })
 }
 
-func (h *searching) serve(ctx context.Context, q *query, via *flights) answer {
-	a, _ := h.walk(q, func(q *query) (answer, bool) { return h.next.serve(ctx, q, via), true })
+func (h *searching) Serve(ctx context.Context, q *wire.Query, via *cache.Flights) wire.Answer {
+	a, _ := h.walk(q, func(q *wire.Query) (wire.Answer, bool) { return h.next.Serve(ctx, q, via), true })
 	return a
 }
 
 // leads says whether q's name is tried below the search domains first.
-func (h *searching) leads(q *query) bool {
-	name := q.wire()
+func (h *searching) leads(q *wire.Query) bool {
+	name := q.Name()
 	return len(name) > 1 && int(name[0])+2 == len(name) && len(*h.domains.Load()) > 0
 }
 
 // candidates are q's question below each search domain. A name that ends with one of
 // these is whole, and has none.
-func (h *searching) candidates(q *query) []query {
-	name := q.wire()
+func (h *searching) candidates(q *wire.Query) []wire.Query {
+	name := q.Name()
 	name = name[:len(name)-1]
 	domains := *h.domains.Load()
 	for _, domain := range domains {
-		if len(name) == 0 || bytes.Equal(name, domain) || cutDomain(name, domain) != nil {
+		if len(name) == 0 || bytes.Equal(name, domain) || wire.CutDomain(name, domain) != nil {
 			return nil
 		}
 	}
-	list := make([]query, 0, len(domains))
+	list := make([]wire.Query, 0, len(domains))
 	for _, domain := range domains {
-		if len(name)+len(domain)+1 <= maxWireName {
-			list = append(list, q.below(domain))
+		if len(name)+len(domain)+1 <= wire.MaxWireName {
+			list = append(list, q.Below(domain))
 		}
 	}
 	return list
@@ -80,8 +83,8 @@ func (h *searching) candidates(q *query) []query {
 
 // walk answers with the first of the names that exists, or about which nothing can be
 // said now; where none exists, with what is said of the name itself.
-func (h *searching) walk(q *query, ask lookUp) (answer, bool) {
-	var itself answer
+func (h *searching) walk(q *wire.Query, ask lookUp) (wire.Answer, bool) {
+	var itself wire.Answer
 	leads := h.leads(q)
 	if !leads {
 		a, exists, ok := h.try(q, ask)
@@ -93,10 +96,10 @@ func (h *searching) walk(q *query, ask lookUp) (answer, bool) {
 	for _, candidate := range h.candidates(q) {
 		a, exists, ok := h.try(&candidate, ask)
 		if !ok {
-			return answer{}, false
+			return wire.Answer{}, false
 		}
 		if exists {
-			return a.foundFor(q, &candidate), true
+			return foundFor(a, q, &candidate), true
 		}
 	}
 	if leads {
@@ -108,47 +111,47 @@ func (h *searching) walk(q *query, ask lookUp) (answer, bool) {
 // try asks about one name, and says whether it may exist. A name that is denied to
 // those who ask for AAAA may yet have an A record, where servers hide IPv6 (see
 // appendKey): it is not looked for elsewhere.
-func (h *searching) try(q *query, ask lookUp) (a answer, exists, ok bool) {
+func (h *searching) try(q *wire.Query, ask lookUp) (a wire.Answer, exists, ok bool) {
 	a, ok = ask(q)
-	if !ok || !denies(a.msg) {
+	if !ok || !wire.Denies(a.Msg) {
 		return a, true, ok
 	}
-	if q.qtype != typeAAAA {
+	if q.Type != wire.TypeAAAA {
 		return a, false, true
 	}
-	own := q.withType(typeA)
+	own := q.WithType(wire.TypeA)
 	other, ok := ask(&own)
-	return a, !denies(other.msg), ok
+	return a, !wire.Denies(other.Msg), ok
 }
 
-// foundFor makes the answer to found that to q, of which found's name was made: the
+// foundFor makes a, the answer to found, that to q, of which found's name was made: the
 // name that was asked for is an alias of the one that was found.
-func (a answer) foundFor(q, found *query) answer {
-	failed := appendReply(nil, q, 0, rcodeServFail)
-	if !good(a) {
-		a.msg = failed
+func foundFor(a wire.Answer, q, found *wire.Query) wire.Answer {
+	failed := wire.AppendReply(nil, q, 0, wire.RcodeServFail)
+	if !wire.Good(a) {
+		a.Msg = failed
 		return a
 	}
 	var m dns.Msg
-	alias, _, err := dns.UnpackDomainName(q.wire(), 0)
+	alias, _, err := dns.UnpackDomainName(q.Name(), 0)
 	if err == nil {
-		err = m.Unpack(a.msg)
+		err = m.Unpack(a.Msg)
 	}
-	name, _, errName := dns.UnpackDomainName(found.wire(), 0)
+	name, _, errName := dns.UnpackDomainName(found.Name(), 0)
 	if err != nil || errName != nil {
-		a.msg, a.source = failed, SourceFailure
+		a.Msg, a.Source = failed, wire.SourceFailure
 		return a
 	}
-	m.Question = []dns.Question{{Name: alias, Qtype: q.qtype, Qclass: q.qclass}}
+	m.Question = []dns.Question{{Name: alias, Qtype: q.Type, Qclass: q.Class}}
 	header := dns.RR_Header{Name: alias, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: leastTTL(&m)}
 	m.Answer = append([]dns.RR{&dns.CNAME{Hdr: header, Target: name}}, m.Answer...)
 	m.Compress = true
 	msg, err := m.Pack()
-	if err != nil || !bytes.Equal(msg[headerLen:headerLen+int(q.lowerN)], q.wire()) {
-		a.msg, a.source = failed, SourceFailure
+	if err != nil || !bytes.Equal(msg[wire.HeaderLen:wire.HeaderLen+int(q.LowerN)], q.Name()) {
+		a.Msg, a.Source = failed, wire.SourceFailure
 		return a
 	}
-	a.msg = msg
+	a.Msg = msg
 	return a
 }
 

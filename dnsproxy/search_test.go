@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/tests/dnstest"
 )
 
 // searchedZone is an upstream that knows a few names, and notes what it is asked.
@@ -34,13 +37,13 @@ func (z *searchedZone) reply(request []byte, tcp bool) []byte {
 	text, ok := z.known[question.Name]
 	switch rcode, isRcode := dns.StringToRcode[text]; {
 	case !ok || question.Name == z.hidden && question.Qtype == dns.TypeAAAA:
-		return zone(dns.RcodeNameError, soa)(request, tcp)
+		return dnstest.Zone(dns.RcodeNameError, soa)(request, tcp)
 	case isRcode:
-		return zone(rcode, "")(request, tcp)
+		return dnstest.Zone(rcode, "")(request, tcp)
 	case !strings.Contains(text, " "+dns.TypeToString[question.Qtype]+" "):
-		return zone(dns.RcodeSuccess, soa)(request, tcp)
+		return dnstest.Zone(dns.RcodeSuccess, soa)(request, tcp)
 	}
-	return zone(dns.RcodeSuccess, question.Name+" "+text)(request, tcp)
+	return dnstest.Zone(dns.RcodeSuccess, question.Name+" "+text)(request, tcp)
 }
 
 // since returns what was asked since it was last called.
@@ -54,8 +57,8 @@ func (z *searchedZone) since() []string {
 // startSearching returns a server that walks these search domains for its client.
 func startSearching(t *testing.T, z *searchedZone, domains string) *testServer {
 	t.Helper()
-	upstream := newFakeUpstream(t, z.reply)
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(upstream.addr), "search "+domains, "options ndots:5")})
+	upstream := dnstest.NewUpstream(t, z.reply)
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(upstream.Addr), "search "+domains, "options ndots:5")})
 	v, tcp := startBeside(t, s)
 	t.Cleanup(func() { closeNow(t, v) })
 	return &testServer{s.Server, tcp.Addr().String()}
@@ -142,17 +145,17 @@ func TestSearchesAsResolvConfSays(t *testing.T) {
 	if got := brief(s.ask(t, "tcp", "mysql.prod.", dns.TypeA)); got != "mysql.prod. CNAME, mysql.prod.one. A" {
 		t.Errorf("before: %s", got)
 	}
-	other := newFakeUpstream(t, z.reply)
-	if err := os.WriteFile(s.config.ResolvConf, []byte(nameserver(other.addr)+"\nsearch two\n"), 0o644); err != nil {
+	other := dnstest.NewUpstream(t, z.reply)
+	if err := os.WriteFile(s.config.ResolvConf, []byte(dnstest.Nameserver(other.Addr)+"\nsearch two\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; {
 		got := brief(s.ask(t, "tcp", "redis.prod.", dns.TypeA))
-		if got == "redis.prod. CNAME, redis.prod.two. A" && other.udp.Load() > 0 {
+		if got == "redis.prod. CNAME, redis.prod.two. A" && other.UDP.Load() > 0 {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("after: %s, the new server was asked %d times", got, other.udp.Load())
+			t.Fatalf("after: %s, the new server was asked %d times", got, other.UDP.Load())
 		}
 		s.ask(t, "tcp", fmt.Sprintf("n%d.example.", time.Now().UnixNano()), dns.TypeA) // a miss looks at the file
 	}
@@ -164,17 +167,17 @@ func TestBesideHasItsOwnLimits(t *testing.T) {
 	const questions = 3 * maxPipelined
 	var mu sync.Mutex
 	all, waiting := make(chan struct{}), 0
-	upstream := newFakeUpstream(t, func(request []byte, tcp bool) []byte {
+	upstream := dnstest.NewUpstream(t, func(request []byte, tcp bool) []byte {
 		mu.Lock()
 		if waiting++; waiting == questions {
 			close(all)
 		}
 		mu.Unlock()
 		<-all
-		return zone(dns.RcodeSuccess, "")(request, tcp)
+		return dnstest.Zone(dns.RcodeSuccess, "")(request, tcp)
 	})
-	upstream.apart.Store(true)
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(upstream.addr))})
+	upstream.Apart.Store(true)
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(upstream.Addr))})
 	for range cap(s.inflight) {
 		s.inflight <- struct{}{}
 	}
@@ -189,19 +192,19 @@ func TestBesideHasItsOwnLimits(t *testing.T) {
 	for i := range questions {
 		msg, err := new(dns.Msg).SetQuestion(fmt.Sprintf("n%d.example.", i), dns.TypeA).Pack()
 		if err == nil {
-			err = writeFramed(conn, msg)
+			err = dnstest.WriteFramed(conn, msg)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
 	for range questions {
-		msg, err := readFramed(conn)
+		msg, err := dnstest.ReadFramed(conn)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if rcodeOf(msg) != rcodeSuccess {
-			t.Fatalf("refused: rcode %d", rcodeOf(msg))
+		if wire.RcodeOf(msg) != wire.RcodeSuccess {
+			t.Fatalf("refused: rcode %d", wire.RcodeOf(msg))
 		}
 	}
 }

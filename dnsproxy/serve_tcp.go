@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"understudy.mesh/dnsproxy/internal/wire"
 )
 
 const (
@@ -39,7 +41,7 @@ const (
 
 	// tcpUnread is how much the kernel may hold of replies that a client does
 	// not take, rather than the megabytes that it would: two of the largest.
-	tcpUnread = 2 * maxMessage
+	tcpUnread = 2 * wire.MaxMessage
 
 	acceptPause = 5 * time.Millisecond // after EMFILE and the like
 )
@@ -77,7 +79,7 @@ func (v *Serving) serveTCP(l *net.TCPListener) {
 		c := &tcpConn{Conn: conn, serving: v, slots: make(chan struct{}, v.pipelined)}
 		c.in = bufio.NewReaderSize(conn, 2+maxQuery)
 		v.server.admit(v.taking, c)
-		v.flights.transport.run(func() {
+		v.flights.Transport.Go(func() {
 			defer v.server.dismiss(c)
 			v.serveConn(c)
 		})
@@ -100,13 +102,13 @@ func (v *Serving) serveConn(c *tcpConn) {
 	var pending sync.WaitGroup
 	defer c.Close()
 	defer pending.Wait()
-	q := new(query)
+	q := new(wire.Query)
 	for {
 		msg, err := c.next()
 		if err != nil {
 			return
 		}
-		reply, done := v.respond(q, msg, maxMessage, c.room())
+		reply, done := v.respond(q, msg, wire.MaxMessage, c.room())
 		if !done {
 			reply, err = v.dispatchTCP(c, &pending, q)
 		}
@@ -220,7 +222,7 @@ func (c *tcpConn) send(framed []byte) error {
 
 // dispatchTCP lets q wait in a goroutine of its own; where there is no room it
 // returns the reply that says so. Errors are the connection's.
-func (v *Serving) dispatchTCP(c *tcpConn, pending *sync.WaitGroup, q *query) ([]byte, error) {
+func (v *Serving) dispatchTCP(c *tcpConn, pending *sync.WaitGroup, q *wire.Query) ([]byte, error) {
 	select {
 	case c.slots <- struct{}{}:
 	default:

@@ -10,6 +10,10 @@ import (
 
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 func dialTCP(t *testing.T, s *testServer) *net.TCPConn {
@@ -37,9 +41,9 @@ func wireQuery(t testing.TB, id uint16, name string) []byte {
 // 300 queries at once in one write, half of them forwarded, and then the
 // client's FIN: every one is answered.
 func TestTCPPipelining(t *testing.T) {
-	up := newFakeUpstream(t, zone(0, "---\n"))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts))
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, "---\n"))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s.Swap(table.New(testHosts))
 	c := dialTCP(t, s)
 	const queries = 300
 	var all bytes.Buffer
@@ -48,7 +52,7 @@ func TestTCPPipelining(t *testing.T) {
 		if id%2 == 1 {
 			name = fmt.Sprintf("n%d.example.", id)
 		}
-		writeFramed(&all, wireQuery(t, id, name))
+		dnstest.WriteFramed(&all, wireQuery(t, id, name))
 	}
 	go func() {
 		c.Write(all.Bytes())
@@ -56,7 +60,7 @@ func TestTCPPipelining(t *testing.T) {
 	}()
 	seen := map[uint16]bool{}
 	for range queries {
-		msg, err := readFramed(c)
+		msg, err := dnstest.ReadFramed(c)
 		if err != nil {
 			t.Fatalf("after %d replies: %v", len(seen), err)
 		}
@@ -69,15 +73,15 @@ func TestTCPPipelining(t *testing.T) {
 	if len(seen) != queries {
 		t.Errorf("%d different replies", len(seen))
 	}
-	if _, err := readFramed(c); err != io.EOF {
+	if _, err := dnstest.ReadFramed(c); err != io.EOF {
 		t.Errorf("want the end of the connection, got %v", err)
 	}
 }
 
 // What no client of good will sends ends the connection, or gets an answer.
 func TestTCPBadMessages(t *testing.T) {
-	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(testHosts))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s.Swap(table.New(testHosts))
 	for name, tc := range map[string]struct {
 		sent  string
 		reply bool
@@ -92,10 +96,10 @@ func TestTCPBadMessages(t *testing.T) {
 			c := dialTCP(t, s)
 			c.Write([]byte(tc.sent))
 			if name == "short header" { // silence, and the connection goes on
-				writeFramed(c, wireQuery(t, 1, "aliyun.com."))
+				dnstest.WriteFramed(c, wireQuery(t, 1, "aliyun.com."))
 				tc.reply = true
 			}
-			_, err := readFramed(c)
+			_, err := dnstest.ReadFramed(c)
 			if (err == nil) != tc.reply {
 				t.Errorf("got %v", err)
 			}
@@ -108,13 +112,13 @@ func TestTCPBadMessages(t *testing.T) {
 
 // One connection more than there may be closes the one that is idle longest.
 func TestTCPConnectionBound(t *testing.T) {
-	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(testHosts))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s.Swap(table.New(testHosts))
 	ask := func(c net.Conn) error {
-		if err := writeFramed(c, wireQuery(t, 1, "aliyun.com.")); err != nil {
+		if err := dnstest.WriteFramed(c, wireQuery(t, 1, "aliyun.com.")); err != nil {
 			return err
 		}
-		_, err := readFramed(c)
+		_, err := dnstest.ReadFramed(c)
 		return err
 	}
 	var open []net.Conn
@@ -131,7 +135,7 @@ func TestTCPConnectionBound(t *testing.T) {
 	if err := ask(dialTCP(t, s)); err != nil {
 		t.Fatalf("one more connection: %v", err)
 	}
-	if _, err := readFramed(open[1]); err == nil {
+	if _, err := dnstest.ReadFramed(open[1]); err == nil {
 		t.Error("the idle connection is still open")
 	}
 	if err := ask(open[0]); err != nil {
@@ -145,17 +149,17 @@ func TestTCPConnectionBound(t *testing.T) {
 // A connection that spoke a moment ago is not closed for another, which waits until one
 // ends or has been silent: what it asks meanwhile is answered then.
 func TestTCPBusyConnectionsStay(t *testing.T) {
-	now := newClock()
-	s := start(t, Config{ResolvConf: writeConf(t), Now: now.Now})
-	s.Swap(NewTable(testHosts))
+	now := dnstest.NewClock()
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t), Now: now.Now})
+	s.Swap(table.New(testHosts))
 	query := func(c net.Conn) {
-		if err := writeFramed(c, wireQuery(t, 1, "aliyun.com.")); err != nil {
+		if err := dnstest.WriteFramed(c, wireQuery(t, 1, "aliyun.com.")); err != nil {
 			t.Fatal(err)
 		}
 	}
 	answered := func(what string, c net.Conn) {
 		t.Helper()
-		if _, err := readFramed(c); err != nil {
+		if _, err := dnstest.ReadFramed(c); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -180,7 +184,7 @@ func TestTCPBusyConnectionsStay(t *testing.T) {
 	}
 	open[0].Close()
 	answered("the first to wait", more[0])
-	now.add(connQuiet)
+	now.Add(connQuiet)
 	answered("the second", more[1])
 	answered("the third", more[2])
 	if st := s.Stats(); st.TCPCut != 2 || st.TCPOpen != maxConns {
@@ -192,21 +196,21 @@ func TestTCPBusyConnectionsStay(t *testing.T) {
 func TestTCPWaiterIsServedOnRelease(t *testing.T) {
 	udp, tcp := listen(t)
 	addr := tcp[0].Addr().String()
-	s := newServer(t, Config{ResolvConf: writeConf(t), Now: newClock().Now})
-	s.Swap(NewTable(testHosts))
+	s := newServer(t, Config{ResolvConf: dnstest.WriteConf(t), Now: dnstest.NewClock().Now})
+	s.Swap(table.New(testHosts))
 	v := s.Start(udp, tcp)
 	defer closeNow(t, v)
 	for range maxConns {
 		dialTCP(t, &testServer{s, addr})
 	}
-	waitFor(t, "a full house", func() bool { return s.Stats().TCPOpen == maxConns })
+	dnstest.WaitFor(t, "a full house", func() bool { return s.Stats().TCPOpen == maxConns })
 	c := dialTCP(t, &testServer{s, addr})
-	if err := writeFramed(c, wireQuery(t, 1, "aliyun.com.")); err != nil {
+	if err := dnstest.WriteFramed(c, wireQuery(t, 1, "aliyun.com.")); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "one who waits", func() bool { s.conns.mu.Lock(); defer s.conns.mu.Unlock(); return s.conns.freed != nil })
+	dnstest.WaitFor(t, "one who waits", func() bool { s.conns.mu.Lock(); defer s.conns.mu.Unlock(); return s.conns.freed != nil })
 	v.Release()
-	if _, err := readFramed(c); err != nil {
+	if _, err := dnstest.ReadFramed(c); err != nil {
 		t.Error(err)
 	}
 }
@@ -228,14 +232,14 @@ func TestTCPUnreadQueryCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	now := newClock().Now()
+	now := dnstest.NewClock().Now()
 	c := &tcpConn{Conn: conn, active: now}
 	set := connSet{open: map[*tcpConn]struct{}{c: {}}}
 	if set.quietest(now.Add(connQuiet)) != c || set.quietest(now) != nil {
 		t.Error("silence is not told from speech")
 	}
 	client.Write([]byte{0})
-	waitFor(t, "the query", func() bool { return unread(conn) })
+	dnstest.WaitFor(t, "the query", func() bool { return unread(conn) })
 	if set.quietest(now.Add(connQuiet)) != nil {
 		t.Error("a connection with a query is taken for silent")
 	}
@@ -250,9 +254,9 @@ func TestHitsOverTCPAllocateNothing(t *testing.T) {
 		for _, queries := range []int{1, 20} {
 			var all bytes.Buffer
 			for range queries {
-				writeFramed(&all, wireQuery(t, 1, name))
+				dnstest.WriteFramed(&all, wireQuery(t, 1, name))
 			}
-			in := make([]byte, maxMessage)
+			in := make([]byte, wire.MaxMessage)
 			ask := func() {
 				if _, err := c.Write(all.Bytes()); err != nil {
 					t.Fatal(err)
@@ -262,7 +266,7 @@ func TestHitsOverTCPAllocateNothing(t *testing.T) {
 						t.Fatal(err)
 					}
 					n := int(in[0])<<8 | int(in[1])
-					if _, err := io.ReadFull(c, in[:n]); err != nil || rcodeOf(in[:n]) != 0 || in[7] == 0 {
+					if _, err := io.ReadFull(c, in[:n]); err != nil || wire.RcodeOf(in[:n]) != 0 || in[7] == 0 {
 						t.Fatalf("%s: reply %x, %v", kind, in[:n], err)
 					}
 				}
@@ -279,10 +283,10 @@ func TestHitsOverTCPAllocateNothing(t *testing.T) {
 // its query a byte at a time, and one that takes no replies. Meanwhile others
 // are served although the slow ones fill every place.
 func TestTCPSlowClientsAreCut(t *testing.T) {
-	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(testHosts))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s.Swap(table.New(testHosts))
 	query := new(bytes.Buffer)
-	writeFramed(query, wireQuery(t, 1, "aliyun.com."))
+	dnstest.WriteFramed(query, wireQuery(t, 1, "aliyun.com."))
 	drips := func(c *net.TCPConn) error { // until the server ends it
 		tick := time.NewTicker(tcpMessage / 8)
 		defer tick.Stop()
@@ -309,7 +313,7 @@ func TestTCPSlowClientsAreCut(t *testing.T) {
 	for range maxConns {
 		conns = append(conns, dialTCP(t, s))
 	}
-	waitFor(t, "the slow ones", func() bool { return s.Stats().TCPOpen == maxConns })
+	dnstest.WaitFor(t, "the slow ones", func() bool { return s.Stats().TCPOpen == maxConns })
 	results := make(chan error, maxConns)
 	for i, c := range conns {
 		client := drips
@@ -327,14 +331,14 @@ func TestTCPSlowClientsAreCut(t *testing.T) {
 			t.Errorf("a slow client was not cut: %v", err)
 		}
 	}
-	waitFor(t, "their end", func() bool { return s.Stats().TCPOpen == 0 })
+	dnstest.WaitFor(t, "their end", func() bool { return s.Stats().TCPOpen == 0 })
 }
 
 // What a client does not read takes a bounded part of the kernel's memory.
 func TestTCPUnreadIsBounded(t *testing.T) {
-	s := start(t, Config{ResolvConf: writeConf(t)})
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
 	dialTCP(t, s)
-	waitFor(t, "the connection", func() bool { return s.Stats().TCPOpen == 1 })
+	dnstest.WaitFor(t, "the connection", func() bool { return s.Stats().TCPOpen == 1 })
 	s.conns.mu.Lock()
 	defer s.conns.mu.Unlock()
 	for c := range s.conns.open {
@@ -354,13 +358,13 @@ func TestTCPUnreadIsBounded(t *testing.T) {
 // The replies to what came together go together, and nothing that is gathered
 // waits for a query that never comes.
 func TestTCPGathersReplies(t *testing.T) {
-	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(testHosts))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s.Swap(table.New(testHosts))
 	c := dialTCP(t, s)
 	var all bytes.Buffer
 	const queries = 3
 	for id := range uint16(queries) {
-		writeFramed(&all, wireQuery(t, id, "aliyun.com."))
+		dnstest.WriteFramed(&all, wireQuery(t, id, "aliyun.com."))
 	}
 	all.WriteByte(0) // the beginning of another one
 	if _, err := c.Write(all.Bytes()); err != nil {
@@ -368,7 +372,7 @@ func TestTCPGathersReplies(t *testing.T) {
 	}
 	c.SetDeadline(time.Now().Add(tcpMessage / 2)) // before that one is given up
 	for id := range uint16(queries) {
-		msg, err := readFramed(c)
+		msg, err := dnstest.ReadFramed(c)
 		if err != nil || msg[1] != byte(id) {
 			t.Errorf("reply %d: %x, %v", id, msg, err)
 		}

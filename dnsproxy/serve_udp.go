@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"runtime"
 	"time"
+
+	"understudy.mesh/dnsproxy/internal/wire"
 )
 
 const (
@@ -27,7 +29,7 @@ func (v *Serving) serveUDP(conn *net.UDPConn) {
 		v.failed <- fmt.Errorf("serve dns on %s: %w", conn.LocalAddr(), err)
 		return
 	}
-	q := new(query)
+	q := new(wire.Query)
 	failed, full := 0, 0
 	for {
 		n, err := v.serveBatch(b, q)
@@ -52,7 +54,7 @@ func (v *Serving) serveUDP(conn *net.UDPConn) {
 
 // serveBatch waits for queries, and returns how many it took once each of them
 // has its reply or a goroutine that waits for it. q is room to work in.
-func (v *Serving) serveBatch(b *udpBatch, q *query) (int, error) {
+func (v *Serving) serveBatch(b *udpBatch, q *wire.Query) (int, error) {
 	n, err := b.receive()
 	if err != nil {
 		return 0, err
@@ -75,7 +77,7 @@ func (v *Serving) serveBatch(b *udpBatch, q *query) (int, error) {
 
 // dispatchUDP lets q, the i-th of b, wait in a goroutine of its own; where there
 // is no room it returns the reply that says so.
-func (v *Serving) dispatchUDP(b *udpBatch, i int, q *query) []byte {
+func (v *Serving) dispatchUDP(b *udpBatch, i int, q *wire.Query) []byte {
 	select {
 	case v.inflight <- struct{}{}:
 	default:

@@ -8,6 +8,10 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 // serveByHand returns a Serving whose only socket the test reads itself.
@@ -33,20 +37,20 @@ func serveByHand(t testing.TB, s *Server, addr string) (*Serving, *udpBatch) {
 // hotServer answers svc-4711.mesh.example from its table and hot.example from
 // its cache.
 func hotServer(t testing.TB) *testServer {
-	up := newFakeUpstream(t, zone(0, "hot.example. 3600 IN A 192.0.2.1"))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	hosts := append(manyHosts(10_000), Host{Name: "many.mesh.example", Addrs: ips("10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1")},
-		Host{Name: "*.wild.example", Addrs: ips("10.0.1.1")})
-	s.Swap(NewTable(hosts))
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, "hot.example. 3600 IN A 192.0.2.1"))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	hosts := append(manyHosts(10_000), table.Host{Name: "many.mesh.example", Addrs: dnstest.IPs("10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1")},
+		table.Host{Name: "*.wild.example", Addrs: dnstest.IPs("10.0.1.1")})
+	s.Swap(table.New(hosts))
 	s.ask(t, "udp", "hot.example", dns.TypeA)
 	return s
 }
 
 // manyHosts returns n hosts svc-<i>.mesh.example, each with a VIP.
-func manyHosts(n int) []Host {
-	hosts := make([]Host, n)
+func manyHosts(n int) []table.Host {
+	hosts := make([]table.Host, n)
 	for i := range hosts {
-		hosts[i] = Host{Name: fmt.Sprintf("svc-%d.mesh.example", i), VIP: true,
+		hosts[i] = table.Host{Name: fmt.Sprintf("svc-%d.mesh.example", i), VIP: true,
 			Addrs: []netip.Addr{netip.AddrFrom4([4]byte{240, byte(i >> 16), byte(i >> 8), byte(i)})}}
 	}
 	return hosts
@@ -68,9 +72,9 @@ func TestHitsOverUDPAllocateNothing(t *testing.T) {
 	s := hotServer(t)
 	v, b := serveByHand(t, s.Server, "127.0.0.1:0")
 	client := open(t, "udp", b.conn.LocalAddr().String())
-	q, in := new(query), make([]byte, maxMessage)
+	q, in := new(wire.Query), make([]byte, wire.MaxMessage)
 	for kind, name := range hotNames {
-		for _, change := range []func(*dns.Msg){func(*dns.Msg) {}, edns(1232, true)} {
+		for _, change := range []func(*dns.Msg){func(*dns.Msg) {}, dnstest.EDNS(1232, true)} {
 			m := new(dns.Msg).SetQuestion(name, dns.TypeA)
 			change(m)
 			msg, err := m.Pack()
@@ -95,7 +99,7 @@ func TestHitsOverUDPAllocateNothing(t *testing.T) {
 					taken += n
 				}
 				for range queries {
-					if n, err := client.Read(in); err != nil || rcodeOf(in[:n]) != 0 || in[7] == 0 {
+					if n, err := client.Read(in); err != nil || wire.RcodeOf(in[:n]) != 0 || in[7] == 0 {
 						t.Fatalf("%s: reply %x, %v", kind, in[:n], err)
 					}
 				}
@@ -113,8 +117,8 @@ func TestHitsOverUDPAllocateNothing(t *testing.T) {
 // A batch has hits, queries that wait, refusals and what gets no answer, from
 // different clients: each client gets its own reply.
 func TestBatchOfEverything(t *testing.T) {
-	up := newFakeUpstream(t, zone(0, "slow.example. 0 IN A 192.0.2.1"))
-	s := tableServer(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, "slow.example. 0 IN A 192.0.2.1"))
+	s := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
 	v, b := serveByHand(t, s, "127.0.0.1:0")
 	var clients []net.Conn
 	for i := range uint16(batchSize) {
@@ -131,7 +135,7 @@ func TestBatchOfEverything(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n, err := v.serveBatch(b, new(query)); n != batchSize || err != nil {
+	if n, err := v.serveBatch(b, new(wire.Query)); n != batchSize || err != nil {
 		t.Fatalf("took %d of %d queries, %v", n, batchSize, err)
 	}
 	for i, conn := range clients {
@@ -156,8 +160,8 @@ func TestBatchOfEverything(t *testing.T) {
 // A socket on every address answers from the one that was asked, at once and
 // after a wait; the kernel would choose another one.
 func TestRepliesComeFromTheAddressAsked(t *testing.T) {
-	up := newFakeUpstream(t, zone(0, "slow.example. 0 IN A 192.0.2.1"))
-	s := tableServer(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, "slow.example. 0 IN A 192.0.2.1"))
+	s := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
 	for _, tc := range []struct{ bound, asked string }{
 		{"0.0.0.0", "127.0.0.1"}, {"0.0.0.0", "127.0.0.53"}, {"[::]", "[::1]"}, {"[::]", "127.0.0.53"},
 	} {
@@ -182,7 +186,7 @@ func TestRepliesComeFromTheAddressAsked(t *testing.T) {
 
 // A reply that cannot be sent costs the others of its batch nothing.
 func TestFlushGoesOnBehindAnError(t *testing.T) {
-	s := tableServer(t, Config{ResolvConf: writeConf(t)})
+	s := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t)})
 	v, b := serveByHand(t, s, "127.0.0.1:0")
 	var clients []net.Conn
 	for range 3 {
@@ -194,7 +198,7 @@ func TestFlushGoesOnBehindAnError(t *testing.T) {
 	if n != 3 || err != nil {
 		t.Fatal(n, err)
 	}
-	q := new(query)
+	q := new(wire.Query)
 	for i := range n {
 		reply, _ := v.respond(q, b.query(i), 0, b.room(i))
 		b.add(i, reply)

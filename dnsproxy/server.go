@@ -5,6 +5,10 @@ import (
 	"log/slog"
 	"net/netip"
 	"time"
+
+	"understudy.mesh/dnsproxy/cache"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 )
 
 // MaxInflight bounds the queries that wait for an upstream or for the first
@@ -63,11 +67,11 @@ type Config struct {
 type Server struct {
 	config    Config
 	log       *slog.Logger
-	localhost *localhost
+	localhost *table.Localhost
 	tables    *tables
 	searching *searching
-	cache     *cache
-	forwarder *forwarder
+	cache     *cache.Cache
+	forwarder *upstream.Forwarder
 	counters  counters
 	inflight  chan struct{} // one slot for each query that waits
 	conns     connSet
@@ -81,13 +85,13 @@ func New(c Config) (*Server, error) {
 			c.CacheEntries, c.CacheBytes, c.ForwardTimeout, c.HoldBeforeTable)
 	}
 	c = c.withDefaults()
-	s := &Server{config: c, log: c.Log, inflight: make(chan struct{}, MaxInflight), localhost: newLocalhost(c.TTL)}
-	s.forwarder = newForwarder(upstreamConfig{
+	s := &Server{config: c, log: c.Log, inflight: make(chan struct{}, MaxInflight), localhost: table.NewLocalhost(c.TTL)}
+	s.forwarder = upstream.New(upstream.Config{
 		Own: c.Own, Mark: c.Mark, ResolvConf: c.ResolvConf, Timeout: c.ForwardTimeout, Parallel: c.ForwardParallel, NoHedge: c.NoHedge,
 		Log: c.Log, Now: c.Now,
 	})
 	var err error
-	s.cache, err = newCache(cacheConfig{
+	s.cache, err = cache.New(cache.Config{
 		Entries: c.CacheEntries, Bytes: c.CacheBytes, Stale: c.Stale, ClusterDomain: c.ClusterDomain, Off: c.NoCache, NoPrefetch: c.NoPrefetch,
 		Log: c.Log, Now: c.Now,
 	}, s.forwarder)
@@ -96,13 +100,13 @@ func New(c Config) (*Server, error) {
 	}
 	s.tables = newTables(c, s.cache)
 	s.searching = &searching{next: s.cache}
-	s.forwarder.follow(s.searched)
+	s.forwarder.Follow(s.searched)
 	return s, nil
 }
 
 func (c Config) withDefaults() Config {
 	if c.TTL == 0 {
-		c.TTL = DefaultTTL
+		c.TTL = table.DefaultTTL
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -115,26 +119,26 @@ func (c Config) withDefaults() Config {
 
 // searched is told resolv.conf's search domains.
 func (s *Server) searched(domains []string) {
-	s.localhost.searched(domains)
+	s.localhost.Searched(domains)
 	s.tables.searched(domains)
 	s.searching.searched(domains)
 }
 
 // Swap puts t in force for every query that is looked up from now on.
-func (s *Server) Swap(t *Table) {
-	s.forwarder.look()
+func (s *Server) Swap(t *table.Table) {
+	s.forwarder.Look()
 	s.tables.swap(t)
 }
 
 // Table returns the table in force, nil before the first Swap.
-func (s *Server) Table() *Table { return s.tables.current.Load() }
+func (s *Server) Table() *table.Table { return s.tables.current.Load() }
 
 // Stats returns the counters as they are now.
 func (s *Server) Stats() Stats {
 	st := s.counters.snapshot()
 	st.Inflight = len(s.inflight)
-	st.Cache.cacheUse = s.cache.use()
-	st.Upstreams = s.forwarder.upstreams()
+	st.Cache.Stats = s.cache.Stats()
+	st.Upstreams = s.forwarder.Stats()
 	if t := s.Table(); t != nil {
 		st.TableSize = t.Len()
 	}
@@ -143,21 +147,21 @@ func (s *Server) Stats() Stats {
 
 // Cached returns what is in the cache and may be given, the entry used last
 // first, and then the failures. It changes nothing.
-func (s *Server) Cached() []CacheEntry { return s.cache.list() }
+func (s *Server) Cached() []cache.Entry { return s.cache.List() }
 
 // Upstreams returns what is known of every server that resolv.conf has or had,
 // sorted by address. Those that it has no more are forgotten when they are many.
-func (s *Server) Upstreams() []UpstreamStats { return s.forwarder.upstreams() }
+func (s *Server) Upstreams() []upstream.Stats { return s.forwarder.Stats() }
 
 // Flush takes what the cache has for the names that are wanted out of it, answers and
 // failures, and returns how many that were. A question that is on its way is kept when
 // it is answered. Names are as in CacheEntry; nil wants all.
-func (s *Server) Flush(wanted func(name string) bool) int { return s.cache.flush(wanted) }
+func (s *Server) Flush(wanted func(name string) bool) int { return s.cache.Flush(wanted) }
 
 // ExportCache returns the cache in at most maxBytes for a successor on this
 // machine (see ImportCache): the entries used last, as many as there is room
 // for. Nothing is changed.
-func (s *Server) ExportCache(maxBytes int) []byte { return s.cache.export(maxBytes) }
+func (s *Server) ExportCache(maxBytes int) []byte { return s.cache.Export(maxBytes) }
 
 // ImportCache takes over what ExportCache gave in another process on this
 // machine, and returns how many answers that are: those that are too old even
@@ -165,4 +169,4 @@ func (s *Server) ExportCache(maxBytes int) []byte { return s.cache.export(maxByt
 // are left out. Every entry is checked as if
 // an upstream had sent it. Where one is damaged, or the version is not known,
 // nothing is imported and the error says why.
-func (s *Server) ImportCache(data []byte) (entries int, err error) { return s.cache.importAll(data) }
+func (s *Server) ImportCache(data []byte) (entries int, err error) { return s.cache.Import(data) }

@@ -11,6 +11,9 @@ import (
 
 	"github.com/miekg/dns"
 	"go.uber.org/goleak"
+
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 // testServer is a running server on loopback.
@@ -22,7 +25,7 @@ type testServer struct {
 // chainOf is the way of a query that no socket brought.
 func chainOf(s *Server) *chain {
 	c := &chain{server: s, first: s.tables}
-	c.flights.transport.open(context.Background(), true)
+	c.flights.Transport.Open(context.Background(), true)
 	return c
 }
 
@@ -56,7 +59,7 @@ func newServer(t testing.TB, c Config) *Server {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if c.Domain == "" {
-		c.Domain = testDomain
+		c.Domain = dnstest.Domain
 	}
 	s, err := New(c)
 	if err != nil {
@@ -100,18 +103,18 @@ func (s *testServer) ask(t testing.TB, network, name string, qtype uint16, chang
 	return reply
 }
 
-var testHosts = []Host{
-	{Name: "aliyun.com", Addrs: ips("240.240.1.2"), VIP: true},
-	{Name: "dual.example", Addrs: ips("10.0.0.1", "fd00::1")},
-	{Name: "v6.example", Addrs: ips("fd00::6")},
-	{Name: "*.wild.example", Addrs: ips("10.0.1.1")},
-	{Name: "*.deep.wild.example", Addrs: ips("10.0.1.2")},
-	{Name: "own.wild.example", Addrs: ips("10.0.1.3")},
+var testHosts = []table.Host{
+	{Name: "aliyun.com", Addrs: dnstest.IPs("240.240.1.2"), VIP: true},
+	{Name: "dual.example", Addrs: dnstest.IPs("10.0.0.1", "fd00::1")},
+	{Name: "v6.example", Addrs: dnstest.IPs("fd00::6")},
+	{Name: "*.wild.example", Addrs: dnstest.IPs("10.0.1.1")},
+	{Name: "*.deep.wild.example", Addrs: dnstest.IPs("10.0.1.2")},
+	{Name: "own.wild.example", Addrs: dnstest.IPs("10.0.1.3")},
 }
 
 func TestServes(t *testing.T) {
-	s := start(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(testHosts))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s.Swap(table.New(testHosts))
 	for _, network := range []string{"udp", "tcp"} {
 		r := s.ask(t, network, "AliYun.com", dns.TypeA)
 		if r.Rcode != dns.RcodeSuccess || !r.Authoritative || !r.RecursionAvailable || len(r.Answer) != 1 {

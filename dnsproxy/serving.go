@@ -59,7 +59,7 @@ func (s *Server) newServing(first stage, udp []*net.UDPConn, tcp []*net.TCPListe
 	v := &Serving{chain: chain{server: s, first: first}, udp: udp, tcp: tcp, failed: make(chan error, len(udp)+len(tcp)), done: make(chan struct{})}
 	v.taking, v.letGo = context.WithCancel(context.Background())
 	v.queries, v.cut = context.WithCancel(context.Background())
-	v.flights.transport.open(v.queries, true)
+	v.flights.Transport.Open(v.queries, true)
 	return v
 }
 
@@ -103,7 +103,7 @@ func (v *Serving) finish() {
 	for _, conn := range v.udp {
 		conn.Close()
 	}
-	v.flights.transport.end()
+	v.flights.Transport.End()
 	close(v.done)
 }
 

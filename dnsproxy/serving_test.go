@@ -15,6 +15,9 @@ import (
 
 	"github.com/miekg/dns"
 	"go.uber.org/goleak"
+
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 const testDeadline = 20 * time.Second
@@ -85,7 +88,7 @@ func closeServing(t *testing.T, v *Serving) {
 func tableServer(t testing.TB, c Config) *Server {
 	t.Helper()
 	s := newServer(t, c)
-	s.Swap(NewTable(testHosts))
+	s.Swap(table.New(testHosts))
 	return s
 }
 
@@ -131,17 +134,17 @@ func open(t testing.TB, network, addr string) net.Conn {
 func TestReleaseAnswersWhatWasTaken(t *testing.T) {
 	checkLeaks(t)
 	release := make(chan struct{})
-	answer := zone(0, goodA)
-	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
+	answer := dnstest.Zone(0, dnstest.GoodA)
+	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
 	kept := bind(t)
-	s := tableServer(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	s := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
 	before := s.Start(kept.copy(t))
 
 	udp, tcp, silent := open(t, "udp", kept.addr()), open(t, "tcp", kept.addr()), open(t, "tcp", kept.addr())
 	results := make(chan error, 3)
 	go func() { results <- exchangeOn(udp, "x.example.") }()
 	go func() { results <- exchangeOn(tcp, "x.example.") }()
-	waitFor(t, "both queries", func() bool { st := s.Stats(); return st.Inflight == 2 && st.TCPOpen == 2 })
+	dnstest.WaitFor(t, "both queries", func() bool { st := s.Stats(); return st.Inflight == 2 && st.TCPOpen == 2 })
 	before.Release()
 	go func() { results <- askOnce("udp", kept.addr(), "aliyun.com.") }()
 	if err := exchangeOn(silent, "aliyun.com."); err != nil {
@@ -172,7 +175,7 @@ func TestReleaseAnswersWhatWasTaken(t *testing.T) {
 // A connection that nobody uses ends by itself once its listener is gone.
 func TestReleaseEndsIdleConnections(t *testing.T) {
 	kept := bind(t)
-	v := tableServer(t, Config{ResolvConf: writeConf(t)}).Start(kept.copy(t))
+	v := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t)}).Start(kept.copy(t))
 	conn := open(t, "tcp", kept.addr())
 	if err := exchangeOn(conn, "aliyun.com."); err != nil {
 		t.Fatal(err)
@@ -192,10 +195,10 @@ func TestReleaseEndsIdleConnections(t *testing.T) {
 func TestCloseCuts(t *testing.T) {
 	checkLeaks(t)
 	release := make(chan struct{})
-	answer := zone(0, goodA)
-	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
+	answer := dnstest.Zone(0, dnstest.GoodA)
+	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
 	first, second := bind(t), bind(t)
-	s := tableServer(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	s := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
 	cut, goesOn := s.Start(first.copy(t)), s.Start(second.copy(t))
 	results := make(chan error, 1)
 	udp, tcp := open(t, "udp", first.addr()), open(t, "tcp", first.addr())
@@ -205,9 +208,9 @@ func TestCloseCuts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	waitFor(t, "the first queries", func() bool { return s.Stats().Inflight == 2 })
+	dnstest.WaitFor(t, "the first queries", func() bool { return s.Stats().Inflight == 2 })
 	go func() { results <- askOnce("udp", second.addr(), "x.example.") }()
-	waitFor(t, "all queries", func() bool { return s.Stats().Inflight == 3 })
+	dnstest.WaitFor(t, "all queries", func() bool { return s.Stats().Inflight == 3 })
 
 	closeNow(t, cut)
 	if n := s.Stats().Inflight; n != 1 {
@@ -234,7 +237,7 @@ func TestFailedReportsBrokenSocket(t *testing.T) {
 	for _, network := range []string{"udp", "tcp"} {
 		t.Run(network, func(t *testing.T) {
 			udp, tcp := listen(t)
-			s, broken, other := tableServer(t, Config{ResolvConf: writeConf(t)}), "udp", "tcp"
+			s, broken, other := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t)}), "udp", "tcp"
 			if network == "tcp" {
 				broken, other = "tcp", "udp"
 				tcp[0].Close()
@@ -263,9 +266,9 @@ func TestFailedReportsBrokenSocket(t *testing.T) {
 func TestSwitchLosesNothing(t *testing.T) {
 	checkLeaks(t)
 	const switches = 50
-	up := newFakeUpstream(t, zone(0, "x.example. 0 IN A 192.0.2.1")) // never cached
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, "x.example. 0 IN A 192.0.2.1")) // never cached
 	kept := bind(t)
-	c := Config{ResolvConf: writeConf(t, nameserver(up.addr))}
+	c := Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}
 	servers := []*Server{tableServer(t, c), tableServer(t, c)}
 	serving := servers[0].Start(kept.copy(t))
 
@@ -318,7 +321,7 @@ func TestSwitchLosesNothing(t *testing.T) {
 // without a deadline.
 func TestReleaseLeavesCopiesAlone(t *testing.T) {
 	kept := bind(t)
-	v := tableServer(t, Config{ResolvConf: writeConf(t)}).Start(kept.copy(t))
+	v := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t)}).Start(kept.copy(t))
 	closeServing(t, v)
 	conn := open(t, "udp", kept.addr())
 	if _, err := conn.Write([]byte("hello")); err != nil {

@@ -4,6 +4,10 @@ import (
 	"sync/atomic"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/cache"
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/upstream"
 )
 
 // Stats is a snapshot of the server's counters. All count from New on.
@@ -20,12 +24,12 @@ type Stats struct {
 	Inflight  int               // queries that wait for an upstream now
 	TableSize int               // names
 	Cache     CacheStats
-	Upstreams []UpstreamStats // see Server.Upstreams
+	Upstreams []upstream.Stats // see Server.Upstreams
 }
 
 // CacheStats is the cache's part of Stats.
 type CacheStats struct {
-	cacheUse
+	cache.Stats
 	Hits   uint64 // queries answered with an entry within its TTL
 	Misses uint64 // the others that the table did not answer: upstream, stale, failure
 }
@@ -43,12 +47,12 @@ type counters struct {
 	udp, tcp         atomic.Uint64
 	tcpOpen          atomic.Int64
 	tcpCut           atomic.Uint64
-	bySource         [sources]atomic.Uint64
+	bySource         [wire.Sources]atomic.Uint64
 	byType           [len(countedTypes) + 1]atomic.Uint64
-	byRcode          [rcodes + 2]atomic.Uint64 // the last one: BADVERS
+	byRcode          [wire.Rcodes + 2]atomic.Uint64 // the last one: BADVERS
 }
 
-func (c *counters) reply(source Source, qtype uint16, rcode int) {
+func (c *counters) reply(source wire.Source, qtype uint16, rcode int) {
 	c.bySource[source].Add(1)
 	i := 0
 	for i < len(countedTypes) && countedTypes[i] != qtype {
@@ -67,12 +71,12 @@ func (c *counters) snapshot() Stats {
 	}
 	for i := range c.bySource {
 		n := c.bySource[i].Load()
-		s.BySource[Source(i).String()] = n
+		s.BySource[wire.Source(i).String()] = n
 		s.Requests += n
 	}
-	load := func(source Source) uint64 { return s.BySource[source.String()] }
-	s.Cache.Hits = load(SourceCache)
-	s.Cache.Misses = load(SourceUpstream) + load(SourceStale) + load(SourceFailure)
+	load := func(source wire.Source) uint64 { return s.BySource[source.String()] }
+	s.Cache.Hits = load(wire.SourceCache)
+	s.Cache.Misses = load(wire.SourceUpstream) + load(wire.SourceStale) + load(wire.SourceFailure)
 	for i := range c.byType {
 		name := "other"
 		if i < len(countedTypes) {
@@ -83,7 +87,7 @@ func (c *counters) snapshot() Stats {
 	for i := range c.byRcode {
 		name, ok := dns.RcodeToString[i]
 		switch {
-		case i == rcodeBadVers: // which has another name besides
+		case i == wire.RcodeBadVers: // which has another name besides
 			name = "BADVERS"
 		case !ok:
 			name = "other"

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/tests/dnstest"
 )
 
 // How long old answers are given is the operator's, and short for the cluster's names.
@@ -19,19 +21,21 @@ func TestStaleTime(t *testing.T) {
 		"off":     {-1, 0, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			now := newClock()
-			up := newFakeUpstream(t, func(r []byte, tcp bool) []byte { return zone(0, nameIn(r)+" 10 IN A 192.0.2.1")(r, tcp) })
+			now := dnstest.NewClock()
+			up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte {
+				return dnstest.Zone(0, dnstest.NameIn(r)+" 10 IN A 192.0.2.1")(r, tcp)
+			})
 			s := start(t, Config{
-				ResolvConf: writeConf(t, nameserver(up.addr)), ForwardTimeout: shortTimeout, Now: now.Now,
+				ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), ForwardTimeout: shortTimeout, Now: now.Now,
 				Stale: tc.stale, ClusterDomain: "Cluster.Local.",
 			})
 			names := map[string]time.Duration{"a.example": tc.outside, "a.b.svc.cluster.local": tc.inside, "notcluster.local": tc.other}
 			for name := range names {
 				s.ask(t, "udp", name, dns.TypeA)
 			}
-			up.set(silence)
+			up.Set(dnstest.Silence)
 			for _, at := range []time.Duration{5 * time.Second, clusterStaleFor - time.Second, staleFor - time.Second, staleFor} {
-				now.add(10*time.Second + at)
+				now.Add(10*time.Second + at)
 				for name, longest := range names {
 					want := dns.RcodeServerFailure
 					if at < longest {
@@ -41,52 +45,52 @@ func TestStaleTime(t *testing.T) {
 						t.Errorf("%s, %v after its end: %s, want %s", name, at, dns.RcodeToString[r.Rcode], dns.RcodeToString[want])
 					}
 				}
-				now.add(-10*time.Second - at)
+				now.Add(-10*time.Second - at)
 			}
 		})
 	}
 }
 
 func TestCacheOff(t *testing.T) {
-	up := newFakeUpstream(t, zone(0, goodA))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), NoCache: true})
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), NoCache: true})
 	for i := range 3 {
 		s.ask(t, "udp", "x.example", dns.TypeA)
-		if n := up.udp.Load(); n != int64(i+1) || s.Stats().Cache.Entries != 0 {
+		if n := up.UDP.Load(); n != int64(i+1) || s.Stats().Cache.Entries != 0 {
 			t.Errorf("%d questions for %d, %d kept", n, i+1, s.Stats().Cache.Entries)
 		}
 	}
-	up.set(zone(dns.RcodeServerFailure, ""))
+	up.Set(dnstest.Zone(dns.RcodeServerFailure, ""))
 	for range 2 {
 		s.ask(t, "udp", "bad.example", dns.TypeA)
 	}
-	if n := up.udp.Load(); n != 5 {
+	if n := up.UDP.Load(); n != 5 {
 		t.Errorf("%d questions for 5: a failure is kept", n)
 	}
 }
 
 func TestPrefetchOff(t *testing.T) {
-	now := newClock()
-	up := newFakeUpstream(t, zone(0, goodA))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), asksOnce), Now: now.Now, NoPrefetch: true})
+	now := dnstest.NewClock()
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Now: now.Now, NoPrefetch: true})
 	s.ask(t, "udp", "x.example", dns.TypeA)
-	now.add(59 * time.Second)
+	now.Add(59 * time.Second)
 	for range 2 * prefetchHits {
 		s.ask(t, "udp", "x.example", dns.TypeA)
 	}
-	if st := s.Stats(); st.Cache.Prefetches != 0 || up.udp.Load() != 1 {
-		t.Errorf("%d prefetches, %d questions", st.Cache.Prefetches, up.udp.Load())
+	if st := s.Stats(); st.Cache.Prefetches != 0 || up.UDP.Load() != 1 {
+		t.Errorf("%d prefetches, %d questions", st.Cache.Prefetches, up.UDP.Load())
 	}
 }
 
 func TestFlush(t *testing.T) {
-	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte {
-		if strings.HasPrefix(nameIn(r), "bad") {
-			return zone(dns.RcodeServerFailure, "")(r, tcp)
+	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte {
+		if strings.HasPrefix(dnstest.NameIn(r), "bad") {
+			return dnstest.Zone(dns.RcodeServerFailure, "")(r, tcp)
 		}
-		return zone(0, nameIn(r)+" 60 IN A 192.0.2.1")(r, tcp)
+		return dnstest.Zone(0, dnstest.NameIn(r)+" 60 IN A 192.0.2.1")(r, tcp)
 	})
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
 	fill := func() {
 		for _, name := range []string{"a.example", "b.example", "bad.example"} {
 			s.ask(t, "udp", name, dns.TypeA)

@@ -10,6 +10,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 // answers are a reply's answer records, sorted, one space between fields.
@@ -25,7 +29,7 @@ func answers(m *dns.Msg) []string {
 // alias is the answer to host with the pod's domain: a CNAME to the host and, if it has
 // one, its record.
 func alias(host, record string) []string {
-	list := []string{host + "." + testDomain + ". 30 IN CNAME " + host + "."}
+	list := []string{host + "." + dnstest.Domain + ". 30 IN CNAME " + host + "."}
 	if record != "" {
 		list = append(list, host+". 30 IN "+record)
 	}
@@ -34,9 +38,9 @@ func alias(host, record string) []string {
 }
 
 func TestTableAnswers(t *testing.T) {
-	up := newFakeUpstream(t, zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 5"))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts))
+	up := dnstest.NewUpstream(t, dnstest.Zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 5"))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s.Swap(table.New(testHosts))
 	nodata := []string{}
 	for _, tc := range []struct {
 		name  string
@@ -108,10 +112,10 @@ func TestTableAnswers(t *testing.T) {
 // that one only where resolvers try it first: the server of that name is not the mesh's.
 func TestOtherSearchDomains(t *testing.T) {
 	const real = "192.0.2.1"
-	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte { return zone(0, nameIn(r)+" 60 IN A "+real)(r, tcp) })
-	hosts := []Host{
-		{Name: "db", Addrs: ips("240.240.0.1"), VIP: true}, {Name: "mongo.prod", Addrs: ips("240.240.0.2"), VIP: true},
-		{Name: "api.example.com", Addrs: ips("240.240.0.3"), VIP: true}, {Name: "*.apps.example", Addrs: ips("240.240.0.4")},
+	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte { return dnstest.Zone(0, dnstest.NameIn(r)+" 60 IN A "+real)(r, tcp) })
+	hosts := []table.Host{
+		{Name: "db", Addrs: dnstest.IPs("240.240.0.1"), VIP: true}, {Name: "mongo.prod", Addrs: dnstest.IPs("240.240.0.2"), VIP: true},
+		{Name: "api.example.com", Addrs: dnstest.IPs("240.240.0.3"), VIP: true}, {Name: "*.apps.example", Addrs: dnstest.IPs("240.240.0.4")},
 	}
 	const demo, search = "demo.svc.cluster.local", " svc.cluster.local cluster.local corp.example"
 	for name, tc := range map[string]struct {
@@ -126,8 +130,8 @@ func TestOtherSearchDomains(t *testing.T) {
 		"no domain of its own":    {".", demo + search, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr), "search "+tc.search), Domain: tc.domain})
-			s.Swap(NewTable(hosts))
+			s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), "search "+tc.search), Domain: tc.domain})
+			s.Swap(table.New(hosts))
 			for host, vip := range map[string]string{"db": "240.240.0.1", "mongo.prod": "240.240.0.2", "api.example.com": "240.240.0.3", "a.apps.example": "240.240.0.4"} {
 				want := map[string]string{host: vip, host + "." + demo: real}
 				if tc.own {
@@ -150,12 +154,12 @@ func TestOtherSearchDomains(t *testing.T) {
 // Of the wildcards that cover a name, the most specific one answers, whether below the
 // pod's domain or of it.
 func TestWildcardsAroundThePodsDomain(t *testing.T) {
-	up := newFakeUpstream(t, zone(dns.RcodeNameError, ""))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable([]Host{
-		{Name: "*.svc.cluster.local", Addrs: ips("10.0.0.1")}, {Name: "*.example", Addrs: ips("10.0.0.2")},
-		{Name: "*.a.example.default.svc.cluster.local", Addrs: ips("10.0.0.3")}, {Name: "*.b.a.example", Addrs: ips("10.0.0.4")},
-		{Name: "*.c.example", Addrs: ips("10.0.0.5")}, {Name: "*.c.example.default.svc.cluster.local", Addrs: ips("10.0.0.6")},
+	up := dnstest.NewUpstream(t, dnstest.Zone(dns.RcodeNameError, ""))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s.Swap(table.New([]table.Host{
+		{Name: "*.svc.cluster.local", Addrs: dnstest.IPs("10.0.0.1")}, {Name: "*.example", Addrs: dnstest.IPs("10.0.0.2")},
+		{Name: "*.a.example.default.svc.cluster.local", Addrs: dnstest.IPs("10.0.0.3")}, {Name: "*.b.a.example", Addrs: dnstest.IPs("10.0.0.4")},
+		{Name: "*.c.example", Addrs: dnstest.IPs("10.0.0.5")}, {Name: "*.c.example.default.svc.cluster.local", Addrs: dnstest.IPs("10.0.0.6")},
 	}))
 	for name, want := range map[string]string{
 		"x.default.svc.cluster.local": "10.0.0.1", "example.default.svc.cluster.local": "10.0.0.1", "x.example.default.svc.cluster.local": "10.0.0.2",
@@ -172,16 +176,16 @@ func TestWildcardsAroundThePodsDomain(t *testing.T) {
 // The most specific name decides, with whatever it has: one family, no answer of the type
 // that was asked for, or nothing, and then it is the upstream's.
 func TestMostSpecificNameDecides(t *testing.T) {
-	up := newFakeUpstream(t, func(r []byte, tcp bool) []byte {
-		if name := nameIn(r); name == "gap.wild.example." || name == "x.gap.wild.example." {
-			return zone(0, name+" 60 IN A 192.0.2.1")(r, tcp)
+	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte {
+		if name := dnstest.NameIn(r); name == "gap.wild.example." || name == "x.gap.wild.example." {
+			return dnstest.Zone(0, name+" 60 IN A 192.0.2.1")(r, tcp)
 		}
-		return zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 60")(r, tcp)
+		return dnstest.Zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 60")(r, tcp)
 	})
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable([]Host{
-		{Name: "*.wild.example", Addrs: ips("10.0.0.1", "fd00::1")}, {Name: "six.wild.example", Addrs: ips("fd00::6")},
-		{Name: "gap.wild.example", Forwarded: true}, {Name: "*.gap.wild.example", Forwarded: true}, {Name: "*.b.gap.wild.example", Addrs: ips("10.0.0.2")},
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s.Swap(table.New([]table.Host{
+		{Name: "*.wild.example", Addrs: dnstest.IPs("10.0.0.1", "fd00::1")}, {Name: "six.wild.example", Addrs: dnstest.IPs("fd00::6")},
+		{Name: "gap.wild.example", Forwarded: true}, {Name: "*.gap.wild.example", Forwarded: true}, {Name: "*.b.gap.wild.example", Addrs: dnstest.IPs("10.0.0.2")},
 	}))
 	const none = "NXDOMAIN"
 	for _, tc := range []struct {
@@ -215,17 +219,17 @@ func TestMostSpecificNameDecides(t *testing.T) {
 }
 
 func TestTableOtherTypesFromUpstream(t *testing.T) {
-	up := newFakeUpstream(t, zone(0, "aliyun.com. 60 IN MX 10 mail.aliyun.com."))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts))
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, "aliyun.com. 60 IN MX 10 mail.aliyun.com."))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s.Swap(table.New(testHosts))
 	if r := s.ask(t, "udp", "aliyun.com", dns.TypeMX); len(r.Answer) != 1 {
 		t.Errorf("MX of the upstream is lost: %v", r)
 	}
-	up.set(zone(dns.RcodeServerFailure, ""))
+	up.Set(dnstest.Zone(dns.RcodeServerFailure, ""))
 	if r := s.ask(t, "udp", "aliyun.com", dns.TypeTXT); r.Rcode != dns.RcodeServerFailure {
 		t.Errorf("a failure became %s", dns.RcodeToString[r.Rcode])
 	}
-	up.set(zone(dns.RcodeNameError, "---\ncom. 60 IN SOA a. b. 1 2 3 4 5"))
+	up.Set(dnstest.Zone(dns.RcodeNameError, "---\ncom. 60 IN SOA a. b. 1 2 3 4 5"))
 	for range 2 { // from the upstream, then from the cache
 		if r := s.ask(t, "udp", "aliyun.com", dns.TypeSRV); r.Rcode != dns.RcodeSuccess || len(r.Ns) != 1 {
 			t.Errorf("want NODATA with a SOA, got %v", r)
@@ -238,8 +242,8 @@ func TestManyAddresses(t *testing.T) {
 	for i := range 300 {
 		list = append(list, netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))
 	}
-	s := start(t, Config{ResolvConf: writeConf(t), TTL: 5})
-	s.Swap(NewTable([]Host{{Name: "many.example", Addrs: list}}))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t), TTL: 5})
+	s.Swap(table.New([]table.Host{{Name: "many.example", Addrs: list}}))
 	for _, tc := range []struct {
 		network string
 		size    uint16
@@ -248,7 +252,7 @@ func TestManyAddresses(t *testing.T) {
 		t.Run(fmt.Sprint(tc.network, tc.size), func(t *testing.T) {
 			var change []func(*dns.Msg)
 			if tc.size != 0 {
-				change = append(change, edns(tc.size, false))
+				change = append(change, dnstest.EDNS(tc.size, false))
 			}
 			r := s.ask(t, tc.network, "many.example", dns.TypeA, change...)
 			if len(r.Answer) != tc.want || r.Truncated != (tc.want < 300) {
@@ -277,14 +281,14 @@ func TestManyAddresses(t *testing.T) {
 
 // Swap, the same again, another, nothing: the table is what was put in last.
 func TestSwap(t *testing.T) {
-	s := start(t, Config{ResolvConf: writeConf(t)})
-	a := []Host{{Name: "a.example", Addrs: ips("10.0.0.1", "fd00::1")}, {Name: "*.w.example", Addrs: ips("10.0.0.2"), VIP: true}}
-	b := []Host{{Name: "b.example", Addrs: ips("10.0.0.3")}}
-	for i, hosts := range [][]Host{a, a, b, {}} {
-		s.Swap(NewTable(hosts))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	a := []table.Host{{Name: "a.example", Addrs: dnstest.IPs("10.0.0.1", "fd00::1")}, {Name: "*.w.example", Addrs: dnstest.IPs("10.0.0.2"), VIP: true}}
+	b := []table.Host{{Name: "b.example", Addrs: dnstest.IPs("10.0.0.3")}}
+	for i, hosts := range [][]table.Host{a, a, b, {}} {
+		s.Swap(table.New(hosts))
 		got := s.Table().Hosts()
 		want := slices.Clone(hosts)
-		slices.SortFunc(want, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
+		slices.SortFunc(want, func(a, b table.Host) int { return strings.Compare(a.Name, b.Name) })
 		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 			t.Errorf("swap %d: %s", i, diff)
 		}
@@ -295,42 +299,42 @@ func TestSwap(t *testing.T) {
 }
 
 func TestEDNS(t *testing.T) {
-	up := newFakeUpstream(t, zone(0, "x.example. 60 IN A 192.0.2.1"))
-	s := start(t, Config{ResolvConf: writeConf(t, nameserver(up.addr))})
-	s.Swap(NewTable(testHosts))
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, "x.example. 60 IN A 192.0.2.1"))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s.Swap(table.New(testHosts))
 	for _, name := range []string{"aliyun.com", "x.example", "x.example"} { // table, upstream, cache
-		r := s.ask(t, "udp", name, dns.TypeA, edns(1400, true))
+		r := s.ask(t, "udp", name, dns.TypeA, dnstest.EDNS(1400, true))
 		opt := r.IsEdns0()
-		if opt == nil || !opt.Do() || opt.UDPSize() != ownUDPSize || len(r.Answer) != 1 {
+		if opt == nil || !opt.Do() || opt.UDPSize() != wire.OwnUDPSize || len(r.Answer) != 1 {
 			t.Errorf("%s: %v", name, r)
 		}
 		if r := s.ask(t, "udp", name, dns.TypeA); r.IsEdns0() != nil {
 			t.Errorf("%s: OPT for a client that sent none", name)
 		}
 	}
-	s.ask(t, "udp", "y.example", dns.TypeA, edns(1400, true))
-	if opt := up.request(t).IsEdns0(); opt == nil || !opt.Do() || opt.UDPSize() != ownUDPSize {
+	s.ask(t, "udp", "y.example", dns.TypeA, dnstest.EDNS(1400, true))
+	if opt := up.Request(t).IsEdns0(); opt == nil || !opt.Do() || opt.UDPSize() != wire.OwnUDPSize {
 		t.Errorf("the upstream got %v", opt)
 	}
-	r := s.ask(t, "udp", "aliyun.com", dns.TypeA, edns(1400, false), func(m *dns.Msg) { m.IsEdns0().SetVersion(1) })
+	r := s.ask(t, "udp", "aliyun.com", dns.TypeA, dnstest.EDNS(1400, false), func(m *dns.Msg) { m.IsEdns0().SetVersion(1) })
 	if r.Rcode != dns.RcodeBadVers || r.IsEdns0().Version() != 0 {
 		t.Errorf("version 1: %v", r)
 	}
 }
 
 // compareAnswer checks the lookup against a slow one on the table's list.
-func compareAnswer(t *testing.T, table *Table, q *query, hit bool) {
+func compareAnswer(t *testing.T, table *table.Table, q *wire.Query, hit bool) {
 	t.Helper()
-	if q.qtype != typeA && q.qtype != typeAAAA || q.qclass != classIN {
+	if q.Type != wire.TypeA && q.Type != wire.TypeAAAA || q.Class != wire.ClassIN {
 		return
 	}
-	name, _, err := dns.UnpackDomainName(q.wire(), 0)
+	name, _, err := dns.UnpackDomainName(q.Name(), 0)
 	if err != nil || strings.Contains(name, `\`) {
 		return
 	}
 	name = strings.TrimSuffix(name, ".")
 	want := false
-	for _, s := range []string{"", testDomain} {
+	for _, s := range []string{"", dnstest.Domain} {
 		base := name
 		if s != "" {
 			var ok bool

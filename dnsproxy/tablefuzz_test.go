@@ -5,6 +5,10 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 const (
@@ -15,38 +19,38 @@ const (
 // FuzzTable: what the table has of any query is answered at once, and whatever comes, a
 // reply can be read and is about the name that was asked for.
 func FuzzTable(f *testing.F) {
-	f.Add(raw(flagRD, [4]uint16{1}, exampleA))
-	f.Add(raw(flagRD, [4]uint16{1, 0, 0, 1}, exampleA+anOPT))
-	f.Add(raw(0, [4]uint16{1, 0, 0, 2}, exampleA+anOPT+"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x00\x00\x00"))
-	f.Add(raw(0, [4]uint16{1}, "\x06AliYun\x03cOm\x00\x00\x01\x00\x01"))
-	f.Add(raw(0, [4]uint16{1}, "\x012\x011\x03240\x03240\x07in-addr\x04arpa\x00\x00\x0c\x00\x01"))
-	table := NewTable(testHosts)
-	h := newTables(Config{TTL: 30, Domain: testDomain}, heldHandler{})
-	h.searched(testSearch)
+	f.Add(dnstest.Raw(wire.FlagRD, [4]uint16{1}, exampleA))
+	f.Add(dnstest.Raw(wire.FlagRD, [4]uint16{1, 0, 0, 1}, exampleA+anOPT))
+	f.Add(dnstest.Raw(0, [4]uint16{1, 0, 0, 2}, exampleA+anOPT+"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x00\x00\x00"))
+	f.Add(dnstest.Raw(0, [4]uint16{1}, "\x06AliYun\x03cOm\x00\x00\x01\x00\x01"))
+	f.Add(dnstest.Raw(0, [4]uint16{1}, "\x012\x011\x03240\x03240\x07in-addr\x04arpa\x00\x00\x0c\x00\x01"))
+	table := table.New(testHosts)
+	h := newTables(Config{TTL: 30, Domain: dnstest.Domain}, heldHandler{})
+	h.searched(dnstest.Search)
 	h.swap(table)
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		q := new(query)
-		v := q.parse(bytes.Clone(msg), 0)
+		q := new(wire.Query)
+		v := q.Parse(bytes.Clone(msg), 0)
 		var reply []byte
 		switch v {
-		case dropIt:
+		case wire.DropIt:
 			return
-		case rejectIt:
-			reply = appendReject(nil, q)
-		case answerIt:
-			a, ok := h.fast(q, nil, nil)
+		case wire.RejectIt:
+			reply = wire.AppendReject(nil, q)
+		case wire.AnswerIt:
+			a, ok := h.Fast(q, nil, nil)
 			compareAnswer(t, table, q, ok)
 			if !ok {
-				a.msg = appendReply(nil, q, 0, rcodeServFail)
+				a.Msg = wire.AppendReply(nil, q, 0, wire.RcodeServFail)
 			}
-			reply = finish(q, a.msg)
+			reply = wire.Finish(q, a.Msg)
 		}
 		var r dns.Msg
 		if err := r.Unpack(reply); err != nil {
 			t.Fatalf("reply %x: %v", reply, err)
 		}
-		if len(reply) > q.limit || !r.Response || r.Id != q.id {
-			t.Fatalf("reply of %d bytes, limit %d: %v", len(reply), q.limit, r.MsgHdr)
+		if len(reply) > q.Limit || !r.Response || r.Id != q.ID {
+			t.Fatalf("reply of %d bytes, limit %d: %v", len(reply), q.Limit, r.MsgHdr)
 		}
 		owner := ""
 		for i, rr := range r.Answer {

@@ -5,12 +5,16 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"understudy.mesh/dnsproxy/cache"
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/table"
 )
 
 // tables is the first handler: it answers what the table in force has and
 // passes on the rest.
 type tables struct {
-	current atomic.Pointer[Table]
+	current atomic.Pointer[table.Table]
 	first   chan struct{} // closed once there is a table
 	once    sync.Once
 	hold    time.Duration
@@ -33,15 +37,15 @@ func newTables(c Config, next stage) *tables {
 		hold:  c.HoldBeforeTable,
 		held:  make(chan struct{}, maxHeld),
 		ttl:   c.TTL,
-		own:   normalName(c.Domain),
+		own:   wire.Normal(c.Domain),
 		next:  next,
 	}
 }
 
-func (h *tables) swap(t *Table) {
+func (h *tables) swap(t *table.Table) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.current.Store(t.below(h.domain))
+	h.current.Store(t.Below(h.domain))
 	h.once.Do(func() { close(h.first) })
 }
 
@@ -58,44 +62,44 @@ func (h *tables) searched(domains []string) {
 		h.domain = h.own
 	}
 	if t := h.current.Load(); t != nil {
-		h.current.Store(t.below(h.domain))
+		h.current.Store(t.Below(h.domain))
 	}
 }
 
-func (h *tables) fast(q *query, dst []byte, via *flights) (answer, bool) {
+func (h *tables) Fast(q *wire.Query, dst []byte, via *cache.Flights) (wire.Answer, bool) {
 	t := h.current.Load()
 	if t == nil {
-		return answer{}, false
+		return wire.Answer{}, false
 	}
-	m, ok := t.find(q)
+	m, ok := t.Find(q)
 	if !ok {
-		return h.next.fast(q, dst, via)
+		return h.next.Fast(q, dst, via)
 	}
-	if a, ok := m.answer(q, dst, h.ttl); ok {
+	if a, ok := m.Answer(q, dst, h.ttl); ok {
 		return a, true
 	}
-	a, ok := h.next.fast(q, dst, via)
+	a, ok := h.next.Fast(q, dst, via)
 	return h.exists(q, a), ok
 }
 
-func (h *tables) serve(ctx context.Context, q *query, via *flights) answer {
+func (h *tables) Serve(ctx context.Context, q *wire.Query, via *cache.Flights) wire.Answer {
 	t := h.await(ctx, q)
 	if t == nil {
-		return h.next.serve(ctx, q, via)
+		return h.next.Serve(ctx, q, via)
 	}
-	m, ok := t.find(q)
+	m, ok := t.Find(q)
 	if !ok {
-		return h.next.serve(ctx, q, via)
+		return h.next.Serve(ctx, q, via)
 	}
-	if a, ok := m.answer(q, nil, h.ttl); ok {
+	if a, ok := m.Answer(q, nil, h.ttl); ok {
 		return a
 	}
-	return h.exists(q, h.next.serve(ctx, q, via))
+	return h.exists(q, h.next.Serve(ctx, q, via))
 }
 
 // await returns the table in force. Before the first one it waits for it, as
 // long as q may be held; nil when none came.
-func (h *tables) await(ctx context.Context, q *query) *Table {
+func (h *tables) await(ctx context.Context, q *wire.Query) *table.Table {
 	if t := h.current.Load(); t != nil || h.hold <= 0 {
 		return t
 	}
@@ -107,7 +111,7 @@ func (h *tables) await(ctx context.Context, q *query) *Table {
 	}
 	timer, began := time.NewTimer(h.hold), time.Now()
 	defer timer.Stop()
-	defer func() { q.held = time.Since(began) }()
+	defer func() { q.Held = time.Since(began) }()
 	select {
 	case <-h.first:
 	case <-timer.C:
@@ -120,10 +124,10 @@ func (h *tables) await(ctx context.Context, q *query) *Table {
 // not know the name knows of no such record either. Its failures stay what
 // they are: "try again" must not become "there is none", or a mail client
 // would take a lost MX for a missing one.
-func (h *tables) exists(q *query, a answer) answer {
-	if len(a.msg) < headerLen || rcodeOf(a.msg) != rcodeNXDomain {
+func (h *tables) exists(q *wire.Query, a wire.Answer) wire.Answer {
+	if len(a.Msg) < wire.HeaderLen || wire.RcodeOf(a.Msg) != wire.RcodeNXDomain {
 		return a
 	}
-	a.msg = appendNodata(a.msg[:0], q, nil, h.ttl)
+	a.Msg = wire.AppendNodata(a.Msg[:0], q, nil, h.ttl)
 	return a
 }

@@ -14,6 +14,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/tests/dnstest"
 )
 
 const tableNamesEnv = "TEST_TABLE_NAMES" // makes the test below a child
@@ -23,7 +27,7 @@ const tableNamesEnv = "TEST_TABLE_NAMES" // makes the test below a child
 func TestTableMemory(t *testing.T) {
 	if n := os.Getenv(tableNamesEnv); n != "" {
 		names, _ := strconv.Atoi(n)
-		table := NewTable(manyHosts(names))
+		table := table.New(manyHosts(names))
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		// All that Go holds of the system's memory; VmRSS would have the race detector's, too.
@@ -86,17 +90,17 @@ type queryCosts struct {
 	v       *Serving
 	b       *udpBatch
 	conn    net.Conn
-	tables  [2]*Table
+	tables  [2]*table.Table
 	queries [2][][]byte
 	best    [2]float64
 }
 
 func newQueryCosts(t testing.TB) *queryCosts {
-	c := &queryCosts{server: tableServer(t, Config{ResolvConf: writeConf(t)}), best: [2]float64{1e9, 1e9}}
+	c := &queryCosts{server: tableServer(t, Config{ResolvConf: dnstest.WriteConf(t)}), best: [2]float64{1e9, 1e9}}
 	c.v, c.b = serveByHand(t, c.server, "127.0.0.1:0")
 	c.conn = open(t, "udp", c.b.conn.LocalAddr().String())
 	for i, n := range costSizes {
-		c.tables[i] = NewTable(manyHosts(n))
+		c.tables[i] = table.New(manyHosts(n))
 		for at := range 2000 {
 			c.queries[i] = append(c.queries[i], wireQuery(t, uint16(at), fmt.Sprintf("svc-%d.mesh.example.", at*7919%n)))
 		}
@@ -117,7 +121,7 @@ func (c *queryCosts) ratio() float64 { return c.best[1] / c.best[0] }
 // of each in ns, the client's included.
 func cpuPerQuery(t testing.TB, v *Serving, b *udpBatch, conn net.Conn, queries [][]byte) float64 {
 	t.Helper()
-	q, in := new(query), make([]byte, maxMessage)
+	q, in := new(wire.Query), make([]byte, wire.MaxMessage)
 	before := cpu()
 	for some := range slices.Chunk(queries, batchSize) {
 		for _, msg := range some {
@@ -144,12 +148,12 @@ func cpuPerQuery(t testing.TB, v *Serving, b *udpBatch, conn net.Conn, queries [
 // A change of one host of 10,000 is in force within 5 ms; the least of many, for
 // the machine does other things as well.
 func TestWithIsFast(t *testing.T) {
-	s := tableServer(t, Config{ResolvConf: writeConf(t)})
-	s.Swap(NewTable(manyHosts(10_000)))
+	s := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s.Swap(table.New(manyHosts(10_000)))
 	const most = 5 * time.Millisecond
 	best := time.Hour
 	for i := range byte(20) {
-		moved := []Host{{Name: "svc-4711.mesh.example", Addrs: []netip.Addr{netip.AddrFrom4([4]byte{240, 255, 0, i})}, VIP: true}}
+		moved := []table.Host{{Name: "svc-4711.mesh.example", Addrs: []netip.Addr{netip.AddrFrom4([4]byte{240, 255, 0, i})}, VIP: true}}
 		start := time.Now()
 		s.Swap(s.Table().With(moved, nil))
 		best = min(best, time.Since(start))
@@ -171,9 +175,9 @@ func BenchmarkQueriesWhileTableChanges(b *testing.B) {
 			updates := 0
 			changes.Go(func() {
 				for i := 0; changing && !done.Load(); i++ {
-					host := Host{Name: fmt.Sprintf("svc-%d.mesh.example", i%10_000), VIP: true,
+					host := table.Host{Name: fmt.Sprintf("svc-%d.mesh.example", i%10_000), VIP: true,
 						Addrs: []netip.Addr{netip.AddrFrom4([4]byte{240, byte(200 + i>>16), byte(i >> 8), byte(i)})}}
-					s.Swap(s.Table().With([]Host{host}, nil))
+					s.Swap(s.Table().With([]table.Host{host}, nil))
 					updates++
 					time.Sleep(time.Millisecond) // a thousand a second is more than any control plane sends
 				}
@@ -206,13 +210,13 @@ func BenchmarkQueriesWhileTableChanges(b *testing.B) {
 func BenchmarkWith(b *testing.B) {
 	for _, n := range []int{10_000, 100_000} {
 		hosts := manyHosts(n)
-		table := NewTable(hosts)
-		moved := []Host{{Name: hosts[n/2].Name, Addrs: ips("240.255.2.3"), VIP: true}}
-		for name, set := range map[string][]Host{"one": moved, "all given": hosts} {
+		all := table.New(hosts)
+		moved := []table.Host{{Name: hosts[n/2].Name, Addrs: dnstest.IPs("240.255.2.3"), VIP: true}}
+		for name, set := range map[string][]table.Host{"one": moved, "all given": hosts} {
 			b.Run(fmt.Sprintf("%d/%s", n, name), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					table.With(set, nil)
+					all.With(set, nil)
 				}
 			})
 		}

@@ -9,6 +9,10 @@ import (
 	"strings"
 
 	"understudy.mesh/dnsproxy"
+	"understudy.mesh/dnsproxy/cache"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
+	"understudy.mesh/dnsproxy/vip"
 )
 
 // noDNS says why a DNS page has nothing to show.
@@ -42,11 +46,11 @@ func (s *sidecar) dnsLookup(w http.ResponseWriter, r *http.Request) {
 
 func (s *sidecar) dnsTable(w http.ResponseWriter, r *http.Request) {
 	has := named(r.FormValue("name"))
-	writeList(w, "", s.hosts(), func(h dnsproxy.Host) bool { return has(h.Name) })
+	writeList(w, "", s.hosts(), func(h table.Host) bool { return has(h.Name) })
 }
 
 // hosts is what the name table has; before the first one that is nothing.
-func (s *sidecar) hosts() []dnsproxy.Host {
+func (s *sidecar) hosts() []table.Host {
 	if t := s.dns.Table(); t != nil {
 		return t.Hosts()
 	}
@@ -55,7 +59,7 @@ func (s *sidecar) hosts() []dnsproxy.Host {
 
 func (s *sidecar) dnsCache(w http.ResponseWriter, r *http.Request) {
 	has := named(r.FormValue("name"))
-	writeList(w, "", s.dns.Cached(), func(e dnsproxy.CacheEntry) bool { return has(e.Name) })
+	writeList(w, "", s.dns.Cached(), func(e cache.Entry) bool { return has(e.Name) })
 }
 
 func (s *sidecar) dnsFlush(w http.ResponseWriter, r *http.Request) {
@@ -74,12 +78,12 @@ func (s *sidecar) dnsVIPs(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	has := named(r.FormValue("name"))
-	writeList(w, fmt.Sprintf("{\n\"pool\": %s,\n\"vips\": ", pool), s.vips.List(), func(v dnsproxy.VIP) bool { return has(v.Host) })
+	writeList(w, fmt.Sprintf("{\n\"pool\": %s,\n\"vips\": ", pool), s.vips.List(), func(v vip.VIP) bool { return has(v.Host) })
 	fmt.Fprintln(w, "}")
 }
 
 func (s *sidecar) dnsUpstreams(w http.ResponseWriter, _ *http.Request) {
-	writeList(w, "", s.dns.Upstreams(), func(dnsproxy.UpstreamStats) bool { return true })
+	writeList(w, "", s.dns.Upstreams(), func(upstream.Stats) bool { return true })
 }
 
 // nameTable answers as Istio's agent does: each name with its addresses.

@@ -19,6 +19,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"understudy.mesh/dnsproxy"
+	"understudy.mesh/dnsproxy/cache"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
+	"understudy.mesh/dnsproxy/vip"
 	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/status"
 )
@@ -50,7 +54,7 @@ func dnsPart(t *testing.T) (s *sidecar, addr string) {
 	if err := os.WriteFile(conf, []byte(fmt.Sprintf("nameserver [127.0.0.1]:%d\n", udp.LocalAddr().(*net.UDPAddr).Port)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	vips, err := dnsproxy.OpenVIPs(dnsproxy.VIPConfig{V4: netip.MustParsePrefix("240.240.0.0/24")})
+	vips, err := vip.Open(vip.Config{V4: netip.MustParsePrefix("240.240.0.0/24")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +96,7 @@ func page(t *testing.T, s *sidecar, url string, into any) (code int, body string
 
 func TestDNSPages(t *testing.T) {
 	s, addr := dnsPart(t)
-	var hosts []dnsproxy.Host
+	var hosts []table.Host
 	if code, body := page(t, s, control.DNSTablePath, &hosts); code != http.StatusOK || hosts == nil || len(hosts) != 0 {
 		t.Errorf("before the first table: %d %s", code, body)
 	}
@@ -106,13 +110,13 @@ func TestDNSPages(t *testing.T) {
 	if _, err := s.vips.Assign([]string{"a.example"}); err != nil {
 		t.Fatal(err)
 	}
-	s.dns.Swap(dnsproxy.NewTable([]dnsproxy.Host{
+	s.dns.Swap(table.New([]table.Host{
 		{Name: "a.example", Addrs: given["a.example"], VIP: true}, {Name: "*.a.example", Addrs: given["a.example"]}, {Name: "ba.example", Addrs: given["b.example"]},
 	}))
 	askDNS(t, "udp", addr, "Www.Plain.example.", dns.TypeA)
 	askDNS(t, "udp", addr, "gone.example.", dns.TypeA)
 
-	names := func(list []dnsproxy.Host) (names []string) {
+	names := func(list []table.Host) (names []string) {
 		for _, h := range list {
 			names = append(names, h.Name)
 		}
@@ -127,7 +131,7 @@ func TestDNSPages(t *testing.T) {
 			t.Errorf("table of %q: %s", filter, diff)
 		}
 	}
-	var cached []dnsproxy.CacheEntry
+	var cached []cache.Entry
 	page(t, s, control.DNSCachePath, &cached)
 	if len(cached) != 2 || cached[0].Name != "www.plain.example." || cached[0].Rcode != "NOERROR" || !cached[1].Failure || cached[1].Name != "gone.example." {
 		t.Errorf("cache: %+v", cached)
@@ -136,8 +140,8 @@ func TestDNSPages(t *testing.T) {
 		t.Errorf("cache of plain.example: %+v", cached)
 	}
 	var vips struct {
-		Pool dnsproxy.VIPStats `json:"pool"`
-		VIPs []dnsproxy.VIP    `json:"vips"`
+		Pool vip.Stats `json:"pool"`
+		VIPs []vip.VIP `json:"vips"`
 	}
 	page(t, s, control.DNSVIPsPath, &vips)
 	if vips.Pool.Assigned != 1 || vips.Pool.Quarantined != 1 || vips.Pool.Capacity != 254 || len(vips.VIPs) != 2 || vips.VIPs[0].Host != "a.example" || vips.VIPs[1].Usable.IsZero() {
@@ -146,7 +150,7 @@ func TestDNSPages(t *testing.T) {
 	if page(t, s, control.DNSVIPsPath+"?name=b", &vips); vips.Pool.Assigned != 1 || len(vips.VIPs) != 1 || vips.VIPs[0].Host != "b.example" {
 		t.Errorf("VIPs of b: %+v", vips)
 	}
-	var upstreams []dnsproxy.UpstreamStats
+	var upstreams []upstream.Stats
 	if page(t, s, control.DNSUpstreamsPath, &upstreams); len(upstreams) != 1 || upstreams[0].Requests < 2 || !upstreams[0].InUse {
 		t.Errorf("upstreams: %+v", upstreams)
 	}
@@ -195,12 +199,12 @@ func TestDNSPagesWithoutDNS(t *testing.T) {
 // A page of 100,000 names is whole.
 func TestDNSPageOfManyNames(t *testing.T) {
 	s, _ := dnsPart(t)
-	hosts := make([]dnsproxy.Host, 100_000)
+	hosts := make([]table.Host, 100_000)
 	for i := range hosts {
-		hosts[i] = dnsproxy.Host{Name: fmt.Sprintf("h%d.example", i), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}}
+		hosts[i] = table.Host{Name: fmt.Sprintf("h%d.example", i), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}}
 	}
-	s.dns.Swap(dnsproxy.NewTable(hosts))
-	var got []dnsproxy.Host
+	s.dns.Swap(table.New(hosts))
+	var got []table.Host
 	if page(t, s, control.DNSTablePath, &got); len(got) != len(hosts) {
 		t.Errorf("%d names, want %d", len(got), len(hosts))
 	}
@@ -239,7 +243,7 @@ func TestDNSMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.dns.Swap(dnsproxy.NewTable([]dnsproxy.Host{{Name: "a.example", Addrs: given["a.example"], VIP: true}}))
+	s.dns.Swap(table.New([]table.Host{{Name: "a.example", Addrs: given["a.example"], VIP: true}}))
 	before := scrape(t, s)
 	askDNS(t, "udp", addr, "a.example.", dns.TypeA)
 	askDNS(t, "udp", addr, "x.example.", dns.TypeA)

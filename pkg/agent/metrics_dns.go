@@ -1,7 +1,7 @@
 package agent
 
 import (
-	"understudy.mesh/dnsproxy"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/pkg/status"
 )
 
@@ -53,7 +53,7 @@ func labelled(name, help, label string, values map[string]uint64) []status.Sampl
 }
 
 // upstreamSamples has Istio's names; the totals over all servers are a sum in a query.
-func upstreamSamples(upstreams []dnsproxy.UpstreamStats) []status.Sample {
+func upstreamSamples(upstreams []upstream.Stats) []status.Sample {
 	var samples []status.Sample
 	for _, u := range upstreams {
 		labels := map[string]string{"upstream": u.Server.String()}
@@ -66,7 +66,7 @@ func upstreamSamples(upstreams []dnsproxy.UpstreamStats) []status.Sample {
 			status.Sample{Name: "dns_upstream_request_duration_seconds", Help: "Time that a DNS server took to answer.", Labels: labels, Histogram: cumulative(u.Latency)},
 		)
 		if u.InUse { // an alert on a server that resolv.conf has no more would never end
-			samples = append(samples, status.Sample{Name: "dns_upstream_healthy", Help: "Whether a DNS server of resolv.conf answers, and in time.", Labels: labels, Value: truth(u.State == dnsproxy.StateHealthy), Gauge: true})
+			samples = append(samples, status.Sample{Name: "dns_upstream_healthy", Help: "Whether a DNS server of resolv.conf answers, and in time.", Labels: labels, Value: truth(u.State == upstream.StateHealthy), Gauge: true})
 		}
 	}
 	return samples
@@ -81,10 +81,10 @@ func truth(yes bool) float64 {
 }
 
 // cumulative turns a histogram into Prometheus' form: each bucket counts all below it.
-func cumulative(h dnsproxy.Histogram) *status.Histogram {
+func cumulative(h upstream.Histogram) *status.Histogram {
 	out := &status.Histogram{Count: h.Count, Sum: h.Sum.Seconds(), Buckets: map[float64]uint64{}}
 	var below uint64
-	for i, bound := range dnsproxy.LatencyBuckets() {
+	for i, bound := range upstream.LatencyBuckets() {
 		below += h.Buckets[i]
 		out.Buckets[bound] = below
 	}

@@ -13,6 +13,8 @@ import (
 
 	"understudy.mesh/bootstrap"
 	"understudy.mesh/dnsproxy"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/vip"
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/agent/internal/sockets"
@@ -75,7 +77,7 @@ func meshOptions(c *config.Config) mesh.Options {
 // newDNS makes the DNS proxy and the VIP allocation, where they are wanted, and what
 // answers Envoy's own look-ups in any case.
 func (s *sidecar) newDNS() (err error) {
-	s.vips, err = dnsproxy.OpenVIPs(dnsproxy.VIPConfig{
+	s.vips, err = vip.Open(vip.Config{
 		Path: filepath.Join(cmp.Or(s.world.DataDir, dataDir), vipFile), V4: iptables.VIPRangeV4, V6: iptables.VIPRangeV6, IPv6: s.cfg.IPv6,
 		Quarantine: quarantine, Now: time.Now, Log: s.world.Log("dnsproxy"),
 	})
@@ -299,12 +301,12 @@ func (s *sidecar) newPublisher() error {
 		Settled: s.settled,
 	}
 	if s.dns != nil {
-		c.Names = func(set []dnsproxy.Host, gone []string) {
+		c.Names = func(set []table.Host, gone []string) {
 			if old := s.dns.Table(); old != nil {
 				s.dns.Swap(old.With(set, gone))
 				return
 			}
-			s.dns.Swap(dnsproxy.NewTable(set))
+			s.dns.Swap(table.New(set))
 		}
 	}
 	s.publisher = publish.New(c)

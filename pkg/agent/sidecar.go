@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"understudy.mesh/dnsproxy"
+	"understudy.mesh/dnsproxy/vip"
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/pkg/agent/internal/rundir"
 	"understudy.mesh/pkg/agent/internal/sockets"
@@ -58,7 +59,7 @@ type sidecar struct {
 	source     *mesh.Source
 	dns        *dnsproxy.Server // nil without DNS capture
 	resolver   *resolver        // of Envoy's own look-ups
-	vips       *dnsproxy.VIPs
+	vips       *vip.Pool
 	supervisor *envoy.Supervisor
 	publisher  *publish.Publisher
 	status     *status.Server

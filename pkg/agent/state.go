@@ -16,7 +16,7 @@ import (
 // Components of what a generation tells its successor. A name, once released, keeps its
 // meaning: another form of the same thing gets another name.
 const (
-	// stateVIPs is dnsproxy.VIPs.Export: who has which VIP, and which are in quarantine.
+	// stateVIPs is vip.Pool.Export: who has which VIP, and which are in quarantine.
 	stateVIPs = "vips"
 	// stateCache is dnsproxy.Server.ExportCache.
 	stateCache = "dns-cache"

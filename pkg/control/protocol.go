@@ -86,16 +86,16 @@ const (
 	// DNSLookupPath answers ?name=N&type=T with a [dnsproxy.Explanation].
 	DNSLookupPath = "/debug/dns/lookup"
 	// DNSTablePath answers the names that the agent answers itself: a list of
-	// [dnsproxy.Host]; ?name=N.
+	// [table.Host]; ?name=N.
 	DNSTablePath = "/debug/dns/table"
-	// DNSCachePath answers the content of the cache: a list of [dnsproxy.CacheEntry]; ?name=N.
+	// DNSCachePath answers the content of the cache: a list of [cache.Entry]; ?name=N.
 	DNSCachePath = "/debug/dns/cache"
 	// DNSFlushPath is a POST that removes answers from the cache, and answers
 	// {"flushed": how many}; ?name=N.
 	DNSFlushPath = "/debug/dns/flush"
-	// DNSVIPsPath answers {"pool": [dnsproxy.VIPStats], "vips": list of [dnsproxy.VIP]}; ?name=N.
+	// DNSVIPsPath answers {"pool": [vip.Stats], "vips": list of [vip.VIP]}; ?name=N.
 	DNSVIPsPath = "/debug/dns/vips"
 	// DNSUpstreamsPath answers the servers that questions are forwarded to: a list of
-	// [dnsproxy.UpstreamStats].
+	// [upstream.Stats].
 	DNSUpstreamsPath = "/debug/dns/upstreams"
 )

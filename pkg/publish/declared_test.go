@@ -13,7 +13,8 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"google.golang.org/protobuf/proto"
 
-	"understudy.mesh/dnsproxy"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/vip"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/xds"
@@ -42,14 +43,14 @@ func newDeclaring(t *testing.T) *declaring {
 		Namespace: "default", IPv4: true, IPv6: true, InboundPort: 15006, OutboundPort: 15001, ConnectTimeout: time.Second,
 		AutoAllocate: true, VIPRanges: []netip.Prefix{netip.MustParsePrefix("240.240.0.0/16"), netip.MustParsePrefix("2001:2::/48")},
 	}
-	vips, err := dnsproxy.OpenVIPs(dnsproxy.VIPConfig{V4: d.o.VIPRanges[0], V6: d.o.VIPRanges[1], IPv6: true, Log: slog.New(slog.DiscardHandler)})
+	vips, err := vip.Open(vip.Config{V4: d.o.VIPRanges[0], V6: d.o.VIPRanges[1], IPv6: true, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	d.build = build.New(d.o)
 	d.p.Assign = vips.Assign
 	d.p.Build = d.build.Build
-	d.p.Names = func(set []dnsproxy.Host, gone []string) {
+	d.p.Names = func(set []table.Host, gone []string) {
 		for _, name := range gone {
 			delete(d.known, name)
 		}

@@ -12,7 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"understudy.mesh/dnsproxy"
+	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/xds"
@@ -60,7 +60,7 @@ type Config struct {
 	Warming func(context.Context) (clusters, listeners uint64, err error)
 	// Names publishes what becomes different in what DNS answers: hosts that are new or have
 	// other addresses, and names that are gone; nil without DNS capture.
-	Names func(set []dnsproxy.Host, gone []string)
+	Names func(set []table.Host, gone []string)
 	// TTL is how long a client may keep an answer.
 	TTL time.Duration
 	Now func() time.Time
@@ -255,7 +255,7 @@ func answering(hosts []mesh.Host) (n int) {
 }
 
 // difference returns what makes wanted of old; both are sorted by name, each name once.
-func difference(old, wanted []mesh.Host) (set []dnsproxy.Host, gone []string) {
+func difference(old, wanted []mesh.Host) (set []table.Host, gone []string) {
 	for _, h := range wanted {
 		for len(old) > 0 && old[0].Name < h.Name {
 			gone, old = append(gone, old[0].Name), old[1:]
@@ -266,7 +266,7 @@ func difference(old, wanted []mesh.Host) (set []dnsproxy.Host, gone []string) {
 				continue
 			}
 		}
-		set = append(set, dnsproxy.Host{Name: h.Name, Addrs: h.Addrs, VIP: h.VIP, Forwarded: len(h.Addrs) == 0})
+		set = append(set, table.Host{Name: h.Name, Addrs: h.Addrs, VIP: h.VIP, Forwarded: len(h.Addrs) == 0})
 	}
 	for _, h := range old {
 		gone = append(gone, h.Name)

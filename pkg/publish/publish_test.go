@@ -12,7 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"understudy.mesh/dnsproxy"
+	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/xds"
@@ -91,7 +91,7 @@ func newStage() *stage {
 			s.locked(func() { n = s.warming })
 			return n, 0, nil
 		},
-		Names: func(set []dnsproxy.Host, gone []string) {
+		Names: func(set []table.Host, gone []string) {
 			s.locked(func() {
 				for _, h := range set {
 					gone = append(gone, h.Name) // with its old address

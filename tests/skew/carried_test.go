@@ -11,7 +11,7 @@ import (
 
 	"github.com/miekg/dns"
 
-	"understudy.mesh/dnsproxy"
+	"understudy.mesh/dnsproxy/vip"
 	"understudy.mesh/iptables"
 	"understudy.mesh/tests/lab"
 )
@@ -75,7 +75,7 @@ func rivals(t *testing.T, n int) (pairs [][2]string) {
 	by := map[netip.Addr]string{}
 	for i := 0; len(pairs) < n && i < enough; i++ {
 		host := fmt.Sprintf("host-%d.example", i)
-		v, err := dnsproxy.OpenVIPs(dnsproxy.VIPConfig{V4: iptables.VIPRangeV4, Log: slog.New(slog.DiscardHandler)})
+		v, err := vip.Open(vip.Config{V4: iptables.VIPRangeV4, Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,6 +13,10 @@ import (
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/dnsproxy"
+	"understudy.mesh/dnsproxy/cache"
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
+	"understudy.mesh/dnsproxy/vip"
 )
 
 // each decodes the elements of a JSON list one by one.
@@ -40,7 +44,7 @@ func expect(in *json.Decoder, want json.Delim) error {
 
 func printHosts(w io.Writer, in *json.Decoder) error {
 	r := cli.NewTable(w, "NAME", "SOURCE", "ADDRESSES")
-	err := each(in, func(h dnsproxy.Host) {
+	err := each(in, func(h table.Host) {
 		source := "addresses"
 		switch {
 		case h.VIP:
@@ -63,7 +67,7 @@ func join(addrs []netip.Addr) string {
 
 func printCache(w io.Writer, in *json.Decoder) error {
 	r := cli.NewTable(w, "NAME", "TYPE", "FLAGS", "ANSWER", "STATE", "LEFT", "HITS", "BYTES", "SERVER")
-	err := each(in, func(c dnsproxy.CacheEntry) {
+	err := each(in, func(c cache.Entry) {
 		state := "fresh"
 		switch {
 		case c.Failure:
@@ -85,7 +89,7 @@ type vipView struct{ now time.Time }
 
 // print reads what [control.DNSVIPsPath] answers.
 func (v vipView) print(w io.Writer, in *json.Decoder) error {
-	var pool dnsproxy.VIPStats
+	var pool vip.Stats
 	r := cli.NewTable(w, "HOST", "ADDRESSES", "STATE")
 	if err := expect(in, '{'); err != nil {
 		return err
@@ -96,7 +100,7 @@ func (v vipView) print(w io.Writer, in *json.Decoder) error {
 		case "pool":
 			err = in.Decode(&pool)
 		case "vips":
-			err = each(in, func(a dnsproxy.VIP) { r.Add(a.Host, join(a.Addrs), v.state(a)) })
+			err = each(in, func(a vip.VIP) { r.Add(a.Host, join(a.Addrs), v.state(a)) })
 		default: // of a later release
 			err = in.Decode(new(json.RawMessage))
 		}
@@ -115,7 +119,7 @@ func (v vipView) print(w io.Writer, in *json.Decoder) error {
 }
 
 // state is how long a host has had its addresses, or when another may get them.
-func (v vipView) state(a dnsproxy.VIP) string {
+func (v vipView) state(a vip.VIP) string {
 	switch {
 	case a.Freed.IsZero() && a.Since.IsZero():
 		return "used"
@@ -132,7 +136,7 @@ type upstreamView struct{ now time.Time }
 
 func (v upstreamView) print(w io.Writer, in *json.Decoder) error {
 	r := cli.NewTable(w, "SERVER", "STATE", "IN USE", "REQUESTS", "FAILURES", "HEDGES", "OVERTAKEN", "LATENCY", "LAST ERROR")
-	err := each(in, func(u dnsproxy.UpstreamStats) {
+	err := each(in, func(u upstream.Stats) {
 		use, latency, last := "no", "", u.Error
 		if u.InUse {
 			use = "yes"

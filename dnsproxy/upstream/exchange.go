@@ -1,0 +1,162 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"understudy.mesh/dnsproxy/internal/wire"
+)
+
+var errTruncated = errors.New("answer truncated over TCP")
+
+// try is one question to one server: over UDP and, where the answer is cut, over
+// TCP; without EDNS where the server refuses that.
+type try struct {
+	f     *Forwarder
+	u     *server
+	q     *wire.Query
+	via   *Transport
+	tcp   bool
+	edns  bool
+	began time.Time // by the injected clock: for the records
+	sent  time.Time // by the real one: for deadlines
+	limit time.Time // when it is given up
+
+	cancel  context.CancelFunc // ends it; set once somebody listens
+	watched bool               // it goes on when the race is over
+
+	out   *datagram // the first question, where that is on its way
+	reply []byte    // to the first question, where that has come
+	cut   bool      // the last answer over UDP was
+}
+
+// attempt says how long a try may last, and whether there was another before it at the
+// same server.
+type attempt struct {
+	limit time.Time
+	again bool
+}
+
+// begin sends q to u, over UDP unless p says otherwise.
+func (f *Forwarder) begin(u *server, q *wire.Query, via *Transport, p *plan, a attempt) (*try, error) {
+	t := &try{f: f, u: u, q: q, via: via, tcp: p.TCP, began: f.now(), sent: time.Now(), limit: a.limit}
+	t.edns = u.edns(t.began, a.again)
+	u.begin(t.began)
+	if t.tcp {
+		return t, nil
+	}
+	out, err := t.send(t.sent)
+	t.out = out
+	return t, err
+}
+
+func (t *try) target() target { return target{t.u.addr, t.f.mark} }
+
+// send sends the question over UDP; close ends that. It is noted first, for it
+// may be back at once.
+func (t *try) send(now time.Time) (*datagram, error) {
+	request := wire.NewRequest(t.q, t.edns)
+	id := t.via.sent.add(request, t.q)
+	d, err := t.via.sockets.ask(t.target(), request, now)
+	if err != nil {
+		t.via.sent.remove(id)
+	}
+	return d, err
+}
+
+func (t *try) close(d *datagram, answered bool) {
+	t.via.sent.remove(binary.BigEndian.Uint16(d.request))
+	t.via.sockets.done(d, answered)
+}
+
+// soon waits for the answer a short time: nearly always that is enough, and
+// costs no goroutine. An answer that is not the last word, cut or to be had without EDNS
+// only, is left to finish. done says that there is no more to be done.
+func (t *try) soon(ctx context.Context, until time.Time) (msg []byte, done bool, err error) {
+	if ctx.Err() != nil { // when it ends later, so does the wait: see transport.open
+		until = atOnce()
+	}
+	out := t.out
+	buf := t.f.buffers.Get().(*[udpBuffer]byte)
+	defer t.f.buffers.Put(buf)
+	reply, err := out.receive(buf[:], until)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, false, nil
+	}
+	t.out = nil
+	t.close(out, err == nil)
+	if err != nil {
+		return nil, true, err
+	}
+	if msg, err = wire.Canonical(reply, t.q); wire.FlagsOf(reply)&wire.FlagTC != 0 || !t.accept(msg, err) {
+		t.reply = bytes.Clone(reply)
+		return nil, false, nil
+	}
+	return msg, true, err
+}
+
+// finish does what is left, within ctx, which ends at the try's limit.
+func (t *try) finish(ctx context.Context) ([]byte, error) {
+	reply, err := t.ask(ctx)
+	if err != nil && !t.cut {
+		return nil, err
+	}
+	var msg []byte
+	if err == nil {
+		msg, err = wire.Canonical(reply, t.q)
+	}
+	if t.accept(msg, err) {
+		return msg, err
+	}
+	return t.plainly(ctx, msg, err)
+}
+
+func (t *try) ask(ctx context.Context) (reply []byte, err error) {
+	if !t.tcp {
+		reply, err = t.overUDP(ctx)
+		if t.cut = err == nil && wire.FlagsOf(reply)&wire.FlagTC != 0; !t.cut {
+			return reply, err
+		}
+	}
+	request := wire.NewRequest(t.q, t.edns)
+	id := t.via.sent.add(request, t.q)
+	defer t.via.sent.remove(id)
+	reply, err = t.via.streams.ask(ctx, &t.via.tasks, t.target(), request)
+	if err == nil && wire.FlagsOf(reply)&wire.FlagTC != 0 {
+		err = fmt.Errorf("ask %s: %w", t.u.addr, errTruncated)
+	}
+	return reply, err
+}
+
+// overUDP waits for the answer to the question that is on its way, if there is
+// one, or asks. A reply that came earlier is taken first.
+func (t *try) overUDP(ctx context.Context) ([]byte, error) {
+	if reply := t.reply; reply != nil {
+		t.reply = nil
+		return reply, nil
+	}
+	out := t.out
+	t.out = nil
+	if out == nil {
+		var err error
+		if out, err = t.send(time.Now()); err != nil {
+			return nil, err
+		}
+	}
+	defer t.close(out, false)
+	defer context.AfterFunc(ctx, func() { out.SetReadDeadline(atOnce()) })()
+	return out.receive(make([]byte, udpBuffer), t.limit)
+}
+
+// abandon gives up a question that has no answer.
+func (t *try) abandon() {
+	if t.out != nil {
+		t.close(t.out, false)
+		t.out = nil
+	}
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"runtime/debug"
@@ -25,14 +26,14 @@ type buildInfo struct {
 
 // currentBuild reads what the linker and the go command have left in the binary.
 func currentBuild() buildInfo {
-	b := buildInfo{Version: version, GitRevision: "unknown", BuildStatus: "unknown", GitTag: version}
+	b := buildInfo{Version: cmp.Or(version, "dev"), GitRevision: "unknown", BuildStatus: "unknown", GitTag: version}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return b.named()
+		return b
 	}
 	b.GolangVersion = info.GoVersion
-	if b.Version == "" && info.Main.Version != "(devel)" {
-		b.Version = info.Main.Version
+	if version == "" && info.Main.Version != "(devel)" {
+		b.Version = cmp.Or(info.Main.Version, "dev")
 	}
 	for _, s := range info.Settings {
 		switch {
@@ -43,14 +44,6 @@ func currentBuild() buildInfo {
 		case s.Key == "vcs.modified":
 			b.BuildStatus = "Clean"
 		}
-	}
-	return b.named()
-}
-
-// named gives a build without a version the version "dev".
-func (b buildInfo) named() buildInfo {
-	if b.Version == "" {
-		b.Version = "dev"
 	}
 	return b
 }

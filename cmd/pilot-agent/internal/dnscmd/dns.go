@@ -32,85 +32,45 @@ func New(e *cli.Env) *cobra.Command {
 		Use:   "dns",
 		Short: "Ask the running agent what its DNS proxy answers, and why",
 	}
-	cmd.AddCommand(newLookupCommand(e), newUpstreamsCommand(e), newFlushCommand(e),
-		newListCommand(e, list{
-			use: "table", short: "List the names that the agent answers itself",
-			page: control.DNSTablePath, print: printHosts,
-		}),
-		newListCommand(e, list{
-			use: "cache", short: "List the content of the cache: answers, last used first, and then failures",
-			page: control.DNSCachePath, print: printCache,
-		}),
-		newListCommand(e, list{
-			use: "vips", short: "List the virtual addresses that hosts have, and those that they had",
-			page: control.DNSVIPsPath, print: func(out io.Writer, in *json.Decoder) error { return vipView{time.Now()}.print(out, in) },
-		}))
+	cmd.AddCommand(
+		newLookupCommand(e),
+		newCommand(e, "table [NAME]", "List the names that the agent answers itself", &question{page: control.DNSTablePath, print: printHosts}),
+		newCommand(e, "cache [NAME]", "List the content of the cache: answers, last used first, and then failures",
+			&question{page: control.DNSCachePath, print: printCache}),
+		newCommand(e, "flush [NAME]", "Remove answers and failures from the cache, so that they are asked for again",
+			&question{page: control.DNSFlushPath, method: http.MethodPost, print: printFlushed}),
+		newCommand(e, "vips [NAME]", "List the virtual addresses that hosts have, and those that they had",
+			&question{page: control.DNSVIPsPath, print: func(out io.Writer, in *json.Decoder) error { return vipView{time.Now()}.print(out, in) }}),
+		newCommand(e, "upstreams", "List the DNS servers that the agent forwards to, and their state",
+			&question{page: control.DNSUpstreamsPath, print: func(out io.Writer, in *json.Decoder) error { return upstreamView{time.Now()}.print(out, in) }}),
+	)
 	return cmd
 }
 
 func newLookupCommand(e *cli.Env) *cobra.Command {
 	var qtype string
-	q := question{page: control.DNSLookupPath, print: printExplanation}
-	cmd := &cobra.Command{
-		Use:   "lookup NAME",
-		Short: "Show what the agent would answer for a name, and where the answer comes from",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			q.query = url.Values{"name": {args[0]}, "type": {qtype}}
-			return q.ask(cmd.Context(), e.Client().OpenStatus, e.Stdout)
-		},
-	}
+	q := &question{page: control.DNSLookupPath, print: printExplanation}
+	cmd := newCommand(e, "lookup NAME", "Show what the agent would answer for a name, and where the answer comes from", q)
+	cmd.Args = cobra.ExactArgs(1)
+	cmd.PreRun = func(*cobra.Command, []string) { q.query.Set("type", qtype) }
 	cmd.Flags().StringVarP(&qtype, "type", "t", "A", "record type: A, AAAA, SRV, TXT ...")
-	q.output.AddFlag(cmd, "o")
 	return cmd
 }
 
-func newUpstreamsCommand(e *cli.Env) *cobra.Command {
-	q := question{page: control.DNSUpstreamsPath, print: func(out io.Writer, in *json.Decoder) error {
-		return upstreamView{time.Now()}.print(out, in)
-	}}
-	cmd := &cobra.Command{
-		Use:   "upstreams",
-		Short: "List the DNS servers that the agent forwards to, and their state",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return q.ask(cmd.Context(), e.Client().OpenStatus, e.Stdout)
-		},
+// newCommand returns a command that asks q, of a name if its use has one.
+func newCommand(e *cli.Env, use, short string, q *question) *cobra.Command {
+	q.query = url.Values{}
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
+	if strings.HasSuffix(use, "[NAME]") {
+		cmd.Args = cobra.MaximumNArgs(1)
+		cmd.Long = short + ".\nWith NAME only those whose names contain its labels: for a.example also www.a.example, and\n" +
+			"a.example.svc.cluster.local, which comes of a search domain."
 	}
-	q.output.AddFlag(cmd, "o")
-	return cmd
-}
-
-func newFlushCommand(e *cli.Env) *cobra.Command {
-	cmd := newListCommand(e, list{
-		use: "flush", short: "Remove answers and failures from the cache, so that they are asked for again",
-		page: control.DNSFlushPath, method: http.MethodPost, print: printFlushed,
-	})
-	cmd.Long = cmd.Short + ".\nWith NAME only those whose names contain its labels, as dns cache NAME lists them."
-	return cmd
-}
-
-// list is a command for one of the agent's lists of names.
-type list struct {
-	use, short, page string
-	method           string // "" is GET
-	print            func(io.Writer, *json.Decoder) error
-}
-
-func newListCommand(e *cli.Env, l list) *cobra.Command {
-	q := question{page: l.page, method: l.method, print: l.print}
-	cmd := &cobra.Command{
-		Use:   l.use + " [NAME]",
-		Short: l.short,
-		Long: l.short + ".\nWith NAME only those whose names contain its labels: for a.example also www.a.example, and\n" +
-			"a.example.svc.cluster.local, which comes of a search domain.",
-		Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 1 {
-				q.query = url.Values{"name": args}
-			}
-			return q.ask(cmd.Context(), e.Client().OpenStatus, e.Stdout)
-		},
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 1 {
+			q.query.Set("name", args[0])
+		}
+		return q.ask(cmd.Context(), e.Client().OpenStatus, e.Stdout)
 	}
 	q.output.AddFlag(cmd, "o")
 	return cmd

@@ -12,7 +12,6 @@ import (
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
 	"understudy.mesh/iptables/inspect"
-	"understudy.mesh/iptables/rule"
 	"understudy.mesh/pkg/logging"
 )
 
@@ -152,21 +151,14 @@ func (r captureReport) print(w io.Writer) {
 	if r.Right {
 		fmt.Fprintf(w, "right: no difference from %s\n", r.ComparedTo)
 	}
-	type alike struct {
-		kind          inspect.Kind
-		family, chain string
-		table         rule.Table
-		why           string
-	}
-	count := map[alike]int{}
+	kind := func(d inspect.Difference) string { return fmt.Sprintln(d.Kind, d.Family, d.Table, d.Chain, d.Why) }
+	count := map[string]int{}
 	for i, d := range r.Differences {
-		key := alike{d.Kind, d.Family, d.Chain, d.Table, d.Why}
+		key := kind(d)
 		if count[key]++; count[key] <= maxAlike {
 			fmt.Fprintln(w, d.Text)
 		}
-		last := i == len(r.Differences)-1 || key != func(n inspect.Difference) alike {
-			return alike{n.Kind, n.Family, n.Chain, n.Table, n.Why}
-		}(r.Differences[i+1])
+		last := i == len(r.Differences)-1 || key != kind(r.Differences[i+1])
 		if more := count[key] - maxAlike; last && more > 0 {
 			fmt.Fprintf(w, "  and %d more like it (--output json has them all)\n", more)
 		}

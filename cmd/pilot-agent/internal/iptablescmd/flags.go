@@ -52,12 +52,12 @@ type setting struct {
 	boolean     bool
 	always      bool // also has an effect on cleaning up
 	doc         string
-	set         func(o *Options, value string) error
+	set         func(value string) error
 }
 
-// settings returns every setting in the order of --help.
-func settings() []setting {
-	text := func(flag, short, env, def, doc string, set func(*Options, string) error) setting {
+// settings returns every setting, in the order of --help; each sets its part of o.
+func settings(o *Options) []setting {
+	text := func(flag, short, env, def, doc string, set func(string) error) setting {
 		s := setting{flag: flag, short: short, def: def, doc: doc, set: set}
 		if env != "" {
 			s.env = []string{env}
@@ -65,68 +65,65 @@ func settings() []setting {
 		return s
 	}
 	all := []setting{
-		text("envoy-port", "p", "", "15001", "port of Envoy for outbound TCP", port(func(c *iptables.Config) *uint16 { return &c.ProxyPort })),
-		text("inbound-capture-port", "z", "INBOUND_CAPTURE_PORT", "15006", "port of Envoy for inbound TCP", port(func(c *iptables.Config) *uint16 { return &c.InboundPort })),
-		text("inbound-tunnel-port", "e", "INBOUND_TUNNEL_PORT", "15008", "port of the mesh's tunnel, never captured", port(func(c *iptables.Config) *uint16 { return &c.TunnelPort })),
-		text("", "", "ENVOY_USER", "istio-proxy", "", func(o *Options, v string) error { o.envoyUser = v; return nil }),
-		text("proxy-uid", "u", "PROXY_UID", "", "users whose traffic is not captured, or none (default: of $ENVOY_USER, or 1337)", setUIDs),
-		text("proxy-gid", "g", "PROXY_GID", "", "groups whose traffic is not captured, or none (default: as --proxy-uid)", setGIDs),
-		text("proxy-mark", "", "PROXY_MARK", "", "mark (SO_MARK) of sockets whose traffic is not captured; give the proxy the same", setProxyMark),
-		text("istio-inbound-interception-mode", "m", "ISTIO_INBOUND_INTERCEPTION_MODE", "", "how inbound traffic gets to Envoy: REDIRECT (the default), or TPROXY, which keeps the client's address", setMode),
-		text("istio-inbound-ports", "b", "ISTIO_INBOUND_PORTS", "", "inbound ports to capture, or *", setInboundPorts),
-		text("istio-local-exclude-ports", "d", "ISTIO_LOCAL_EXCLUDE_PORTS", "", "inbound ports not to capture, with -b *", ports(func(c *iptables.Config) *[]uint16 { return &c.ExcludeInboundPorts })),
-		text("istio-exclude-interfaces", "c", "ISTIO_EXCLUDE_INTERFACES", "", "interfaces whose traffic is not captured", interfaces(func(c *iptables.Config) *[]string { return &c.ExcludeInterfaces })),
-		text("istio-service-cidr", "i", "ISTIO_SERVICE_CIDR", "", "outbound destinations to capture, or *", setIncludeCIDRs),
-		text("istio-service-exclude-cidr", "x", "ISTIO_SERVICE_EXCLUDE_CIDR", "", "outbound destinations not to capture", setExcludeCIDRs),
-		text("istio-outbound-ports", "q", "ISTIO_OUTBOUND_PORTS", "", "outbound ports to capture whatever the destination", ports(func(c *iptables.Config) *[]uint16 { return &c.IncludeOutboundPorts })),
-		text("istio-local-outbound-ports-exclude", "o", "ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE", "", "outbound ports not to capture", ports(func(c *iptables.Config) *[]uint16 { return &c.ExcludeOutboundPorts })),
-		text("kube-virt-interfaces", "k", "KUBE_VIRT_INTERFACES", "", "interfaces of virtual machines, whose traffic is outbound", interfaces(func(c *iptables.Config) *[]string { return &c.VirtInterfaces })),
-		text("", "", "ISTIO_OUTBOUND_OWNER_GROUPS", "*", "", setIncludeGroups),
-		text("", "", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "", "", setExcludeGroups),
-		text("", "", "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "127.0.0.1/32", "", setLoopback),
-		text("", "", "DRY_RUN_FILE_PATH", "", "", func(o *Options, v string) error { o.dryRunFile = v; return nil }),
+		text("envoy-port", "p", "", "15001", "port of Envoy for outbound TCP", parsed(&o.Config.ProxyPort, iptables.ParsePort)),
+		text("inbound-capture-port", "z", "INBOUND_CAPTURE_PORT", "15006", "port of Envoy for inbound TCP", parsed(&o.Config.InboundPort, iptables.ParsePort)),
+		text("inbound-tunnel-port", "e", "INBOUND_TUNNEL_PORT", "15008", "port of the mesh's tunnel, never captured", parsed(&o.Config.TunnelPort, iptables.ParsePort)),
+		text("", "", "ENVOY_USER", "istio-proxy", "", asIs(&o.envoyUser)),
+		text("proxy-uid", "u", "PROXY_UID", "", "users whose traffic is not captured, or none (default: of $ENVOY_USER, or 1337)", o.setUIDs),
+		text("proxy-gid", "g", "PROXY_GID", "", "groups whose traffic is not captured, or none (default: as --proxy-uid)", o.setGIDs),
+		text("proxy-mark", "", "PROXY_MARK", "", "mark (SO_MARK) of sockets whose traffic is not captured; give the proxy the same", o.setProxyMark),
+		text("istio-inbound-interception-mode", "m", "ISTIO_INBOUND_INTERCEPTION_MODE", "", "how inbound traffic gets to Envoy: REDIRECT (the default), or TPROXY, which keeps the client's address", o.setMode),
+		text("istio-inbound-ports", "b", "ISTIO_INBOUND_PORTS", "", "inbound ports to capture, or *", parsed(&o.Config.InboundPorts, iptables.ParsePorts)),
+		text("istio-local-exclude-ports", "d", "ISTIO_LOCAL_EXCLUDE_PORTS", "", "inbound ports not to capture, with -b *", parsed(&o.Config.ExcludeInboundPorts, iptables.ParsePortList)),
+		text("istio-exclude-interfaces", "c", "ISTIO_EXCLUDE_INTERFACES", "", "interfaces whose traffic is not captured", parsed(&o.Config.ExcludeInterfaces, iptables.ParseInterfaceList)),
+		text("istio-service-cidr", "i", "ISTIO_SERVICE_CIDR", "", "outbound destinations to capture, or *", parsed(&o.Config.IncludeCIDRs, iptables.ParsePrefixes)),
+		text("istio-service-exclude-cidr", "x", "ISTIO_SERVICE_EXCLUDE_CIDR", "", "outbound destinations not to capture", o.setExcludeCIDRs),
+		text("istio-outbound-ports", "q", "ISTIO_OUTBOUND_PORTS", "", "outbound ports to capture, to any destination", parsed(&o.Config.IncludeOutboundPorts, iptables.ParsePortList)),
+		text("istio-local-outbound-ports-exclude", "o", "ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE", "", "outbound ports not to capture", parsed(&o.Config.ExcludeOutboundPorts, iptables.ParsePortList)),
+		text("kube-virt-interfaces", "k", "KUBE_VIRT_INTERFACES", "", "interfaces of virtual machines, whose traffic is outbound", parsed(&o.Config.VirtInterfaces, iptables.ParseInterfaceList)),
+		text("", "", "ISTIO_OUTBOUND_OWNER_GROUPS", "*", "", o.setIncludeGroups),
+		text("", "", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "", "", parsed(&o.Config.ExcludeGroups, o.parseGroups)),
+		text("", "", "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "127.0.0.1/32", "", parsed(&o.Config.LoopbackV4, iptables.ParsePrefix)),
+		text("", "", "DRY_RUN_FILE_PATH", "", "", asIs(&o.dryRunFile)),
 	}
-	return append(append(all, switches()...), modes()...)
+	return append(append(all, o.switches()...), o.modes()...)
 }
 
 // switches are the booleans, and the back end.
-func switches() []setting {
+func (o *Options) switches() []setting {
 	return []setting{
-		{flag: "redirect-dns", env: []string{"REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"}, doc: "send DNS queries to the agent", boolean: true, set: toggle(func(o *Options) *bool { return &o.Config.DNS.Capture })},
-		{flag: "capture-all-dns", env: []string{"CAPTURE_ALL_DNS"}, doc: "with --redirect-dns: queries to any server, not just those of resolv.conf", boolean: true, set: toggle(func(o *Options) *bool { return &o.Config.DNS.All })},
-		{env: []string{"ISTIO_META_DNS_AUTO_ALLOCATE"}, boolean: true, set: toggle(func(o *Options) *bool { return &o.autoAllocate })},
-		{flag: "drop-invalid", env: []string{"DROP_INVALID", "INVALID_DROP"}, doc: "drop packets that conntrack calls INVALID", boolean: true, set: toggle(func(o *Options) *bool { return &o.Config.DropInvalid })},
-		{flag: "dual-stack", env: []string{"DUAL_STACK", "ISTIO_DUAL_STACK"}, def: "true", doc: "capture IPv6, too, when the pod's first address is IPv4", boolean: true, set: toggle(func(o *Options) *bool { return &o.dualStack })},
-		{flag: "force-iptables-binary", env: []string{"FORCE_IPTABLES_BINARY"}, doc: "legacy or nft (default: where rules are already, else what is installed, else as --native-nftables)", set: setBackend},
-		{flag: "native-nftables", env: []string{"NATIVE_NFTABLES"}, doc: "write the rules by nf_tables itself, without iptables or nft, whatever --force-iptables-binary says", boolean: true, set: toggle(func(o *Options) *bool { return &o.native })},
-		{flag: "dry-run", short: "n", env: []string{"DRY_RUN"}, doc: "print the rules, change nothing; needs no privilege", boolean: true, always: true, set: toggle(func(o *Options) *bool { return &o.dryRun })},
-		{flag: cleanupFlag, env: []string{"CLEANUP_ONLY"}, doc: "remove all rules instead", boolean: true, always: true, set: toggle(func(o *Options) *bool { return &o.Cleanup })},
-		{flag: "verify", doc: "compare with the rules in force instead: exit status 1 when something differs; see doctor capture", boolean: true, always: true, set: toggle(func(o *Options) *bool { return &o.verify })},
-		{flag: "skip-rule-apply", env: []string{"SKIP_RULE_APPLY"}, doc: "check the settings only", boolean: true, set: toggle(func(o *Options) *bool { return &o.skipApply })},
-		{flag: "reconcile", env: []string{"RECONCILE"}, doc: "accepted: rules of another configuration are always replaced", boolean: true, set: toggle(func(*Options) *bool { return new(bool) })},
-		{flag: "force-apply", env: []string{"FORCE_APPLY"}, doc: "accepted: the rules are always checked and made right", boolean: true, set: toggle(func(o *Options) *bool { return &o.forceApply })},
+		{flag: "redirect-dns", env: []string{"REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"}, doc: "send DNS queries to the agent", boolean: true, set: toggle(&o.Config.DNS.Capture)},
+		{flag: "capture-all-dns", env: []string{"CAPTURE_ALL_DNS"}, doc: "with --redirect-dns: queries to any server, not just those of resolv.conf", boolean: true, set: toggle(&o.Config.DNS.All)},
+		{env: []string{"ISTIO_META_DNS_AUTO_ALLOCATE"}, boolean: true, set: toggle(&o.autoAllocate)},
+		{flag: "drop-invalid", env: []string{"DROP_INVALID", "INVALID_DROP"}, doc: "drop packets that conntrack calls INVALID", boolean: true, set: toggle(&o.Config.DropInvalid)},
+		{flag: "dual-stack", env: []string{"DUAL_STACK", "ISTIO_DUAL_STACK"}, def: "true", doc: "capture IPv6 too, when the pod's first address is IPv4", boolean: true, set: toggle(&o.dualStack)},
+		{flag: "force-iptables-binary", env: []string{"FORCE_IPTABLES_BINARY"}, doc: "legacy or nft (default: where rules are already, else what is installed, else as --native-nftables)", set: o.setBackend},
+		{flag: "native-nftables", env: []string{"NATIVE_NFTABLES"}, doc: "write the rules by nf_tables itself, without iptables or nft; --force-iptables-binary has no effect then", boolean: true, set: toggle(&o.native)},
+		{flag: "dry-run", short: "n", env: []string{"DRY_RUN"}, doc: "print the rules, change nothing; needs no privilege", boolean: true, always: true, set: toggle(&o.dryRun)},
+		{flag: cleanupFlag, env: []string{"CLEANUP_ONLY"}, doc: "remove all rules instead", boolean: true, always: true, set: toggle(&o.Cleanup)},
+		{flag: "verify", doc: "compare with the rules in force instead: exit status 1 if they differ; see doctor capture", boolean: true, always: true, set: toggle(&o.verify)},
+		{flag: "skip-rule-apply", env: []string{"SKIP_RULE_APPLY"}, doc: "check the settings only", boolean: true, set: toggle(&o.skipApply)},
+		{flag: "reconcile", env: []string{"RECONCILE"}, doc: "accepted: rules of another configuration are always replaced", boolean: true, set: toggle(new(bool))},
+		{flag: "force-apply", env: []string{"FORCE_APPLY"}, doc: "accepted: the rules are always checked and made right", boolean: true, set: toggle(&o.forceApply)},
 	}
 }
 
 // modes say how and where the work is done.
-func modes() []setting {
+func (o *Options) modes() []setting {
 	return []setting{
-		{flag: "istio-inbound-tproxy-mark", short: "t", env: []string{"ISTIO_INBOUND_TPROXY_MARK"}, def: "1337", doc: "TPROXY's mark on packets; the next number is used, too", set: number(func(c *iptables.Config) *uint32 { return &c.Mark })},
-		{flag: "istio-inbound-tproxy-route-table", short: "r", env: []string{"ISTIO_INBOUND_TPROXY_ROUTE_TABLE"}, def: "133", doc: "TPROXY's route table", set: number(func(c *iptables.Config) *uint32 { return &c.RouteTable })},
-		{flag: "run-validation", env: []string{"RUN_VALIDATION"}, boolean: true, doc: "then see whether a connection of the proxy's comes to it; exit status 126 if not", set: toggle(func(o *Options) *bool { return &o.validate })},
-		{flag: "iptables-probe-port", env: []string{"IPTABLES_PROBE_PORT"}, def: strconv.Itoa(inspect.DefaultProbePort), doc: "port that --run-validation connects to", set: func(o *Options, v string) (err error) {
-			o.probePort, err = iptables.ParsePort(v)
-			return err
-		}},
-		{flag: "probe-timeout", env: []string{"PROBE_TIMEOUT"}, def: "5s", doc: "how long --run-validation tries", set: setProbeTimeout},
-		{flag: namespaceFlag, env: []string{"NETWORK_NAMESPACE"}, always: true, doc: "work in the network namespace of this file, for example /proc/PID/ns/net", set: func(o *Options, v string) error { o.namespace = v; return nil }},
-		{flag: "cni-mode", env: []string{"CNI_MODE"}, boolean: true, always: true, doc: "this is not the pod's container: its resolv.conf and the node's xtables lock do not count; with --network-namespace", set: toggle(func(o *Options) *bool { return &o.cniMode })},
+		{flag: "istio-inbound-tproxy-mark", short: "t", env: []string{"ISTIO_INBOUND_TPROXY_MARK"}, def: "1337", doc: "TPROXY's mark on packets; the next number is used too", set: parsed(&o.Config.Mark, parseNumber)},
+		{flag: "istio-inbound-tproxy-route-table", short: "r", env: []string{"ISTIO_INBOUND_TPROXY_ROUTE_TABLE"}, def: "133", doc: "TPROXY's route table", set: parsed(&o.Config.RouteTable, parseNumber)},
+		{flag: "run-validation", env: []string{"RUN_VALIDATION"}, boolean: true, doc: "afterwards connect as the proxy does, and check where the rules send it; exit status 126 if that is wrong", set: toggle(&o.validate)},
+		{flag: "iptables-probe-port", env: []string{"IPTABLES_PROBE_PORT"}, def: strconv.Itoa(inspect.DefaultProbePort), doc: "port that --run-validation connects to", set: parsed(&o.probePort, iptables.ParsePort)},
+		{flag: "probe-timeout", env: []string{"PROBE_TIMEOUT"}, def: "5s", doc: "how long --run-validation tries", set: parsed(&o.probeTimeout, parseTimeout)},
+		{flag: namespaceFlag, env: []string{"NETWORK_NAMESPACE"}, always: true, doc: "work in the network namespace of this file, for example /proc/PID/ns/net", set: asIs(&o.namespace)},
+		{flag: "cni-mode", env: []string{"CNI_MODE"}, boolean: true, always: true, doc: "this is not the pod's container: its resolv.conf and the node's xtables lock do not count; with --network-namespace", set: toggle(&o.cniMode)},
 	}
 }
 
 // AddFlags registers the flags of istio-iptables, in the order of --help.
 func AddFlags(flags *pflag.FlagSet) {
-	for _, s := range settings() {
+	for _, s := range settings(&Options{}) {
 		s.register(flags)
 	}
 }
@@ -189,14 +186,14 @@ func Parse(flags *pflag.FlagSet, environ []string, host Host) (*Options, error) 
 	o := &Options{Config: iptables.Default(), host: host}
 	var errs []error
 	read := func(always bool) {
-		for _, s := range settings() {
+		for _, s := range settings(o) {
 			if s.always != always {
 				continue
 			}
 			v, source := s.value(flags, vars)
 			v, err := fromFile(v)
 			if err == nil {
-				err = s.set(o, v)
+				err = s.set(v)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", source, err))
@@ -226,7 +223,7 @@ func Parse(flags *pflag.FlagSet, environ []string, host Host) (*Options, error) 
 func Given(flags *pflag.FlagSet, environ []string) bool {
 	given := false
 	shared := []string{"ISTIO_META_DNS_CAPTURE", "ISTIO_META_DNS_AUTO_ALLOCATE", "ISTIO_DUAL_STACK", "INVALID_DROP", "ENVOY_USER"}
-	for _, s := range settings() {
+	for _, s := range settings(&Options{}) {
 		if s.flag == namespaceFlag { // says where, not what
 			continue
 		}

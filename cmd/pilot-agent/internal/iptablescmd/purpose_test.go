@@ -29,7 +29,7 @@ func TestPurposesAreThoseOfRules(t *testing.T) {
 		}
 	}
 	var names []string
-	for _, s := range settings() {
+	for _, s := range settings(&Options{}) {
 		names = append(names, "--"+s.flag)
 		for _, v := range s.env {
 			names = append(names, "$"+v)

@@ -13,31 +13,20 @@ import (
 // These functions apply a setting's value. Their errors have the value and what would be
 // right; Parse adds where it comes from.
 
-type setter = func(o *Options, value string) error
-
-func port(field func(*iptables.Config) *uint16) setter {
-	return func(o *Options, v string) (err error) {
-		*field(&o.Config), err = iptables.ParsePort(v)
+// parsed puts the value into a variable.
+func parsed[T any](into *T, parse func(string) (T, error)) func(string) error {
+	return func(v string) (err error) {
+		*into, err = parse(v)
 		return err
 	}
 }
 
-func ports(field func(*iptables.Config) *[]uint16) setter {
-	return func(o *Options, v string) (err error) {
-		*field(&o.Config), err = iptables.ParsePortList(v)
-		return err
-	}
+func asIs(into *string) func(string) error {
+	return parsed(into, func(v string) (string, error) { return v, nil })
 }
 
-func interfaces(field func(*iptables.Config) *[]string) setter {
-	return func(o *Options, v string) (err error) {
-		*field(&o.Config), err = iptables.ParseInterfaceList(v)
-		return err
-	}
-}
-
-func toggle(field func(*Options) *bool) setter {
-	return func(o *Options, v string) error {
+func toggle(into *bool) func(string) error {
+	return func(v string) error {
 		if v == "" {
 			return nil
 		}
@@ -45,32 +34,30 @@ func toggle(field func(*Options) *bool) setter {
 		if err != nil {
 			return fmt.Errorf("%q: want true or false", v)
 		}
-		*field(o) = b
+		*into = b
 		return nil
 	}
 }
 
-func number(field func(*iptables.Config) *uint32) setter {
-	return func(o *Options, v string) error {
-		n, err := strconv.ParseUint(v, 0, 32)
-		if err != nil {
-			return fmt.Errorf("%q: want a number, for example 1337 or 0x539", v)
-		}
-		*field(&o.Config) = uint32(n)
-		return nil
+func parseNumber(v string) (uint32, error) {
+	n, err := strconv.ParseUint(v, 0, 32)
+	if err != nil {
+		return 0, fmt.Errorf("%q: want a number, for example 1337 or 0x539", v)
 	}
+	return uint32(n), nil
 }
 
-func setProbeTimeout(o *Options, v string) (err error) {
-	if o.probeTimeout, err = time.ParseDuration(v); err != nil || o.probeTimeout <= 0 {
-		return fmt.Errorf("%q: want a duration, for example 5s", v)
+func parseTimeout(v string) (time.Duration, error) {
+	d, err := time.ParseDuration(v)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("%q: want a duration, for example 5s", v)
 	}
-	return nil
+	return d, nil
 }
 
 // setMode accepts REDIRECT or TPROXY only. For Istio every other word is REDIRECT, and a
 // misspelt TPROXY hides the clients' addresses silently.
-func setMode(o *Options, v string) error {
+func (o *Options) setMode(v string) error {
 	switch v {
 	case "", "REDIRECT":
 		o.Config.TPROXY = false
@@ -82,17 +69,7 @@ func setMode(o *Options, v string) error {
 	return nil
 }
 
-func setInboundPorts(o *Options, v string) (err error) {
-	o.Config.InboundPorts, err = iptables.ParsePorts(v)
-	return err
-}
-
-func setIncludeCIDRs(o *Options, v string) (err error) {
-	o.Config.IncludeCIDRs, err = iptables.ParsePrefixes(v)
-	return err
-}
-
-func setExcludeCIDRs(o *Options, v string) (err error) {
+func (o *Options) setExcludeCIDRs(v string) (err error) {
 	if strings.TrimSpace(v) == "*" {
 		return fmt.Errorf("CIDR %q: every destination cannot be excluded; leave --istio-service-cidr out instead", v)
 	}
@@ -100,12 +77,7 @@ func setExcludeCIDRs(o *Options, v string) (err error) {
 	return err
 }
 
-func setLoopback(o *Options, v string) (err error) {
-	o.Config.LoopbackV4, err = iptables.ParsePrefix(v)
-	return err
-}
-
-func setBackend(o *Options, v string) error {
+func (o *Options) setBackend(v string) error {
 	switch b := rule.Backend(v); b {
 	case rule.Auto, rule.Legacy, rule.NFT:
 		o.Config.Backend = b
@@ -120,7 +92,7 @@ const noIDs = "none"
 
 // setUIDs sets the proxy's users: by default the user in ENVOY_USER, if the image has it,
 // else Istio's.
-func setUIDs(o *Options, v string) (err error) {
+func (o *Options) setUIDs(v string) (err error) {
 	if v == noIDs {
 		o.Config.UIDs = nil
 		return nil
@@ -136,7 +108,7 @@ func setUIDs(o *Options, v string) (err error) {
 	return err
 }
 
-func setGIDs(o *Options, v string) (err error) {
+func (o *Options) setGIDs(v string) (err error) {
 	switch v {
 	case "":
 		o.Config.GIDs = o.Config.UIDs
@@ -159,7 +131,7 @@ func proxyIDs(v string, lookup func(string) (string, error)) ([]uint32, error) {
 	return ids, err
 }
 
-func setProxyMark(o *Options, v string) (err error) {
+func (o *Options) setProxyMark(v string) (err error) {
 	if v == "" {
 		return nil
 	}
@@ -167,14 +139,13 @@ func setProxyMark(o *Options, v string) (err error) {
 	return err
 }
 
-func setIncludeGroups(o *Options, v string) (err error) {
+func (o *Options) setIncludeGroups(v string) (err error) {
 	if strings.TrimSpace(v) != "*" {
-		o.Config.IncludeGroups, err = iptables.ParseIDList(v, o.host.LookupGroup)
+		o.Config.IncludeGroups, err = o.parseGroups(v)
 	}
 	return err
 }
 
-func setExcludeGroups(o *Options, v string) (err error) {
-	o.Config.ExcludeGroups, err = iptables.ParseIDList(v, o.host.LookupGroup)
-	return err
+func (o *Options) parseGroups(v string) ([]uint32, error) {
+	return iptables.ParseIDList(v, o.host.LookupGroup)
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
-	"net/netip"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -15,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/agent"
@@ -25,9 +22,6 @@ import (
 )
 
 const (
-	// maxSettingsFile bounds the mesh file and the downward API's files; the API
-	// server keeps a pod's annotations, and a ConfigMap, under 1 MiB.
-	maxSettingsFile = 2 << 20
 	// The garbage collector's percentages: fast while the agent starts, as the pod waits for
 	// it, and then small, as its memory is multiplied by the number of pods. $GOGC overrides
 	// both.
@@ -122,57 +116,25 @@ func announce(log *slog.Logger, cfg *config.Config, warnings []config.Warning) {
 	}
 }
 
-// interfaceAddrs returns the addresses of the interfaces that are up, without
-// loopback and link-local ones; none where they cannot be listed.
-func interfaceAddrs() []netip.Addr {
-	var addrs []netip.Addr
-	interfaces, _ := net.Interfaces()
-	for _, i := range interfaces {
-		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 {
-			continue
-		}
-		list, _ := i.Addrs()
-		for _, a := range list {
-			prefix, err := netip.ParsePrefix(a.String())
-			if addr := prefix.Addr().Unmap(); err == nil && !addr.IsLinkLocalUnicast() && !addr.IsLoopback() {
-				addrs = append(addrs, addr)
-			}
-		}
-	}
-	return addrs
-}
+// logFileMode lets the pod's log collector read the file, which runs as another user.
+const logFileMode = 0o644
 
-// readSettingsFile reads a file of a bounded size.
-func readSettingsFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+// openLog returns where the agent's log goes: --log_target's stdout, stderr or file.
+// The caller closes it; closing the standard streams does nothing.
+func openLog(e *cli.Env, target string) (io.WriteCloser, error) {
+	switch target {
+	case "stdout":
+		return nopCloser{e.Stdout}, nil
+	case "stderr":
+		return nopCloser{e.Stderr}, nil
+	}
+	f, err := os.OpenFile(target, os.O_CREATE|os.O_APPEND|os.O_WRONLY, logFileMode)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open the log, --log_target: want stdout, stderr or a file that can be written: %w", err)
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxSettingsFile+1))
-	if err == nil && len(data) > maxSettingsFile {
-		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxSettingsFile)
-	}
-	return data, err
+	return f, nil
 }
 
-// fileLimit is how many files Envoy may have open, 0 for no limit. That is the hard limit:
-// Go has raised the agent's soft limit to it, and Envoy raises its own.
-func fileLimit() uint64 {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur == unix.RLIM_INFINITY {
-		return 0
-	}
-	return limit.Cur
-}
+type nopCloser struct{ io.Writer }
 
-func isDir(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.IsDir()
-}
-
-// asFile returns w where it is a file that a child process can inherit.
-func asFile(w io.Writer) *os.File {
-	f, _ := w.(*os.File)
-	return f
-}
+func (nopCloser) Close() error { return nil }

@@ -51,12 +51,9 @@ func newRequestCommand(e *cli.Env) *cobra.Command {
 	return cmd
 }
 
-// sender is [control.Client.Send].
-type sender func(context.Context, control.Request) (*http.Response, error)
-
-// request sends r and prints the answer to out. Any status above 399 but 404 is an error.
+// request sends r by [control.Client.Send] and prints the answer to out. Any status above 399 but 404 is an error.
 // If the agent stands by, r is not sent, and a line on notes says so.
-func request(ctx context.Context, send sender, r control.Request, out, notes io.Writer) error {
+func request(ctx context.Context, send func(context.Context, control.Request) (*http.Response, error), r control.Request, out, notes io.Writer) error {
 	resp, err := send(ctx, r)
 	if errors.Is(err, control.ErrStandby) {
 		fmt.Fprintf(notes, "pilot-agent: %s %s was not sent: %v\n", r.Method, r.Path, err)

@@ -68,7 +68,7 @@ func newCaptureCommand(e *cli.Env, host iptablescmd.Host) *cobra.Command {
 			return err
 		}
 		defer leave()
-		c := check{json: output.IsJSON(), alone: !iptablescmd.Given(cmd.Flags(), e.Environ)}
+		c := check{json: output.IsJSON(), alone: !o.Given}
 		return c.run(cmd.Context(), o, e.Stdout, logging.For(log, "iptables"))
 	}
 	return cmd

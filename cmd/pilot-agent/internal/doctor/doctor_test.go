@@ -151,8 +151,12 @@ func TestCaptureGiven(t *testing.T) {
 		if err := cmd.ParseFlags(tt.args); err != nil {
 			t.Fatal(err)
 		}
-		if got := iptablescmd.Given(cmd.Flags(), tt.environ); got != tt.want {
-			t.Errorf("%q %q: %v", tt.environ, tt.args, got)
+		o, err := iptablescmd.Parse(cmd.Flags(), tt.environ, iptablescmd.ThisHost())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.Given != tt.want {
+			t.Errorf("%q %q: %v", tt.environ, tt.args, o.Given)
 		}
 	}
 }

@@ -27,6 +27,7 @@ type Options struct {
 	dryRun       bool
 	dryRunFile   string
 	Cleanup      bool // remove all rules instead
+	Given        bool // what to capture: by a flag, or a variable that only an init container has
 	skipApply    bool
 	validate     bool
 	probePort    uint16
@@ -143,21 +144,21 @@ func (s setting) register(flags *pflag.FlagSet) {
 	flags.StringP(s.flag, s.short, s.def, doc)
 }
 
-// value returns the setting's value and where it comes from. An empty environment
-// variable counts as absent, as with Istio.
-func (s setting) value(flags *pflag.FlagSet, environ map[string]string) (value, source string) {
+// value returns the setting's value, where it comes from, and whether it is given there, not
+// the default. An empty environment variable counts as absent, as in Istio.
+func (s setting) value(flags *pflag.FlagSet, environ map[string]string) (value, source string, given bool) {
 	if s.flag != "" && flags.Changed(s.flag) {
-		return flags.Lookup(s.flag).Value.String(), "flag --" + s.flag
+		return flags.Lookup(s.flag).Value.String(), "flag --" + s.flag, true
 	}
 	for _, name := range s.env {
 		if v := environ[name]; v != "" {
-			return v, "env " + name
+			return v, "env " + name, true
 		}
 	}
 	if s.flag != "" {
-		return flags.Lookup(s.flag).Value.String(), "flag --" + s.flag
+		return flags.Lookup(s.flag).Value.String(), "flag --" + s.flag, false
 	}
-	return s.def, "env " + s.env[0]
+	return s.def, "env " + s.env[0], false
 }
 
 // fromFile returns the content of FILE for "@FILE", its lines as items of a list, and any
@@ -183,6 +184,7 @@ func Parse(flags *pflag.FlagSet, environ []string, host Host) (*Options, error) 
 		k, v, _ := strings.Cut(kv, "=")
 		vars[k] = v
 	}
+	shared := []string{"env ISTIO_META_DNS_CAPTURE", "env ISTIO_META_DNS_AUTO_ALLOCATE", "env ISTIO_DUAL_STACK", "env INVALID_DROP", "env ENVOY_USER"}
 	o := &Options{Config: iptables.Default(), host: host}
 	var errs []error
 	read := func(always bool) {
@@ -190,7 +192,8 @@ func Parse(flags *pflag.FlagSet, environ []string, host Host) (*Options, error) 
 			if s.always != always {
 				continue
 			}
-			v, source := s.value(flags, vars)
+			v, source, given := s.value(flags, vars)
+			o.Given = o.Given || given && s.flag != namespaceFlag && !slices.Contains(shared, source)
 			v, err := fromFile(v)
 			if err == nil {
 				err = s.set(v)
@@ -216,26 +219,4 @@ func Parse(flags *pflag.FlagSet, environ []string, host Host) (*Options, error) 
 		return nil, &cli.UsageError{Err: err}
 	}
 	return o, nil
-}
-
-// Given reports whether it is given what should be captured: by a flag, or by a variable
-// that only an init container has. The proxy's container has some of the variables too.
-func Given(flags *pflag.FlagSet, environ []string) bool {
-	given := false
-	shared := []string{"ISTIO_META_DNS_CAPTURE", "ISTIO_META_DNS_AUTO_ALLOCATE", "ISTIO_DUAL_STACK", "INVALID_DROP", "ENVOY_USER"}
-	for _, s := range settings(&Options{}) {
-		if s.flag == namespaceFlag { // says where, not what
-			continue
-		}
-		if s.flag != "" && flags.Changed(s.flag) {
-			given = true
-		}
-		for _, name := range s.env {
-			given = given || !slices.Contains(shared, name) && slices.ContainsFunc(environ, func(kv string) bool {
-				k, v, _ := strings.Cut(kv, "=")
-				return k == name && v != ""
-			})
-		}
-	}
-	return given
 }

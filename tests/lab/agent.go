@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -120,8 +120,8 @@ func InitUser(env ...string) As {
 	return As{UID: RootUID, Caps: []string{"net_admin", "net_raw"}, Env: env}
 }
 
-// Environment is what the agent of an injected pod has in its environment.
-func Environment() []string {
+// environment is what the agent of an injected pod has in its environment.
+func environment() []string {
 	return []string{
 		"POD_NAME=app-0", "POD_NAMESPACE=default", "INSTANCE_IP=" + PodIP, "SERVICE_ACCOUNT=default",
 		"ISTIO_META_DNS_CAPTURE=true", "ISTIO_META_DNS_AUTO_ALLOCATE=true",
@@ -133,10 +133,7 @@ func Environment() []string {
 // failed, its log is shown.
 func (c *Container) StartAgent(t T, o AgentOptions) *Agent {
 	t.Helper()
-	uid := o.UID
-	if uid == 0 {
-		uid = AgentUID
-	}
+	uid := cmp.Or(o.UID, AgentUID)
 	argv := []string{AgentPath, "proxy", "sidecar", "--domain", "default.svc.cluster.local"}
 	if o.ConfigDir == "" {
 		o.ConfigDir = ConfigMount + "/mesh"
@@ -148,7 +145,7 @@ func (c *Container) StartAgent(t T, o AgentOptions) *Agent {
 		argv = append(argv, "--configDir", o.ConfigDir)
 	}
 	a := &Agent{Container: c, Log: newLog(), lab: c.lab, pid1: o.PID1, done: make(chan struct{})}
-	as := As{UID: uid, Caps: o.Caps, Env: append(Environment(), o.Env...)}
+	as := As{UID: uid, Caps: o.Caps, Env: append(environment(), o.Env...)}
 	if len(o.Caps) > 0 && o.UID == 0 {
 		uid = RootUID
 		as.UID, as.GID = uid, AgentUID
@@ -203,9 +200,7 @@ func (a *Agent) start(uid int, run func() error) error {
 
 // inPIDNamespace is what goes before a command to make it PID 1 as the given user.
 func inPIDNamespace(uid int) []string {
-	id := strconv.Itoa(uid)
-	return []string{"unshare", "--pid", "--mount-proc", "--fork", "--kill-child",
-		"setpriv", "--reuid", id, "--regid", id, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"}
+	return append([]string{"unshare", "--pid", "--mount-proc", "--fork", "--kill-child"}, asUser(uid)...)
 }
 
 func (a *Agent) end(t T) {

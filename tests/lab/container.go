@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -124,10 +125,7 @@ func (l *Lab) NewContainer(t T, o ContainerOptions) *Container {
 	if err != nil {
 		t.Fatalf("lab: make a container's directory: %v", err)
 	}
-	c := &Container{lab: l, HostConfig: filepath.Join(dir, "config"), path: o.Path}
-	if c.path == "" {
-		c.path = defaultPath
-	}
+	c := &Container{lab: l, HostConfig: filepath.Join(dir, "config"), path: cmp.Or(o.Path, defaultPath)}
 	root := filepath.Join(dir, "root")
 	for _, d := range []string{c.HostConfig, root} {
 		if err := os.Mkdir(d, 0o755); err != nil {
@@ -157,12 +155,8 @@ func resolvConf(t T, dir string, o ContainerOptions) string {
 	if o.NoResolvConf {
 		return ""
 	}
-	content := o.ResolvConf
-	if content == "" {
-		content = DefaultResolvConf
-	}
 	path := filepath.Join(dir, "resolv.conf")
-	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(cmp.Or(o.ResolvConf, DefaultResolvConf)), 0o644); err != nil {
 		t.Fatalf("lab: write resolv.conf: %v", err)
 	}
 	return path
@@ -226,6 +220,12 @@ func (c *Container) Command(ctx context.Context, as As, argv ...string) *exec.Cm
 	cmd := exec.CommandContext(ctx, "nsenter", args...)
 	cmd.Env = append([]string{"PATH=" + c.path}, as.Env...)
 	return cmd
+}
+
+// asUser is what goes before a command to run it as a user without capabilities, with further options of setpriv.
+func asUser(uid int, options ...string) []string {
+	id := strconv.Itoa(uid)
+	return append(append([]string{"setpriv"}, options...), "--reuid", id, "--regid", id, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all")
 }
 
 // Result is a command that ended.

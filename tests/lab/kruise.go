@@ -19,11 +19,11 @@ const (
 	VersionAltEnv = "SIDECARSET_VERSION_ALT"
 )
 
-// VersionAnnotation is where a container's SIDECARSET_VERSION comes from.
-func VersionAnnotation(container string) string { return "version.sidecarset.kruise.io/" + container }
+// versionAnnotation is where a container's SIDECARSET_VERSION comes from.
+func versionAnnotation(container string) string { return "version.sidecarset.kruise.io/" + container }
 
-// VersionAltAnnotation is where its SIDECARSET_VERSION_ALT comes from.
-func VersionAltAnnotation(container string) string {
+// versionAltAnnotation is where its SIDECARSET_VERSION_ALT comes from.
+func versionAltAnnotation(container string) string {
 	return "versionalt.sidecarset.kruise.io/" + container
 }
 
@@ -78,8 +78,8 @@ func NewKruise(t T, kubelet *Kubelet, image, empty Image) *Kruise {
 	one, two := k.name(0), k.name(1)
 	kubelet.Update(func(p *PodObject) {
 		p.Images = []Image{image, empty}
-		p.Annotations[VersionAnnotation(one)], p.Annotations[VersionAltAnnotation(one)] = "1", "0"
-		p.Annotations[VersionAnnotation(two)], p.Annotations[VersionAltAnnotation(two)] = "0", "1"
+		p.Annotations[versionAnnotation(one)], p.Annotations[versionAltAnnotation(one)] = "1", "0"
+		p.Annotations[versionAnnotation(two)], p.Annotations[versionAltAnnotation(two)] = "0", "1"
 		p.Annotations[WorkingAnnotation] = workingValue(one)
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -202,9 +202,9 @@ func (k *Kruise) upgrade(pod PodObject, status []ContainerStatus) {
 	k.kubelet.Update(func(p *PodObject) {
 		p.Images[slot] = k.image
 		p.Annotations[WorkingAnnotation] = workingValue(k.name(slot))
-		p.Annotations[VersionAnnotation(k.name(slot))] = revision
-		p.Annotations[VersionAltAnnotation(k.name(slot))] = p.Annotations[VersionAnnotation(k.name(other))]
-		p.Annotations[VersionAltAnnotation(k.name(other))] = revision
+		p.Annotations[versionAnnotation(k.name(slot))] = revision
+		p.Annotations[versionAltAnnotation(k.name(slot))] = p.Annotations[versionAnnotation(k.name(other))]
+		p.Annotations[versionAltAnnotation(k.name(other))] = revision
 	})
 	k.kubelet.event(slot, "Kruise: upgrade to %s, resourceVersion %s", k.image.Name, revision)
 }
@@ -228,8 +228,8 @@ func (k *Kruise) slotToUpgrade(pod PodObject, status []ContainerStatus) int {
 func (k *Kruise) reset(slot int) {
 	k.kubelet.Update(func(p *PodObject) {
 		p.Images[slot] = k.empty
-		p.Annotations[VersionAnnotation(k.name(slot))] = "0"
-		p.Annotations[VersionAltAnnotation(k.name(1-slot))] = "0"
+		p.Annotations[versionAnnotation(k.name(slot))] = "0"
+		p.Annotations[versionAltAnnotation(k.name(1-slot))] = "0"
 	})
 	k.kubelet.event(slot, "Kruise: reset to %s", k.empty.Name)
 }

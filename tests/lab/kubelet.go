@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -86,12 +87,7 @@ type backOff struct {
 // NewKubelet starts a kubelet for the slots of a pod. Until the first Update it has nothing to do.
 func NewKubelet(t T, slots *Slots, o KubeletOptions) *Kubelet {
 	t.Helper()
-	if o.Grace == 0 {
-		o.Grace = defaultGrace
-	}
-	if o.BackOff == 0 {
-		o.BackOff = defaultBackOff
-	}
+	o.Grace, o.BackOff = cmp.Or(o.Grace, defaultGrace), cmp.Or(o.BackOff, defaultBackOff)
 	ctx, cancel := context.WithCancel(context.Background())
 	k := &Kubelet{
 		Log: newLog(), slots: slots, options: o, done: make(chan struct{}), wake: make(chan struct{}, 1),
@@ -258,7 +254,7 @@ func (k *Kubelet) create(i int) bool {
 		k.ended(i, image)
 		return false
 	}
-	version, alt := pod.Annotations[VersionAnnotation(s.Name)], pod.Annotations[VersionAltAnnotation(s.Name)]
+	version, alt := pod.Annotations[versionAnnotation(s.Name)], pod.Annotations[versionAltAnnotation(s.Name)]
 	if err := s.Start(image, "SIDECARSET_VERSION="+version, "SIDECARSET_VERSION_ALT="+alt); err != nil {
 		k.event(i, "Failed: %v", err)
 		k.ended(i, image)

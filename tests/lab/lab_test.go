@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
 	"understudy.mesh/tests/lab"
 )
 

@@ -155,21 +155,17 @@ func (s *Slot) process(image Image, env []string) *exec.Cmd {
 	for inside, outside := range image.Files {
 		volumes = append(volumes, outside+":"+strings.TrimPrefix(inside, "/"))
 	}
-	id := strconv.Itoa(AgentUID)
 	args := []string{"--mount=" + fmt.Sprintf("/proc/%d/ns/mnt", s.slots.holder), "--", "unshare", "--mount", "sh", "-c", buildRoot, s.Name,
 		filepath.Join(dir, "root-"+strconv.Itoa(s.index)), flag(true), flag(roShm), image.Agent, image.Envoy,
 		s.slots.HostConfig, filepath.Join(dir, "resolv.conf"), strings.Join(volumes, " "), "env", "-i"}
-	args = append(append(args, s.environment()...), env...)
-	args = append(args, "setpriv", "--no-new-privs", "--reuid", id, "--regid", id, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all",
-		AgentPath)
-	cmd := exec.Command("nsenter", append(args, s.command...)...)
+	cmd := exec.Command("nsenter", slices.Concat(args, s.environment(), env, asUser(AgentUID, "--no-new-privs"), []string{AgentPath}, s.command)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
 	return cmd
 }
 
 // environment is what every process of the slot has, but for what the pod's annotations say.
 func (s *Slot) environment() []string {
-	return slices.Concat([]string{"PATH=" + defaultPath}, Environment(), s.env)
+	return slices.Concat([]string{"PATH=" + defaultPath}, environment(), s.env)
 }
 
 // AddArgs gives the agent further arguments, from its next start on.
@@ -233,10 +229,8 @@ func (s *Slot) Exec(ctx context.Context, argv ...string) (Result, error) {
 	if a == nil || !a.running() {
 		return Result{}, fmt.Errorf("execute %q in %s: %w", argv, s.Name, ErrStopped)
 	}
-	id := strconv.Itoa(AgentUID)
-	args := append([]string{"--target", strconv.Itoa(a.cmd.Process.Pid), "--mount", "--pid", "--net", "--",
-		"setpriv", "--no-new-privs", "--reuid", id, "--regid", id, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"}, argv...)
-	cmd := exec.CommandContext(ctx, "nsenter", args...)
+	args := []string{"--target", strconv.Itoa(a.cmd.Process.Pid), "--mount", "--pid", "--net", "--"}
+	cmd := exec.CommandContext(ctx, "nsenter", slices.Concat(args, asUser(AgentUID, "--no-new-privs"), argv)...)
 	cmd.Env = s.environment()
 	// nsenter waits for its child, which outlives it: the pipes are not waited for.
 	cmd.WaitDelay = time.Second

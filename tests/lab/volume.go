@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -75,11 +76,7 @@ func (v Volume) names(slots int) []string {
 }
 
 func (v Volume) options() string {
-	options := "mode=" + v.Mode
-	if v.Mode == "" {
-		options = "mode=0777"
-	}
-	options += ",uid=" + strconv.Itoa(v.UID)
+	options := fmt.Sprintf("mode=%s,uid=%d", cmp.Or(v.Mode, "0777"), v.UID)
 	if v.Size != "" {
 		options += ",size=" + v.Size
 	}
@@ -89,7 +86,7 @@ func (v Volume) options() string {
 // VolumePath returns the host path of what a slot (0, 1) has in a volume.
 func (s *Slots) VolumePath(name string, slot int) string {
 	i := slices.IndexFunc(s.volumes, func(v Volume) bool { return v.Name == name })
-	return filepath.Join(s.volumePath(s.volumes[i].name(slot)))
+	return s.volumePath(s.volumes[i].name(slot))
 }
 
 func (s *Slots) volumePath(name string) string {

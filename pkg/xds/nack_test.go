@@ -38,6 +38,30 @@ func TestNACK(t *testing.T) {
 	}
 }
 
+// TestRefusedIsSentAgain: the cause may go, an address in use for one, without a change of the resource.
+func TestRefusedIsSentAgain(t *testing.T) {
+	s, c := start(t, pair{nil, list("l")})
+	for range 2 {
+		version := s.Set(pair{nil, list("l=new", "other")}.snapshot())
+		resp := c.next()
+		if got := describe(resp); !strings.Contains(got, "+l") {
+			t.Fatalf("got %q, want what was refused once more", got)
+		}
+		c.nack(resp, "Error adding/updating listener(s) l: cannot bind '127.0.0.1:80': Address already in use")
+		if rejected := refusedIn(t, applied(t, s, version)); !slices.Equal(rejected.Resources, []string{"l"}) {
+			t.Errorf("got %+v", rejected)
+		}
+		c.nothing() // not in the same push
+	}
+	version := s.Set(pair{nil, list("l=new", "other")}.snapshot())
+	c.expect("Listener +l")
+	if err := applied(t, s, version); err != nil {
+		t.Error(err)
+	}
+	s.Set(pair{nil, list("l=new", "other")}.snapshot())
+	c.nothing() // it has it
+}
+
 // TestBlamedBy has messages of Envoy 1.40.
 func TestBlamedBy(t *testing.T) {
 	names := []string{"svc-1", "svc-10", "outbound|80||a", "outbound|80||a.b", "ok"}

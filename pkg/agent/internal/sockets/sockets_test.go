@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -295,5 +296,58 @@ func TestDNSPortTaken(t *testing.T) {
 				t.Errorf("%v: %v", bound, err)
 			}
 		})
+	}
+}
+
+// TestReuseportIsRestrictedForAWhile has an Envoy with one worker take over from one with two.
+func TestReuseportIsRestrictedForAWhile(t *testing.T) {
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
+	}}
+	config.SetMultipathTCP(false) // Envoy's are none, and the kernel takes no program for those
+	address := "127.0.0.1:0"
+	s := &Set{log: quiet(), own: new(hotrestart.Sockets), envoy: new(hotrestart.Sockets), given: new(hotrestart.Sockets)}
+	defer s.Close()
+	for worker, sets := range [][]*hotrestart.Sockets{{s.given, s.envoy}, {s.given}} {
+		l, err := config.Listen(t.Context(), "tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		address = l.Addr().String()
+		for _, set := range sets {
+			f, err := l.(*net.TCPListener).File()
+			if err == nil {
+				err = set.Add(hotrestart.Socket{Name: hotrestart.EnvoySocketName("tcp://"+address, uint32(worker)), File: f})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	connect := func(n int) (taken int) {
+		t.Helper()
+		before, _ := hotrestart.Queued(s.envoy)
+		for range n {
+			c, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+		}
+		after, err := hotrestart.Queued(s.envoy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return after - before
+	}
+	const many = 60 // all by chance in one of two: never
+	s.RestrictReuseport()
+	if got := connect(many); got != many {
+		t.Errorf("restricted: %d of %d connections at the worker that there is", got, many)
+	}
+	s.UnrestrictReuseport()
+	if got := connect(many); got == many {
+		t.Error("not restricted any more, and the other socket gets no connection")
 	}
 }

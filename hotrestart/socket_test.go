@@ -159,6 +159,9 @@ func TestSocketsStayNonBlocking(t *testing.T) {
 }
 
 func TestEnvoySocketName(t *testing.T) {
+	if got := EnvoySocketName("tcp://0.0.0.0:15001", 3); got != "envoy tcp://0.0.0.0:15001 3" { // other releases have it by that name
+		t.Errorf("it is named %q", got)
+	}
 	for _, address := range []string{"tcp://0.0.0.0:15001", "tcp://[::]:15006", "unix:///a path/with spaces"} {
 		for _, worker := range []uint32{0, 7, 1<<32 - 1} {
 			name := EnvoySocketName(address, worker)

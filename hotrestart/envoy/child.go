@@ -24,15 +24,14 @@ const (
 	maxUnanswered = 8
 )
 
-// ErrUnanswered says that Envoy is alive, as far as its socket says, and does not answer.
-var ErrUnanswered = errors.New("no answer from the running Envoy")
+// errUnanswered says that Envoy is alive, as far as its socket says, and does not answer.
+var errUnanswered = errors.New("no answer from the running Envoy")
 
 // errChildEnded is what is asked of a Child that does not run any more.
 var errChildEnded = errors.New("the child of this Envoy has ended")
 
 // Child plays the Envoy after, to one Envoy that serves: it asks for its listening
-// sockets and its statistics, and tells it to drain and to end. Asking changes nothing
-// in Envoy.
+// sockets and its statistics, and tells it to drain. Asking changes nothing in Envoy.
 //
 // Envoy answers to the path of the Child's socket, and aborts when that is gone. So a
 // Child is made once for each Envoy, is read until Envoy has ended (Run), whatever
@@ -61,7 +60,7 @@ type answer struct {
 // NewChild binds the socket to which the Envoy at r answers. It may be made before Envoy
 // is started.
 func NewChild(r Rendezvous) (*Child, error) {
-	if err := r.Check(); err != nil {
+	if err := r.check(); err != nil {
 		return nil, err
 	}
 	socket, err := bindDatagram(r.childSocket(), r.envoyParentSocket())
@@ -106,7 +105,7 @@ func (c *Child) Close() error { return c.socket.Close() }
 // "unix:///path") and returns copies, named by EnvoySocketName, which the caller closes.
 // A listener whose workers share one socket gives one; an address that Envoy does not
 // listen on gives none. Ask once Envoy serves, with a ctx that ends when Envoy does: what
-// it does not answer is given up after 5 s, with ErrUnanswered.
+// it does not answer is given up after 5 s.
 func (c *Child) Fetch(ctx context.Context, addresses ...string) (*hotrestart.Sockets, error) {
 	sockets := new(hotrestart.Sockets)
 	for _, address := range addresses {
@@ -165,19 +164,10 @@ func (c *Child) Stats(ctx context.Context) (StatsReply, error) {
 // sockets stay open: those of whom the next Envoy does not accept must be closed by
 // whoever holds them. Envoy does not answer.
 func (c *Child) Drain(ctx context.Context) error {
-	return c.tell(ctx, kindDrainListeners)
-}
-
-// Terminate tells Envoy to end, which it does as on SIGTERM, at once. It does not answer.
-func (c *Child) Terminate(ctx context.Context) error {
-	return c.tell(ctx, kindTerminate)
-}
-
-func (c *Child) tell(ctx context.Context, k kind) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.send(ctx, request{kind: k}); err != nil {
-		return fmt.Errorf("tell Envoy %s: %w", k, err)
+	if err := c.send(ctx, request{kind: kindDrainListeners}); err != nil {
+		return fmt.Errorf("tell Envoy %s: %w", kindDrainListeners, err)
 	}
 	return nil
 }
@@ -195,7 +185,7 @@ func (c *Child) ask(ctx context.Context, r request) (answer, error) {
 		return got, got.check(r.kind)
 	case <-ctx.Done():
 		c.abandon(q)
-		return answer{}, fmt.Errorf("%w: %s: %w", ErrUnanswered, r.kind, ctx.Err())
+		return answer{}, fmt.Errorf("%w: %s: %w", errUnanswered, r.kind, ctx.Err())
 	}
 }
 
@@ -222,7 +212,7 @@ func (c *Child) enqueue(ctx context.Context, r request) (*question, error) {
 		return nil, errChildEnded
 	}
 	if len(c.pending) >= maxUnanswered {
-		return nil, fmt.Errorf("%w: %d questions are open", ErrUnanswered, len(c.pending))
+		return nil, fmt.Errorf("%w: %d questions are open", errUnanswered, len(c.pending))
 	}
 	q := &question{answer: make(chan answer, 1)}
 	c.pending = append(c.pending, q)
@@ -244,7 +234,7 @@ func (c *Child) send(ctx context.Context, r request) error {
 	}
 	err := c.socket.send(r.marshal(), -1)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("%w: %w", ErrUnanswered, err)
+		return fmt.Errorf("%w: %w", errUnanswered, err)
 	}
 	return err
 }

@@ -146,7 +146,7 @@ func TestChildAddresses(t *testing.T) {
 	e := newFakeEnvoy(t)
 	c := runningChild(t, e)
 	for _, address := range []string{"", "1.2.3.4:5", "tcp://", "tcp://host:5", "tcp://1.2.3.4", "tcp://1.2.3.4:70000", "udp://1.2.3.4:5", "unix://"} {
-		if _, err := c.Fetch(t.Context(), address); err == nil || errors.Is(err, ErrUnanswered) {
+		if _, err := c.Fetch(t.Context(), address); err == nil || errors.Is(err, errUnanswered) {
 			t.Errorf("%q: %v", address, err)
 		}
 	}
@@ -161,7 +161,7 @@ func TestChildLateAnswers(t *testing.T) {
 	first := fetching(ctx, c, "tcp://1.2.3.4:1")
 	e.isAsked()
 	cancel()
-	if got := <-first; !errors.Is(got.err, ErrUnanswered) || !errors.Is(got.err, context.Canceled) {
+	if got := <-first; !errors.Is(got.err, errUnanswered) || !errors.Is(got.err, context.Canceled) {
 		t.Errorf("an unanswered question: %v", got.err)
 	}
 	second := fetching(t.Context(), c, "tcp://1.2.3.4:2")
@@ -193,7 +193,7 @@ func TestChildOfHangingEnvoy(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 3 * maxUnanswered {
-		if _, err := c.Stats(ctx); !errors.Is(err, ErrUnanswered) {
+		if _, err := c.Stats(ctx); !errors.Is(err, errUnanswered) {
 			t.Fatal(err)
 		}
 	}
@@ -205,10 +205,10 @@ func TestChildOfHangingEnvoy(t *testing.T) {
 	go func() {
 		for {
 			s, err := c.Stats(t.Context())
-			if errors.Is(err, ErrUnanswered) && t.Context().Err() == nil {
+			if errors.Is(err, errUnanswered) && t.Context().Err() == nil {
 				continue // the answers are being read
 			}
-			if err == nil && s.MemoryAllocated != 5 {
+			if err == nil && s.Connections != 5 {
 				err = errors.New("another answer")
 			}
 			result <- err
@@ -216,7 +216,7 @@ func TestChildOfHangingEnvoy(t *testing.T) {
 		}
 	}()
 	e.isAsked()
-	e.sends(e.parent, marshalReply(kindStats, StatsReply{MemoryAllocated: 5}.Marshal()), -1)
+	e.sends(e.parent, marshalReply(kindStats, StatsReply{Connections: 5}.Marshal()), -1)
 	if err := <-result; err != nil {
 		t.Error(err)
 	}
@@ -229,7 +229,7 @@ func TestChildOfDeadEnvoy(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := c.Fetch(t.Context(), "tcp://1.2.3.4:5")
-	if err := errors.Join(err, c.Drain(t.Context()), c.Terminate(t.Context())); !errors.Is(err, unix.ENOENT) || errors.Is(err, ErrUnanswered) {
+	if err := errors.Join(err, c.Drain(t.Context())); !errors.Is(err, unix.ENOENT) || errors.Is(err, errUnanswered) {
 		t.Errorf("%v, want that nobody is there", err)
 	}
 }
@@ -256,10 +256,10 @@ func TestChildEnds(t *testing.T) {
 func TestChildTells(t *testing.T) {
 	e := newFakeEnvoy(t)
 	c := runningChild(t, e)
-	if err := errors.Join(c.Drain(t.Context()), c.Terminate(t.Context())); err != nil {
+	if err := c.Drain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := []kind{e.isAsked().kind, e.isAsked().kind}; !slices.Equal(got, []kind{kindDrainListeners, kindTerminate}) {
+	if got := e.isAsked().kind; got != kindDrainListeners {
 		t.Errorf("told %v", got)
 	}
 }

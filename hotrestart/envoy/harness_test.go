@@ -73,10 +73,9 @@ type generation struct {
 	child   *hotenvoy.Child
 	asked   atomic.Int64 // how many sockets
 
-	serving   chan struct{}
-	terminate chan struct{}
-	quiet     func()
-	stop      func()
+	serving chan struct{}
+	quiet   func()
+	stop    func()
 }
 
 // configuration is Envoy's static configuration: an HTTP listener at each address, whose
@@ -114,7 +113,7 @@ func start(t *testing.T, s spec) *generation {
 		t.Fatal(err)
 	}
 	where := hotenvoy.Rendezvous{Path: filepath.Join(dir, "hr"), Base: memory.Base()}
-	g := &generation{t: t, name: s.name, serving: make(chan struct{}, 1), terminate: make(chan struct{}, 1)}
+	g := &generation{t: t, name: s.name, serving: make(chan struct{}, 1)}
 	parent, err := hotenvoy.NewParent(hotenvoy.ParentConfig{
 		Rendezvous: where, StartTime: time.Now(), Stats: s.stats,
 		Sockets: func(address string, worker uint32) (int, bool) {
@@ -124,8 +123,7 @@ func start(t *testing.T, s spec) *generation {
 			}
 			return s.sockets(address, worker)
 		},
-		OnServing:   func() { g.serving <- struct{}{} },
-		OnTerminate: func() { g.terminate <- struct{}{} },
+		OnServing: func() { g.serving <- struct{}{} },
 	})
 	if err != nil {
 		t.Fatal(err)

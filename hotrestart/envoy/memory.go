@@ -47,7 +47,7 @@ func CreateSharedMemory(dir string, v Version) (*SharedMemory, error) {
 		return nil, err
 	}
 	for range maxBaseTries {
-		base, err := NewBaseID()
+		base, err := newBaseID()
 		if err != nil {
 			return nil, err
 		}
@@ -67,9 +67,9 @@ func CreateSharedMemory(dir string, v Version) (*SharedMemory, error) {
 	return nil, fmt.Errorf("create Envoy's shared memory: %d base ids in a row are taken in %s", maxBaseTries, dir)
 }
 
-// NewBaseID draws a base id. It may be taken: CreateSharedMemory, which creates its file
+// newBaseID draws a base id. It may be taken: CreateSharedMemory, which creates its file
 // exclusively, is what finds out.
-func NewBaseID() (uint32, error) {
+func newBaseID() (uint32, error) {
 	n, err := rand.Int(rand.Reader, big.NewInt(maxBase))
 	if err != nil {
 		return 0, fmt.Errorf("draw a base id: %w", err)

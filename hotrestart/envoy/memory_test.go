@@ -91,10 +91,10 @@ func TestRemoveStaleSharedMemory(t *testing.T) {
 	}
 }
 
-func TestNewBaseID(t *testing.T) {
+func TestBaseID(t *testing.T) {
 	seen := map[uint32]bool{}
 	for range 1000 {
-		base, err := NewBaseID()
+		base, err := newBaseID()
 		// Envoy holds ten times the base id, and an epoch, in an int.
 		if err != nil || base == 0 || int64(base)*idsPerBase+childEpoch > math.MaxInt32 {
 			t.Fatalf("%d, %v", base, err)

@@ -28,9 +28,6 @@ type ParentConfig struct {
 	// OnServing is called when the Envoy accepts on all its listeners and wants the Envoy
 	// before it to drain. It runs between two requests: it must not block. nil is allowed.
 	OnServing func()
-	// OnTerminate is called when the Envoy wants the one before it to end, and will ask
-	// for nothing more. It must not block. nil is allowed.
-	OnTerminate func()
 	// StartTime is that of the first generation, which Envoy counts its
 	// server.uptime_all_epochs from. Required.
 	StartTime time.Time
@@ -55,7 +52,7 @@ type Parent struct {
 // NewParent binds the socket that an Envoy at c.Rendezvous sends to. Envoy can be
 // started once it returns. Close it when that has ended.
 func NewParent(c ParentConfig) (*Parent, error) {
-	if err := c.Rendezvous.Check(); err != nil {
+	if err := c.Rendezvous.check(); err != nil {
 		return nil, err
 	}
 	socket, err := bindDatagram(c.Rendezvous.parentSocket(), c.Rendezvous.envoyChildSocket())
@@ -109,9 +106,10 @@ func (p *Parent) answer(ctx context.Context, datagram []byte) error {
 	case kindStats:
 		return p.send(marshalReply(kindStats, p.stats(ctx)), -1)
 	case kindDrainListeners:
-		call(p.config.OnServing)
-	case kindTerminate:
-		call(p.config.OnTerminate)
+		if p.config.OnServing != nil {
+			p.config.OnServing()
+		}
+	case kindTerminate: // the agent ends the Envoy before by itself
 	case kindTestConnection: // that it could be sent is what Envoy wants to know
 	default:
 		p.log.Warn("Envoy sent a hot-restart request that is not known", "request", r.kind)
@@ -170,10 +168,4 @@ func (p *Parent) send(message []byte, fd int) error {
 		return nil
 	}
 	return err
-}
-
-func call(f func()) {
-	if f != nil {
-		f()
-	}
 }

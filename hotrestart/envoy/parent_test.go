@@ -125,7 +125,7 @@ func TestRendezvous(t *testing.T) {
 		}
 	}
 	longest := Rendezvous{Path: "/" + strings.Repeat("x", 84), Base: maxBase}
-	if err := longest.Check(); err != nil {
+	if err := longest.check(); err != nil {
 		t.Error(err)
 	}
 	if n := len(longest.socket("udp_parent", childEpoch)); n != unixsock.MaxPath {

@@ -41,8 +41,8 @@ type Rendezvous struct {
 	Base uint32
 }
 
-// Check says what is wrong with the path or the base id.
-func (r Rendezvous) Check() error {
+// check says what is wrong with the path or the base id.
+func (r Rendezvous) check() error {
 	switch {
 	case !filepath.IsAbs(r.Path):
 		return fmt.Errorf("hot-restart socket path %q: it must be absolute", r.Path)

@@ -19,37 +19,32 @@ const (
 	fieldValue protowire.Number = 2
 )
 
-// StatsReply is what an Envoy tells the next one of its statistics. The zero value is a
-// good answer: it tells nothing.
+// StatsReply is what an Envoy tells the next one of its statistics, but for what is true
+// only as long as it lives: its gauges and its memory. The zero value is a good answer: it
+// tells nothing.
 type StatsReply struct {
-	// MemoryAllocated, in bytes, and Connections are added to the new Envoy's
-	// server.memory_allocated and server.total_connections until the next reply.
-	MemoryAllocated, Connections uint64
+	// Connections are those that Envoy has. The new one adds them to its
+	// server.total_connections until the next reply.
+	Connections uint64
 	// CounterDeltas are added to the counters of the same names. An Envoy gives what they
 	// grew by since they were last latched: by its last reply, or by its own flush, which
 	// is every 5 s (stats_flush_interval).
 	CounterDeltas map[string]uint64
-	// Gauges are absolute; Envoy knows which of them add up and which are not imported. One
-	// that a later reply lacks stays as it was until Envoy terminates its parent, see Ended.
-	Gauges map[string]uint64
-	// Rest is every other field as it came, to be passed on: which parts of a name are
-	// dynamic, and the tags. The new Envoy needs it to recognize its own names.
+	// Rest is which parts of a name are dynamic, and the tags, as they came, to be passed
+	// on: the new Envoy needs it to recognize its own names.
 	Rest []byte
 }
 
 // ParseStatsReply reads what Marshal wrote.
 func ParseStatsReply(b []byte) (StatsReply, error) {
-	s := StatsReply{CounterDeltas: map[string]uint64{}, Gauges: map[string]uint64{}}
+	s := StatsReply{CounterDeltas: map[string]uint64{}}
 	err := eachField(b, func(f field) error {
 		switch {
-		case f.is(fieldMemory, protowire.VarintType):
-			s.MemoryAllocated = f.value
+		case f.number == fieldMemory, f.number == fieldGauges:
 		case f.is(fieldConnections, protowire.VarintType):
 			s.Connections = f.value
 		case f.is(fieldCounterDeltas, protowire.BytesType):
 			return parseEntry(f.bytes, s.CounterDeltas)
-		case f.is(fieldGauges, protowire.BytesType):
-			return parseEntry(f.bytes, s.Gauges)
 		default:
 			s.Rest = append(s.Rest, f.raw...)
 		}
@@ -79,29 +74,12 @@ func parseEntry(entry []byte, into map[string]uint64) error {
 	return err
 }
 
-// Ended is the reply to give when the Envoy that gave s has ended: it takes back what its
-// gauges added, and adds nothing.
-func (s StatsReply) Ended() StatsReply {
-	gauges := make(map[string]uint64, len(s.Gauges))
-	for name := range s.Gauges {
-		gauges[name] = 0
-	}
-	return StatsReply{Gauges: gauges, Rest: s.Rest}
-}
-
 // Marshal gives the serialized envoy.HotRestartMessage.Reply.Stats, in a fixed order.
 func (s StatsReply) Marshal() []byte {
-	b := appendVarint(nil, fieldMemory, s.MemoryAllocated)
-	b = appendVarint(b, fieldConnections, s.Connections)
-	b = appendEntries(b, fieldCounterDeltas, s.CounterDeltas)
-	b = appendEntries(b, fieldGauges, s.Gauges)
-	return append(b, s.Rest...)
-}
-
-func appendEntries(b []byte, number protowire.Number, entries map[string]uint64) []byte {
-	for _, key := range slices.Sorted(maps.Keys(entries)) {
-		entry := appendBytes(nil, fieldKey, []byte(key))
-		b = appendBytes(b, number, appendVarint(entry, fieldValue, entries[key]))
+	b := appendVarint(nil, fieldConnections, s.Connections)
+	for _, key := range slices.Sorted(maps.Keys(s.CounterDeltas)) {
+		entry := appendVarint(appendBytes(nil, fieldKey, []byte(key)), fieldValue, s.CounterDeltas[key])
+		b = appendBytes(b, fieldCounterDeltas, entry)
 	}
-	return b
+	return append(b, s.Rest...)
 }

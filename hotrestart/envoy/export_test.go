@@ -1,0 +1,4 @@
+package envoy
+
+// ErrUnanswered is for the tests that have a real Envoy.
+var ErrUnanswered = errUnanswered

@@ -20,10 +20,10 @@ const stoppingText = "this generation was asked to stop"
 // AbortedError says that the other side gave the hand-off up, and why in its own words.
 type AbortedError struct {
 	Code   AbortCode
-	Reason string
+	reason string
 }
 
-func (e *AbortedError) Error() string { return "the other generation gave up: " + e.Reason }
+func (e *AbortedError) Error() string { return "the other generation gave up: " + e.reason }
 
 // newAbort is the head of an abort that every release understands: the code, and the text that says the same.
 func newAbort(code AbortCode, reason string) abortHead {
@@ -45,7 +45,7 @@ func (h abortHead) aborted() *AbortedError {
 	case AbortFailed, AbortStopping, AbortRefused, AbortBroken:
 	case "":
 		e.Code = AbortFailed
-		if strings.Contains(e.Reason, stoppingText) {
+		if strings.Contains(e.reason, stoppingText) {
 			e.Code = AbortStopping
 		}
 	default:

@@ -79,7 +79,7 @@ func TestAbortHasCode(t *testing.T) {
 	defer mine.Close()
 	var got *AbortedError
 	refused := mustDialSoon(t, openTestDir(t, path, "refused"), "old")
-	if _, err := refused.Sockets(testContext(t), &mine); !errors.As(err, &got) || got.Code != AbortRefused {
+	if err := refused.Sockets(testContext(t), &mine); !errors.As(err, &got) || got.Code != AbortRefused {
 		t.Errorf("refused late: %v", err)
 	}
 	awaitEnded(old)
@@ -115,8 +115,8 @@ func TestDialIsCancelled(t *testing.T) {
 		t.Errorf("Dial: %v", err)
 	}
 	var got *AbortedError
-	if e := awaitEnded(old); !errors.As(e.Err, &got) || got.Code != AbortStopping || e.Outcome != Unchanged {
-		t.Errorf("the old generation is told %v, outcome %d", e.Err, e.Outcome)
+	if e := awaitEnded(old); !errors.As(e.Err, &got) || got.Code != AbortStopping || e.outcome != unchanged {
+		t.Errorf("the old generation is told %v, outcome %q", e.Err, e.outcome)
 	}
 }
 

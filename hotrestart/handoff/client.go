@@ -92,9 +92,6 @@ func (c *Client) greet(ctx context.Context, me Identity, protocols protocolRange
 // Parent says who the old generation is.
 func (c *Client) Parent() Identity { return c.parent }
 
-// Protocol is what both sides speak.
-func (c *Client) Protocol() int { return int(c.protocol) }
-
 // Lost is closed when the old generation is gone or gave up, also between two steps; the
 // next step says which. (Once Commit has returned, Next does instead.)
 func (c *Client) Lost() <-chan struct{} { return c.link.ended }
@@ -120,47 +117,43 @@ func (c *Client) load(ctx context.Context) error {
 }
 
 // Sockets brings into, which is the caller's, from what earlier calls put there to
-// exactly what the old generation has now, and says what that changed. When it fails,
-// into is as before. Call it when this generation is able to serve: from then on each
+// exactly what the old generation has now. When it fails, into is as before. Call it when this generation is able to serve: from then on each
 // connection of a socket waits for somebody to accept it.
-func (c *Client) Sockets(ctx context.Context, into *hotrestart.Sockets) (Change, error) {
-	change, err := c.fetch(ctx, into)
-	if err != nil {
-		return Change{}, fmt.Errorf("get the old generation's sockets: %w", err)
+func (c *Client) Sockets(ctx context.Context, into *hotrestart.Sockets) error {
+	if err := c.fetch(ctx, into); err != nil {
+		return fmt.Errorf("get the old generation's sockets: %w", err)
 	}
-	return change, nil
+	return nil
 }
 
-func (c *Client) fetch(ctx context.Context, into *hotrestart.Sockets) (change Change, err error) {
+func (c *Client) fetch(ctx context.Context, into *hotrestart.Sockets) (err error) {
 	if err := c.do(actFetch, msgWant, emptyHead{}); err != nil {
-		return Change{}, err
+		return err
 	}
 	var reader socketReader
 	defer func() { err = errors.Join(err, reader.close()) }()
-	err = c.collect(ctx, c.timing.give+c.timing.slack, func(f handoffFrame) (done bool, err error) {
+	return c.collect(ctx, c.timing.give+c.timing.slack, func(f handoffFrame) (done bool, err error) {
 		if f.kind == msgSockets {
 			return false, reader.add(f)
 		}
-		change, err = reader.end(f, into)
-		return true, err
+		return true, reader.end(f, into)
 	})
-	return change, err
 }
 
 // Ready says that this generation accepts on every socket, and returns when the old one
 // has let go: into has what came or went since Sockets, and the state what changed since
 // State. From here on this generation serves; Commit, soon, makes it final.
-func (c *Client) Ready(ctx context.Context, into *hotrestart.Sockets) (Change, State, error) {
-	change, state, err := c.ready(ctx, into)
+func (c *Client) Ready(ctx context.Context, into *hotrestart.Sockets) (State, error) {
+	state, err := c.ready(ctx, into)
 	if err != nil {
-		return Change{}, nil, fmt.Errorf("have the old generation let go: %w", err)
+		return nil, fmt.Errorf("have the old generation let go: %w", err)
 	}
-	return change, state, nil
+	return state, nil
 }
 
-func (c *Client) ready(ctx context.Context, into *hotrestart.Sockets) (change Change, state State, err error) {
+func (c *Client) ready(ctx context.Context, into *hotrestart.Sockets) (state State, err error) {
 	if err := c.do(actReady, msgReady, emptyHead{}); err != nil {
-		return Change{}, nil, err
+		return nil, err
 	}
 	var sockets socketReader
 	defer func() { err = errors.Join(err, sockets.close()) }()
@@ -170,7 +163,7 @@ func (c *Client) ready(ctx context.Context, into *hotrestart.Sockets) (change Ch
 		case msgSockets:
 			err = sockets.add(f)
 		case msgSocketsEnd:
-			change, err = sockets.end(f, into)
+			err = sockets.end(f, into)
 		case msgState:
 			err = states.add(f)
 		case msgStateEnd:
@@ -180,7 +173,7 @@ func (c *Client) ready(ctx context.Context, into *hotrestart.Sockets) (change Ch
 		}
 		return done, err
 	})
-	return change, state, err
+	return state, err
 }
 
 // Commit says that this generation holds everything: status, DNS and Envoy. It returns
@@ -219,10 +212,6 @@ func (c *Client) Next(ctx context.Context) (drained Drained, news State, err err
 	}
 	return drained, news, nil
 }
-
-// Terminate asks the old generation, which drains, to end its connections now. What
-// becomes of it, Next tells.
-func (c *Client) Terminate() error { return c.do(actEnd, msgTerminate, emptyHead{}) }
 
 // Abort tells the old generation why this one gives up, in a word and in words, and
 // closes. Before Commit has returned, the old one serves on, or again. With AbortStopping

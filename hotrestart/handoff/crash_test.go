@@ -91,10 +91,10 @@ func wasKilled(cmd *exec.Cmd) bool {
 func TestKillNewcomer(t *testing.T) {
 	for _, tc := range []struct {
 		step    string
-		outcome Outcome
+		outcome outcome
 	}{
-		{"dial", Unchanged}, {"sent want", Unchanged}, {"sockets", Unchanged}, {"sent ready", TakeBack},
-		{"ready", TakeBack}, {"sent committed", TakeBack}, {"commit", HandedOver},
+		{"dial", unchanged}, {"sent want", unchanged}, {"sockets", unchanged}, {"sent ready", takeBack},
+		{"ready", takeBack}, {"sent committed", takeBack}, {"commit", handedOver},
 	} {
 		t.Run(tc.step, func(t *testing.T) {
 			noLeaks(t)
@@ -120,8 +120,8 @@ func TestKillNewcomer(t *testing.T) {
 			if !wasKilled(cmd) {
 				t.Fatalf("the newcomer ended with %v", cmd.ProcessState)
 			}
-			if e := awaitEnded(old); e.Outcome != tc.outcome {
-				t.Errorf("outcome %d (%v), want %d", e.Outcome, e.Err, tc.outcome)
+			if e := awaitEnded(old); e.outcome != tc.outcome {
+				t.Errorf("outcome %q (%v), want %q", e.outcome, e.Err, tc.outcome)
 			}
 			for range 20 {
 				if got := greetingAt(t, address); got != "old" {
@@ -181,7 +181,7 @@ func TestKillOld(t *testing.T) {
 			if live, err := d.Generations(); err != nil || len(live) != 0 {
 				t.Errorf("alive: %v, %v", live, err)
 			}
-			if entries, _ := os.ReadDir(d.Path()); len(entries) != 0 {
+			if entries, _ := os.ReadDir(d.path); len(entries) != 0 {
 				t.Errorf("left in the directory: %v", entries)
 			}
 			startParent(t, path, "old")
@@ -196,10 +196,10 @@ func tryTakeOver(t *testing.T, d *Dir, into *hotrestart.Sockets) error {
 		return err
 	}
 	defer c.Close()
-	if _, err := c.Sockets(ctx, into); err != nil {
+	if err := c.Sockets(ctx, into); err != nil {
 		return err
 	}
-	if _, _, err := c.Ready(ctx, into); err != nil {
+	if _, err := c.Ready(ctx, into); err != nil {
 		return err
 	}
 	return c.Commit(ctx)

@@ -124,12 +124,6 @@ func onDescriptor(file *os.File, f func(fd int) error) error {
 // Close closes the directory; servers, clients and watches go on.
 func (d *Dir) Close() error { return d.file.Close() }
 
-// Path is the agent's own directory, for messages.
-func (d *Dir) Path() string { return d.path }
-
-// Me is the identity that the directory was opened with.
-func (d *Dir) Me() Identity { return d.me }
-
 // Generations lists the other generations that live: they hold their lock. Whether one
 // answers, Look tells. Files of dead ones are removed on the way.
 func (d *Dir) Generations() ([]string, error) {

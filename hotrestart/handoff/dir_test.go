@@ -55,7 +55,7 @@ func TestOpenDir(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer d.Close()
-			info, err := os.Stat(d.Path())
+			info, err := os.Stat(d.path)
 			if err != nil || info.Mode().Perm() != 0o700 {
 				t.Errorf("mode %v, %v", info.Mode(), err)
 			}
@@ -94,7 +94,7 @@ func TestGenerations(t *testing.T) {
 	d := openTestDir(t, path, "me")
 	write := func(name string, age time.Duration) {
 		t.Helper()
-		file, when := filepath.Join(d.Path(), name), time.Now().Add(-age)
+		file, when := filepath.Join(d.path, name), time.Now().Add(-age)
 		if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Chtimes(file, when, when)); err != nil {
 			t.Fatal(err)
 		}
@@ -109,7 +109,7 @@ func TestGenerations(t *testing.T) {
 	if err != nil || len(live) != 1 || live[0] != "alive" {
 		t.Errorf("%v, %v", live, err)
 	}
-	entries, err := os.ReadDir(d.Path())
+	entries, err := os.ReadDir(d.path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,7 +78,7 @@ type oldGeneration struct {
 	state   State
 	late    State // what Release adds
 	news    State // what the first word of the drain brings
-	seen    chan Event
+	seen    chan told
 	answer  func(Event) (handled bool)
 	stop    func()
 }
@@ -93,7 +93,7 @@ func startParent(t testing.TB, path, id string, options ...parentOption) *oldGen
 		t.Fatal(err)
 	}
 	s.timing = quick()
-	o := &oldGeneration{t: t, server: s, sockets: new(hotrestart.Sockets), seen: make(chan Event, 100), state: State{"vips": []byte("240.240.0.1 a")}}
+	o := &oldGeneration{t: t, server: s, sockets: new(hotrestart.Sockets), seen: make(chan told, 100), state: State{"vips": []byte("240.240.0.1 a")}}
 	for _, option := range options {
 		option(o)
 	}
@@ -119,7 +119,23 @@ func startParent(t testing.TB, path, id string, options ...parentOption) *oldGen
 	return o
 }
 
+// outcome is what an end means to the old generation, by what it was told before.
+type outcome string
+
+const (
+	unchanged  outcome = "serve as before"
+	takeBack   outcome = "serve again, from the copies"
+	handedOver outcome = "drain"
+)
+
+// told is an event as the old generation sees it.
+type told struct {
+	Event
+	outcome outcome
+}
+
 func (o *oldGeneration) own(ctx context.Context) {
+	outcomes := map[*Newcomer]outcome{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -128,7 +144,15 @@ func (o *oldGeneration) own(ctx context.Context) {
 			if o.answer == nil || !o.answer(e) {
 				o.agree(e)
 			}
-			o.seen <- e
+			switch e.Kind {
+			case Arrived:
+				outcomes[e.Newcomer] = unchanged
+			case Ready:
+				outcomes[e.Newcomer] = takeBack
+			case Settled:
+				outcomes[e.Newcomer] = handedOver
+			}
+			o.seen <- told{e, outcomes[e.Newcomer]}
 		}
 	}
 }
@@ -143,9 +167,7 @@ func (o *oldGeneration) agree(e Event) {
 	case Ready:
 		err = e.Newcomer.Release(o.sockets, o.late)
 	case Settled:
-		err = e.Newcomer.Drained(Drained{Left: 3}, o.news)
-	case Terminate:
-		err = e.Newcomer.Drained(Drained{Done: true}, nil)
+		err = errors.Join(e.Newcomer.Drained(Drained{Left: 3}, o.news), e.Newcomer.Drained(Drained{Done: true}, nil))
 	}
 	if err != nil && !errors.Is(err, ErrLost) {
 		o.t.Errorf("%s: %v", e.Kind, err)
@@ -153,7 +175,7 @@ func (o *oldGeneration) agree(e Event) {
 }
 
 // expect takes events until one of that kind.
-func (o *oldGeneration) expect(kind EventKind) Event {
+func (o *oldGeneration) expect(kind EventKind) told {
 	o.t.Helper()
 	for {
 		select {
@@ -256,10 +278,10 @@ func mustDial(t testing.TB, d *Dir, id string) *Client {
 func takeOver(t testing.TB, c *Client, into *hotrestart.Sockets) {
 	t.Helper()
 	ctx := testContext(t)
-	if _, err := c.Sockets(ctx, into); err != nil {
+	if err := c.Sockets(ctx, into); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := c.Ready(ctx, into); err != nil {
+	if _, err := c.Ready(ctx, into); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Commit(ctx); err != nil {

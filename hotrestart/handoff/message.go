@@ -25,7 +25,7 @@ const (
 	msgCommitted  messageKind = 11 // child: I hold everything
 	msgSettled    messageKind = 12 // parent: I cannot take back any more, and drain
 	msgDrained    messageKind = 13 // parent: so many connections are left
-	msgTerminate  messageKind = 14 // child: end your drain now
+	msgTerminate  messageKind = 14 // child: end your drain now. No release sends it; it is ignored
 	msgAbort      messageKind = 15 // either: I give up, and why; then it closes
 	msgInquire    messageKind = 16 // anybody: what is your role
 	msgReport     messageKind = 17 // parent: this is my role

@@ -69,9 +69,6 @@ func newNewcomer(s *Server, conn *net.UnixConn) *Newcomer {
 // Identity says who it is.
 func (n *Newcomer) Identity() Identity { return n.identity }
 
-// Protocol is what both sides speak.
-func (n *Newcomer) Protocol() int { return int(n.protocol) }
-
 // Accept answers Arrived: the newcomer is welcome, and gets state to warm itself with.
 // It fails when state is too large (State.Fit). The bytes must not be changed afterwards.
 func (n *Newcomer) Accept(state State) error {

@@ -16,7 +16,7 @@ import (
 func TestOutside(t *testing.T) {
 	var text strings.Builder
 	fmt.Fprintf(&text, "frame %s, header %d, payload %d, descriptors %d\n", frameMagic, frameHeaderSize, maxPayload, maxFrameSockets)
-	fmt.Fprintf(&text, "protocol %d, reach %d\n", Protocol, protocolReach)
+	fmt.Fprintf(&text, "protocol %d, reach %d\n", currentProtocol, protocolReach)
 	for k := range messageKind(len(messageNames)) {
 		if k.known() {
 			fmt.Fprintf(&text, "message %d %s\n", k, k)

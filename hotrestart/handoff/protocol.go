@@ -3,9 +3,9 @@ package handoff
 import "fmt"
 
 const (
-	// Protocol is the hand-off protocol of this release. It grows by one when an older
+	// currentProtocol is the hand-off protocol of this release. It grows by one when an older
 	// release could not take part as it is; new messages and fields alone need no new one.
-	Protocol = 1
+	currentProtocol = 1
 	// protocolReach: releases whose protocols are at most this far apart understand each
 	// other.
 	protocolReach = 2
@@ -14,7 +14,7 @@ const (
 // protocolRange is what a side speaks; greetings carry it.
 type protocolRange struct{ min, max uint8 }
 
-func ownProtocols() protocolRange { return reachOf(Protocol) }
+func ownProtocols() protocolRange { return reachOf(currentProtocol) }
 
 func reachOf(protocol uint8) protocolRange {
 	return protocolRange{max(1, protocol, protocolReach+1) - protocolReach, protocol}

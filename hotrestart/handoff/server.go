@@ -64,14 +64,13 @@ const (
 	// Settled: the newcomer held out for the 2 s of its probation; drop the copies, drain,
 	// and say by Drained how that goes.
 	Settled
-	// Terminate: the newcomer asks to end the drain now.
-	Terminate
-	// Ended: the hand-off is over. Event.Outcome says what to do, Event.Err why.
+	// Ended: the hand-off is over, and Event.Err says why. After Ready and before Settled,
+	// serve again from the copies, whatever was let go.
 	Ended
 )
 
 var eventKindNames = [...]string{
-	Arrived: "arrived", WantSockets: "want sockets", Ready: "ready", Settled: "settled", Terminate: "terminate", Ended: "ended",
+	Arrived: "arrived", WantSockets: "want sockets", Ready: "ready", Settled: "settled", Ended: "ended",
 }
 
 func (k EventKind) String() string {
@@ -81,29 +80,15 @@ func (k EventKind) String() string {
 	return fmt.Sprintf("event %d", uint8(k))
 }
 
-// Outcome is what the end of a hand-off means to the old generation.
-type Outcome uint8
-
-const (
-	// Unchanged: the newcomer failed before anything was let go; serve as before.
-	Unchanged Outcome = iota
-	// TakeBack: it failed after Ready was delivered; serve again, from the copies, whatever
-	// was let go.
-	TakeBack
-	// HandedOver: it had settled, and ended or broke off afterwards.
-	HandedOver
-)
-
 // Event is one thing that happened.
 type Event struct {
 	Kind     EventKind
 	Newcomer *Newcomer
-	Outcome  Outcome // of Ended
-	Err      error   // of Ended; never nil then
+	Err      error // of Ended; never nil then
 }
 
 // NewServer takes this generation's place in the directory: others find it from now on.
-// report is what they are told. It starts nothing; whoever does not call Run calls Close.
+// report is what they are told. It starts nothing.
 func NewServer(dir *Dir, report Report, log *slog.Logger) (*Server, error) {
 	s := &Server{
 		me: dir.me, log: log, timing: defaultTiming(), protocols: ownProtocols(),
@@ -118,9 +103,6 @@ func NewServer(dir *Dir, report Report, log *slog.Logger) (*Server, error) {
 	}
 	return s, nil
 }
-
-// Close gives the place up without Run.
-func (s *Server) Close() error { return s.place.leave() }
 
 // Events delivers what newcomers want. The owner must read it while Run runs; nothing
 // is lost or reordered.

@@ -91,8 +91,6 @@ func (n *Newcomer) receive(ctx context.Context, f handoffFrame) error {
 		n.emit(ctx, Event{Kind: WantSockets})
 	case msgReady:
 		n.emit(ctx, Event{Kind: Ready})
-	case msgTerminate:
-		n.emit(ctx, Event{Kind: Terminate})
 	}
 	return nil
 }
@@ -161,7 +159,6 @@ func (n *Newcomer) obey(c command) error {
 	case actAccept:
 		return n.welcome(c.state)
 	case actRefuse:
-		n.stage = from // for the outcome
 		if from == parentDeciding {
 			return n.sendAway(msgRefused, c.refusal)
 		}
@@ -241,10 +238,9 @@ type violation struct{ err error }
 func (v *violation) Error() string { return v.err.Error() }
 func (v *violation) Unwrap() error { return v.err }
 
-// end is the one way out: the peer learns why, the owner learns what to do, and the
+// end is the one way out: the peer learns why, the owner learns it, and the
 // place is free for the next one.
 func (n *Newcomer) end(ctx context.Context, why error) {
-	outcome := outcomeAt(n.stage)
 	var fault *violation
 	if errors.As(why, &fault) && n.stage != parentGreeting {
 		if err := n.link.send(msgAbort, newAbort(AbortBroken, why.Error())); err != nil {
@@ -260,23 +256,12 @@ func (n *Newcomer) end(ctx context.Context, why error) {
 		c.drop()
 	}
 	if n.arrived {
-		n.emit(ctx, Event{Kind: Ended, Outcome: outcome, Err: why})
+		n.emit(ctx, Event{Kind: Ended, Err: why})
 	} else {
 		n.server.log.Debug("a connection to the hand-off socket ended", "err", why)
 	}
 	n.server.forget(n)
 	n.link.close()
-}
-
-// outcomeAt is what the end in a stage means to the old generation.
-func outcomeAt(s stage) Outcome {
-	switch s {
-	case parentReleasing, parentProbation, parentCommitted:
-		return TakeBack
-	case parentSettled:
-		return HandedOver
-	}
-	return Unchanged
 }
 
 // emit delivers e; a session does nothing else meanwhile.

@@ -68,12 +68,11 @@ const (
 	actFetch                  // owner of the child: get the sockets
 	actReady                  // owner of the child: I accept
 	actCommit                 // owner of the child: I hold everything
-	actEnd                    // owner of the child: end the old one's drain
 )
 
 var actNames = [...]string{
 	actAccept: "accept", actRefuse: "refuse", actGive: "give", actRelease: "release", actReport: "report",
-	actTimeout: "timeout", actFetch: "fetch", actReady: "ready", actCommit: "commit", actEnd: "end",
+	actTimeout: "timeout", actFetch: "fetch", actReady: "ready", actCommit: "commit",
 }
 
 func (e event) String() string {
@@ -133,7 +132,7 @@ var moves = []move{
 	{parentCommitted, did(actRefuse), stageOver},
 
 	{parentSettled, did(actReport), parentSettled},
-	{parentSettled, got(msgTerminate), parentSettled},
+	{parentSettled, got(msgTerminate), parentSettled}, // of no consequence
 
 	{parentWatched, did(actReport), parentWatched},
 
@@ -156,7 +155,6 @@ var moves = []move{
 	{childSettled, got(msgState), childSettled}, // news, before the word that they come with
 	{childSettled, got(msgStateEnd), childSettled},
 	{childSettled, got(msgDrained), childSettled},
-	{childSettled, did(actEnd), childSettled},
 }
 
 // next looks the row up.

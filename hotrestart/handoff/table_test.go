@@ -89,12 +89,3 @@ func reachable(from, to stage) bool {
 	}
 	return seen[to]
 }
-
-func TestOutcomes(t *testing.T) {
-	want := map[stage]Outcome{parentReleasing: TakeBack, parentProbation: TakeBack, parentCommitted: TakeBack, parentSettled: HandedOver}
-	for s := parentGreeting; s < childGreeting; s++ {
-		if outcomeAt(s) != want[s] {
-			t.Errorf("%s: outcome %d, want %d", s, outcomeAt(s), want[s])
-		}
-	}
-}

@@ -20,7 +20,7 @@ import (
 	"understudy.mesh/hotrestart"
 )
 
-var recordHandoff = flag.Bool("record-handoff", false, "write testdata/v<Protocol>/ anew; those of released protocols are never changed")
+var recordHandoff = flag.Bool("record-handoff", false, "write testdata/v<protocol>/ anew; those of released protocols are never changed")
 
 // A transcript is what the two sides of one hand-off said, seen by the child: "> "
 // from it, "< " to it, the number of descriptors, the frame in hex. Lines with # are for
@@ -103,7 +103,7 @@ func TestRecordTranscript(t *testing.T) {
 	defer mine.Close()
 	followTranscript(t, c, &mine)
 	c.Close()
-	file := filepath.Join("testdata", fmt.Sprintf("v%d", Protocol), "takeover.txt")
+	file := filepath.Join("testdata", fmt.Sprintf("v%d", currentProtocol), "takeover.txt")
 	if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func followTranscript(t *testing.T, c *Client, into *hotrestart.Sockets) {
 	if d, _, err := c.Next(ctx); err != nil || d.Left != 3 {
 		t.Fatalf("%+v, %v", d, err)
 	}
-	if err := c.Terminate(); err != nil {
+	if err := c.link.send(msgTerminate, emptyHead{}); err != nil { // as earlier releases were able to
 		t.Fatal(err)
 	}
 	if d, _, err := c.Next(ctx); err != nil || !d.Done {
@@ -147,7 +147,7 @@ func TestReplayChild(t *testing.T) {
 			}
 			replay(t, conn, readTranscript(t, file), true)
 			old.expect(Settled)
-			if e := awaitEnded(old); e.Outcome != HandedOver {
+			if e := awaitEnded(old); e.outcome != handedOver {
 				t.Errorf("%+v", e)
 			}
 		})
@@ -256,11 +256,11 @@ func TestServerWithoutRun(t *testing.T) {
 		if _, err := NewServer(d, Report{}, slog.New(slog.DiscardHandler)); err == nil {
 			t.Error("one ID, two places")
 		}
-		if err := s.Close(); err != nil {
+		if err := s.place.leave(); err != nil {
 			t.Error(err)
 		}
 	}
-	if entries, _ := os.ReadDir(d.Path()); len(entries) != 0 {
+	if entries, _ := os.ReadDir(d.path); len(entries) != 0 {
 		t.Errorf("left: %v", entries)
 	}
 }

@@ -215,13 +215,8 @@ func socketInode(fd int) (uint64, error) {
 	return stat.Ino, nil
 }
 
-// Change is what a hand-off did to a set of sockets.
-type Change struct {
-	// Gone left the set first, then Added came. A name in both is a new socket.
-	Gone, Added []string
-}
-
-// socketReader collects sockets until the end mark, and only then touches a set.
+// socketReader collects sockets until the end mark, and only then touches a set. A name
+// that is gone and comes is a new socket.
 type socketReader struct {
 	fresh hotrestart.Sockets
 	gone  []string
@@ -250,19 +245,18 @@ func (r *socketReader) add(f handoffFrame) error {
 }
 
 // end checks the end mark and moves everything into the set.
-func (r *socketReader) end(f handoffFrame, into *hotrestart.Sockets) (Change, error) {
+func (r *socketReader) end(f handoffFrame, into *hotrestart.Sockets) error {
 	head, err := decodeHead[socketsEndHead](f)
 	if err != nil {
-		return Change{}, err
+		return err
 	}
 	names := r.fresh.Names()
 	if head.Count != len(names) || head.Gone != len(r.gone) {
-		return Change{}, fmt.Errorf("read sockets: %d and %d gone came, %d and %d were sent", len(names), len(r.gone), head.Count, head.Gone)
+		return fmt.Errorf("read sockets: %d and %d gone came, %d and %d were sent", len(names), len(r.gone), head.Count, head.Gone)
 	}
-	change := Change{Gone: r.gone, Added: names}
 	for _, name := range names {
 		if slices.Contains(into.Names(), name) && !slices.Contains(r.gone, name) {
-			return Change{}, fmt.Errorf("read sockets: %q was there already", name)
+			return fmt.Errorf("read sockets: %q was there already", name)
 		}
 	}
 	err = into.Retain(func(name string) bool { return !slices.Contains(r.gone, name) })
@@ -273,7 +267,7 @@ func (r *socketReader) end(f handoffFrame, into *hotrestart.Sockets) (Change, er
 		}
 		err = errors.Join(err, copyErr)
 	}
-	return change, errors.Join(err, r.close())
+	return errors.Join(err, r.close())
 }
 
 // close closes what was not moved.

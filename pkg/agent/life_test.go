@@ -50,7 +50,7 @@ func TestTakeOverAndComeBack(t *testing.T) {
 	if err := a.ends(); err != nil {
 		t.Errorf("a stop that was asked for: %v", err)
 	}
-	for _, dir := range []string{p.cfg.ConfigPath, a.dir.Path()} {
+	for _, dir := range []string{p.cfg.ConfigPath, filepath.Join(p.cfg.HandoffDir, fmt.Sprintf("understudy-%d", os.Geteuid()))} {
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 			t.Errorf("%s: %v, %v; want nothing to be left", dir, left, err)
 		}

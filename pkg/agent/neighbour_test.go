@@ -17,6 +17,7 @@ type neighbour struct {
 	server  *handoff.Server
 	sockets *hotrestart.Sockets
 	events  chan handoff.Event
+	told    []handoff.EventKind // those that expect has seen
 	leave   func()
 }
 
@@ -99,6 +100,7 @@ func (n *neighbour) expect(t *testing.T, kind handoff.EventKind) handoff.Event {
 	for {
 		select {
 		case e := <-n.events:
+			n.told = append(n.told, e.Kind)
 			if e.Kind == kind {
 				return e
 			}
@@ -152,10 +154,10 @@ func (p *pod) replace(m *member, id string) *neighbour {
 	}
 	p.t.Cleanup(c.Close)
 	var sockets hotrestart.Sockets
-	if _, err := c.Sockets(p.t.Context(), &sockets); err != nil {
+	if err := c.Sockets(p.t.Context(), &sockets); err != nil {
 		p.t.Fatal(err)
 	}
-	if _, _, err := c.Ready(p.t.Context(), &sockets); err != nil {
+	if _, err := c.Ready(p.t.Context(), &sockets); err != nil {
 		p.t.Fatal(err)
 	}
 	n.becomes(p.t, handoff.RoleServing)

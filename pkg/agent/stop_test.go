@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -61,7 +62,7 @@ func TestStopInTheMiddleOfATakeOverTellsTheOther(t *testing.T) {
 			}
 			a.ask()
 			a.endsUnready()
-			if e := n.expect(t, handoff.Ended); e.Err.Error() != (&handoff.AbortedError{Reason: stoppingReason}).Error() {
+			if e := n.expect(t, handoff.Ended); e.Err.Error() != "the other generation gave up: "+stoppingReason {
 				t.Errorf("the generation before is told %q, want %q", e.Err, stoppingReason)
 			}
 		})
@@ -133,7 +134,9 @@ func TestStopOfTheServing(t *testing.T) {
 		if heir, relief := a.successors(t.Context()); heir || !relief {
 			t.Errorf("heir %v, relief %v: what lives may take over", heir, relief)
 		}
-		if err := n.Close(); err != nil {
+		ended, end := context.WithCancel(t.Context())
+		end()
+		if err := n.Run(ended); err != nil {
 			t.Error(err)
 		}
 		a.endsWell()
@@ -170,10 +173,10 @@ func TestStopWhileHandingOff(t *testing.T) {
 			}
 			var sockets hotrestart.Sockets
 			defer sockets.Close()
-			if _, err := c.Sockets(t.Context(), &sockets); err != nil {
+			if err := c.Sockets(t.Context(), &sockets); err != nil {
 				t.Fatal(err)
 			}
-			if _, _, err := c.Ready(t.Context(), &sockets); err != nil { // it lets go
+			if _, err := c.Ready(t.Context(), &sockets); err != nil { // it lets go
 				t.Fatal(err)
 			}
 			a.ask()

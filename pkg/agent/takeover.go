@@ -92,7 +92,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 		return event{kind: roles.FailedToTake, err: err}
 	}
 	given := new(hotrestart.Sockets)
-	if _, err := client.Sockets(ctx, given); err != nil {
+	if err := client.Sockets(ctx, given); err != nil {
 		a.giveUp(ctx, client, err)
 		return event{kind: roles.FailedToTake, err: errors.Join(err, given.Close())}
 	}
@@ -207,7 +207,7 @@ func (t *succession) comeIntoForce(ctx context.Context) error {
 
 // whyLost says whether the generation before died or gave up, which the next step tells.
 func (t *succession) whyLost(ctx context.Context) error {
-	_, _, err := t.client.Ready(ctx, t.sidecar.sockets.Predecessors())
+	_, err := t.client.Ready(ctx, t.sidecar.sockets.Predecessors())
 	return cmp.Or(err, handoff.ErrLost)
 }
 
@@ -219,7 +219,7 @@ func (a *Agent) commit(ctx context.Context, t *succession) error {
 		return &ownError{err}
 	}
 	s.sockets.RestrictReuseport()
-	_, state, err := t.client.Ready(ctx, s.sockets.Predecessors())
+	state, err := t.client.Ready(ctx, s.sockets.Predecessors())
 	if err != nil {
 		return err
 	}

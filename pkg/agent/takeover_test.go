@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -141,8 +142,8 @@ func TestEnvoyThatDiesInTheProbationHandsBack(t *testing.T) {
 	n.expect(t, handoff.Ready)
 	waitFor(t, "a to accept", func() bool { s := a.current(); return s != nil && s.accepting() })
 	a.current().supervisor.Current().Kill()
-	if e := n.expect(t, handoff.Ended); e.Outcome != handoff.TakeBack || !strings.Contains(e.Err.Error(), "Envoy ended") {
-		t.Errorf("the generation before is told %v: %v", e.Outcome, e.Err)
+	if e := n.expect(t, handoff.Ended); !slices.Contains(n.told, handoff.Ready) || slices.Contains(n.told, handoff.Settled) || !strings.Contains(e.Err.Error(), "Envoy ended") {
+		t.Errorf("the generation before is told %v: %v", n.told, e.Err)
 	}
 	a.settles(handoff.RoleServing) // at the next attempt
 }
@@ -158,8 +159,8 @@ func TestNoEnvoyBesideTheServingOneWithoutItsSockets(t *testing.T) {
 		c.BinaryPath = script(t, `[ "$1" = --hot-restart-version ] && echo disabled && exit 0; [ "$1" = -c ] && exit 3; exec sleep 1000`)
 	})
 	e := n.expect(t, handoff.Ended)
-	if e.Outcome != handoff.Unchanged || !errors.As(e.Err, new(*handoff.AbortedError)) {
-		t.Errorf("the generation before is told %v: %v", e.Outcome, e.Err)
+	if slices.Contains(n.told, handoff.Ready) || !errors.As(e.Err, new(*handoff.AbortedError)) {
+		t.Errorf("the generation before is told %v: %v", n.told, e.Err)
 	}
 	waitFor(t, "the attempt to fail", func() bool { return a.lastAttempt().Result == resultFailure })
 	if s := a.roleStatus(); s.Role != string(handoff.RoleStarting) || !strings.Contains(s.Reason, "takes no part in hot restarts") {
@@ -177,8 +178,8 @@ func TestEnvoyThatNeverStartsEndsTheAgentAndLeavesTheOldOne(t *testing.T) {
 	if err := a.ends(); !errors.As(err, &exit) || exit.Status != 3 {
 		t.Errorf("ended with %v, want Envoy's status 3", err)
 	}
-	if e := n.expect(t, handoff.Ended); e.Outcome != handoff.Unchanged {
-		t.Errorf("the generation before is told %v: %v", e.Outcome, e.Err)
+	if e := n.expect(t, handoff.Ended); slices.Contains(n.told, handoff.Ready) {
+		t.Errorf("the generation before is told %v: %v", n.told, e.Err)
 	}
 }
 

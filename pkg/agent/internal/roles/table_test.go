@@ -182,7 +182,6 @@ var drainingRows = []row{
 	{"the generation before has drained", State{Role: draining}, Event{Kind: PredecessorNews, Done: true}, nil, do(NotePredecessor, NotePredecessorDrained)},
 	{"connections end", State{Role: draining, Retiring: 1}, Event{Kind: DrainNews, Leaving: true}, nil, do(ShowDrain, TellNewcomer)},
 	{"connections of an earlier drain end", State{Role: draining, Retiring: 2}, Event{Kind: DrainNews}, nil, nil},
-	{"the newcomer is in a hurry", State{Role: draining, Retiring: 1}, Event{Kind: handoff.Terminate}, nil, do(HurryDrains)},
 	{"drained", State{Role: draining, Retiring: 1}, Event{Kind: Retired, Leaving: true, Current: true}, func(s *State) { s.Role, s.Retiring = standby, 0 }, do(TellNewcomer, EndDrain, DropSidecar, GiveMemoryBack)},
 	{"drained, and it is to stop", State{Role: draining, Retiring: 1, Stopping: true}, Event{Kind: Retired, Leaving: true, Current: true}, func(s *State) { s.Over, s.Retiring = true, 0 }, do(TellNewcomer, EndDrain, DropSidecar, GiveMemoryBack, Finish)},
 	{"one drain of two is over", State{Role: draining, Retiring: 2, Stopping: true}, Event{Kind: Retired}, func(s *State) { s.Retiring = 1 }, do(EndDrain, GiveMemoryBack)},
@@ -225,7 +224,7 @@ var ofNoConsequence = map[handoff.Role]map[Kind]string{
 		PeerServes: "nobody is followed while this one looks for itself", PeerLeaves: "a look finds it", PeerGone: "nobody is followed",
 		DrainedToStop: "only what serves drains to stop", Emptied: "so does what empties its sockets", NobodyTakesOver: "only what serves waits for a successor",
 		handoff.WantSockets: "a welcomed newcomer makes it handing-off", handoff.Ready: "so does one that is ready", handoff.Settled: "and one that settles",
-		handoff.Terminate: "its word ends with its connection", handoff.Ended: "of one that was refused",
+		handoff.Ended: "of one that was refused",
 	},
 	serving: {
 		FoundNobody: "it looks for nobody", FoundOlder: "it looks for nobody", FoundNewer: "a newer one comes by itself", LookAgain: "it looks for nobody",
@@ -233,13 +232,13 @@ var ofNoConsequence = map[handoff.Role]map[Kind]string{
 		InForce:         "the take-over that is done was in force before",
 		PredecessorDied: "there is no attempt", TookOver: "there is no attempt", FailedToTake: "there is no attempt",
 		handoff.WantSockets: "a welcomed newcomer makes it handing-off", handoff.Ready: "so does one that is ready", handoff.Settled: "and one that settles",
-		handoff.Terminate: "of a drain that is over", handoff.Ended: "of one that was refused, or died long after it took over",
+		handoff.Ended: "of one that was refused, or died long after it took over",
 	},
 	handingOff: {
 		FoundNobody: "it looks for nobody", FoundOlder: "it looks for nobody", FoundNewer: "it looks for nobody", LookAgain: "it looks for nobody",
 		PeerServes: "it follows nobody", PeerLeaves: "it follows nobody", PeerGone: "it follows nobody",
 		PredecessorDied: "there is no attempt", TookOver: "there is no attempt", FailedToTake: "there is no attempt",
-		handoff.Terminate: "nothing drains for this newcomer", Welcomed: "it was", CannotServe: "it does",
+		Welcomed: "it was", CannotServe: "it does",
 		NobodyTakesOver: "somebody does: the newcomer", Emptied: "what empties its sockets welcomes nobody",
 	},
 	draining: {
@@ -252,7 +251,7 @@ var ofNoConsequence = map[handoff.Role]map[Kind]string{
 	standby: {
 		InForce: "of what drained", Learned: "of what drained", SidecarEnded: "of what drained", DrainedToStop: "of what drained", Emptied: "of what drained", Retired: "only a drain makes it a standby again", DrainNews: "there is no drain",
 		PredecessorDied: "there is no attempt", TookOver: "there is no attempt", FailedToTake: "there is no attempt",
-		handoff.WantSockets: "newcomers are sent on", handoff.Ready: "newcomers are sent on", handoff.Settled: "newcomers are sent on", handoff.Terminate: "there is no drain",
+		handoff.WantSockets: "newcomers are sent on", handoff.Ready: "newcomers are sent on", handoff.Settled: "newcomers are sent on",
 		Welcomed: "newcomers are sent on", CannotServe: "it need not", NobodyTakesOver: "a stop ends it at once",
 	},
 }

@@ -2,17 +2,13 @@ package iptables
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"time"
 
 	"understudy.mesh/iptables/internal/access"
+	"understudy.mesh/iptables/internal/saved"
+	"understudy.mesh/iptables/rule"
 )
-
-// undoTimeout bounds putting things back after a failure: at most one wait for the
-// lock (see lockWait) for each family, and some time to work.
-const undoTimeout = 90 * time.Second
 
 // Apply makes the rules of c the rules of the network namespace of the calling
 // thread, whatever of ours is there now, and returns once they are in force. When
@@ -23,40 +19,31 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	locked, release, err := access.Acquire(ctx, log)
+	ctx, release, err := access.Acquire(ctx, log)
 	if err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
 	defer release()
-	ctx = locked
 	looked := look(ctx, log)
-	d := desire(c) // meanwhile
+	want := prepare(c) // meanwhile
 	found, err := looked()
+	if err == nil {
+		err = transition{found, kernelRouting, log}.apply(ctx, c, want)
+	}
 	if err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
-	candidates, err := Choose(c, holdings(found))
-	if err != nil {
-		return fmt.Errorf("apply capture rules: %w", err)
+	return nil
+}
+
+// prepare returns the rules of c, ready for the back end where they will go.
+func prepare(c Config) *saved.Wanted {
+	want := saved.Want(Rules(c))
+	if c.Backend != rule.Native {
+		want.Ruleset(rule.IPv4)
+		want.Ruleset(rule.IPv6)
 	}
-	var errs []error
-	for i, b := range candidates {
-		change := transition{found: found, ipv6: c.IPv6, policies: policies(c), log: log}
-		for i, at := range holdings(found) {
-			if at.Backend == b {
-				change.want(i, d)
-			}
-		}
-		if err = change.make(ctx); err == nil {
-			return nil
-		}
-		errs = append(errs, err)
-		if ctx.Err() != nil || i == len(candidates)-1 {
-			break
-		}
-		log.Warn("capture rules could not be applied, another back end is next", "failed", b, "next", candidates[i+1], "error", err)
-	}
-	return fmt.Errorf("apply capture rules: %w", errors.Join(errs...))
+	return want
 }
 
 // Clean removes everything of ours and of Istio's from every back end, whatever
@@ -69,7 +56,7 @@ func Clean(ctx context.Context, log *slog.Logger) error {
 	defer release()
 	found, err := look(ctx, log)()
 	if err == nil {
-		err = transition{found: found, log: log}.make(ctx)
+		err = transition{found, kernelRouting, log}.clean(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("remove capture rules: %w", err)

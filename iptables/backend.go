@@ -20,21 +20,11 @@ type backend interface {
 	Holding() rule.Holding
 	Saved() []saved.State
 	Marks() []uint32 // of TPROXY rules that were found
-	// make makes d all that there is of ours, as far as its IP versions go, and returns
-	// how many changes that takes: none when all is as it should be.
-	Make(ctx context.Context, d *saved.Wanted) (changes int, err error)
-	// putBack makes everything of ours as it was found.
+	// Make makes want all that there is of ours, nothing where it is nil, as far as its IP
+	// versions go. It returns how many changes that took: none when all is as it should be.
+	Make(ctx context.Context, want *saved.Wanted) (changes int, err error)
+	// PutBack makes everything of ours as it was found.
 	PutBack(ctx context.Context) error
-}
-
-// desire returns the rules of c, ready for the back end where they will go.
-func desire(c Config) *saved.Wanted {
-	d := saved.Want(Rules(c))
-	if c.Backend != rule.Native {
-		d.Ruleset(rule.IPv4)
-		d.Ruleset(rule.IPv6)
-	}
-	return d
 }
 
 // look starts to read the state of every back end and family that this container and
@@ -48,10 +38,10 @@ func look(ctx context.Context, log *slog.Logger) func() ([]backend, error) {
 	return func() ([]backend, error) {
 		var out []backend
 		var absent, failed []error
-		note := func(h backend, what string, err error) {
+		note := func(b backend, what string, err error) {
 			switch {
 			case err == nil:
-				out = append(out, h)
+				out = append(out, b)
 			case errors.Is(err, rule.ErrAbsent):
 				log.Debug("skipped a back end", "what", what, "reason", err)
 				absent = append(absent, err)
@@ -70,6 +60,14 @@ func look(ctx context.Context, log *slog.Logger) func() ([]backend, error) {
 		}
 		return out, errors.Join(append(failed, ctx.Err())...)
 	}
+}
+
+// holdings says who has rules in each of some back ends.
+func holdings(found []backend) (out []rule.Holding) {
+	for _, b := range found {
+		out = append(out, b.Holding())
+	}
+	return out
 }
 
 // Choose returns the back ends that can do what c asks for, best first: where rules
@@ -122,11 +120,4 @@ func Saved(ctx context.Context, log *slog.Logger) ([]saved.State, error) {
 		out = append(out, b.Saved()...)
 	}
 	return out, err
-}
-
-func holdings(found []backend) (out []rule.Holding) {
-	for _, b := range found {
-		out = append(out, b.Holding())
-	}
-	return out
 }

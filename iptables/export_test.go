@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 
+	"understudy.mesh/iptables/internal/policyrouting"
 	"understudy.mesh/iptables/internal/saved"
 	"understudy.mesh/iptables/rule"
 )
@@ -19,11 +20,6 @@ func ApplyRules(ctx context.Context, name rule.Backend, rules []rule.Rule) error
 	if err != nil {
 		return err
 	}
-	change := transition{found: found, ipv6: true, log: slog.New(slog.DiscardHandler)}
-	for i, at := range holdings(found) {
-		if at.Backend == name {
-			change.want(i, saved.Want(rules))
-		}
-	}
-	return change.make(ctx)
+	t := transition{found, kernelRouting, slog.New(slog.DiscardHandler)}
+	return t.make(ctx, name, saved.Want(rules), policyrouting.Change{Passthrough: true})
 }

@@ -3,6 +3,7 @@ module understudy.mesh
 go 1.26.0
 
 require (
+	github.com/coreos/go-iptables v0.8.0
 	github.com/envoyproxy/go-control-plane/envoy v1.40.0
 	github.com/fsnotify/fsnotify v1.10.1
 	github.com/google/go-cmp v0.7.0

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/agent/internal/sidecar"
 )
 
 // step does an action. It returns the event that comes of it at once; nil: none does.
@@ -21,7 +22,7 @@ func onEvent(do func(*Agent, event)) step {
 }
 
 // onSidecar is plain for what concerns the sidecar alone.
-func onSidecar(do func(*sidecar)) step {
+func onSidecar(do func(*sidecar.Sidecar)) step {
 	return func(a *Agent, _ event, _ roles.Action) *event { do(a.loop.sidecar); return nil }
 }
 
@@ -61,12 +62,12 @@ var execute = map[roles.Do]step{
 		return nil
 	},
 
-	roles.Accept:              toServe(func(a *Agent) error { return a.loop.sidecar.accept() }),
-	roles.Resume:              toServe(func(a *Agent) error { return a.loop.sidecar.resume() }),
-	roles.SettleSockets:       onSidecar(func(s *sidecar) { s.sockets.Settle() }),
-	roles.UnrestrictReuseport: onSidecar(func(s *sidecar) { s.sockets.UnrestrictReuseport() }),
-	roles.ReadyOn:             onSidecar(func(s *sidecar) { s.ready.On() }),
-	roles.ReadyOff:            onSidecar(func(s *sidecar) { s.ready.Off(stopReason) }),
+	roles.Accept:              toServe(func(a *Agent) error { return a.loop.sidecar.Accept() }),
+	roles.Resume:              toServe(func(a *Agent) error { return a.loop.sidecar.Resume() }),
+	roles.SettleSockets:       onSidecar(func(s *sidecar.Sidecar) { s.Sockets.Settle() }),
+	roles.UnrestrictReuseport: onSidecar(func(s *sidecar.Sidecar) { s.Sockets.UnrestrictReuseport() }),
+	roles.ReadyOn:             onSidecar(func(s *sidecar.Sidecar) { s.Ready.On() }),
+	roles.ReadyOff:            onSidecar(func(s *sidecar.Sidecar) { s.Unready() }),
 	roles.GiveMemoryBack:      plain(func(a *Agent) { a.world.Settled() }),
 
 	roles.Reject:           (*Agent).reject,
@@ -99,7 +100,7 @@ var execute = map[roles.Do]step{
 var errServersEnded = errors.New("the agent's servers ended")
 
 // adopt makes s the agent's, and shows it; nil: it has none.
-func (a *Agent) adopt(s *sidecar) {
+func (a *Agent) adopt(s *sidecar.Sidecar) {
 	a.loop.sidecar = s
 	a.showSidecar(s)
 }

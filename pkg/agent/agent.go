@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart/handoff"
+	"understudy.mesh/pkg/agent/internal/sidecar"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/envoy"
@@ -88,10 +89,10 @@ func New(cfg *config.Config, world World) (_ *Agent, err error) {
 			a.close()
 		}
 	}()
-	if err := checkBinary(cfg.BinaryPath); err != nil {
+	if err := sidecar.CheckBinary(cfg.BinaryPath); err != nil {
 		return nil, err
 	}
-	if err := checkCapability(cfg); err != nil {
+	if err := sidecar.CheckCapability(cfg); err != nil {
 		return nil, err
 	}
 	a.control, err = control.Listen()
@@ -180,8 +181,7 @@ func (a *Agent) Drain(ctx context.Context) error {
 	if s == nil {
 		return errors.New("this agent stands by and has no Envoy to drain")
 	}
-	opts := envoy.DrainOptions{InboundOnly: a.cfg.Role == config.Sidecar, Graceful: true, SkipExit: true}
-	if err := s.admin.Drain(ctx, opts); err != nil {
+	if err := s.DrainInbound(ctx); err != nil {
 		return fmt.Errorf("drain Envoy: %w", err)
 	}
 	a.skipDrain()

@@ -7,6 +7,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/agent/internal/sidecar"
 	"understudy.mesh/pkg/envoy"
 )
 
@@ -17,18 +18,16 @@ const (
 	// lateGrace is what a connection has at least that Envoy accepted at the very end of the probation,
 	// where --upgradeDrainDuration, which counts from its begin, is over by then: time for a request.
 	lateGrace = 2 * time.Second
-	// statsTimeout bounds how long the counters of Envoy may take: a newcomer waits for them.
-	statsTimeout = time.Second
 )
 
 // drains are those after hand-offs.
 type drains struct {
-	leaving *sidecar // the one of which the newcomer is told
-	hurry   func()   // ends them all; nil: there are none
+	leaving *sidecar.Sidecar // the one of which the newcomer is told
+	hurry   func()           // ends them all; nil: there are none
 }
 
 // begin adds the drain of s, which hurry ends.
-func (d *drains) begin(s *sidecar, hurry func()) {
+func (d *drains) begin(s *sidecar.Sidecar, hurry func()) {
 	earlier := d.hurry
 	d.leaving = s
 	d.hurry = func() {
@@ -51,9 +50,9 @@ func (a *Agent) retire() {
 		defer hurry()
 		var last *envoy.Counters
 		words := 0
-		s.retire(ctx, func(left int, final bool) {
+		s.Retire(ctx, func(left int, final bool) {
 			if words++; final || words%countEvery == 0 {
-				last = a.count(life, s, last)
+				last = s.Count(life, last)
 			}
 			a.report(life, event{kind: roles.DrainNews, sidecar: s, drained: handoff.Drained{Left: left}, counters: last})
 		})
@@ -70,32 +69,13 @@ func (a *Agent) drainDeadline(now time.Time) time.Time {
 	return until
 }
 
-// count is counters for a drain: now and then it is asked what Envoy counted meanwhile.
-// It returns last when that is not wanted, or not known.
-func (a *Agent) count(ctx context.Context, s *sidecar, last *envoy.Counters) *envoy.Counters {
-	if !a.cfg.UpgradeStats {
-		return last
-	}
-	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
-	defer cancel()
-	counters, err := s.supervisor.Counters(ctx)
-	if err != nil {
-		a.log.Debug("Envoy's counters", "err", err)
-		return last
-	}
-	return counters
-}
-
 // tellNewcomer passes on how the drain goes, and what Envoy counted since the last word.
 func (a *Agent) tellNewcomer(e event) {
 	h := &a.loop.handOff
 	if h.newcomer == nil {
 		return
 	}
-	var news handoff.State
-	if grown := h.counted.Delta(e.counters); grown != nil {
-		news = a.fit(handoff.State{stateStats: grown})
-	}
+	news := e.sidecar.ExportCounters(h.counted, e.counters)
 	if err := h.newcomer.Drained(e.drained, news); err != nil {
 		a.warnUnlessLost(err)
 		return

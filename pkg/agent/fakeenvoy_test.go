@@ -320,12 +320,20 @@ func readRequest(message []byte) (kind protowire.Number, worker uint64) {
 	inner, _ := protowire.ConsumeBytes(message[n:])
 	kind, _, n = protowire.ConsumeTag(inner)
 	body, _ := protowire.ConsumeBytes(inner[n:])
-	_ = eachField(body, func(number protowire.Number, _ []byte, v uint64) error {
-		if number == 2 {
-			worker = v
+	for len(body) > 0 {
+		number, wire, n := protowire.ConsumeTag(body)
+		if n < 0 {
+			break
 		}
-		return nil
-	})
+		size := protowire.ConsumeFieldValue(number, wire, body[n:])
+		if size < 0 {
+			break
+		}
+		if number == 2 {
+			worker, _ = protowire.ConsumeVarint(body[n:])
+		}
+		body = body[n+size:]
+	}
 	return kind, worker
 }
 

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"time"
 
@@ -30,7 +29,7 @@ func (a *Agent) refuse(e event, action roles.Action) *event {
 
 // welcome tells a newcomer that it may take over, and all that warms it.
 func (a *Agent) welcome(e event, _ roles.Action) *event {
-	if err := e.newcomer.Accept(a.fit(a.loop.sidecar.exportState())); err != nil {
+	if err := e.newcomer.Accept(a.loop.sidecar.ExportState()); err != nil {
 		a.warnUnlessLost(err)
 		return nil
 	}
@@ -44,24 +43,15 @@ func (a *Agent) beginHandOff(e event) {
 	a.beginAttempt(newcomer.ID, false)
 }
 
-// fit leaves out of what a newcomer is told what does not fit into a hand-off: it starts without rather
-// than not at all.
-func (a *Agent) fit(state handoff.State) handoff.State {
-	for name, size := range state.Fit(stateStats, stateCache, stateResources) {
-		a.log.Warn("the newcomer does without: too large to be handed over", "component", name, "bytes", size)
-	}
-	return state
-}
-
 // giveSockets hands copies of every socket to the newcomer.
 func (a *Agent) giveSockets(e event) {
 	s := a.loop.sidecar
-	if i := s.supervisor.Current(); i != nil && isClosed(i.Accepts()) {
-		if err := s.sockets.Refresh(a.loop.ctx, i.Fetch); err != nil {
+	if i := s.Envoy.Current(); i != nil && isClosed(i.Accepts()) {
+		if err := s.Sockets.Refresh(a.loop.ctx, i.Fetch); err != nil {
 			a.log.Warn("the newcomer gets the sockets that Envoy had when it was asked last", "err", err)
 		}
 	}
-	all, err := s.sockets.Copy()
+	all, err := s.Sockets.Copy()
 	if err == nil {
 		err = errors.Join(e.newcomer.Give(all), all.Close())
 	}
@@ -73,22 +63,12 @@ func (a *Agent) giveSockets(e event) {
 func (a *Agent) releaseListeners(e event) {
 	s := a.loop.sidecar
 	a.loop.handOff.released = time.Now()
-	s.releaseListeners()
-	state := s.exportLast()
-	if a.cfg.UpgradeStats {
-		ctx, cancel := context.WithTimeout(a.loop.ctx, statsTimeout)
-		counters, err := s.supervisor.Counters(ctx)
-		if err != nil {
-			a.log.Warn("Envoy's counters are not carried over", "err", err)
-		} else {
-			state[stateStats] = (*envoy.Counters)(nil).Delta(counters)
-		}
-		a.loop.handOff.counted = counters
-		cancel()
-	}
-	all, err := s.sockets.Copy()
+	s.ReleaseListeners()
+	var state handoff.State
+	state, a.loop.handOff.counted = s.ExportLast(a.loop.ctx)
+	all, err := s.Sockets.Copy()
 	if err == nil {
-		err = errors.Join(e.newcomer.Release(all, a.fit(state)), all.Close())
+		err = errors.Join(e.newcomer.Release(all, state), all.Close())
 	}
 	a.warnUnlessLost(err)
 }

@@ -239,7 +239,7 @@ func TestRoleIsToldHoweverLongTheRest(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := a.current().sockets.Refresh(t.Context(), func(context.Context) (*hotrestart.Sockets, error) { return many, nil }); err != nil {
+	if err := a.current().Sockets.Refresh(t.Context(), func(context.Context) (*hotrestart.Sockets, error) { return many, nil }); err != nil {
 		t.Fatal(err)
 	}
 	c, err := handoff.Dial(t.Context(), p.dir("c"), a.me.ID)
@@ -261,7 +261,7 @@ func TestOthersAreToldWhatIsLearnedOfEnvoy(t *testing.T) {
 	p := newPod(t)
 	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Slow = true }))
 	a.settles(handoff.RoleServing)
-	if err := syscall.Kill(a.current().supervisor.Current().PID(), syscall.SIGUSR1); err != nil {
+	if err := syscall.Kill(a.current().Envoy.Current().PID(), syscall.SIGUSR1); err != nil {
 		t.Fatal(err)
 	}
 	d := p.dir("d")
@@ -281,9 +281,9 @@ func TestNobodyIsRefusedWhileEnvoyRestarts(t *testing.T) {
 	a := p.start("a")
 	a.settles(handoff.RoleServing)
 	waitFor(t, "the agent to hold Envoy's socket", func() bool {
-		return slices.Contains(a.current().sockets.Names(), hotrestart.EnvoySocketName("tcp://"+p.listen, 0))
+		return slices.Contains(a.current().Sockets.Names(), hotrestart.EnvoySocketName("tcp://"+p.listen, 0))
 	})
-	i := a.current().supervisor.Current()
+	i := a.current().Envoy.Current()
 	i.Kill()
 	<-i.Done()
 	if name := readName(p.connect()); name != "a" {

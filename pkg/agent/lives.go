@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/agent/internal/sidecar"
 )
 
 // startCold binds everything and serves.
@@ -14,37 +15,42 @@ func (a *Agent) startCold() error {
 		return err
 	}
 	a.adopt(s)
-	s.start()
+	s.Start()
 	a.watch(s)
-	return s.accept()
+	return s.Accept()
 }
 
-func (a *Agent) newSidecar(inherited *inheritance) (*sidecar, error) {
+// newSidecar makes the next one, which starts nothing yet.
+func (a *Agent) newSidecar(inherited *sidecar.Inheritance) (*sidecar.Sidecar, error) {
 	id := a.me.ID
 	if n := a.lives.Add(1); n > 1 {
 		id = fmt.Sprintf("%s-%d", a.me.ID, n)
 	}
-	return newSidecar(a.cfg, a.world, id, hooks{
-		samples: a.upgradeSamples, quit: a.Quit, drain: a.Drain,
-		learned: func() { a.report(a.loop.ctx, event{kind: roles.Learned}) },
+	world := sidecar.World{
+		Environ: a.world.Environ, Stdout: a.world.Stdout, Stderr: a.world.Stderr, DataDir: a.world.DataDir,
+		FileLimit: a.world.FileLimit, Started: a.world.Started, Log: a.world.Log,
+	}
+	return sidecar.New(a.cfg, world, id, sidecar.Hooks{
+		Samples: a.upgradeSamples, Quit: a.Quit, Drain: a.Drain,
+		Learned: func() { a.report(a.loop.ctx, event{kind: roles.Learned}) },
 	}, inherited)
 }
 
 // watch reports when s is in force, and when it ends.
-func (a *Agent) watch(s *sidecar) {
+func (a *Agent) watch(s *sidecar.Sidecar) {
 	a.spawn(func(ctx context.Context) (event, bool) {
 		select {
-		case <-s.inForce:
+		case <-s.InForce():
 			return event{kind: roles.InForce, sidecar: s}, true
-		case <-s.done:
+		case <-s.Done():
 		case <-ctx.Done():
 		}
 		return event{}, false
 	})
 	a.spawn(func(ctx context.Context) (event, bool) {
 		select {
-		case <-s.done:
-			return event{kind: roles.SidecarEnded, sidecar: s, err: s.err}, true
+		case <-s.Done():
+			return event{kind: roles.SidecarEnded, sidecar: s, err: s.Err()}, true
 		case <-ctx.Done():
 			return event{}, false
 		}

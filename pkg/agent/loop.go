@@ -8,6 +8,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/agent/internal/sidecar"
 	"understudy.mesh/pkg/envoy"
 )
 
@@ -20,7 +21,7 @@ type event struct {
 	peer     handoff.Identity  // of Found*, PeerLeaves
 	reason   string            // of Found*, PeerLeaves
 	search   int               // of Found*, LookAgain: see roles.State
-	sidecar  *sidecar          // whom it is about
+	sidecar  *sidecar.Sidecar  // whom it is about
 	newcomer *handoff.Newcomer // of the hand-off's
 	drained  handoff.Drained   // of PredecessorNews, DrainNews, Retired
 	counters *envoy.Counters   // of DrainNews, Retired: Envoy's; nil when unknown
@@ -32,7 +33,7 @@ type loop struct {
 	roles.State
 	err error // why the life is over, unless that was asked for
 
-	sidecar  *sidecar
+	sidecar  *sidecar.Sidecar
 	taking   func()    // ends the attempt to take over; nil: there was none
 	follow   *follower // of the generation that serves instead
 	handOff  handOff   // to a newcomer
@@ -82,7 +83,7 @@ func (a *Agent) runRoles(asked, base context.Context) error {
 // by (nil): a Job's sidecar whose start failed must be started again, not count as done.
 func (a *Agent) unsettled() error {
 	s := a.loop.sidecar
-	if a.loop.Settled || s != nil && isClosed(s.inForce) {
+	if a.loop.Settled || s != nil && isClosed(s.InForce()) {
 		return nil
 	}
 	a.mu.Lock()
@@ -128,13 +129,13 @@ func (a *Agent) describe(e event) roles.Event {
 		Sidecar: current != nil, NoDrain: isClosed(a.noDrain), PredecessorDrained: a.predecessorDrained(),
 	}
 	if about := cmp.Or(e.sidecar, current); about != nil {
-		d.InForce, d.Accepting = isClosed(about.inForce), about.accepting()
+		d.InForce, d.Accepting = isClosed(about.InForce()), about.Accepting()
 	}
 	if e.kind == handoff.Arrived {
 		newcomer := e.newcomer.Identity()
 		d.Verdict, d.Forced = handoff.Newer(newcomer, a.me), newcomer.Force
 		if current != nil {
-			d.Unfit = current.upgradable()
+			d.Unfit = current.Upgradable()
 		}
 	}
 	return d
@@ -181,7 +182,7 @@ func (a *Agent) leave(cancel func(), handoffs <-chan handoff.Event) {
 		select {
 		case <-done:
 			if s := a.current(); s != nil {
-				s.end()
+				s.End()
 			}
 			return
 		case <-handoffs: // the server goes on until it is ended, after this
@@ -192,5 +193,14 @@ func (a *Agent) leave(cancel func(), handoffs <-chan handoff.Event) {
 func (a *Agent) warnUnlessLost(err error) {
 	if err != nil && !errors.Is(err, handoff.ErrLost) {
 		a.log.Warn("answer a newcomer", "err", err)
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }

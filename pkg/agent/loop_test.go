@@ -7,6 +7,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/agent/internal/sidecar"
 	"understudy.mesh/pkg/agent/internal/sockets"
 )
 
@@ -35,7 +36,7 @@ func bareSockets(t *testing.T) *sockets.Set {
 
 // TestLateEvents: what concerns a search or a sidecar of before changes nothing.
 func TestLateEvents(t *testing.T) {
-	before, now := &sidecar{}, &sidecar{}
+	before, now := &sidecar.Sidecar{}, &sidecar.Sidecar{}
 	for name, tc := range map[string]struct {
 		role handoff.Role
 		late event
@@ -66,7 +67,7 @@ func TestLateEvents(t *testing.T) {
 func TestPredecessorsDrainIsNotedInEveryRole(t *testing.T) {
 	for _, role := range []handoff.Role{handoff.RoleStarting, handoff.RoleServing, handoff.RoleHandingOff, handoff.RoleDraining, handoff.RoleStandby} {
 		a := bareAgent(t, role)
-		a.loop.sidecar = &sidecar{sockets: bareSockets(t)}
+		a.loop.sidecar = &sidecar.Sidecar{Sockets: bareSockets(t)}
 		a.handle(event{kind: roles.PredecessorNews, drained: handoff.Drained{Done: true}})
 		if a.shown.predecessor == nil || !a.shown.predecessor.Done {
 			t.Errorf("%s: the news is lost", role)
@@ -79,7 +80,7 @@ func TestServesAlthoughAskedToStop(t *testing.T) {
 	a := bareAgent(t, handoff.RoleStarting)
 	log := &roleLog{Handler: slog.DiscardHandler}
 	a.log = slog.New(log)
-	s := &sidecar{sockets: bareSockets(t)}
+	s := &sidecar.Sidecar{Sockets: bareSockets(t)}
 	a.loop.sidecar, a.loop.Stopping = s, true
 	a.handle(event{kind: roles.InForce, sidecar: s})
 	a.loop.children.Wait()

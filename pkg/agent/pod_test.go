@@ -329,3 +329,5 @@ func script(t *testing.T, body string) string {
 	}
 	return path
 }
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }

@@ -50,9 +50,9 @@ func TestAnswersComeFromTheEnvoyThatServes(t *testing.T) {
 	defer in.end()
 	for i := range *failingHandoffs {
 		b := p.start(fmt.Sprint("b", i))
-		waitFor(t, "the newcomer to answer", func() bool { s := b.current(); return s != nil && s.accepting() })
+		waitFor(t, "the newcomer to answer", func() bool { s := b.current(); return s != nil && s.Accepting() })
 		<-time.After(rand.N(20 * time.Millisecond))
-		if i := b.current().supervisor.Current(); i == nil || syscall.Kill(i.PID(), syscall.SIGKILL) != nil {
+		if i := b.current().Envoy.Current(); i == nil || syscall.Kill(i.PID(), syscall.SIGKILL) != nil {
 			t.Fatal("the newcomer's Envoy is not there any more")
 		}
 		waitFor(t, "the attempt to end", func() bool { return b.lastAttempt().Result != resultRunning })
@@ -128,7 +128,7 @@ func TestNewcomerIsAskedItself(t *testing.T) {
 	b := p.start("b", envoyThat(func(f *fakeEnvoy) { f.Unready = true }))
 	waitFor(t, "the newcomer to start its Envoy", func() bool { return b.current() != nil })
 	w := httptest.NewRecorder()
-	b.current().status.Local().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz/ready", nil))
+	b.current().Status.Local().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz/ready", nil))
 	if got := w.Body.String(); w.Code != http.StatusServiceUnavailable || !strings.Contains(got, "envoy: waiting") {
 		t.Errorf("%d %q, want what it waits for", w.Code, got)
 	}

@@ -80,7 +80,7 @@ func (a *Agent) drainToStop() {
 			case <-cut.Done():
 			}
 		}()
-		s.drain(cut)
+		s.Drain(cut)
 		return event{kind: roles.DrainedToStop}, true
 	})
 }
@@ -89,7 +89,7 @@ func (a *Agent) drainToStop() {
 func (a *Agent) emptySockets() {
 	s := a.loop.sidecar
 	a.spawn(func(ctx context.Context) (event, bool) {
-		s.empty(ctx)
+		s.Empty(ctx)
 		return event{kind: roles.Emptied}, true
 	})
 }

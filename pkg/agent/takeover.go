@@ -11,6 +11,7 @@ import (
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/agent/internal/sidecar"
 	"understudy.mesh/pkg/envoy"
 )
 
@@ -42,7 +43,7 @@ func (a *Agent) takeOver(e event) {
 
 // finishTakeOver: everything is here for good.
 func (a *Agent) finishTakeOver(e event) {
-	e.sidecar.probation.pass()
+	e.sidecar.PassProbation()
 	a.adopt(e.sidecar)
 	a.watch(e.sidecar)
 	a.finishAttempt(resultSuccess, e.err)
@@ -78,7 +79,7 @@ func (a *Agent) sayFailed(e event, action roles.Action) {
 // succession is what one take-over has to do with.
 type succession struct {
 	client  *handoff.Client
-	sidecar *sidecar
+	sidecar *sidecar.Sidecar
 	envoy   *envoy.Instance // that came into force
 	begun   time.Time
 }
@@ -98,13 +99,13 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	}
 	a.log.Debug("the generation before has told and given what it has", "bytes", client.State().Size(),
 		"sockets", len(given.Names()), "after", time.Since(begun))
-	s, err := a.newSidecar(&inheritance{given, client.State()})
+	s, err := a.newSidecar(&sidecar.Inheritance{Sockets: given, State: client.State()})
 	if err != nil {
 		a.giveUp(ctx, client, err)
 		return event{kind: roles.SidecarEnded, err: errors.Join(err, given.Close())}
 	}
 	clear(client.State()) // the client lives until the generation before has drained, and would keep it
-	s.start()
+	s.Start()
 	a.showSidecar(s)
 	t := &succession{client: client, sidecar: s, begun: begun}
 	err = t.comeIntoForce(ctx)
@@ -121,9 +122,9 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	case errors.Is(err, handoff.ErrLost):
 		err = fmt.Errorf("the generation before broke the hand-off off, and lives: %v", err) //nolint:errorlint // it is not lost
 	}
-	s.sockets.UnrestrictReuseport()
+	s.Sockets.UnrestrictReuseport()
 	a.giveUp(ctx, client, err)
-	s.abandon()
+	s.Abandon()
 	a.showSidecar(nil)
 	var own *ownError
 	if errors.As(err, &own) {
@@ -177,25 +178,25 @@ func (e *ownError) Unwrap() error { return e.err }
 func (t *succession) comeIntoForce(ctx context.Context) error {
 	s := t.sidecar
 	select {
-	case <-s.inForce:
-	case <-s.done:
-		if errors.Is(s.err, envoy.ErrNoHotRestart) { // the generation before serves on; what is missing may come
-			return s.err
+	case <-s.InForce():
+	case <-s.Done():
+		if errors.Is(s.Err(), envoy.ErrNoHotRestart) { // the generation before serves on; what is missing may come
+			return s.Err()
 		}
-		return &ownError{cmp.Or(s.err, errors.New("the sidecar ended"))}
+		return &ownError{cmp.Or(s.Err(), errors.New("the sidecar ended"))}
 	case <-t.client.Lost():
 		return t.whyLost(ctx)
 	case <-ctx.Done():
 		return errors.New(stoppingReason)
 	}
-	i := s.supervisor.Hot()
+	i := s.Envoy.Hot()
 	t.envoy = i
 	if i == nil {
-		return fmt.Errorf("this generation's Envoy takes no part in hot restarts: %w", cmp.Or(s.supervisor.Upgradable(), envoy.ErrNoHotRestart))
+		return fmt.Errorf("this generation's Envoy takes no part in hot restarts: %w", cmp.Or(s.Envoy.Upgradable(), envoy.ErrNoHotRestart))
 	}
 	select {
 	case <-i.Accepts():
-		return s.sockets.Refresh(ctx, i.Fetch)
+		return s.Sockets.Refresh(ctx, i.Fetch)
 	case <-t.client.Lost():
 		return t.whyLost(ctx)
 	case <-i.Done():
@@ -207,7 +208,7 @@ func (t *succession) comeIntoForce(ctx context.Context) error {
 
 // whyLost says whether the generation before died or gave up, which the next step tells.
 func (t *succession) whyLost(ctx context.Context) error {
-	_, err := t.client.Ready(ctx, t.sidecar.sockets.Predecessors())
+	_, err := t.client.Ready(ctx, t.sidecar.Sockets.Predecessors())
 	return cmp.Or(err, handoff.ErrLost)
 }
 
@@ -215,18 +216,16 @@ func (t *succession) whyLost(ctx context.Context) error {
 // the two somebody reads every socket at any moment.
 func (a *Agent) commit(ctx context.Context, t *succession) error {
 	s := t.sidecar
-	if err := s.accept(); err != nil {
+	if err := s.Accept(); err != nil {
 		return &ownError{err}
 	}
-	s.sockets.RestrictReuseport()
-	state, err := t.client.Ready(ctx, s.sockets.Predecessors())
+	s.Sockets.RestrictReuseport()
+	state, err := t.client.Ready(ctx, s.Sockets.Predecessors())
 	if err != nil {
 		return err
 	}
 	a.log.Info("serving; the generation before has let go", "from", t.client.Parent().ID, "after", time.Since(t.begun).Round(time.Millisecond))
-	if s.adopt(state) {
-		s.publishAgain()
-	}
+	s.InheritLast(state)
 	return t.awaitProbation(ctx)
 }
 
@@ -238,7 +237,7 @@ func (t *succession) awaitProbation(ctx context.Context) error {
 	go func() {
 		select {
 		case <-t.envoy.Done():
-		case <-t.sidecar.done:
+		case <-t.sidecar.Done():
 		case <-probation.Done():
 		}
 		cancel()
@@ -247,15 +246,15 @@ func (t *succession) awaitProbation(ctx context.Context) error {
 	switch {
 	case err == nil || ctx.Err() != nil || !errors.Is(err, context.Canceled):
 		return err
-	case isClosed(t.sidecar.done):
-		return &ownError{cmp.Or(t.sidecar.err, errors.New("the sidecar ended"))}
+	case isClosed(t.sidecar.Done()):
+		return &ownError{cmp.Or(t.sidecar.Err(), errors.New("the sidecar ended"))}
 	}
 	return fmt.Errorf("this generation's Envoy ended just after it took over: %s", t.envoy.Exit())
 }
 
 // followDrain reports how the drain of the generation before goes, until it has ended.
 // What the Envoy before went on to count goes to s.
-func (a *Agent) followDrain(client *handoff.Client, s *sidecar) {
+func (a *Agent) followDrain(client *handoff.Client, s *sidecar.Sidecar) {
 	a.setPredecessor(&handoff.Drained{})
 	a.spawn(func(ctx context.Context) (event, bool) {
 		defer client.Close()
@@ -264,9 +263,7 @@ func (a *Agent) followDrain(client *handoff.Client, s *sidecar) {
 			if err != nil {
 				d = handoff.Drained{Done: true} // it ended
 			}
-			if data, ok := news[stateStats]; ok {
-				s.stats.Add(data, s.log)
-			}
+			s.InheritCounters(news)
 			if d.Done {
 				return event{kind: roles.PredecessorNews, drained: d}, true
 			}

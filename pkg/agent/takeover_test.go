@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
+	"understudy.mesh/pkg/mesh/build"
 )
 
 func TestRefused(t *testing.T) {
@@ -82,7 +84,7 @@ func TestParentDies(t *testing.T) {
 			a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Unready = tc.unready }))
 			<-die
 			if tc.after {
-				waitFor(t, "a to have the answer", func() bool { s := a.current(); return s != nil && s.sockets.Predecessors().Len() > 0 })
+				waitFor(t, "a to have the answer", func() bool { s := a.current(); return s != nil && s.Sockets.Predecessors().Len() > 0 })
 			}
 			n.leave()
 			if tc.unready {
@@ -93,7 +95,7 @@ func TestParentDies(t *testing.T) {
 			} else {
 				a.settles(handoff.RoleServing)
 				p.answers("a")
-				waitFor(t, "the sockets of the generation before to be closed", func() bool { return a.current().sockets.Predecessors().Len() == 0 })
+				waitFor(t, "the sockets of the generation before to be closed", func() bool { return a.current().Sockets.Predecessors().Len() == 0 })
 			}
 			if tc.alone && a.lastAttempt().Result != resultSuccess {
 				t.Errorf("the attempt is %+v", a.lastAttempt())
@@ -140,8 +142,8 @@ func TestEnvoyThatDiesInTheProbationHandsBack(t *testing.T) {
 	n.listen(t, p.listen)
 	a := p.start("a")
 	n.expect(t, handoff.Ready)
-	waitFor(t, "a to accept", func() bool { s := a.current(); return s != nil && s.accepting() })
-	a.current().supervisor.Current().Kill()
+	waitFor(t, "a to accept", func() bool { s := a.current(); return s != nil && s.Accepting() })
+	a.current().Envoy.Current().Kill()
 	if e := n.expect(t, handoff.Ended); !slices.Contains(n.told, handoff.Ready) || slices.Contains(n.told, handoff.Settled) || !strings.Contains(e.Err.Error(), "Envoy ended") {
 		t.Errorf("the generation before is told %v: %v", n.told, e.Err)
 	}
@@ -222,5 +224,65 @@ func TestLongStatistics(t *testing.T) {
 	b.settles(handoff.RoleServing)
 	if got := b.lastAttempt(); got.Result != resultSuccess {
 		t.Errorf("the attempt is %+v", got)
+	}
+}
+
+const twoEntries = `
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: a, namespace: default}
+spec:
+  hosts: [a.example]
+  addresses: [10.1.2.3]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints: [{address: 127.0.0.1}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: b, namespace: default}
+spec:
+  hosts: [b.example]
+  addresses: [10.1.2.4]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints: [{address: 127.0.0.1}]
+`
+
+// TestNewcomerRefuses: a newcomer whose Envoy refuses what that of the generation before refuses too
+// takes over; one that refuses more never does, and says why.
+func TestNewcomerRefuses(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		before, newcomer string
+		takesOver        bool
+	}{
+		"nothing":            {"", "", true},
+		"as the one before":  {"outbound|80||a.example", "outbound|80||a.example", true},
+		"less":               {"outbound|80||a.example", "", true},
+		"a cluster more":     {"", "outbound|80||a.example", false},
+		"another":            {"outbound|80||a.example", "outbound|80||b.example", false},
+		"a listener more":    {"", "10.1.2.3_80", false},
+		"a capture listener": {"", build.InboundListener, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPod(t)
+			if err := os.WriteFile(filepath.Join(p.cfg.ConfigDir, "entries.yaml"), []byte(twoEntries), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			refuses := func(name string) setting { return envoyThat(func(f *fakeEnvoy) { f.Refuses = name }) }
+			a := p.start("a", refuses(tc.before))
+			a.settles(handoff.RoleServing)
+			b := p.start("b", refuses(tc.newcomer))
+			if tc.takesOver {
+				b.settles(handoff.RoleServing)
+				return
+			}
+			waitFor(t, "the newcomer to say what it lacks", func() bool { return strings.Contains(b.roleStatus().Reason, tc.newcomer) })
+			if s := a.roleStatus(); !s.Settled {
+				t.Errorf("the generation before is not settled any more: %+v", s)
+			}
+		})
 	}
 }

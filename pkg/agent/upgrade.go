@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"understudy.mesh/hotrestart/handoff"
+	"understudy.mesh/pkg/agent/internal/sidecar"
 	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/status"
 )
@@ -29,7 +30,7 @@ const lookTimeout = 3 * time.Second
 type shown struct {
 	role    handoff.Role
 	since   time.Time
-	sidecar *sidecar
+	sidecar *sidecar.Sidecar
 	left    int // connections, while draining
 	attempt *control.Attempt
 	// successor is for whom this generation stands by, and whether that one serves.
@@ -68,14 +69,14 @@ func (d *durations) histogram() *status.Histogram {
 	return h
 }
 
-func (a *Agent) current() *sidecar {
+func (a *Agent) current() *sidecar.Sidecar {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.shown.sidecar
 }
 
 // showSidecar makes s the one that commands, metrics and the other generations are told of.
-func (a *Agent) showSidecar(s *sidecar) {
+func (a *Agent) showSidecar(s *sidecar.Sidecar) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.shown.sidecar = s
@@ -132,8 +133,8 @@ func (a *Agent) self() control.GenerationStatus {
 		g.LastAttempt = &attempt
 	}
 	if s := a.shown.sidecar; s != nil {
-		g.Sockets = s.sockets.Names()
-		g.EnvoyVersion, g.HotRestartVersion = s.envoyVersion(), s.supervisor.HotRestartVersion()
+		g.Sockets = s.Sockets.Names()
+		g.EnvoyVersion, g.HotRestartVersion = s.EnvoyVersion(), s.Envoy.HotRestartVersion()
 	}
 	return g
 }
@@ -231,7 +232,7 @@ func (a *Agent) roleStatus() control.RoleStatus {
 	case handoff.RoleServing, handoff.RoleDraining:
 		r.Settled = true
 	case handoff.RoleHandingOff: // a cold start can be taken over from before it is over
-		if s := a.shown.sidecar; s != nil && isClosed(s.inForce) {
+		if s := a.shown.sidecar; s != nil && isClosed(s.InForce()) {
 			r.Settled = true
 		} else {
 			r.Reason = a.pending()
@@ -263,7 +264,7 @@ func (a *Agent) pending() string {
 	}
 	if s := a.shown.sidecar; s != nil {
 		var reasons []string
-		_, pending := s.ready.Check()
+		_, pending := s.Ready.Check()
 		for _, p := range pending {
 			reasons = append(reasons, p.Task+": "+p.Reason)
 		}
@@ -317,15 +318,22 @@ func neighbourStatus(n handoff.Neighbour) control.GenerationStatus {
 // controlHandler answers the commands of this container, whatever the agent's role.
 func (a *Agent) controlHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(control.StatusPrefix+"/", http.StripPrefix(control.StatusPrefix, a.ofSidecar(func(s *sidecar) http.Handler { return s.status.Local() })))
-	mux.Handle(control.AdminPrefix+"/", http.StripPrefix(control.AdminPrefix, a.ofSidecar(func(s *sidecar) http.Handler { return s.status.LocalAdmin() })))
+	mux.Handle(control.StatusPrefix+"/", http.StripPrefix(control.StatusPrefix, a.ofSidecar(func(s *sidecar.Sidecar) http.Handler { return s.Status.Local() })))
+	mux.Handle(control.AdminPrefix+"/", http.StripPrefix(control.AdminPrefix, a.ofSidecar(func(s *sidecar.Sidecar) http.Handler { return s.Status.LocalAdmin() })))
 	mux.HandleFunc(control.RolePath, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.roleStatus()) })
 	mux.HandleFunc(control.UpgradePath, func(w http.ResponseWriter, r *http.Request) { writeJSON(w, a.upgradeStatus(r.Context())) })
 	return mux
 }
 
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.Encode(v)
+}
+
 // ofSidecar passes requests to the sidecar that there is at the moment.
-func (a *Agent) ofSidecar(handler func(*sidecar) http.Handler) http.Handler {
+func (a *Agent) ofSidecar(handler func(*sidecar.Sidecar) http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s := a.current()
 		if s == nil {
@@ -342,14 +350,14 @@ func (a *Agent) upgradeSamples() []status.Sample {
 	defer a.mu.Unlock()
 	envoyVersion := ""
 	if s := a.shown.sidecar; s != nil {
-		envoyVersion = s.envoyVersion()
+		envoyVersion = s.EnvoyVersion()
 	}
 	left := float64(a.shown.left)
 	if p := a.shown.predecessor; p != nil {
 		left += float64(p.Left)
 	}
 	samples := []status.Sample{
-		gauge("draining_connections", "Connections that the generation before still serves.", left),
+		{Name: "draining_connections", Help: "Connections that the generation before still serves.", Gauge: true, Value: left},
 		{Name: "generation_info", Help: "The generation that answers.", Gauge: true, Value: 1, Labels: map[string]string{
 			"generation": a.me.ID, "role": string(a.shown.role), "agent": a.me.AgentVersion, "envoy": envoyVersion,
 		}},

@@ -1,4 +1,4 @@
-package agent
+package sidecar
 
 import (
 	"fmt"
@@ -40,7 +40,7 @@ func discardUnreadable(out *build.Output) (bad []string) {
 
 // lost says which of the missing resources the generation before has, nil when it has none, or
 // when this one serves already. A newcomer may lack what its predecessor lacks as well.
-func (s *sidecar) lost(missing []string) error {
+func (s *Sidecar) lost(missing []string) error {
 	before := s.heritage.Load()
 	if before == nil {
 		return nil

@@ -1,11 +1,11 @@
-package agent
+package sidecar
 
 import (
 	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/pkg/status"
 )
 
-func (s *sidecar) vipSamples() []status.Sample {
+func (s *Sidecar) vipSamples() []status.Sample {
 	v := s.vips.Stats()
 	return []status.Sample{
 		gauge("dns_vips_capacity", "Virtual addresses that can be given.", float64(v.Capacity)),
@@ -17,7 +17,7 @@ func (s *sidecar) vipSamples() []status.Sample {
 	}
 }
 
-func (s *sidecar) dnsSamples() []status.Sample {
+func (s *Sidecar) dnsSamples() []status.Sample {
 	if s.dns == nil {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package agent
+package sidecar
 
 import (
 	"context"
@@ -19,8 +19,8 @@ type front struct {
 	released chan struct{}
 }
 
-// accept begins to serve on copies of the agent's own sockets.
-func (s *sidecar) accept() (err error) {
+// Accept begins to serve on copies of the agent's own sockets.
+func (s *Sidecar) Accept() (err error) {
 	var l status.Listeners
 	defer func() {
 		if err != nil {
@@ -29,27 +29,27 @@ func (s *sidecar) accept() (err error) {
 			}
 		}
 	}()
-	if l.Status, err = s.sockets.Listeners(sockets.UseStatus, sockets.StatusPort(s.cfg)); err != nil {
+	if l.Status, err = s.Sockets.Listeners(sockets.UseStatus, sockets.StatusPort(s.cfg)); err != nil {
 		return err
 	}
 	if s.cfg.ReadyPort != sockets.StatusPort(s.cfg) {
-		if l.Probe, err = s.sockets.Listeners(sockets.UseProbe, s.cfg.ReadyPort); err != nil {
+		if l.Probe, err = s.Sockets.Listeners(sockets.UseProbe, s.cfg.ReadyPort); err != nil {
 			return err
 		}
 	}
-	if l.Admin, err = s.sockets.Listeners(sockets.UseAdmin, s.cfg.AdminPort); err != nil {
+	if l.Admin, err = s.Sockets.Listeners(sockets.UseAdmin, s.cfg.AdminPort); err != nil {
 		return err
 	}
 	f := &front{released: make(chan struct{})}
 	if s.dns != nil {
-		udp, tcp, err := s.sockets.DNS()
+		udp, tcp, err := s.Sockets.DNS()
 		if err != nil {
 			return err
 		}
 		f.dns = s.dns.Start(udp, tcp)
 	}
 	s.probation.begin()
-	f.status = s.status.Start(l)
+	f.status = s.Status.Start(l)
 	s.mu.Lock()
 	s.front = f
 	s.mu.Unlock()
@@ -61,8 +61,8 @@ func (s *sidecar) accept() (err error) {
 	return nil
 }
 
-// accepting tells whether it does.
-func (s *sidecar) accepting() bool {
+// Accepting tells whether it does.
+func (s *Sidecar) Accepting() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.front != nil
@@ -86,15 +86,15 @@ func (f *front) failed(ctx context.Context) error {
 	}
 }
 
-// releaseListeners stops accepting, in an instant; what was accepted is served on. Nothing is
+// ReleaseListeners stops accepting, in an instant; what was accepted is served on. Nothing is
 // published until resume.
-func (s *sidecar) releaseListeners() {
+func (s *Sidecar) ReleaseListeners() {
 	s.release()
 	s.suspend()
 }
 
 // release stops accepting and lets what was accepted finish in the background.
-func (s *sidecar) release() {
+func (s *Sidecar) release() {
 	s.mu.Lock()
 	f := s.front
 	s.front = nil
@@ -123,8 +123,8 @@ func (f *front) finish(base context.Context) {
 	}
 }
 
-// resume undoes releaseListeners: a successor failed.
-func (s *sidecar) resume() error {
+// Resume undoes releaseListeners: a successor failed.
+func (s *Sidecar) Resume() error {
 	s.publish()
-	return s.accept()
+	return s.Accept()
 }

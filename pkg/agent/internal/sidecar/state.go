@@ -1,4 +1,4 @@
-package agent
+package sidecar
 
 import (
 	"errors"
@@ -7,8 +7,6 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"understudy.mesh/hotrestart"
-	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
 )
@@ -23,7 +21,7 @@ const (
 	// stateResources is what Envoy was given last and the names that DNS answers, as
 	// marshalOutput writes it.
 	stateResources = "resources"
-	// stateStats is StatsReply.Marshal: the counters of the old Envoy.
+	// stateStats is hotenvoy.StatsReply.Marshal: the counters of the old Envoy.
 	stateStats = "stats"
 )
 
@@ -187,11 +185,4 @@ func eachField(b []byte, visit func(number protowire.Number, value []byte, n uin
 		}
 	}
 	return nil
-}
-
-// inheritance is what a generation has from the one before: its sockets, and what it
-// knew. It owns the sockets.
-type inheritance struct {
-	sockets *hotrestart.Sockets
-	state   handoff.State
 }

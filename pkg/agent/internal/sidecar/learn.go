@@ -1,4 +1,4 @@
-package agent
+package sidecar
 
 import (
 	"context"
@@ -7,7 +7,7 @@ import (
 )
 
 // moveSockets has followSockets ask Envoy.
-func (s *sidecar) moveSockets() {
+func (s *Sidecar) moveSockets() {
 	select {
 	case s.moved <- struct{}{}:
 	default:
@@ -16,32 +16,32 @@ func (s *sidecar) moveSockets() {
 
 // followSockets asks Envoy for its sockets whenever its listeners may have changed, and
 // for its version.
-func (s *sidecar) followSockets(ctx context.Context) {
+func (s *Sidecar) followSockets(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.moved:
 		}
-		i := s.supervisor.Hot()
+		i := s.Envoy.Hot()
 		if i == nil || !isClosed(i.Accepts()) {
 			continue
 		}
-		names, version := s.sockets.Names(), s.envoyVersion()
+		names, version := s.Sockets.Names(), s.EnvoyVersion()
 		// The sockets first: until they are here, an Envoy that dies takes them with it.
-		if err := s.sockets.Refresh(ctx, i.Fetch); err != nil && ctx.Err() == nil && !isClosed(i.Done()) {
+		if err := s.Sockets.Refresh(ctx, i.Fetch); err != nil && ctx.Err() == nil && !isClosed(i.Done()) {
 			s.log.Warn("after a crash Envoy would start without its sockets, and an upgrade cannot have them", "err", err)
 		}
 		s.learnVersion(ctx)
-		if version != s.envoyVersion() || !slices.Equal(names, s.sockets.Names()) {
-			s.hooks.learned()
+		if version != s.EnvoyVersion() || !slices.Equal(names, s.Sockets.Names()) {
+			s.hooks.Learned()
 		}
 	}
 }
 
 // learnVersion asks Envoy for its version, "1.40.0" out of what its admin says.
-func (s *sidecar) learnVersion(ctx context.Context) {
-	if s.envoyVersion() != "" {
+func (s *Sidecar) learnVersion(ctx context.Context) {
+	if s.EnvoyVersion() != "" {
 		return
 	}
 	full, err := s.admin.Version(ctx)
@@ -55,8 +55,8 @@ func (s *sidecar) learnVersion(ctx context.Context) {
 	s.version.Store(full)
 }
 
-// envoyVersion is the running Envoy's, "" while it is not known.
-func (s *sidecar) envoyVersion() string {
+// EnvoyVersion is the running Envoy's, "" while it is not known.
+func (s *Sidecar) EnvoyVersion() string {
 	version, _ := s.version.Load().(string)
 	return version
 }

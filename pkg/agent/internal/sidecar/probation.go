@@ -1,4 +1,4 @@
-package agent
+package sidecar
 
 import (
 	"cmp"
@@ -66,7 +66,7 @@ func (p *probation) servedElsewhere(ctx context.Context) bool {
 
 // loopback is an address of this pod at which the generation that serves is reached. The socket is the
 // one that this generation had: who accepts from it is who serves. Only a loopback address is not captured.
-func (s *sidecar) loopback(port uint16) string {
+func (s *Sidecar) loopback(port uint16) string {
 	host := netip.IPv6Loopback()
 	if s.cfg.IPv4 {
 		host = netip.AddrFrom4([4]byte{127, 0, 0, 1})
@@ -75,7 +75,7 @@ func (s *sidecar) loopback(port uint16) string {
 }
 
 // standIn has the generation that serves answer a request, where this one's probation failed.
-func (s *sidecar) standIn(w http.ResponseWriter, r *http.Request, port uint16) (answered bool) {
+func (s *Sidecar) standIn(w http.ResponseWriter, r *http.Request, port uint16) (answered bool) {
 	// A request with a body cannot be made a second time.
 	if r.ContentLength != 0 || !s.probation.servedElsewhere(r.Context()) {
 		return false
@@ -95,7 +95,7 @@ func (s *sidecar) standIn(w http.ResponseWriter, r *http.Request, port uint16) (
 }
 
 // serveAdmin relays to the admin of the Envoy that serves.
-func (s *sidecar) serveAdmin(w http.ResponseWriter, r *http.Request) {
+func (s *Sidecar) serveAdmin(w http.ResponseWriter, r *http.Request) {
 	s.admin.Relay(w, r, func(reason string) {
 		if !s.standIn(w, r, s.cfg.AdminPort) {
 			http.Error(w, reason, http.StatusServiceUnavailable)
@@ -104,7 +104,7 @@ func (s *sidecar) serveAdmin(w http.ResponseWriter, r *http.Request) {
 }
 
 // envoyStats streams the metrics of the Envoy that serves in Prometheus' text format.
-func (s *sidecar) envoyStats(ctx context.Context, query string) (io.ReadCloser, string, error) {
+func (s *Sidecar) envoyStats(ctx context.Context, query string) (io.ReadCloser, string, error) {
 	const path = "/stats/prometheus?"
 	body, contentType, err := s.admin.Open(ctx, path+query)
 	if err == nil || !s.probation.servedElsewhere(ctx) {

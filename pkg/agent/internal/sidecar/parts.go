@@ -1,4 +1,4 @@
-package agent
+package sidecar
 
 import (
 	"cmp"
@@ -15,7 +15,6 @@ import (
 	"understudy.mesh/dnsproxy"
 	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/dnsproxy/vip"
-	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/agent/internal/sockets"
 	"understudy.mesh/pkg/config"
@@ -76,7 +75,7 @@ func meshOptions(c *config.Config) mesh.Options {
 
 // newDNS makes the DNS proxy and the VIP allocation, where they are wanted, and what
 // answers Envoy's own look-ups in any case.
-func (s *sidecar) newDNS() (err error) {
+func (s *Sidecar) newDNS() (err error) {
 	s.vips, err = vip.Open(vip.Config{
 		Path: filepath.Join(cmp.Or(s.world.DataDir, dataDir), vipFile), V4: iptables.VIPRangeV4, V6: iptables.VIPRangeV6, IPv6: s.cfg.IPv6,
 		Quarantine: quarantine, Now: time.Now, Log: s.world.Log("dnsproxy"),
@@ -99,7 +98,7 @@ func (s *sidecar) newDNS() (err error) {
 		return err
 	}
 	if s.cfg.DNSCapture {
-		s.ready.Pending(taskDNS, "the DNS table is not ready yet")
+		s.Ready.Pending(taskDNS, "the DNS table is not ready yet")
 		s.dns = server
 	}
 	s.resolver, err = listenResolver(s.cfg.IPv4, server)
@@ -107,7 +106,7 @@ func (s *sidecar) newDNS() (err error) {
 }
 
 // newEnvoy writes the bootstrap and prepares Envoy's start.
-func (s *sidecar) newEnvoy() error {
+func (s *Sidecar) newEnvoy() error {
 	c := s.cfg
 	b, err := bootstrap.Build(bootstrap.Config{
 		Node:      bootstrap.Node(c.Node),
@@ -143,18 +142,18 @@ func (s *sidecar) newEnvoy() error {
 				Stdout: s.world.Stdout, Stderr: s.world.Stderr, Capabilities: capabilities(c),
 			}
 		},
-		Sockets: s.sockets.ForEnvoy, Inherits: s.sockets.Inherits, DropSockets: s.sockets.DropEnvoy, Accepts: s.moveSockets,
+		Sockets: s.Sockets.ForEnvoy, Inherits: s.Sockets.Inherits, DropSockets: s.Sockets.DropEnvoy, Accepts: s.moveSockets,
 		StartTime: s.world.Started, Log: s.world.Log("envoy"),
-		Admin: s.admin, Ready: s.ready, Serves: s.progress, RestartHung: c.RestartHung,
+		Admin: s.admin, Ready: s.Ready, Serves: s.progress, RestartHung: c.RestartHung,
 	}
 	if c.UpgradeStats {
 		supervised.Stats = s.stats.Next
 	}
-	s.supervisor = envoy.NewSupervisor(supervised)
+	s.Envoy = envoy.NewSupervisor(supervised)
 	return nil
 }
 
-func (s *sidecar) envoyOptions(override string, hotRestart []string) envoy.Options {
+func (s *Sidecar) envoyOptions(override string, hotRestart []string) envoy.Options {
 	c := s.cfg
 	return envoy.Options{
 		ConfigPath: s.dir.BootstrapFile(), DrainDuration: envoyDrain(c),
@@ -197,98 +196,38 @@ func readOverride(path string, hostIP netip.Addr) (string, error) {
 // the capture listeners the pod has no traffic at all; anything else that Envoy
 // lacks concerns only whoever needs it. But a successor never serves without what the
 // generation before has: that one had better go on.
-func (s *sidecar) settled(refused *xds.RejectedError) {
+func (s *Sidecar) settled(refused *xds.RejectedError) {
 	if refused != nil {
 		capture := func(name string) bool { return name == build.OutboundListener || name == build.InboundListener }
 		if slices.ContainsFunc(refused.Missing(), capture) {
-			s.ready.Fail(taskConfig, refused)
+			s.Ready.Fail(taskConfig, refused)
 			return
 		}
 		if lost := s.lost(refused.Missing()); lost != nil {
-			s.ready.Fail(taskConfig, lost)
+			s.Ready.Fail(taskConfig, lost)
 			return
 		}
 	}
-	s.ready.Done(taskConfig)
+	s.Ready.Done(taskConfig)
 	if s.dns != nil {
-		s.ready.Done(taskDNS)
+		s.Ready.Done(taskDNS)
 	}
 	s.progress()
 }
 
-// inherit warms the sidecar with what the generation before knew: Envoy starts with the
-// resources that it had last, and what the files say then is a change of these. What
-// cannot be read is left out; the files say it as well.
-func (s *sidecar) inherit(state handoff.State) {
-	if data, ok := state[stateResources]; ok {
-		out, exact, err := unmarshalOutput(data)
-		if err != nil {
-			s.log.Warn("Envoy starts without them", "err", err)
-		} else {
-			if bad := discardUnreadable(out); len(bad) > 0 {
-				s.log.Warn("Envoy starts without resources of the generation before that cannot be read", "names", bad)
-			}
-			s.publisher.Inherit(out)
-			if exact {
-				s.heritage.Store(out)
-			}
-		}
-	}
-	s.adopt(state)
-}
-
-// adopt takes over what may have changed up to the moment at which the generation
-// before let go: VIPs, and the DNS cache. true when the VIPs are others than before.
-func (s *sidecar) adopt(state handoff.State) (changed bool) {
-	if data, ok := state[stateVIPs]; ok {
-		var err error
-		if changed, err = s.vips.Import(data); err != nil {
-			s.log.Warn("the VIPs of the generation before are not taken over: those in the file are in force", "err", err)
-		}
-	}
-	if data, ok := state[stateCache]; ok {
-		if n, err := s.resolver.dns.ImportCache(data); err != nil {
-			s.log.Warn("the DNS cache of the generation before is not taken over", "err", err)
-		} else {
-			s.log.Debug("took the DNS cache over", "answers", n)
-		}
-	}
-	if data, ok := state[stateStats]; ok {
-		s.stats.Add(data, s.log)
-	}
-	return changed
-}
-
-// exportState is what a successor is told as it arrives: all that warms it.
-func (s *sidecar) exportState() handoff.State {
-	state := s.exportLast()
-	state[stateCache] = s.resolver.dns.ExportCache(maxCacheState)
-	if out := s.publisher.Published(); out != nil {
-		state[stateResources] = marshalOutput(out)
-	}
-	return state
-}
-
-// exportLast is what a successor is told as this generation lets go: what must not
-// have changed behind its back since it arrived.
-func (s *sidecar) exportLast() handoff.State {
-	s.vips.Compact() // the successor may be a release that finds no change in a journal
-	return handoff.State{stateVIPs: s.vips.Export()}
-}
-
 // builder makes resources whose names Envoy looks up as the bootstrap says.
-func (s *sidecar) builder() (_ *build.Builder, err error) {
+func (s *Sidecar) builder() (_ *build.Builder, err error) {
 	o := meshOptions(s.cfg)
 	o.DNSResolver, err = bootstrap.DNSResolver(s.resolver.addr)
 	return build.New(o), err
 }
 
-func (s *sidecar) newPublisher() error {
+func (s *Sidecar) newPublisher() error {
 	builder, err := s.builder()
 	if err != nil {
 		return err
 	}
-	s.ready.Pending(taskConfig, "the configuration files are not in force yet")
+	s.Ready.Pending(taskConfig, "the configuration files are not in force yet")
 	c := publish.Config{
 		Build:   builder.Build,
 		Assign:  s.vips.Assign,
@@ -313,19 +252,19 @@ func (s *sidecar) newPublisher() error {
 	return nil
 }
 
-func (s *sidecar) newStatus() error {
+func (s *Sidecar) newStatus() error {
 	c := s.cfg
 	registry := status.NewRegistry()
-	for _, read := range append(s.samples(), s.hooks.samples) {
+	for _, read := range append(s.samples(), s.hooks.Samples) {
 		if err := status.Register(registry, read); err != nil {
 			return err
 		}
 	}
 	var err error
-	s.status, err = status.New(status.Config{
+	s.Status, err = status.New(status.Config{
 		Ports: []uint16{sockets.StatusPort(c)}, Admin: http.HandlerFunc(s.serveAdmin),
-		Ready: s.ready, StandIn: func(w http.ResponseWriter, r *http.Request) bool { return s.standIn(w, r, sockets.StatusPort(c)) },
-		Quit: s.hooks.quit, Drain: s.hooks.drain,
+		Ready: s.Ready, StandIn: func(w http.ResponseWriter, r *http.Request) bool { return s.standIn(w, r, sockets.StatusPort(c)) },
+		Quit: s.hooks.Quit, Drain: s.hooks.Drain,
 		EnvoyStats: s.envoyStats, MergeEnvoyStats: c.MergeEnvoyStats,
 		AppProbers: []byte(c.AppProbers), PrometheusAnnotations: []byte(c.PrometheusAnnotations),
 		PodIPs: c.NodeIPs, LegacyLocalhostProbe: c.ProbeLocalhost,

@@ -1,4 +1,4 @@
-package agent
+package sidecar
 
 import (
 	"encoding/json"
@@ -29,7 +29,7 @@ import (
 
 // dnsPart is a sidecar of which there is only DNS: its proxy listens at addr and forwards to
 // a server that knows every name but those of gone.example.
-func dnsPart(t *testing.T) (s *sidecar, addr string) {
+func dnsPart(t *testing.T) (s *Sidecar, addr string) {
 	t.Helper()
 	listen := func() (*net.UDPConn, *net.TCPListener) {
 		udp, tcp, err := dnsproxy.Listen([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")})
@@ -68,7 +68,7 @@ func dnsPart(t *testing.T) (s *sidecar, addr string) {
 	udp, tcp = listen()
 	serving := server.Start([]*net.UDPConn{udp}, []*net.TCPListener{tcp})
 	t.Cleanup(func() { serving.Close(t.Context()) })
-	return &sidecar{dns: server, vips: vips}, tcp.Addr().String()
+	return &Sidecar{dns: server, vips: vips}, tcp.Addr().String()
 }
 
 func askDNS(t *testing.T, network, addr, name string, qtype uint16) *dns.Msg {
@@ -81,7 +81,7 @@ func askDNS(t *testing.T, network, addr, name string, qtype uint16) *dns.Msg {
 }
 
 // page reads a debug page into a value.
-func page(t *testing.T, s *sidecar, url string, into any) (code int, body string) {
+func page(t *testing.T, s *Sidecar, url string, into any) (code int, body string) {
 	t.Helper()
 	r := httptest.NewRequest(http.MethodGet, url, nil)
 	w := httptest.NewRecorder()
@@ -185,7 +185,7 @@ func TestDNSFlush(t *testing.T) {
 
 // TestDNSPagesWithoutDNS says what would be needed.
 func TestDNSPagesWithoutDNS(t *testing.T) {
-	s := &sidecar{}
+	s := &Sidecar{}
 	for _, path := range []string{control.DNSLookupPath + "?name=x", control.DNSTablePath, control.DNSCachePath, control.DNSFlushPath, control.DNSVIPsPath, control.DNSUpstreamsPath} {
 		if code, body := page(t, s, path, nil); code != http.StatusNotFound || strings.TrimSpace(body) != noDNS {
 			t.Errorf("%s: %d %s", path, code, body)
@@ -211,7 +211,7 @@ func TestDNSPageOfManyNames(t *testing.T) {
 }
 
 // scrape returns the value of every series of the DNS metrics, by name and labels.
-func scrape(t *testing.T, s *sidecar) map[string]float64 {
+func scrape(t *testing.T, s *Sidecar) map[string]float64 {
 	t.Helper()
 	registry := prometheus.NewRegistry()
 	for _, read := range []func() []status.Sample{s.dnsSamples, s.vipSamples} {

@@ -1,4 +1,4 @@
-package agent
+package sidecar
 
 import (
 	"encoding/json"
@@ -15,7 +15,7 @@ const (
 	debugFiles = "/debug/configz"
 )
 
-func (s *sidecar) debugPages() map[string]http.Handler {
+func (s *Sidecar) debugPages() map[string]http.Handler {
 	return map[string]http.Handler{
 		control.DNSLookupPath:    s.ofDNS(s.dnsLookup),
 		control.DNSTablePath:     s.ofDNS(s.dnsTable),

@@ -1,4 +1,4 @@
-package agent
+package sidecar
 
 import (
 	"bytes"
@@ -21,7 +21,7 @@ func TestLookupsOfResources(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "a.json"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s := &sidecar{cfg: &config.Config{IPv4: true, PodNamespace: "default", ConnectTimeout: time.Second}}
+	s := &Sidecar{cfg: &config.Config{IPv4: true, PodNamespace: "default", ConnectTimeout: time.Second}}
 	source, err := mesh.NewSource(dir, meshOptions(s.cfg), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

@@ -1,8 +1,10 @@
-package agent
+// Package sidecar owns one Envoy beside the application with all that the agent serves for it:
+// the embedded control plane, DNS, XDS, status, from the first bound socket to the last
+// drained connection.
+package sidecar
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -43,29 +45,29 @@ const (
 	stopReason = "the agent is stopping"
 )
 
-// sidecar is one Envoy beside the application with all that the agent serves for it:
+// Sidecar is one Envoy beside the application with all that the agent serves for it:
 // DNS, XDS, status, admin. An agent has at most one that is not draining; a standby has none.
-type sidecar struct {
+type Sidecar struct {
 	cfg   *config.Config
 	world World
-	hooks hooks
+	hooks Hooks
 	log   *slog.Logger
 
-	dir        *rundir.Dir
-	sockets    *sockets.Set
-	ready      *status.Readiness
-	admin      *envoy.Admin
-	xds        *xds.Server
-	source     *mesh.Source
-	dns        *dnsproxy.Server // nil without DNS capture
-	resolver   *resolver        // of Envoy's own look-ups
-	vips       *vip.Pool
-	supervisor *envoy.Supervisor
-	publisher  *publish.Publisher
-	status     *status.Server
-	stats      *envoy.CounterRelay
-	probation  *probation   // nil after a cold start
-	version    atomic.Value // string: the running Envoy's, once known
+	dir       *rundir.Dir
+	Sockets   *sockets.Set
+	Ready     *status.Readiness
+	admin     *envoy.Admin
+	xds       *xds.Server
+	source    *mesh.Source
+	dns       *dnsproxy.Server // nil without DNS capture
+	resolver  *resolver        // of Envoy's own look-ups
+	vips      *vip.Pool
+	Envoy     *envoy.Supervisor
+	publisher *publish.Publisher
+	Status    *status.Server
+	stats     *envoy.CounterRelay
+	probation *probation   // nil after a cold start
+	version   atomic.Value // string: the running Envoy's, once known
 	// heritage is what the Envoy of the generation before uses, until this one is in force; nil
 	// for a cold start, and if that generation does not say precisely.
 	heritage atomic.Pointer[build.Output]
@@ -93,20 +95,30 @@ type sidecar struct {
 	publishing func()         // ends the publisher and waits for it; nil while there is none
 }
 
-// hooks are what the sidecar's servers need of its agent.
-type hooks struct {
-	samples     func() []status.Sample // what the agent counts besides
-	quit, drain func(context.Context) error
-	learned     func() // is told when Envoy's version or sockets are others than before
+// World is what of its surroundings a sidecar depends on.
+type World struct {
+	Environ        []string // is handed on to Envoy
+	Stdout, Stderr *os.File // become Envoy's
+	DataDir        string   // keeps what outlives a restart of the container; "" is Istio's
+	FileLimit      uint64   // how many files Envoy may have open; 0 is no limit, or an unknown one
+	Started        time.Time
+	Log            func(scope string) *slog.Logger
 }
 
-// newSidecar checks cfg against the world and takes or binds every socket; it starts
+// Hooks are what the sidecar's servers need of its agent.
+type Hooks struct {
+	Samples     func() []status.Sample // what the agent counts besides
+	Quit, Drain func(context.Context) error
+	Learned     func() // is told when Envoy's version or sockets are others than before
+}
+
+// New checks cfg against the world and takes or binds every socket; it starts
 // nothing. inherited is nil for a cold start; its sockets are the sidecar's from here
 // on, unless it fails: what it bound or wrote is undone then.
-func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *inheritance) (_ *sidecar, err error) {
-	s := &sidecar{
+func New(cfg *config.Config, world World, id string, h Hooks, inherited *Inheritance) (_ *Sidecar, err error) {
+	s := &Sidecar{
 		cfg: cfg, world: world, hooks: h, log: world.Log("agent"),
-		ready: &status.Readiness{}, stats: &envoy.CounterRelay{}, changes: publish.NewMailbox(),
+		Ready: &status.Readiness{}, stats: &envoy.CounterRelay{}, changes: publish.NewMailbox(),
 		inForce: make(chan struct{}), moved: make(chan struct{}, 1), done: make(chan struct{}),
 		failures: make(chan error, 1),
 	}
@@ -115,7 +127,7 @@ func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *
 			s.close()
 		}
 	}()
-	if err := checkBinary(cfg.BinaryPath); err != nil {
+	if err := CheckBinary(cfg.BinaryPath); err != nil {
 		return nil, err
 	}
 	if s.source, err = mesh.NewSource(cfg.ConfigDir, meshOptions(cfg), world.Log("mesh")); err != nil {
@@ -126,9 +138,9 @@ func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *
 	}
 	var given *hotrestart.Sockets
 	if inherited != nil {
-		given, s.probation = inherited.sockets, newProbation()
+		given, s.probation = inherited.Sockets, newProbation()
 	}
-	if s.sockets, err = sockets.New(cfg, given, s.log); err != nil {
+	if s.Sockets, err = sockets.New(cfg, given, s.log); err != nil {
 		return nil, err
 	}
 	listener, err := s.dir.ListenXDS()
@@ -148,31 +160,19 @@ func newSidecar(cfg *config.Config, world World, id string, h hooks, inherited *
 		return nil, err
 	}
 	if inherited != nil {
-		s.inherit(inherited.state)
+		s.inherit(inherited.State)
 	}
 	return s, s.newStatus()
 }
 
-// checkBinary refuses a binaryPath that cannot be executed, before anything starts.
-func checkBinary(path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("binaryPath %s: %w: install Envoy there, or set PROXY_CONFIG binaryPath", path, errors.Unwrap(err))
-	}
-	if info.IsDir() || info.Mode()&0o111 == 0 {
-		return fmt.Errorf("binaryPath %s: not an executable file (mode %s): set PROXY_CONFIG binaryPath to Envoy", path, info.Mode())
-	}
-	return nil
-}
-
-// start runs the sidecar until end; what ends it early is in err once done is closed.
+// Start runs the sidecar until end; what ends it early is in err once done is closed.
 // Envoy starts first and boots while the files are read.
-func (s *sidecar) start() {
+func (s *Sidecar) Start() {
 	base, endBase := context.WithCancel(context.Background())
 	s.endBase = endBase
 	s.group, s.base = errgroup.WithContext(base)
 	s.work, s.endWork = context.WithCancel(s.base)
-	s.group.Go(func() error { return s.supervisor.Run(s.base) })
+	s.group.Go(func() error { return s.Envoy.Run(s.base) })
 	feed, endFeed := context.WithCancel(context.Background())
 	s.group.Go(func() error { return s.xds.Run(feed) })
 	s.group.Go(func() error { return s.readFiles(s.work) })
@@ -189,8 +189,8 @@ func (s *sidecar) start() {
 	s.publish()
 	go func() {
 		<-s.base.Done() // something failed, or it is over
-		s.supervisor.Stop()
-		s.sockets.Close() // nobody accepts any more: who connects is refused and need not wait
+		s.Envoy.Stop()
+		s.Sockets.Close() // nobody accepts any more: who connects is refused and need not wait
 		endFeed()         // Envoy would warn of a control plane that goes first
 		s.err = s.group.Wait()
 		s.suspend()
@@ -201,7 +201,7 @@ func (s *sidecar) start() {
 	}()
 }
 
-func (s *sidecar) fail(err error) {
+func (s *Sidecar) fail(err error) {
 	select {
 	case s.failures <- err:
 	default: // an earlier one counts
@@ -209,7 +209,7 @@ func (s *sidecar) fail(err error) {
 }
 
 // readFiles puts the first good state of the files and every later one into changes.
-func (s *sidecar) readFiles(ctx context.Context) error {
+func (s *Sidecar) readFiles(ctx context.Context) error {
 	registry, err := s.source.Load()
 	if err != nil {
 		return err
@@ -219,7 +219,7 @@ func (s *sidecar) readFiles(ctx context.Context) error {
 }
 
 // publish begins, or goes on, to bring changes into force.
-func (s *sidecar) publish() {
+func (s *Sidecar) publish() {
 	ctx, cancel := context.WithCancel(s.work)
 	done := make(chan struct{})
 	go func() {
@@ -231,11 +231,8 @@ func (s *sidecar) publish() {
 	s.publishing = func() { cancel(); <-done }
 }
 
-// publishAgain brings the same files into force once more: VIPs have changed.
-func (s *sidecar) publishAgain() { s.changes.Again() }
-
 // suspend leaves everything as it is in force now, until the next publish.
-func (s *sidecar) suspend() {
+func (s *Sidecar) suspend() {
 	s.mu.Lock()
 	end := s.publishing
 	s.publishing = nil
@@ -246,37 +243,57 @@ func (s *sidecar) suspend() {
 }
 
 // progress is called when Envoy, or a configuration, has come into force.
-func (s *sidecar) progress() {
+func (s *Sidecar) progress() {
 	s.moveSockets()
-	if ready, _ := s.ready.Check(); !ready {
+	if ready, _ := s.Ready.Check(); !ready {
 		return
 	}
 	s.inForceOnce.Do(func() {
 		s.heritage.Store(nil)
-		s.status.Started(time.Since(s.world.Started))
+		s.Status.Started(time.Since(s.world.Started))
 		close(s.inForce)
 	})
 }
 
-// upgradable says why the sidecar could not be taken over; nil when it can.
-func (s *sidecar) upgradable() error {
-	if err := s.supervisor.Upgradable(); err != nil {
+// InForce is closed once everything is: Envoy serves its whole configuration, DNS has its names.
+func (s *Sidecar) InForce() <-chan struct{} { return s.inForce }
+
+// Done is closed when nothing of it runs any more.
+func (s *Sidecar) Done() <-chan struct{} { return s.done }
+
+// Err is what ended it early. It is valid after Done.
+func (s *Sidecar) Err() error { return s.err }
+
+// PassProbation: this generation is the one that serves, for good.
+func (s *Sidecar) PassProbation() { s.probation.pass() }
+
+// DrainInbound closes Envoy's inbound listeners to new connections, and nothing else (POST /drain).
+func (s *Sidecar) DrainInbound(ctx context.Context) error {
+	return s.admin.Drain(ctx, envoy.DrainOptions{InboundOnly: s.cfg.Role == config.Sidecar, Graceful: true, SkipExit: true})
+}
+
+// Unready turns readiness off before a stop.
+func (s *Sidecar) Unready() { s.Ready.Off(stopReason) }
+
+// Upgradable says why the sidecar could not be taken over; nil when it can.
+func (s *Sidecar) Upgradable() error {
+	if err := s.Envoy.Upgradable(); err != nil {
 		return fmt.Errorf("its Envoy takes no part in hot restarts: %w", err)
 	}
 	return nil
 }
 
-// drain is the first part of an ordinary stop: readiness off, inbound drained, all else goes
+// Drain is the first part of an ordinary stop: readiness off, inbound drained, all else goes
 // on. cut ends it early. The others are empty and end.
-func (s *sidecar) drain(cut context.Context) {
-	s.ready.Off(stopReason)
+func (s *Sidecar) Drain(cut context.Context) {
+	s.Unready()
 	s.endWork()
 	s.vips.Compact() // whoever starts next may be a release that finds no change in a journal
-	s.supervisor.Release()
-	if !s.supervisor.HasServed() || cut.Err() != nil {
+	s.Envoy.Release()
+	if !s.Envoy.HasServed() || cut.Err() != nil {
 		return
 	}
-	s.supervisor.Drain(cut, envoy.DrainPlan{
+	s.Envoy.Drain(cut, envoy.DrainPlan{
 		InboundOnly: s.cfg.Role == config.Sidecar,
 		Duration:    s.cfg.TerminationDrainDuration,
 		UntilIdle:   s.cfg.ExitOnZeroActiveConnections,
@@ -284,80 +301,80 @@ func (s *sidecar) drain(cut context.Context) {
 	}, s.log)
 }
 
-// empty is the second part: nobody new reaches a socket, so that nobody who waits in one, or has
+// Empty is the second part: nobody new reaches a socket, so that nobody who waits in one, or has
 // just been accepted, is reset at the end. It takes lastGrace at most. This generation must be the
 // only one that has the sockets.
-func (s *sidecar) empty(ctx context.Context) {
-	if !s.supervisor.HasServed() {
+func (s *Sidecar) Empty(ctx context.Context) {
+	if !s.Envoy.HasServed() {
 		return
 	}
-	s.sockets.Quench()
+	s.Sockets.Quench()
 	ctx, cancel := context.WithTimeout(ctx, lastGrace)
 	defer cancel()
 	tick := time.NewTicker(lastPoll)
 	defer tick.Stop()
 	for {
-		left, err := s.supervisor.Connections(ctx)
-		if err == nil && left == 0 && s.sockets.Queued() == 0 {
+		left, err := s.Envoy.Connections(ctx)
+		if err == nil && left == 0 && s.Sockets.Queued() == 0 {
 			return
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-s.supervisor.Exited():
+		case <-s.Envoy.Exited():
 			return
 		case <-tick.C:
 		}
 	}
 }
 
-// retire lets connections end after a successor took over: Envoy stops accepting and asks
+// Retire lets connections end after a successor took over: Envoy stops accepting and asks
 // its clients to go, and every copy of a socket is closed, so that nobody queues in one on
 // which nobody accepts. It returns when no connection is left, or at the end of ctx, with
 // Envoy gone. left is called with the number of connections now and then, and as it ends
 // (final).
-func (s *sidecar) retire(ctx context.Context, left func(n int, final bool)) {
+func (s *Sidecar) Retire(ctx context.Context, left func(n int, final bool)) {
 	s.endWork()
 	s.suspend()
-	s.supervisor.Release()
-	if err := s.supervisor.StopAccepting(ctx); err != nil {
+	s.Envoy.Release()
+	if err := s.Envoy.StopAccepting(ctx); err != nil {
 		s.log.Warn("Envoy was not told to drain", "err", err)
 	}
-	s.sockets.Close()
+	s.Sockets.Close()
 	s.log.Info("draining after the hand-off")
-	s.supervisor.AwaitIdle(ctx, func(n int) { left(n, false) }, s.log)
-	if n, err := s.supervisor.Connections(context.Background()); err == nil {
+	s.Envoy.AwaitIdle(ctx, func(n int) { left(n, false) }, s.log)
+	if n, err := s.Envoy.Connections(context.Background()); err == nil {
 		left(n, true)
 	}
-	s.end()
+	s.End()
 }
 
-// abandon ends the sidecar of a take-over that failed. What its Envoy has accepted, beside that of
+// Abandon ends the sidecar of a take-over that failed. What its Envoy has accepted, beside that of
 // the generation before, may finish; whoever connects from now on reaches the latter.
-func (s *sidecar) abandon() {
-	s.supervisor.Release() // an Envoy that has died is not started again, beside the one that serves
+func (s *Sidecar) Abandon() {
+	s.Envoy.Release() // an Envoy that has died is not started again, beside the one that serves
 	s.release()
 	s.probation.fail()
-	if i := s.supervisor.Current(); i == nil || !isClosed(i.Accepts()) || isClosed(i.Done()) {
-		s.end()
+	if i := s.Envoy.Current(); i == nil || !isClosed(i.Accepts()) || isClosed(i.Done()) {
+		s.End()
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), abandonGrace)
 	defer cancel()
-	s.retire(ctx, func(int, bool) {})
+	s.Retire(ctx, func(int, bool) {})
 }
 
-// end stops everything at once, Envoy with SIGTERM and only then SIGKILL, and returns
+// End stops everything at once, Envoy with SIGTERM and only then SIGKILL, and returns
 // when nothing is left.
-func (s *sidecar) end() {
+func (s *Sidecar) End() {
 	s.endBase()
 	<-s.done
 }
 
-// close gives back what newSidecar took.
-func (s *sidecar) close() {
-	if s.sockets != nil {
-		s.sockets.Close()
+// close gives back what New took.
+func (s *Sidecar) close() {
+	if s.Sockets != nil {
+		s.Sockets.Close()
 	}
 	if s.resolver != nil {
 		s.resolver.close()

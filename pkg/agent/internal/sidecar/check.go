@@ -1,4 +1,4 @@
-package agent
+package sidecar
 
 import (
 	"errors"
@@ -11,16 +11,28 @@ import (
 	"understudy.mesh/pkg/config"
 )
 
+// CheckBinary refuses a binaryPath that cannot be executed, before anything starts.
+func CheckBinary(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("binaryPath %s: %w: install Envoy there, or set PROXY_CONFIG binaryPath", path, errors.Unwrap(err))
+	}
+	if info.IsDir() || info.Mode()&0o111 == 0 {
+		return fmt.Errorf("binaryPath %s: not an executable file (mode %s): set PROXY_CONFIG binaryPath to Envoy", path, info.Mode())
+	}
+	return nil
+}
+
 // capabilityRemedy is what a pod has to say. Kubernetes gives a capability that it adds
 // to root only: a process of another user has it in its bounding set, where it is of no
 // use without a file that has it, too.
 const capabilityRemedy = "the agent's container needs runAsUser 0, runAsGroup 1337 and capabilities.add [NET_ADMIN] (from Linux 5.17 on NET_RAW will do); " +
 	"another user than root has it only if the file pilot-agent has it too (setcap cap_net_admin+ep) and allowPrivilegeEscalation is not false"
 
-// checkCapability tries what Envoy and the agent will do to their sockets, and refuses
+// CheckCapability tries what Envoy and the agent will do to their sockets, and refuses
 // settings that this process may not act on: Envoy would be alive and every connection
 // of the pod fail.
-func checkCapability(c *config.Config) error {
+func CheckCapability(c *config.Config) error {
 	try := func(level, option int, value uint32) error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without IPv4
@@ -55,7 +67,7 @@ func capabilities(c *config.Config) []uintptr {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData // of version 3
 	if err := unix.Capget(&header, &data[0]); err != nil {
-		return nil // checkCapability has found that there is one; root hands it on by itself
+		return nil // CheckCapability has found that there is one; root hands it on by itself
 	}
 	var out []uintptr
 	for _, capability := range []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW} {

@@ -1,10 +1,10 @@
-package agent
+package sidecar
 
 import "understudy.mesh/pkg/status"
 
 // samples are all metrics of the agent: the parts count for themselves and know
 // nothing of Prometheus.
-func (s *sidecar) samples() []func() []status.Sample {
+func (s *Sidecar) samples() []func() []status.Sample {
 	return []func() []status.Sample{s.lifeSamples, s.xdsSamples, s.dnsSamples, s.vipSamples}
 }
 
@@ -16,14 +16,14 @@ func gauge(name, help string, value float64) status.Sample {
 	return status.Sample{Name: name, Help: help, Value: value, Gauge: true}
 }
 
-func (s *sidecar) lifeSamples() []status.Sample {
+func (s *Sidecar) lifeSamples() []status.Sample {
 	return []status.Sample{
-		counter("envoy_restarts_total", "Times that Envoy was started again after it ended by itself.", s.supervisor.Restarts()),
+		counter("envoy_restarts_total", "Times that Envoy was started again after it ended by itself.", s.Envoy.Restarts()),
 		gauge("config_hosts_refused", "Hosts that DNS does not answer because Envoy refused their configuration.", float64(s.publisher.Unknown())),
 	}
 }
 
-func (s *sidecar) xdsSamples() []status.Sample {
+func (s *Sidecar) xdsSamples() []status.Sample {
 	x := s.xds.Stats()
 	return []status.Sample{
 		counter("xds_proxy_requests", "Requests that Envoy sent on its configuration streams.", x.Requests),

@@ -1,4 +1,4 @@
-package agent
+package sidecar
 
 import (
 	"bufio"
@@ -19,7 +19,7 @@ import (
 const noDNS = "DNS capture is off: set ISTIO_META_DNS_CAPTURE=true"
 
 // ofDNS is a page that there is only with a DNS proxy.
-func (s *sidecar) ofDNS(page http.HandlerFunc) http.Handler {
+func (s *Sidecar) ofDNS(page http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.dns == nil {
 			http.Error(w, noDNS, http.StatusNotFound)
@@ -29,7 +29,7 @@ func (s *sidecar) ofDNS(page http.HandlerFunc) http.Handler {
 	})
 }
 
-func (s *sidecar) dnsLookup(w http.ResponseWriter, r *http.Request) {
+func (s *Sidecar) dnsLookup(w http.ResponseWriter, r *http.Request) {
 	name, qtype := r.FormValue("name"), r.FormValue("type")
 	t, err := dnsproxy.ParseType(cmp.Or(qtype, "A"))
 	if err != nil {
@@ -44,25 +44,25 @@ func (s *sidecar) dnsLookup(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, explanation)
 }
 
-func (s *sidecar) dnsTable(w http.ResponseWriter, r *http.Request) {
+func (s *Sidecar) dnsTable(w http.ResponseWriter, r *http.Request) {
 	has := named(r.FormValue("name"))
 	writeList(w, "", s.hosts(), func(h table.Host) bool { return has(h.Name) })
 }
 
 // hosts is what the name table has; before the first one that is nothing.
-func (s *sidecar) hosts() []table.Host {
+func (s *Sidecar) hosts() []table.Host {
 	if t := s.dns.Table(); t != nil {
 		return t.Hosts()
 	}
 	return nil
 }
 
-func (s *sidecar) dnsCache(w http.ResponseWriter, r *http.Request) {
+func (s *Sidecar) dnsCache(w http.ResponseWriter, r *http.Request) {
 	has := named(r.FormValue("name"))
 	writeList(w, "", s.dns.Cached(), func(e cache.Entry) bool { return has(e.Name) })
 }
 
-func (s *sidecar) dnsFlush(w http.ResponseWriter, r *http.Request) {
+func (s *Sidecar) dnsFlush(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
 		http.Error(w, "flush the DNS cache: method "+r.Method+"; use POST", http.StatusMethodNotAllowed)
@@ -71,7 +71,7 @@ func (s *sidecar) dnsFlush(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, map[string]int{"flushed": s.dns.Flush(named(r.FormValue("name")))})
 }
 
-func (s *sidecar) dnsVIPs(w http.ResponseWriter, r *http.Request) {
+func (s *Sidecar) dnsVIPs(w http.ResponseWriter, r *http.Request) {
 	pool, err := json.Marshal(s.vips.Stats())
 	if err != nil { // numbers
 		http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -82,12 +82,12 @@ func (s *sidecar) dnsVIPs(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintln(w, "}")
 }
 
-func (s *sidecar) dnsUpstreams(w http.ResponseWriter, _ *http.Request) {
+func (s *Sidecar) dnsUpstreams(w http.ResponseWriter, _ *http.Request) {
 	writeList(w, "", s.dns.Upstreams(), func(upstream.Stats) bool { return true })
 }
 
 // nameTable answers as Istio's agent does: each name with its addresses.
-func (s *sidecar) nameTable(w http.ResponseWriter, _ *http.Request) {
+func (s *Sidecar) nameTable(w http.ResponseWriter, _ *http.Request) {
 	type info struct {
 		IPs      []string `json:"ips"`
 		Registry string   `json:"registry"`

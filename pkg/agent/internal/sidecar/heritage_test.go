@@ -1,15 +1,12 @@
-package agent
+package sidecar
 
 import (
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
@@ -45,12 +42,12 @@ func TestReadyWithoutWhatIsRefused(t *testing.T) {
 		"a change of what it has":       {heritage, refused(true, "10.0.0.1_80"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := &sidecar{ready: &status.Readiness{}, moved: make(chan struct{}, 1)}
-			s.ready.Pending(taskConfig, "files")
-			s.ready.Pending("another", "so that nothing comes of it")
+			s := &Sidecar{Ready: &status.Readiness{}, moved: make(chan struct{}, 1)}
+			s.Ready.Pending(taskConfig, "files")
+			s.Ready.Pending("another", "so that nothing comes of it")
 			s.heritage.Store(tc.before)
 			s.settled(tc.refused)
-			_, pending := s.ready.Check()
+			_, pending := s.Ready.Check()
 			i := slices.IndexFunc(pending, func(p status.Pending) bool { return p.Task == taskConfig })
 			switch {
 			case tc.reason == "" && i >= 0:
@@ -83,65 +80,5 @@ func TestUnreadableHeritage(t *testing.T) {
 	}
 	if len(out.Clusters) != 1 || len(out.Listeners) != 1 {
 		t.Errorf("%d clusters and %d listeners are left, want one each", len(out.Clusters), len(out.Listeners))
-	}
-}
-
-const twoEntries = `
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: a, namespace: default}
-spec:
-  hosts: [a.example]
-  addresses: [10.1.2.3]
-  ports: [{number: 80, name: http, protocol: HTTP}]
-  resolution: STATIC
-  endpoints: [{address: 127.0.0.1}]
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: b, namespace: default}
-spec:
-  hosts: [b.example]
-  addresses: [10.1.2.4]
-  ports: [{number: 80, name: http, protocol: HTTP}]
-  resolution: STATIC
-  endpoints: [{address: 127.0.0.1}]
-`
-
-// TestNewcomerRefuses: a newcomer whose Envoy refuses what that of the generation before refuses too
-// takes over; one that refuses more never does, and says why.
-func TestNewcomerRefuses(t *testing.T) {
-	t.Parallel()
-	for name, tc := range map[string]struct {
-		before, newcomer string
-		takesOver        bool
-	}{
-		"nothing":            {"", "", true},
-		"as the one before":  {"outbound|80||a.example", "outbound|80||a.example", true},
-		"less":               {"outbound|80||a.example", "", true},
-		"a cluster more":     {"", "outbound|80||a.example", false},
-		"another":            {"outbound|80||a.example", "outbound|80||b.example", false},
-		"a listener more":    {"", "10.1.2.3_80", false},
-		"a capture listener": {"", build.InboundListener, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			p := newPod(t)
-			if err := os.WriteFile(filepath.Join(p.cfg.ConfigDir, "entries.yaml"), []byte(twoEntries), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			refuses := func(name string) setting { return envoyThat(func(f *fakeEnvoy) { f.Refuses = name }) }
-			a := p.start("a", refuses(tc.before))
-			a.settles(handoff.RoleServing)
-			b := p.start("b", refuses(tc.newcomer))
-			if tc.takesOver {
-				b.settles(handoff.RoleServing)
-				return
-			}
-			waitFor(t, "the newcomer to say what it lacks", func() bool { return strings.Contains(b.roleStatus().Reason, tc.newcomer) })
-			if s := a.roleStatus(); !s.Settled {
-				t.Errorf("the generation before is not settled any more: %+v", s)
-			}
-		})
 	}
 }

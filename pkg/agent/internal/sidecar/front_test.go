@@ -1,13 +1,16 @@
-package agent
+package sidecar
 
 import (
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"understudy.mesh/pkg/agent/internal/sockets"
+	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/status"
 )
 
@@ -30,26 +33,36 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // TestAcceptLeavesNothingOpenWhenItFails: a listener that nobody reads swallows connections.
 func TestAcceptLeavesNothingOpenWhenItFails(t *testing.T) {
-	cfg := newPod(t).cfg
-	s := &sidecar{
-		cfg: &cfg, log: quiet(), base: t.Context(), ready: &status.Readiness{},
+	cfg := config.Config{IPv4: true, DNSCapture: true, DNSAddrs: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:15053")}, DNSForwardTimeout: time.Second}
+	s := &Sidecar{
+		cfg: &cfg, log: quiet(), base: t.Context(), Ready: &status.Readiness{},
 		world: World{DataDir: t.TempDir(), Log: func(string) *slog.Logger { return quiet() }},
 	}
 	without := cfg
 	without.DNSCapture = false
 	var err error
-	if s.sockets, err = sockets.New(&without, nil, quiet()); err != nil {
+	if s.Sockets, err = sockets.New(&without, nil, quiet()); err != nil {
 		t.Fatal(err)
 	}
-	defer s.sockets.Close()
+	defer s.Sockets.Close()
 	if err := s.newDNS(); err != nil {
 		t.Fatal(err)
 	}
 	open := socketsLeft(t)
-	if err := s.accept(); !errors.Is(err, os.ErrNotExist) || s.accepting() {
-		t.Errorf("accept without DNS sockets: %v, accepting: %v", err, s.accepting())
+	if err := s.Accept(); !errors.Is(err, os.ErrNotExist) || s.Accepting() {
+		t.Errorf("accept without DNS sockets: %v, accepting: %v", err, s.Accepting())
 	}
 	if left := socketsLeft(t); left > open {
 		t.Errorf("%d sockets are open, %d were", left, open)
+	}
+}
+
+// waitFor polls cond within a generous deadline.
+func waitFor(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("gave up waiting for %s", what)
+		}
 	}
 }

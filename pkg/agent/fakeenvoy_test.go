@@ -39,14 +39,19 @@ type fakeEnvoy struct {
 	Unready      bool   // its admin never says that it serves
 	LongStats    bool   // its counters, and how their names are to be read, are more than a hand-off carries
 	Refuses      string // the name of a cluster or listener
+	Counts       string // it counts how often it is asked for counters, and writes that to this file
 	Slow         bool   // it serves, but says that it accepts on all its listeners only after SIGUSR1
 
+	asked       atomic.Uint64
 	where       string // --socket-path
 	id          uint64 // ten times --base-id
 	listener    atomic.Pointer[net.TCPListener]
 	connections atomic.Int64
 	live        atomic.Bool
 }
+
+// fakeCounter is the counter of fakeEnvoy.Counts.
+const fakeCounter = "asked"
 
 // longName is the length of a counter's name that Envoy's admin still tells.
 const longName = 64 << 10
@@ -118,6 +123,11 @@ func (f *fakeEnvoy) admin(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, liveStats)
 		if f.LongStats && r.URL.Query().Get("type") == "Counters" {
 			fmt.Fprintf(w, "%s: 1\n", strings.Repeat("n", longName))
+		}
+		if f.Counts != "" && r.URL.Query().Get("type") == "Counters" {
+			asked := f.asked.Add(1)
+			_ = os.WriteFile(f.Counts, strconv.AppendUint(nil, asked, 10), 0o600)
+			fmt.Fprintf(w, "%s: %d\n", fakeCounter, asked)
 		}
 	}
 }

@@ -137,7 +137,7 @@ func TestSaysThatItLeaves(t *testing.T) {
 			t.Fatal(err)
 		}
 		waitFor(t, fmt.Sprintf("relief with leaving %v", leaving), func() bool {
-			_, relief := a.successors(t.Context())
+			_, _, relief := a.successors(t.Context())
 			return relief == !leaving
 		})
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"understudy.mesh/hotrestart/handoff"
@@ -9,9 +10,9 @@ import (
 )
 
 const (
-	// heirPoll is how often a generation that was asked to stop looks whether the newcomer
-	// for which it waits is still there: one that has come so far that it speaks is an event.
-	heirPoll = 100 * time.Millisecond
+	// watchPause is how long one that cannot be watched is left alone: it is gone by then, or
+	// has a share of the processor again.
+	watchPause = 100 * time.Millisecond
 	// reliefTime is how long it serves on for one that could take over although it is
 	// older: a standby does within milliseconds, or is being stopped as well.
 	reliefTime = 2 * time.Second
@@ -22,38 +23,41 @@ func (a *Agent) awaitSuccessor() {
 	a.spawn(func(ctx context.Context) (event, bool) {
 		last, said := time.Now(), false // when an heir was seen
 		for {
-			heir, relief := a.successors(ctx)
-			if !heir && (!relief || time.Since(last) > reliefTime) {
-				return event{kind: roles.NobodyTakesOver}, true
-			}
+			seen, heir, relief := a.successors(ctx)
 			if heir {
 				last = time.Now()
+			}
+			left := time.Until(last.Add(reliefTime))
+			if !heir && (!relief || left <= 0) {
+				return event{kind: roles.NobodyTakesOver}, true
+			}
+			patience := time.After(left)
+			if heir { // is waited for as long as it takes
+				patience = nil
 			}
 			if heir && !said {
 				said = true
 				a.log.Info("asked to stop: serving on until a newer generation that starts has taken over")
 			}
-			select {
-			case <-ctx.Done():
+			if !a.awaitChange(ctx, seen, patience) {
 				return event{}, false
-			case <-time.After(heirPoll):
 			}
 		}
 	})
 }
 
-// successors tells whether a newer generation is about to take over from this one (heir),
-// and whether there is any other that might (relief): one that lives and does not answer,
-// for one, which is an heir again as soon as it gets a share of the processor.
-func (a *Agent) successors(ctx context.Context) (heir, relief bool) {
+// successors tells whether one of the other generations is a newer one that is about to take over
+// from this one (heir), and whether there is any other that might (relief): one that lives and
+// does not answer, for one, which is an heir again as soon as it gets a share of the processor.
+func (a *Agent) successors(ctx context.Context) (seen []handoff.Neighbour, heir, relief bool) {
 	if a.dir == nil || isClosed(a.noDrain) {
-		return false, false
+		return nil, false, false
 	}
-	neighbours, err := a.dir.Look(ctx)
+	seen, err := a.dir.Look(ctx)
 	if err != nil {
-		return false, false
+		return nil, false, false
 	}
-	for _, n := range neighbours {
+	for _, n := range seen {
 		if n.Err != nil {
 			relief = true
 			continue
@@ -63,7 +67,54 @@ func (a *Agent) successors(ctx context.Context) (heir, relief bool) {
 		}
 		relief = relief || !n.Report.Leaving
 	}
-	return heir, relief
+	return seen, heir, relief
+}
+
+// awaitChange returns when a generation is not any more as it was seen, when patience is over, or when
+// a stop need not wait any more; false at the end of ctx. One that starts meanwhile and takes over
+// speaks by itself.
+func (a *Agent) awaitChange(ctx context.Context, seen []handoff.Neighbour, patience <-chan time.Time) bool {
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watch, stop := context.WithCancel(ctx)
+	defer stop()
+	changed := make(chan struct{}, len(seen))
+	for _, n := range seen {
+		watching.Go(func() {
+			a.untilChanged(watch, n)
+			changed <- struct{}{}
+		})
+	}
+	select {
+	case <-changed:
+	case <-patience:
+	case <-a.noDrain:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}
+
+// untilChanged returns when a generation is not any more as it was seen, or at the end of ctx.
+func (a *Agent) untilChanged(ctx context.Context, seen handoff.Neighbour) {
+	w, err := a.dir.Watch(ctx, seen.ID)
+	if err != nil {
+		select {
+		case <-time.After(watchPause):
+		case <-ctx.Done():
+		}
+		return
+	}
+	defer w.Close()
+	for {
+		select {
+		case r, ok := <-w.Reports():
+			if !ok || seen.Err != nil || r.Role != seen.Report.Role || r.Leaving != seen.Report.Leaving {
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // drainToStop is the ordinary stop.

@@ -3,6 +3,9 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -131,7 +134,7 @@ func TestStopOfTheServing(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.ask() // nobody runs n
-		if heir, relief := a.successors(t.Context()); heir || !relief {
+		if _, heir, relief := a.successors(t.Context()); heir || !relief {
 			t.Errorf("heir %v, relief %v: what lives may take over", heir, relief)
 		}
 		ended, end := context.WithCancel(t.Context())
@@ -295,4 +298,51 @@ func TestQuitWaitsForNobody(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Error("the newcomer is not told")
 	}
+}
+
+// TestOrphanServesOn: a stop was put off for a newcomer that failed. The newcomer may be started again, and
+// this generation is all that the pod has, also when nobody is about to take over any more.
+func TestOrphanServesOn(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	a := p.start("a")
+	a.settles(handoff.RoleServing)
+	n := p.neighbour("n", handoff.RoleStarting, nil, nil) // for which a stop is put off
+	a.ask()
+	a.goesOn(handoff.RoleServing)
+	c, err := handoff.Dial(t.Context(), n.dir, a.me.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.becomes(handoff.RoleHandingOff)
+	if err := c.Abort(handoff.AbortFailed, "its Envoy does not start"); err != nil {
+		t.Fatal(err)
+	}
+	a.becomes(handoff.RoleServing)
+	n.leave()
+	a.goesOn(handoff.RoleServing)
+	p.answers("a")
+}
+
+// TestWaitsWithoutLooking: a generation that serves on for a newer one is woken by what becomes of that one, and does
+// not look in the hand-off directory meanwhile, where it would remove what the dead have left.
+func TestWaitsWithoutLooking(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	a := p.start("a")
+	a.settles(handoff.RoleServing)
+	n := p.neighbour("n", handoff.RoleStarting, nil, nil)
+	a.ask()
+	a.goesOn(handoff.RoleServing)
+	left := filepath.Join(p.handoff, fmt.Sprintf("understudy-%d", os.Getuid()), "dead.lock")
+	if err := os.WriteFile(left, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.goesOn(handoff.RoleServing)
+	if _, err := os.Stat(left); err != nil {
+		t.Errorf("it looked while nothing happened: %v", err)
+	}
+	n.becomes(t, handoff.RoleStandby) // which might take over, for a while
+	waitFor(t, "it to look", func() bool { _, err := os.Stat(left); return err != nil })
+	a.endsWell()
 }

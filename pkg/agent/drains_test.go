@@ -1,9 +1,15 @@
 package agent
 
 import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/config"
 )
 
@@ -22,5 +28,43 @@ func TestDrainDeadlineOfWhatCameLast(t *testing.T) {
 		if got := a.drainDeadline(settled).Sub(settled); got != want {
 			t.Errorf("--upgradeDrainDuration %v: what was accepted last has %v, want %v", drain, got, want)
 		}
+	}
+}
+
+// TestCountersAreCarriedOnce: whatever the Envoy before counts, until its last connection has ended, the
+// next one goes on from it, and counts nothing twice.
+func TestCountersAreCarriedOnce(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	p.cfg.UpgradeStats = true
+	asked := filepath.Join(t.TempDir(), "asked")
+	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Asked = asked }))
+	a.settles(handoff.RoleServing)
+	held := p.connect()
+	readName(held)
+	b := p.start("b")
+	b.settles(handoff.RoleServing)
+	counted := func() string {
+		data, err := os.ReadFile(asked)
+		if err != nil {
+			return err.Error()
+		}
+		return string(data)
+	}
+	carried := func() string {
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/carried", p.cfg.AdminPort))
+		if err != nil {
+			return err.Error()
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		return string(body)
+	}
+	waitFor(t, "b to go on from what a had counted as it let go", func() bool { return carried() == "1" })
+	waitFor(t, "b to go on from what a counted since", func() bool { return carried() == "2" })
+	held.Close()
+	waitFor(t, "a to have drained", func() bool { return b.roleStatus().Drained })
+	if got, want := carried(), counted(); got != want || want == "2" {
+		t.Errorf("after the drain b has counted %s for a, which counted %s", got, want)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -24,6 +25,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	hotenvoy "understudy.mesh/hotrestart/envoy"
 )
 
 // asEnvoy makes the test binary an Envoy, as far as its agent can tell: it answers the
@@ -38,6 +41,7 @@ type fakeEnvoy struct {
 	ExitsOnce    string // the same, unless this file exists, which is made then
 	Unready      bool   // its admin never says that it serves
 	LongStats    bool   // its counters, and how their names are to be read, are more than a hand-off carries
+	Asked        string // a file with how often it was asked for its counters, which is its one counter
 	Refuses      string // the name of a cluster or listener
 	Counts       string // it counts how often it is asked for counters, and writes that to this file
 	Slow         bool   // it serves, but says that it accepts on all its listeners only after SIGUSR1
@@ -47,6 +51,9 @@ type fakeEnvoy struct {
 	id          uint64 // ten times --base-id
 	listener    atomic.Pointer[net.TCPListener]
 	connections atomic.Int64
+	child       atomic.Pointer[net.UnixConn]
+	asking      sync.Mutex
+	carried     uint64 // what the counter of those before is
 	live        atomic.Bool
 }
 
@@ -59,6 +66,9 @@ const longName = 64 << 10
 // liveStats is what the admin of an Envoy says that serves.
 const liveStats = "server.state: 0\nlistener_manager.workers_started: 1\n" +
 	"cluster_manager.cds.update_success: 1\nlistener_manager.lds.update_success: 1\n"
+
+// askedName is that of the counter of a fakeEnvoy with Asked.
+const askedName = "asked"
 
 // environ is what an agent hands on for its Envoy to be f.
 func (f *fakeEnvoy) environ() []string {
@@ -117,10 +127,19 @@ func (f *fakeEnvoy) admin(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, `{"version":"0/9.9.9/x/y/z"}`)
 	case r.URL.Path == "/name":
 		fmt.Fprint(w, f.Name)
+	case r.URL.Path == "/carried":
+		if err := f.askCounters(); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprint(w, f.carried)
 	case r.URL.Path == "/stats/prometheus":
 		fmt.Fprintf(w, "envoy_of_%s 1\n", f.Name)
 	case r.URL.Path == "/stats":
 		fmt.Fprint(w, liveStats)
+		if f.Asked != "" && r.URL.Query().Get("type") == "Counters" {
+			fmt.Fprintf(w, "%s: %d\n", askedName, f.countAsked())
+		}
 		if f.LongStats && r.URL.Query().Get("type") == "Counters" {
 			fmt.Fprintf(w, "%s: 1\n", strings.Repeat("n", longName))
 		}
@@ -207,6 +226,7 @@ func (f *fakeEnvoy) serve(hot bool) error {
 	if !hot {
 		return nil
 	}
+	f.child.Store(child)
 	accepts := func() error { return sendHotRestart(child, f.socket("parent", 0), requestOf(4, nil), -1) }
 	if !f.Slow {
 		return accepts()
@@ -248,6 +268,36 @@ func (f *fakeEnvoy) answer() {
 			c.Read(make([]byte, 1))
 		}()
 	}
+}
+
+// countAsked counts this question in the file.
+func (f *fakeEnvoy) countAsked() int {
+	data, _ := os.ReadFile(f.Asked)
+	n, _ := strconv.Atoi(string(data))
+	os.WriteFile(f.Asked, []byte(strconv.Itoa(n+1)), 0o600)
+	return n + 1
+}
+
+// askCounters asks the agent, as the Envoy before this one, by how much its counter has grown.
+func (f *fakeEnvoy) askCounters() error {
+	f.asking.Lock()
+	defer f.asking.Unlock()
+	child := f.child.Load()
+	child.SetDeadline(time.Now().Add(5 * time.Second))
+	if err := sendHotRestart(child, f.socket("parent", 0), requestOf(3, nil), -1); err != nil {
+		return err
+	}
+	message, _, err := receiveHotRestart(child)
+	if err != nil {
+		return err
+	}
+	for range 2 { // the reply, and of it the statistics
+		_, _, n := protowire.ConsumeTag(message)
+		message, _ = protowire.ConsumeBytes(message[n:])
+	}
+	stats, err := hotenvoy.ParseStatsReply(message)
+	f.carried += stats.CounterDeltas[askedName]
+	return err
 }
 
 // playParent answers the agent, which is the Envoy after this one.

@@ -59,6 +59,30 @@ func TestNewer(t *testing.T) {
 	}
 }
 
+// Without numbers the later start is newer: by the time since boot where both know it, else by the wall clock, and
+// at last by the ID.
+func TestLaterStartIsNewer(t *testing.T) {
+	at := func(id string, boot, clock int) Identity {
+		return Identity{ID: id, Boot: time.Duration(boot), Started: time.Unix(int64(clock), 0)}
+	}
+	for name, tc := range map[string]struct{ later, earlier Identity }{
+		"boot, against the clock":          {at("a", 2, 1), at("b", 1, 2)},
+		"one has no boot":                  {at("a", 0, 2), at("b", 1, 1)},
+		"the other has none":               {at("a", 1, 2), at("b", 0, 1)},
+		"none has, against the ID":         {at("a", 0, 2), at("b", 0, 1)},
+		"booted at once, whatever clocks":  {at("b", 1, 1), at("a", 1, 2)},
+		"started at once, by any of both":  {at("b", 0, 1), at("a", 0, 1)},
+		"started at once, one has no boot": {at("b", 1, 1), at("a", 0, 1)},
+	} {
+		if !Newer(tc.later, tc.earlier).TakeOver || Newer(tc.earlier, tc.later).TakeOver {
+			t.Errorf("%s: %+v is not newer than %+v", name, tc.later, tc.earlier)
+		}
+	}
+	if one := at("a", 1, 1); Newer(one, one).TakeOver {
+		t.Error("one is newer than itself")
+	}
+}
+
 // Of two that start at once exactly one must yield, whatever their numbers are.
 func TestNewerIsAntisymmetric(t *testing.T) {
 	var all []Identity
@@ -90,8 +114,12 @@ func TestIdentityIsChecked(t *testing.T) {
 	if (Identity{ID: "a", Version: strings.Repeat("1", 257)}).validate() == nil {
 		t.Error("a version of 257 bytes was taken")
 	}
-	if err := testIdentity("0az9").validate(); err != nil {
-		t.Error(err)
+	longest := testIdentity(strings.Repeat("z", 32))
+	longest.Version = strings.Repeat("1", 256)
+	for _, good := range []Identity{testIdentity("0az9"), longest} {
+		if err := good.validate(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

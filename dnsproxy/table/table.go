@@ -36,14 +36,6 @@ type Table struct {
 	domain    []byte  // in wire form without the root: `name.<domain>` is name; nil: no domain
 }
 
-// New returns the table of hosts. A name given twice has the addresses of
-// both. Hosts without a usable name or address are left out. A Server that has the table in force answers its names
-// also below the pod's own domain, see Config.Domain.
-func New(hosts []Host) *Table {
-	t := &Table{exact: newShards(), wildcards: newShards(), reverse: newShards()}
-	return t.With(hosts, nil)
-}
-
 // Below returns the table that has its names below domain, too; "": below none.
 // It is cut off when somebody asks, so that it costs no memory.
 func (t *Table) Below(domain string) *Table {

@@ -250,3 +250,11 @@ func repoint(hosts []byte, changes []pointer) []byte {
 	}
 	return slices.Concat(list...)
 }
+
+// New returns the table of hosts. A name given twice has the addresses of
+// both. Hosts without a usable name or address are left out. A Server that has the table in force answers its names
+// also below the pod's own domain, see Config.Domain.
+func New(hosts []Host) *Table {
+	t := &Table{exact: newShards(), wildcards: newShards(), reverse: newShards()}
+	return t.With(hosts, nil)
+}

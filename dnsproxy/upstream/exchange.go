@@ -7,17 +7,28 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"understudy.mesh/dnsproxy/internal/wire"
 )
 
+// plainTime is how long the same question without EDNS may take: the server has just answered.
+const plainTime = time.Second
+
 var errTruncated = errors.New("answer truncated over TCP")
+
+// asker is what all tries have in common.
+type asker struct {
+	now     func() time.Time
+	mark    uint32    // of the sockets to upstreams; 0: none
+	buffers sync.Pool // of *[udpBuffer]byte
+}
 
 // try is one question to one server: over UDP and, where the answer is cut, over
 // TCP; without EDNS where the server refuses that.
 type try struct {
-	f     *Forwarder
+	a     *asker
 	u     *server
 	q     *wire.Query
 	via   *Transport
@@ -35,17 +46,18 @@ type try struct {
 	cut   bool      // the last answer over UDP was
 }
 
-// attempt says how long a try may last, and whether there was another before it at the
-// same server.
+// attempt is how a try is made.
 type attempt struct {
-	limit time.Time
-	again bool
+	via   *Transport
+	tcp   bool      // and not UDP first
+	limit time.Time // when it is given up
+	again bool      // there was another before it at the same server
 }
 
-// begin sends q to u, over UDP unless p says otherwise.
-func (f *Forwarder) begin(u *server, q *wire.Query, via *Transport, p *plan, a attempt) (*try, error) {
-	t := &try{f: f, u: u, q: q, via: via, tcp: p.TCP, began: f.now(), sent: time.Now(), limit: a.limit}
-	t.edns = u.edns(t.began, a.again)
+// begin sends q to u.
+func (a *asker) begin(u *server, q *wire.Query, how attempt) (*try, error) {
+	t := &try{a: a, u: u, q: q, via: how.via, tcp: how.tcp, began: a.now(), sent: time.Now(), limit: how.limit}
+	t.edns = u.edns(t.began, how.again)
 	u.begin(t.began)
 	if t.tcp {
 		return t, nil
@@ -55,7 +67,7 @@ func (f *Forwarder) begin(u *server, q *wire.Query, via *Transport, p *plan, a a
 	return t, err
 }
 
-func (t *try) target() target { return target{t.u.addr, t.f.mark} }
+func (t *try) target() target { return target{t.u.addr, t.a.mark} }
 
 // send sends the question over UDP; close ends that. It is noted first, for it
 // may be back at once.
@@ -82,8 +94,8 @@ func (t *try) soon(ctx context.Context, until time.Time) (msg []byte, done bool,
 		until = atOnce()
 	}
 	out := t.out
-	buf := t.f.buffers.Get().(*[udpBuffer]byte)
-	defer t.f.buffers.Put(buf)
+	buf := t.a.buffers.Get().(*[udpBuffer]byte)
+	defer t.a.buffers.Put(buf)
 	reply, err := out.receive(buf[:], until)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil, false, nil
@@ -159,4 +171,37 @@ func (t *try) abandon() {
 		t.close(t.out, false)
 		t.out = nil
 	}
+}
+
+// accept says what becomes of an answer, as canonical has it: it is the last word, or
+// the question is worth to be asked without EDNS.
+func (t *try) accept(msg []byte, err error) (final bool) {
+	if err != nil {
+		return !t.edns || t.u.speaks(t.a.now())
+	}
+	switch wire.RcodeOf(msg) {
+	case wire.RcodeSuccess, wire.RcodeNXDomain:
+		t.u.learn(t.a.now(), t.edns)
+		return true
+	case wire.RcodeFormErr, wire.RcodeNotImp:
+		return !t.edns
+	}
+	return !t.edns || t.u.speaks(t.a.now())
+}
+
+// plainly asks without EDNS. Where that gets no better answer, the one that was there counts.
+func (t *try) plainly(ctx context.Context, msg []byte, err error) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, plainTime)
+	defer cancel()
+	t.edns = false
+	reply, failed := t.ask(ctx)
+	if failed != nil {
+		return msg, err
+	}
+	plain, failed := wire.Canonical(reply, t.q)
+	if failed != nil {
+		return msg, err
+	}
+	t.accept(plain, nil)
+	return plain, nil
 }

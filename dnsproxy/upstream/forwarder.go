@@ -59,16 +59,14 @@ var (
 
 // Forwarder is the last handler: it asks the servers of resolv.conf.
 type Forwarder struct {
+	asker
 	log      *slog.Logger
-	now      func() time.Time
 	timeout  time.Duration
 	parallel bool
 	noHedge  bool
 	conf     *confFile
 	own      []netip.AddrPort // where we listen: never ask these
-	mark     uint32           // of the sockets to upstreams; 0 is none
 	Outage   *Health
-	buffers  sync.Pool     // of *[upstreamBuffer]byte
 	late     chan struct{} // one slot for each race that goes on when its query has ended
 	// searched is told the file's search domains when they have changed.
 	searched func([]string)
@@ -99,16 +97,14 @@ type Config struct {
 // New returns a forwarder that has read c.ResolvConf.
 func New(c Config) *Forwarder {
 	f := &Forwarder{
+		asker:    asker{now: c.Now, mark: c.Mark, buffers: sync.Pool{New: func() any { return new([udpBuffer]byte) }}},
 		log:      c.Log,
-		now:      c.Now,
 		timeout:  cmp.Or(c.Timeout, defaultTimeout),
 		parallel: c.Parallel,
 		noHedge:  c.NoHedge,
 		conf:     &confFile{path: c.ResolvConf, log: c.Log},
-		mark:     c.Mark,
 		Outage:   newOutage(c.Now),
 		late:     make(chan struct{}, maxLate),
-		buffers:  sync.Pool{New: func() any { return new([udpBuffer]byte) }},
 		known:    map[netip.AddrPort]*server{},
 		searched: func([]string) {},
 	}
@@ -125,59 +121,6 @@ func (f *Forwarder) Follow(searched func([]string)) {
 	defer f.mu.Unlock()
 	f.searched = searched
 	searched(f.current.Search)
-}
-
-// Serve answers q, with SERVFAIL when no server does. It keeps nothing of q.
-func (f *Forwarder) Serve(ctx context.Context, q *wire.Query, via *Transport) wire.Answer {
-	a, err := f.forward(ctx, q, via)
-	if err != nil {
-		f.log.Debug("dns query failed", "type", q.Type, "error", err)
-	}
-	if a.Msg == nil {
-		a.Msg = wire.AppendReply(nil, q, 0, wire.RcodeServFail)
-	}
-	return a
-}
-
-// forward returns the first good answer. Where there was none but a server
-// said SERVFAIL or REFUSED, that is the answer.
-func (f *Forwarder) forward(ctx context.Context, q *wire.Query, via *Transport) (wire.Answer, error) {
-	p := f.plan()
-	if len(p.servers) == 0 {
-		return wire.Answer{Source: wire.SourceFailure}, errNoServers
-	}
-	f.probe(&p, q, via)
-	r := newRace(f, &p, q, via)
-	if !f.parallel && !p.TCP {
-		if a, done := r.first(ctx); done {
-			return a, nil
-		}
-	}
-	return r.run(ctx)
-}
-
-// probe sends a copy of q to servers that are slow or fail and were long not
-// asked, while others are well. Nobody waits for what they say; it is for their health.
-func (f *Forwarder) probe(p *plan, q *wire.Query, via *Transport) {
-	if f.Outage.down.Load() {
-		return // they are asked anyway
-	}
-	now := f.now()
-	for _, u := range p.servers[1:] {
-		if u.due(now) {
-			own := *q
-			via.Leave(func(ctx context.Context) {
-				ctx, cancel := context.WithTimeout(ctx, f.heard(p))
-				defer cancel()
-				defer context.AfterFunc(via.lives.context(), cancel)()
-				t, err := f.begin(u, &own, via, p, attempt{limit: time.Now().Add(f.heard(p))})
-				if err == nil {
-					_, err = t.finish(ctx)
-				}
-				f.ended(ctx, t, err)
-			})
-		}
-	}
 }
 
 // ended records how a try went, and says how long it took. One that was called

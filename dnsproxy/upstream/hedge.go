@@ -152,12 +152,12 @@ func (r *race) begin() (*try, error) {
 	hedge := len(r.running) > 0 && !r.f.parallel
 	r.asked++
 	now := time.Now()
-	how := attempt{now.Add(r.heard), r.asked > len(r.p.servers)}
+	how := attempt{via: r.via, tcp: r.p.TCP, limit: now.Add(r.heard), again: r.asked > len(r.p.servers)}
 	r.next = now.Add(r.patience(u))
 	if hedge {
 		u.hedge()
 	}
-	return r.f.begin(u, r.q, r.via, r.p, how)
+	return r.f.begin(u, r.q, how)
 }
 
 // patience is how long u may take before the next server is asked, too.

@@ -32,6 +32,11 @@ const (
 	minPatience   = 100 * time.Millisecond
 	maxPatience   = time.Second
 
+	// plainFor is how long a server is asked without EDNS once that got an answer
+	// which EDNS did not; then it is tried anew, for servers are replaced. So long,
+	// too, one that answered with EDNS is believed to mean its failures.
+	plainFor = 10 * time.Minute
+
 	// askAgain is the least time before one server is asked a second time:
 	// for a lost datagram, or for another instance behind the same address.
 	askAgain = 500 * time.Millisecond
@@ -240,3 +245,47 @@ func (u *server) snapshot() Stats {
 	}
 	return s
 }
+
+// dialect is what is known of a server and EDNS. There are servers, and middleboxes
+// before servers, that drop what has an OPT record, or answer it with any failure
+// instead of FORMERR (RFC 6891 section 7), or with garbage.
+type dialect struct {
+	spoken, plain time.Time // when it last answered well with EDNS; without, but not with
+}
+
+// speaks says whether u is known to answer EDNS.
+func (u *server) speaks(now time.Time) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return recent(u.dialect.spoken, now)
+}
+
+// understood says whether u is known to answer with EDNS, or without.
+func (u *server) understood(now time.Time) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return recent(u.dialect.spoken, now) || recent(u.dialect.plain, now)
+}
+
+// edns says whether to ask u with an OPT record. again says that it was asked with one
+// and has not answered: then it is asked without, unless it is known to answer that.
+func (u *server) edns(now time.Time, again bool) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return !recent(u.dialect.plain, now) && (!again || recent(u.dialect.spoken, now))
+}
+
+// learn notes that u has answered well at a time, with EDNS or without.
+func (u *server) learn(now time.Time, edns bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch {
+	case edns:
+		u.dialect = dialect{spoken: now}
+	case !recent(u.dialect.plain, now): // or it would never be tried anew
+		u.dialect = dialect{plain: now}
+		u.log.Info("dns upstream answers without EDNS only", "server", u.addr, "tried anew after", plainFor)
+	}
+}
+
+func recent(since, now time.Time) bool { return !since.IsZero() && now.Sub(since) < plainFor }

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -86,77 +85,6 @@ type Stats struct {
 	Pending     int    `json:"pending"`     // hosts that got none at the last Assign
 	Exhausted   uint64 `json:"exhausted"`   // times a host got none
 	WriteErrors uint64 `json:"writeErrors"` // times the file could not be written
-}
-
-// Open reads the file, if there is one. A file that is not ours or is
-// damaged is set aside with a warning, and hosts get what their hash says.
-// Errors are about c.
-func Open(c Config) (*Pool, error) {
-	c.V4, c.V6 = c.V4.Masked(), c.V6.Masked()
-	if !c.V4.Addr().Is4() || c.V4.Bits() < 32-maxIndexBits || c.V4.Bits() > 29 {
-		return nil, fmt.Errorf("open VIP pool: IPv4 range %s: use a prefix of /16 to /29, as 240.240.0.0/16", c.V4)
-	}
-	if c.IPv6 && (!c.V6.Addr().Is6() || 128-c.V6.Bits() < 32-c.V4.Bits()) {
-		return nil, fmt.Errorf("open VIP pool: IPv6 range %s: use a prefix that has room for all of %s, as 2001:2::/48", c.V6, c.V4)
-	}
-	if c.Quarantine == 0 {
-		c.Quarantine = defaultQuarantine
-	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	if c.Log == nil {
-		c.Log = slog.Default()
-	}
-	v := &Pool{config: c, log: c.Log, changed: map[string]struct{}{}}
-	if c.Path != "" {
-		v.store = journal.New(c.Path, maxJournal)
-	}
-	for i := range v.size() {
-		if v.usable(i) {
-			v.capacity++
-		}
-	}
-	v.load()
-	return v, nil
-}
-
-// Assign returns the addresses of hosts, which is the whole set that wants
-// some: IPv4 first, then IPv6 if there is. A host keeps what it has; one that
-// is missing loses it, and gets the same again if it comes back before another
-// needed it, which is never within the quarantine. Where no address is left
-// the error names the hosts without one, and the map has the others.
-//
-// declared are all addresses that others have by their own right: no host has
-// one of these, and one that had it gets another, which is logged. A prefix
-// that is as large as a range or larger is none of them.
-func (v *Pool) Assign(hosts []string, declared ...netip.Prefix) (map[string][]netip.Addr, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	wanted := make(map[string]struct{}, len(hosts))
-	for _, h := range hosts {
-		if h = wire.Normal(h); h != "" {
-			wanted[h] = struct{}{}
-		}
-	}
-	v.free(wanted)
-	v.setDeclared(v.declaredOf(declared), v.config.Now())
-	had := v.displace()
-	unlucky := v.give(v.arrivals(wanted))
-	v.tellDisplaced(had)
-	v.save()
-	given := make(map[string][]netip.Addr, len(v.assigned))
-	all := make([]netip.Addr, 0, 2*len(v.assigned)) // one allocation instead of one a host
-	for h, index := range v.assigned {
-		begin := len(all)
-		all = v.appendAddrs(all, index)
-		given[h] = slices.Clip(all[begin:])
-	}
-	if v.pending = len(unlucky); v.pending == 0 {
-		return given, nil
-	}
-	v.exhausted += uint64(v.pending)
-	return given, v.exhaustion(unlucky)
 }
 
 // free takes the index from every host that is not wanted any more.
@@ -282,20 +210,6 @@ func (v *Pool) appendAddrs(list []netip.Addr, index uint32) []netip.Addr {
 		list = append(list, netip.AddrFrom16(b6))
 	}
 	return list
-}
-
-// maxNamed is how many hosts an error names; it says how many there are.
-const maxNamed = 10
-
-func (v *Pool) exhaustion(hosts []string) error {
-	slices.Sort(hosts)
-	more := ""
-	if len(hosts) > maxNamed {
-		more = fmt.Sprintf(" and %d more", len(hosts)-maxNamed)
-	}
-	s := v.stats()
-	return fmt.Errorf("assign VIPs: %s is exhausted (%d of %d addresses in use, %d declared by documents, %d in quarantine for %s after their host left): no address for %s%s; remove hosts or give them addresses",
-		v.config.V4, s.Assigned, s.Capacity, len(v.declared), s.Quarantined, v.config.Quarantine, strings.Join(hosts[:min(len(hosts), maxNamed)], ", "), more)
 }
 
 // Stats returns the pool's numbers as they are now.

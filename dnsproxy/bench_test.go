@@ -29,7 +29,7 @@ func BenchmarkRespond(b *testing.B) {
 			msg, out, q := packed(b, name), make([]byte, 0, maxQuery), new(wire.Query)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, done := c.respond(q, msg, 0, out); !done {
+				if _, _, done := c.respond(q, msg, 0, out); !done {
 					b.Fatal("no hit")
 				}
 			}

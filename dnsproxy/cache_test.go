@@ -149,7 +149,7 @@ func TestHitsDoNotAllocate(t *testing.T) {
 		}
 		q, out := new(wire.Query), make([]byte, 0, maxQuery)
 		if n := testing.AllocsPerRun(100, func() {
-			if _, done := c.respond(q, msg, 0, out); !done {
+			if _, _, done := c.respond(q, msg, 0, out); !done {
 				t.Errorf("%s is no hit", name)
 			}
 		}); n != 0 {

@@ -51,9 +51,9 @@ func (s *Server) Explain(ctx context.Context, name string, qtype uint16) (Explan
 	own.flights.Transport.Open(ctx, false)
 	defer own.flights.Transport.End()
 	defer cancel()
-	a, ok := own.fast(q, nil)
+	a, f, ok := own.fast(q, nil)
 	if !ok {
-		a = own.first.Serve(ctx, q, &own.flights)
+		a = own.first.Serve(ctx, q, f, &own.flights)
 	}
 	e := Explanation{
 		Name: dns.Fqdn(name), Type: dns.Type(qtype).String(), Source: a.Source.String(), Records: []string{},

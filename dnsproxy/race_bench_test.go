@@ -36,7 +36,7 @@ func BenchmarkCold(b *testing.B) {
 		slots <- struct{}{}
 		loops.Go(func() {
 			defer func() { <-slots }()
-			if code := wire.RcodeOf(own.wait(b.Context(), q)); code != wire.RcodeSuccess {
+			if code := wire.RcodeOf(own.wait(b.Context(), q, found{})); code != wire.RcodeSuccess {
 				b.Errorf("rcode %d", code)
 			}
 		})

@@ -1,7 +1,6 @@
 package dnsproxy
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/miekg/dns"
 
-	"understudy.mesh/dnsproxy/cache"
 	"understudy.mesh/dnsproxy/internal/wire"
 	"understudy.mesh/tests/dnstest"
 )
@@ -38,25 +36,17 @@ func TestLostDatagram(t *testing.T) {
 	}
 }
 
-// heldHandler notes how long queries were held.
-type heldHandler struct{ held *time.Duration }
-
-func (heldHandler) Fast(*wire.Query, []byte, *cache.Flights) (wire.Answer, bool) {
-	return wire.Answer{}, false
-}
-
-func (h heldHandler) Serve(_ context.Context, q *wire.Query, _ *cache.Flights) wire.Answer {
-	*h.held = q.Held
-	return wire.Answer{}
-}
-
 // The time for which a query was held before the first table is its client's.
 func TestHeldTimeCounts(t *testing.T) {
 	const hold = 2 * time.Millisecond
-	var held time.Duration
-	newTables(Config{HoldBeforeTable: hold}, heldHandler{&held}).Serve(t.Context(), new(wire.Query), nil)
-	if held < hold {
-		t.Errorf("held for %s, want %s at least", held, hold)
+	s := newServer(t, Config{ResolvConf: dnstest.WriteConf(t), HoldBeforeTable: hold})
+	q, err := wire.NewQuery("x.example", dns.TypeA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chainOf(s).wait(t.Context(), q, found{})
+	if q.Held < hold {
+		t.Errorf("held for %s, want %s at least", q.Held, hold)
 	}
 }
 

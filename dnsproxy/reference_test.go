@@ -286,7 +286,7 @@ func newReference(t testing.TB) (*Server, *reference) {
 			}
 			q := new(wire.Query)
 			q.Parse(request, wire.MaxMessage)
-			if a := s.cache.Serve(t.Context(), q, via); !wire.Good(a) {
+			if a := s.cache.Serve(t.Context(), q, cache.Miss{}, via); !wire.Good(a) {
 				t.Fatalf("%v: %x", question, a.Msg)
 			}
 		}
@@ -354,7 +354,7 @@ func addSeeds(f *testing.F, question dns.Question) {
 func compareWithReference(t *testing.T, s *Server, r *reference, msg []byte, limit int) {
 	t.Helper()
 	q := new(wire.Query)
-	reply, done := chainOf(s).respond(q, msg, limit, nil)
+	reply, _, done := chainOf(s).respond(q, msg, limit, nil)
 	var m dns.Msg
 	if err := m.Unpack(msg); err != nil || !dnstest.Plain(msg, &m) || len(q.Question()) == 0 {
 		return // FuzzQuery says what becomes of those
@@ -448,7 +448,7 @@ func TestWaitIsLikeTheFastPath(t *testing.T) {
 			q := new(wire.Query)
 			q.Parse(msg, wire.MaxMessage)
 			got := new(dns.Msg)
-			if err := got.Unpack(chainOf(s).wait(context.Background(), q)); err != nil {
+			if err := got.Unpack(chainOf(s).wait(context.Background(), q, found{})); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(meaning(r.answer(m)), meaning(got)); diff != "" {

@@ -242,9 +242,9 @@ func lookups(t *testing.T, s *Server) func(name string) {
 		for _, both := range packed[name] {
 			exists := false
 			for _, msg := range both {
-				reply, done := c.respond(q, msg, 0, out)
+				reply, f, done := c.respond(q, msg, 0, out)
 				if !done {
-					reply = c.wait(t.Context(), q)
+					reply = c.wait(t.Context(), q, f)
 				}
 				switch wire.RcodeOf(reply) {
 				case wire.RcodeSuccess:

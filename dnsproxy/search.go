@@ -23,7 +23,7 @@ import (
 // not followed: to ask for api.example.com below each domain first is what this spares.
 type searching struct {
 	domains atomic.Pointer[[][]byte] // in wire form without the root
-	next    stage
+	next    *cache.Cache
 }
 
 // searched is told resolv.conf's search domains.
@@ -37,22 +37,65 @@ func (h *searching) searched(domains []string) {
 	h.domains.Store(&list)
 }
 
-// lookUp asks the next handler; false when it has to be asked again in another way.
-type lookUp func(q *wire.Query) (wire.Answer, bool)
-
-func (h *searching) Fast(q *wire.Query, dst []byte, via *cache.Flights) (wire.Answer, bool) {
-	if !h.leads(q) {
-		a, ok := h.next.Fast(q, dst, via)
-		if !ok || !wire.Denies(a.Msg) || len(h.candidates(q)) == 0 {
-			return a, ok
-		}
+func (h *searching) Fast(q *wire.Query, dst []byte, via *cache.Flights) (wire.Answer, found, bool) {
+	var f found
+	if h.leads(q) {
+		return wire.Answer{}, f, false
 	}
-	return h.walk(q, func(q *wire.Query) (wire.Answer, bool) { return h.next.Fast(q, nil, via) })
+	a, miss, ok := h.next.Fast(q, dst, via)
+	if ok && wire.Denies(a.Msg) && len(h.candidates(q)) > 0 {
+		a.Msg = bytes.Clone(a.Msg) // dst is for the next one
+		return wire.Answer{}, found{denied: &a}, false
+	}
+	f.miss = miss
+	return a, f, ok
 }
 
-func (h *searching) Serve(ctx context.Context, q *wire.Query, via *cache.Flights) wire.Answer {
-	a, _ := h.walk(q, func(q *wire.Query) (wire.Answer, bool) { return h.next.Serve(ctx, q, via), true })
-	return a
+// Serve answers with the first of the names that exists, or about which nothing can be said
+// now; where none exists, with what is said of the name itself.
+func (h *searching) Serve(ctx context.Context, q *wire.Query, f found, via *cache.Flights) wire.Answer {
+	ask := func(q *wire.Query) wire.Answer {
+		a, miss, ok := h.next.Fast(q, nil, via)
+		if !ok {
+			a = h.next.Serve(ctx, q, miss, via)
+		}
+		return a
+	}
+	leads := h.leads(q)
+	var itself wire.Answer
+	if !leads {
+		if f.denied != nil {
+			itself = *f.denied
+		} else {
+			itself = h.next.Serve(ctx, q, f.miss, via)
+		}
+		if exists(q, itself, ask) {
+			return itself
+		}
+	}
+	for _, candidate := range h.candidates(q) {
+		if a := ask(&candidate); exists(&candidate, a, ask) {
+			return foundFor(a, q, &candidate)
+		}
+	}
+	if leads {
+		return ask(q)
+	}
+	return itself
+}
+
+// exists says whether the name of q, which is answered a, may exist. One that is denied to
+// those who ask for AAAA may yet have an A record, where servers hide IPv6 (see the cache's
+// keys): it is not looked for elsewhere.
+func exists(q *wire.Query, a wire.Answer, ask func(*wire.Query) wire.Answer) bool {
+	if !wire.Denies(a.Msg) {
+		return true
+	}
+	if q.Type != wire.TypeAAAA {
+		return false
+	}
+	own := q.WithType(wire.TypeA)
+	return !wire.Denies(ask(&own).Msg)
 }
 
 // leads says whether q's name is tried below the search domains first.
@@ -79,49 +122,6 @@ func (h *searching) candidates(q *wire.Query) []wire.Query {
 		}
 	}
 	return list
-}
-
-// walk answers with the first of the names that exists, or about which nothing can be
-// said now; where none exists, with what is said of the name itself.
-func (h *searching) walk(q *wire.Query, ask lookUp) (wire.Answer, bool) {
-	var itself wire.Answer
-	leads := h.leads(q)
-	if !leads {
-		a, exists, ok := h.try(q, ask)
-		if !ok || exists {
-			return a, ok
-		}
-		itself = a
-	}
-	for _, candidate := range h.candidates(q) {
-		a, exists, ok := h.try(&candidate, ask)
-		if !ok {
-			return wire.Answer{}, false
-		}
-		if exists {
-			return foundFor(a, q, &candidate), true
-		}
-	}
-	if leads {
-		return ask(q)
-	}
-	return itself, true
-}
-
-// try asks about one name, and says whether it may exist. A name that is denied to
-// those who ask for AAAA may yet have an A record, where servers hide IPv6 (see
-// appendKey): it is not looked for elsewhere.
-func (h *searching) try(q *wire.Query, ask lookUp) (a wire.Answer, exists, ok bool) {
-	a, ok = ask(q)
-	if !ok || !wire.Denies(a.Msg) {
-		return a, true, ok
-	}
-	if q.Type != wire.TypeAAAA {
-		return a, false, true
-	}
-	own := q.WithType(wire.TypeA)
-	other, ok := ask(&own)
-	return a, !wire.Denies(other.Msg), ok
 }
 
 // foundFor makes a, the answer to found, that to q, of which found's name was made: the

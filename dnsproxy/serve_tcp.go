@@ -108,9 +108,9 @@ func (v *Serving) serveConn(c *tcpConn) {
 		if err != nil {
 			return
 		}
-		reply, done := v.respond(q, msg, wire.MaxMessage, c.room())
+		reply, f, done := v.respond(q, msg, wire.MaxMessage, c.room())
 		if !done {
-			reply, err = v.dispatchTCP(c, &pending, q)
+			reply, err = v.dispatchTCP(c, &pending, q, f)
 		}
 		if err == nil && reply != nil {
 			err = c.add(reply)
@@ -222,7 +222,7 @@ func (c *tcpConn) send(framed []byte) error {
 
 // dispatchTCP lets q wait in a goroutine of its own; where there is no room it
 // returns the reply that says so. Errors are the connection's.
-func (v *Serving) dispatchTCP(c *tcpConn, pending *sync.WaitGroup, q *wire.Query) ([]byte, error) {
+func (v *Serving) dispatchTCP(c *tcpConn, pending *sync.WaitGroup, q *wire.Query, f found) ([]byte, error) {
 	select {
 	case c.slots <- struct{}{}:
 	default:
@@ -244,7 +244,7 @@ func (v *Serving) dispatchTCP(c *tcpConn, pending *sync.WaitGroup, q *wire.Query
 	own := *q
 	pending.Go(func() {
 		defer func() { <-v.inflight; <-c.slots }()
-		reply := v.wait(v.queries, &own)
+		reply := v.wait(v.queries, &own, f)
 		framed := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(reply)), uint16(len(reply)))
 		v.server.counters.tcp.Add(1)
 		if c.send(append(framed, reply...)) != nil {

@@ -60,9 +60,9 @@ func (v *Serving) serveBatch(b *udpBatch, q *wire.Query) (int, error) {
 		return 0, err
 	}
 	for i := range n {
-		reply, done := v.respond(q, b.query(i), 0, b.room(i))
+		reply, f, done := v.respond(q, b.query(i), 0, b.room(i))
 		if !done {
-			reply = v.dispatchUDP(b, i, q)
+			reply = v.dispatchUDP(b, i, q, f)
 		}
 		if reply != nil {
 			b.add(i, reply)
@@ -77,7 +77,7 @@ func (v *Serving) serveBatch(b *udpBatch, q *wire.Query) (int, error) {
 
 // dispatchUDP lets q, the i-th of b, wait in a goroutine of its own; where there
 // is no room it returns the reply that says so.
-func (v *Serving) dispatchUDP(b *udpBatch, i int, q *wire.Query) []byte {
+func (v *Serving) dispatchUDP(b *udpBatch, i int, q *wire.Query, f found) []byte {
 	select {
 	case v.inflight <- struct{}{}:
 	default:
@@ -86,7 +86,7 @@ func (v *Serving) dispatchUDP(b *udpBatch, i int, q *wire.Query) []byte {
 	own, conn, to := *q, b.conn, b.client(i)
 	v.waiting.Go(func() {
 		defer func() { <-v.inflight }()
-		v.server.sendUDP(conn, v.wait(v.queries, &own), to)
+		v.server.sendUDP(conn, v.wait(v.queries, &own, f), to)
 	})
 	return nil
 }

@@ -200,7 +200,7 @@ func TestFlushGoesOnBehindAnError(t *testing.T) {
 	}
 	q := new(wire.Query)
 	for i := range n {
-		reply, _ := v.respond(q, b.query(i), 0, b.room(i))
+		reply, _, _ := v.respond(q, b.query(i), 0, b.room(i))
 		b.add(i, reply)
 	}
 	b.peers[1].Port = 0 // nobody can be sent to there

@@ -351,3 +351,22 @@ func compareAnswer(t *testing.T, table *table.Table, q *wire.Query, hit bool) {
 		t.Fatalf("%q in the table: %v, want %v", name, hit, want)
 	}
 }
+
+// A query that the table did not answer goes on with what was found, whatever table comes
+// into force while it waits: it is looked up once.
+func TestMissIsLookedUpOnce(t *testing.T) {
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
+	s := newServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s.Swap(table.New(nil))
+	c, q := chainOf(s), new(wire.Query)
+	defer c.flights.Transport.End()
+	_, f, done := c.respond(q, dnstest.Question(t, "x.example", dns.TypeA), 0, nil)
+	if done {
+		t.Fatal("no miss")
+	}
+	s.Swap(table.New([]table.Host{{Name: "x.example", Addrs: dnstest.IPs("240.240.0.1")}}))
+	m := new(dns.Msg)
+	if err := m.Unpack(c.wait(t.Context(), q, f)); err != nil || len(m.Answer) != 1 || m.Answer[0].String() != "x.example.\t60\tIN\tA\t192.0.2.1" {
+		t.Errorf("%v %v", err, m)
+	}
+}

@@ -24,10 +24,10 @@ func FuzzTable(f *testing.F) {
 	f.Add(dnstest.Raw(0, [4]uint16{1, 0, 0, 2}, exampleA+anOPT+"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x00\x00\x00"))
 	f.Add(dnstest.Raw(0, [4]uint16{1}, "\x06AliYun\x03cOm\x00\x00\x01\x00\x01"))
 	f.Add(dnstest.Raw(0, [4]uint16{1}, "\x012\x011\x03240\x03240\x07in-addr\x04arpa\x00\x00\x0c\x00\x01"))
-	table := table.New(testHosts)
-	h := newTables(Config{TTL: 30, Domain: dnstest.Domain}, heldHandler{})
-	h.searched(dnstest.Search)
-	h.swap(table)
+	all := table.New(testHosts)
+	s := newServer(f, Config{ResolvConf: dnstest.WriteConf(f)})
+	s.Swap(all)
+	via := &chainOf(s).flights
 	f.Fuzz(func(t *testing.T, msg []byte) {
 		q := new(wire.Query)
 		v := q.Parse(bytes.Clone(msg), 0)
@@ -38,8 +38,8 @@ func FuzzTable(f *testing.F) {
 		case wire.RejectIt:
 			reply = wire.AppendReject(nil, q)
 		case wire.AnswerIt:
-			a, ok := h.Fast(q, nil, nil)
-			compareAnswer(t, table, q, ok)
+			a, _, ok := s.tables.Fast(q, nil, via)
+			compareAnswer(t, all, q, ok)
 			if !ok {
 				a.Msg = wire.AppendReply(nil, q, 0, wire.RcodeServFail)
 			}

@@ -20,7 +20,7 @@ type tables struct {
 	hold    time.Duration
 	held    chan struct{} // one slot for each query that may be held
 	ttl     uint32
-	next    stage
+	next    *cache.Cache
 
 	own    string     // the pod's own domain
 	mu     sync.Mutex // of changes
@@ -31,7 +31,7 @@ type tables struct {
 // are forwarded at once.
 const maxHeld = 512
 
-func newTables(c Config, next stage) *tables {
+func newTables(c Config, next *cache.Cache) *tables {
 	return &tables{
 		first: make(chan struct{}),
 		hold:  c.HoldBeforeTable,
@@ -66,35 +66,38 @@ func (h *tables) searched(domains []string) {
 	}
 }
 
-func (h *tables) Fast(q *wire.Query, dst []byte, via *cache.Flights) (wire.Answer, bool) {
+func (h *tables) Fast(q *wire.Query, dst []byte, via *cache.Flights) (wire.Answer, found, bool) {
 	t := h.current.Load()
 	if t == nil {
-		return wire.Answer{}, false
+		return wire.Answer{}, found{}, false
 	}
-	m, ok := t.Find(q)
-	if !ok {
-		return h.next.Fast(q, dst, via)
-	}
-	if a, ok := m.Answer(q, dst, h.ttl); ok {
-		return a, true
-	}
-	a, ok := h.next.Fast(q, dst, via)
-	return h.exists(q, a), ok
+	return h.look(t, q, dst, via)
 }
 
-func (h *tables) Serve(ctx context.Context, q *wire.Query, via *cache.Flights) wire.Answer {
-	t := h.await(ctx, q)
-	if t == nil {
-		return h.next.Serve(ctx, q, via)
+// look asks the table, which may be nil, and the cache.
+func (h *tables) look(t *table.Table, q *wire.Query, dst []byte, via *cache.Flights) (a wire.Answer, f found, ok bool) {
+	f.looked = true
+	if t != nil {
+		var m table.Match
+		if m, f.known = t.Find(q); f.known {
+			if a, ok = m.Answer(q, dst, h.ttl); ok {
+				return a, f, true
+			}
+		}
 	}
-	m, ok := t.Find(q)
-	if !ok {
-		return h.next.Serve(ctx, q, via)
+	a, f.miss, ok = h.next.Fast(q, dst, via)
+	return h.exists(q, f, a), f, ok
+}
+
+func (h *tables) Serve(ctx context.Context, q *wire.Query, f found, via *cache.Flights) wire.Answer {
+	if !f.looked {
+		var a wire.Answer
+		var ok bool
+		if a, f, ok = h.look(h.await(ctx, q), q, nil, via); ok {
+			return a
+		}
 	}
-	if a, ok := m.Answer(q, nil, h.ttl); ok {
-		return a
-	}
-	return h.exists(q, h.next.Serve(ctx, q, via))
+	return h.exists(q, f, h.next.Serve(ctx, q, f.miss, via))
 }
 
 // await returns the table in force. Before the first one it waits for it, as
@@ -124,8 +127,8 @@ func (h *tables) await(ctx context.Context, q *wire.Query) *table.Table {
 // not know the name knows of no such record either. Its failures stay what
 // they are: "try again" must not become "there is none", or a mail client
 // would take a lost MX for a missing one.
-func (h *tables) exists(q *wire.Query, a wire.Answer) wire.Answer {
-	if len(a.Msg) < wire.HeaderLen || wire.RcodeOf(a.Msg) != wire.RcodeNXDomain {
+func (h *tables) exists(q *wire.Query, f found, a wire.Answer) wire.Answer {
+	if !f.known || len(a.Msg) < wire.HeaderLen || wire.RcodeOf(a.Msg) != wire.RcodeNXDomain {
 		return a
 	}
 	a.Msg = wire.AppendNodata(a.Msg[:0], q, nil, h.ttl)

@@ -5,7 +5,6 @@ package cache
 
 import (
 	"cmp"
-	"context"
 	"encoding/binary"
 	"hash/maphash"
 	"log/slog"
@@ -23,9 +22,6 @@ const (
 	// Defaults of the contract.
 	defaultEntries = 10_000
 	defaultBytes   = 8 << 20
-
-	// loopEvery is how often a loop is named in the log.
-	loopEvery = time.Minute
 )
 
 // Cache is the second handler: it keeps what the next one answered for as long
@@ -47,6 +43,7 @@ type Cache struct {
 	cluster               string        // the cluster's domain in wire form, "" when there is none
 	off, noPrefetch       bool
 
+	changes  atomic.Uint64 // how often something else was kept
 	mu       sync.Mutex
 	lru      *simplelru.LRU[uint64, *entry] // by hash; the entry has the key
 	bytes    int64
@@ -125,130 +122,15 @@ func appendKey(dst []byte, q *wire.Query) []byte {
 	return append(dst, q.Name()...)
 }
 
-// Fast answers from memory, appending to dst; false when that takes waiting. It never
-// blocks and keeps neither q nor dst.
-func (h *Cache) Fast(q *wire.Query, dst []byte, via *Flights) (wire.Answer, bool) {
-	var buf [maxKey]byte
-	e, f := h.find(appendKey(buf[:0], q))
-	if a, ok := h.kept(q, dst, via, e); ok {
-		return a, true
-	}
-	if a, ok := h.denied(q, dst); ok {
-		return a, true
-	}
-	if e == nil && h.outage.Holds(f.at, f.keep) && !h.outage.Due() {
-		return h.failure(q, dst, f), true
-	}
-	return wire.Answer{}, false
-}
-
-// kept answers with e, if that may be done without asking anybody first.
-func (h *Cache) kept(q *wire.Query, dst []byte, via *Flights, e *entry) (wire.Answer, bool) {
-	if e == nil {
-		return wire.Answer{}, false
-	}
-	age := e.age(h.now())
-	switch {
-	case age < e.ttl:
-		if !h.noPrefetch && e.hot(age) && !h.isDenied(q) {
-			h.prefetch(q, via, e)
-		}
-	case !h.held(e, age):
-		return wire.Answer{}, false
-	case h.outage.Recheck():
-		h.renew(q, via)
-	}
-	return e.append(dst, age), true
-}
-
-// failure answers with the failure of just before.
-func (h *Cache) failure(q *wire.Query, dst []byte, f failureEntry) wire.Answer {
-	h.failed.Add(1)
-	return wire.Answer{Msg: wire.AppendReply(dst, q, 0, f.rcode), Source: wire.SourceFailure, Server: f.server}
-}
-
 // find returns the entry for key, of whatever age, or else the last failure.
-func (h *Cache) find(key []byte) (*entry, failureEntry) {
+func (h *Cache) find(key []byte) Miss {
 	hash := maphash.Bytes(h.seed, key)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if e, ok := h.lru.Get(hash); ok && e.key == string(key) {
-		return e, failureEntry{}
+		return Miss{entry: e, changes: h.changes.Load()}
 	}
-	f, _ := h.failures.get(hash, key)
-	return nil, f
-}
-
-// Serve answers q in any case, within ctx. It keeps nothing of q.
-func (h *Cache) Serve(ctx context.Context, q *wire.Query, via *Flights) wire.Answer {
-	if via.Transport.Sent(q) {
-		return h.loop(q)
-	}
-	key := appendKey(nil, q)
-	e, f := h.find(key)
-	if a, ok := h.kept(q, nil, via, e); ok {
-		return a
-	}
-	switch {
-	case e != nil && h.stale(e):
-		return h.freshOr(ctx, e, q, via, string(key))
-	case e == nil && h.outage.Holds(f.at, f.keep) && !h.outage.Recheck():
-		return h.failure(q, nil, f)
-	}
-	return h.ask(ctx, q, via, string(key))
-}
-
-// loop refuses a question of our own that came back, so that the next server
-// is asked at once, and says so once in a while.
-func (h *Cache) loop(q *wire.Query) wire.Answer {
-	now, last := h.outage.Clock(), h.looped.Load()
-	if (last == 0 || now-last >= int64(loopEvery)) && h.looped.CompareAndSwap(last, now) {
-		h.log.Warn("a dns query of this proxy came back to it: a nameserver of resolv.conf leads here")
-	}
-	return wire.Answer{Msg: wire.AppendReply(nil, q, 0, wire.RcodeServFail), Source: wire.SourceFailure}
-}
-
-// ask returns what the cache has by now, or asks.
-func (h *Cache) ask(ctx context.Context, q *wire.Query, via *Flights, key string) wire.Answer {
-	f, first := via.join(key)
-	if !first {
-		return h.follow(ctx, q, f)
-	}
-	// Another flight may have landed since fast looked.
-	if e, _ := h.find([]byte(key)); e != nil {
-		if age := e.age(h.now()); age < e.ttl {
-			a := e.append(nil, age)
-			via.land(key, f, a)
-			return a
-		}
-	}
-	return h.lead(ctx, q, via, f, key)
-}
-
-// fetch asks the next handler and keeps what it says.
-func (h *Cache) fetch(ctx context.Context, q *wire.Query, via *Flights, key string) wire.Answer {
-	began := h.outage.Clock()
-	a, denied := h.deniedAgain(ctx, q, via)
-	if !denied {
-		a = h.next.Serve(ctx, q, &via.Transport)
-	}
-	if !denied || !wire.Good(a) { // that is kept as what it is, the answer about A
-		h.settle(ctx, key, a, began)
-	}
-	return a
-}
-
-// settle keeps what became of a question that was asked at a time of the outage's clock.
-func (h *Cache) settle(ctx context.Context, key string, a wire.Answer, began int64) {
-	switch {
-	case a.Late != nil || a.Pending: // not yet known
-	case wire.Good(a):
-		h.put(key, a)
-	case ctx.Err() != nil: // it was we who gave up
-	case h.outage.EndedAfter(began): // what failed then says nothing about now
-	default:
-		h.fail(key, a)
-	}
+	return Miss{failure: h.failures.get(hash, key), changes: h.changes.Load()}
 }
 
 // put keeps a, if it may be kept. In any case it takes the place of what was
@@ -283,7 +165,7 @@ func (h *Cache) fail(key string, a wire.Answer) {
 		e.failed.Store(now)
 		return
 	}
-	h.failures.add(hash, failureEntry{key: key, rcode: wire.RcodeOf(a.Msg), server: a.Server, at: now})
+	h.failures.add(hash, &failureEntry{key: key, rcode: wire.RcodeOf(a.Msg), server: a.Server, at: now})
 }
 
 // keep adds e in place of an older answer to the same question. False: it does
@@ -306,6 +188,7 @@ func (h *Cache) keep(e *entry) bool {
 	h.failures.remove(hash)
 	h.bytes += e.size()
 	h.lru.Add(hash, e)
+	h.changes.Add(1)
 	for h.bytes > h.maxBytes {
 		h.lru.RemoveOldest()
 	}

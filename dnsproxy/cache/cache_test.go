@@ -3,6 +3,7 @@ package cache
 import (
 	"bytes"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"sync/atomic"
 	"testing"
@@ -115,10 +116,10 @@ func TestFailureOfBeforeTheEndIsVoid(t *testing.T) {
 			via := new(Flights)
 			via.Transport.Open(t.Context(), true)
 			defer via.Transport.End()
-			if a := h.fetch(t.Context(), q, via, "key"); wire.RcodeOf(a.Msg) != wire.RcodeServFail {
+			if a := h.fetch(t.Context(), q, Miss{}, via, "key"); wire.RcodeOf(a.Msg) != wire.RcodeServFail {
 				t.Fatalf("%x", a.Msg)
 			}
-			if _, f := h.find([]byte("key")); o.Holds(f.at, f.keep) == back {
+			if f := h.find([]byte("key")).failure; (f != nil && o.Holds(f.at, f.keep)) == back {
 				t.Errorf("kept: %t", !back)
 			}
 		})
@@ -218,9 +219,42 @@ func FuzzUpstreamAnswer(f *testing.F) {
 
 // given is what h has for key, nil when nothing.
 func given(h *Cache, key []byte) []byte {
-	e, _ := h.find(key)
+	e := h.find(key).entry
 	if e == nil {
 		return nil
 	}
 	return e.append(nil, e.age(h.now())).Msg
+}
+
+// What Fast did not find, Serve does not look for again, unless something was kept since.
+func TestMissIsLookedUpOnce(t *testing.T) {
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
+	for name, counted := range map[string]bool{"nothing was kept since": false, "another flight has landed": true} {
+		t.Run(name, func(t *testing.T) {
+			s := startCache(t, Config{}, upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)})
+			s.ask(t, "x.example", dns.TypeA)
+			kept := s.lru.Values()[0]
+			s.lru.Purge()
+			q, err := wire.NewQuery("x.example", dns.TypeA)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, m, ok := s.Fast(q, nil, s.via)
+			if ok {
+				t.Fatal("no miss")
+			}
+			if counted {
+				s.keep(kept)
+			} else { // behind the cache's back
+				s.lru.Add(maphash.String(s.seed, kept.key), kept)
+			}
+			want := wire.SourceUpstream
+			if counted {
+				want = wire.SourceCache
+			}
+			if a := s.Serve(t.Context(), q, m, s.via); a.Source != want {
+				t.Errorf("answered by %s, want %s", a.Source, want)
+			}
+		})
+	}
 }

@@ -31,25 +31,28 @@ type failureEntry struct {
 
 // failureCache keeps failures. Its user has the lock.
 type failureCache struct {
-	lru *simplelru.LRU[uint64, failureEntry]
+	lru *simplelru.LRU[uint64, *failureEntry]
 }
 
 func newFailureCache() failureCache {
-	lru, err := simplelru.NewLRU[uint64, failureEntry](maxFailures, nil)
+	lru, err := simplelru.NewLRU[uint64, *failureEntry](maxFailures, nil)
 	if err != nil {
 		panic(err) // the size is a constant above zero
 	}
 	return failureCache{lru}
 }
 
-func (c failureCache) get(hash uint64, key []byte) (failureEntry, bool) {
-	f, ok := c.lru.Get(hash)
-	return f, ok && f.key == string(key)
+// get returns key's failure, nil when there is none.
+func (c failureCache) get(hash uint64, key []byte) *failureEntry {
+	if f, ok := c.lru.Get(hash); ok && f.key == string(key) {
+		return f
+	}
+	return nil
 }
 
 // add keeps f for twice as long as the failure before it, if that was the same
 // name's and not long ago.
-func (c failureCache) add(hash uint64, f failureEntry) {
+func (c failureCache) add(hash uint64, f *failureEntry) {
 	f.keep = minFailure
 	if last, ok := c.lru.Peek(hash); ok && last.key == f.key && f.at-last.at < int64(2*maxFailure) {
 		f.keep = min(2*last.keep, maxFailure)

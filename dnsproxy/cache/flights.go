@@ -2,9 +2,7 @@ package cache
 
 import (
 	"bytes"
-	"context"
 	"sync"
-	"time"
 
 	"understudy.mesh/dnsproxy/internal/wire"
 	"understudy.mesh/dnsproxy/upstream"
@@ -54,37 +52,4 @@ func (s *Flights) land(key string, f *flight, a wire.Answer) {
 		f.answer.Msg = bytes.Clone(a.Msg)
 	}
 	close(f.landed)
-}
-
-// lead does what f is for. A leader that has waited in vain leaves the rest to a task.
-func (h *Cache) lead(ctx context.Context, q *wire.Query, via *Flights, f *flight, key string) wire.Answer {
-	began := h.outage.Clock()
-	a := h.fetch(ctx, q, via, key)
-	late := a.Late
-	if late == nil {
-		via.land(key, f, a)
-		return a
-	}
-	a.Late, a.Pending = nil, true
-	via.Transport.Go(func() {
-		a := <-late
-		h.settle(ctx, key, a, began)
-		via.land(key, f, a)
-	})
-	return a
-}
-
-// follow waits for another's question, as long as q may.
-func (h *Cache) follow(ctx context.Context, q *wire.Query, f *flight) wire.Answer {
-	timer := time.NewTimer(h.next.Patience(q))
-	defer timer.Stop()
-	select {
-	case <-f.landed:
-		a := f.answer
-		a.Msg = bytes.Clone(a.Msg)
-		return a
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	return wire.Answer{Msg: wire.AppendReply(nil, q, 0, wire.RcodeServFail), Source: wire.SourceFailure, Pending: true}
 }

@@ -51,9 +51,9 @@ func (s *testCache) ask(t testing.TB, name string, qtype uint16) *dns.Msg {
 	if q.Parse(dnstest.Question(t, name, qtype), 0) != wire.AnswerIt {
 		t.Fatalf("%s is no query", name)
 	}
-	a, ok := s.Fast(q, nil, s.via)
+	a, miss, ok := s.Fast(q, nil, s.via)
 	if !ok {
-		a = s.Serve(t.Context(), q, s.via)
+		a = s.Serve(t.Context(), q, miss, s.via)
 	}
 	m := new(dns.Msg)
 	if err := m.Unpack(wire.Finish(q, a.Msg)); err != nil {

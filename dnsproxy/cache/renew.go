@@ -1,11 +1,8 @@
 package cache
 
 import (
-	"context"
 	"strings"
 	"time"
-
-	"understudy.mesh/dnsproxy/internal/wire"
 )
 
 const (
@@ -34,36 +31,6 @@ func (e *entry) hot(age time.Duration) bool {
 	return hits >= hotHits && !e.counted && e.ttl-age <= e.ttl/hotShare && !e.renewing.Load() && e.renewing.CompareAndSwap(false, true)
 }
 
-// prefetch has e asked for anew.
-func (h *Cache) prefetch(q *wire.Query, via *Flights, e *entry) {
-	if h.renew(q, via) {
-		h.prefetches.Add(1)
-	} else {
-		e.renewing.Store(false)
-	}
-}
-
-// renew asks q's question while nobody waits. It keeps nothing of q. False:
-// too many such questions are under way.
-func (h *Cache) renew(q *wire.Query, via *Flights) bool {
-	select {
-	case h.renewals <- struct{}{}:
-	default:
-		return false
-	}
-	own := *q
-	via.Transport.Leave(func(ctx context.Context) {
-		defer func() { <-h.renewals }()
-		key := string(appendKey(nil, &own))
-		if f, first := via.join(key); first {
-			h.lead(ctx, &own, via, f, key)
-		} else {
-			h.outage.Returned()
-		}
-	})
-	return true
-}
-
 // beyond is how long after its end e may be given while no server answers.
 func (h *Cache) beyond(e *entry) time.Duration {
 	if h.cluster != "" && strings.HasSuffix(e.key, h.cluster) {
@@ -85,25 +52,4 @@ func (h *Cache) stale(e *entry) bool {
 // ask has failed a short time ago, or no server answers anything.
 func (h *Cache) held(e *entry, age time.Duration) bool {
 	return age < e.ttl+h.beyond(e) && (h.outage.AllFail() || h.outage.Holds(e.failed.Load(), h.staleHold))
-}
-
-// freshOr asks, and returns the old answer e when that fails or takes long;
-// the question goes on then, for the next who asks.
-func (h *Cache) freshOr(ctx context.Context, e *entry, q *wire.Query, via *Flights, key string) wire.Answer {
-	own, began := *q, h.outage.Clock()
-	got := make(chan wire.Answer, 1)
-	via.Transport.Go(func() { got <- h.ask(ctx, &own, via, key) })
-	timer := time.NewTimer(h.staleAfter)
-	defer timer.Stop()
-	select {
-	case a := <-got:
-		if wire.Good(a) {
-			return a
-		}
-	case <-timer.C:
-		if !h.outage.EndedAfter(began) {
-			e.failed.Store(h.outage.Clock())
-		}
-	}
-	return e.append(nil, e.age(h.now()))
 }

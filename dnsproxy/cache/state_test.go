@@ -46,7 +46,7 @@ func answerTo(s *testCache, msg []byte) []byte {
 	if q.Parse(msg, wire.MaxMessage) != wire.AnswerIt {
 		return nil
 	}
-	a, ok := s.Fast(q, nil, s.via)
+	a, _, ok := s.Fast(q, nil, s.via)
 	if !ok {
 		return nil
 	}
@@ -274,7 +274,7 @@ func FuzzImportCache(f *testing.F) {
 			if !ok || e.ttl <= 0 || e.ttl > maxPositive || e.stored.After(now.Now()) {
 				t.Fatalf("entry %+v", e)
 			}
-			a, ok := s.Fast(q, nil, s.via)
+			a, _, ok := s.Fast(q, nil, s.via)
 			if !ok {
 				t.Fatalf("%q cannot be found", e.key)
 			}

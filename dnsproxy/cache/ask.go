@@ -1,0 +1,140 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"understudy.mesh/dnsproxy/internal/wire"
+)
+
+// ask asks for what the cache did not have, or waits for who does.
+func (h *Cache) ask(ctx context.Context, q *wire.Query, m Miss, via *Flights) wire.Answer {
+	key := string(appendKey(nil, q))
+	f, first := via.join(key)
+	if !first {
+		return h.follow(ctx, q, f)
+	}
+	if h.changes.Load() != m.changes { // another flight may have landed since it was looked up
+		if e := h.find([]byte(key)).entry; e != nil {
+			if age := e.age(h.now()); age < e.ttl {
+				a := e.append(nil, age)
+				via.land(key, f, a)
+				return a
+			}
+		}
+	}
+	return h.lead(ctx, q, m, via, f, key)
+}
+
+// lead does what f is for. A leader that has waited in vain leaves the rest to a task.
+func (h *Cache) lead(ctx context.Context, q *wire.Query, m Miss, via *Flights, f *flight, key string) wire.Answer {
+	began := h.outage.Clock()
+	a := h.fetch(ctx, q, m, via, key)
+	late := a.Late
+	if late == nil {
+		via.land(key, f, a)
+		return a
+	}
+	a.Late, a.Pending = nil, true
+	via.Transport.Go(func() {
+		a := <-late
+		h.settle(ctx, key, a, began)
+		via.land(key, f, a)
+	})
+	return a
+}
+
+// follow waits for another's question, as long as q may.
+func (h *Cache) follow(ctx context.Context, q *wire.Query, f *flight) wire.Answer {
+	timer := time.NewTimer(h.next.Patience(q))
+	defer timer.Stop()
+	select {
+	case <-f.landed:
+		a := f.answer
+		a.Msg = bytes.Clone(a.Msg)
+		return a
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return wire.Answer{Msg: wire.AppendReply(nil, q, 0, wire.RcodeServFail), Source: wire.SourceFailure, Pending: true}
+}
+
+// fetch asks the next handler and keeps what it says.
+func (h *Cache) fetch(ctx context.Context, q *wire.Query, m Miss, via *Flights, key string) wire.Answer {
+	began := h.outage.Clock()
+	a, denied := h.deniedAgain(ctx, q, m, via)
+	if !denied {
+		a = h.next.Serve(ctx, q, &via.Transport)
+	}
+	if !denied || !wire.Good(a) { // that is kept as what it is, the answer about A
+		h.settle(ctx, key, a, began)
+	}
+	return a
+}
+
+// settle keeps what became of a question that was asked at a time of the outage's clock.
+func (h *Cache) settle(ctx context.Context, key string, a wire.Answer, began int64) {
+	switch {
+	case a.Late != nil || a.Pending: // not yet known
+	case wire.Good(a):
+		h.put(key, a)
+	case ctx.Err() != nil: // it was we who gave up
+	case h.outage.EndedAfter(began): // what failed then says nothing about now
+	default:
+		h.fail(key, a)
+	}
+}
+
+// deniedAgain asks for A before AAAA, together with whoever asks for A, where there
+// was no such name when somebody last did. False: it is there now, or was then.
+func (h *Cache) deniedAgain(ctx context.Context, q *wire.Query, m Miss, via *Flights) (wire.Answer, bool) {
+	if m.denial == nil {
+		return wire.Answer{}, false
+	}
+	own := q.WithType(wire.TypeA)
+	a := h.ask(ctx, &own, Miss{entry: m.denial, changes: m.changes}, via)
+	return a, !wire.Good(a) || wire.Denies(a.Msg)
+}
+
+// renew asks q's question, of which denial is known, while nobody waits. It keeps nothing
+// of q. False: too many such questions are under way.
+func (h *Cache) renew(q *wire.Query, denial *entry, via *Flights) bool {
+	select {
+	case h.renewals <- struct{}{}:
+	default:
+		return false
+	}
+	own := *q
+	via.Transport.Leave(func(ctx context.Context) {
+		defer func() { <-h.renewals }()
+		key := string(appendKey(nil, &own))
+		if f, first := via.join(key); first {
+			h.lead(ctx, &own, Miss{denial: denial}, via, f, key)
+		} else {
+			h.outage.Returned()
+		}
+	})
+	return true
+}
+
+// freshOr asks, and returns the old answer when that fails or takes long;
+// the question goes on then, for the next who asks.
+func (h *Cache) freshOr(ctx context.Context, q *wire.Query, m Miss, via *Flights) wire.Answer {
+	own, e, began := *q, m.entry, h.outage.Clock()
+	got := make(chan wire.Answer, 1)
+	via.Transport.Go(func() { got <- h.ask(ctx, &own, m, via) })
+	timer := time.NewTimer(h.staleAfter)
+	defer timer.Stop()
+	select {
+	case a := <-got:
+		if wire.Good(a) {
+			return a
+		}
+	case <-timer.C:
+		if !h.outage.EndedAfter(began) {
+			e.failed.Store(h.outage.Clock())
+		}
+	}
+	return e.append(nil, e.age(h.now()))
+}

@@ -23,28 +23,28 @@ const (
 	maxSocketName = 40
 )
 
-// check finds values that are right by themselves and wrong together.
+// check finds values that are each right, and wrong together.
 func (l *loader) check(c *Config) {
 	l.checkPorts(c)
 	l.checkPath("configPath", c.ConfigPath)
 	l.checkPath("handoffDir", c.HandoffDir)
 	if c.DrainDuration < time.Second {
-		l.blame("drainDuration", c.DrainDuration.String(), "want at least 1s: Envoy counts whole seconds")
+		l.reject("drainDuration", c.DrainDuration.String(), "want at least 1s: Envoy counts whole seconds")
 	}
 	if c.ConnectTimeout < time.Millisecond {
-		l.blame("connectTimeout", c.ConnectTimeout.String(), "want at least 1ms: Envoy refuses a cluster that has no time to connect")
+		l.reject("connectTimeout", c.ConnectTimeout.String(), "want at least 1ms: Envoy refuses a cluster that has no time to connect")
 	}
 	if c.DNSTTL < time.Second || c.DNSTTL%time.Second != 0 {
-		l.blame("dnsTTL", c.DNSTTL.String(), "want whole seconds, at least 1s: so records count, and what nobody may keep is asked for again each time")
+		l.reject("dnsTTL", c.DNSTTL.String(), "want whole seconds, at least 1s: records count in seconds, and clients ask again each time for a record with 0")
 	}
 	if c.ProxyMark == tproxyMark || c.ProxyMark == tproxyMark+1 {
-		l.blame("proxyMark", fmt.Sprintf("%#x", c.ProxyMark), fmt.Sprintf("want another than %#x and %#x, which TPROXY mode gives to other traffic", tproxyMark, tproxyMark+1))
+		l.reject("proxyMark", fmt.Sprintf("%#x", c.ProxyMark), fmt.Sprintf("want another than %#x and %#x, which TPROXY mode gives to other traffic", tproxyMark, tproxyMark+1))
 	}
 	if c.Interception == NoCapture {
-		l.reproach("interceptionMode", "nothing is captured, and Envoy gets only what is sent to its ports 15001 and 15006: no listener is bound to a service's port, as Istio would; want REDIRECT or TPROXY")
+		l.warnOf("interceptionMode", "nothing is captured, and Envoy gets only what is sent to its ports 15001 and 15006: no listener is bound to a service's port, as Istio would; want REDIRECT or TPROXY")
 	}
 	if c.LogTarget == "" {
-		l.blame("logTarget", "", "want stdout, stderr or a file")
+		l.reject("logTarget", "", "want stdout, stderr or a file")
 	}
 	for _, role := range []Role{Sidecar, Router} {
 		if c.Role == role {
@@ -64,7 +64,7 @@ func (l *loader) checkPorts(c *Config) {
 	}
 	claim := func(port uint16, name, use string) {
 		if by, ok := taken[port]; ok {
-			l.blame(name, strconv.Itoa(int(port)), fmt.Sprintf("want another port: this one is %s", by.use))
+			l.reject(name, strconv.Itoa(int(port)), fmt.Sprintf("want another port: this one is %s", by.use))
 			return
 		}
 		taken[port] = owner{name, use}
@@ -80,29 +80,29 @@ func (l *loader) checkPorts(c *Config) {
 	}
 }
 
-// checkPath refuses a directory under which a socket's path would not fit.
+// checkPath refuses a directory that is too long for the path of a socket in it.
 func (l *loader) checkPath(name, path string) {
 	if len(path)+1+maxSocketName > unixsock.MaxPath {
-		l.blame(name, path, fmt.Sprintf("%d bytes, want at most %d: a Unix socket's path holds %d bytes, and the sockets in it take %d",
+		l.reject(name, path, fmt.Sprintf("%d bytes, want at most %d: a Unix socket's path holds %d bytes, and the sockets in it take %d",
 			len(path), unixsock.MaxPath-1-maxSocketName, unixsock.MaxPath, 1+maxSocketName))
 	}
 }
 
-// blame reports a setting under the name and source that gave it its value.
-func (l *loader) blame(name, value, remedy string) {
+// reject reports a setting under the name and source that gave it its value.
+func (l *loader) reject(name, value, remedy string) {
 	r := l.values[name]
 	i := slices.IndexFunc(l.table, func(s Setting) bool { return s.name == name })
 	l.problem(r.source, spelled(l.table[i], r.source), value, remedy)
 }
 
-// reproach warns of a setting under the name and source that gave it its value.
-func (l *loader) reproach(name, message string) {
+// warnOf warns of a setting under the name and source that gave it its value.
+func (l *loader) warnOf(name, message string) {
 	r := l.values[name]
 	i := slices.IndexFunc(l.table, func(s Setting) bool { return s.name == name })
 	l.warn(r.source, spelled(l.table[i], r.source), message)
 }
 
-// spelled is a setting's name in a source.
+// spelled is the name of a setting in a source.
 func spelled(s Setting, source string) string {
 	switch {
 	case source == sourceFlag:

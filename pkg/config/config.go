@@ -107,8 +107,8 @@ type Config struct {
 	UpgradeDrainDuration time.Duration // ParentShutdownDuration unless set
 	Takeover             Takeover
 	UpgradeStats         bool // carry the old Envoy's statistics over
-	// SidecarSetVersion and SidecarSetVersionAlt are what OpenKruise wrote, whatever it
-	// is: package hotrestart judges them; "" is unset.
+	// SidecarSetVersion and SidecarSetVersionAlt are what OpenKruise wrote, unchecked: the
+	// hand-off parses them; "" is unset.
 	SidecarSetVersion, SidecarSetVersionAlt string
 
 	// Envoy.

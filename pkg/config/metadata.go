@@ -18,8 +18,8 @@ const (
 	metaJSONPrefix = "ISTIO_METAJSON_"
 )
 
-// nodeMetadata builds the metadata of Envoy's node: typed entries first, then whatever
-// the variables add under names that are not taken. Values have Istio's encodings:
+// nodeMetadata builds the metadata of Envoy's node: typed entries first, then what
+// the variables add under other names. Values have Istio's encodings:
 // booleans and numbers as strings, lists comma-joined.
 func (l *loader) nodeMetadata(c *Config) map[string]any {
 	m := map[string]any{

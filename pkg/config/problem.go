@@ -48,7 +48,7 @@ func (w Warning) String() string {
 	return fmt.Sprintf("%s: %s: %s", w.source, w.key, w.message)
 }
 
-// IsUsage reports whether an error of Load or ParseRole blames the command line, which
+// IsUsage reports whether an error of Load or ParseRole is about the command line, which
 // ends the process with status 2 and not 1.
 func IsUsage(err error) bool {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {

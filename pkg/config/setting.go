@@ -52,8 +52,8 @@ type Setting struct {
 	emptyEnv   bool // an empty variable is set too: it turns the setting off
 }
 
-// Settings returns the whole table, in the order of the reference page. It is made
-// anew by each call and the caller's to keep.
+// Settings returns the whole table, in the order of the reference page. Each call makes a
+// new one, which the caller may keep.
 func Settings() []Setting {
 	var all []Setting
 	for _, chapter := range []struct {

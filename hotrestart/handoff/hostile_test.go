@@ -1,9 +1,11 @@
 package handoff
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -194,13 +196,12 @@ func mustDialThrough(t testing.TB, d *Dir) *Client {
 }
 
 func TestWrongUID(t *testing.T) {
-	if role := os.Getenv(handoffRole); role == "stranger" {
-		conn, err := net.Dial("unix", os.Getenv(handoffPath))
-		if err == nil {
-			conn.SetDeadline(time.Now().Add(patience))
-			_, err = conn.Read(make([]byte, 1))
-		}
-		fmt.Println("STRANGER", err)
+	switch os.Getenv(handoffRole) {
+	case "stranger":
+		playStranger(t, os.Getenv(handoffPath))
+		return
+	case "strange server":
+		playStrangeServer(t, os.Getenv(handoffPath))
 		return
 	}
 	if os.Geteuid() != 0 {
@@ -217,6 +218,7 @@ func TestWrongUID(t *testing.T) {
 	}
 	defer os.RemoveAll(path)
 	old := startParent(t, path, "old")
+	d := openTestDir(t, path, "new")
 	binary := path + "/stranger"
 	copyFile(t, "/proc/self/exe", binary)
 	for _, name := range []string{path, path + "/understudy-0", path + "/understudy-0/old.sock"} {
@@ -224,12 +226,15 @@ func TestWrongUID(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command(binary, "-test.run=^TestWrongUID$")
-	cmd.Dir = "/"
-	cmd.Env = []string{handoffRole + "=stranger", handoffPath + "=" + path + "/understudy-0/old.sock"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "STRANGER EOF") {
+	stranger := func(role, socket string) *exec.Cmd {
+		cmd := exec.Command(binary, "-test.run=^TestWrongUID$")
+		cmd.Dir = "/"
+		cmd.Env = []string{handoffRole + "=" + role, handoffPath + "=" + path + "/understudy-0/" + socket}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		return cmd
+	}
+	out, err := stranger("stranger", "old.sock").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "STRANGER heard 0 bytes") {
 		t.Errorf("%v: %s", err, out)
 	}
 	select {
@@ -238,12 +243,57 @@ func TestWrongUID(t *testing.T) {
 	default:
 	}
 	// And the other way round: a newcomer does not speak to a stranger's server.
+	server := stranger("strange server", "strange.sock")
+	listens, err := server.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	until, err := server.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(listens).ReadString('\n'); line != "LISTENS\n" {
+		t.Errorf("the stranger's server says %q, %v", line, err)
+	}
+	if conn, err := d.connect(testContext(t), "strange"); err == nil || !strings.Contains(err.Error(), "runs as uid 65534") {
+		t.Errorf("a stranger's server is spoken to: %v, %v", conn, err)
+	}
+	if err := errors.Join(until.Close(), server.Wait()); err != nil {
+		t.Error(err)
+	}
 	if err := os.Chown(path+"/understudy-0", 65534, 65534); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := OpenDir(path, testIdentity("new")); err == nil || !strings.Contains(err.Error(), "belongs to uid 65534") {
 		t.Error(err)
 	}
+}
+
+// playStranger says hello as a newcomer does, and tells how much it is answered.
+func playStranger(t *testing.T, socket string) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	conn.Write(encode(t, msgHello, helloHead{1, currentProtocol, testIdentity("stranger")}, 0)) // which fails where it is sent away at once
+	n, err := conn.Read(make([]byte, 1))
+	fmt.Println("STRANGER heard", n, "bytes", err)
+}
+
+// playStrangeServer listens until its standard input ends.
+func playStrangeServer(t *testing.T, socket string) {
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	fmt.Println("LISTENS")
+	io.Copy(io.Discard, os.Stdin)
 }
 
 func copyFile(t *testing.T, from, to string) {

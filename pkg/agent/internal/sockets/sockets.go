@@ -282,7 +282,7 @@ func (s *Set) RestrictReuseport() {
 	if s.given == nil {
 		return
 	}
-	listeners, err := hotrestart.Narrow(s.given, s.envoy)
+	listeners, err := hotrestart.RestrictReuseport(s.given, s.envoy)
 	if err != nil {
 		s.log.Warn("this generation has fewer workers than the one before: connections that reach a surplus socket in the last moment are reset", "err", err)
 	} else if listeners > 0 {
@@ -294,7 +294,7 @@ func (s *Set) RestrictReuseport() {
 func (s *Set) UnrestrictReuseport() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.warn(hotrestart.Widen(s.envoy))
+	s.warn(hotrestart.UnrestrictReuseport(s.envoy))
 }
 
 // Quench keeps whoever connects from now on from every socket: they are to be closed, and nobody

@@ -7,30 +7,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Narrow has the kernel give new connections only to those of the sockets that used has
+// RestrictReuseport has the kernel give new connections only to those of the sockets that used has
 // as well, where a new Envoy has fewer workers than the one before: what already waits
 // in the others can then be accepted by the old Envoy before they are closed, which
-// would reset it. It returns how many listeners that concerns. Undo it by Widen once
-// the other sockets are closed, or when the old Envoy is to go on.
+// would reset it. It returns how many listeners that concerns. Undo it by UnrestrictReuseport
+// once the other sockets are closed, or when the old Envoy is to go on.
 //
 // The sockets of one address are a reuseport group (socket(7)), which a classic BPF
 // program may choose from by their index. That is the order in which they began to
 // listen, and Envoy's workers do so in theirs. Where it is not, an index leads to
 // another socket of the group, or to none, and then the kernel chooses as ever.
-func Narrow(all, used *Sockets) (narrowed int, err error) {
+func RestrictReuseport(all, used *Sockets) (restricted int, err error) {
 	var errs []error
 	had, has := workersOf(all), workersOf(used)
 	for address, n := range had {
 		if has[address] == 0 || has[address] >= n {
 			continue
 		}
-		if err := narrow(used, address, has[address]); err != nil {
+		if err := restrict(used, address, has[address]); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		narrowed++
+		restricted++
 	}
-	return narrowed, errors.Join(errs...)
+	return restricted, errors.Join(errs...)
 }
 
 // workersOf counts the sockets of each listener of Envoy's.
@@ -44,8 +44,8 @@ func workersOf(s *Sockets) map[string]uint32 {
 	return workers
 }
 
-// narrow attaches a program that draws one of the first n sockets of the group.
-func narrow(s *Sockets, address string, n uint32) error {
+// restrict attaches a program that draws one of the first n sockets of the group.
+func restrict(s *Sockets, address string, n uint32) error {
 	const random = 0xfffff000 + 56 // SKF_AD_OFF + SKF_AD_RANDOM, linux/filter.h
 	program := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: random},
@@ -65,13 +65,13 @@ func narrow(s *Sockets, address string, n uint32) error {
 	return nil
 }
 
-// Widen undoes Narrow for every listener in s. It does no harm where there is nothing to undo.
-func Widen(s *Sockets) error {
+// UnrestrictReuseport undoes RestrictReuseport for every listener in s. It does no harm where there is nothing to undo.
+func UnrestrictReuseport(s *Sockets) error {
 	var errs []error
 	for address := range workersOf(s) {
 		fd, err := s.Copy(EnvoySocketName(address, 0))
 		if err != nil {
-			continue // another worker's only: never narrowed
+			continue // another worker's only: never restricted
 		}
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0)
 		unix.Close(fd)

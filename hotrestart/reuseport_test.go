@@ -55,7 +55,7 @@ func reached(t *testing.T, s *Sockets, address string) map[string]int {
 	return waiting
 }
 
-func TestNarrow(t *testing.T) {
+func TestReuseport(t *testing.T) {
 	all, address := group(t, 4)
 	used, err := all.Dup()
 	if err != nil {
@@ -67,34 +67,34 @@ func TestNarrow(t *testing.T) {
 	if got := reached(t, all, address); len(got) != 4 {
 		t.Fatalf("before: %v", got)
 	}
-	if n, err := Narrow(all, all); n != 0 || err != nil {
+	if n, err := RestrictReuseport(all, all); n != 0 || err != nil {
 		t.Errorf("as many workers: %d, %v", n, err)
 	}
-	if n, err := Narrow(all, used); n != 1 || err != nil {
-		t.Fatalf("narrowed %d, %v", n, err)
+	if n, err := RestrictReuseport(all, used); n != 1 || err != nil {
+		t.Fatalf("restricted %d, %v", n, err)
 	}
 	if got := reached(t, all, address); len(got) != 2 || got["0"] == 0 || got["1"] == 0 {
-		t.Errorf("narrowed: %v, want 0 and 1 only", got)
+		t.Errorf("restricted: %v, want 0 and 1 only", got)
 	}
-	if err := Widen(used); err != nil {
+	if err := UnrestrictReuseport(used); err != nil {
 		t.Fatal(err)
 	}
 	if got := reached(t, all, address); len(got) != 4 {
-		t.Errorf("widened: %v", got)
+		t.Errorf("unrestricted: %v", got)
 	}
-	if err := Widen(used); err != nil {
+	if err := UnrestrictReuseport(used); err != nil {
 		t.Errorf("again: %v", err)
 	}
 
 	// What is left when the surplus is closed is served as ever, with the program or without.
-	if _, err := Narrow(all, used); err != nil {
+	if _, err := RestrictReuseport(all, used); err != nil {
 		t.Fatal(err)
 	}
 	all.Close()
 	if got := reached(t, used, address); len(got) != 2 {
 		t.Errorf("surplus closed: %v", got)
 	}
-	if err := Widen(used); err != nil {
+	if err := UnrestrictReuseport(used); err != nil {
 		t.Error(err)
 	}
 }

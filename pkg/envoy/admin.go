@@ -1,19 +1,26 @@
 package envoy
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 )
 
 const (
+	// maxStatLine bounds a line of /stats. A text readout may be long; a counter's name
+	// holds at most a few cluster names of 60 KiB each at the very worst.
+	maxStatLine = 256 << 10
 	// adminTimeout bounds every request of ours (not what is relayed): the admin runs on
 	// Envoy's main thread, which a large update keeps busy. It is Istio's.
 	adminTimeout = 3 * time.Second
@@ -151,4 +158,62 @@ func (a *Admin) do(ctx context.Context, method, path string, read func(io.Reader
 		return wrap(fmt.Errorf("the reply has more than %d bytes: use a narrower filter", maxAdminReply))
 	}
 	return nil
+}
+
+// adminHost is the Host header of every request to the admin: the agent's callers
+// write whatever they like, and Envoy should not have to care.
+const adminHost = "localhost"
+
+// ServeHTTP relays a request to Envoy's admin and the reply back as it comes, without
+// holding more of it than one buffer: /stats of a large mesh has tens of megabytes.
+// Where there is no Envoy it answers 503 and the reason.
+func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.Relay(w, r, func(reason string) { http.Error(w, reason, http.StatusServiceUnavailable) })
+}
+
+// Relay is ServeHTTP with another answer where there is no Envoy: unanswered gives it. It is called with the
+// reason, a sentence for people, at most once and before anything was written.
+func (a *Admin) Relay(w http.ResponseWriter, r *http.Request, unanswered func(reason string)) {
+	relay := httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme = "http"
+			r.Out.URL.Host = adminHost
+			r.Out.Host = adminHost
+		},
+		Transport:     a.transport,
+		FlushInterval: -1, // at once: some replies never end
+		// A client that goes away in the middle is not worth a line.
+		ErrorLog: log.New(io.Discard, "", 0),
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			unanswered(fmt.Sprintf("Envoy's admin on %s does not answer: %v", a.path, err))
+		},
+	}
+	// Otherwise the server closes the request's body when the reply begins, and the
+	// transport, which may still look for the body's end, gives the connection up. A
+	// writer that cannot do it has no such server behind it.
+	_ = http.NewResponseController(w).EnableFullDuplex()
+	relay.ServeHTTP(w, r)
+}
+
+// parseStats reads the text form of /stats, "<name>: <number>" a line. Histograms and
+// text readouts, whose values are no numbers, are left out.
+func parseStats(r io.Reader) (map[string]uint64, error) {
+	stats := make(map[string]uint64)
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxStatLine)
+	for lines.Scan() {
+		line := lines.Text()
+		// Names hold ": " only in theory, addresses in them hold ":".
+		i := strings.LastIndex(line, ": ")
+		if i <= 0 {
+			continue
+		}
+		if v, err := strconv.ParseUint(strings.TrimSpace(line[i+2:]), 10, 64); err == nil {
+			stats[line[:i]] = v
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read statistics: %w", err)
+	}
+	return stats, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"sync"
@@ -241,3 +242,37 @@ func (i *Instance) Fetch(ctx context.Context) (*hotrestart.Sockets, error) {
 
 // ErrNoHotRestart says that an Envoy cannot be asked for what only a hot restart tells.
 var ErrNoHotRestart = errors.New("this Envoy takes no part in hot restarts")
+
+// Readiness is told what is pending before the pod may have traffic.
+type Readiness interface {
+	Pending(task, reason string)
+	Done(task string)
+}
+
+// Config says how Envoys are started and what is made of what becomes of them.
+type Config struct {
+	Binary string
+	// Command makes the command line of an Envoy that takes part in a hot restart, or of
+	// one that does not (nil).
+	Command func(hotRestart []string) Command
+	// Path is where the sockets of the hot restart begin, see hotenvoy.Rendezvous.
+	Path    string
+	Sockets func(address string, worker uint32) (fd int, ok bool)
+	// Inherits tells whether the sockets are those of a generation that may still serve;
+	// nil: they are not.
+	Inherits func() bool
+	// DropSockets is called before an Envoy is started that takes no part in hot restarts and
+	// binds for itself; nil: nothing is to be done.
+	DropSockets func()
+	Accepts     func()                                             // called when an Envoy accepts on all its first listeners
+	Stats       func(context.Context) (hotenvoy.StatsReply, error) // nil: none
+	StartTime   time.Time
+
+	Admin *Admin
+	Ready Readiness
+	// Serves is called each time an Envoy begins to; nil is allowed.
+	Serves func()
+	// RestartHung ends an Envoy that hangs, instead of only saying so.
+	RestartHung bool
+	Log         *slog.Logger
+}

@@ -1,13 +1,10 @@
 package envoy
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strconv"
-	"strings"
 )
 
 // Names of the statistics that readiness and the drain look at.
@@ -25,10 +22,6 @@ const (
 		`cluster_manager\.cds\.update_(success|rejected)|listener_manager\.lds\.update_(success|rejected))$`
 	workersFilter = `^listener_manager\.workers_started$`
 	warmingFilter = `^(cluster_manager\.warming_clusters|listener_manager\.total_listeners_warming)$`
-
-	// maxStatLine bounds a line of /stats. A text readout may be long; a counter's name
-	// holds at most a few cluster names of 60 KiB each at the very worst.
-	maxStatLine = 256 << 10
 )
 
 // ServerState is Envoy's life-cycle (envoy.admin.v3.ServerInfo.State, the gauge
@@ -161,27 +154,4 @@ func (a *Admin) Warming(ctx context.Context) (clusters, listeners uint64, err er
 // Counters gives every counter that was written to since Envoy's start.
 func (a *Admin) Counters(ctx context.Context) (map[string]uint64, error) {
 	return a.stats(ctx, "type=Counters&", ".*")
-}
-
-// parseStats reads the text form of /stats, "<name>: <number>" a line. Histograms and
-// text readouts, whose values are no numbers, are left out.
-func parseStats(r io.Reader) (map[string]uint64, error) {
-	stats := make(map[string]uint64)
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, maxStatLine)
-	for lines.Scan() {
-		line := lines.Text()
-		// Names hold ": " only in theory, addresses in them hold ":".
-		i := strings.LastIndex(line, ": ")
-		if i <= 0 {
-			continue
-		}
-		if v, err := strconv.ParseUint(strings.TrimSpace(line[i+2:]), 10, 64); err == nil {
-			stats[line[:i]] = v
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("read statistics: %w", err)
-	}
-	return stats, nil
 }

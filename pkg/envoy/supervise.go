@@ -4,12 +4,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	hotenvoy "understudy.mesh/hotrestart/envoy"
 )
 
 const (
@@ -35,40 +32,6 @@ type ExitError struct {
 }
 
 func (e *ExitError) Error() string { return e.Reason }
-
-// Readiness is told what is pending before the pod may have traffic.
-type Readiness interface {
-	Pending(task, reason string)
-	Done(task string)
-}
-
-// Config says how Envoys are started and what is made of what becomes of them.
-type Config struct {
-	Binary string
-	// Command makes the command line of an Envoy that takes part in a hot restart, or of
-	// one that does not (nil).
-	Command func(hotRestart []string) Command
-	// Path is where the sockets of the hot restart begin, see hotenvoy.Rendezvous.
-	Path    string
-	Sockets func(address string, worker uint32) (fd int, ok bool)
-	// Inherits tells whether the sockets are those of a generation that may still serve;
-	// nil: they are not.
-	Inherits func() bool
-	// DropSockets is called before an Envoy is started that takes no part in hot restarts and
-	// binds for itself; nil: nothing is to be done.
-	DropSockets func()
-	Accepts     func()                                             // called when an Envoy accepts on all its first listeners
-	Stats       func(context.Context) (hotenvoy.StatsReply, error) // nil: none
-	StartTime   time.Time
-
-	Admin *Admin
-	Ready Readiness
-	// Serves is called each time an Envoy begins to; nil is allowed.
-	Serves func()
-	// RestartHung ends an Envoy that hangs, instead of only saying so.
-	RestartHung bool
-	Log         *slog.Logger
-}
 
 // Supervisor keeps one Envoy running: before one ever served it gives up after
 // maxEarlyDeaths, and afterwards it starts the next one, at once after a life that was

@@ -99,8 +99,11 @@ var execute = map[roles.Do]step{
 // errServersEnded is why the life is over where nothing else says so.
 var errServersEnded = errors.New("the agent's servers ended")
 
-// adopt makes s the agent's, and shows it; nil: it has none.
-func (a *Agent) adopt(s *sidecar.Sidecar) {
-	a.loop.sidecar = s
-	a.showSidecar(s)
+// reportFailed notes how an attempt to take over ended, and says so.
+func reportFailed(result string, say func(*Agent, event, roles.Action)) step {
+	return func(a *Agent, e event, action roles.Action) *event {
+		a.finishAttempt(result, e.err)
+		say(a, e, action)
+		return nil
+	}
 }

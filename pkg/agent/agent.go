@@ -10,11 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
-	"os"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/sidecar"
@@ -22,59 +18,6 @@ import (
 	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/envoy"
 )
-
-// World is what `main` has read of its surroundings.
-type World struct {
-	// Version is the agent's own, for the node's metadata and the metrics.
-	Version string
-	// Environ is handed on to Envoy.
-	Environ []string
-	// Stdout and Stderr become Envoy's.
-	Stdout, Stderr *os.File
-	// DataDir keeps what outlives a restart of the container; "" is Istio's.
-	DataDir string
-	// FileLimit is how many files a process may have open (RLIMIT_NOFILE), as a child inherits
-	// it; 0 is no limit, or an unknown one.
-	FileLimit uint64
-	// Init says that the process is PID 1 of its container and must reap orphans.
-	Init bool
-	// Started is when the process began, and Boot the same as the time since the node's
-	// boot (CLOCK_BOOTTIME), 0 when unknown.
-	Started time.Time
-	Boot    time.Duration
-	// Settled is called whenever there is memory to give back: the first configuration
-	// is in force, or the agent has become a standby.
-	Settled func()
-	Log     func(scope string) *slog.Logger
-}
-
-// Agent is one generation of the agent: a process, whatever its role.
-type Agent struct {
-	cfg   *config.Config
-	world World
-	log   *slog.Logger
-
-	me      handoff.Identity
-	control *control.Listener
-	dir     *handoff.Dir    // nil: no hot upgrade
-	server  *handoff.Server // nil with dir
-	off     string          // why there is no hot upgrade; "" while there is
-
-	events   chan event
-	quit     chan struct{} // closed by Quit
-	quitOnce sync.Once
-	// noDrain is closed when a stop need not wait for connections: they were drained already.
-	noDrain     chan struct{}
-	noDrainOnce sync.Once
-
-	lives atomic.Int64 // how many sidecars there were
-
-	// loop is what only the goroutine of Run touches.
-	loop loop
-
-	mu    sync.Mutex
-	shown shown
-}
 
 // New checks what can be checked before anything starts, and takes this generation's
 // places: the control socket, and the hand-off directory. What it took is given back

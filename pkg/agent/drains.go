@@ -7,7 +7,6 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
-	"understudy.mesh/pkg/agent/internal/sidecar"
 	"understudy.mesh/pkg/envoy"
 )
 
@@ -19,23 +18,6 @@ const (
 	// where --upgradeDrainDuration, which counts from its begin, is over by then: time for a request.
 	lateGrace = 2 * time.Second
 )
-
-// drains are those after hand-offs.
-type drains struct {
-	leaving *sidecar.Sidecar // the one of which the newcomer is told
-	hurry   func()           // ends them all; nil: there are none
-}
-
-// begin adds the drain of s, which hurry ends.
-func (d *drains) begin(s *sidecar.Sidecar, hurry func()) {
-	earlier := d.hurry
-	d.leaving = s
-	d.hurry = func() {
-		if hurry(); earlier != nil {
-			earlier()
-		}
-	}
-}
 
 // retire lets connections end: the newcomer holds everything for good.
 func (a *Agent) retire() {

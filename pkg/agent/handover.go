@@ -6,16 +6,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
-	"understudy.mesh/pkg/envoy"
 )
-
-// handOff is the one to the newcomer that was welcomed last.
-type handOff struct {
-	newcomer *handoff.Newcomer // nil: there is none any more
-	began    time.Time
-	released time.Time       // when this generation released its listeners
-	counted  *envoy.Counters // what the newcomer knows of Envoy's counters
-}
 
 func (a *Agent) reject(e event, action roles.Action) *event {
 	a.log.Info("a newcomer was refused", "generation", e.newcomer.Identity().ID, "reason", action.Refusal.Reason)

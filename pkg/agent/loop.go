@@ -3,46 +3,11 @@ package agent
 import (
 	"cmp"
 	"context"
-	"errors"
-	"sync"
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
-	"understudy.mesh/pkg/agent/internal/sidecar"
 	"understudy.mesh/pkg/envoy"
 )
-
-// eventQueue lets those who report go on: no event waits for the loop for long.
-const eventQueue = 16
-
-// event is one thing that happened, with what belongs to it.
-type event struct {
-	kind     roles.Kind
-	peer     handoff.Identity  // of Found*, PeerLeaves
-	reason   string            // of Found*, PeerLeaves
-	search   int               // of Found*, LookAgain: see roles.State
-	sidecar  *sidecar.Sidecar  // whom it is about
-	newcomer *handoff.Newcomer // of the hand-off's
-	drained  handoff.Drained   // of PredecessorNews, DrainNews, Retired
-	counters *envoy.Counters   // of DrainNews, Retired: Envoy's; nil when unknown
-	err      error
-}
-
-// loop is the state of the goroutine that lives through the roles.
-type loop struct {
-	roles.State
-	err error // why the life is over, unless that was asked for
-
-	sidecar  *sidecar.Sidecar
-	taking   func()    // ends the attempt to take over; nil: there was none
-	follow   *follower // of the generation that serves instead
-	handOff  handOff   // to a newcomer
-	cutDrain func()    // ends the ordinary drain; nil: there was none
-	drains   drains    // after hand-offs
-
-	ctx      context.Context // ends with the life
-	children sync.WaitGroup  // goroutines that report events
-}
 
 // runRoles handles one event after the other until the life is over. asked ends when a
 // stop is asked for, base with the process.
@@ -141,31 +106,6 @@ func (a *Agent) describe(e event) roles.Event {
 	return d
 }
 
-// tell shows everybody the role as it is now.
-func (a *Agent) tell() {
-	if a.show() {
-		a.log.Info("role", "role", a.loop.Role, "generation", a.me.ID)
-	}
-}
-
-// report delivers an event of a goroutine of the loop's.
-func (a *Agent) report(ctx context.Context, e event) {
-	select {
-	case a.events <- e:
-	case <-ctx.Done():
-	}
-}
-
-// spawn runs work, whose event is reported, until the life is over.
-func (a *Agent) spawn(work func(ctx context.Context) (event, bool)) {
-	ctx := a.loop.ctx
-	a.loop.children.Go(func() {
-		if e, ok := work(ctx); ok {
-			a.report(ctx, e)
-		}
-	})
-}
-
 // leave ends everything that the life has begun.
 func (a *Agent) leave(cancel func(), handoffs <-chan handoff.Event) {
 	if a.loop.taking != nil {
@@ -187,20 +127,5 @@ func (a *Agent) leave(cancel func(), handoffs <-chan handoff.Event) {
 			return
 		case <-handoffs: // the server goes on until it is ended, after this
 		}
-	}
-}
-
-func (a *Agent) warnUnlessLost(err error) {
-	if err != nil && !errors.Is(err, handoff.ErrLost) {
-		a.log.Warn("answer a newcomer", "err", err)
-	}
-}
-
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
 	}
 }

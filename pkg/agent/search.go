@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"slices"
-	"sync"
 	"time"
 
 	"understudy.mesh/hotrestart/handoff"
@@ -93,17 +92,6 @@ func importance(r handoff.Role) int {
 
 // serves tells whether a generation in that role does.
 func serves(r handoff.Role) bool { return importance(r) == importance(handoff.RoleServing) }
-
-// follower watches the generation that serves instead of this one.
-type follower struct {
-	cancel context.CancelFunc
-	done   sync.WaitGroup
-}
-
-func (f *follower) close() {
-	f.cancel()
-	f.done.Wait()
-}
 
 // followSuccessor reports when the generation serves, and when it is gone or serves no more.
 func (a *Agent) followSuccessor(id string) {

@@ -55,15 +55,6 @@ func (a *Agent) adoptOrphanedSockets(e event) {
 	a.finishTakeOver(e)
 }
 
-// reportFailed notes how an attempt to take over ended, and says so.
-func reportFailed(result string, say func(*Agent, event, roles.Action)) step {
-	return func(a *Agent, e event, action roles.Action) *event {
-		a.finishAttempt(result, e.err)
-		say(a, e, action)
-		return nil
-	}
-}
-
 func (a *Agent) sayRefused(e event, action roles.Action) {
 	a.log.Warn("not taking over for now", "err", e.err, "next", action.Pause)
 }

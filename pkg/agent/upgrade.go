@@ -15,59 +15,8 @@ import (
 	"understudy.mesh/pkg/status"
 )
 
-// Results of an Attempt.
-const (
-	resultRunning = "running"
-	resultSuccess = "success"
-	resultFailure = "failure"
-	resultRefused = "refused"
-)
-
 // lookTimeout bounds how long a command waits for what the other generations say.
 const lookTimeout = 3 * time.Second
-
-// shown is what others than the loop may see of it.
-type shown struct {
-	role    handoff.Role
-	since   time.Time
-	sidecar *sidecar.Sidecar
-	left    int // connections, while draining
-	attempt *control.Attempt
-	// successor is for whom this generation stands by, and whether that one serves.
-	successor       string
-	successorServes bool
-	predecessor     *handoff.Drained  // nil: there is none
-	upgrades        map[[2]string]int // by result and reason
-	durations       durations
-}
-
-// durations sums up how long hand-offs took that succeeded.
-type durations struct {
-	count   uint64
-	sum     time.Duration
-	buckets [len(durationBounds)]uint64
-}
-
-// durationBounds, in seconds, lie around the probation, which is 2 s of every hand-off.
-var durationBounds = [...]float64{2.25, 2.5, 3, 4, 6, 10, 20, 60, 120, 300}
-
-func (d *durations) observe(took time.Duration) {
-	d.count++
-	d.sum += took
-	for i, bound := range durationBounds {
-		if took.Seconds() <= bound {
-			d.buckets[i]++
-		}
-	}
-}
-
-func (d *durations) histogram() *status.Histogram {
-	h := &status.Histogram{Count: d.count, Sum: d.sum.Seconds(), Buckets: map[float64]uint64{}}
-	for i, bound := range durationBounds {
-		h.Buckets[bound] = d.buckets[i]
-	}
-	return h
-}
 
 func (a *Agent) current() *sidecar.Sidecar {
 	a.mu.Lock()
@@ -372,4 +321,11 @@ func (a *Agent) upgradeSamples() []status.Sample {
 		samples = append(samples, status.Sample{Name: "upgrade_duration_seconds", Help: "How long hand-offs took.", Histogram: d.histogram()})
 	}
 	return samples
+}
+
+// tell shows everybody the role as it is now.
+func (a *Agent) tell() {
+	if a.show() {
+		a.log.Info("role", "role", a.loop.Role, "generation", a.me.ID)
+	}
 }

@@ -35,7 +35,7 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 func TestAcceptLeavesNothingOpenWhenItFails(t *testing.T) {
 	cfg := config.Config{IPv4: true, DNSCapture: true, DNSAddrs: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:15053")}, DNSForwardTimeout: time.Second}
 	s := &Sidecar{
-		cfg: &cfg, log: quiet(), base: t.Context(), Ready: &status.Readiness{},
+		cfg: &cfg, log: quiet(), life: life{base: t.Context()}, Ready: &status.Readiness{},
 		world: World{DataDir: t.TempDir(), Log: func(string) *slog.Logger { return quiet() }},
 	}
 	without := cfg

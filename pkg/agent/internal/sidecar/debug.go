@@ -1,7 +1,6 @@
 package sidecar
 
 import (
-	"encoding/json"
 	"net/http"
 
 	"understudy.mesh/pkg/control"
@@ -28,11 +27,4 @@ func (s *Sidecar) debugPages() map[string]http.Handler {
 			writeJSON(w, s.source.Report())
 		}),
 	}
-}
-
-func writeJSON(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.Encode(v)
 }

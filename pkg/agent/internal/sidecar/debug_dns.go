@@ -145,3 +145,10 @@ func writeList[T any](w http.ResponseWriter, head string, list []T, wanted func(
 	}
 	out.WriteString("\n]\n")
 }
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.Encode(v)
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 )
 
 // moveSockets has followSockets ask Envoy.
@@ -59,4 +60,17 @@ func (s *Sidecar) learnVersion(ctx context.Context) {
 func (s *Sidecar) EnvoyVersion() string {
 	version, _ := s.version.Load().(string)
 	return version
+}
+
+// progress is called when Envoy, or a configuration, has come into force.
+func (s *Sidecar) progress() {
+	s.moveSockets()
+	if ready, _ := s.Ready.Check(); !ready {
+		return
+	}
+	s.once.Do(func() {
+		s.heritage.Store(nil)
+		s.Status.Started(time.Since(s.world.Started))
+		close(s.inForce)
+	})
 }

@@ -8,14 +8,6 @@ func (s *Sidecar) samples() []func() []status.Sample {
 	return []func() []status.Sample{s.lifeSamples, s.xdsSamples, s.dnsSamples, s.vipSamples}
 }
 
-func counter(name, help string, value uint64) status.Sample {
-	return status.Sample{Name: name, Help: help, Value: float64(value)}
-}
-
-func gauge(name, help string, value float64) status.Sample {
-	return status.Sample{Name: name, Help: help, Value: value, Gauge: true}
-}
-
 func (s *Sidecar) lifeSamples() []status.Sample {
 	return []status.Sample{
 		counter("envoy_restarts_total", "Times that Envoy was started again after it ended by itself.", s.Envoy.Restarts()),

@@ -90,3 +90,11 @@ func cumulative(h upstream.Histogram) *status.Histogram {
 	}
 	return out
 }
+
+func counter(name, help string, value uint64) status.Sample {
+	return status.Sample{Name: name, Help: help, Value: float64(value)}
+}
+
+func gauge(name, help string, value float64) status.Sample {
+	return status.Sample{Name: name, Help: help, Value: value, Gauge: true}
+}

@@ -1,16 +1,7 @@
 package sidecar
 
 import (
-	"cmp"
 	"context"
-	"fmt"
-	"io"
-	"log"
-	"net"
-	"net/http"
-	"net/http/httputil"
-	"net/netip"
-	"strconv"
 	"sync"
 	"sync/atomic"
 )
@@ -62,65 +53,4 @@ func (p *probation) servedElsewhere(ctx context.Context) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// loopback is an address of this pod at which the generation that serves is reached. The socket is the
-// one that this generation had: who accepts from it is who serves. Only a loopback address is not captured.
-func (s *Sidecar) loopback(port uint16) string {
-	host := netip.IPv6Loopback()
-	if s.cfg.IPv4 {
-		host = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
-	return net.JoinHostPort(host.String(), strconv.Itoa(int(port)))
-}
-
-// standIn has the generation that serves answer a request, where this one's probation failed.
-func (s *Sidecar) standIn(w http.ResponseWriter, r *http.Request, port uint16) (answered bool) {
-	// A request with a body cannot be made a second time.
-	if r.ContentLength != 0 || !s.probation.servedElsewhere(r.Context()) {
-		return false
-	}
-	transport := &http.Transport{DisableKeepAlives: true, DisableCompression: true}
-	relay := httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", s.loopback(port), cmp.Or(r.In.Host, s.loopback(port))
-		},
-		Transport: transport, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-			http.Error(w, "this generation's Envoy ended, and the generation that serves does not answer: "+err.Error(), http.StatusServiceUnavailable)
-		},
-	}
-	relay.ServeHTTP(w, r)
-	return true
-}
-
-// serveAdmin relays to the admin of the Envoy that serves.
-func (s *Sidecar) serveAdmin(w http.ResponseWriter, r *http.Request) {
-	s.admin.Relay(w, r, func(reason string) {
-		if !s.standIn(w, r, s.cfg.AdminPort) {
-			http.Error(w, reason, http.StatusServiceUnavailable)
-		}
-	})
-}
-
-// envoyStats streams the metrics of the Envoy that serves in Prometheus' text format.
-func (s *Sidecar) envoyStats(ctx context.Context, query string) (io.ReadCloser, string, error) {
-	const path = "/stats/prometheus?"
-	body, contentType, err := s.admin.Open(ctx, path+query)
-	if err == nil || !s.probation.servedElsewhere(ctx) {
-		return body, contentType, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.loopback(s.cfg.AdminPort)+path+query, nil)
-	if err != nil {
-		return nil, "", err
-	}
-	resp, err := (&http.Transport{DisableKeepAlives: true, DisableCompression: true}).RoundTrip(req)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("status %d", resp.StatusCode)
-		resp.Body.Close()
-	}
-	if err != nil {
-		return nil, "", fmt.Errorf("ask the Envoy of the generation that serves: %w", err)
-	}
-	return resp.Body, resp.Header.Get("Content-Type"), nil
 }

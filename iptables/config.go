@@ -14,12 +14,12 @@ import (
 // Ports and ids that Istio's sidecar uses when nothing else is said. Users' manifests
 // and Envoy's listeners rely on them.
 const (
-	DefaultProxyPort    = 15001
-	DefaultInboundPort  = 15006
-	DefaultTunnelPort   = 15008 // HBONE: encrypted by the mesh itself, never captured
+	defaultProxyPort    = 15001
+	defaultInboundPort  = 15006
+	defaultTunnelPort   = 15008 // HBONE: encrypted by the mesh itself, never captured
 	DefaultProxyID      = 1337
 	DefaultMark         = 1337
-	DefaultRouteTable   = 133
+	defaultRouteTable   = 133
 	exampleMark         = 0x5357 // for messages: any number does that nobody else in the pod uses
 	DNSPort             = 53
 	DNSProxyPort        = 15053 // where the agent answers DNS
@@ -79,13 +79,13 @@ type DNS struct {
 // no inbound port and no outbound destination captured.
 func Default() Config {
 	return Config{
-		ProxyPort:   DefaultProxyPort,
-		InboundPort: DefaultInboundPort,
-		TunnelPort:  DefaultTunnelPort,
+		ProxyPort:   defaultProxyPort,
+		InboundPort: defaultInboundPort,
+		TunnelPort:  defaultTunnelPort,
 		UIDs:        []uint32{DefaultProxyID},
 		GIDs:        []uint32{DefaultProxyID},
 		Mark:        DefaultMark,
-		RouteTable:  DefaultRouteTable,
+		RouteTable:  defaultRouteTable,
 		LoopbackV4:  netip.MustParsePrefix("127.0.0.1/32"),
 	}
 }

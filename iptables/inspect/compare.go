@@ -12,16 +12,16 @@ type Kind string
 
 // The kinds of differences.
 const (
-	Missing    Kind = "missing"
-	Surplus    Kind = "surplus"
-	Changed    Kind = "changed"
-	Doubled    Kind = "doubled"
-	OutOfOrder Kind = "out of order"
-	TakenAway  Kind = "taken away" // a rule of somebody else gets the packets before ours
-	Twice      Kind = "twice"      // two back ends capture the same
-	Address    Kind = "address"
-	Routing    Kind = "routing"
-	Listener   Kind = "listener"
+	kindMissing    Kind = "missing"
+	kindSurplus    Kind = "surplus"
+	kindChanged    Kind = "changed"
+	kindDoubled    Kind = "doubled"
+	kindOutOfOrder Kind = "out of order"
+	kindTakenAway  Kind = "taken away" // a rule of somebody else gets the packets before ours
+	kindTwice      Kind = "twice"      // two back ends capture the same
+	kindAddress    Kind = "address"
+	kindRouting    Kind = "routing"
+	kindListener   Kind = "listener"
 )
 
 // Difference is one respect in which the state is not what is wanted.
@@ -67,9 +67,9 @@ func compare(have, want view) []Difference {
 
 // wholeChain says in one line that all of a chain is missing or surplus.
 func wholeChain(have, want *heldChain) []Difference {
-	d := Difference{Kind: Missing, Rules: want.length()}
+	d := Difference{Kind: kindMissing, Rules: want.length()}
 	if have.length() > 0 {
-		d = Difference{Kind: Surplus, Rules: have.length()}
+		d = Difference{Kind: kindSurplus, Rules: have.length()}
 	}
 	return []Difference{d}
 }
@@ -106,17 +106,17 @@ func compareChains(have, want *heldChain) []Difference {
 		return s.nth == 0 && slices.ContainsFunc(w, func(a atom) bool { return a.covers(s) })
 	})
 	for _, m := range missing {
-		d := Difference{Kind: Missing, Rule: m.text(), Why: m.rule.Why()}
+		d := Difference{Kind: kindMissing, Rule: m.text(), Why: m.rule.Why()}
 		if i := slices.IndexFunc(surplus, m.replacedBy); i >= 0 {
-			d.Kind, d.Is = Changed, surplus[i].text()
+			d.Kind, d.Is = kindChanged, surplus[i].text()
 			surplus = slices.Delete(surplus, i, i+1)
 		}
 		out = append(out, d)
 	}
 	for _, s := range surplus {
-		d := Difference{Kind: Surplus, Rule: s.text(), Why: s.rule.Why()}
+		d := Difference{Kind: kindSurplus, Rule: s.text(), Why: s.rule.Why()}
 		if s.nth > 0 {
-			d.Kind = Doubled
+			d.Kind = kindDoubled
 		}
 		out = append(out, d)
 	}
@@ -179,7 +179,7 @@ func disorder(have, want []atom) []Difference {
 			if i == j || !inverted || have[i].sameEffect(have[j]) || have[i].apart(have[j]) {
 				continue
 			}
-			d := Difference{Kind: OutOfOrder, Rule: have[i].text(), Why: have[i].rule.Why(), Is: "before"}
+			d := Difference{Kind: kindOutOfOrder, Rule: have[i].text(), Why: have[i].rule.Why(), Is: "before"}
 			if i > j {
 				d.Is = "after"
 			}

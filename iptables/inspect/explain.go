@@ -23,9 +23,9 @@ func (s *Snapshot) explain(f Flow, o *Outcome) {
 		return
 	}
 	switch {
-	case o.Place == Unreachable:
+	case o.Place == placeUnreachable:
 		o.Reason = "the kernel finds no route before it asks any rule"
-	case o.Place == Undecided:
+	case o.Place == placeUndecided:
 	case !f.Local && f.Proto == rule.TCP:
 		o.Reason, o.Purpose = s.whyNotInbound(f)
 	default:
@@ -41,7 +41,7 @@ func (o *Outcome) leads() *heldRule {
 		if !step.Matched {
 			continue
 		}
-		if step.rule == o.Rule.rule && before != nil && before.Jump == step.Chain && rule.IsOurChain(step.Chain) && o.Captured() {
+		if step.rule == o.Rule.rule && before != nil && before.Jump == step.Chain && rule.IsOurChain(step.Chain) && o.captured() {
 			return before
 		}
 		before = step.rule
@@ -49,9 +49,9 @@ func (o *Outcome) leads() *heldRule {
 	return o.Rule.rule
 }
 
-// Captured reports whether the packet ends at Envoy or at the agent's DNS.
-func (o *Outcome) Captured() bool {
-	return o.Place == EnvoyOutbound || o.Place == EnvoyInbound || o.Place == AgentDNS
+// captured reports whether the packet ends at Envoy or at the agent's DNS.
+func (o *Outcome) captured() bool {
+	return o.Place == placeEnvoyOutbound || o.Place == placeEnvoyInbound || o.Place == placeAgentDNS
 }
 
 // purpose is what the comment of a rule says or, of Istio's, which have none, what

@@ -30,7 +30,7 @@ func (s *Snapshot) Unheard(c iptables.Config) ([]Difference, error) {
 			return nil, err
 		}
 		if at.used && !heard {
-			out = append(out, Difference{Kind: Listener, Rule: fmt.Sprintf("%s port %d", at.proto, at.port), Why: at.whose,
+			out = append(out, Difference{Kind: kindListener, Rule: fmt.Sprintf("%s port %d", at.proto, at.port), Why: at.whose,
 				Text: fmt.Sprintf("nobody listens on %s port %d: %s", at.proto, at.port, at.whose)})
 		}
 	}
@@ -40,7 +40,7 @@ func (s *Snapshot) Unheard(c iptables.Config) ([]Difference, error) {
 // Hears reports whether a packet that lands in the pod finds somebody who listens on
 // its port; true of a packet that lands elsewhere.
 func (s *Snapshot) Hears(p rule.Proto, l Landing) (bool, error) {
-	if l.Place == ToPod || l.Place == EnvoyOutbound || l.Place == EnvoyInbound || l.Place == AgentDNS {
+	if l.Place == placeToPod || l.Place == placeEnvoyOutbound || l.Place == placeEnvoyInbound || l.Place == placeAgentDNS {
 		return s.net.listens(p, l.Addr.Port())
 	}
 	return true, nil

@@ -20,26 +20,26 @@ type Flow struct {
 	In       string // the interface on which it comes from outside; "" is that of the route back
 }
 
-// Place is the kind of place where a packet ends.
-type Place string
+// place is the kind of place where a packet ends.
+type place string
 
 // The places.
 const (
-	EnvoyOutbound Place = "envoy-outbound"
-	EnvoyInbound  Place = "envoy-inbound"
-	AgentDNS      Place = "dns"
-	Redirected    Place = "redirected"  // by somebody else's rule, to another port or address
-	ToPod         Place = "local"       // the port that it asked for, in the pod itself
-	Direct        Place = "direct"      // leaves the pod as it is
-	Forwarded     Place = "forwarded"   // came from outside and leaves again
-	Dropped       Place = "dropped"     // by a rule
-	Unreachable   Place = "unreachable" // there is no route: no rule ever sees it
-	Undecided     Place = "undecided"   // a rule takes it of which we do not know what it does
+	placeEnvoyOutbound place = "envoy-outbound"
+	placeEnvoyInbound  place = "envoy-inbound"
+	placeAgentDNS      place = "dns"
+	placeRedirected    place = "redirected"  // by somebody else's rule, to another port or address
+	placeToPod         place = "local"       // the port that it asked for, in the pod itself
+	placeDirect        place = "direct"      // leaves the pod as it is
+	placeForwarded     place = "forwarded"   // came from outside and leaves again
+	placeDropped       place = "dropped"     // by a rule
+	placeUnreachable   place = "unreachable" // there is no route: no rule ever sees it
+	placeUndecided     place = "undecided"   // a rule takes it of which we do not know what it does
 )
 
 // Landing is where a packet ends.
 type Landing struct {
-	Place Place          `json:"place"`
+	Place place          `json:"place"`
 	Addr  netip.AddrPort `json:"address"`             // its destination by then
 	Iface string         `json:"interface,omitempty"` // by which it leaves the pod
 }
@@ -82,7 +82,7 @@ type Traced struct {
 
 // Decided reports whether there is one answer, and nothing that could make it wrong.
 func (t Traced) Decided() bool {
-	return len(t.Outcomes) == 1 && t.Outcomes[0].Place != Undecided && len(t.Unseen) == 0
+	return len(t.Outcomes) == 1 && t.Outcomes[0].Place != placeUndecided && len(t.Unseen) == 0
 }
 
 // maxCases bounds the ways that are followed because of what cannot be evaluated: six
@@ -154,7 +154,7 @@ func (e *explorer) explore(views []view, assume map[string]bool, ifs []string) {
 		e.blind = append(e.blind, w.need.text)
 	}
 	if e.cases++; e.cases > maxCases || e.budget < 0 {
-		e.add(Outcome{Landing: Landing{Place: Undecided, Addr: e.flow.Dst}, If: []string{"more rules decide than can be followed"}, Steps: w.steps})
+		e.add(Outcome{Landing: Landing{Place: placeUndecided, Addr: e.flow.Dst}, If: []string{"more rules decide than can be followed"}, Steps: w.steps})
 		return
 	}
 	for _, holds := range []bool{false, true} {
@@ -219,7 +219,7 @@ func (w *walk) outwards() Landing {
 	p := &w.p
 	iface, src, err := w.net.route(p.dst.Addr(), p.mark)
 	if err != nil {
-		return Landing{Place: Unreachable, Addr: p.dst}
+		return Landing{Place: placeUnreachable, Addr: p.dst}
 	}
 	p.out = iface
 	if !p.srcKnown {
@@ -238,7 +238,7 @@ func (w *walk) outwards() Landing {
 		return w.end()
 	}
 	if p.out != rule.Loopback {
-		return w.landing(Direct)
+		return w.landing(placeDirect)
 	}
 	p.in, p.out = rule.Loopback, ""
 	return w.inwards()
@@ -253,26 +253,26 @@ func (w *walk) inwards() Landing {
 		if w.hook(forward, rule.Mangle, filter, security) {
 			return w.end()
 		}
-		return w.landing(Forwarded)
+		return w.landing(placeForwarded)
 	}
 	if w.hook(input, rule.Mangle, filter, security) {
 		return w.end()
 	}
-	return w.landing(ToPod)
+	return w.landing(placeToPod)
 }
 
 // end is the landing of a packet that a hook has stopped.
 func (w *walk) end() Landing {
-	place := Dropped
+	place := placeDropped
 	if w.lost || w.need != nil {
-		place = Undecided
+		place = placeUndecided
 	}
 	return Landing{Place: place, Addr: w.p.dst}
 }
 
 // landing is the place of a packet that has passed every hook: what NAT or TPROXY
 // made of it, or else otherwise.
-func (w *walk) landing(otherwise Place) Landing {
+func (w *walk) landing(otherwise place) Landing {
 	l := Landing{Place: otherwise, Addr: w.p.dst}
 	if w.place != "" {
 		l.Place = w.place
@@ -280,7 +280,7 @@ func (w *walk) landing(otherwise Place) Landing {
 	if w.transparent != 0 {
 		l.Addr = netip.AddrPortFrom(w.p.dst.Addr(), w.transparent)
 	}
-	if otherwise == Direct {
+	if otherwise == placeDirect {
 		l.Iface = w.p.out
 	}
 	return l
@@ -290,23 +290,23 @@ func (w *walk) landing(otherwise Place) Landing {
 func (l Landing) String() string {
 	port := l.Addr.Port()
 	switch l.Place {
-	case EnvoyOutbound:
+	case placeEnvoyOutbound:
 		return fmt.Sprintf("Envoy, outbound (port %d)", port)
-	case EnvoyInbound:
+	case placeEnvoyInbound:
 		return fmt.Sprintf("Envoy, inbound (port %d)", port)
-	case AgentDNS:
+	case placeAgentDNS:
 		return fmt.Sprintf("the agent's DNS (port %d)", port)
-	case Redirected:
+	case placeRedirected:
 		return fmt.Sprintf("%v, where a rule sends it that is not ours", l.Addr)
-	case ToPod:
+	case placeToPod:
 		return fmt.Sprintf("%v in the pod itself: not captured", l.Addr)
-	case Direct:
+	case placeDirect:
 		return fmt.Sprintf("%v by interface %s: not captured", l.Addr, l.Iface)
-	case Forwarded:
+	case placeForwarded:
 		return fmt.Sprintf("%v, forwarded: not captured", l.Addr)
-	case Dropped:
+	case placeDropped:
 		return "nowhere: dropped"
-	case Unreachable:
+	case placeUnreachable:
 		return "nowhere: the pod has no route to " + l.Addr.Addr().String()
 	}
 	return "undecided"

@@ -116,7 +116,7 @@ func TestTraceKnowsThatOrderIsUnknown(t *testing.T) {
 	other := saved.Parse("*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -d 1.2.3.4/32 -p tcp -j DNAT --to-destination 5.6.7.8\nCOMMIT\n")
 	s.views[2] = viewOf(rule.Legacy, rule.IPv4, other)
 	tr := traced(t, s, from(1000, rule.TCP, "1.2.3.4:80"))
-	if len(tr.Outcomes) != 2 || tr.Outcomes[0].Place != EnvoyOutbound || tr.Outcomes[1].Addr != netip.MustParseAddrPort("5.6.7.8:80") {
+	if len(tr.Outcomes) != 2 || tr.Outcomes[0].Place != placeEnvoyOutbound || tr.Outcomes[1].Addr != netip.MustParseAddrPort("5.6.7.8:80") {
 		t.Errorf("%+v", tr.Outcomes)
 	}
 	if tr := traced(t, s, from(1000, rule.TCP, "1.2.3.5:80")); !tr.Decided() {

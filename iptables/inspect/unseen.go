@@ -10,18 +10,17 @@ import (
 
 // Unseen returns the chains of nf_tables that packets meet and whose rules cannot be
 // read here: made by nft, or by iptables-nft where its binaries are missing.
-func (s *Snapshot) Unseen() ([]string, error) {
+func (s *Snapshot) Unseen() ([]string, error) { return s.unseenBy(rule.Both) }
+
+// unseenBy returns those that a packet of some IP version meets.
+func (s *Snapshot) unseenBy(f rule.Family) (out []string, err error) {
 	chains, err := s.net.nftChains()
-	if err != nil {
-		return nil, err
-	}
-	var out []string
 	for _, c := range chains {
-		if !s.sees(c) {
+		if c.Family&f != 0 && !s.sees(c) {
 			out = append(out, c.String())
 		}
 	}
-	return out, nil
+	return out, err
 }
 
 func (s *Snapshot) sees(c nftables.Chain) bool {
@@ -35,15 +34,4 @@ func (s *Snapshot) sees(c nftables.Chain) bool {
 		}
 		return c.Iptables && st.Family == c.Family
 	})
-}
-
-// unseenBy returns those that a packet of an IP version meets.
-func (s *Snapshot) unseenBy(f rule.Family) (out []string, err error) {
-	chains, err := s.net.nftChains()
-	for _, c := range chains {
-		if c.Family&f != 0 && !s.sees(c) {
-			out = append(out, c.String())
-		}
-	}
-	return out, err
 }

@@ -32,9 +32,9 @@ func (s *Snapshot) Verify(c iptables.Config) ([]Difference, error) {
 		have := viewOf(st.Backend, st.Family, st.Ours)
 		switch {
 		case st.Backend != backend && !have.empty() && s.captures(backend, st.Family):
-			out = append(out, Difference{Kind: Twice, Backend: st.Backend, Family: st.Family.String()})
+			out = append(out, Difference{Kind: kindTwice, Backend: st.Backend, Family: st.Family.String()})
 		case have.empty() && !want.empty():
-			out = append(out, Difference{Kind: Missing, Backend: st.Backend, Family: st.Family.String()})
+			out = append(out, Difference{Kind: kindMissing, Backend: st.Backend, Family: st.Family.String()})
 		default:
 			out = append(out, compare(have, want)...)
 		}
@@ -99,7 +99,7 @@ func takenAway(v view, own bool) (out []Difference) {
 				continue
 			}
 			if end := v.endOf(r, map[string]bool{}); end != nil && (own || end.Jump != "ACCEPT" && end.Jump != "RETURN") {
-				d := Difference{Kind: TakenAway, Backend: v.backend, Family: v.family.String(), Table: at.Table, Chain: at.chain, Rule: r.plain()}
+				d := Difference{Kind: kindTakenAway, Backend: v.backend, Family: v.family.String(), Table: at.Table, Chain: at.chain, Rule: r.plain()}
 				if end != r {
 					d.Is = end.Chain + " " + end.plain()
 				}
@@ -149,11 +149,11 @@ func (s *Snapshot) verifyRouting(c iptables.Config) ([]Difference, error) {
 		return nil, err
 	}
 	if address != c.IPv6 {
-		kind := Missing
+		kind := kindMissing
 		if address {
-			kind = Surplus
+			kind = kindSurplus
 		}
-		out = append(out, Difference{Kind: Address, Family: rule.IPv6.String(), Is: string(kind), Rule: rule.PassthroughV6.Addr().String()})
+		out = append(out, Difference{Kind: kindAddress, Family: rule.IPv6.String(), Is: string(kind), Rule: rule.PassthroughV6.Addr().String()})
 	}
 	for _, f := range []rule.Family{rule.IPv4, rule.IPv6} {
 		tables, err := s.net.tables(f, c.Mark)
@@ -181,9 +181,9 @@ func (s *Snapshot) verifyRouting(c iptables.Config) ([]Difference, error) {
 }
 
 func routingDifference(f rule.Family, there bool, rule string) Difference {
-	d := Difference{Kind: Routing, Family: f.String(), Is: string(Missing), Rule: rule}
+	d := Difference{Kind: kindRouting, Family: f.String(), Is: string(kindMissing), Rule: rule}
 	if there {
-		d.Is = string(Surplus)
+		d.Is = string(kindSurplus)
 	}
 	return d
 }
@@ -199,36 +199,36 @@ func (d Difference) words() string {
 		d.Rule = fmt.Sprintf("the chain with its rules, of which there are %d", d.Rules)
 	}
 	switch d.Kind {
-	case Missing:
+	case kindMissing:
 		if d.Rule == "" {
 			return fmt.Sprintf("%s: nothing is captured: %s has no rules of ours", d.Family, d.Backend.Title())
 		}
 		return fmt.Sprintf("%s: missing: %s%s", where, d.Rule, why)
-	case Surplus:
+	case kindSurplus:
 		return fmt.Sprintf("%s: not wanted: %s%s", where, d.Rule, why)
-	case Changed:
+	case kindChanged:
 		return fmt.Sprintf("%s: should be %s, but is %s%s", where, d.Rule, d.Is, why)
-	case Doubled:
+	case kindDoubled:
 		return fmt.Sprintf("%s: there more than once: %s%s", where, d.Rule, why)
-	case OutOfOrder:
+	case kindOutOfOrder:
 		return fmt.Sprintf("%s: out of order: %s comes %s%s", where, d.Rule, d.Is, why)
-	case TakenAway:
+	case kindTakenAway:
 		if d.Is != "" {
 			d.Rule += " (" + d.Is + ")"
 		}
 		return fmt.Sprintf("%s: a rule that is not ours takes packets before ours can: %s", where, d.Rule)
-	case Twice:
+	case kindTwice:
 		return fmt.Sprintf("%s: captured twice: %s has capture rules, too", d.Family, d.Backend.Title())
-	case Address:
+	case kindAddress:
 		return fmt.Sprintf("%s: address %s of lo is %s: Envoy reaches the application from it", d.Family, d.Rule, notWanted(d.Is))
-	case Routing:
+	case kindRouting:
 		return fmt.Sprintf("%s: %s is %s: TPROXY's answers find back to Envoy by it", d.Family, d.Rule, notWanted(d.Is))
 	}
 	return d.Rule
 }
 
 func notWanted(is string) string {
-	if is == string(Surplus) {
+	if is == string(kindSurplus) {
 		return "there and not wanted"
 	}
 	return is

@@ -45,7 +45,7 @@ type walk struct {
 	steps       []Step
 	decider     *Step     // of the landing
 	need        *question // on which the walk is stuck
-	place       Place     // that a rule has chosen; "" is none
+	place       place     // that a rule has chosen; "" is none
 	transparent uint16    // the port that TPROXY has chosen
 	lost        bool      // a target that nobody knows has the packet
 }
@@ -263,16 +263,16 @@ func (w *walk) tproxy(r *heldRule) (got verdict, done bool) {
 }
 
 // takes is the place behind a port, by the chain in which Istio and we send to it.
-func (r *heldRule) takes(port uint16) Place {
+func (r *heldRule) takes(port uint16) place {
 	switch {
 	case r.Chain == rule.OutRedirect:
-		return EnvoyOutbound
+		return placeEnvoyOutbound
 	case r.Chain == rule.InRedirect, r.Chain == rule.Transparent:
-		return EnvoyInbound
+		return placeEnvoyInbound
 	case r.Chain == rule.OutboundDNS, port == iptables.DNSProxyPort: // Istio's of earlier years have no chain for it
-		return AgentDNS
+		return placeAgentDNS
 	}
-	return Redirected
+	return placeRedirected
 }
 
 // connMark copies marks between packet and connection, and reports whether it knew

@@ -255,7 +255,7 @@ func TestDoctorSpeaksJSON(t *testing.T) {
 		t.Errorf("%s", stdout)
 	}
 	var out bytes.Buffer
-	r := captureReport{ComparedTo: "x", Captures: []string{"y"}, Differences: []inspect.Difference{{Kind: inspect.Missing, Text: "z"}}}
+	r := captureReport{ComparedTo: "x", Captures: []string{"y"}, Differences: []inspect.Difference{{Kind: "missing", Text: "z"}}}
 	if err := r.write(&out, true); !errors.Is(err, errNotRight) {
 		t.Error(err)
 	}
@@ -272,9 +272,9 @@ func TestDoctorSpeaksJSON(t *testing.T) {
 func TestReportIsShort(t *testing.T) {
 	var r captureReport
 	for range 9 {
-		r.Differences = append(r.Differences, inspect.Difference{Kind: inspect.Missing, Chain: "A", Text: "missing"})
+		r.Differences = append(r.Differences, inspect.Difference{Kind: "missing", Chain: "A", Text: "missing"})
 	}
-	r.Differences = append(r.Differences, inspect.Difference{Kind: inspect.Surplus, Chain: "A", Text: "surplus"})
+	r.Differences = append(r.Differences, inspect.Difference{Kind: "surplus", Chain: "A", Text: "surplus"})
 	var out bytes.Buffer
 	r.print(&out)
 	want := strings.Repeat("missing\n", 5) + "  and 4 more like it (--output json has them all)\nsurplus\n"

@@ -28,7 +28,10 @@ const (
 )
 
 // udpBatch is a batch of queries and of the replies to them: the arguments of
-// recvmmsg(2) and sendmmsg(2) over buffers that are made once. Waiting stays in
+// recvmmsg(2) and sendmmsg(2) over buffers that are made once. The batches of
+// golang.org/x/net/ipv4 take as much processor time, but make the address of each
+// datagram anew: 64 allocations and 1.7 kB for 32 queries and their replies, where
+// here there is none. Waiting stays in
 // the runtime's poller, so that deadlines end it. One goroutine uses it.
 type udpBatch struct {
 	conn      *net.UDPConn

@@ -305,3 +305,14 @@ func BenchmarkImportCache(b *testing.B) {
 		}
 	}
 }
+
+// The form in which another release takes the cache over.
+func TestStateIsAsReleased(t *testing.T) {
+	at := time.Unix(1700000000, 0)
+	s := startCache(t, Config{Now: func() time.Time { return at }}, upstream.Config{})
+	keep(t, s, "a.example", dns.TypeA, 0, "a.example. 60 IN A 192.0.2.1")
+	const want = "55444e4301e1994af517979cfe362a00000006c00002353500001000010001040161076578616d706c6500002b1267818000010001000000000161076578616d706c650000010001c00c000100010000003c0004c0000201"
+	if got := fmt.Sprintf("%x", s.Export(1<<20)); got != want {
+		t.Errorf("%s", got)
+	}
+}

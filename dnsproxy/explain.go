@@ -49,6 +49,7 @@ func (s *Server) Explain(ctx context.Context, name string, qtype uint16) (Explan
 	own := chain{server: s, first: s.tables}
 	ctx, cancel := context.WithCancel(ctx)
 	own.flights.Transport.Open(ctx, false)
+	own.flights.ExplainOnly = true
 	defer own.flights.Transport.End()
 	defer cancel()
 	a, f, ok := own.fast(q, nil)

@@ -75,3 +75,25 @@ func TestParseType(t *testing.T) {
 		}
 	}
 }
+
+// To look at an answer takes nothing from it: who uses its name has it asked for again before
+// its end, however often it was explained.
+func TestExplainTakesNoPrefetch(t *testing.T) {
+	now := dnstest.NewClock()
+	up := dnstest.NewUpstream(t, dnstest.Zone(0, "x.example. 100 IN A 192.0.2.1"))
+	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Now: now.Now})
+	for range prefetchHits + 1 {
+		s.ask(t, "udp", "x.example", dns.TypeA)
+	}
+	now.Add(91 * time.Second)
+	for range prefetchHits {
+		if e, err := s.Explain(t.Context(), "x.example", dns.TypeA); err != nil || e.Source != "cache" {
+			t.Fatalf("%+v, %v", e, err)
+		}
+	}
+	if n := s.Stats().Cache.Prefetches; n != 0 {
+		t.Errorf("%d prefetches for what was only explained", n)
+	}
+	s.ask(t, "udp", "x.example", dns.TypeA)
+	dnstest.WaitFor(t, "the new answer", func() bool { return s.ask(t, "udp", "x.example", dns.TypeA).Answer[0].Header().Ttl > 90 })
+}

@@ -37,15 +37,15 @@ type Config struct {
 	// is read again when it changes. It need not exist.
 	ResolvConf string
 
-	ForwardTimeout  time.Duration // per try; 0: DefaultForwardTimeout
+	ForwardTimeout  time.Duration // per try; 0: five seconds
 	ForwardParallel bool          // ask all servers at once instead of in turn
 
 	CacheEntries int   // 0: 10,000
 	CacheBytes   int64 // 0: 8 MiB
 
 	// Stale is how long beyond its end an answer may be given while no server
-	// answers: 0: DefaultStale; below 0: not at all. For names under
-	// ClusterDomain, if there is one, it is ClusterStale at most.
+	// answers: 0: an hour; below 0: not at all. For names under
+	// ClusterDomain, if there is one, it is a minute at most.
 	Stale         time.Duration
 	ClusterDomain string
 
@@ -58,7 +58,7 @@ type Config struct {
 	// waits for it; then it is forwarded. 0: not at all.
 	HoldBeforeTable time.Duration
 
-	TTL uint32           // of table answers, in seconds; 0: DefaultTTL
+	TTL uint32           // of table answers, in seconds; 0: table.DefaultTTL
 	Log *slog.Logger     // nil: slog.Default
 	Now func() time.Time // nil: time.Now
 }

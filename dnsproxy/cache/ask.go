@@ -29,7 +29,7 @@ func (h *Cache) ask(ctx context.Context, q *wire.Query, m Miss, via *Flights) wi
 
 // lead does what f is for. A leader that has waited in vain leaves the rest to a task.
 func (h *Cache) lead(ctx context.Context, q *wire.Query, m Miss, via *Flights, f *flight, key string) wire.Answer {
-	began := h.outage.Clock()
+	began := h.health.Clock()
 	a := h.fetch(ctx, q, m, via, key)
 	late := a.Late
 	if late == nil {
@@ -62,7 +62,7 @@ func (h *Cache) follow(ctx context.Context, q *wire.Query, f *flight) wire.Answe
 
 // fetch asks the next handler and keeps what it says.
 func (h *Cache) fetch(ctx context.Context, q *wire.Query, m Miss, via *Flights, key string) wire.Answer {
-	began := h.outage.Clock()
+	began := h.health.Clock()
 	a, denied := h.deniedAgain(ctx, q, m, via)
 	if !denied {
 		a = h.next.Serve(ctx, q, &via.Transport)
@@ -73,14 +73,14 @@ func (h *Cache) fetch(ctx context.Context, q *wire.Query, m Miss, via *Flights, 
 	return a
 }
 
-// settle keeps what became of a question that was asked at a time of the outage's clock.
+// settle keeps what became of a question that was asked at a time of the clock of Health.
 func (h *Cache) settle(ctx context.Context, key string, a wire.Answer, began int64) {
 	switch {
 	case a.Late != nil || a.Pending: // not yet known
 	case wire.Good(a):
 		h.put(key, a)
 	case ctx.Err() != nil: // it was we who gave up
-	case h.outage.EndedAfter(began): // what failed then says nothing about now
+	case h.health.EndedAfter(began): // what failed then says nothing about now
 	default:
 		h.fail(key, a)
 	}
@@ -112,7 +112,7 @@ func (h *Cache) renew(q *wire.Query, denial *entry, via *Flights) bool {
 		if f, first := via.join(key); first {
 			h.lead(ctx, &own, Miss{denial: denial}, via, f, key)
 		} else {
-			h.outage.Returned()
+			h.health.Returned()
 		}
 	})
 	return true
@@ -121,7 +121,7 @@ func (h *Cache) renew(q *wire.Query, denial *entry, via *Flights) bool {
 // freshOr asks, and returns the old answer when that fails or takes long;
 // the question goes on then, for the next who asks.
 func (h *Cache) freshOr(ctx context.Context, q *wire.Query, m Miss, via *Flights) wire.Answer {
-	own, e, began := *q, m.entry, h.outage.Clock()
+	own, e, began := *q, m.entry, h.health.Clock()
 	got := make(chan wire.Answer, 1)
 	via.Transport.Go(func() { got <- h.ask(ctx, &own, m, via) })
 	timer := time.NewTimer(h.staleAfter)
@@ -132,8 +132,8 @@ func (h *Cache) freshOr(ctx context.Context, q *wire.Query, m Miss, via *Flights
 			return a
 		}
 	case <-timer.C:
-		if !h.outage.EndedAfter(began) {
-			e.failed.Store(h.outage.Clock())
+		if !h.health.EndedAfter(began) {
+			e.failed.Store(h.health.Clock())
 		}
 	}
 	return e.append(nil, e.age(h.now()))

@@ -30,14 +30,14 @@ const (
 // all the same while no server answers (RFC 8767).
 type Cache struct {
 	next   *upstream.Forwarder
-	outage *upstream.Health
+	health *upstream.Health
 	now    func() time.Time
 	seed   maphash.Seed
 	log    *slog.Logger
 
 	prefetches, failed    atomic.Uint64 // entries asked for before their end; kept failures given
 	renewals              chan struct{} // one slot for each question that no query waits for
-	looped                atomic.Int64  // when a question last came back (see outage.clock)
+	looped                atomic.Int64  // when a question last came back (see Health.Clock)
 	staleAfter, staleHold time.Duration // the constants, but in tests
 	longest, clusterStale time.Duration // see Config.Stale
 	cluster               string        // the cluster's domain in wire form, "" when there is none
@@ -57,8 +57,8 @@ type Config struct {
 	Bytes   int64 // 0: 8 MiB
 
 	// Stale is how long beyond its end an answer may be given while no server
-	// answers: 0: DefaultStale; below 0: not at all. For names under
-	// ClusterDomain, if there is one, it is ClusterStale at most.
+	// answers: 0: an hour; below 0: not at all. For names under
+	// ClusterDomain, if there is one, it is a minute at most.
 	Stale         time.Duration
 	ClusterDomain string
 
@@ -71,7 +71,7 @@ type Config struct {
 func New(c Config, next *upstream.Forwarder) (*Cache, error) {
 	c.Entries, c.Bytes, c.Stale = cmp.Or(c.Entries, defaultEntries), cmp.Or(c.Bytes, defaultBytes), cmp.Or(c.Stale, defaultStale)
 	h := &Cache{
-		next: next, outage: next.Outage, now: c.Now, seed: maphash.MakeSeed(), log: c.Log, maxBytes: c.Bytes,
+		next: next, health: next.Health, now: c.Now, seed: maphash.MakeSeed(), log: c.Log, maxBytes: c.Bytes,
 		renewals: make(chan struct{}, maxRenewals), failures: newFailureCache(),
 		staleAfter: staleAfter, staleHold: staleHold,
 		longest: max(c.Stale, 0), clusterStale: min(max(c.Stale, 0), clusterStale),
@@ -160,7 +160,7 @@ func (h *Cache) fail(key string, a wire.Answer) {
 	hash := maphash.String(h.seed, key)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	now := h.outage.Clock()
+	now := h.health.Clock()
 	if e, ok := h.lru.Peek(hash); ok && e.key == key && h.usable(e) {
 		e.failed.Store(now)
 		return

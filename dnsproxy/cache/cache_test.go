@@ -104,7 +104,7 @@ func TestFailureOfBeforeTheEndIsVoid(t *testing.T) {
 			})
 			log := slog.New(slog.DiscardHandler)
 			next := upstream.New(upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Now: now.Now, Log: log})
-			o = next.Outage
+			o = next.Health
 			h, err := New(Config{Now: now.Now, Log: log}, next)
 			if err != nil {
 				t.Fatal(err)

@@ -17,12 +17,12 @@ const (
 	maxPositive = 24 * time.Hour
 	maxNegative = 3 * time.Hour
 
-	// DefaultStale is how long after its end an answer may still be given when no
+	// defaultStale is how long after its end an answer may still be given when no
 	// server answers. RFC 8767 section 5 recommends one to three days; an outage of
 	// a cluster's DNS is over or known long before, and addresses are used again.
 	defaultStale = time.Hour
 
-	// ClusterStale is the same for names of the cluster, whose addresses are used
+	// clusterStale is the same for names of the cluster, whose addresses are used
 	// again within minutes: an old one may lead to a pod of another service.
 	clusterStale = time.Minute
 
@@ -55,7 +55,7 @@ type entry struct {
 
 	hits     atomic.Uint32
 	renewing atomic.Bool  // somebody asks for it anew before its end
-	failed   atomic.Int64 // when that failed after its end (see outage.clock), or 0
+	failed   atomic.Int64 // when that failed after its end (see Health.Clock), or 0
 }
 
 func (e *entry) size() int64 {

@@ -25,7 +25,7 @@ type failureEntry struct {
 	key    string
 	rcode  int
 	server netip.AddrPort // that said so; none when nobody did
-	at     int64          // see outage.clock
+	at     int64          // see Health.Clock
 	keep   time.Duration
 }
 

@@ -13,6 +13,9 @@ import (
 // as long as it may; the client's next one, as resolvers ask twice, finds it there.
 type Flights struct {
 	Transport upstream.Transport
+	// ExplainOnly is for a question that is looked at and not served: it counts as no hit, and
+	// begins nothing that others would go without when it ends.
+	ExplainOnly bool
 
 	mu   sync.Mutex
 	open map[string]*flight

@@ -51,7 +51,7 @@ func (h *Cache) List() []Entry {
 		list = append(list, c)
 	}
 	for _, f := range slices.Backward(failures) {
-		if !h.outage.Holds(f.at, f.keep) {
+		if !h.health.Holds(f.at, f.keep) {
 			continue
 		}
 		c := describeKey(f.key)
@@ -59,7 +59,7 @@ func (h *Cache) List() []Entry {
 		if f.server.IsValid() {
 			c.Server = f.server.String()
 		}
-		c.RemainingSeconds = (f.keep - time.Duration(h.outage.Clock()-f.at)).Seconds()
+		c.RemainingSeconds = (f.keep - time.Duration(h.health.Clock()-f.at)).Seconds()
 		list = append(list, c)
 	}
 	return list

@@ -34,7 +34,7 @@ func (h *Cache) Fast(q *wire.Query, dst []byte, via *Flights) (wire.Answer, Miss
 			return d.append(dst, age), Miss{}, true
 		}
 	}
-	if m.failure != nil && h.outage.Holds(m.failure.at, m.failure.keep) && !h.outage.Due() {
+	if m.failure != nil && h.health.Holds(m.failure.at, m.failure.keep) && !h.health.Due() {
 		return h.failure(q, dst, m.failure), Miss{}, true
 	}
 	return wire.Answer{}, m, false
@@ -48,7 +48,7 @@ func (h *Cache) Serve(ctx context.Context, q *wire.Query, m Miss, via *Flights) 
 	switch {
 	case m.entry != nil && h.stale(m.entry):
 		return h.freshOr(ctx, q, m, via)
-	case m.failure != nil && h.outage.Holds(m.failure.at, m.failure.keep) && !h.outage.Recheck():
+	case m.failure != nil && h.health.Holds(m.failure.at, m.failure.keep) && !h.health.Recheck():
 		return h.failure(q, nil, m.failure)
 	}
 	return h.ask(ctx, q, m, via)
@@ -57,7 +57,7 @@ func (h *Cache) Serve(ctx context.Context, q *wire.Query, m Miss, via *Flights) 
 // loop refuses a question of our own that came back, so that the next server
 // is asked at once, and says so once in a while.
 func (h *Cache) loop(q *wire.Query) wire.Answer {
-	now, last := h.outage.Clock(), h.looped.Load()
+	now, last := h.health.Clock(), h.looped.Load()
 	if (last == 0 || now-last >= int64(loopEvery)) && h.looped.CompareAndSwap(last, now) {
 		h.log.Warn("a dns query of this proxy came back to it: a nameserver of resolv.conf leads here")
 	}
@@ -72,12 +72,12 @@ func (h *Cache) kept(q *wire.Query, dst []byte, via *Flights, e *entry) (wire.An
 	age := e.age(h.now())
 	switch {
 	case age < e.ttl:
-		if !h.noPrefetch && e.hot(age) {
+		if !h.noPrefetch && !via.ExplainOnly && e.hot(age) {
 			h.prefetch(q, via, e)
 		}
 	case !h.held(e, age):
 		return wire.Answer{}, false
-	case h.outage.Recheck():
+	case !via.ExplainOnly && h.health.Recheck():
 		h.renew(q, h.denial(q), via)
 	}
 	return e.append(dst, age), true

@@ -51,5 +51,5 @@ func (h *Cache) stale(e *entry) bool {
 // held says whether e, past its end, is given without asking first: because to
 // ask has failed a short time ago, or no server answers anything.
 func (h *Cache) held(e *entry, age time.Duration) bool {
-	return age < e.ttl+h.beyond(e) && (h.outage.AllFail() || h.outage.Holds(e.failed.Load(), h.staleHold))
+	return age < e.ttl+h.beyond(e) && (h.health.AllFail() || h.health.Holds(e.failed.Load(), h.staleHold))
 }

@@ -39,7 +39,7 @@ type try struct {
 	limit time.Time // when it is given up
 
 	cancel  context.CancelFunc // ends it; set once somebody listens
-	watched bool               // it goes on when the race is over
+	watched bool               // it goes on when the query is over
 
 	out   *datagram // the first question, where that is on its way
 	reply []byte    // to the first question, where that has come

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// DefaultForwardTimeout is the longest try at one server, Istio's
+	// defaultTimeout is the longest try at one server, Istio's
 	// DNS_FORWARD_TIMEOUT.
 	defaultTimeout = 5 * time.Second
 
@@ -35,7 +35,7 @@ const (
 	// older c-ares do so twice, and take the answer to the first question until then.
 	clientTries = 2
 
-	// maxLate bounds the races that go on for an answer that comes late; each
+	// maxLate bounds the queries that go on for an answer that comes late; each
 	// has a socket for every try.
 	maxLate = 128
 
@@ -66,8 +66,8 @@ type Forwarder struct {
 	noHedge  bool
 	conf     *confFile
 	own      []netip.AddrPort // where we listen: never ask these
-	Outage   *Health
-	late     chan struct{} // one slot for each race that goes on when its query has ended
+	Health   *Health
+	late     chan struct{} // one slot for each query that goes on when its query has ended
 	// searched is told the file's search domains when they have changed.
 	searched func([]string)
 
@@ -87,7 +87,7 @@ type Config struct {
 	Own        []netip.AddrPort // where this proxy listens: a server that is one of these is never asked
 	Mark       uint32           // of the sockets to upstreams; 0: none
 	ResolvConf string           // path of the file with the servers; it is read again when it changes
-	Timeout    time.Duration    // per try; 0: DefaultForwardTimeout
+	Timeout    time.Duration    // per try; 0: five seconds
 	Parallel   bool             // ask all servers at once
 	NoHedge    bool             // ask the next server only when one fails or is out of time
 	Log        *slog.Logger
@@ -103,7 +103,7 @@ func New(c Config) *Forwarder {
 		parallel: c.Parallel,
 		noHedge:  c.NoHedge,
 		conf:     &confFile{path: c.ResolvConf, log: c.Log},
-		Outage:   newOutage(c.Now),
+		Health:   newHealth(c.Now),
 		late:     make(chan struct{}, maxLate),
 		known:    map[netip.AddrPort]*server{},
 		searched: func([]string) {},
@@ -131,20 +131,20 @@ func (f *Forwarder) ended(ctx context.Context, t *try, err error) (rtt time.Dura
 	}
 	rtt = f.now().Sub(t.began)
 	was, is := t.u.done(t.began, rtt, err)
-	f.reckon(was, is)
+	f.updateHealth(was, is)
 	return rtt
 }
 
-// reckon draws from a server's change of state what it means for all.
-func (f *Forwarder) reckon(was, is state) {
+// updateHealth draws from a server's change of state what it means for all.
+func (f *Forwarder) updateHealth(was, is state) {
 	switch {
 	case was == is:
 	case was == failing:
-		f.Outage.Over()
+		f.Health.Over()
 	case is == failing:
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.Outage.down.Store(f.current.failing())
+		f.Health.down.Store(f.current.failing())
 	}
 }
 
@@ -244,8 +244,8 @@ func (f *Forwarder) reread() {
 		f.searched(conf.Search)
 	}
 	f.current = f.adopt(conf)
-	f.Outage.Over() // the failures were others'
-	f.Outage.down.Store(len(f.current.servers) > 0 && f.current.failing())
+	f.Health.Over() // the failures were others'
+	f.Health.down.Store(len(f.current.servers) > 0 && f.current.failing())
 }
 
 // adopt turns a reading of resolv.conf into a plan, without the servers that

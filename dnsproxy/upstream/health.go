@@ -26,7 +26,7 @@ type Health struct {
 	back chan struct{} // closed at the next end
 }
 
-func newOutage(now func() time.Time) *Health {
+func newHealth(now func() time.Time) *Health {
 	// The start lies in the past, so that no time is zero by chance.
 	return &Health{now: now, start: now().Add(-recheckOutage), back: make(chan struct{})}
 }

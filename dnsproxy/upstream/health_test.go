@@ -10,7 +10,7 @@ import (
 
 // Who may recheck and finds the question on its way leaves that to the next.
 func TestRecheckIsReturned(t *testing.T) {
-	o := newOutage(dnstest.NewClock().Now)
+	o := newHealth(dnstest.NewClock().Now)
 	o.down.Store(true)
 	if !o.Recheck() || o.Recheck() {
 		t.Fatal("want one recheck at a time")

@@ -11,11 +11,11 @@ import (
 	"understudy.mesh/dnsproxy/internal/wire"
 )
 
-// race asks servers for one query, one after the other, until one answers well:
+// hedgedQuery asks servers for one query, one after the other, until one answers well:
 // the next one when one fails, and also when one takes longer than it usually
 // does (a hedge), while the first is still listened to. That goes on as often
 // as resolv.conf says. A server that answered badly is not asked again.
-type race struct {
+type hedgedQuery struct {
 	f        *Forwarder
 	p        *plan
 	q        *wire.Query
@@ -44,12 +44,12 @@ type result struct {
 	err error
 }
 
-func newRace(f *Forwarder, p *plan, q *wire.Query, via *Transport) *race {
+func newHedgedQuery(f *Forwarder, p *plan, q *wire.Query, via *Transport) *hedgedQuery {
 	rounds := p.Attempts
 	if rounds == 1 && slices.ContainsFunc(p.servers, func(u *server) bool { return !u.understood(f.now()) }) {
 		rounds = 2 // the second one without EDNS
 	}
-	return &race{
+	return &hedgedQuery{
 		f: f, p: p, q: q, via: via, rounds: rounds, deadline: time.Now().Add(f.timeLeft(p, q)), tryTime: f.tryTime(p), heard: f.heard(p),
 		worst: wire.Answer{Source: wire.SourceFailure}, last: errBudget,
 	}
@@ -57,7 +57,7 @@ func newRace(f *Forwarder, p *plan, q *wire.Query, via *Transport) *race {
 
 // first asks the first server, in the goroutine of the query. done says that
 // it has answered well; otherwise run goes on.
-func (r *race) first(ctx context.Context) (a wire.Answer, done bool) {
+func (r *hedgedQuery) first(ctx context.Context) (a wire.Answer, done bool) {
 	t, err := r.begin()
 	if err != nil {
 		r.lost(ctx, t, err)
@@ -76,7 +76,7 @@ func (r *race) first(ctx context.Context) (a wire.Answer, done bool) {
 }
 
 // run goes on until there is an answer, no try is left, or time is up.
-func (r *race) run(ctx context.Context) (wire.Answer, error) {
+func (r *hedgedQuery) run(ctx context.Context) (wire.Answer, error) {
 	late, cancel := context.WithDeadline(ctx, r.deadline)
 	defer cancel()
 	defer r.end(ctx)
@@ -84,7 +84,7 @@ func (r *race) run(ctx context.Context) (wire.Answer, error) {
 	for _, t := range r.running {
 		r.listen(ctx, t)
 	}
-	back := r.f.Outage.end()
+	back := r.f.Health.end()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	extra := 0
@@ -110,7 +110,7 @@ func (r *race) run(ctx context.Context) (wire.Answer, error) {
 			back = nil
 			r.another(ctx)
 		case <-timer.C:
-			if extra < maxRechecks && !r.more() && r.f.Outage.Recheck() {
+			if extra < maxRechecks && !r.more() && r.f.Health.Recheck() {
 				extra++
 				r.another(ctx)
 			}
@@ -126,7 +126,7 @@ func (r *race) run(ctx context.Context) (wire.Answer, error) {
 const maxRechecks = 16
 
 // wake is how long to sleep.
-func (r *race) wake(now time.Time) time.Duration {
+func (r *hedgedQuery) wake(now time.Time) time.Duration {
 	if r.more() {
 		return r.next.Sub(now)
 	}
@@ -134,7 +134,7 @@ func (r *race) wake(now time.Time) time.Duration {
 }
 
 // more says whether a try is left.
-func (r *race) more() bool {
+func (r *hedgedQuery) more() bool {
 	for ; r.asked < len(r.p.servers)*r.rounds; r.asked++ {
 		if !r.bad[r.server()] {
 			return true
@@ -144,10 +144,10 @@ func (r *race) more() bool {
 }
 
 // server is the one whose turn it is.
-func (r *race) server() *server { return r.p.servers[r.asked%len(r.p.servers)] }
+func (r *hedgedQuery) server() *server { return r.p.servers[r.asked%len(r.p.servers)] }
 
 // begin sends the question to the server whose turn it is.
-func (r *race) begin() (*try, error) {
+func (r *hedgedQuery) begin() (*try, error) {
 	u := r.server()
 	hedge := len(r.running) > 0 && !r.f.parallel
 	r.asked++
@@ -161,7 +161,7 @@ func (r *race) begin() (*try, error) {
 }
 
 // patience is how long u may take before the next server is asked, too.
-func (r *race) patience(u *server) time.Duration {
+func (r *hedgedQuery) patience(u *server) time.Duration {
 	wait := min(u.patience(), r.tryTime)
 	switch {
 	case r.f.noHedge && !r.f.parallel:
@@ -177,7 +177,7 @@ func (r *race) patience(u *server) time.Duration {
 }
 
 // another begins a try and listens for its answer.
-func (r *race) another(ctx context.Context) {
+func (r *hedgedQuery) another(ctx context.Context) {
 	t, err := r.begin()
 	if err != nil {
 		r.lost(ctx, t, err)
@@ -188,7 +188,7 @@ func (r *race) another(ctx context.Context) {
 }
 
 // listen has t's end come to results.
-func (r *race) listen(ctx context.Context, t *try) {
+func (r *hedgedQuery) listen(ctx context.Context, t *try) {
 	own := *r.q // tries may outlive the query
 	t.q = &own
 	try, cancel := context.WithDeadline(ctx, t.limit)
@@ -205,7 +205,7 @@ func (r *race) listen(ctx context.Context, t *try) {
 }
 
 // take judges an answer.
-func (r *race) take(ctx context.Context, t *try, msg []byte) (wire.Answer, bool) {
+func (r *hedgedQuery) take(ctx context.Context, t *try, msg []byte) (wire.Answer, bool) {
 	rtt := r.f.ended(ctx, t, nil)
 	a := wire.Answer{Msg: msg, Source: wire.SourceUpstream, Server: t.u.addr, RTT: rtt}
 	if isLame(r.q, msg) {
@@ -242,14 +242,14 @@ func isLame(q *wire.Query, msg []byte) bool {
 }
 
 // lost records a try without an answer.
-func (r *race) lost(ctx context.Context, t *try, err error) {
+func (r *hedgedQuery) lost(ctx context.Context, t *try, err error) {
 	r.f.ended(ctx, t, err)
 	if !errors.Is(err, errBudget) {
 		r.last = err
 	}
 }
 
-func (r *race) drop(t *try) {
+func (r *hedgedQuery) drop(t *try) {
 	for i := range r.running {
 		if r.running[i] == t {
 			r.running = append(r.running[:i], r.running[i+1:]...)
@@ -260,7 +260,7 @@ func (r *race) drop(t *try) {
 
 // overtaken tells the servers that winner's answer came before theirs, though
 // they had been asked so long before that they should have been first.
-func (r *race) overtaken(winner *try) {
+func (r *hedgedQuery) overtaken(winner *try) {
 	for _, t := range r.running {
 		if t.u != winner.u && winner.sent.Sub(t.sent) >= minPatience {
 			t.watched = t.u.overtaken(r.f.now(), fmt.Errorf("ask %s: %s answered first", t.u.addr, winner.u.addr))
@@ -268,9 +268,9 @@ func (r *race) overtaken(winner *try) {
 	}
 }
 
-// late ends the race for its query, whose time is up. Where a server that is asked
+// late ends the try for its query, whose time is up. Where a server that is asked
 // may merely be slow, it goes on for the query after, and delivers what becomes of it.
-func (r *race) late(ctx context.Context) wire.Answer {
+func (r *hedgedQuery) late(ctx context.Context) wire.Answer {
 	a, now := r.worst, r.f.now()
 	slow := ctx.Err() == nil &&
 		slices.ContainsFunc(r.running, func(t *try) bool { return t.u.mayBeSlow(now) })
@@ -298,9 +298,9 @@ func (r *race) late(ctx context.Context) wire.Answer {
 
 // linger waits for the tries that run, and calls off the others when one has answered.
 // Meanwhile nobody else asks the same: where servers fail, it sees whether they are back.
-func (r *race) linger(ctx context.Context) wire.Answer {
+func (r *hedgedQuery) linger(ctx context.Context) wire.Answer {
 	defer r.callOff()
-	back := r.f.Outage.end()
+	back := r.f.Health.end()
 	recheck := time.NewTicker(recheckOutage)
 	defer recheck.Stop()
 	lasts := time.Now().Add(r.heard) // and so no more than twice as long
@@ -318,7 +318,7 @@ func (r *race) linger(ctx context.Context) wire.Answer {
 			back = nil
 			r.another(ctx)
 		case now := <-recheck.C:
-			if now.Before(lasts) && r.f.Outage.Recheck() {
+			if now.Before(lasts) && r.f.Health.Recheck() {
 				r.another(ctx)
 			}
 		case <-r.via.lives.context().Done():
@@ -332,7 +332,7 @@ func (r *race) linger(ctx context.Context) wire.Answer {
 }
 
 // callOff ends what runs, and has nobody read results any more.
-func (r *race) callOff() {
+func (r *hedgedQuery) callOff() {
 	for _, t := range r.running {
 		t.cancel()
 	}
@@ -340,7 +340,7 @@ func (r *race) callOff() {
 }
 
 // end calls off the tries that run, but for those that are watched.
-func (r *race) end(ctx context.Context) {
+func (r *hedgedQuery) end(ctx context.Context) {
 	if r.goesOn {
 		return
 	}
@@ -360,7 +360,7 @@ func (r *race) end(ctx context.Context) {
 }
 
 // watch records how the watched tries have ended, unless that is sooner.
-func (r *race) watch(ctx context.Context, ended <-chan struct{}) {
+func (r *hedgedQuery) watch(ctx context.Context, ended <-chan struct{}) {
 	defer r.callOff()
 	for len(r.running) > 0 {
 		select {

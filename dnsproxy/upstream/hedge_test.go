@@ -162,13 +162,13 @@ func TestRaceLeavesNobodyBehind(t *testing.T) {
 	if q.Parse(raw, wire.MaxMessage) != wire.AnswerIt {
 		t.Fatal("query")
 	}
-	f.Outage.down.Store(true) // every server fails
+	f.Health.down.Store(true) // every server fails
 	done := make(chan struct{})
 	go func() { f.forward(ctx, q, sc); close(done) }()
 	p := f.plan()
 	want := uint64(len(p.servers)*p.Attempts + maxRechecks)
 	dnstest.WaitFor(t, "every recheck", func() bool { return f.Stats()[0].Requests >= want })
-	f.Outage.Over() // another question was answered
+	f.Health.Over() // another question was answered
 	dnstest.WaitFor(t, "the question to who is back", func() bool { return f.Stats()[0].Requests > want })
 	cancel()
 	<-done
@@ -186,7 +186,7 @@ func TestHedgeOff(t *testing.T) {
 	slow, next := dnstest.NewUpstream(t, dnstest.Silence), dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
 	s := startForwarder(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(slow.Addr), dnstest.Nameserver(next.Addr)), NoHedge: true})
 	p := s.plan()
-	r := newRace(s.Forwarder, &p, new(wire.Query), new(Transport))
+	r := newHedgedQuery(s.Forwarder, &p, new(wire.Query), new(Transport))
 	if got := r.patience(p.servers[0]); got != r.tryTime || got < time.Second {
 		t.Errorf("the next server is asked after %v, a try has %v", got, r.tryTime)
 	}

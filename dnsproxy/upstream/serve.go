@@ -27,7 +27,7 @@ func (f *Forwarder) forward(ctx context.Context, q *wire.Query, via *Transport) 
 		return wire.Answer{Source: wire.SourceFailure}, errNoServers
 	}
 	f.probe(&p, q, via)
-	r := newRace(f, &p, q, via)
+	r := newHedgedQuery(f, &p, q, via)
 	if !f.parallel && !p.TCP {
 		if a, done := r.first(ctx); done {
 			return a, nil
@@ -39,7 +39,7 @@ func (f *Forwarder) forward(ctx context.Context, q *wire.Query, via *Transport) 
 // probe sends a copy of q to servers that are slow or fail and were long not
 // asked, while others are well. Nobody waits for what they say; it is for their health.
 func (f *Forwarder) probe(p *plan, q *wire.Query, via *Transport) {
-	if f.Outage.down.Load() {
+	if f.Health.down.Load() {
 		return // they are asked anyway
 	}
 	now := f.now()

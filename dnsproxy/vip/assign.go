@@ -66,7 +66,7 @@ func (v *Pool) Assign(hosts []string, declared ...netip.Prefix) (map[string][]ne
 	v.free(wanted)
 	v.setDeclared(v.declaredOf(declared), v.config.Now())
 	had := v.displace()
-	unlucky := v.give(v.arrivals(wanted))
+	unassigned := v.give(v.arrivals(wanted))
 	v.tellDisplaced(had)
 	v.save()
 	given := make(map[string][]netip.Addr, len(v.assigned))
@@ -76,11 +76,11 @@ func (v *Pool) Assign(hosts []string, declared ...netip.Prefix) (map[string][]ne
 		all = v.appendAddrs(all, index)
 		given[h] = slices.Clip(all[begin:])
 	}
-	if v.pending = len(unlucky); v.pending == 0 {
+	if v.pending = len(unassigned); v.pending == 0 {
 		return given, nil
 	}
 	v.exhausted += uint64(v.pending)
-	return given, v.exhaustion(unlucky)
+	return given, v.exhaustion(unassigned)
 }
 
 func (v *Pool) exhaustion(hosts []string) error {

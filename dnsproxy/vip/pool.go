@@ -17,7 +17,7 @@ import (
 	"understudy.mesh/dnsproxy/internal/wire"
 )
 
-// DefaultQuarantine is how long the address of a host that left is given to
+// defaultQuarantine is how long the address of a host that left is given to
 // nobody else: clients keep answers for their TTL and connections for longer.
 const defaultQuarantine = 10 * time.Minute
 
@@ -31,7 +31,7 @@ type Config struct {
 	V4         netip.Prefix     // 240.240.0.0/16; /16 to /29
 	V6         netip.Prefix     // 2001:2::/48; at least as large as V4
 	IPv6       bool             // give an address of V6 too
-	Quarantine time.Duration    // 0: DefaultQuarantine
+	Quarantine time.Duration    // 0: ten minutes
 	Now        func() time.Time // nil: time.Now
 	Log        *slog.Logger     // nil: slog.Default
 }
@@ -128,7 +128,7 @@ func (v *Pool) arrivals(wanted map[string]struct{}) []string {
 // not look further, so that they take no one's.
 func (v *Pool) give(hosts []string) []string {
 	now := v.config.Now()
-	var displaced, unlucky []string
+	var displaced, unassigned []string
 	for _, h := range hosts {
 		if index := v.home(h); !v.take(h, index, now) {
 			displaced = append(displaced, h)
@@ -138,10 +138,10 @@ func (v *Pool) give(hosts []string) []string {
 	for _, h := range displaced {
 		if full || !v.search(h, now) {
 			full = true
-			unlucky = append(unlucky, h)
+			unassigned = append(unassigned, h)
 		}
 	}
-	return unlucky
+	return unassigned
 }
 
 // search gives h the first free index behind its own.

@@ -80,8 +80,8 @@ func (q *Query) reject(rcode int) verdict {
 }
 
 // seekOPT finds out whether a message that is refused for what it asks has an
-// OPT record: then so has the reply (RFC 6891 section 6.1.1), lest the client
-// think that EDNS was what is refused.
+// OPT record: then so has the reply (RFC 6891 section 6.1.1): otherwise the client
+// would think that EDNS was what is refused.
 func (q *Query) seekOPT(msg []byte) {
 	off, ok := HeaderLen, true
 	for range binary.BigEndian.Uint16(msg[4:]) {

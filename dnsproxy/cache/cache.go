@@ -122,6 +122,15 @@ func appendKey(dst []byte, q *wire.Query) []byte {
 	return append(dst, q.Name()...)
 }
 
+// Miss is what the cache had of a question that it could not answer at once. Serve goes on
+// from there, so that the cache is not asked again.
+type Miss struct {
+	entry   *entry        // of the question, past its end; nil: none
+	failure *failureEntry // where there is no entry; nil: none
+	denial  *entry        // see Cache.denial
+	changes uint64        // of the cache, until then
+}
+
 // find returns the entry for key, of whatever age, or else the last failure.
 func (h *Cache) find(key []byte) Miss {
 	hash := maphash.Bytes(h.seed, key)

@@ -11,15 +11,6 @@ import (
 // loopEvery is how often a loop is named in the log.
 const loopEvery = time.Minute
 
-// Miss is what the cache had of a question that it could not answer at once. Serve goes on
-// from there, so that the cache is not asked again.
-type Miss struct {
-	entry   *entry        // of the question, past its end; nil: none
-	failure *failureEntry // where there is no entry; nil: none
-	denial  *entry        // see Cache.denial
-	changes uint64        // of the cache, until then
-}
-
 // Fast answers from memory, appending to dst; false when that takes waiting. It never
 // blocks and keeps neither q nor dst.
 func (h *Cache) Fast(q *wire.Query, dst []byte, via *Flights) (wire.Answer, Miss, bool) {

@@ -7,10 +7,6 @@ import (
 	"time"
 )
 
-// declaredAddrs are the indexes of addresses in the ranges that somebody else says are its own. Those addresses win over
-// ours: Envoy has one listener for an address and a port.
-type declaredAddrs map[uint32]bool
-
 // declaredOf returns the indexes of the addresses in prefixes. A prefix is in one of the ranges and smaller than it; any
 // other leaves the ranges to us, whose addresses are more specific.
 func (v *Pool) declaredOf(prefixes []netip.Prefix) declaredAddrs {

@@ -59,6 +59,10 @@ type Pool struct {
 	failures  uint64
 }
 
+// declaredAddrs are the indexes of addresses in the ranges that somebody else says are its own. Those addresses win over
+// ours: Envoy has one listener for an address and a port.
+type declaredAddrs map[uint32]bool
+
 // allocation says who has what.
 type allocation struct {
 	assigned map[string]uint32

@@ -2,17 +2,13 @@ package config
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"understudy.mesh/internal/unixsock"
 )
 
 const (
-	// defaultServiceCluster is the value at which Istio's agent prefers the labels.
-	defaultServiceCluster = "istio-proxy"
 	// Envoy's capture ports are Istio's, in the iptables rules of every pod.
 	outboundPort, inboundPort = 15001, 15006
 	// tproxyMark is what Istio marks connections to the application with in TPROXY mode;
@@ -41,17 +37,15 @@ func (l *loader) check(c *Config) {
 		l.reject("proxyMark", fmt.Sprintf("%#x", c.ProxyMark), fmt.Sprintf("want another than %#x and %#x, which TPROXY mode gives to other traffic", tproxyMark, tproxyMark+1))
 	}
 	if c.Interception == NoCapture {
-		l.warnOf("interceptionMode", "nothing is captured, and Envoy gets only what is sent to its ports 15001 and 15006: no listener is bound to a service's port, as Istio would; want REDIRECT or TPROXY")
+		source, key := l.origin("interceptionMode")
+		l.warn(source, key, "nothing is captured, and Envoy gets only what is sent to its ports 15001 and 15006: no listener is bound to a service's port, as Istio would; want REDIRECT or TPROXY")
 	}
 	if c.LogTarget == "" {
 		l.reject("logTarget", "", "want stdout, stderr or a file")
 	}
-	for _, role := range []Role{Sidecar, Router} {
-		if c.Role == role {
-			return
-		}
+	if _, err := ParseRole(string(c.Role)); err != nil {
+		l.problems = append(l.problems, err)
 	}
-	l.problem(sourceFlag, "role", string(c.Role), "want sidecar or router")
 }
 
 // checkPorts refuses two servers on one port. Only the status port and the ready port
@@ -86,31 +80,4 @@ func (l *loader) checkPath(name, path string) {
 		l.reject(name, path, fmt.Sprintf("%d bytes, want at most %d: a Unix socket's path holds %d bytes, and the sockets in it take %d",
 			len(path), unixsock.MaxPath-1-maxSocketName, unixsock.MaxPath, 1+maxSocketName))
 	}
-}
-
-// reject reports a setting under the name and source that gave it its value.
-func (l *loader) reject(name, value, remedy string) {
-	r := l.values[name]
-	i := slices.IndexFunc(l.table, func(s Setting) bool { return s.name == name })
-	l.problem(r.source, spelled(l.table[i], r.source), value, remedy)
-}
-
-// warnOf warns of a setting under the name and source that gave it its value.
-func (l *loader) warnOf(name, message string) {
-	r := l.values[name]
-	i := slices.IndexFunc(l.table, func(s Setting) bool { return s.name == name })
-	l.warn(r.source, spelled(l.table[i], r.source), message)
-}
-
-// spelled is the name of a setting in a source.
-func spelled(s Setting, source string) string {
-	switch {
-	case source == sourceFlag:
-		return "--" + s.Flag
-	case source == sourceEnv || strings.HasSuffix(source, "proxyMetadata"):
-		return s.Env
-	case source == sourceAnnotation:
-		return s.annotation
-	}
-	return s.name
 }

@@ -6,7 +6,6 @@
 package config
 
 import (
-	"io/fs"
 	"net/netip"
 	"time"
 
@@ -52,12 +51,6 @@ const (
 	Redirect  Interception = "REDIRECT"
 	TPROXY    Interception = "TPROXY"
 	NoCapture Interception = "NONE"
-)
-
-// Files that a pod manifest mounts, relative to the working directory as in Istio.
-const (
-	annotationsFile = "./etc/istio/pod/annotations"
-	labelsFile      = "./etc/istio/pod/labels"
 )
 
 // Sources is what main read of the world for Load.
@@ -169,38 +162,21 @@ type Config struct {
 	effective []Value
 }
 
+// Value is one setting as it is in force.
+type Value struct {
+	Name   string `json:"name"`
+	Value  string `json:"value"`  // a secret is masked
+	Source string `json:"source"` // "default", "derived", or where it was set
+}
+
+// Effective returns every setting that is in force with its source, in the order of
+// Settings: what the agent logs at its start. Rows without effect are left out.
+func (c *Config) Effective() []Value { return c.effective }
+
 // Node is Envoy's identity (envoy.config.core.v3.Node): the same fields, in the same
 // order, as bootstrap.Node, to which it converts.
 type Node struct {
 	ID, Cluster           string
 	Metadata              map[string]any
 	Region, Zone, SubZone string
-}
-
-// Load reads every source and returns the effective configuration. Precedence, from
-// low to high: default, mesh file, PROXY_CONFIG, annotations, proxyMetadata,
-// environment, flag. The error joins every problem that was found, one line each;
-// the Config is nil then. Warnings are returned in either case.
-func Load(src Sources) (*Config, []Warning, error) {
-	l := newLoader(src)
-	l.defaults()
-	l.meshFile()
-	l.proxyConfig(sourceProxyConfig, l.env[sourceProxyConfig])
-	l.podAnnotations()
-	l.proxyMetadata()
-	l.environment()
-	l.flags()
-	cfg := l.assign()
-	l.derive(cfg)
-	l.check(cfg)
-	if len(l.problems) > 0 {
-		return nil, l.warnings, join(l.problems)
-	}
-	cfg.effective = l.effective()
-	return cfg, l.warnings, nil
-}
-
-// missing is the ReadFile of a Sources without one.
-func missing(path string) ([]byte, error) {
-	return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 }

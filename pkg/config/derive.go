@@ -7,20 +7,11 @@ import (
 	"strings"
 )
 
-const (
-	// DefaultHandoffDir is where the ASM manual's manifests mount the volume that both
-	// containers of a hot upgrade share: the hand-off directory where it exists and no
-	// other was set.
-	DefaultHandoffDir = "/etc/asm/uds"
-	// clusterDomain is the suffix of Kubernetes' own service names.
-	clusterDomain = "svc.cluster.local"
-)
-
 // derive fills what follows from other settings.
 func (l *loader) derive(c *Config) {
 	l.deriveAddresses(c)
 	if !l.isSet("domain") || c.Domain == "" {
-		c.Domain = c.PodNamespace + "." + clusterDomain
+		c.Domain = c.PodNamespace + ".svc.cluster.local"
 		l.derived("domain", c.Domain)
 	}
 	if !l.isSet("upgradeDrainDuration") {

@@ -120,12 +120,9 @@ func textOf(v any) string {
 // lookup finds a dotted path in a tree.
 func lookup(tree map[string]any, path []string) (any, bool) {
 	v, ok := tree[path[0]]
-	if !ok || len(path) == 1 {
+	if len(path) == 1 {
 		return v, ok
 	}
-	sub, ok := v.(map[string]any)
-	if !ok {
-		return nil, false
-	}
+	sub, _ := v.(map[string]any)
 	return lookup(sub, path[1:])
 }

@@ -7,10 +7,6 @@ import (
 	"unicode/utf8"
 )
 
-// maxInput bounds PROXY_CONFIG, the mesh file and each file of the downward API:
-// Kubernetes itself allows annotations 256 KiB and a ConfigMap 1 MiB.
-const maxInput = 1 << 20
-
 // parseDownward reads a file of the downward API: lines of key="quoted value"
 // (Kubernetes: "Expose Pod Information to Containers Through Files").
 func parseDownward(data []byte) (map[string]string, error) {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"regexp"
@@ -49,103 +50,94 @@ const (
 	EnvoyComponents                  // string
 )
 
+// kinds has for each Kind its word in --help and on the reference page, and its parser, whose
+// error says what would be right.
+var kinds = [...]struct {
+	word  string
+	parse func(text string) (any, error)
+}{
+	String:           {"string", func(text string) (any, error) { return text, nil }},
+	Path:             {"string", typed(parsePath)},
+	Bool:             {"bool", typed(parseBool)},
+	Switch:           {"on/off", typed(parseSwitch)},
+	Duration:         {"duration", typed(parseDuration)},
+	Seconds:          {"seconds", typed(parseSeconds)},
+	Port:             {"port", typed(parsePort)},
+	PortOrOff:        {"port", number[uint16](0, math.MaxUint16, "want a port from 1 to 65535, or 0 to turn it off")},
+	Count:            {"number", number[int](0, maxCount, fmt.Sprintf("want a whole number from 0 to %d", maxCount))},
+	Cores:            {"cores", typed(parseCores)},
+	Size:             {"number", number[uint32](0, math.MaxUint32, "want a whole number")},
+	IP:               {"ip", typed(parseIP)},
+	HostPort:         {"host:port", typed(parseHostPort)},
+	ListenAddrs:      {"host:port", typed(parseListenAddrs)},
+	StringList:       {"list", typed(parseList)},
+	RegexpList:       {"list", typed(parseRegexps)},
+	StringMap:        {"map", typed(parseMap)},
+	JSONObject:       {"json", typed(parseJSON)},
+	TrafficPolicy:    {"enum", oneOf("ALLOW_ANY", "REGISTRY_ONLY")},
+	LogEncoding:      {"enum", oneOf("TEXT", "JSON")},
+	TakeoverMode:     {"enum", typed(parseTakeover)},
+	HungAction:       {"enum", oneOf("report", "restart")},
+	Limit:            {"number", number[uint32](1, math.MaxInt32, "want a whole number, 1 to 2147483647")},
+	InterceptionMode: {"string", typed(parseInterception)},
+	Mark:             {"string", typed(parseMark)},
+	LogLevels:        {"levels", typed(logging.ParseLevels)},
+	EnvoyLevels:      {"levels", typed(parseEnvoyLevels)},
+	EnvoyComponents:  {"levels", typed(parseEnvoyComponents)},
+}
+
+// String is the word for a kind in --help and on the reference page.
+func (k Kind) String() string {
+	if k <= 0 || int(k) >= len(kinds) {
+		return fmt.Sprintf("kind %d", int(k))
+	}
+	return kinds[k].word
+}
+
+// parse reads text as k.
+func (k Kind) parse(text string) (any, error) { return kinds[k].parse(text) }
+
+// typed hides the type that a parser returns.
+func typed[T any](parse func(text string) (T, error)) func(text string) (any, error) {
+	return func(text string) (any, error) { return parse(text) }
+}
+
+// number reads a whole number from least to most.
+func number[T int | uint16 | uint32](least, most uint64, want string) func(text string) (any, error) {
+	return func(text string) (any, error) {
+		n, err := strconv.ParseUint(text, 10, 64)
+		if err != nil || n < least || n > most {
+			return nil, errors.New(want)
+		}
+		return T(n), nil
+	}
+}
+
+// oneOf reads an enumeration of two: false for the first name, true for the second.
+func oneOf(no, yes string) func(text string) (any, error) {
+	return func(text string) (any, error) {
+		if text != no && text != yes {
+			return false, fmt.Errorf("want %s or %s", no, yes)
+		}
+		return text == yes, nil
+	}
+}
+
 // maxDuration bounds every duration: a month is beyond any drain, and below the
 // 2^32 seconds and milliseconds that Envoy's flags hold.
 const maxDuration = 30 * 24 * time.Hour
-
-// parse reads text as k. The error says what would be right.
-func (k Kind) parse(text string) (any, error) {
-	switch k {
-	case String:
-		return text, nil
-	case Path:
-		return parsePath(text)
-	case Bool:
-		return parseBool(text)
-	case Switch:
-		return parseSwitch(text)
-	case Duration:
-		return parseDuration(text)
-	case Seconds:
-		return parseSeconds(text)
-	case Port, PortOrOff:
-		return parsePort(text, k == PortOrOff)
-	case Count:
-		return parseCount(text)
-	case Cores:
-		return parseCores(text)
-	case Size:
-		n, err := strconv.ParseUint(text, 10, 32)
-		return uint32(n), remedy(err, "want a whole number")
-	case IP:
-		addr, err := netip.ParseAddr(text)
-		return addr.Unmap(), remedy(err, "want an IP address")
-	case HostPort:
-		return parseHostPort(text)
-	case ListenAddrs:
-		return parseListenAddrs(text)
-	case TrafficPolicy:
-		return oneOf(text, "ALLOW_ANY", "REGISTRY_ONLY")
-	case LogEncoding:
-		return oneOf(text, "TEXT", "JSON")
-	case HungAction:
-		return oneOf(text, "report", "restart")
-	}
-	return k.parseText(text)
-}
-
-// parseText reads the kinds whose text has a language of its own.
-func (k Kind) parseText(text string) (any, error) {
-	switch k {
-	case TakeoverMode:
-		return parseTakeover(text)
-	case InterceptionMode:
-		return parseInterception(text)
-	case Mark:
-		return parseMark(text)
-	case Limit:
-		n, err := strconv.ParseUint(text, 10, 31)
-		if err == nil && n == 0 {
-			err = strconv.ErrRange
-		}
-		return uint32(n), remedy(err, "want a whole number, 1 to 2147483647")
-	case StringList:
-		return parseList(text)
-	case RegexpList:
-		return parseRegexps(text)
-	case StringMap:
-		var m map[string]string
-		err := json.Unmarshal([]byte(text), &m)
-		return m, remedy(err, "want a map of strings")
-	case JSONObject:
-		var m map[string]json.RawMessage
-		err := json.Unmarshal([]byte(text), &m)
-		return text, remedy(err, "want a JSON object")
-	case LogLevels:
-		return logging.ParseLevels(text)
-	case EnvoyLevels:
-		return parseEnvoyLevels(text)
-	case EnvoyComponents:
-		return parseEnvoyComponents(text)
-	}
-	return nil, fmt.Errorf("kind %d has no parser", k)
-}
-
-// errNotText is for bytes that are no text: protobuf, and so Envoy's configuration,
-// holds nothing else.
-var errNotText = errors.New("want UTF-8 text")
 
 // remedy replaces a parser's error by what would be right.
 func remedy(err error, want string) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s", want)
+	return errors.New(want)
 }
 
 func parsePath(text string) (string, error) {
 	if text == "" || strings.ContainsRune(text, 0) {
-		return "", fmt.Errorf("want a path")
+		return "", errors.New("want a path")
 	}
 	return text, nil
 }
@@ -182,27 +174,16 @@ func parseSeconds(text string) (time.Duration, error) {
 	return d, nil
 }
 
-func parsePort(text string, zero bool) (uint16, error) {
+func parsePort(text string) (uint16, error) {
 	n, err := strconv.ParseUint(text, 10, 16)
-	switch {
-	case zero && err != nil:
-		return 0, fmt.Errorf("want a port from 1 to 65535, or 0 to turn it off")
-	case !zero && (err != nil || n == 0):
-		return 0, fmt.Errorf("want a port from 1 to 65535")
+	if err != nil || n == 0 {
+		return 0, errors.New("want a port from 1 to 65535")
 	}
 	return uint16(n), nil
 }
 
 // maxCount bounds counts of threads: more workers than any machine has cores.
 const maxCount = 4096
-
-func parseCount(text string) (int, error) {
-	n, err := strconv.ParseUint(text, 10, 31)
-	if err != nil || n > maxCount {
-		return 0, fmt.Errorf("want a whole number from 0 to %d", maxCount)
-	}
-	return int(n), nil
-}
 
 // parseCores reads a CPU quantity as the downward API and resource limits write it:
 // 2, 1.5 or 1500m.
@@ -213,45 +194,41 @@ func parseCores(text string) (int, error) {
 	}
 	v, err := strconv.ParseFloat(number, 64)
 	if err != nil || !(v >= 0 && v/unit <= maxCount) {
-		return 0, fmt.Errorf("want a number of cores, such as 2 or 1500m")
+		return 0, errors.New("want a number of cores, such as 2 or 1500m")
 	}
-	n := int(v / unit)
-	if float64(n) < v/unit {
-		n++
-	}
-	return n, nil
+	return int(math.Ceil(v / unit)), nil
+}
+
+func parseIP(text string) (netip.Addr, error) {
+	addr, err := netip.ParseAddr(text)
+	return addr.Unmap(), remedy(err, "want an IP address")
 }
 
 func parseHostPort(text string) (string, error) {
 	host, port, err := net.SplitHostPort(text)
 	if err == nil {
-		_, err = parsePort(port, false)
+		_, err = parsePort(port)
 	}
-	if err != nil || host == "" || strings.ContainsFunc(host, isSpace) {
-		return "", fmt.Errorf("want host:port, such as istiod.istio-system.svc:15012")
+	if err != nil || host == "" || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' }) {
+		return "", errors.New("want host:port, such as istiod.istio-system.svc:15012")
 	}
 	return text, nil
 }
 
-func isSpace(r rune) bool { return r <= ' ' }
-
-// localhost stands for the loopback address of every family that the pod has.
-const localhost = "localhost"
-
-// parseListenAddrs reads one listening address. localhost gives both families here;
-// derive drops the one that the pod does not have.
+// parseListenAddrs reads one listening address. localhost and the wildcard give both families
+// here; derive drops the one that the pod does not have.
 func parseListenAddrs(text string) ([]netip.AddrPort, error) {
-	want := fmt.Errorf("want address:port, such as localhost:15053 or 10.0.0.1:15053")
+	want := errors.New("want address:port, such as localhost:15053 or 10.0.0.1:15053")
 	host, portText, err := net.SplitHostPort(text)
 	if err != nil {
 		return nil, want
 	}
-	port, err := parsePort(portText, false)
+	port, err := parsePort(portText)
 	if err != nil {
 		return nil, want
 	}
 	switch host {
-	case localhost:
+	case "localhost":
 		return []netip.AddrPort{
 			netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port),
 			netip.AddrPortFrom(netip.IPv6Loopback(), port),
@@ -297,12 +274,15 @@ func parseRegexps(text string) ([]string, error) {
 	return list, nil
 }
 
-// oneOf reads an enumeration of two: false for the first name, true for the second.
-func oneOf(text, no, yes string) (bool, error) {
-	if text != no && text != yes {
-		return false, fmt.Errorf("want %s or %s", no, yes)
-	}
-	return text == yes, nil
+func parseMap(text string) (m map[string]string, err error) {
+	err = json.Unmarshal([]byte(text), &m)
+	return m, remedy(err, "want a map of strings")
+}
+
+func parseJSON(text string) (string, error) {
+	var m map[string]json.RawMessage
+	err := json.Unmarshal([]byte(text), &m)
+	return text, remedy(err, "want a JSON object")
 }
 
 // parseTakeover reads a Takeover; nothing is the default, as a manifest may fill it from
@@ -333,42 +313,7 @@ func parseMark(text string) (uint32, error) {
 	}
 	n, err := strconv.ParseUint(digits, base, 32)
 	if err != nil || n == 0 {
-		return 0, fmt.Errorf("want a number from 1 to 0xffffffff, decimal or after 0x hexadecimal")
+		return 0, errors.New("want a number from 1 to 0xffffffff, decimal or after 0x hexadecimal")
 	}
 	return uint32(n), nil
-}
-
-// String is the word for a kind in --help and on the reference page.
-func (k Kind) String() string {
-	switch k {
-	case Bool:
-		return "bool"
-	case Switch:
-		return "on/off"
-	case Duration:
-		return "duration"
-	case Seconds:
-		return "seconds"
-	case Port, PortOrOff:
-		return "port"
-	case Count, Size, Limit:
-		return "number"
-	case Cores:
-		return "cores"
-	case IP:
-		return "ip"
-	case HostPort, ListenAddrs:
-		return "host:port"
-	case StringList, RegexpList:
-		return "list"
-	case StringMap:
-		return "map"
-	case JSONObject:
-		return "json"
-	case LogLevels, EnvoyLevels, EnvoyComponents:
-		return "levels"
-	case TrafficPolicy, LogEncoding, TakeoverMode, HungAction:
-		return "enum"
-	}
-	return "string"
 }

@@ -1,267 +1,35 @@
 package config
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"maps"
 	"reflect"
 	"slices"
-	"strings"
-	"unicode/utf8"
-
-	"google.golang.org/protobuf/proto"
-	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+	"time"
 )
 
-// Annotation of the pod that carries a ProxyConfig.
-const proxyConfigAnnotation = "proxy.istio.io/config"
-
-// resolved is the value of a setting that the highest source so far gave it.
-type resolved struct {
-	value  any
-	source string
-}
-
-// metadatum is one entry of proxyMetadata.
-type metadatum struct{ value, source string }
-
-// loader gathers the values of one Load, lowest source first.
-type loader struct {
-	src         Sources
-	table       []Setting
-	env         map[string]string
-	annotations map[string]string
-	labels      map[string]string
-	proxy       map[string]any // the ProxyConfig of all sources, for the node metadata
-	metadata    map[string]metadatum
-	values      map[string]resolved
-	problems    []*problem
-	warnings    []Warning
-	warned      map[string]bool // settings without effect that were warned of, and fields of ProxyConfig
-}
-
-func newLoader(src Sources) *loader {
-	if src.ReadFile == nil {
-		src.ReadFile = missing
+// Load reads every source and returns the effective configuration. Precedence, from
+// low to high: default, mesh file, PROXY_CONFIG, annotations, proxyMetadata,
+// environment, flag. The error joins every problem that was found, one line each;
+// the Config is nil then. Warnings are returned in either case.
+func Load(src Sources) (*Config, []Warning, error) {
+	l := newLoader(src)
+	l.defaults()
+	l.meshFile()
+	l.proxyConfig(sourceProxyConfig, l.env[sourceProxyConfig])
+	l.podAnnotations()
+	l.proxyMetadata()
+	l.environment()
+	l.flags()
+	cfg := l.assign()
+	l.derive(cfg)
+	l.check(cfg)
+	if len(l.problems) > 0 {
+		return nil, l.warnings, errors.Join(l.problems...)
 	}
-	if src.IsDir == nil {
-		src.IsDir = func(string) bool { return false }
-	}
-	if src.Role == "" {
-		src.Role = Sidecar
-	}
-	l := &loader{
-		src:      src,
-		table:    Settings(),
-		env:      map[string]string{},
-		proxy:    map[string]any{},
-		metadata: map[string]metadatum{},
-		values:   map[string]resolved{},
-		warned:   map[string]bool{},
-	}
-	for _, entry := range src.Environ {
-		if key, value, ok := strings.Cut(entry, "="); ok && key != "" {
-			l.env[key] = value
-		}
-	}
-	return l
-}
-
-// set gives a setting the text that source spells under key.
-func (l *loader) set(s Setting, kind Kind, text, source, key string) {
-	value, err := kind.parse(text)
-	if !utf8.ValidString(text) {
-		err = errNotText
-	}
-	if err != nil {
-		shown := text
-		if s.secret && text != "" {
-			shown = masked
-		}
-		l.problems = append(l.problems, &problem{source: source, key: key, value: shown, remedy: err.Error()})
-		return
-	}
-	if s.Effect == Warned && source != sourceDefault && text != "" && text != "false" {
-		l.warnOnce(s.name, source, key, "has no effect: "+s.why)
-	}
-	l.values[s.name] = resolved{value: value, source: source}
-}
-
-func (l *loader) problem(source, key, value, remedy string) {
-	l.problems = append(l.problems, &problem{source: source, key: key, value: value, remedy: remedy})
-}
-
-func (l *loader) warn(source, key, message string) {
-	l.warnings = append(l.warnings, Warning{source: source, key: key, message: message})
-}
-
-// warnOnce warns of a setting in the first source that has it.
-func (l *loader) warnOnce(name, source, key, message string) {
-	if !l.warned[name] {
-		l.warned[name] = true
-		l.warn(source, key, message)
-	}
-}
-
-func (l *loader) defaults() {
-	for _, s := range l.table {
-		if s.Default != "" {
-			l.set(s, s.Kind, s.Default, sourceDefault, s.name)
-		}
-	}
-}
-
-// meshFile reads the mesh config file, whose path only the command line can change.
-func (l *loader) meshFile() {
-	path := l.values["meshConfig"].value.(string)
-	if given, ok := l.src.Flags["meshConfig"]; ok {
-		path = given
-	}
-	data, err := l.src.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if _, asked := l.src.Flags["meshConfig"]; asked {
-			l.warn(sourceFlag, "--meshConfig", fmt.Sprintf("no file at %s: the defaults hold", shown(path)))
-		}
-		return
-	}
-	if err != nil {
-		l.problem(path, "mesh config", "", fmt.Sprintf("want a readable file: %v", err))
-		return
-	}
-	tree, err := parseDocument(data)
-	if err != nil {
-		l.problem(path, "mesh config", "", err.Error())
-		return
-	}
-	tree = l.checked(&meshv1alpha1.MeshConfig{}, tree, path)
-	proxy, _ := tree["defaultConfig"].(map[string]any)
-	l.fromTree(tree, path, "", func(s Setting) string { return s.mesh })
-	l.mergeProxy(proxy, path, "defaultConfig.")
-}
-
-// proxyConfig reads one ProxyConfig in YAML or JSON; text "" is none.
-func (l *loader) proxyConfig(source, text string) {
-	tree, err := parseDocument([]byte(text))
-	if err != nil {
-		l.problem(source, "ProxyConfig", "", err.Error())
-		return
-	}
-	l.mergeProxy(l.checked(&meshv1alpha1.ProxyConfig{}, tree, source), source, "")
-}
-
-// checked returns the part of a tree that is right for msg, a ProxyConfig or a
-// MeshConfig, and reports the rest: a wrong type as a problem, an unknown field as a
-// warning. A field that Istio's API has dropped is known as long as the table has it.
-func (l *loader) checked(msg proto.Message, tree map[string]any, source string) map[string]any {
-	dropped := func(path string) bool {
-		name := strings.TrimPrefix(path, "defaultConfig.")
-		return slices.ContainsFunc(l.table, func(s Setting) bool { return s.proxy == name })
-	}
-	f := fields{
-		known:   dropped,
-		unknown: func(path string) { l.warn(source, path, "unknown field, ignored") },
-		wrong: func(path, value, want string) {
-			if strings.Contains(strings.ToLower(path), "token") { // tracing.lightstep.accessToken
-				value = masked
-			}
-			l.problem(source, path, value, want)
-		},
-	}
-	return f.check(msg.ProtoReflect(), tree, "")
-}
-
-// mergeProxy lets a checked ProxyConfig override what lower sources said: field by
-// field, and proxyMetadata key by key.
-func (l *loader) mergeProxy(tree map[string]any, source, prefix string) {
-	l.fromTree(tree, source, prefix, func(s Setting) string { return s.proxy })
-	l.nameUnread(tree, source, prefix, "")
-	for key, value := range tree {
-		if key != "proxyMetadata" {
-			l.proxy[key] = value
-			continue
-		}
-		entries, _ := value.(map[string]any)
-		for name, text := range entries {
-			l.metadata[name] = metadatum{textOf(text), source + " " + prefix + "proxyMetadata"}
-		}
-	}
-}
-
-// fromTree sets every setting that has a path in the tree. An empty string is an
-// unset field, as in the API.
-func (l *loader) fromTree(tree map[string]any, source, prefix string, path func(Setting) string) {
-	for _, s := range l.table {
-		if path(s) == "" {
-			continue
-		}
-		value, ok := lookup(tree, strings.Split(path(s), "."))
-		if ok && value != "" {
-			l.set(s, s.Kind, textOf(value), source, prefix+path(s))
-		}
-	}
-}
-
-// podAnnotations reads the downward API: annotations, of which one carries a
-// ProxyConfig and others a single setting each, and labels.
-func (l *loader) podAnnotations() {
-	l.annotations = l.downward(annotationsFile)
-	l.labels = l.downward(labelsFile)
-	l.proxyConfig("annotation "+proxyConfigAnnotation, l.annotations[proxyConfigAnnotation])
-	for _, s := range l.table {
-		if text := l.annotations[s.annotation]; s.annotation != "" && text != "" {
-			l.set(s, s.Kind, text, sourceAnnotation, s.annotation)
-		}
-	}
-}
-
-func (l *loader) downward(path string) map[string]string {
-	data, err := l.src.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		l.problem(path, "downward API", "", fmt.Sprintf("want a readable file: %v", err))
-		return nil
-	}
-	entries, err := parseDownward(data)
-	if err != nil {
-		l.problem(path, "downward API", "", err.Error())
-	}
-	return entries
-}
-
-// proxyMetadata reads the entries that are spelled like an environment variable: the
-// injector makes them variables of the container, so they act as such.
-func (l *loader) proxyMetadata() {
-	for _, s := range l.table {
-		if m, ok := l.metadata[s.Env]; ok && s.Env != "" && (m.value != "" || s.emptyEnv) {
-			l.set(s, s.envKind, m.value, m.source, s.Env)
-		}
-		if m, ok := l.metadata[s.metadata]; ok && s.metadata != "" && m.value != "" {
-			l.set(s, s.Kind, m.value, m.source, s.metadata)
-		}
-	}
-}
-
-// environment reads the variables; an empty one is not set, as manifests fill optional
-// ones from the downward API, unless the setting says otherwise.
-func (l *loader) environment() {
-	for _, s := range l.table {
-		if text, ok := l.env[s.Env]; ok && s.Env != "" && (text != "" || s.emptyEnv) {
-			l.set(s, s.envKind, text, sourceEnv, s.Env)
-		}
-	}
-}
-
-func (l *loader) flags() {
-	for _, s := range l.table {
-		text, ok := l.src.Flags[s.Flag]
-		if s.Flag == "" || !ok || (s.flagZero && text == "0") {
-			continue
-		}
-		l.set(s, s.Kind, text, sourceFlag, "--"+s.Flag)
-	}
+	cfg.effective = l.effective()
+	return cfg, l.warnings, nil
 }
 
 // assign fills the fields that table rows name.
@@ -276,17 +44,47 @@ func (l *loader) assign() *Config {
 	return cfg
 }
 
-// isSet reports whether a source above the defaults gave the setting a value.
-func (l *loader) isSet(name string) bool {
-	r, ok := l.values[name]
-	return ok && r.source != sourceDefault
+// Spelled is a setting that is in force as an error names it: its source, its name there
+// and its value, such as "environment: PROXY_MARK=77". name is that of Settings.
+func (c *Config) Spelled(name string) string {
+	table := Settings()
+	i := slices.IndexFunc(table, func(s Setting) bool { return s.name == name })
+	for _, v := range c.effective {
+		if v.Name == name {
+			return fmt.Sprintf("%s: %s=%s", v.Source, table[i].in(v.Source), v.Value)
+		}
+	}
+	return name
 }
 
-// derived records the value of a setting that another one stands in for.
-func (l *loader) derived(name string, value any) {
-	l.values[name] = resolved{value: value, source: sourceDerived}
+func (l *loader) effective() []Value {
+	var out []Value
+	for _, s := range l.table {
+		r, ok := l.values[s.name]
+		if !ok || s.Effect != Effective {
+			continue
+		}
+		text := display(r.value)
+		if s.secret && text != "" {
+			text = masked
+		}
+		out = append(out, Value{Name: s.name, Value: text, Source: r.source})
+	}
+	return out
 }
 
-// sortedKeys is for everything that is reported in a loop over a map: the order of
-// errors must not change from run to run.
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+// display is a parsed value as one reads it back.
+func display(v any) string {
+	switch v := v.(type) {
+	case string:
+		return v
+	case time.Duration:
+		return v.String()
+	case []string, map[string]string:
+		b, err := json.Marshal(v)
+		if err == nil {
+			return string(b)
+		}
+	}
+	return fmt.Sprint(v)
+}

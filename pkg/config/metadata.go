@@ -12,11 +12,8 @@ import (
 	"unicode/utf8"
 )
 
-// Prefixes of the variables that become node metadata.
-const (
-	metaPrefix     = "ISTIO_META_"
-	metaJSONPrefix = "ISTIO_METAJSON_"
-)
+// metaJSONPrefix begins the variables whose members become node metadata.
+const metaJSONPrefix = "ISTIO_METAJSON_"
 
 // nodeMetadata builds the metadata of Envoy's node: typed entries first, then what
 // the variables add under other names. Values have Istio's encodings:

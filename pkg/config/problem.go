@@ -3,6 +3,8 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"unicode/utf8"
 )
@@ -16,6 +18,17 @@ const (
 	sourceDerived     = "derived"
 	sourceAnnotation  = "annotation"
 )
+
+// errNotText is for bytes that are no text: protobuf, and so Envoy's configuration,
+// holds nothing else.
+var errNotText = errors.New("want UTF-8 text")
+
+// masked stands for the value of a secret.
+const masked = "(masked)"
+
+// maxInput bounds PROXY_CONFIG, the mesh file and each file of the downward API:
+// Kubernetes itself allows annotations 256 KiB and a ConfigMap 1 MiB.
+const maxInput = 1 << 20
 
 // maxShownValue bounds the part of a wrong value that an error repeats, so that one
 // record stays one readable line; no setting that is typed by hand is longer.
@@ -63,14 +76,6 @@ func IsUsage(err error) bool {
 	return errors.As(err, &p) && p.source == sourceFlag
 }
 
-func join(problems []*problem) error {
-	errs := make([]error, len(problems))
-	for i, p := range problems {
-		errs[i] = p
-	}
-	return errors.Join(errs...)
-}
-
 // shown quotes a value on one line, cut to maxShownValue bytes at a rune boundary.
 func shown(value string) string {
 	if len(value) <= maxShownValue {
@@ -82,3 +87,7 @@ func shown(value string) string {
 	}
 	return strconv.Quote(value[:cut]) + "..."
 }
+
+// sortedKeys is for everything that is reported in a loop over a map: the order of
+// errors must not change from run to run.
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -55,14 +55,19 @@ func (f fields) field(msg protoreflect.Message, fd protoreflect.FieldDescriptor,
 	case fd.IsList():
 		return f.listField(msg, fd, value, path)
 	case isPlainMessage(fd):
-		tree, ok := value.(map[string]any)
-		if !ok {
-			f.wrong(path, textOf(value), "want a map of settings")
-			return nil, false
-		}
-		return f.check(msg.NewField(fd).Message(), tree, path+"."), true
+		return f.settings(msg.NewField(fd).Message(), value, path)
 	}
 	return f.leaf(msg, fd, value, value, path)
+}
+
+// settings checks a value that is a message.
+func (f fields) settings(msg protoreflect.Message, value any, path string) (any, bool) {
+	tree, ok := value.(map[string]any)
+	if !ok {
+		f.wrong(path, textOf(value), "want a map of settings")
+		return nil, false
+	}
+	return f.check(msg, tree, path+"."), true
 }
 
 func (f fields) mapField(msg protoreflect.Message, fd protoreflect.FieldDescriptor, value any, path string) (any, bool) {
@@ -75,15 +80,11 @@ func (f fields) mapField(msg protoreflect.Message, fd protoreflect.FieldDescript
 	for _, key := range sortedKeys(tree) {
 		member, at := tree[key], path+"."+key
 		if isPlainMessage(fd.MapValue()) {
-			sub, ok := member.(map[string]any)
-			if !ok {
-				f.wrong(at, textOf(member), "want a map of settings")
-				continue
-			}
-			out[key] = f.check(msg.NewField(fd).Map().NewValue().Message(), sub, at+".")
-			continue
+			member, ok = f.settings(msg.NewField(fd).Map().NewValue().Message(), member, at)
+		} else {
+			_, ok = f.leaf(msg, fd, map[string]any{key: member}, member, at)
 		}
-		if _, ok := f.leaf(msg, fd, map[string]any{key: member}, member, at); ok {
+		if ok {
 			out[key] = member
 		}
 	}
@@ -100,15 +101,11 @@ func (f fields) listField(msg protoreflect.Message, fd protoreflect.FieldDescrip
 	for i, member := range list {
 		at := path + "[" + strconv.Itoa(i) + "]"
 		if isPlainMessage(fd) {
-			sub, ok := member.(map[string]any)
-			if !ok {
-				f.wrong(at, textOf(member), "want a map of settings")
-				continue
-			}
-			out = append(out, f.check(msg.NewField(fd).List().NewElement().Message(), sub, at+"."))
-			continue
+			member, ok = f.settings(msg.NewField(fd).List().NewElement().Message(), member, at)
+		} else {
+			_, ok = f.leaf(msg, fd, []any{member}, member, at)
 		}
-		if _, ok := f.leaf(msg, fd, []any{member}, member, at); ok {
+		if ok {
 			out = append(out, member)
 		}
 	}
@@ -118,25 +115,22 @@ func (f fields) listField(msg protoreflect.Message, fd protoreflect.FieldDescrip
 // leaf lets protojson judge one value: whole is what the field gets (the value, or a
 // list or map of just the value).
 func (f fields) leaf(msg protoreflect.Message, fd protoreflect.FieldDescriptor, whole, value any, path string) (any, bool) {
-	doc, err := json.Marshal(map[string]any{fd.JSONName(): whole})
-	if err != nil {
-		f.wrong(path, textOf(value), want(fd))
-		return nil, false
-	}
 	probe := msg.New()
-	if err := protojson.Unmarshal(doc, probe.Interface()); err != nil {
-		f.wrong(path, textOf(value), want(fd))
-		return nil, false
+	doc, err := json.Marshal(map[string]any{fd.JSONName(): whole})
+	if err == nil {
+		err = protojson.Unmarshal(doc, probe.Interface())
 	}
-	if fd.Kind() == protoreflect.EnumKind && !fd.IsList() && !fd.IsMap() {
-		name := fd.Enum().Values().ByNumber(probe.Get(fd).Enum())
-		if name == nil {
-			f.wrong(path, textOf(value), want(fd))
-			return nil, false
+	isEnum := fd.Kind() == protoreflect.EnumKind && !fd.IsList() && !fd.IsMap()
+	switch {
+	case err == nil && !isEnum:
+		return value, true
+	case err == nil:
+		if name := fd.Enum().Values().ByNumber(probe.Get(fd).Enum()); name != nil {
+			return string(name.Name()), true
 		}
-		return string(name.Name()), true
 	}
-	return value, true
+	f.wrong(path, textOf(value), want(fd))
+	return nil, false
 }
 
 // isPlainMessage reports whether a field holds a message that JSON spells field by

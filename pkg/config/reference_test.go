@@ -28,7 +28,7 @@ nothing acts, is named in the log at the start.
 func Reference() string {
 	var b strings.Builder
 	b.WriteString(referenceHead)
-	var group group
+	var group string
 	for _, s := range Settings() {
 		if s.group != group {
 			group = s.group

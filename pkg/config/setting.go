@@ -1,5 +1,7 @@
 package config
 
+import "strings"
+
 // Effect says what becomes of a setting.
 type Effect int
 
@@ -10,22 +12,6 @@ const (
 	Effective Effect = iota
 	NoEffect
 	Warned
-)
-
-// group is a chapter of the reference page.
-type group string
-
-// The chapters, in the order of the page.
-const (
-	groupPod      group = "The pod"
-	groupMesh     group = "The control plane and the mesh"
-	groupEnvoy    group = "Envoy"
-	groupLife     group = "Draining and ending"
-	groupUpgrade  group = "Hot upgrade"
-	groupServers  group = "The agent's servers"
-	groupDNS      group = "DNS"
-	groupLog      group = "The log"
-	groupAccepted group = "Accepted without effect"
 )
 
 // Setting is one row of the table: one thing that can be set, under every name it has.
@@ -45,11 +31,24 @@ type Setting struct {
 	Effect     Effect
 	why        string // of a row without effect or field
 	field      string // of Config; "" for a row without effect
-	group      group
-	Global     bool // a flag of every command, not of `proxy` alone
-	secret     bool // masked wherever values are shown
-	flagZero   bool // "0" on the command line means not set, as in Istio
-	emptyEnv   bool // an empty variable is set too: it turns the setting off
+	group      string // chapter of the reference page
+	Global     bool   // a flag of every command, not of `proxy` alone
+	secret     bool   // masked wherever values are shown
+	flagZero   bool   // "0" on the command line means not set, as in Istio
+	emptyEnv   bool   // an empty variable is set too: it turns the setting off
+}
+
+// in is the name of a setting in a source.
+func (s Setting) in(source string) string {
+	switch {
+	case source == sourceFlag:
+		return "--" + s.Flag
+	case source == sourceEnv || strings.HasSuffix(source, "proxyMetadata"):
+		return s.Env
+	case source == sourceAnnotation:
+		return s.annotation
+	}
+	return s.name
 }
 
 // Settings returns the whole table, in the order of the reference page. Each call makes a
@@ -57,18 +56,18 @@ type Setting struct {
 func Settings() []Setting {
 	var all []Setting
 	for _, chapter := range []struct {
-		group group
+		group string
 		rows  []Setting
 	}{
-		{groupPod, podSettings()},
-		{groupMesh, meshSettings()},
-		{groupEnvoy, envoySettings()},
-		{groupLife, lifeSettings()},
-		{groupUpgrade, upgradeSettings()},
-		{groupServers, serverSettings()},
-		{groupDNS, dnsSettings()},
-		{groupLog, logSettings()},
-		{groupAccepted, acceptedSettings()},
+		{"The pod", podSettings()},
+		{"The control plane and the mesh", meshSettings()},
+		{"Envoy", envoySettings()},
+		{"Draining and ending", lifeSettings()},
+		{"Hot upgrade", upgradeSettings()},
+		{"The agent's servers", serverSettings()},
+		{"DNS", dnsSettings()},
+		{"The log", logSettings()},
+		{"Accepted without effect", acceptedSettings()},
 	} {
 		for _, s := range chapter.rows {
 			s.group = chapter.group

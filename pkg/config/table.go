@@ -1,5 +1,16 @@
 package config
 
+const (
+	// defaultServiceCluster is the value at which Istio's agent prefers the labels.
+	defaultServiceCluster = "istio-proxy"
+	// DefaultHandoffDir is where the ASM manual's manifests mount the volume that both
+	// containers of a hot upgrade share: the hand-off directory where it exists and no
+	// other was set.
+	DefaultHandoffDir = "/etc/asm/uds"
+	// metaPrefix begins the variables that become node metadata.
+	metaPrefix = "ISTIO_META_"
+)
+
 func podSettings() []Setting {
 	return []Setting{
 		{name: "podName", Env: "POD_NAME", Kind: String, field: "PodName",

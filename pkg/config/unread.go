@@ -1,6 +1,9 @@
 package config
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // othersFields are fields of ProxyConfig that are not for the agent: the injector acts on them, or
 // they only say who the proxy is. proxyMetadata is read by itself.
@@ -25,9 +28,7 @@ func (l *loader) nameUnread(tree map[string]any, source, prefix, at string) {
 
 // reads tells whether a setting has this path in ProxyConfig, and whether one has a path below it.
 func (l *loader) reads(path string) (read, below bool) {
-	for _, name := range othersFields {
-		read = read || path == name
-	}
+	read = slices.Contains(othersFields[:], path)
 	for _, s := range l.table {
 		read = read || s.proxy == path
 		below = below || strings.HasPrefix(s.proxy, path+".")

@@ -61,8 +61,8 @@ func (b *Builder) Build(r *mesh.Registry, vips map[string][]netip.Addr) (*Output
 }
 
 func (b *Builder) all(m *maker, r *mesh.Registry, vips map[string][]netip.Addr, out *Output) error {
-	add := func(into *[]Message, sum uint64, make func() ([]resource, error)) error {
-		msgs, err := b.get(sum, make)
+	add := func(into *[]Message, sum uint64, make func() []resource) error {
+		msgs, err := b.get(m, sum, make)
 		*into = append(*into, msgs...)
 		return err
 	}
@@ -76,19 +76,19 @@ func (b *Builder) all(m *maker, r *mesh.Registry, vips map[string][]netip.Addr, 
 		return err
 	}
 	for _, s := range r.Services() {
-		if err := add(&out.Clusters, mix(s.Sum, clusters), func() ([]resource, error) { return m.clusters(s) }); err != nil {
+		if err := add(&out.Clusters, mix(s.Sum, clusters), func() []resource { return m.clusters(s) }); err != nil {
 			return fmt.Errorf("build clusters of %s: %w", s.Host, err)
 		}
 		addrs := r.VIPsOf(s, vips)
 		if !s.WantsVIP || len(addrs) == 0 {
 			continue
 		}
-		if err := add(&out.Listeners, mixAddrs(mix(s.Sum, listeners), addrs), func() ([]resource, error) { return m.vipListeners(s, addrs) }); err != nil {
+		if err := add(&out.Listeners, mixAddrs(mix(s.Sum, listeners), addrs), func() []resource { return m.vipListeners(s, addrs) }); err != nil {
 			return fmt.Errorf("build listeners of %s: %w", s.Host, err)
 		}
 	}
 	for _, s := range r.Bindings() {
-		if err := add(&out.Listeners, mix(sumOf(s), shared), func() ([]resource, error) { return m.sharedListener(s) }); err != nil {
+		if err := add(&out.Listeners, mix(sumOf(s), shared), func() []resource { return m.sharedListener(s) }); err != nil {
 			return fmt.Errorf("build listener of port %d: %w", s.Port, err)
 		}
 	}
@@ -113,14 +113,14 @@ type resource interface {
 	GetName() string
 }
 
-func (b *Builder) get(sum uint64, build func() ([]resource, error)) ([]Message, error) {
+func (b *Builder) get(m *maker, sum uint64, build func() []resource) ([]Message, error) {
 	if msgs, ok := b.last[sum]; ok {
 		b.now[sum] = msgs
 		return msgs, nil
 	}
-	resources, err := build()
-	if err != nil {
-		return nil, err
+	resources := build()
+	if m.err != nil {
+		return nil, m.err
 	}
 	msgs := make([]Message, len(resources))
 	for i, r := range resources {

@@ -50,6 +50,7 @@ type maker struct {
 	http1Upstream map[string]*anypb.Any // for services that speak HTTP/1, and
 	http2Upstream map[string]*anypb.Any // HTTP/2
 	dynamicCache  *dynamiccommonv3.DnsCacheConfig
+	err           error // the first of what could not be serialized: then nothing that was made is whole
 }
 
 func newMaker(o mesh.Options) (*maker, error) {
@@ -61,34 +62,26 @@ func newMaker(o mesh.Options) (*maker, error) {
 	if b.dynamicCache, err = newDynamicCache(&b.o); err != nil {
 		return nil, err
 	}
-	h1, err := transparentHTTP1()
-	if err != nil {
-		return nil, err
-	}
-	b.http1Upstream, err = explicitUpstream(&httpv3.HttpProtocolOptions_ExplicitHttpConfig{
-		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: h1},
+	b.http1Upstream = b.explicitUpstream(&httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: b.transparentHTTP1()},
 	})
-	if err != nil {
-		return nil, err
-	}
-	b.http2Upstream, err = explicitUpstream(&httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+	b.http2Upstream = b.explicitUpstream(&httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
 			Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
 		},
 	})
-	return b, err
+	return b, b.err
 }
 
 // explicitUpstream makes a cluster speak the protocol of config.
-func explicitUpstream(config *httpv3.HttpProtocolOptions_ExplicitHttpConfig) (map[string]*anypb.Any, error) {
-	options, err := toAny(&httpv3.HttpProtocolOptions{
+func (b *maker) explicitUpstream(config *httpv3.HttpProtocolOptions_ExplicitHttpConfig) map[string]*anypb.Any {
+	return b.httpOptions(&httpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: config},
 	})
-	return optionsMap(options), err
 }
 
-func optionsMap(options *anypb.Any) map[string]*anypb.Any {
-	return map[string]*anypb.Any{httpOptionsExtension: options}
+func (b *maker) httpOptions(options *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
+	return map[string]*anypb.Any{httpOptionsExtension: b.pack(options)}
 }
 
 // newAccessLog returns the access logs of every filter: one, or none without a path.
@@ -142,7 +135,15 @@ func accessLogger(path string, format *corev3.SubstitutionFormatString) (name st
 	}
 }
 
-// toAny packs m for a typed_config.
+// pack packs m for a typed_config, and keeps an error for the end of what is being made.
+func (b *maker) pack(m proto.Message) *anypb.Any {
+	packed, err := toAny(m)
+	if b.err == nil {
+		b.err = err
+	}
+	return packed
+}
+
 func toAny(m proto.Message) (*anypb.Any, error) {
 	body, err := marshal(m)
 	if err != nil {

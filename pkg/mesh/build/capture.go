@@ -39,14 +39,7 @@ func (b *maker) inboundFamilies() []family {
 }
 
 // captureListeners makes virtualOutbound and virtualInbound, the only listeners that bind a port.
-func (b *maker) captureListeners() ([]resource, error) {
-	out, err := b.outbound()
-	if err != nil {
-		return nil, err
-	}
-	in, err := b.inbound()
-	return []resource{out, in}, err
-}
+func (b *maker) captureListeners() []resource { return []resource{b.outbound(), b.inbound()} }
 
 func (b *maker) captureListener(name string, port uint16, direction corev3.TrafficDirection) *listenerv3.Listener {
 	l := b.newListener(b.anyAddresses(), port)
@@ -56,59 +49,39 @@ func (b *maker) captureListener(name string, port uint16, direction corev3.Traff
 
 // outbound accepts the application's connections and hands each to the listener of its original destination; what no
 // listener takes is unknown traffic.
-func (b *maker) outbound() (*listenerv3.Listener, error) {
+func (b *maker) outbound() *listenerv3.Listener {
 	l := b.captureListener(OutboundListener, b.o.OutboundPort, corev3.TrafficDirection_OUTBOUND)
 	l.UseOriginalDst = wrapperspb.Bool(true)
-	hole, err := b.tcpFilter(blackHoleCluster, blackHoleCluster)
-	if err != nil {
-		return nil, err
-	}
-	unknown, err := b.unknownFilter()
-	if err != nil {
-		return nil, err
-	}
+	hole := b.tcpFilter(blackHoleCluster)
 	// A connection to the port itself was never redirected, and would be forwarded to itself for ever.
 	l.FilterChains = []*listenerv3.FilterChain{newChain(portMatch(b.o.OutboundPort), hole)}
 	if m := b.matchAll(b.o.VIPRanges); m != nil {
 		l.FilterChains = append(l.FilterChains, newChain(m, hole))
 	}
-	l.DefaultFilterChain = newChain(nil, unknown)
-	return l, nil
+	l.DefaultFilterChain = newChain(nil, b.unknownFilter())
+	return l
 }
 
 // inbound forwards captured connections to the application on the port that the client dialled. HTTP/1 and HTTP/2
 // without TLS go through an HTTP filter, so that they can be drained politely; everything else is bytes.
-func (b *maker) inbound() (*listenerv3.Listener, error) {
+func (b *maker) inbound() *listenerv3.Listener {
 	l := b.captureListener(InboundListener, b.o.InboundPort, corev3.TrafficDirection_INBOUND)
 	b.setDetection(l)
 	if b.o.TransparentMark != 0 {
 		l.Transparent = wrapperspb.Bool(true)
 	}
 	refused := b.refusedPorts()
-	if err := b.setInboundFilters(l, refused); err != nil {
-		return nil, err
-	}
-	hole, err := b.tcpFilter(blackHoleCluster, blackHoleCluster)
-	if err != nil {
-		return nil, err
-	}
+	l.ListenerFilters = b.inboundFilters(refused)
+	hole := b.tcpFilter(blackHoleCluster)
 	for _, p := range refused {
 		l.FilterChains = append(l.FilterChains, newChain(portMatch(p), hole))
 	}
 	for _, f := range b.inboundFamilies() {
-		http, err := b.inboundHTTP(f.cluster)
-		if err != nil {
-			return nil, err
-		}
-		tcp, err := b.tcpFilter(f.cluster, f.cluster)
-		if err != nil {
-			return nil, err
-		}
 		recognised := match(f.all)
 		recognised.ApplicationProtocols = cleartextHTTP[:]
-		l.FilterChains = append(l.FilterChains, newChain(recognised, http), newChain(match(f.all), tcp))
+		l.FilterChains = append(l.FilterChains, newChain(recognised, b.inboundHTTP(f.cluster)), newChain(match(f.all), b.tcpFilter(f.cluster)))
 	}
-	return l, nil
+	return l
 }
 
 // refusedPorts returns the ports to which captured traffic is never forwarded: those of the agent and Envoy, which
@@ -119,29 +92,16 @@ func (b *maker) refusedPorts() []uint16 {
 	return slices.Compact(ports)
 }
 
-// setInboundFilters finds out the original destination, with TPROXY has the application called from the original
-// source, and then finds out whether the client speaks HTTP; to a refused port it
-// need not speak first.
-func (b *maker) setInboundFilters(l *listenerv3.Listener, refused []uint16) error {
-	dst, err := listenerFilter("envoy.filters.listener.original_dst", &originaldstv3.OriginalDst{})
-	if err != nil {
-		return err
-	}
-	inspector, err := listenerFilter("envoy.filters.listener.http_inspector", &httpinspectorv3.HttpInspector{})
-	if err != nil {
-		return err
-	}
-	inspector.FilterDisabled = anyPort(refused)
-	l.ListenerFilters = []*listenerv3.ListenerFilter{dst}
+// inboundFilters find out the original destination, with TPROXY have the application called from the original
+// source, and then find out whether the client speaks HTTP; to a refused port it need not speak first.
+func (b *maker) inboundFilters(refused []uint16) []*listenerv3.ListenerFilter {
+	out := []*listenerv3.ListenerFilter{b.listenerFilter("envoy.filters.listener.original_dst", &originaldstv3.OriginalDst{})}
 	if mark := b.o.TransparentMark; mark != 0 {
-		src, err := listenerFilter("envoy.filters.listener.original_src", &originalsrcv3.OriginalSrc{Mark: mark})
-		if err != nil {
-			return err
-		}
-		l.ListenerFilters = append(l.ListenerFilters, src)
+		out = append(out, b.listenerFilter("envoy.filters.listener.original_src", &originalsrcv3.OriginalSrc{Mark: mark}))
 	}
-	l.ListenerFilters = append(l.ListenerFilters, inspector)
-	return nil
+	inspector := b.listenerFilter("envoy.filters.listener.http_inspector", &httpinspectorv3.HttpInspector{})
+	inspector.FilterDisabled = anyPort(refused)
+	return append(out, inspector)
 }
 
 // anyPort matches connections to one of ports. Envoy takes an "or" of two rules or more, and there are always two

@@ -12,6 +12,7 @@ import (
 	dnscommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
 	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -35,8 +36,10 @@ const (
 // clusterName is Istio's, without a subset.
 func clusterName(port uint16, host string) string { return fmt.Sprintf("outbound|%d||%s", port, host) }
 
+func memberCluster(m mesh.Member) string { return clusterName(m.Port.Number, m.Service.Host) }
+
 // clusters makes the clusters of a service, one a port.
-func (b *maker) clusters(s *mesh.Service) ([]resource, error) {
+func (b *maker) clusters(s *mesh.Service) []resource {
 	var out []resource
 	for _, p := range s.Ports {
 		if p.Protocol == mesh.ProtoUDP {
@@ -49,13 +52,9 @@ func (b *maker) clusters(s *mesh.Service) ([]resource, error) {
 		case mesh.ResolveStatic:
 			c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 		case mesh.ResolveDynamic:
-			if err := b.setDynamic(c); err != nil {
-				return nil, err
-			}
+			b.setDynamic(c)
 		default:
-			if err := b.setDNS(c, p); err != nil {
-				return nil, err
-			}
+			b.setDNS(c, p)
 		}
 		if p.Resolution != mesh.ResolveNone && p.Resolution != mesh.ResolveDynamic {
 			c.LoadAssignment = b.assignment(c.Name, p)
@@ -68,7 +67,7 @@ func (b *maker) clusters(s *mesh.Service) ([]resource, error) {
 		}
 		out = append(out, c)
 	}
-	return out, nil
+	return out
 }
 
 func (b *maker) newCluster(name string) *clusterv3.Cluster {
@@ -92,19 +91,21 @@ func setOriginalDst(c *clusterv3.Cluster) {
 // setDNS makes a cluster resolve its endpoints. (The fields of Cluster for this are deprecated, and Envoy 1.40 logs a
 // warning for each use of them.) How long a query may take is set once for all, in the bootstrap's resolver: a
 // resolver in each cluster would be a c-ares channel with sockets of its own.
-func (b *maker) setDNS(c *clusterv3.Cluster, p mesh.ServicePort) error {
+func (b *maker) setDNS(c *clusterv3.Cluster, p mesh.ServicePort) {
 	if len(p.Endpoints) == 0 { // a workloadSelector that selects nobody
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
-		return nil
+		return
 	}
-	config, err := toAny(&dnsv3.DnsCluster{
+	setCustomType(c, "envoy.cluster.dns", b.pack(&dnsv3.DnsCluster{
 		RespectDnsTtl: true, DnsLookupFamily: perFamily(&b.o, dnscommonv3.DnsLookupFamily_V4_ONLY, dnscommonv3.DnsLookupFamily_V6_ONLY, dnscommonv3.DnsLookupFamily_ALL),
 		AllAddressesInSingleEndpoint: p.Resolution == mesh.ResolveDNSRR,
-	})
+	}))
+}
+
+func setCustomType(c *clusterv3.Cluster, name string, config *anypb.Any) {
 	c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
-		Name: "envoy.cluster.dns", TypedConfig: config,
+		Name: name, TypedConfig: config,
 	}}
-	return err
 }
 
 // assignment lists the endpoints by locality, in the order in which the localities appear.
@@ -176,7 +177,7 @@ func locality(s string) *corev3.Locality {
 }
 
 // basicClusters makes the clusters that belong to no service.
-func (b *maker) basicClusters() ([]resource, error) {
+func (b *maker) basicClusters() []resource {
 	pass := b.newCluster(passthroughCluster)
 	setOriginalDst(pass)
 	hole := b.newCluster(blackHoleCluster)
@@ -184,38 +185,29 @@ func (b *maker) basicClusters() ([]resource, error) {
 	hole.LbPolicy = clusterv3.Cluster_ROUND_ROBIN
 	out := []resource{pass, hole}
 	for _, f := range b.inboundFamilies() {
-		c, err := b.inboundCluster(f.cluster, f.source)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, c)
+		out = append(out, b.inboundCluster(f.cluster, f.source))
 	}
-	return out, nil
+	return out
 }
 
 // inboundCluster connects captured inbound traffic to the application. The source address is how the pod's iptables
 // rules know this traffic, and let it through to the application instead of capturing it again.
-func (b *maker) inboundCluster(name, source string) (*clusterv3.Cluster, error) {
+func (b *maker) inboundCluster(name, source string) *clusterv3.Cluster {
 	c := b.newCluster(name)
 	setOriginalDst(c)
 	c.UpstreamBindConfig = &corev3.BindConfig{SourceAddress: &corev3.SocketAddress{
 		Address: source, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: 0},
 	}}
-	h1, err := transparentHTTP1()
-	if err != nil {
-		return nil, err
-	}
-	options, err := toAny(&httpv3.HttpProtocolOptions{
+	c.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
-			IdleTimeout: durationpb.New(0), MaxHeadersCount: wrapperspb.UInt32(maxHeaders),
+			IdleTimeout: never(), MaxHeadersCount: wrapperspb.UInt32(maxHeaders),
 			MaxResponseHeadersKb: wrapperspb.UInt32(maxHeadersKB),
 		},
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
 			UseDownstreamProtocolConfig: &httpv3.HttpProtocolOptions_UseDownstreamHttpConfig{
-				HttpProtocolOptions: h1, Http2ProtocolOptions: &corev3.Http2ProtocolOptions{AllowConnect: true},
+				HttpProtocolOptions: b.transparentHTTP1(), Http2ProtocolOptions: &corev3.Http2ProtocolOptions{AllowConnect: true},
 			},
 		},
 	})
-	c.TypedExtensionProtocolOptions = optionsMap(options)
-	return c, err
+	return c
 }

@@ -64,35 +64,26 @@ func newDynamicCache(o *mesh.Options) (*dynamiccommonv3.DnsCacheConfig, error) {
 }
 
 // setDynamic makes a cluster connect to the names that its filters had looked up.
-func (b *maker) setDynamic(c *clusterv3.Cluster) error {
-	config, err := toAny(&dynamicv3.ClusterConfig{
+func (b *maker) setDynamic(c *clusterv3.Cluster) {
+	c.LbPolicy = clusterv3.Cluster_CLUSTER_PROVIDED
+	setCustomType(c, "envoy.clusters.dynamic_forward_proxy", b.pack(&dynamicv3.ClusterConfig{
 		ClusterImplementationSpecifier: &dynamicv3.ClusterConfig_DnsCacheConfig{DnsCacheConfig: b.dynamicCache},
 		AllowInsecureClusterOptions:    true, // about TLS of Envoy's own, which there is none of
-	})
-	c.LbPolicy = clusterv3.Cluster_CLUSTER_PROVIDED
-	c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
-		Name: "envoy.clusters.dynamic_forward_proxy", TypedConfig: config,
-	}}
-	return err
+	}))
 }
 
 // sniFilters has the SNI of a connection looked up, and connects it to the port that the service declares.
-func (b *maker) sniFilters(m mesh.Member) ([]*listenerv3.Filter, error) {
-	lookup, err := networkFilter("envoy.filters.network.sni_dynamic_forward_proxy", &snidynamicv3.FilterConfig{
+func (b *maker) sniFilters(m mesh.Member) []*listenerv3.Filter {
+	lookup := b.networkFilter("envoy.filters.network.sni_dynamic_forward_proxy", &snidynamicv3.FilterConfig{
 		DnsCacheConfig: b.dynamicCache, PortSpecifier: &snidynamicv3.FilterConfig_PortValue{PortValue: uint32(m.Port.Number)},
 	})
-	if err != nil {
-		return nil, err
-	}
-	name := clusterName(m.Port.Number, m.Service.Host)
-	proxy, err := b.tcpFilter(name, name)
-	return []*listenerv3.Filter{lookup, proxy}, err
+	return []*listenerv3.Filter{lookup, b.tcpFilter(memberCluster(m))}
 }
 
 // addLookup has the Host of a request looked up before it is routed to a cluster of setDynamic's. Without a port, Host
 // has that of the listener: its scheme's default is no port of the service.
-func (b *maker) addLookup(m *hcmv3.HttpConnectionManager, port uint16) error {
-	err := addHTTPFilter(m, "envoy.filters.http.set_filter_state", &sethttpv3.Config{OnRequestHeaders: []*filterstatev3.FilterStateValue{{
+func (b *maker) addLookup(m *hcmv3.HttpConnectionManager, port uint16) {
+	b.addHTTPFilter(m, "envoy.filters.http.set_filter_state", &sethttpv3.Config{OnRequestHeaders: []*filterstatev3.FilterStateValue{{
 		Key: &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: dynamicPort},
 		Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
 			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
@@ -100,10 +91,7 @@ func (b *maker) addLookup(m *hcmv3.HttpConnectionManager, port uint16) error {
 			}},
 		}},
 	}}})
-	if err != nil {
-		return err
-	}
-	return addHTTPFilter(m, "envoy.filters.http.dynamic_forward_proxy", &dynamichttpv3.FilterConfig{
+	b.addHTTPFilter(m, "envoy.filters.http.dynamic_forward_proxy", &dynamichttpv3.FilterConfig{
 		ImplementationSpecifier: &dynamichttpv3.FilterConfig_DnsCacheConfig{DnsCacheConfig: b.dynamicCache},
 	})
 }
@@ -111,7 +99,7 @@ func (b *maker) addLookup(m *hcmv3.HttpConnectionManager, port uint16) error {
 // dynamicRoutes are those of a service whose Host says where to go: to the port of the service and to no other, which is
 // as unknown as another host.
 func (b *maker) dynamicRoutes(m mesh.Member) []*routev3.Route {
-	route := routeTo(clusterName(m.Port.Number, m.Service.Host), outboundRetryOn, retries)
+	route := routeTo(memberCluster(m), outboundRetryOn)
 	route.Match.Headers = []*routev3.HeaderMatcher{{
 		Name: ":authority",
 		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{

@@ -38,21 +38,20 @@ const (
 func never() *durationpb.Duration { return durationpb.New(0 * time.Second) }
 
 // tcpFilter proxies bytes to a cluster, without an idle time-out: there would be none without a proxy.
-func (b *maker) tcpFilter(cluster, statPrefix string) (*listenerv3.Filter, error) {
-	return networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
-		StatPrefix: statPrefix, ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster},
+func (b *maker) tcpFilter(cluster string) *listenerv3.Filter {
+	return b.networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
+		StatPrefix: cluster, ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster},
 		IdleTimeout: never(), AccessLog: b.accessLog,
 	})
 }
 
-func networkFilter(name string, config proto.Message) (*listenerv3.Filter, error) {
-	packed, err := toAny(config)
-	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed}}, err
+func (b *maker) networkFilter(name string, config proto.Message) *listenerv3.Filter {
+	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: b.pack(config)}}
 }
 
 // httpFilter packs an HTTP connection manager, after filling in what both directions share: no time-out and no limit of
 // ours, and no header but those that Envoy can not work without.
-func (b *maker) httpFilter(m *hcmv3.HttpConnectionManager, grpcWeb bool) (*listenerv3.Filter, error) {
+func (b *maker) httpFilter(m *hcmv3.HttpConnectionManager, grpcWeb bool) *listenerv3.Filter {
 	m.AccessLog = b.accessLog
 	m.StreamIdleTimeout = never()
 	m.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{
@@ -62,26 +61,20 @@ func (b *maker) httpFilter(m *hcmv3.HttpConnectionManager, grpcWeb bool) (*liste
 	m.NormalizePath = wrapperspb.Bool(false)
 	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
 	if grpcWeb {
-		if err := addHTTPFilter(m, "envoy.filters.http.grpc_web", &grpcwebv3.GrpcWeb{}); err != nil {
-			return nil, err
-		}
+		b.addHTTPFilter(m, "envoy.filters.http.grpc_web", &grpcwebv3.GrpcWeb{})
 	}
-	if err := addHTTPFilter(m, "envoy.filters.http.router", &routerv3.Router{SuppressEnvoyHeaders: true}); err != nil {
-		return nil, err
-	}
-	return networkFilter("envoy.filters.network.http_connection_manager", m)
+	b.addHTTPFilter(m, "envoy.filters.http.router", &routerv3.Router{SuppressEnvoyHeaders: true})
+	return b.networkFilter("envoy.filters.network.http_connection_manager", m)
 }
 
-func addHTTPFilter(m *hcmv3.HttpConnectionManager, name string, config proto.Message) error {
-	packed, err := toAny(config)
+func (b *maker) addHTTPFilter(m *hcmv3.HttpConnectionManager, name string, config proto.Message) {
 	m.HttpFilters = append(m.HttpFilters, &hcmv3.HttpFilter{
-		Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed},
+		Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: b.pack(config)},
 	})
-	return err
 }
 
 // outboundHTTP routes the requests of a listener to its HTTP services: all to the only one, or by their Host.
-func (b *maker) outboundHTTP(statPrefix string, members []mesh.Member, byHost bool) (*listenerv3.Filter, error) {
+func (b *maker) outboundHTTP(statPrefix string, members []mesh.Member, byHost bool) *listenerv3.Filter {
 	routes := &routev3.RouteConfiguration{
 		Name:                     statPrefix,
 		IgnorePortInHostMatching: true,                   // Host: name:port is name
@@ -96,7 +89,7 @@ func (b *maker) outboundHTTP(statPrefix string, members []mesh.Member, byHost bo
 		grpcWeb = grpcWeb || m.Port.Protocol == mesh.ProtoGRPCWeb
 		host := &routev3.VirtualHost{
 			Name: fmt.Sprintf("%s:%d", m.Service.Host, m.Port.Number), Domains: []string{domain},
-			Routes: []*routev3.Route{routeTo(clusterName(m.Port.Number, m.Service.Host), outboundRetryOn, retries)},
+			Routes: []*routev3.Route{routeTo(memberCluster(m), outboundRetryOn)},
 		}
 		if isDynamic(m) {
 			host.Routes = b.dynamicRoutes(m)
@@ -106,20 +99,14 @@ func (b *maker) outboundHTTP(statPrefix string, members []mesh.Member, byHost bo
 	if byHost {
 		routes.VirtualHosts = append(routes.VirtualHosts, b.unknownHosts())
 	}
-	h1, err := downstreamHTTP1()
-	if err != nil {
-		return nil, err
-	}
 	manager := &hcmv3.HttpConnectionManager{
 		StatPrefix:          "outbound_" + statPrefix,
 		RouteSpecifier:      &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: routes},
-		HttpProtocolOptions: h1,
+		HttpProtocolOptions: b.downstreamHTTP1(),
 		UpgradeConfigs:      []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 	}
 	if anyDynamic(members) {
-		if err := b.addLookup(manager, members[0].Port.Number); err != nil {
-			return nil, err
-		}
+		b.addLookup(manager, members[0].Port.Number)
 	}
 	return b.httpFilter(manager, grpcWeb)
 }
@@ -129,25 +116,22 @@ func everyPath() *routev3.RouteMatch {
 	return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}
 }
 
-// routeTo sends every request to a cluster, without a time-out; 0 retries is none.
-func routeTo(cluster, retryOn string, tries uint32) *routev3.Route {
+// routeTo sends every request to a cluster, without a time-out; without retryOn there are no retries.
+func routeTo(cluster, retryOn string) *routev3.Route {
 	action := &routev3.RouteAction{
 		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster}, Timeout: never(),
 	}
-	if tries > 0 {
-		action.RetryPolicy = &routev3.RetryPolicy{RetryOn: retryOn, NumRetries: wrapperspb.UInt32(tries)}
+	if retryOn != "" {
+		action.RetryPolicy = &routev3.RetryPolicy{RetryOn: retryOn, NumRetries: wrapperspb.UInt32(retries)}
 	}
-	return &routev3.Route{
-		Match:  everyPath(),
-		Action: &routev3.Route_Route{Route: action},
-	}
+	return &routev3.Route{Match: everyPath(), Action: &routev3.Route_Route{Route: action}}
 }
 
 // unknownHosts is what happens to a Host that nobody declared: Istio's allow_any, or its block_all.
 func (b *maker) unknownHosts() *routev3.VirtualHost {
 	if !b.o.RegistryOnly {
 		return &routev3.VirtualHost{
-			Name: "allow_any", Domains: []string{"*"}, Routes: []*routev3.Route{routeTo(passthroughCluster, "", 0)},
+			Name: "allow_any", Domains: []string{"*"}, Routes: []*routev3.Route{routeTo(passthroughCluster, "")},
 		}
 	}
 	const badGateway = 502 // Istio's answer to an unknown host under REGISTRY_ONLY
@@ -158,13 +142,8 @@ func (b *maker) unknownHosts() *routev3.VirtualHost {
 }
 
 // inboundHTTP forwards captured requests to the application, which should see what it would see without a proxy.
-func (b *maker) inboundHTTP(cluster string) (*listenerv3.Filter, error) {
-	h1, err := downstreamHTTP1()
-	if err != nil {
-		return nil, err
-	}
-	everything := routeTo(cluster, inboundRetryOn, retries)
-	connect := routeTo(cluster, inboundRetryOn, retries)
+func (b *maker) inboundHTTP(cluster string) *listenerv3.Filter {
+	everything, connect := routeTo(cluster, inboundRetryOn), routeTo(cluster, inboundRetryOn)
 	connect.Match = &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}}
 	m := &hcmv3.HttpConnectionManager{
 		StatPrefix: "inbound_0.0.0.0",
@@ -174,7 +153,7 @@ func (b *maker) inboundHTTP(cluster string) (*listenerv3.Filter, error) {
 				Name: "inbound", Domains: []string{"*"}, Routes: []*routev3.Route{connect, everything},
 			}},
 		}},
-		HttpProtocolOptions:       h1,
+		HttpProtocolOptions:       b.downstreamHTTP1(),
 		Http2ProtocolOptions:      &corev3.Http2ProtocolOptions{AllowConnect: true},
 		GenerateRequestId:         wrapperspb.Bool(false),
 		PreserveExternalRequestId: true,
@@ -189,15 +168,15 @@ func (b *maker) inboundHTTP(cluster string) (*listenerv3.Filter, error) {
 }
 
 // downstreamHTTP1 is transparentHTTP1 that takes HTTP/1.0 too, with and without a Host.
-func downstreamHTTP1() (*corev3.Http1ProtocolOptions, error) {
-	h1, err := transparentHTTP1()
+func (b *maker) downstreamHTTP1() *corev3.Http1ProtocolOptions {
+	h1 := b.transparentHTTP1()
 	h1.AcceptHttp_10, h1.DefaultHostForHttp_10 = true, hostless
-	return h1, err
+	return h1
 }
 
 // transparentHTTP1 keeps HTTP/1 as the two ends wrote it: the case of header names, and trailers.
-func transparentHTTP1() (*corev3.Http1ProtocolOptions, error) {
-	config, err := toAny(&preservecasev3.PreserveCaseFormatterConfig{ForwardReasonPhrase: true})
+func (b *maker) transparentHTTP1() *corev3.Http1ProtocolOptions {
+	config := b.pack(&preservecasev3.PreserveCaseFormatterConfig{ForwardReasonPhrase: true})
 	return &corev3.Http1ProtocolOptions{
 		EnableTrailers:     true,
 		AllowChunkedLength: false, // both lengths in one request is how requests are smuggled, RFC 9112 6.3
@@ -206,5 +185,5 @@ func transparentHTTP1() (*corev3.Http1ProtocolOptions, error) {
 				StatefulFormatter: &corev3.TypedExtensionConfig{Name: "preserve_case", TypedConfig: config},
 			},
 		},
-	}, err
+	}
 }

@@ -35,34 +35,29 @@ func (b *maker) newListener(addrs []netip.Addr, port uint16) *listenerv3.Listene
 
 // vipListeners makes the listeners of a service that has its addresses for itself: one a port, and nothing to tell
 // apart, so that a TLS client without SNI and a server that speaks first work too.
-func (b *maker) vipListeners(s *mesh.Service, addrs []netip.Addr) ([]resource, error) {
+func (b *maker) vipListeners(s *mesh.Service, addrs []netip.Addr) []resource {
 	var out []resource
 	for _, p := range s.Ports {
 		if p.Protocol == mesh.ProtoUDP {
 			continue
 		}
 		l := b.newListener(addrs, p.Number)
-		filter, err := b.onlyFilter(l.Name, mesh.Member{Service: s, Port: p})
-		if err != nil {
-			return nil, err
-		}
-		l.FilterChains = []*listenerv3.FilterChain{newChain(nil, filter)}
+		l.FilterChains = []*listenerv3.FilterChain{newChain(nil, b.onlyFilter(l.Name, mesh.Member{Service: s, Port: p}))}
 		out = append(out, l)
 	}
-	return out, nil
+	return out
 }
 
 // onlyFilter sends all connections of a listener, or of a prefix, to one service: the address has told which.
-func (b *maker) onlyFilter(listener string, m mesh.Member) (*listenerv3.Filter, error) {
+func (b *maker) onlyFilter(listener string, m mesh.Member) *listenerv3.Filter {
 	if m.Port.Protocol.IsHTTP() {
 		return b.outboundHTTP(listener, []mesh.Member{m}, false)
 	}
-	name := clusterName(m.Port.Number, m.Service.Host)
-	return b.tcpFilter(name, name)
+	return b.tcpFilter(memberCluster(m))
 }
 
 // sharedListener makes the listener of an address, or of a port on every address, that several services may share.
-func (b *maker) sharedListener(share mesh.Binding) ([]resource, error) {
+func (b *maker) sharedListener(share mesh.Binding) []resource {
 	exact := share.Addr.IsValid()
 	addrs := []netip.Addr{share.Addr}
 	if !exact {
@@ -71,7 +66,7 @@ func (b *maker) sharedListener(share mesh.Binding) ([]resource, error) {
 	d := &dispatch{maker: b, listener: b.newListener(addrs, share.Port)}
 	for _, s := range share.Scopes {
 		if len(s.Members) == 1 && (exact || s.Prefix.IsValid()) && !anyDynamic(s.Members) {
-			d.append(match(s.Prefix), d.keep(b.onlyFilter(d.listener.Name, s.Members[0])))
+			d.append(match(s.Prefix), b.onlyFilter(d.listener.Name, s.Members[0]))
 		} else {
 			d.add(s)
 		}
@@ -80,10 +75,10 @@ func (b *maker) sharedListener(share mesh.Binding) ([]resource, error) {
 		d.refuseVIPs(share.Scopes)
 	}
 	if d.listener.DefaultFilterChain == nil && (!exact || d.shared) {
-		d.listener.DefaultFilterChain = newChain(nil, d.keep(b.unknownFilter()))
+		d.listener.DefaultFilterChain = newChain(nil, b.unknownFilter())
 	}
 	d.inspect()
-	return []resource{d.listener}, d.err
+	return []resource{d.listener}
 }
 
 // dispatch fills a listener with the filter chains that tell services apart. Envoy picks a chain by destination address
@@ -92,9 +87,8 @@ func (b *maker) sharedListener(share mesh.Binding) ([]resource, error) {
 type dispatch struct {
 	*maker
 	listener  *listenerv3.Listener
-	tls, http bool  // some chain needs its inspector
-	shared    bool  // some chain leaves connections over
-	err       error // the first one
+	tls, http bool // some chain needs its inspector
+	shared    bool // some chain leaves connections over
 }
 
 // add adds the chains of a scope with several services, or with one that its address does not single out.
@@ -103,7 +97,6 @@ func (d *dispatch) add(s mesh.Scope) {
 	var http []mesh.Member
 	var tcp *listenerv3.Filter
 	for _, m := range s.Members {
-		name := clusterName(m.Port.Number, m.Service.Host)
 		switch {
 		case m.Port.Protocol.IsHTTP():
 			http = append(http, m)
@@ -113,26 +106,26 @@ func (d *dispatch) add(s mesh.Scope) {
 			match.ServerNames = []string{m.Service.Host}
 			d.tls = true
 			if isDynamic(m) {
-				d.append(match, d.keepAll(d.sniFilters(m))...)
+				d.append(match, d.sniFilters(m)...)
 			} else {
-				d.append(match, d.keep(d.tcpFilter(name, name)))
+				d.append(match, d.tcpFilter(memberCluster(m)))
 			}
 		default:
-			tcp = d.keep(d.tcpFilter(name, name))
+			tcp = d.tcpFilter(memberCluster(m))
 		}
 	}
 	if len(http) > 0 {
 		match := match(s.Prefix)
 		match.ApplicationProtocols = cleartextHTTP[:]
 		d.http = true
-		d.append(match, d.keep(d.outboundHTTP(d.listener.Name, http, true)))
+		d.append(match, d.outboundHTTP(d.listener.Name, http, true))
 	}
 	switch {
 	case !s.Prefix.IsValid() && tcp != nil:
 		d.listener.DefaultFilterChain = newChain(nil, tcp)
 	case s.Prefix.IsValid():
 		if tcp == nil {
-			tcp = d.keep(d.unknownFilter())
+			tcp = d.unknownFilter()
 		}
 		d.append(match(s.Prefix), tcp)
 	}
@@ -145,7 +138,7 @@ func (d *dispatch) refuseVIPs(scopes []mesh.Scope) {
 		return slices.ContainsFunc(scopes, func(s mesh.Scope) bool { return s.Prefix == p.Masked() })
 	})
 	if m := d.matchAll(free); m != nil {
-		d.append(m, d.keep(d.tcpFilter(blackHoleCluster, blackHoleCluster)))
+		d.append(m, d.tcpFilter(blackHoleCluster))
 	}
 }
 
@@ -171,26 +164,12 @@ func newChain(m *listenerv3.FilterChainMatch, f ...*listenerv3.Filter) *listener
 	return &listenerv3.FilterChain{FilterChainMatch: m, Filters: f}
 }
 
-// keep returns f, and remembers the first error.
-func (d *dispatch) keep(f *listenerv3.Filter, err error) *listenerv3.Filter {
-	if d.err == nil {
-		d.err = err
-	}
-	return f
-}
-
-// keepAll is keep of several filters.
-func (d *dispatch) keepAll(f []*listenerv3.Filter, err error) []*listenerv3.Filter {
-	d.keep(nil, err)
-	return f
-}
-
 // unknownFilter takes connections that are nobody's: on to where they were going, or nowhere.
-func (b *maker) unknownFilter() (*listenerv3.Filter, error) {
+func (b *maker) unknownFilter() *listenerv3.Filter {
 	if b.o.RegistryOnly {
-		return b.tcpFilter(blackHoleCluster, blackHoleCluster)
+		return b.tcpFilter(blackHoleCluster)
 	}
-	return b.tcpFilter(passthroughCluster, passthroughCluster)
+	return b.tcpFilter(passthroughCluster)
 }
 
 // inspect adds the listener filters that the chains need. A connection that says nothing for DetectionTimeout is a
@@ -213,18 +192,13 @@ func (b *maker) setDetection(l *listenerv3.Listener) {
 }
 
 func (d *dispatch) addInspector(name string, config proto.Message) {
-	f, err := listenerFilter(name, config)
-	if d.err == nil {
-		d.err = err
-	}
-	d.listener.ListenerFilters = append(d.listener.ListenerFilters, f)
+	d.listener.ListenerFilters = append(d.listener.ListenerFilters, d.listenerFilter(name, config))
 }
 
-func listenerFilter(name string, config proto.Message) (*listenerv3.ListenerFilter, error) {
-	packed, err := toAny(config)
+func (b *maker) listenerFilter(name string, config proto.Message) *listenerv3.ListenerFilter {
 	return &listenerv3.ListenerFilter{
-		Name: name, ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: packed},
-	}, err
+		Name: name, ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.pack(config)},
+	}
 }
 
 // match matches destinations in p, or all of them when p is the zero prefix.

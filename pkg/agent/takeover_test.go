@@ -286,3 +286,10 @@ func TestNewcomerRefuses(t *testing.T) {
 		})
 	}
 }
+
+// TestStoppingReasonStays: a generation before reads it.
+func TestStoppingReasonStays(t *testing.T) {
+	if stoppingReason != "this generation was asked to stop" {
+		t.Errorf("the reason is %q", stoppingReason)
+	}
+}

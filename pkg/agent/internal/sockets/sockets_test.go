@@ -351,3 +351,12 @@ func TestReuseportIsRestrictedForAWhile(t *testing.T) {
 		t.Error("not restricted any more, and the other socket gets no connection")
 	}
 }
+
+// TestNamesOfSocketsStay: other releases look for a socket by its name.
+func TestNamesOfSocketsStay(t *testing.T) {
+	got := []string{tcpName(UseStatus, 15020, 0), tcpName(UseProbe, 15021, 1), tcpName(UseAdmin, 15000, 0), dnsName("udp", netip.MustParseAddrPort("127.0.0.1:15053"))}
+	want := []string{"agent status tcp 15020 0", "agent probe tcp 15021 1", "agent admin tcp 15000 0", "agent dns udp 127.0.0.1:15053"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

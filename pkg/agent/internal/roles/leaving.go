@@ -6,10 +6,10 @@ import "understudy.mesh/hotrestart/handoff"
 // connections end.
 func retire(s *State, _ Event) []Action {
 	actions := do(Retire)
-	if s.Draining {
+	if s.drainingToStop {
 		actions = do(CutDrain, Retire)
 	}
-	s.Role, s.Draining, s.Drained, s.Replaced = handoff.RoleDraining, false, false, true
+	s.Role, s.drainingToStop, s.drainedToStop, s.Replaced = handoff.RoleDraining, false, false, true
 	s.Retiring++
 	return actions
 }

@@ -28,11 +28,11 @@ func judge(s *State, e Event) *handoff.RefusedError {
 	switch {
 	case !e.Verdict.TakeOver && !s.Stopping: // else whoever comes is welcome
 		return refuse(handoff.RefusedOlder, "serves: %s", e.Verdict.Reason)
-	case s.Emptying:
+	case s.emptying:
 		return refuse(handoff.RefusedBusy, "is ending, and its sockets take nobody new")
 	case s.Role == handoff.RoleStarting && s.Forced && !e.Forced:
 		return refuse(handoff.RefusedBusy, "is starting with --takeover=force")
-	case s.Taking:
+	case s.taking:
 		return refuse(handoff.RefusedBusy, "is taking over itself")
 	case !e.Sidecar:
 		return refuse(handoff.RefusedMoved, "has nothing to hand over, and stands by")
@@ -43,8 +43,8 @@ func judge(s *State, e Event) *handoff.RefusedError {
 }
 
 func welcomed(s *State, _ Event) []Action {
-	s.Before, s.Role = s.Role, handoff.RoleHandingOff
-	if s.Draining {
+	s.before, s.Role = s.Role, handoff.RoleHandingOff
+	if s.drainingToStop {
 		return do(ReadyOn, BeginHandOff) // the drain of the stop took it
 	}
 	return do(BeginHandOff)
@@ -64,11 +64,11 @@ func failed(s *State, e Event) []Action {
 	if !e.Accepting {
 		actions = append(actions, Action{Do: Resume})
 	}
-	s.Role = s.Before
+	s.Role = s.before
 	switch {
-	case s.Drained:
+	case s.drainedToStop:
 		return append(actions, emptySockets(s, e)...)
-	case s.Draining:
+	case s.drainingToStop:
 		return append(actions, Action{Do: ReadyOff})
 	case !s.Stopping:
 		return actions
@@ -76,9 +76,9 @@ func failed(s *State, e Event) []Action {
 	var aborted *handoff.AbortedError
 	switch podStops := errors.As(e.Err, &aborted) && aborted.Code == handoff.AbortStopping; {
 	case !podStops:
-		s.Orphaned = true // the newcomer may be started again
+		s.orphaned = true // the newcomer may be started again
 		return actions
-	case s.Before == handoff.RoleStarting:
+	case s.before == handoff.RoleStarting:
 		return append(actions, stopStarting(s, e)...)
 	}
 	return append(actions, drainToStop(s, e)...)
@@ -89,7 +89,7 @@ func coldInForce(s *State, e Event) []Action {
 	if !e.Current {
 		return nil // of one that drains
 	}
-	s.Before, s.Settled = handoff.RoleServing, true
+	s.before, s.Settled = handoff.RoleServing, true
 	return do(SettleSockets, GiveMemoryBack)
 }
 
@@ -101,7 +101,7 @@ func considerStop(s *State, _ Event) []Action {
 // reconsiderStop: the newer generation for which this one served on is gone. One that
 // died in the middle may be started again, and this one is all that the pod has.
 func reconsiderStop(s *State, e Event) []Action {
-	if s.Orphaned {
+	if s.orphaned {
 		return nil
 	}
 	return drainToStop(s, e)
@@ -109,7 +109,7 @@ func reconsiderStop(s *State, e Event) []Action {
 
 // drainToStop is the ordinary stop. A newcomer may still take over meanwhile.
 func drainToStop(s *State, _ Event) []Action {
-	s.Draining = true
+	s.drainingToStop = true
 	return do(DrainToStop)
 }
 
@@ -121,7 +121,7 @@ func postponeStop(s *State, _ Event) []Action {
 
 // postponeEnd: Envoy serves on behind its drain until the newcomer holds the sockets.
 func postponeEnd(s *State, _ Event) []Action {
-	s.Drained = true
+	s.drainedToStop = true
 	return nil
 }
 
@@ -130,6 +130,6 @@ func emptySockets(s *State, e Event) []Action {
 	if e.NoDrain {
 		return finish(s, e)
 	}
-	s.Emptying = true
+	s.emptying = true
 	return do(EmptySockets)
 }

@@ -51,7 +51,7 @@ func takeOver(s *State, e Event) []Action {
 	if s.Stopping {
 		return stopStarting(s, e)
 	}
-	s.Taking = true
+	s.taking = true
 	s.Search++ // what is found meanwhile is of no consequence
 	return do(TakeOver)
 }
@@ -86,7 +86,7 @@ func inForce(s *State, e Event) []Action {
 }
 
 func serve(s *State) []Action {
-	s.Role, s.Taking, s.Failures, s.Replaced = handoff.RoleServing, false, 0, false
+	s.Role, s.taking, s.failures, s.Replaced = handoff.RoleServing, false, 0, false
 	return do(Unfollow, SettleSockets, GiveMemoryBack)
 }
 
@@ -101,7 +101,7 @@ func awaitSuccessor(s *State) []Action {
 
 // adoptOrphanedSockets: the generation before died in the middle. Nobody else reads its sockets.
 func adoptOrphanedSockets(s *State, e Event) []Action {
-	s.Taking = false
+	s.taking = false
 	switch {
 	case s.Stopping && !e.InForce:
 		s.Over = true
@@ -114,12 +114,12 @@ func adoptOrphanedSockets(s *State, e Event) []Action {
 
 // tryLater: the generation before serves on; what this one had begun is undone.
 func tryLater(s *State, e Event) []Action {
-	s.Taking = false
+	s.taking = false
 	if s.Stopping {
 		return stopStarting(s, e)
 	}
-	doublings := min(s.Failures, maxDoublings)
-	s.Failures++
+	doublings := min(s.failures, maxDoublings)
+	s.failures++
 	pause := min(retryFirst<<doublings, retryLast)
 	var refused *handoff.RefusedError
 	switch {
@@ -138,7 +138,7 @@ func tryLater(s *State, e Event) []Action {
 func stopStarting(s *State, e Event) []Action {
 	s.Stopping = true
 	switch {
-	case s.Taking:
+	case s.taking:
 		return do(CancelTakeOver) // tells the generation before; what has become of it then, an event says
 	case !e.Sidecar && s.Retiring > 0:
 		s.Role = handoff.RoleDraining

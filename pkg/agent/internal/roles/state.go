@@ -88,20 +88,20 @@ type State struct {
 	ID     string
 	Forced bool // started with --takeover=force
 
-	Role     handoff.Role
-	Before   handoff.Role // the role to go back to when the newcomer fails
-	Over     bool         // its life is
-	Stopping bool         // a stop was asked for
-	Settled  bool         // it was ready once, or stood by
-	Replaced bool         // a newer generation has taken over: never take over from a live one again
-	Taking   bool         // an attempt to take over runs
-	Orphaned bool         // a newcomer died for which a stop was put off
-	Draining bool         // the drain of the ordinary stop has begun
-	Drained  bool         // it is over, and waits for the newcomer
-	Emptying bool         // it is over, and the sockets take nobody new
-	Retiring int          // drains after hand-offs: a generation whose successor died serves again, and may be taken over from again
-	Search   int          // counts looks: what an earlier one found, or wanted, is of no consequence
-	Failures int          // to take over, in a row
+	Role           handoff.Role
+	before         handoff.Role // the role to go back to when the newcomer fails
+	Over           bool         // its life is
+	Stopping       bool         // a stop was asked for
+	Settled        bool         // it was ready once, or stood by
+	Replaced       bool         // a newer generation has taken over: never take over from a live one again
+	taking         bool         // an attempt to take over runs
+	orphaned       bool         // a newcomer died for which a stop was put off
+	drainingToStop bool         // the drain of the ordinary stop has begun
+	drainedToStop  bool         // it is over, and waits for the newcomer
+	emptying       bool         // it is over, and the sockets take nobody new
+	Retiring       int          // drains after hand-offs: a generation whose successor died serves again, and may be taken over from again
+	Search         int          // counts looks: what an earlier one found, or wanted, is of no consequence
+	failures       int          // to take over, in a row
 }
 
 // Action is one thing to do.

@@ -5,8 +5,8 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"slices"
-	"strings"
 
+	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/mesh/internal/document"
 )
 
@@ -246,52 +246,23 @@ func (r *Registry) AutoHosts() []string {
 	return out
 }
 
-// Host is a name that DNS must answer.
-type Host struct {
-	Name  string       // lower case; "*.example.com" for a wildcard
-	Addrs []netip.Addr // none: it is resolved upstream, and no wildcard answers for it
-	VIP   bool         // Addrs were allocated by us, not declared
-}
-
 // Hosts returns the names that DNS must answer, sorted, with the addresses that the documents give or, where they give
-// none, those of vips. Hosts with neither are there only if Owned has them.
-func (r *Registry) Hosts(vips map[string][]netip.Addr) []Host {
-	out := make([]Host, 0, len(r.services))
+// none, those of vips. Hosts with neither are there only if [table.Owned] has them.
+func (r *Registry) Hosts(vips map[string][]netip.Addr) []table.Host {
+	out := make([]table.Host, 0, len(r.services))
 	for _, s := range r.services {
-		h := Host{Name: s.Host}
+		h := table.Host{Name: s.Host}
 		if s.WantsVIP {
 			h.Addrs, h.VIP = r.VIPsOf(s, vips), true
 		} else {
 			h.Addrs = s.singles()
 		}
-		h.VIP = h.VIP && len(h.Addrs) > 0
+		h.VIP, h.Forwarded = h.VIP && len(h.Addrs) > 0, len(h.Addrs) == 0
 		if !s.IsPartial() {
 			out = append(out, h)
 		}
 	}
-	return Owned(out)
-}
-
-// Owned returns hosts, in place, without those that have no address, but for what a wildcard with addresses covers: that
-// one must not answer for a host with a name of its own.
-func Owned(hosts []Host) []Host {
-	answering := map[string]bool{} // what is behind the star of wildcards
-	for _, h := range hosts {
-		if suffix, ok := strings.CutPrefix(h.Name, "*."); ok && len(h.Addrs) > 0 {
-			answering[suffix] = true
-		}
-	}
-	return slices.DeleteFunc(hosts, func(h Host) bool { return len(h.Addrs) == 0 && !below(h.Name, answering) })
-}
-
-// below says whether name is below one of domains.
-func below(name string, domains map[string]bool) bool {
-	for found := len(domains) > 0; found; {
-		if _, name, found = strings.Cut(name, "."); domains[name] {
-			return true
-		}
-	}
-	return false
+	return table.Owned(out)
 }
 
 // singles returns the service's declared addresses, CIDRs apart, whatever families the pod has: what they are good for

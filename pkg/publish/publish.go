@@ -6,15 +6,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"understudy.mesh/dnsproxy/table"
-	"understudy.mesh/pkg/mesh"
-	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -43,10 +40,8 @@ const (
 	lingerMargin = 2 * time.Second
 )
 
-// Config is what a Publisher stands between: the control plane, Envoy and DNS.
-type Config struct {
-	Build  func(*mesh.Registry, map[string][]netip.Addr) (*build.Output, error)
-	Assign func(hosts []string, declared ...netip.Prefix) (map[string][]netip.Addr, error)
+// Envoy is what a Publisher needs of an Envoy's configuration stream and admin API.
+type Envoy struct {
 	// Set gives Envoy its whole configuration; Applied waits until it has taken
 	// that version ([xds.Server]).
 	Set     func(xds.Snapshot) uint64
@@ -58,6 +53,14 @@ type Config struct {
 	Renewed <-chan struct{}
 	// Warming returns how many clusters and listeners Envoy has taken but does not use yet.
 	Warming func(context.Context) (clusters, listeners uint64, err error)
+}
+
+// Config is what a Publisher stands between: the control plane, Envoy and DNS.
+type Config struct {
+	// Changed holds a token when Next has something new: the whole desired state.
+	Changed <-chan struct{}
+	Next    func() (*Snapshot, error)
+	Envoy
 	// Names publishes what becomes different in what DNS answers: hosts that are new or have
 	// other addresses, and names that are gone; nil without DNS capture.
 	Names func(set []table.Host, gone []string)
@@ -70,7 +73,7 @@ type Config struct {
 	Settled func(refused *xds.RejectedError)
 }
 
-// Publisher brings registries into force so that a name never resolves to an
+// Publisher brings snapshots into force so that a name never resolves to an
 // address that Envoy cannot route: what is added is in force in Envoy before its
 // name appears; what is removed loses its name first, and its listener stays
 // until the last answer's TTL is over. What that means is decided in rollout.
@@ -78,12 +81,11 @@ type Publisher struct {
 	Config
 
 	rollout
-	shown     atomic.Pointer[build.Output] // rollout.inForce, for other goroutines
-	inherited bool                         // wanted is what the generation before had, not the files' yet
-	named     []mesh.Host                  // answered, as Names was told: nothing yet of what was inherited
-	patience  time.Duration                // zero is patienceFirst
-	refused   string                       // what was logged last of Envoy's refusals; "" when it took everything
-	unknown   atomic.Int64                 // hosts that DNS does not answer because Envoy refused them, for the metric
+	shown     atomic.Pointer[Snapshot] // rollout.inForce, for other goroutines
+	inherited bool                     // wanted is what the generation before had, not the control plane's yet
+	patience  time.Duration            // zero is patienceFirst
+	refused   string                   // what was logged last of Envoy's refusals; "" when it took everything
+	unknown   atomic.Int64             // hosts that DNS does not answer because Envoy refused them, for the metric
 }
 
 // New returns a publisher that has published nothing; it starts nothing.
@@ -94,33 +96,32 @@ func New(c Config) *Publisher {
 // Unknown is how many hosts DNS does not answer because Envoy refused their resources.
 func (p *Publisher) Unknown() int64 { return p.unknown.Load() }
 
-// Inherit makes out, of the generation before, what the first registry is a change of.
-func (p *Publisher) Inherit(out *build.Output) {
-	p.seed(out)
+// Inherit makes snap, of the generation before, what the first snapshot is a change of.
+func (p *Publisher) Inherit(snap *Snapshot) {
+	p.seed(snap)
 	p.inherited = true
 }
 
 // Published is what Envoy uses and the names that DNS answers; nil before the first.
-func (p *Publisher) Published() *build.Output { return p.shown.Load() }
+func (p *Publisher) Published() *Snapshot { return p.shown.Load() }
 
-// Run publishes each registry that arrives on changes until ctx ends; of
-// several that queue up only the last counts.
-func (p *Publisher) Run(ctx context.Context, changes <-chan *mesh.Registry) {
+// Run publishes what Next has each time that Changed says so, until ctx ends.
+func (p *Publisher) Run(ctx context.Context) {
 	var expire, retry <-chan time.Time
 	if p.wanted != nil { // inherited, or interrupted
-		p.bring(ctx, changes)
+		p.bring(ctx)
 		expire = p.nextExpiry()
 	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case reg := <-changes:
-			p.publish(ctx, reg, changes)
+		case <-p.Changed:
+			p.publish(ctx)
 		case <-retry:
-			p.bring(ctx, changes)
+			p.bring(ctx)
 		case <-p.Renewed:
-			p.renew(ctx, changes)
+			p.renew(ctx)
 		case <-expire:
 			p.send()
 			p.show()
@@ -132,43 +133,39 @@ func (p *Publisher) Run(ctx context.Context, changes <-chan *mesh.Registry) {
 	}
 }
 
-// publish brings reg into force.
-func (p *Publisher) publish(ctx context.Context, reg *mesh.Registry, changes <-chan *mesh.Registry) {
-	vips, err := p.Assign(reg.AutoHosts(), reg.Declared()...)
-	if err != nil {
-		p.Log.Error("some hosts get no VIP and stay unknown to DNS", "err", err)
-	}
-	out, err := p.Build(reg, vips)
+// publish brings what Next has into force.
+func (p *Publisher) publish(ctx context.Context) {
+	snap, err := p.Next()
 	if err != nil {
 		p.Log.Error("build Envoy's configuration; the last good one stays", "err", err)
 		return
 	}
 	p.Log.Debug("built Envoy's configuration")
 	first := p.wanted == nil
-	p.want(out, p.Now())
+	p.want(snap, p.Now())
 	p.inherited = false
 	if !first { // before the first table DNS holds queries, which an empty one would end
 		p.answer()
 	}
-	p.bring(ctx, changes)
+	p.bring(ctx)
 }
 
 // renew looks what of the configuration a new Envoy uses.
-func (p *Publisher) renew(ctx context.Context, changes <-chan *mesh.Registry) {
+func (p *Publisher) renew(ctx context.Context) {
 	if p.wanted != nil {
-		p.bring(ctx, changes)
+		p.bring(ctx)
 	}
 }
 
 // bring gives Envoy the wanted resources and, once it uses them, publishes the names of those
-// that it took. It gives up when ctx ends, or when a newer registry has waited for too long;
+// that it took. It gives up when ctx ends, or when a newer snapshot has waited for too long;
 // names that are not in force then stay unpublished.
-func (p *Publisher) bring(ctx context.Context, changes <-chan *mesh.Registry) {
+func (p *Publisher) bring(ctx context.Context) {
 	p.standIns = nil // what was refused is tried again
-	refused, err := p.await(ctx, p.send(), changes)
+	refused, err := p.await(ctx, p.send())
 	if err == nil && refused != nil && p.standIn(refused.Missing()) {
 		var still *xds.RejectedError
-		still, err = p.await(ctx, p.send(), changes)
+		still, err = p.await(ctx, p.send())
 		refused = together(refused, still)
 	}
 	switch {
@@ -184,7 +181,7 @@ func (p *Publisher) bring(ctx context.Context, changes <-chan *mesh.Registry) {
 		return // nobody knows what is in force
 	}
 	p.settle(refused, p.Now())
-	p.unknown.Store(int64(answering(p.wanted.Hosts) - answering(p.answered)))
+	p.unknown.Store(int64(p.withheld()))
 	p.answer()
 	p.show()
 	if !p.inherited {
@@ -231,7 +228,11 @@ func (p *Publisher) report(refused *xds.RejectedError) {
 			"every", retryRefused, "reason", reasons)
 	}
 	p.refused = reasons
-	p.Log.Debug("configuration in force", "hosts", len(p.wanted.Hosts), "clusters", len(p.wanted.Clusters), "listeners", len(p.wanted.Listeners))
+	resources := 0
+	for _, list := range p.wanted.Resources {
+		resources += len(list)
+	}
+	p.Log.Debug("configuration in force", "hosts", len(p.wanted.Hosts), "resources", resources)
 }
 
 // answer makes DNS answer what rollout says.
@@ -239,39 +240,7 @@ func (p *Publisher) answer() {
 	if p.Names == nil {
 		return
 	}
-	set, gone := difference(p.named, p.answered)
-	p.named = p.answered
-	p.Names(set, gone)
-}
-
-// answering counts the hosts that have an address.
-func answering(hosts []mesh.Host) (n int) {
-	for _, h := range hosts {
-		if len(h.Addrs) > 0 {
-			n++
-		}
-	}
-	return n
-}
-
-// difference returns what makes wanted of old; both are sorted by name, each name once.
-func difference(old, wanted []mesh.Host) (set []table.Host, gone []string) {
-	for _, h := range wanted {
-		for len(old) > 0 && old[0].Name < h.Name {
-			gone, old = append(gone, old[0].Name), old[1:]
-		}
-		if len(old) > 0 && old[0].Name == h.Name {
-			same := old[0].VIP == h.VIP && slices.Equal(old[0].Addrs, h.Addrs)
-			if old = old[1:]; same {
-				continue
-			}
-		}
-		set = append(set, table.Host{Name: h.Name, Addrs: h.Addrs, VIP: h.VIP, Forwarded: len(h.Addrs) == 0})
-	}
-	for _, h := range old {
-		gone = append(gone, h.Name)
-	}
-	return set, gone
+	p.Names(p.change())
 }
 
 // send gives Envoy what it is to have now, and returns the snapshot's version.
@@ -291,7 +260,7 @@ var errSuperseded = errors.New("a newer configuration waits")
 
 // await returns once Envoy uses version: it has taken it and nothing warms any
 // more. It returns what Envoy refused of it; an error says that the wait was given up.
-func (p *Publisher) await(ctx context.Context, version uint64, changes <-chan *mesh.Registry) (*xds.RejectedError, error) {
+func (p *Publisher) await(ctx context.Context, version uint64) (*xds.RejectedError, error) {
 	until := p.Now().Add(max(p.patience, patienceFirst))
 	ctx, giveUp := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
@@ -305,7 +274,7 @@ func (p *Publisher) await(ctx context.Context, version uint64, changes <-chan *m
 				return
 			case <-tick.C:
 			}
-			if len(changes) > 0 && (!p.Connected() || !p.Now().Before(until)) {
+			if len(p.Changed) > 0 && (!p.Connected() || !p.Now().Before(until)) {
 				giveUp(errSuperseded)
 			}
 		}

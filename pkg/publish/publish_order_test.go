@@ -9,13 +9,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"understudy.mesh/pkg/mesh"
-	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/xds"
 )
 
 func (s *stage) answered(name string) []netip.Addr {
-	for _, h := range s.p.named {
+	for _, h := range s.p.told {
 		if h.Name == name {
 			return h.Addrs
 		}
@@ -30,15 +28,14 @@ func TestOldListenerOutlivesItsName(t *testing.T) {
 		s := newStage()
 		s.next(output(map[string]string{"a.example": "10.0.0.1"}))
 		s.applied <- nil
-		s.publish(t.Context(), nil)
+		s.publish(t.Context())
 
-		changes := make(chan *mesh.Registry, 1)
-		changes <- &mesh.Registry{} // a newer one waits: superseded
+		s.change() // a newer one waits: superseded
 		s.next(output(map[string]string{"a.example": "10.0.0.2"}))
-		s.publish(t.Context(), changes)
+		s.publish(t.Context())
 		time.Sleep(33 * time.Second) // Envoy is slow, or changes come all the time
 		s.next(output(map[string]string{"a.example": "10.0.0.2", "c.example": "10.0.0.3"}))
-		s.publish(t.Context(), changes)
+		s.publish(t.Context())
 		if got := s.answered("a.example"); slices.Contains(got, netip.MustParseAddr("10.0.0.1")) && !slices.Contains(s.nowListeners(), "10.0.0.1_80") {
 			t.Errorf("DNS answers a.example with %v, and Envoy has only %v", got, s.nowListeners())
 		}
@@ -50,15 +47,14 @@ func TestListenerStaysForTheTTLOfTheLastAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
 		ctx, cancel := context.WithCancel(t.Context())
-		changes := NewMailbox()
 		done := make(chan struct{})
 		s.next(output(map[string]string{"a.example": "10.0.0.1"}))
 		s.applied <- nil
-		go func() { s.p.Run(ctx, changes.C); close(done) }()
-		changes.Put(&mesh.Registry{})
+		go func() { s.p.Run(ctx); close(done) }()
+		s.change()
 		synctest.Wait()
 		s.next(output(map[string]string{"a.example": "10.0.0.2"}))
-		changes.Put(&mesh.Registry{})
+		s.change()
 		time.Sleep(40 * time.Second) // Envoy answers late; a.example is 10.0.0.1 meanwhile
 		s.applied <- nil
 		synctest.Wait()
@@ -77,7 +73,7 @@ func TestNamelessRefusalPublishesNothing(t *testing.T) {
 	s := newStage()
 	s.next(output(map[string]string{"a.example": "240.240.0.1"}))
 	s.applied <- &xds.RejectedError{Reasons: []string{`one of 1 resources Listener: Proto constraint validation failed`}}
-	s.publish(t.Context(), nil)
+	s.publish(t.Context())
 	if len(s.nowNames()) != 0 {
 		t.Errorf("Envoy refused the response, and DNS answers %v", s.nowNames())
 	}
@@ -102,12 +98,11 @@ func TestNamesAreNotStarved(t *testing.T) {
 			}
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		changes := NewMailbox()
 		done := make(chan struct{})
 		s.next(output(map[string]string{"a.example": "10.0.0.1"}))
-		go func() { s.p.Run(ctx, changes.C); close(done) }()
+		go func() { s.p.Run(ctx); close(done) }()
 		for range 600 { // a minute
-			changes.Put(&mesh.Registry{})
+			s.change()
 			time.Sleep(100 * time.Millisecond)
 		}
 		if len(s.nowNames()) == 0 {
@@ -121,14 +116,14 @@ func TestNamesAreNotStarved(t *testing.T) {
 // What Envoy refuses does not take away what it has: the name stays with the version that Envoy
 // keeps, with the address that it had, and with an earlier version in an Envoy that is new.
 func TestRefusalKeepsWhatIsInForce(t *testing.T) {
-	one := func(addr, body string) *build.Output {
+	one := func(addr, body string) *Snapshot {
 		out := output(map[string]string{"a.example": addr})
-		out.Listeners[0].Body = []byte(body)
+		out.Resources[listenerType][0].Body = []byte(body)
 		return out
 	}
 	const x, y = "10.0.0.1", "10.0.0.2"
 	for name, tc := range map[string]struct {
-		wanted  *build.Output
+		wanted  *Snapshot
 		answers []error // of Envoy's, to what comes second
 		addr    string  // the answer then
 		body    string  // what Envoy was given last for that address
@@ -147,19 +142,19 @@ func TestRefusalKeepsWhatIsInForce(t *testing.T) {
 				given := map[string]string{}
 				set := s.p.Set
 				s.p.Set = func(snap xds.Snapshot) uint64 {
-					for _, l := range snap[build.ListenerType] {
+					for _, l := range snap[listenerType] {
 						given[l.Name] = string(l.Body)
 					}
 					return set(snap)
 				}
 				s.next(one(x, "1"))
 				s.applied <- nil
-				s.publish(t.Context(), nil)
+				s.publish(t.Context())
 				s.next(tc.wanted)
 				for _, err := range tc.answers {
 					s.applied <- err
 				}
-				s.publish(t.Context(), nil)
+				s.publish(t.Context())
 				got := ""
 				if addrs := s.answered("a.example"); len(addrs) > 0 {
 					got = addrs[0].String()
@@ -188,11 +183,11 @@ func TestNewEnvoyIsAskedAgain(t *testing.T) {
 		renewed := make(chan struct{}, 1)
 		s.p.Renewed = renewed
 		ctx, cancel := context.WithCancel(t.Context())
-		changes, done := NewMailbox(), make(chan struct{})
+		done := make(chan struct{})
 		s.next(output(map[string]string{"a.example": "10.0.0.1", "b.example": "10.0.0.2"}))
 		s.applied <- nil
-		go func() { s.p.Run(ctx, changes.C); close(done) }()
-		changes.Put(&mesh.Registry{})
+		go func() { s.p.Run(ctx); close(done) }()
+		s.change()
 		synctest.Wait()
 		s.applied <- &xds.RejectedError{Resources: []string{"10.0.0.1_80"}, Reasons: []string{"the port is taken"}}
 		renewed <- struct{}{}

@@ -13,18 +13,23 @@ import (
 	"time"
 
 	"understudy.mesh/dnsproxy/table"
-	"understudy.mesh/pkg/mesh"
-	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/xds"
+)
+
+// The types of the tests.
+const (
+	clusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
 )
 
 // stage stands in for Envoy and DNS, and writes down what the publisher does in order.
 type stage struct {
 	p       *Publisher
 	applied chan error // Envoy's answers
+	changed chan struct{}
 
 	mu        sync.Mutex
-	out       *build.Output // what the next registry builds to
+	out       *Snapshot // what comes next
 	warming   uint64
 	events    []string
 	names     []string
@@ -40,8 +45,8 @@ func (s *stage) locked(f func()) {
 
 func (s *stage) event(e string) { s.locked(func() { s.events = append(s.events, e) }) }
 
-// next is what the next registry builds to.
-func (s *stage) next(out *build.Output) { s.locked(func() { s.out = out }) }
+// next is what comes next.
+func (s *stage) next(out *Snapshot) { s.locked(func() { s.out = out }) }
 
 func (s *stage) setWarming(n uint64) { s.locked(func() { s.warming = n }) }
 
@@ -60,36 +65,38 @@ func (s *stage) nowEvents() []string    { events, _, _ := s.seen(); return event
 const forwarded = " forwarded"
 
 func newStage() *stage {
-	s := &stage{applied: make(chan error, 10)}
+	s := &stage{applied: make(chan error, 10), changed: make(chan struct{}, 1)}
 	s.p = New(Config{
-		Assign: func([]string, ...netip.Prefix) (map[string][]netip.Addr, error) { return nil, nil },
-		Build: func(*mesh.Registry, map[string][]netip.Addr) (out *build.Output, err error) {
+		Changed: s.changed,
+		Next: func() (out *Snapshot, err error) {
 			s.locked(func() { out = s.out })
 			return out, nil
 		},
-		Set: func(snap xds.Snapshot) uint64 {
-			var given []string
-			for _, l := range snap[build.ListenerType] {
-				given = append(given, l.Name)
-			}
-			slices.Sort(given)
-			s.locked(func() { s.listeners = given })
-			s.event("set")
-			return 1
-		},
-		Applied: func(ctx context.Context, _ uint64) error {
-			select {
-			case err := <-s.applied:
-				s.event("applied")
-				return err
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		},
-		Connected: func() bool { return true },
-		Warming: func(context.Context) (n, _ uint64, _ error) {
-			s.locked(func() { n = s.warming })
-			return n, 0, nil
+		Envoy: Envoy{
+			Set: func(snap xds.Snapshot) uint64 {
+				var given []string
+				for _, l := range snap[listenerType] {
+					given = append(given, l.Name)
+				}
+				slices.Sort(given)
+				s.locked(func() { s.listeners = given })
+				s.event("set")
+				return 1
+			},
+			Applied: func(ctx context.Context, _ uint64) error {
+				select {
+				case err := <-s.applied:
+					s.event("applied")
+					return err
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			},
+			Connected: func() bool { return true },
+			Warming: func(context.Context) (n, _ uint64, _ error) {
+				s.locked(func() { n = s.warming })
+				return n, 0, nil
+			},
 		},
 		Names: func(set []table.Host, gone []string) {
 			s.locked(func() {
@@ -114,20 +121,28 @@ func newStage() *stage {
 }
 
 // output has one host per name, each with the listener of its address.
-func output(addrs map[string]string) *build.Output {
-	out := &build.Output{}
+func output(addrs map[string]string) *Snapshot {
+	out := &Snapshot{Resources: xds.Snapshot{}}
 	for name, addr := range addrs {
-		out.Hosts = append(out.Hosts, mesh.Host{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, VIP: true})
-		out.Listeners = append(out.Listeners, build.Message{Name: addr + "_80", Body: []byte(name)})
-		out.Clusters = append(out.Clusters, build.Message{Name: "outbound|80||" + name, Body: []byte(name)})
+		out.Hosts = append(out.Hosts, table.Host{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, VIP: true})
+		out.Resources[listenerType] = append(out.Resources[listenerType], xds.NewResource(addr+"_80", []byte(name)))
+		out.Resources[clusterType] = append(out.Resources[clusterType], xds.NewResource("outbound|80||"+name, []byte(name)))
 	}
-	slices.SortFunc(out.Hosts, func(a, b mesh.Host) int { return a.Addrs[0].Compare(b.Addrs[0]) })
+	slices.SortFunc(out.Hosts, func(a, b table.Host) int { return a.Addrs[0].Compare(b.Addrs[0]) })
 	return out
 }
 
-func (s *stage) publish(ctx context.Context, changes chan *mesh.Registry) {
+func (s *stage) publish(ctx context.Context) {
 	s.locked(func() { s.events = nil })
-	s.p.publish(ctx, &mesh.Registry{}, changes)
+	s.p.publish(ctx)
+}
+
+// change says that there is something new.
+func (s *stage) change() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
 }
 
 func TestNameAppearsAfterItsListenerIsInForce(t *testing.T) {
@@ -136,7 +151,7 @@ func TestNameAppearsAfterItsListenerIsInForce(t *testing.T) {
 		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
 		s.setWarming(1)
 		done := make(chan struct{})
-		go func() { s.publish(t.Context(), nil); close(done) }()
+		go func() { s.publish(t.Context()); close(done) }()
 		synctest.Wait()
 		if slices.Contains(s.nowNames(), "a.example") {
 			t.Fatal("the name is out before Envoy acknowledged anything")
@@ -162,12 +177,12 @@ func TestRemovedNameGoesFirstAndItsListenerLast(t *testing.T) {
 		s := newStage()
 		s.next(output(map[string]string{"a.example": "240.240.0.1", "b.example": "240.240.0.2"}))
 		s.applied <- nil
-		s.publish(t.Context(), nil)
+		s.publish(t.Context())
 
 		s.next(output(map[string]string{"b.example": "240.240.0.2"}))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
-		go func() { s.publish(ctx, nil); close(done) }()
+		go func() { s.publish(ctx); close(done) }()
 		synctest.Wait() // Envoy has not answered yet
 		if !slices.Equal(s.nowNames(), []string{"b.example"}) {
 			t.Errorf("names while Envoy is slow: %v, want only b.example", s.nowNames())
@@ -189,16 +204,15 @@ func TestRunDropsLingerersByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
 		ctx, cancel := context.WithCancel(t.Context())
-		changes := NewMailbox()
 		done := make(chan struct{})
 		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
 		s.applied <- nil
 		s.applied <- nil
-		go func() { s.p.Run(ctx, changes.C); close(done) }()
-		changes.Put(&mesh.Registry{})
+		go func() { s.p.Run(ctx); close(done) }()
+		s.change()
 		synctest.Wait()
 		s.next(output(nil))
-		changes.Put(&mesh.Registry{})
+		s.change()
 		synctest.Wait()
 		if len(s.nowListeners()) != 1 {
 			t.Fatalf("listeners just after the removal: %v, want the old one", s.nowListeners())
@@ -220,7 +234,7 @@ func TestReturningHostStopsLingering(t *testing.T) {
 		for _, hosts := range []map[string]string{both, {"b.example": "240.240.0.2"}, both} {
 			s.next(output(hosts))
 			s.applied <- nil
-			s.publish(t.Context(), nil)
+			s.publish(t.Context())
 		}
 		if len(s.p.lingering) != 0 {
 			t.Errorf("%d resources linger although all are wanted", len(s.p.lingering))
@@ -237,7 +251,7 @@ func TestRefusedHostStaysUnknown(t *testing.T) {
 	s := newStage()
 	s.next(output(map[string]string{"a.example": "240.240.0.1", "b.example": "240.240.0.2"}))
 	s.applied <- &xds.RejectedError{Resources: []string{"240.240.0.1_80"}}
-	s.publish(t.Context(), nil)
+	s.publish(t.Context())
 	if !slices.Equal(s.nowNames(), []string{"b.example"}) {
 		t.Errorf("names are %v, want only the host whose listener Envoy took", s.nowNames())
 	}
@@ -249,7 +263,7 @@ func TestRefusedHostBelowAWildcard(t *testing.T) {
 	out := output(map[string]string{"*.example": "240.240.0.1", "a.example": "240.240.0.2", "b.other": "240.240.0.3"})
 	s.next(out)
 	s.applied <- &xds.RejectedError{Resources: []string{"240.240.0.2_80", "outbound|80||b.other"}}
-	s.publish(t.Context(), nil)
+	s.publish(t.Context())
 	if want := []string{"*.example", "a.example" + forwarded}; !slices.Equal(s.nowNames(), want) {
 		t.Errorf("names are %v, want %v", s.nowNames(), want)
 	}
@@ -261,7 +275,7 @@ func TestRefusedHostBelowAWildcard(t *testing.T) {
 	}
 	s.next(out)
 	s.applied <- nil
-	s.publish(t.Context(), nil)
+	s.publish(t.Context())
 	if want := []string{"*.example", "a.example", "b.other"}; !slices.Equal(s.nowNames(), want) {
 		t.Errorf("names are %v after Envoy took everything, want %v", s.nowNames(), want)
 	}
@@ -271,11 +285,11 @@ func TestRefusedResourceIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
 		ctx, cancel := context.WithCancel(t.Context())
-		changes, done := NewMailbox(), make(chan struct{})
+		done := make(chan struct{})
 		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
 		s.applied <- &xds.RejectedError{Resources: []string{"240.240.0.1_80"}, Reasons: []string{"port taken"}}
-		go func() { s.p.Run(ctx, changes.C); close(done) }()
-		changes.Put(&mesh.Registry{})
+		go func() { s.p.Run(ctx); close(done) }()
+		s.change()
 		synctest.Wait()
 		if len(s.nowNames()) != 0 {
 			t.Errorf("names are %v while Envoy refuses the listener", s.nowNames())
@@ -293,10 +307,8 @@ func TestRefusedResourceIsTriedAgain(t *testing.T) {
 
 func TestBuildFailureKeepsWhatIsThere(t *testing.T) {
 	s := newStage()
-	s.p.Build = func(*mesh.Registry, map[string][]netip.Addr) (*build.Output, error) {
-		return nil, errors.New("no")
-	}
-	s.publish(t.Context(), nil)
+	s.p.Next = func() (*Snapshot, error) { return nil, errors.New("no") }
+	s.publish(t.Context())
 	if len(s.nowEvents()) != 0 {
 		t.Errorf("a failed build had effects: %v", s.nowEvents())
 	}
@@ -306,9 +318,8 @@ func TestNewerConfigurationCutsTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
 		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
-		changes := make(chan *mesh.Registry, 1)
-		changes <- &mesh.Registry{}
-		s.publish(t.Context(), changes) // Envoy never answers; it returns all the same
+		s.change()
+		s.publish(t.Context()) // Envoy never answers; it returns all the same
 		if slices.Contains(s.nowEvents(), "settled") {
 			t.Error("a configuration that was given up counts as settled")
 		}
@@ -317,21 +328,21 @@ func TestNewerConfigurationCutsTheWait(t *testing.T) {
 
 // DNS hears of what became different, and of nothing else.
 func TestDifference(t *testing.T) {
-	host := func(name, addr string, vip bool) mesh.Host {
-		return mesh.Host{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, VIP: vip}
+	host := func(name, addr string, vip bool) table.Host {
+		return table.Host{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, VIP: vip}
 	}
-	old := []mesh.Host{host("a", "10.0.0.1", false), host("b", "10.0.0.2", false), host("d", "10.0.0.4", false), host("e", "10.0.0.5", false)}
+	old := []table.Host{host("a", "10.0.0.1", false), host("b", "10.0.0.2", false), host("d", "10.0.0.4", false), host("e", "10.0.0.5", false)}
 	for name, tc := range map[string]struct {
-		wanted    []mesh.Host
+		wanted    []table.Host
 		set, gone []string
 	}{
 		"the same":   {old, nil, nil},
 		"all go":     {nil, nil, []string{"a", "b", "d", "e"}},
 		"first goes": {old[1:], nil, []string{"a"}},
-		"one comes":  {slices.Concat(old[:2], []mesh.Host{host("c", "10.0.0.3", true)}, old[2:]), []string{"c"}, nil},
-		"one moves":  {slices.Concat(old[:3], []mesh.Host{host("e", "10.0.0.9", false)}), []string{"e"}, nil},
-		"VIP":        {slices.Concat(old[:3], []mesh.Host{host("e", "10.0.0.5", true)}), []string{"e"}, nil},
-		"others":     {[]mesh.Host{host("c", "10.0.0.3", false)}, []string{"c"}, []string{"a", "b", "d", "e"}},
+		"one comes":  {slices.Concat(old[:2], []table.Host{host("c", "10.0.0.3", true)}, old[2:]), []string{"c"}, nil},
+		"one moves":  {slices.Concat(old[:3], []table.Host{host("e", "10.0.0.9", false)}), []string{"e"}, nil},
+		"VIP":        {slices.Concat(old[:3], []table.Host{host("e", "10.0.0.5", true)}), []string{"e"}, nil},
+		"others":     {[]table.Host{host("c", "10.0.0.3", false)}, []string{"c"}, []string{"a", "b", "d", "e"}},
 	} {
 		hosts, gone := difference(old, tc.wanted)
 		var set []string

@@ -3,115 +3,102 @@ package publish
 import (
 	"bytes"
 	"maps"
-	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
-	"understudy.mesh/pkg/mesh"
-	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/xds"
 )
 
-// rollout decides what Envoy is given and what DNS answers, and waits for nothing: time and
-// Envoy's verdicts are told to it. What holds after each of its methods, once Envoy was given
-// snapshot and DNS told answered:
+// Snapshot is a whole desired state: what Envoy is to use, and the names that lead there.
+type Snapshot struct {
+	Resources xds.Snapshot
+	Hosts     []table.Host // each name once; Forwarded without an address
+}
+
+// rollout decides what Envoy is given and, with names, what DNS answers, and waits for nothing: time
+// and Envoy's verdicts are told to it. What holds after each of its methods, once Envoy was given
+// snapshot and DNS told change:
 //
 //   - DNS answers a host with an address only if Envoy used all resources of that host in some
 //     version, and has been given every one of them ever since.
 //   - An address that DNS no longer answers keeps its resources for the time keep.
 type rollout struct {
+	names
 	keep time.Duration // how long an answer lives
 
-	wanted   *build.Output // what the files say, or the generation before had
-	reached  bool          // Envoy uses wanted, but for what it refuses
-	good     *build.Output // what Envoy used of the configuration that it reached last
-	answered []mesh.Host   // what DNS answers, sorted by name; at first what the generation before does
-	behind   []mesh.Host   // those of answered that have the answer of an earlier configuration
+	wanted  *Snapshot // what the control plane says, or the generation before had
+	reached bool      // Envoy uses wanted, but for what it refuses
+	good    *Snapshot // what Envoy used of the configuration that it reached last; nil before the first
 	// standIns are earlier versions, which Envoy took, of what it refuses and has in no version:
 	// it was started anew, or is another release.
-	standIns  map[string]build.Message
+	standIns  map[string]xds.Resource
 	lingering []lingerer
 }
 
 // lingerer is a resource that Envoy used and that is not wanted any more, kept while clients
 // may still hold an answer that leads to it. One that is wanted again stays until Envoy uses it.
 type lingerer struct {
-	cluster  bool
-	shared   bool          // it belongs to no host in particular
-	resource build.Message // in the version that Envoy used
-	until    time.Time     // zero while DNS gives such answers
+	typeURL  string
+	shared   bool         // it belongs to no host in particular
+	resource xds.Resource // in the version that Envoy used
+	until    time.Time    // zero while DNS gives such answers
 }
 
-// seed makes out, of the generation before, what the first output is a change of.
-func (r *rollout) seed(out *build.Output) {
-	r.wanted, r.good, r.answered = out, out, byName(out.Hosts)
+// seed makes snap, of the generation before, what the first snapshot is a change of.
+func (r *rollout) seed(snap *Snapshot) {
+	hosts := byName(snap.Hosts)
+	r.wanted, r.good = snap, snap
+	r.names = names{hosts: hosts, answered: hosts}
 }
 
-// want makes out what is to come into force. Hosts that it does not have lose their names now.
-func (r *rollout) want(out *build.Output, now time.Time) {
-	out.Hosts = byName(out.Hosts)
-	if r.wanted != nil {
-		r.answered = retained(r.answered, out.Hosts)
-		r.linger(out)
-	}
-	r.wanted, r.reached, r.standIns = out, false, nil
+// want makes snap what is to come into force. Hosts that it does not have lose their names now.
+func (r *rollout) want(snap *Snapshot, now time.Time) {
+	r.names.want(byName(snap.Hosts))
+	r.linger(snap)
+	r.wanted, r.reached, r.standIns = snap, false, nil
 	r.wind(now)
 }
 
 // settle notes that Envoy uses what it was given last, but for what it refuses. A host that
-// needs what Envoy lacks keeps the answer that it had, if that still leads somewhere.
+// needs what Envoy lacks keeps the answer that it had, if that still leads somewhere: it needs only
+// what Envoy had before, or what lingers.
 func (r *rollout) settle(refused *xds.RejectedError, now time.Time) {
-	before, used, lacks := r.good, r.wanted, map[string]bool(nil)
+	before, used, lacks := r.before(), r.wanted.Resources, map[string]bool(nil)
 	if refused != nil {
 		used, lacks = r.used(refused, before)
 	}
-	if len(lacks) > 0 {
-		r.answered, r.behind = r.routable(lacks, before)
-	} else {
-		r.answered, r.behind = r.wanted.Hosts, nil
-	}
-	r.good, r.reached = used, true
-	r.dropReturned()
-	r.wind(now)
-}
-
-// routable returns the wanted hosts that need nothing of what Envoy lacks, and, behind, those that do,
-// with the answer that they had: it needs only what Envoy had before, or what lingers.
-func (r *rollout) routable(lacks map[string]bool, before *build.Output) (hosts, behind []mesh.Host) {
 	needed, earlier := make(map[string]bool), make(map[string]bool)
-	each(r.wanted, lacks, func(m build.Message) { needed[owner(m.Name)] = true })
-	each(before, lacks, func(m build.Message) { earlier[owner(m.Name)] = true })
+	each(r.wanted.Resources, lacks, func(m xds.Resource) { needed[owner(m.Name)] = true })
+	each(before, lacks, func(m xds.Resource) { earlier[owner(m.Name)] = true })
 	for _, l := range r.lingering {
 		if lacks[l.resource.Name] {
 			earlier[owner(l.resource.Name)] = true
 		}
 	}
-	old := r.answered
-	for _, h := range r.wanted.Hosts {
-		for len(old) > 0 && old[0].Name < h.Name {
-			old = old[1:]
-		}
-		switch {
-		case len(h.Addrs) == 0 || !touches(needed, h):
-			hosts = append(hosts, h)
-		case len(old) > 0 && old[0].Name == h.Name && !touches(earlier, old[0]):
-			hosts, behind = append(hosts, old[0]), append(behind, old[0])
-		default: // no wildcard answers for it
-			hosts = append(hosts, mesh.Host{Name: h.Name})
-		}
+	r.release(needed, earlier)
+	r.good, r.reached = &Snapshot{Resources: used, Hosts: r.wanted.Hosts}, true
+	r.dropReturned()
+	r.wind(now)
+}
+
+// before are the resources that Envoy used of the configuration that it reached last.
+func (r *rollout) before() xds.Snapshot {
+	if r.good == nil {
+		return nil
 	}
-	return mesh.Owned(hosts), behind
+	return r.good.Resources
 }
 
 // used is what Envoy uses of the wanted resources: of those that it refuses the earlier version
 // that it had before, if it kept one. Of a resource that it lacks there is none, or one of a
 // configuration that was given up on the way, which nobody can give it again.
-func (r *rollout) used(refused *xds.RejectedError, before *build.Output) (out *build.Output, lacks map[string]bool) {
+func (r *rollout) used(refused *xds.RejectedError, before xds.Snapshot) (used xds.Snapshot, lacks map[string]bool) {
 	refuses, kept := setOf(refused.Resources), setOf(refused.Kept)
 	earlier := r.versions(refuses, before)
-	lacks = make(map[string]bool)
-	filter := func(wanted []build.Message) (out []build.Message) {
+	lacks, used = make(map[string]bool), make(xds.Snapshot, len(r.wanted.Resources))
+	for url, wanted := range r.wanted.Resources {
+		var out []xds.Resource
 		for _, m := range wanted {
 			if refuses[m.Name] {
 				version, known := earlier[m.Name]
@@ -122,35 +109,34 @@ func (r *rollout) used(refused *xds.RejectedError, before *build.Output) (out *b
 			}
 			out = append(out, m)
 		}
-		return out
+		used[url] = out
 	}
-	out = &build.Output{Clusters: filter(r.wanted.Clusters), Listeners: filter(r.wanted.Listeners), Hosts: r.wanted.Hosts}
 	for name := range refuses {
 		if !kept[name] {
 			lacks[name] = true // of what lingers, too
 		}
 	}
 	maps.DeleteFunc(lacks, func(_ string, lacks bool) bool { return !lacks })
-	return out, lacks
+	return used, lacks
 }
 
 // versions are the resources of names that Envoy had before, or that linger.
-func (r *rollout) versions(names map[string]bool, before *build.Output) map[string]build.Message {
-	versions := make(map[string]build.Message)
+func (r *rollout) versions(names map[string]bool, before xds.Snapshot) map[string]xds.Resource {
+	versions := make(map[string]xds.Resource)
 	for _, l := range r.lingering {
 		if names[l.resource.Name] {
 			versions[l.resource.Name] = l.resource
 		}
 	}
-	each(before, names, func(m build.Message) { versions[m.Name] = m })
+	each(before, names, func(m xds.Resource) { versions[m.Name] = m })
 	return versions
 }
 
 // standIn puts earlier versions in the place of what is missing, and says whether it had any.
 func (r *rollout) standIn(missing []string) bool {
 	lacks := setOf(missing)
-	r.standIns = r.versions(lacks, r.good)
-	each(r.wanted, lacks, func(m build.Message) {
+	r.standIns = r.versions(lacks, r.before())
+	each(r.wanted.Resources, lacks, func(m xds.Resource) {
 		if bytes.Equal(r.standIns[m.Name].Body, m.Body) {
 			delete(r.standIns, m.Name) // it is what Envoy refuses
 		}
@@ -158,12 +144,12 @@ func (r *rollout) standIn(missing []string) bool {
 	return len(r.standIns) > 0
 }
 
-// each visits the resources of out, which may be nil, that have one of names.
-func each(out *build.Output, names map[string]bool, visit func(build.Message)) {
-	if out == nil {
+// each visits the resources that have one of names.
+func each(resources xds.Snapshot, names map[string]bool, visit func(xds.Resource)) {
+	if len(names) == 0 {
 		return
 	}
-	for _, list := range [][]build.Message{out.Clusters, out.Listeners} {
+	for _, list := range resources {
 		for _, m := range list {
 			if names[m.Name] {
 				visit(m)
@@ -175,31 +161,32 @@ func each(out *build.Output, names map[string]bool, visit func(build.Message)) {
 // snapshot is what Envoy is to have now: what is wanted, and what lingers.
 func (r *rollout) snapshot(now time.Time) xds.Snapshot {
 	r.lingering = slices.DeleteFunc(r.lingering, func(l lingerer) bool { return !l.until.IsZero() && !now.Before(l.until) })
-	resources := func(cluster bool, wanted []build.Message) []xds.Resource {
-		rs := make([]xds.Resource, 0, len(wanted)+len(r.lingering))
-		for _, m := range wanted {
-			if s, ok := r.standIns[m.Name]; ok {
-				m = s
+	snap := r.withLingering(r.wanted.Resources)
+	if len(r.standIns) > 0 {
+		for url, list := range snap {
+			list = slices.Clone(list)
+			for i, m := range list {
+				if s, ok := r.standIns[m.Name]; ok {
+					list[i] = s
+				}
 			}
-			rs = append(rs, xds.NewResource(m.Name, m.Body))
+			snap[url] = list
 		}
-		for _, m := range r.unwanted(cluster, wanted) {
-			rs = append(rs, xds.NewResource(m.Name, m.Body))
-		}
-		return rs
 	}
-	return xds.Snapshot{build.ClusterType: resources(true, r.wanted.Clusters), build.ListenerType: resources(false, r.wanted.Listeners)}
+	return snap
 }
 
-// unwanted returns the clusters, or the listeners, that linger and have no version in wanted.
-func (r *rollout) unwanted(cluster bool, wanted []build.Message) (out []build.Message) {
-	if len(r.lingering) == 0 {
-		return nil
-	}
-	names := namesOf(wanted)
+// withLingering adds to resources what lingers and has no version among them.
+func (r *rollout) withLingering(resources xds.Snapshot) xds.Snapshot {
+	out := maps.Clone(resources)
+	names := map[string]map[string]bool{}
 	for _, l := range r.lingering {
-		if l.cluster == cluster && !names[l.resource.Name] {
-			out = append(out, l.resource)
+		if names[l.typeURL] == nil {
+			names[l.typeURL] = namesOf(resources[l.typeURL])
+			out[l.typeURL] = slices.Clip(out[l.typeURL]) // the first addition copies it
+		}
+		if !names[l.typeURL][l.resource.Name] {
+			out[l.typeURL] = append(out[l.typeURL], l.resource)
 		}
 	}
 	return out
@@ -207,12 +194,8 @@ func (r *rollout) unwanted(cluster bool, wanted []build.Message) (out []build.Me
 
 // inForce is what a successor is to start with: all that Envoy uses, what lingers included, and
 // the names that DNS answers.
-func (r *rollout) inForce() *build.Output {
-	return &build.Output{
-		Clusters:  slices.Concat(r.good.Clusters, r.unwanted(true, r.good.Clusters)),
-		Listeners: slices.Concat(r.good.Listeners, r.unwanted(false, r.good.Listeners)),
-		Hosts:     r.answered,
-	}
+func (r *rollout) inForce() *Snapshot {
+	return &Snapshot{Resources: r.withLingering(r.good.Resources), Hosts: r.answered}
 }
 
 // expiry is when the first lingering resource has to go; zero when none has to yet.
@@ -225,27 +208,25 @@ func (r *rollout) expiry() (first time.Time) {
 	return first
 }
 
-// linger keeps what Envoy used and out does not have.
-func (r *rollout) linger(out *build.Output) {
+// linger keeps what Envoy used and snap does not have.
+func (r *rollout) linger(snap *Snapshot) {
 	if r.good == nil {
 		return // nothing was ever answered
 	}
 	hosts := ownersOf(r.good.Hosts)
-	keep := func(cluster bool, used, wanted []build.Message) {
-		names := namesOf(wanted)
+	for url, used := range r.good.Resources {
+		names := namesOf(snap.Resources[url])
 		for _, l := range r.lingering {
-			if l.cluster == cluster {
+			if l.typeURL == url {
 				names[l.resource.Name] = true
 			}
 		}
 		for _, m := range used {
 			if !names[m.Name] {
-				r.lingering = append(r.lingering, lingerer{cluster: cluster, shared: !hosts[owner(m.Name)], resource: m})
+				r.lingering = append(r.lingering, lingerer{typeURL: url, shared: !hosts[owner(m.Name)], resource: m})
 			}
 		}
 	}
-	keep(true, r.good.Clusters, out.Clusters)
-	keep(false, r.good.Listeners, out.Listeners)
 }
 
 // dropReturned ends the lingering of what Envoy uses, being wanted again.
@@ -253,16 +234,14 @@ func (r *rollout) dropReturned() {
 	if len(r.lingering) == 0 {
 		return
 	}
-	clusters, listeners := namesOf(r.good.Clusters), namesOf(r.good.Listeners)
-	r.lingering = slices.DeleteFunc(r.lingering, func(l lingerer) bool {
-		if l.cluster {
-			return clusters[l.resource.Name]
-		}
-		return listeners[l.resource.Name]
-	})
+	uses := map[string]map[string]bool{}
+	for url, list := range r.good.Resources {
+		uses[url] = namesOf(list)
+	}
+	r.lingering = slices.DeleteFunc(r.lingering, func(l lingerer) bool { return uses[l.typeURL][l.resource.Name] })
 }
 
-func namesOf(list []build.Message) map[string]bool {
+func namesOf(list []xds.Resource) map[string]bool {
 	names := make(map[string]bool, len(list))
 	for _, m := range list {
 		names[m.Name] = true
@@ -289,52 +268,6 @@ func (r *rollout) wind(now time.Time) {
 			l.until = now.Add(r.keep)
 		}
 	}
-}
-
-// retained returns the hosts of old that are still wanted, as they were.
-func retained(old, wanted []mesh.Host) []mesh.Host {
-	names := make(map[string]bool, len(wanted))
-	for _, h := range wanted {
-		names[h.Name] = true
-	}
-	return slices.DeleteFunc(slices.Clone(old), func(h mesh.Host) bool { return !names[h.Name] })
-}
-
-// byName returns hosts sorted by name.
-func byName(hosts []mesh.Host) []mesh.Host {
-	compare := func(a, b mesh.Host) int { return strings.Compare(a.Name, b.Name) }
-	if slices.IsSortedFunc(hosts, compare) { // all but what is inherited from who knows which release
-		return hosts
-	}
-	return slices.SortedFunc(slices.Values(hosts), compare)
-}
-
-// owner is what a resource is for: the host of a cluster, the address of a listener.
-func owner(resource string) string {
-	if i := strings.LastIndex(resource, "||"); i >= 0 {
-		return resource[i+len("||"):]
-	}
-	if i := strings.LastIndexByte(resource, '_'); i >= 0 {
-		return resource[:i]
-	}
-	return resource
-}
-
-// ownersOf has all that owner may say of the resources of hosts.
-func ownersOf(hosts []mesh.Host) map[string]bool {
-	owners := make(map[string]bool, 2*len(hosts))
-	for _, h := range hosts {
-		owners[h.Name] = true
-		for _, a := range h.Addrs {
-			owners[a.String()] = true
-		}
-	}
-	return owners
-}
-
-// touches tells whether the host's traffic needs a resource of one of the owners.
-func touches(owners map[string]bool, h mesh.Host) bool {
-	return owners[h.Name] || slices.ContainsFunc(h.Addrs, func(a netip.Addr) bool { return owners[a.String()] })
 }
 
 func setOf(names []string) map[string]bool {

@@ -10,8 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"understudy.mesh/pkg/mesh"
-	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -107,13 +106,13 @@ func (th *theatre) note(format string, args ...any) {
 // change: the files say something else, of up to four hosts with one or two ports. A body with
 // "bad" in it is one that Envoy refuses.
 func (th *theatre) change() {
-	out := &build.Output{}
-	message := func(name, leadsTo string) build.Message {
+	out := &Snapshot{Resources: xds.Snapshot{}}
+	message := func(name, leadsTo string) xds.Resource {
 		v := th.pick(24)
 		if v < 3 {
 			leadsTo += " bad"
 		}
-		return build.Message{Name: name, Body: fmt.Appendf(nil, "%d %s", v, leadsTo)}
+		return xds.Resource{Name: name, Body: fmt.Appendf(nil, "%d %s", v, leadsTo)}
 	}
 	for i, name := range []string{"a", "b", "c", "d"} {
 		if th.pick(4) == 0 {
@@ -122,10 +121,10 @@ func (th *theatre) change() {
 		addr := netip.AddrFrom4([4]byte{10, 0, byte(i), byte(1 + th.pick(3))})
 		for port := range 1 + th.pick(2) {
 			cluster := fmt.Sprintf("outbound|%d||%s", 80+port, name)
-			out.Clusters = append(out.Clusters, message(cluster, ""))
-			out.Listeners = append(out.Listeners, message(fmt.Sprintf("%s_%d", addr, 80+port), cluster))
+			out.Resources[clusterType] = append(out.Resources[clusterType], message(cluster, ""))
+			out.Resources[listenerType] = append(out.Resources[listenerType], message(fmt.Sprintf("%s_%d", addr, 80+port), cluster))
 		}
-		out.Hosts = append(out.Hosts, mesh.Host{Name: name, Addrs: []netip.Addr{addr}})
+		out.Hosts = append(out.Hosts, table.Host{Name: name, Addrs: []netip.Addr{addr}})
 	}
 	th.note("change to %s", strings.Join(describeOutput(out), ", "))
 	th.first = nil
@@ -134,8 +133,8 @@ func (th *theatre) change() {
 	th.send()
 }
 
-func describeOutput(out *build.Output) (words []string) {
-	for _, list := range [][]build.Message{out.Clusters, out.Listeners} {
+func describeOutput(out *Snapshot) (words []string) {
+	for _, list := range [][]xds.Resource{out.Resources[clusterType], out.Resources[listenerType]} {
 		for _, m := range list {
 			words = append(words, fmt.Sprintf("%s=%q", m.Name, m.Body))
 		}
@@ -147,7 +146,7 @@ func describeOutput(out *build.Output) (words []string) {
 func (th *theatre) send() {
 	th.given = th.snapshot(th.now)
 	th.version++
-	th.note("Envoy is given version %d: %d clusters, %d listeners", th.version, len(th.given[build.ClusterType]), len(th.given[build.ListenerType]))
+	th.note("Envoy is given version %d: %d clusters, %d listeners", th.version, len(th.given[clusterType]), len(th.given[listenerType]))
 }
 
 // retry is what publisher.bring begins with.
@@ -247,7 +246,7 @@ func newPaperEnvoy() paperEnvoy { return paperEnvoy{has: [2]map[string]string{{}
 func (e *paperEnvoy) step(given xds.Snapshot, version int) {
 	if len(e.queue) == 0 && e.done != version {
 		e.begun = version
-		for i, list := range [][]xds.Resource{given[build.ClusterType], given[build.ListenerType]} {
+		for i, list := range [][]xds.Resource{given[clusterType], given[listenerType]} {
 			for _, r := range list {
 				if body := string(r.Body); !strings.Contains(body, "bad") {
 					e.queue = append(e.queue, func() { e.has[i][r.Name] = body })
@@ -255,7 +254,7 @@ func (e *paperEnvoy) step(given xds.Snapshot, version int) {
 			}
 		}
 		for _, i := range []int{1, 0} {
-			list := [][]xds.Resource{given[build.ClusterType], given[build.ListenerType]}[i]
+			list := [][]xds.Resource{given[clusterType], given[listenerType]}[i]
 			for name := range e.has[i] {
 				if !slices.ContainsFunc(list, func(r xds.Resource) bool { return r.Name == name }) {
 					e.queue = append(e.queue, func() { delete(e.has[i], name) })
@@ -276,7 +275,7 @@ func (e *paperEnvoy) step(given xds.Snapshot, version int) {
 
 func (e *paperEnvoy) verdict(given xds.Snapshot) *xds.RejectedError {
 	refused := &xds.RejectedError{}
-	for i, list := range [][]xds.Resource{given[build.ClusterType], given[build.ListenerType]} {
+	for i, list := range [][]xds.Resource{given[clusterType], given[listenerType]} {
 		for _, r := range list {
 			if !strings.Contains(string(r.Body), "bad") {
 				continue

@@ -7,7 +7,9 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/xds"
 )
 
 // The type URLs of the resources.
@@ -19,17 +21,11 @@ const (
 // Types are the type URLs of the resources, each after those that it refers to.
 func Types() []string { return []string{ClusterType, ListenerType} }
 
-// Message is one serialized Envoy resource: an envoy.config.cluster.v3.Cluster or envoy.config.listener.v3.Listener.
-type Message struct {
-	Name string
-	Body []byte // shared with later outputs; nobody may change it
-}
-
 // Output is one consistent set: every cluster that a listener names is there, and every host's addresses have their
 // listeners.
 type Output struct {
-	Clusters, Listeners []Message
-	Hosts               []mesh.Host
+	Resources xds.Snapshot // the bodies are shared with later outputs: nobody may change them
+	Hosts     []table.Host
 }
 
 // Builder makes Envoy's resources and the names for DNS from registries of one Source. It is not safe for concurrent use.
@@ -38,7 +34,7 @@ type Output struct {
 // not change since the last Build are taken from there, so that the cost is that of the change.
 type Builder struct {
 	o         mesh.Options
-	last, now map[uint64][]Message // the serialized resources of the last Build by the hash of what they were made from
+	last, now map[uint64][]xds.Resource // the serialized resources of the last Build by the hash of what they were made from
 }
 
 // New returns a builder that has built nothing yet.
@@ -51,44 +47,44 @@ func (b *Builder) Build(r *mesh.Registry, vips map[string][]netip.Addr) (*Output
 	if err != nil {
 		return nil, err
 	}
-	b.last, b.now = b.now, make(map[uint64][]Message, len(b.now))
+	b.last, b.now = b.now, make(map[uint64][]xds.Resource, len(b.now))
 	defer func() { b.last = nil }() // what this build did not use
-	out := &Output{Hosts: r.Hosts(vips)}
-	if err := b.all(m, r, vips, out); err != nil {
+	out := &Output{Resources: xds.Snapshot{}, Hosts: r.Hosts(vips)}
+	if err := b.all(m, r, vips, out.Resources); err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func (b *Builder) all(m *maker, r *mesh.Registry, vips map[string][]netip.Addr, out *Output) error {
-	add := func(into *[]Message, sum uint64, make func() []resource) error {
+func (b *Builder) all(m *maker, r *mesh.Registry, vips map[string][]netip.Addr, out xds.Snapshot) error {
+	add := func(url string, sum uint64, make func() []resource) error {
 		msgs, err := b.get(m, sum, make)
-		*into = append(*into, msgs...)
+		out[url] = append(out[url], msgs...)
 		return err
 	}
 	const basics, clusters, listeners, shared = 1, 2, 3, 4 // keep equal sums of different kinds apart
-	out.Clusters = make([]Message, 0, 2*len(r.Services())+8)
-	out.Listeners = make([]Message, 0, 2*len(r.Services())+2)
-	if err := add(&out.Clusters, mix(basics, clusters), m.basicClusters); err != nil {
+	out[ClusterType] = make([]xds.Resource, 0, 2*len(r.Services())+8)
+	out[ListenerType] = make([]xds.Resource, 0, 2*len(r.Services())+2)
+	if err := add(ClusterType, mix(basics, clusters), m.basicClusters); err != nil {
 		return err
 	}
-	if err := add(&out.Listeners, mix(basics, listeners), m.captureListeners); err != nil {
+	if err := add(ListenerType, mix(basics, listeners), m.captureListeners); err != nil {
 		return err
 	}
 	for _, s := range r.Services() {
-		if err := add(&out.Clusters, mix(s.Sum, clusters), func() []resource { return m.clusters(s) }); err != nil {
+		if err := add(ClusterType, mix(s.Sum, clusters), func() []resource { return m.clusters(s) }); err != nil {
 			return fmt.Errorf("build clusters of %s: %w", s.Host, err)
 		}
 		addrs := r.VIPsOf(s, vips)
 		if !s.WantsVIP || len(addrs) == 0 {
 			continue
 		}
-		if err := add(&out.Listeners, mixAddrs(mix(s.Sum, listeners), addrs), func() []resource { return m.vipListeners(s, addrs) }); err != nil {
+		if err := add(ListenerType, mixAddrs(mix(s.Sum, listeners), addrs), func() []resource { return m.vipListeners(s, addrs) }); err != nil {
 			return fmt.Errorf("build listeners of %s: %w", s.Host, err)
 		}
 	}
 	for _, s := range r.Bindings() {
-		if err := add(&out.Listeners, mix(sumOf(s), shared), func() []resource { return m.sharedListener(s) }); err != nil {
+		if err := add(ListenerType, mix(sumOf(s), shared), func() []resource { return m.sharedListener(s) }); err != nil {
 			return fmt.Errorf("build listener of port %d: %w", s.Port, err)
 		}
 	}
@@ -113,7 +109,7 @@ type resource interface {
 	GetName() string
 }
 
-func (b *Builder) get(m *maker, sum uint64, build func() []resource) ([]Message, error) {
+func (b *Builder) get(m *maker, sum uint64, build func() []resource) ([]xds.Resource, error) {
 	if msgs, ok := b.last[sum]; ok {
 		b.now[sum] = msgs
 		return msgs, nil
@@ -122,13 +118,13 @@ func (b *Builder) get(m *maker, sum uint64, build func() []resource) ([]Message,
 	if m.err != nil {
 		return nil, m.err
 	}
-	msgs := make([]Message, len(resources))
+	msgs := make([]xds.Resource, len(resources))
 	for i, r := range resources {
 		body, err := marshal(r)
 		if err != nil {
 			return nil, fmt.Errorf("serialize %s: %w", r.GetName(), err)
 		}
-		msgs[i] = Message{Name: r.GetName(), Body: body}
+		msgs[i] = xds.NewResource(r.GetName(), body)
 	}
 	b.now[sum] = msgs
 	return msgs, nil

@@ -63,10 +63,10 @@ func checkDistinct(t *testing.T, out *Output) {
 		}
 		seen[what] = true
 	}
-	for _, c := range out.Clusters {
+	for _, c := range out.Resources[ClusterType] {
 		once("cluster " + c.Name)
 	}
-	for _, l := range parseListeners(t, out.Listeners) {
+	for _, l := range parseListeners(t, out.Resources[ListenerType]) {
 		once("listener " + l.Name)
 		once("address " + l.Address.String())
 		for _, a := range l.AdditionalAddresses {

@@ -105,12 +105,12 @@ func describe(t *testing.T, out *Output, report mesh.Report) string {
 	for _, h := range out.Hosts {
 		fmt.Fprintf(&b, "host %s %v vip=%v\n", h.Name, h.Addrs, h.VIP)
 	}
-	for _, c := range parseClusters(t, out.Clusters) {
+	for _, c := range parseClusters(t, out.Resources[ClusterType]) {
 		if strings.HasPrefix(c.Name, "outbound|") || strings.HasSuffix(t.Name(), "/empty") || strings.Contains(t.Name(), "/empty-") {
 			fmt.Fprintf(&b, "cluster %s %s\n", c.Name, readable(t, c))
 		}
 	}
-	for _, l := range parseListeners(t, out.Listeners) {
+	for _, l := range parseListeners(t, out.Resources[ListenerType]) {
 		if !strings.HasPrefix(l.Name, "virtual") || strings.Contains(t.Name(), "/empty") {
 			fmt.Fprintf(&b, "listener %s %s\n", l.Name, readable(t, l))
 		}

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/xds"
 )
 
 // testOptions are those of a pod with both families, DNS capture and VIPs.
@@ -93,7 +94,7 @@ func build(t testing.TB, r *mesh.Registry, o mesh.Options) *Output {
 	return out
 }
 
-func parseClusters(t testing.TB, msgs []Message) []*clusterv3.Cluster {
+func parseClusters(t testing.TB, msgs []xds.Resource) []*clusterv3.Cluster {
 	t.Helper()
 	var out []*clusterv3.Cluster
 	for _, m := range msgs {
@@ -106,7 +107,7 @@ func parseClusters(t testing.TB, msgs []Message) []*clusterv3.Cluster {
 	return out
 }
 
-func parseListeners(t testing.TB, msgs []Message) []*listenerv3.Listener {
+func parseListeners(t testing.TB, msgs []xds.Resource) []*listenerv3.Listener {
 	t.Helper()
 	var out []*listenerv3.Listener
 	for _, m := range msgs {
@@ -167,7 +168,7 @@ func needs(t testing.TB, what string) {
 func bootstrapFile(t testing.TB, out *Output) string {
 	t.Helper()
 	b := &bootstrapv3.Bootstrap{StaticResources: &bootstrapv3.Bootstrap_StaticResources{
-		Clusters: parseClusters(t, out.Clusters), Listeners: parseListeners(t, out.Listeners),
+		Clusters: parseClusters(t, out.Resources[ClusterType]), Listeners: parseListeners(t, out.Resources[ListenerType]),
 	}}
 	text, err := protojson.Marshal(b)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/mesh"
 )
 
@@ -86,7 +87,7 @@ func TestConflicts(t *testing.T) {
 // clusterSummary lists the services' clusters with their endpoints.
 func clusterSummary(t *testing.T, out *Output) string {
 	var all []string
-	for _, c := range parseClusters(t, out.Clusters) {
+	for _, c := range parseClusters(t, out.Resources[ClusterType]) {
 		if !strings.HasPrefix(c.Name, "outbound|") {
 			continue
 		}
@@ -173,7 +174,7 @@ func TestHostsBelowAWildcard(t *testing.T) {
 	checkHosts(t, r.Hosts(nil), rest+"vip.example.com=[]")
 }
 
-func checkHosts(t *testing.T, hosts []mesh.Host, want string) {
+func checkHosts(t *testing.T, hosts []table.Host, want string) {
 	t.Helper()
 	var all []string
 	for _, h := range hosts {
@@ -195,8 +196,8 @@ func TestNoVIPLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(out.Hosts) != 0 || len(out.Listeners) != 2 {
-		t.Errorf("hosts %v, %d listeners", out.Hosts, len(out.Listeners))
+	if len(out.Hosts) != 0 || len(out.Resources[ListenerType]) != 2 {
+		t.Errorf("hosts %v, %d listeners", out.Hosts, len(out.Resources[ListenerType]))
 	}
 }
 
@@ -223,7 +224,7 @@ func TestAccessLogFormat(t *testing.T) {
 		o := testOptions()
 		o.AccessLog = c.log
 		out := build(t, r, o)
-		for _, l := range parseListeners(t, out.Listeners) {
+		for _, l := range parseListeners(t, out.Resources[ListenerType]) {
 			if text := readable(t, l); !strings.Contains(text, c.want) {
 				t.Errorf("%s: no %q", l.Name, c.want)
 			}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/xds"
 )
 
 // manyEntries is n ServiceEntries in files of perFile: three in four TLS, one in four HTTP.
@@ -65,15 +66,15 @@ func TestOneOfManyChanges(t *testing.T) {
 	t.Logf("change one of %d: %v", n, time.Since(start))
 
 	vip := giveVIPs(r.AutoHosts())["service-77.example.com"][0].String()
-	checkDelta(t, first.Clusters, second.Clusters, "-outbound|443||service-77.example.com", "+outbound|8443||service-77.example.com")
-	checkDelta(t, first.Listeners, second.Listeners, "-"+vip+"_443", "+"+vip+"_8443")
+	checkDelta(t, first.Resources[ClusterType], second.Resources[ClusterType], "-outbound|443||service-77.example.com", "+outbound|8443||service-77.example.com")
+	checkDelta(t, first.Resources[ListenerType], second.Resources[ListenerType], "-"+vip+"_443", "+"+vip+"_8443")
 	if len(first.Hosts) != n || len(second.Hosts) != n {
 		t.Errorf("%d and %d hosts", len(first.Hosts), len(second.Hosts))
 	}
 }
 
 // checkDelta compares two sets of resources: "-name" is gone, "+name" is new, "~name" differs.
-func checkDelta(t *testing.T, old, now []Message, want ...string) {
+func checkDelta(t *testing.T, old, now []xds.Resource, want ...string) {
 	t.Helper()
 	before := map[string][]byte{}
 	for _, m := range old {
@@ -113,8 +114,8 @@ func TestDeterministic(t *testing.T) {
 		}
 		outs = append(outs, build(t, r, o))
 	}
-	checkDelta(t, outs[0].Clusters, outs[1].Clusters)
-	checkDelta(t, outs[0].Listeners, outs[1].Listeners)
+	checkDelta(t, outs[0].Resources[ClusterType], outs[1].Resources[ClusterType])
+	checkDelta(t, outs[0].Resources[ListenerType], outs[1].Resources[ListenerType])
 }
 
 // TestOptionsChangeRebuilds wants no resource of other options from what an earlier build left.
@@ -123,7 +124,7 @@ func TestOptionsChangeRebuilds(t *testing.T) {
 	build(t, r, testOptions())
 	o := testOptions()
 	o.ConnectTimeout = 3 * time.Second
-	for _, c := range parseClusters(t, build(t, r, o).Clusters) {
+	for _, c := range parseClusters(t, build(t, r, o).Resources[ClusterType]) {
 		if c.ConnectTimeout.AsDuration() != o.ConnectTimeout {
 			t.Errorf("%s: connect time-out %v", c.Name, c.ConnectTimeout.AsDuration())
 		}
@@ -147,7 +148,7 @@ func BenchmarkLoadBuild(b *testing.B) {
 				b.StopTimer()
 				b.ReportMetric(float64(int64(heap())-int64(empty))/(1<<20), "heap-MiB")
 				bytes := 0
-				for _, m := range slices.Concat(out.Clusters, out.Listeners) {
+				for _, m := range slices.Concat(out.Resources[ClusterType], out.Resources[ListenerType]) {
 					bytes += len(m.Body)
 				}
 				b.ReportMetric(float64(bytes)/float64(n), "resource-B/entry")

@@ -41,7 +41,7 @@ func TestDetectionTimeoutOfZeroWaitsForEver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range out.Listeners {
+	for _, m := range out.Resources[build.ListenerType] {
 		var l listenerv3.Listener
 		if err := proto.Unmarshal(m.Body, &l); err != nil {
 			t.Fatal(err)

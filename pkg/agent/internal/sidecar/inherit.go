@@ -7,6 +7,16 @@ import (
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/envoy"
+	"understudy.mesh/pkg/files"
+)
+
+// Components of what a generation tells its successor, besides those of the control plane. A name, once
+// released, keeps its meaning: another form of the same thing gets another name.
+const (
+	// stateCache is dnsproxy.Server.ExportCache.
+	stateCache = "dns-cache"
+	// stateStats is hotenvoy.StatsReply.Marshal: the counters of the old Envoy.
+	stateStats = "stats"
 )
 
 // statsTimeout bounds how long the counters of Envoy may take: a newcomer waits for them.
@@ -19,33 +29,11 @@ type Inheritance struct {
 	State   handoff.State
 }
 
-// inherit warms the sidecar with what the generation before knew: Envoy starts with the
-// resources that it had last, and what the files say then is a change of these. What
-// cannot be read is left out; the files say it as well.
-func (s *Sidecar) inherit(state handoff.State) {
-	if data, ok := state[stateResources]; ok {
-		out, exact, err := unmarshalOutput(data)
-		if err != nil {
-			s.log.Warn("Envoy starts without them", "err", err)
-		} else {
-			if bad := discardUnreadable(out); len(bad) > 0 {
-				s.log.Warn("Envoy starts without resources of the generation before that cannot be read", "names", bad)
-			}
-			s.publisher.Inherit(out)
-			if exact {
-				s.heritage.Store(out)
-			}
-		}
-	}
-	s.adopt(state)
-}
-
 // InheritLast takes over what may have changed up to the moment at which the generation
 // before let go.
 func (s *Sidecar) InheritLast(state handoff.State) {
-	if s.adopt(state) {
-		s.changes.Again() // the VIPs are others than before
-	}
+	s.files.ImportLast(state)
+	s.adopt(state)
 }
 
 // InheritCounters takes over what the Envoy of the generation before went on to count.
@@ -55,14 +43,8 @@ func (s *Sidecar) InheritCounters(state handoff.State) {
 	}
 }
 
-// adopt takes over VIPs, the DNS cache, and counters; true when the VIPs are others than before.
-func (s *Sidecar) adopt(state handoff.State) (changed bool) {
-	if data, ok := state[stateVIPs]; ok {
-		var err error
-		if changed, err = s.vips.Import(data); err != nil {
-			s.log.Warn("the VIPs of the generation before are not taken over: those in the file are in force", "err", err)
-		}
-	}
+// adopt takes over what is not the control plane's: the DNS cache, and counters.
+func (s *Sidecar) adopt(state handoff.State) {
 	if data, ok := state[stateCache]; ok {
 		if n, err := s.resolver.dns.ImportCache(data); err != nil {
 			s.log.Warn("the DNS cache of the generation before is not taken over", "err", err)
@@ -71,23 +53,19 @@ func (s *Sidecar) adopt(state handoff.State) (changed bool) {
 		}
 	}
 	s.InheritCounters(state)
-	return changed
 }
 
 // ExportState is what a successor is told as it arrives: all that warms it.
 func (s *Sidecar) ExportState() handoff.State {
-	state := s.exportVIPs()
+	state := handoff.State(s.files.Export())
 	state[stateCache] = s.resolver.dns.ExportCache(maxCacheState)
-	if out := s.publisher.Published(); out != nil {
-		state[stateResources] = marshalOutput(out)
-	}
 	return s.fit(state)
 }
 
 // ExportLast is what a successor is told as this generation lets go: what must not
 // have changed behind its back since it arrived, and what Envoy has counted.
 func (s *Sidecar) ExportLast(ctx context.Context) (handoff.State, *envoy.Counters) {
-	state := s.exportVIPs()
+	state := handoff.State(s.files.ExportLast())
 	if !s.cfg.UpgradeStats {
 		return s.fit(state), nil
 	}
@@ -100,11 +78,6 @@ func (s *Sidecar) ExportLast(ctx context.Context) (handoff.State, *envoy.Counter
 		state[stateStats] = (*envoy.Counters)(nil).Delta(counters)
 	}
 	return s.fit(state), counters
-}
-
-func (s *Sidecar) exportVIPs() handoff.State {
-	s.vips.Compact() // the successor may be a release that finds no change in a journal
-	return handoff.State{stateVIPs: s.vips.Export()}
 }
 
 // ExportCounters is what a successor that knows some counters is told of later ones; nil when
@@ -135,7 +108,7 @@ func (s *Sidecar) Count(ctx context.Context, last *envoy.Counters) *envoy.Counte
 // fit leaves out of what a newcomer is told what does not fit into a hand-off: it starts without rather
 // than not at all.
 func (s *Sidecar) fit(state handoff.State) handoff.State {
-	for name, size := range state.Fit(stateStats, stateCache, stateResources) {
+	for name, size := range state.Fit(stateStats, stateCache, files.StateResources) {
 		s.log.Warn("the newcomer does without: too large to be handed over", "component", name, "bytes", size)
 	}
 	return state

@@ -69,7 +69,7 @@ func (s *Sidecar) progress() {
 		return
 	}
 	s.once.Do(func() {
-		s.heritage.Store(nil)
+		s.files.Served()
 		s.Status.Started(time.Since(s.world.Started))
 		close(s.inForce)
 	})

@@ -5,13 +5,12 @@ import "understudy.mesh/pkg/status"
 // samples are all metrics of the agent: the parts count for themselves and know
 // nothing of Prometheus.
 func (s *Sidecar) samples() []func() []status.Sample {
-	return []func() []status.Sample{s.lifeSamples, s.xdsSamples, s.dnsSamples, s.vipSamples}
+	return []func() []status.Sample{s.lifeSamples, s.files.Samples, s.xdsSamples, s.dnsSamples, s.vipSamples}
 }
 
 func (s *Sidecar) lifeSamples() []status.Sample {
 	return []status.Sample{
 		counter("envoy_restarts_total", "Times that Envoy was started again after it ended by itself.", s.Envoy.Restarts()),
-		gauge("config_hosts_refused", "Hosts that DNS does not answer because Envoy refused their configuration.", float64(s.publisher.Unknown())),
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,11 +18,10 @@ import (
 	"understudy.mesh/pkg/agent/internal/sockets"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
+	"understudy.mesh/pkg/files"
 	"understudy.mesh/pkg/mesh"
-	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
-	"understudy.mesh/pkg/xds"
 )
 
 const (
@@ -43,10 +41,6 @@ const (
 	maxOverride = 128<<10 - 1
 	// maxCacheState bounds what of the DNS cache a successor gets: the hottest of it.
 	maxCacheState = 4 << 20
-
-	// Readiness tasks besides those of pkg/envoy.
-	taskConfig = "config"
-	taskDNS    = "dns"
 )
 
 func meshOptions(c *config.Config) mesh.Options {
@@ -98,7 +92,6 @@ func (s *Sidecar) newDNS() (err error) {
 		return err
 	}
 	if s.cfg.DNSCapture {
-		s.Ready.Pending(taskDNS, "the DNS table is not ready yet")
 		s.dns = server
 	}
 	s.resolver, err = listenResolver(s.cfg.IPv4, server)
@@ -192,52 +185,25 @@ func readOverride(path string, hostIP netip.Addr) (string, error) {
 	return override, nil
 }
 
-// settled is called after each configuration that Envoy has answered for. Without
-// the capture listeners the pod has no traffic at all; anything else that Envoy
-// lacks concerns only whoever needs it. But a successor never serves without what the
-// generation before has: that one had better go on.
-func (s *Sidecar) settled(refused *xds.RejectedError) {
-	if refused != nil {
-		capture := func(name string) bool { return name == build.OutboundListener || name == build.InboundListener }
-		if slices.ContainsFunc(refused.Missing(), capture) {
-			s.Ready.Fail(taskConfig, refused)
-			return
-		}
-		if lost := s.lost(refused.Missing()); lost != nil {
-			s.Ready.Fail(taskConfig, lost)
-			return
-		}
-	}
-	s.Ready.Done(taskConfig)
-	if s.dns != nil {
-		s.Ready.Done(taskDNS)
-	}
-	s.progress()
-}
-
-// builder makes resources whose names Envoy looks up as the bootstrap says.
-func (s *Sidecar) builder() (_ *build.Builder, err error) {
+// options are those of the files, whose resources have Envoy look up names as its bootstrap does.
+func (s *Sidecar) options() (_ mesh.Options, err error) {
 	o := meshOptions(s.cfg)
 	o.DNSResolver, err = bootstrap.DNSResolver(s.resolver.addr)
-	return build.New(o), err
+	return o, err
 }
 
-func (s *Sidecar) newPublisher() error {
-	builder, err := s.builder()
+func (s *Sidecar) newFiles() error {
+	o, err := s.options()
 	if err != nil {
 		return err
 	}
-	s.Ready.Pending(taskConfig, "the configuration files are not in force yet")
-	c := publish.Config{
-		Build:   builder.Build,
-		Assign:  s.vips.Assign,
-		Set:     s.xds.Set,
-		Applied: s.xds.Applied, Connected: s.xds.Connected, Renewed: s.xds.Renewed(),
-		Warming: s.admin.Warming,
-		TTL:     s.cfg.DNSTTL,
-		Now:     time.Now,
-		Log:     s.log,
-		Settled: s.settled,
+	c := files.Config{
+		Dir: s.cfg.ConfigDir, Options: o, VIPs: s.vips,
+		Envoy: publish.Envoy{
+			Set: s.xds.Set, Applied: s.xds.Applied, Connected: s.xds.Connected, Renewed: s.xds.Renewed(),
+			Warming: s.admin.Warming,
+		},
+		TTL: s.cfg.DNSTTL, Ready: s.Ready, InForce: s.progress, Log: s.world.Log,
 	}
 	if s.dns != nil {
 		c.Names = func(set []table.Host, gone []string) {
@@ -248,8 +214,8 @@ func (s *Sidecar) newPublisher() error {
 			s.dns.Swap(table.New(set))
 		}
 	}
-	s.publisher = publish.New(c)
-	return nil
+	s.files, err = files.New(c)
+	return err
 }
 
 func (s *Sidecar) newStatus() error {

@@ -11,6 +11,7 @@ import (
 
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
 )
 
 // TestLookupsOfResources wants what Envoy looks up without its bootstrap's resolver to go to the same server as all else.
@@ -32,15 +33,15 @@ func TestLookupsOfResources(t *testing.T) {
 	}
 	const server = "127.0.0.77"
 	s.resolver = &resolver{addr: netip.MustParseAddrPort(server + ":53053")}
-	builder, err := s.builder()
+	o, err := s.options()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := builder.Build(reg, nil)
+	out, err := build.New(o).Build(reg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range append(out.Clusters, out.Listeners...) {
+	for _, m := range append(out.Resources[build.ClusterType], out.Resources[build.ListenerType]...) {
 		needs := m.Name == "outbound|80||*.a.x" || m.Name == "0.0.0.0_80"
 		if asks := bytes.Contains(m.Body, []byte(server)); asks != needs {
 			t.Errorf("%s asks the agent: %v", m.Name, asks)

@@ -18,9 +18,7 @@ import (
 	"understudy.mesh/pkg/agent/internal/sockets"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
-	"understudy.mesh/pkg/mesh"
-	"understudy.mesh/pkg/mesh/build"
-	"understudy.mesh/pkg/publish"
+	"understudy.mesh/pkg/files"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
 )
@@ -38,22 +36,16 @@ type Sidecar struct {
 	Ready     *status.Readiness
 	admin     *envoy.Admin
 	xds       *xds.Server
-	source    *mesh.Source
 	dns       *dnsproxy.Server // nil without DNS capture
 	resolver  *resolver        // of Envoy's own look-ups
 	vips      *vip.Pool
 	Envoy     *envoy.Supervisor
-	publisher *publish.Publisher
+	files     *files.Files
 	Status    *status.Server
 	stats     *envoy.CounterRelay
-	probation *probation   // nil after a cold start
-	version   atomic.Value // string: the running Envoy's, once known
-	// heritage is what the Envoy of the generation before uses, until this one is in force; nil
-	// for a cold start, and if that generation does not say precisely.
-	heritage atomic.Pointer[build.Output]
-
-	changes *publish.Mailbox
-	moved   chan struct{} // holds a token when Envoy's listeners may have changed
+	probation *probation    // nil after a cold start
+	version   atomic.Value  // string: the running Envoy's, once known
+	moved     chan struct{} // holds a token when Envoy's listeners may have changed
 
 	life
 
@@ -86,7 +78,7 @@ func (s *Sidecar) publish() {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.publisher.Run(ctx, s.changes.C)
+		s.files.Publish(ctx)
 	}()
 	s.mu.Lock()
 	defer s.mu.Unlock()

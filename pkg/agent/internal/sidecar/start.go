@@ -10,9 +10,7 @@ import (
 	"understudy.mesh/pkg/agent/internal/sockets"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
-	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
-	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
 )
@@ -23,7 +21,7 @@ import (
 func New(cfg *config.Config, world World, id string, h Hooks, inherited *Inheritance) (_ *Sidecar, err error) {
 	s := &Sidecar{
 		cfg: cfg, world: world, hooks: h, log: world.Log("agent"),
-		Ready: &status.Readiness{}, stats: &envoy.CounterRelay{}, changes: publish.NewMailbox(),
+		Ready: &status.Readiness{}, stats: &envoy.CounterRelay{},
 		moved: make(chan struct{}, 1),
 		life:  life{inForce: make(chan struct{}), failures: make(chan error, 1), done: make(chan struct{})},
 	}
@@ -33,9 +31,6 @@ func New(cfg *config.Config, world World, id string, h Hooks, inherited *Inherit
 		}
 	}()
 	if err := CheckBinary(cfg.BinaryPath); err != nil {
-		return nil, err
-	}
-	if s.source, err = mesh.NewSource(cfg.ConfigDir, meshOptions(cfg), world.Log("mesh")); err != nil {
 		return nil, err
 	}
 	if s.dir, err = rundir.New(cfg.ConfigPath, id, s.log); err != nil {
@@ -61,11 +56,12 @@ func New(cfg *config.Config, world World, id string, h Hooks, inherited *Inherit
 	if err := s.newEnvoy(); err != nil {
 		return nil, err
 	}
-	if err := s.newPublisher(); err != nil {
+	if err := s.newFiles(); err != nil {
 		return nil, err
 	}
 	if inherited != nil {
-		s.inherit(inherited.State)
+		s.files.Import(inherited.State)
+		s.adopt(inherited.State)
 	}
 	return s, s.newStatus()
 }
@@ -80,7 +76,7 @@ func (s *Sidecar) Start() {
 	s.group.Go(func() error { return s.Envoy.Run(s.base) })
 	feed, endFeed := context.WithCancel(context.Background())
 	s.group.Go(func() error { return s.xds.Run(feed) })
-	s.group.Go(func() error { return s.readFiles(s.work) })
+	s.group.Go(func() error { return s.files.Run(s.work) })
 	s.group.Go(func() error { s.followSockets(s.base); return nil })
 	s.group.Go(func() error { return s.resolver.run(s.base) })
 	s.group.Go(func() error {
@@ -104,16 +100,6 @@ func (s *Sidecar) Start() {
 		s.close()
 		close(s.done)
 	}()
-}
-
-// readFiles puts the first good state of the files and every later one into changes.
-func (s *Sidecar) readFiles(ctx context.Context) error {
-	registry, err := s.source.Load()
-	if err != nil {
-		return err
-	}
-	s.changes.Put(registry)
-	return s.source.Run(ctx, s.changes.Put)
 }
 
 // Resume undoes releaseListeners: a successor failed.

@@ -1,48 +1,67 @@
-package sidecar
+package files
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/pkg/publish"
+	"understudy.mesh/pkg/xds"
 )
 
-func someOutput() *build.Output {
-	return &build.Output{
-		Clusters:  []build.Message{{Name: "c1", Body: []byte{1, 2}}, {Name: "c2"}},
-		Listeners: []build.Message{{Name: "l1", Body: bytes.Repeat([]byte{9}, 300)}},
-		Hosts: []mesh.Host{
+func someSnapshot() *publish.Snapshot {
+	return &publish.Snapshot{
+		Resources: xds.Snapshot{
+			build.ClusterType:  {xds.NewResource("c1", []byte{1, 2}), xds.NewResource("c2", nil)},
+			build.ListenerType: {xds.NewResource("l1", bytes.Repeat([]byte{9}, 300))},
+		},
+		Hosts: []table.Host{
 			{Name: "a.example", Addrs: []netip.Addr{netip.MustParseAddr("240.240.0.1"), netip.MustParseAddr("2001:2::1")}, VIP: true},
 			{Name: "*.b.example", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}},
-			{Name: "none.b.example"},
+			{Name: "none.b.example", Forwarded: true},
 		},
 	}
 }
 
-// sameOutput compares as Envoy does: no body is an empty one.
-var sameOutput = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(bytes.Equal)}
+// sameSnapshot compares as Envoy does: no body is an empty one.
+var sameSnapshot = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(bytes.Equal)}
 
-func TestOutputRoundTrip(t *testing.T) {
-	for name, want := range map[string]*build.Output{"empty": {}, "some": someOutput()} {
-		got, exact, err := unmarshalOutput(marshalOutput(want))
+func TestSnapshotRoundTrip(t *testing.T) {
+	for name, want := range map[string]*publish.Snapshot{"empty": {Resources: xds.Snapshot{}}, "some": someSnapshot()} {
+		got, exact, err := unmarshalSnapshot(marshalSnapshot(want))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		} else if !exact {
 			t.Errorf("%s: it is not taken for precise", name)
-		} else if diff := cmp.Diff(want, got, sameOutput); diff != "" {
+		} else if diff := cmp.Diff(want, got, sameSnapshot); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
 	}
 }
 
-// TestOutputOfALaterRelease has fields of every wire type that this one does not know.
-func TestOutputOfALaterRelease(t *testing.T) {
+// TestGolden wants the bytes that every release reads and writes.
+func TestGolden(t *testing.T) {
+	want, err := hex.DecodeString("0a080a026331120201020a060a026332120012b3020a026c3112ac02" + strings.Repeat("09", 300) +
+		"1a250a09612e6578616d706c651204f0f0000112102001000200000000000000000000000118011a130a0b2a2e622e6578616d706c6512040a000001" +
+		"220e6e6f6e652e622e6578616d706c652801")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := marshalSnapshot(someSnapshot()); !bytes.Equal(got, want) {
+		t.Errorf("%x, want %x", got, want)
+	}
+}
+
+// TestSnapshotOfALaterRelease has fields of every wire type that this one does not know.
+func TestSnapshotOfALaterRelease(t *testing.T) {
 	unknown := func(b []byte) []byte {
 		b = protowire.AppendVarint(protowire.AppendTag(b, 100, protowire.VarintType), 7)
 		b = protowire.AppendFixed32(protowire.AppendTag(b, 101, protowire.Fixed32Type), 7)
@@ -52,24 +71,24 @@ func TestOutputOfALaterRelease(t *testing.T) {
 	}
 	host := protowire.AppendString(protowire.AppendTag(nil, fieldName, protowire.BytesType), "new.example")
 	host = unknown(protowire.AppendBytes(protowire.AppendTag(host, fieldAddr, protowire.BytesType), []byte{10, 0, 0, 2}))
-	b := unknown(marshalOutput(someOutput()))
+	b := unknown(marshalSnapshot(someSnapshot()))
 	b = protowire.AppendBytes(protowire.AppendTag(b, fieldHost, protowire.BytesType), host)
-	got, _, err := unmarshalOutput(b)
+	got, _, err := unmarshalSnapshot(b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := someOutput()
-	want.Hosts = append(want.Hosts, mesh.Host{Name: "new.example", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}})
-	if diff := cmp.Diff(want, got, sameOutput); diff != "" {
+	want := someSnapshot()
+	want.Hosts = append(want.Hosts, table.Host{Name: "new.example", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}})
+	if diff := cmp.Diff(want, got, sameSnapshot); diff != "" {
 		t.Error(diff)
 	}
 }
 
-func TestDamagedOutput(t *testing.T) {
+func TestDamagedSnapshot(t *testing.T) {
 	field := func(number protowire.Number, value ...byte) []byte {
 		return protowire.AppendBytes(protowire.AppendTag(nil, number, protowire.BytesType), value)
 	}
-	good := marshalOutput(someOutput())
+	good := marshalSnapshot(someSnapshot())
 	for name, b := range map[string][]byte{
 		"cut short":              good[:len(good)-1],
 		"garbage":                {0xff, 0xff, 0xff},
@@ -79,27 +98,27 @@ func TestDamagedOutput(t *testing.T) {
 		"an address of 3 bytes":  field(fieldHost, append(field(fieldName, 'a'), field(fieldAddr, 1, 2, 3)...)...),
 		"a damaged inner length": field(fieldListener, 0x0a, 0x7f),
 	} {
-		if out, _, err := unmarshalOutput(b); !errors.Is(err, errState) {
+		if out, _, err := unmarshalSnapshot(b); !errors.Is(err, errState) {
 			t.Errorf("%s: %v, %v; want errState", name, out, err)
 		}
 	}
 }
 
-// FuzzUnmarshalOutput: what another release, or a damaged one, sends.
-func FuzzUnmarshalOutput(f *testing.F) {
-	f.Add(marshalOutput(someOutput()))
+// FuzzUnmarshalSnapshot: what another release, or a damaged one, sends.
+func FuzzUnmarshalSnapshot(f *testing.F) {
+	f.Add(marshalSnapshot(someSnapshot()))
 	f.Add([]byte{})
 	f.Add([]byte{0x1a, 0x02, 0x0a, 0x7f})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		out, _, err := unmarshalOutput(b)
+		out, _, err := unmarshalSnapshot(b)
 		if err != nil {
 			return
 		}
-		again, _, err := unmarshalOutput(marshalOutput(out))
+		again, _, err := unmarshalSnapshot(marshalSnapshot(out))
 		if err != nil {
 			t.Fatalf("what was read cannot be read again: %v", err)
 		}
-		if diff := cmp.Diff(out, again, sameOutput); diff != "" {
+		if diff := cmp.Diff(out, again, sameSnapshot); diff != "" {
 			t.Fatal(diff)
 		}
 	})

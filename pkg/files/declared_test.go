@@ -1,6 +1,7 @@
-package publish
+package files
 
 import (
+	"context"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -17,6 +18,8 @@ import (
 	"understudy.mesh/dnsproxy/vip"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/pkg/publish"
+	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -28,37 +31,51 @@ func entryAt(host, addresses string) string {
 
 // declaring publishes the files of a directory, with the real allocation of VIPs and the real resources.
 type declaring struct {
-	*stage
-	t     *testing.T
-	dir   string
-	o     mesh.Options
-	build *build.Builder
-	known map[string]string // what DNS answers
-	clash string            // two listeners of one snapshot that have an address in common
+	*Files
+	t       *testing.T
+	applied chan error        // Envoy's answers
+	known   map[string]string // what DNS answers
+	clash   string            // two listeners of one snapshot that have an address in common
 }
 
 func newDeclaring(t *testing.T) *declaring {
-	d := &declaring{stage: newStage(), t: t, dir: t.TempDir(), known: map[string]string{}}
-	d.o = mesh.Options{
+	o := mesh.Options{
 		Namespace: "default", IPv4: true, IPv6: true, InboundPort: 15006, OutboundPort: 15001, ConnectTimeout: time.Second,
 		AutoAllocate: true, VIPRanges: []netip.Prefix{netip.MustParsePrefix("240.240.0.0/16"), netip.MustParsePrefix("2001:2::/48")},
 	}
-	vips, err := vip.Open(vip.Config{V4: d.o.VIPRanges[0], V6: d.o.VIPRanges[1], IPv6: true, Log: slog.New(slog.DiscardHandler)})
+	vips, err := vip.Open(vip.Config{V4: o.VIPRanges[0], V6: o.VIPRanges[1], IPv6: true, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.build = build.New(d.o)
-	d.p.Assign = vips.Assign
-	d.p.Build = d.build.Build
-	d.p.Names = func(set []table.Host, gone []string) {
-		for _, name := range gone {
-			delete(d.known, name)
-		}
-		for _, h := range set {
-			d.known[h.Name] = h.Addrs[0].String()
-		}
+	d := &declaring{t: t, applied: make(chan error), known: map[string]string{}}
+	d.Files, err = New(Config{
+		Dir: t.TempDir(), Options: o, VIPs: vips, TTL: 30 * time.Second, Ready: &status.Readiness{}, InForce: func() {},
+		Log: func(string) *slog.Logger { return slog.New(slog.DiscardHandler) },
+		Envoy: publish.Envoy{
+			Set: func(snap xds.Snapshot) uint64 { d.look(snap); return 1 },
+			Applied: func(ctx context.Context, _ uint64) error {
+				select {
+				case err := <-d.applied:
+					return err
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			},
+			Connected: func() bool { return true },
+			Warming:   func(context.Context) (clusters, listeners uint64, err error) { return 0, 0, nil },
+		},
+		Names: func(set []table.Host, gone []string) {
+			for _, name := range gone {
+				delete(d.known, name)
+			}
+			for _, h := range set {
+				d.known[h.Name] = h.Addrs[0].String()
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	d.p.Set = func(snap xds.Snapshot) uint64 { d.look(snap); return 1 }
 	return d
 }
 
@@ -86,23 +103,18 @@ func (d *declaring) look(snap xds.Snapshot) {
 // publish brings text into force; meanwhile looks at what DNS answers before Envoy has taken it.
 func (d *declaring) publish(text string, meanwhile func()) {
 	d.t.Helper()
-	if err := os.WriteFile(filepath.Join(d.dir, "x.yaml"), []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(d.c.Dir, "x.yaml"), []byte(text), 0o644); err != nil {
 		d.t.Fatal(err)
 	}
-	source, err := mesh.NewSource(d.dir, d.o, slog.New(slog.DiscardHandler))
+	registry, err := d.source.Load()
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	reg, err := source.Load()
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() { defer close(done); d.p.publish(d.t.Context(), reg, nil) }()
+	d.latest.put(registry)
 	synctest.Wait()
 	meanwhile()
 	d.applied <- nil
-	<-done
+	synctest.Wait()
 	if d.clash != "" {
 		d.t.Errorf("listeners %s are on one address", d.clash)
 	}
@@ -113,6 +125,10 @@ func (d *declaring) publish(text string, meanwhile func()) {
 func TestDeclaredAddressTakesAVIP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDeclaring(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); d.Publish(ctx) }()
+		defer func() { cancel(); <-done }()
 		auto := entryAt("v1.x", "")
 		d.publish(auto, func() {})
 		vip := d.known["v1.x"]

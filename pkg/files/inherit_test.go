@@ -1,4 +1,4 @@
-package sidecar
+package files
 
 import (
 	"slices"
@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
 )
@@ -15,10 +16,10 @@ import (
 // TestReadyWithoutWhatIsRefused: what Envoy refuses keeps a pod from being ready only if it is a
 // capture listener, or what the generation before serves.
 func TestReadyWithoutWhatIsRefused(t *testing.T) {
-	heritage := &build.Output{
-		Clusters:  []build.Message{{Name: "outbound|80||a"}},
-		Listeners: []build.Message{{Name: build.OutboundListener}, {Name: "10.0.0.1_80"}},
-	}
+	heritage := &publish.Snapshot{Resources: xds.Snapshot{
+		build.ClusterType:  {{Name: "outbound|80||a"}},
+		build.ListenerType: {{Name: build.OutboundListener}, {Name: "10.0.0.1_80"}},
+	}}
 	refused := func(kept bool, names ...string) *xds.RejectedError {
 		r := &xds.RejectedError{Resources: names, Reasons: names}
 		if kept {
@@ -27,7 +28,7 @@ func TestReadyWithoutWhatIsRefused(t *testing.T) {
 		return r
 	}
 	for name, tc := range map[string]struct {
-		before  *build.Output
+		before  *publish.Snapshot
 		refused *xds.RejectedError
 		reason  string // "" when it is ready
 	}{
@@ -42,12 +43,15 @@ func TestReadyWithoutWhatIsRefused(t *testing.T) {
 		"a change of what it has":       {heritage, refused(true, "10.0.0.1_80"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := &Sidecar{Ready: &status.Readiness{}, moved: make(chan struct{}, 1)}
-			s.Ready.Pending(taskConfig, "files")
-			s.Ready.Pending("another", "so that nothing comes of it")
-			s.heritage.Store(tc.before)
-			s.settled(tc.refused)
-			_, pending := s.Ready.Check()
+			inForce, ready := false, &status.Readiness{}
+			f := &Files{c: Config{Ready: ready, InForce: func() { inForce = true }}}
+			ready.Pending(taskConfig, "files")
+			f.before.Store(tc.before)
+			f.settled(tc.refused)
+			if inForce != (tc.reason == "") {
+				t.Errorf("it counts as in force: %v", inForce)
+			}
+			_, pending := ready.Check()
 			i := slices.IndexFunc(pending, func(p status.Pending) bool { return p.Task == taskConfig })
 			switch {
 			case tc.reason == "" && i >= 0:
@@ -64,21 +68,21 @@ func TestUnreadableHeritage(t *testing.T) {
 	named := func(name string) []byte {
 		return protowire.AppendString(protowire.AppendTag(nil, fieldResourceName, protowire.BytesType), name)
 	}
-	out := &build.Output{
-		Clusters: []build.Message{
+	snap := &publish.Snapshot{Resources: xds.Snapshot{
+		build.ClusterType: {
 			{Name: "good", Body: named("good")},
 			{Name: "bytes", Body: []byte("\xff\xff")},
 			{Name: "other", Body: named("another")},
 			{Name: "empty"},
 			{Name: "good", Body: named("good")},
 		},
-		Listeners: []build.Message{{Name: "good", Body: named("good")}, {Name: "cut", Body: named("cut")[:3]}},
-	}
-	bad := discardUnreadable(out)
+		build.ListenerType: {{Name: "good", Body: named("good")}, {Name: "cut", Body: named("cut")[:3]}},
+	}}
+	bad := discardUnreadable(snap)
 	if want := []string{"bytes", "other", "empty", "good", "cut"}; !slices.Equal(bad, want) {
 		t.Errorf("left out are %q, want %q", bad, want)
 	}
-	if len(out.Clusters) != 1 || len(out.Listeners) != 1 {
-		t.Errorf("%d clusters and %d listeners are left, want one each", len(out.Clusters), len(out.Listeners))
+	if len(snap.Resources[build.ClusterType]) != 1 || len(snap.Resources[build.ListenerType]) != 1 {
+		t.Errorf("%d clusters and %d listeners are left, want one each", len(snap.Resources[build.ClusterType]), len(snap.Resources[build.ListenerType]))
 	}
 }

@@ -1,4 +1,4 @@
-package sidecar
+package files
 
 import (
 	"errors"
@@ -7,8 +7,10 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/pkg/publish"
+	"understudy.mesh/pkg/xds"
 )
 
 // Components of what a generation tells its successor. A name, once released, keeps its
@@ -16,13 +18,9 @@ import (
 const (
 	// stateVIPs is vip.Pool.Export: who has which VIP, and which are in quarantine.
 	stateVIPs = "vips"
-	// stateCache is dnsproxy.Server.ExportCache.
-	stateCache = "dns-cache"
-	// stateResources is what Envoy was given last and the names that DNS answers, as
-	// marshalOutput writes it.
-	stateResources = "resources"
-	// stateStats is hotenvoy.StatsReply.Marshal: the counters of the old Envoy.
-	stateStats = "stats"
+	// StateResources is what Envoy was given last and the names that DNS answers, as
+	// marshalSnapshot writes it.
+	StateResources = "resources"
 )
 
 // Fields of the serialized resources: clusters and listeners are messages of a name and
@@ -44,22 +42,25 @@ const (
 	fieldVIP  protowire.Number = 3 // of a host, varint
 )
 
-// marshalOutput serializes what was in force in Envoy, in the wire format of protobuf,
+// marshalSnapshot serializes what was in force in Envoy, in the wire format of protobuf,
 // so that a release that knows more can add fields.
-func marshalOutput(out *build.Output) []byte {
+func marshalSnapshot(snap *publish.Snapshot) []byte {
 	var b []byte
-	for number, messages := range map[protowire.Number][]build.Message{fieldCluster: out.Clusters, fieldListener: out.Listeners} {
-		for _, m := range messages {
+	for _, messages := range []struct {
+		number    protowire.Number
+		resources []xds.Resource
+	}{{fieldCluster, snap.Resources[build.ClusterType]}, {fieldListener, snap.Resources[build.ListenerType]}} {
+		for _, m := range messages.resources {
 			var e []byte
 			e = protowire.AppendTag(e, fieldName, protowire.BytesType)
 			e = protowire.AppendString(e, m.Name)
 			e = protowire.AppendTag(e, fieldBody, protowire.BytesType)
 			e = protowire.AppendBytes(e, m.Body)
-			b = protowire.AppendTag(b, number, protowire.BytesType)
+			b = protowire.AppendTag(b, messages.number, protowire.BytesType)
 			b = protowire.AppendBytes(b, e)
 		}
 	}
-	for _, h := range out.Hosts {
+	for _, h := range snap.Hosts {
 		if len(h.Addrs) == 0 {
 			b = protowire.AppendTag(b, fieldForwarded, protowire.BytesType)
 			b = protowire.AppendString(b, h.Name)
@@ -85,10 +86,10 @@ func marshalOutput(out *build.Output) []byte {
 // errState says that a component is not what its name promises.
 var errState = errors.New("not what this release understands")
 
-// unmarshalOutput reads what marshalOutput wrote, here or in another release. Fields
+// unmarshalSnapshot reads what marshalSnapshot wrote, here or in another release. Fields
 // that it does not know are skipped. exact says that Envoy used precisely what is in it.
-func unmarshalOutput(b []byte) (out *build.Output, exact bool, err error) {
-	out = &build.Output{}
+func unmarshalSnapshot(b []byte) (snap *publish.Snapshot, exact bool, err error) {
+	snap = &publish.Snapshot{Resources: xds.Snapshot{}}
 	err = eachField(b, func(number protowire.Number, value []byte, n uint64) error {
 		switch number {
 		case fieldCluster, fieldListener:
@@ -96,19 +97,19 @@ func unmarshalOutput(b []byte) (out *build.Output, exact bool, err error) {
 			if err != nil {
 				return err
 			}
-			if number == fieldCluster {
-				out.Clusters = append(out.Clusters, m)
-			} else {
-				out.Listeners = append(out.Listeners, m)
+			url := build.ClusterType
+			if number == fieldListener {
+				url = build.ListenerType
 			}
+			snap.Resources[url] = append(snap.Resources[url], m)
 		case fieldHost:
 			h, err := unmarshalHost(value)
 			if err != nil {
 				return err
 			}
-			out.Hosts = append(out.Hosts, h)
+			snap.Hosts = append(snap.Hosts, h)
 		case fieldForwarded:
-			out.Hosts = append(out.Hosts, mesh.Host{Name: string(value)})
+			snap.Hosts = append(snap.Hosts, table.Host{Name: string(value), Forwarded: true})
 		case fieldExact:
 			exact = n != 0
 		}
@@ -117,26 +118,28 @@ func unmarshalOutput(b []byte) (out *build.Output, exact bool, err error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("read the resources of the generation before: %w", err)
 	}
-	return out, exact, nil
+	return snap, exact, nil
 }
 
-func unmarshalMessage(b []byte) (m build.Message, err error) {
-	err = eachField(b, func(number protowire.Number, value []byte, _ uint64) error {
+func unmarshalMessage(b []byte) (xds.Resource, error) {
+	var name string
+	var body []byte
+	err := eachField(b, func(number protowire.Number, value []byte, _ uint64) error {
 		switch number {
 		case fieldName:
-			m.Name = string(value)
+			name = string(value)
 		case fieldBody:
-			m.Body = value
+			body = value
 		}
 		return nil
 	})
-	if err == nil && m.Name == "" {
+	if err == nil && name == "" {
 		err = fmt.Errorf("a resource without a name: %w", errState)
 	}
-	return m, err
+	return xds.NewResource(name, body), err
 }
 
-func unmarshalHost(b []byte) (h mesh.Host, err error) {
+func unmarshalHost(b []byte) (h table.Host, err error) {
 	err = eachField(b, func(number protowire.Number, value []byte, n uint64) error {
 		switch number {
 		case fieldName:

@@ -1,0 +1,167 @@
+// Package files owns the control plane that is made of files: it brings what a directory of Istio YAML says
+// into force, in Envoy and in DNS, and tells the next generation what is.
+package files
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/vip"
+	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/pkg/publish"
+	"understudy.mesh/pkg/status"
+	"understudy.mesh/pkg/xds"
+)
+
+const (
+	// debugFiles shows each document of the configuration files and what became of it.
+	debugFiles = "/debug/configz"
+
+	// Readiness tasks.
+	taskConfig = "config"
+	taskDNS    = "dns"
+)
+
+// Config says what the files are and where what they say goes.
+type Config struct {
+	Dir     string
+	Options mesh.Options
+	VIPs    *vip.Pool
+	Envoy   publish.Envoy
+	// Names publishes what becomes different in what DNS answers; nil without DNS capture.
+	Names func(set []table.Host, gone []string)
+	// TTL is how long a client may keep an answer.
+	TTL   time.Duration
+	Ready *status.Readiness
+	// InForce is called each time a configuration of the files is in force.
+	InForce func()
+	// Log makes the logger of a part of the agent.
+	Log func(part string) *slog.Logger
+}
+
+// Files is the control plane of one generation. It is made by New.
+type Files struct {
+	c         Config
+	log       *slog.Logger
+	source    *mesh.Source
+	builder   *build.Builder
+	latest    latest
+	publisher *publish.Publisher
+	// before is what the Envoy of the generation before uses, until this one serves; nil for a
+	// cold start, and if that generation does not say precisely.
+	before atomic.Pointer[publish.Snapshot]
+}
+
+// New checks c, and reads and starts nothing.
+func New(c Config) (*Files, error) {
+	source, err := mesh.NewSource(c.Dir, c.Options, c.Log("mesh"))
+	if err != nil {
+		return nil, err
+	}
+	f := &Files{c: c, log: c.Log("agent"), source: source, builder: build.New(c.Options), latest: latest{changed: make(chan struct{}, 1)}}
+	f.publisher = publish.New(publish.Config{
+		Changed: f.latest.changed, Next: f.next, Envoy: c.Envoy, Names: c.Names,
+		TTL: c.TTL, Now: time.Now, Log: f.log, Settled: f.settled,
+	})
+	c.Ready.Pending(taskConfig, "the configuration files are not in force yet")
+	if c.Names != nil {
+		c.Ready.Pending(taskDNS, "the DNS table is not ready yet")
+	}
+	return f, nil
+}
+
+// Run reads and watches the files until ctx ends. It fails when their first state cannot be served.
+func (f *Files) Run(ctx context.Context) error {
+	registry, err := f.source.Load()
+	if err != nil {
+		return err
+	}
+	f.latest.put(registry)
+	return f.source.Run(ctx, f.latest.put)
+}
+
+// Publish brings what the files say into force until ctx ends; then all stays as it is.
+func (f *Files) Publish(ctx context.Context) { f.publisher.Run(ctx) }
+
+// next is what the files say now.
+func (f *Files) next() (*publish.Snapshot, error) {
+	registry := f.latest.registry.Load()
+	vips, err := f.c.VIPs.Assign(registry.AutoHosts(), registry.Declared()...)
+	if err != nil {
+		f.log.Error("some hosts get no VIP and stay unknown to DNS", "err", err)
+	}
+	out, err := f.builder.Build(registry, vips)
+	if err != nil {
+		return nil, err
+	}
+	return &publish.Snapshot{Resources: out.Resources, Hosts: out.Hosts}, nil
+}
+
+// settled is called after each configuration that Envoy has answered for. Without
+// the capture listeners the pod has no traffic at all; anything else that Envoy
+// lacks concerns only whoever needs it. But a successor never serves without what the
+// generation before has: that one had better go on.
+func (f *Files) settled(refused *xds.RejectedError) {
+	if refused != nil {
+		capture := func(name string) bool { return name == build.OutboundListener || name == build.InboundListener }
+		if slices.ContainsFunc(refused.Missing(), capture) {
+			f.c.Ready.Fail(taskConfig, refused)
+			return
+		}
+		if lost := f.lost(refused.Missing()); lost != nil {
+			f.c.Ready.Fail(taskConfig, lost)
+			return
+		}
+	}
+	f.c.Ready.Done(taskConfig)
+	if f.c.Names != nil {
+		f.c.Ready.Done(taskDNS)
+	}
+	f.c.InForce()
+}
+
+// lost says which of the missing resources the generation before has, nil when it has none, or
+// when this one serves already. A newcomer may lack what its predecessor lacks as well.
+func (f *Files) lost(missing []string) error {
+	before := f.before.Load()
+	if before == nil {
+		return nil
+	}
+	for _, url := range build.Types() {
+		for _, r := range before.Resources[url] {
+			if slices.Contains(missing, r.Name) {
+				return fmt.Errorf("what the generation before serves is refused by Envoy: %q", r.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// Served says that this generation has begun to serve: what it lacks then is not for the one before to serve.
+func (f *Files) Served() { f.before.Store(nil) }
+
+// DebugPages are pages of the status port, for loopback only.
+func (f *Files) DebugPages() map[string]http.Handler {
+	return map[string]http.Handler{debugFiles: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		_ = enc.Encode(f.source.Report()) // fails when the client has gone
+	})}
+}
+
+// Samples are the metrics.
+func (f *Files) Samples() []status.Sample {
+	return []status.Sample{{
+		Name: "config_hosts_refused", Help: "Hosts that DNS does not answer because Envoy refused their configuration.",
+		Value: float64(f.publisher.Unknown()), Gauge: true,
+	}}
+}

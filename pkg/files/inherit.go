@@ -1,0 +1,95 @@
+package files
+
+import (
+	"slices"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/pkg/publish"
+	"understudy.mesh/pkg/xds"
+)
+
+// fieldResourceName is the number of the name in Envoy's Cluster and Listener.
+const fieldResourceName protowire.Number = 1
+
+// discardUnreadable takes from snap what no release can have meant: a resource whose body is no
+// message or has another name, and one that comes twice. It returns their names. What Envoy
+// itself does not take of the rest, it refuses by name.
+func discardUnreadable(snap *publish.Snapshot) (bad []string) {
+	readable := func(list []xds.Resource) []xds.Resource {
+		seen := make(map[string]bool, len(list))
+		return slices.DeleteFunc(list, func(m xds.Resource) bool {
+			name := ""
+			err := eachField(m.Body, func(number protowire.Number, value []byte, _ uint64) error {
+				if number == fieldResourceName {
+					name = string(value)
+				}
+				return nil
+			})
+			if err == nil && name == m.Name && !seen[name] {
+				seen[name] = true
+				return false
+			}
+			bad = append(bad, m.Name)
+			return true
+		})
+	}
+	for _, url := range build.Types() {
+		snap.Resources[url] = readable(snap.Resources[url])
+	}
+	return bad
+}
+
+// Export is what a successor is told as it arrives: all that warms it, by component.
+func (f *Files) Export() map[string][]byte {
+	state := f.ExportLast()
+	if snap := f.publisher.Published(); snap != nil {
+		state[StateResources] = marshalSnapshot(snap)
+	}
+	return state
+}
+
+// ExportLast is what a successor is told as this generation lets go: what must not
+// have changed behind its back since it arrived.
+func (f *Files) ExportLast() map[string][]byte {
+	f.c.VIPs.Compact() // the successor may be a release that finds no change in a journal
+	return map[string][]byte{stateVIPs: f.c.VIPs.Export()}
+}
+
+// Import takes over what the generation before exported: Envoy starts with the resources that it had
+// last, and what the files say then is a change of these. What cannot be read is left out; the files
+// say it as well. It must be called before Publish.
+func (f *Files) Import(state map[string][]byte) {
+	if data, ok := state[StateResources]; ok {
+		snap, exact, err := unmarshalSnapshot(data)
+		if err != nil {
+			f.log.Warn("Envoy starts without them", "err", err)
+		} else {
+			if bad := discardUnreadable(snap); len(bad) > 0 {
+				f.log.Warn("Envoy starts without resources of the generation before that cannot be read", "names", bad)
+			}
+			f.publisher.Inherit(snap)
+			if exact {
+				f.before.Store(snap)
+			}
+		}
+	}
+	f.ImportLast(state)
+}
+
+// ImportLast takes over what may have changed up to the moment at which the generation before let go.
+// The same files come into force once more when VIPs are others than before.
+func (f *Files) ImportLast(state map[string][]byte) {
+	data, ok := state[stateVIPs]
+	if !ok {
+		return
+	}
+	changed, err := f.c.VIPs.Import(data)
+	if err != nil {
+		f.log.Warn("the VIPs of the generation before are not taken over: those in the file are in force", "err", err)
+	}
+	if changed {
+		f.latest.again()
+	}
+}

@@ -69,7 +69,7 @@ func New(c Config) (*Files, error) {
 	f := &Files{c: c, log: c.Log("agent"), source: source, builder: build.New(c.Options), latest: latest{changed: make(chan struct{}, 1)}}
 	f.publisher = publish.New(publish.Config{
 		Changed: f.latest.changed, Next: f.next, Envoy: c.Envoy, Names: c.Names,
-		TTL: c.TTL, Now: time.Now, Log: f.log, Settled: f.settled,
+		TTL: c.TTL, Now: time.Now, Log: f.log, Answered: f.answered,
 	})
 	c.Ready.Pending(taskConfig, "the configuration files are not in force yet")
 	if c.Names != nil {
@@ -105,11 +105,11 @@ func (f *Files) next() (*publish.Snapshot, error) {
 	return &publish.Snapshot{Resources: out.Resources, Hosts: out.Hosts}, nil
 }
 
-// settled is called after each configuration that Envoy has answered for. Without
+// answered is called after each configuration that Envoy has answered for. Without
 // the capture listeners the pod has no traffic at all; anything else that Envoy
 // lacks concerns only whoever needs it. But a successor never serves without what the
 // generation before has: that one had better go on.
-func (f *Files) settled(refused *xds.RejectedError) {
+func (f *Files) answered(refused *xds.RejectedError) {
 	if refused != nil {
 		capture := func(name string) bool { return name == build.OutboundListener || name == build.InboundListener }
 		if slices.ContainsFunc(refused.Missing(), capture) {

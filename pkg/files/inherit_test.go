@@ -47,7 +47,7 @@ func TestReadyWithoutWhatIsRefused(t *testing.T) {
 			f := &Files{c: Config{Ready: ready, InForce: func() { inForce = true }}}
 			ready.Pending(taskConfig, "files")
 			f.before.Store(tc.before)
-			f.settled(tc.refused)
+			f.answered(tc.refused)
 			if inForce != (tc.reason == "") {
 				t.Errorf("it counts as in force: %v", inForce)
 			}

@@ -34,10 +34,10 @@ const (
 	// retryRefused is how long Envoy is left alone with what it refused: the port that
 	// a listener could not bind may become free.
 	retryRefused = 5 * time.Second
-	// lingerMargin is added to the TTL of a removed name before its listener goes:
+	// delayMargin is added to the TTL of a removed name before its listener goes:
 	// a client may have got the last answer just before the name went, and a
 	// resolver rounds its TTL up to a whole second.
-	lingerMargin = 2 * time.Second
+	delayMargin = 2 * time.Second
 )
 
 // Envoy is what a Publisher needs of an Envoy's configuration stream and admin API.
@@ -68,9 +68,9 @@ type Config struct {
 	TTL time.Duration
 	Now func() time.Time
 	Log *slog.Logger
-	// Settled is called each time Envoy has answered for a configuration; refused is
+	// Answered is called each time Envoy has answered for a configuration; refused is
 	// nil when it took everything.
-	Settled func(refused *xds.RejectedError)
+	Answered func(refused *xds.RejectedError)
 }
 
 // Publisher brings snapshots into force so that a name never resolves to an
@@ -90,7 +90,7 @@ type Publisher struct {
 
 // New returns a publisher that has published nothing; it starts nothing.
 func New(c Config) *Publisher {
-	return &Publisher{Config: c, rollout: rollout{keep: c.TTL + lingerMargin}}
+	return &Publisher{Config: c, rollout: rollout{keep: c.TTL + delayMargin}}
 }
 
 // Unknown is how many hosts DNS does not answer because Envoy refused their resources.
@@ -162,10 +162,10 @@ func (p *Publisher) renew(ctx context.Context) {
 // names that are not in force then stay unpublished.
 func (p *Publisher) bring(ctx context.Context) {
 	p.standIns = nil // what was refused is tried again
-	refused, err := p.await(ctx, p.send())
+	refused, err := p.awaitApplied(ctx, p.send())
 	if err == nil && refused != nil && p.standIn(refused.Missing()) {
 		var still *xds.RejectedError
-		still, err = p.await(ctx, p.send())
+		still, err = p.awaitApplied(ctx, p.send())
 		refused = together(refused, still)
 	}
 	switch {
@@ -180,12 +180,12 @@ func (p *Publisher) bring(ctx context.Context) {
 	if refused != nil && len(refused.Resources) == 0 {
 		return // nobody knows what is in force
 	}
-	p.settle(refused, p.Now())
+	p.applied(refused, p.Now())
 	p.unknown.Store(int64(p.withheld()))
 	p.answer()
 	p.show()
 	if !p.inherited {
-		p.Settled(refused)
+		p.Answered(refused)
 	}
 }
 
@@ -246,7 +246,7 @@ func (p *Publisher) answer() {
 // send gives Envoy what it is to have now, and returns the snapshot's version.
 func (p *Publisher) send() uint64 { return p.Set(p.snapshot(p.Now())) }
 
-// nextExpiry fires when the first lingering resource has to go; nil when none has to yet.
+// nextExpiry fires when the first delayed resource has to go; nil when none has to yet.
 func (p *Publisher) nextExpiry() <-chan time.Time {
 	first := p.expiry()
 	if first.IsZero() {
@@ -258,9 +258,9 @@ func (p *Publisher) nextExpiry() <-chan time.Time {
 // errSuperseded ends the wait for a configuration that a newer one replaces.
 var errSuperseded = errors.New("a newer configuration waits")
 
-// await returns once Envoy uses version: it has taken it and nothing warms any
+// awaitApplied returns once Envoy uses version: it has taken it and nothing warms any
 // more. It returns what Envoy refused of it; an error says that the wait was given up.
-func (p *Publisher) await(ctx context.Context, version uint64) (*xds.RejectedError, error) {
+func (p *Publisher) awaitApplied(ctx context.Context, version uint64) (*xds.RejectedError, error) {
 	until := p.Now().Add(max(p.patience, patienceFirst))
 	ctx, giveUp := context.WithCancelCause(ctx)
 	watched := make(chan struct{})

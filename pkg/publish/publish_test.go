@@ -115,7 +115,7 @@ func newStage() *stage {
 			s.event("names")
 		},
 		TTL: 30 * time.Second, Now: time.Now, Log: slog.New(slog.DiscardHandler),
-		Settled: func(*xds.RejectedError) { s.event("settled") },
+		Answered: func(*xds.RejectedError) { s.event("settled") },
 	})
 	return s
 }
@@ -200,7 +200,7 @@ func TestRemovedNameGoesFirstAndItsListenerLast(t *testing.T) {
 	})
 }
 
-func TestRunDropsLingerersByItself(t *testing.T) {
+func TestRunDropsDelayedResourcesByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -227,7 +227,7 @@ func TestRunDropsLingerersByItself(t *testing.T) {
 	})
 }
 
-func TestReturningHostStopsLingering(t *testing.T) {
+func TestReturningHostEndsTheDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
 		both := map[string]string{"a.example": "240.240.0.1", "b.example": "240.240.0.2"}
@@ -236,8 +236,8 @@ func TestReturningHostStopsLingering(t *testing.T) {
 			s.applied <- nil
 			s.publish(t.Context())
 		}
-		if len(s.p.lingering) != 0 {
-			t.Errorf("%d resources linger although all are wanted", len(s.p.lingering))
+		if len(s.p.delayed) != 0 {
+			t.Errorf("%d resources are delayed although all are wanted", len(s.p.delayed))
 		}
 		time.Sleep(time.Minute)
 		s.p.send()

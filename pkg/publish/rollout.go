@@ -32,13 +32,13 @@ type rollout struct {
 	good    *Snapshot // what Envoy used of the configuration that it reached last; nil before the first
 	// standIns are earlier versions, which Envoy took, of what it refuses and has in no version:
 	// it was started anew, or is another release.
-	standIns  map[string]xds.Resource
-	lingering []lingerer
+	standIns map[string]xds.Resource
+	delayed  []delayedRemoval
 }
 
-// lingerer is a resource that Envoy used and that is not wanted any more, kept while clients
+// delayedRemoval is a resource that Envoy used and that is not wanted any more, kept while clients
 // may still hold an answer that leads to it. One that is wanted again stays until Envoy uses it.
-type lingerer struct {
+type delayedRemoval struct {
 	typeURL  string
 	shared   bool         // it belongs to no host in particular
 	resource xds.Resource // in the version that Envoy used
@@ -55,15 +55,15 @@ func (r *rollout) seed(snap *Snapshot) {
 // want makes snap what is to come into force. Hosts that it does not have lose their names now.
 func (r *rollout) want(snap *Snapshot, now time.Time) {
 	r.names.want(byName(snap.Hosts))
-	r.linger(snap)
+	r.delayRemovals(snap)
 	r.wanted, r.reached, r.standIns = snap, false, nil
-	r.wind(now)
+	r.startTimers(now)
 }
 
-// settle notes that Envoy uses what it was given last, but for what it refuses. A host that
+// applied notes that Envoy uses what it was given last, but for what it refuses. A host that
 // needs what Envoy lacks keeps the answer that it had, if that still leads somewhere: it needs only
-// what Envoy had before, or what lingers.
-func (r *rollout) settle(refused *xds.RejectedError, now time.Time) {
+// what Envoy had before, or what is delayed.
+func (r *rollout) applied(refused *xds.RejectedError, now time.Time) {
 	before, used, lacks := r.before(), r.wanted.Resources, map[string]bool(nil)
 	if refused != nil {
 		used, lacks = r.used(refused, before)
@@ -71,7 +71,7 @@ func (r *rollout) settle(refused *xds.RejectedError, now time.Time) {
 	needed, earlier := make(map[string]bool), make(map[string]bool)
 	each(r.wanted.Resources, lacks, func(m xds.Resource) { needed[owner(m.Name)] = true })
 	each(before, lacks, func(m xds.Resource) { earlier[owner(m.Name)] = true })
-	for _, l := range r.lingering {
+	for _, l := range r.delayed {
 		if lacks[l.resource.Name] {
 			earlier[owner(l.resource.Name)] = true
 		}
@@ -79,7 +79,7 @@ func (r *rollout) settle(refused *xds.RejectedError, now time.Time) {
 	r.release(needed, earlier)
 	r.good, r.reached = &Snapshot{Resources: used, Hosts: r.wanted.Hosts}, true
 	r.dropReturned()
-	r.wind(now)
+	r.startTimers(now)
 }
 
 // before are the resources that Envoy used of the configuration that it reached last.
@@ -113,17 +113,17 @@ func (r *rollout) used(refused *xds.RejectedError, before xds.Snapshot) (used xd
 	}
 	for name := range refuses {
 		if !kept[name] {
-			lacks[name] = true // of what lingers, too
+			lacks[name] = true // of what is delayed, too
 		}
 	}
 	maps.DeleteFunc(lacks, func(_ string, lacks bool) bool { return !lacks })
 	return used, lacks
 }
 
-// versions are the resources of names that Envoy had before, or that linger.
+// versions are the resources of names that Envoy had before, or whose removal is delayed.
 func (r *rollout) versions(names map[string]bool, before xds.Snapshot) map[string]xds.Resource {
 	versions := make(map[string]xds.Resource)
-	for _, l := range r.lingering {
+	for _, l := range r.delayed {
 		if names[l.resource.Name] {
 			versions[l.resource.Name] = l.resource
 		}
@@ -158,10 +158,10 @@ func each(resources xds.Snapshot, names map[string]bool, visit func(xds.Resource
 	}
 }
 
-// snapshot is what Envoy is to have now: what is wanted, and what lingers.
+// snapshot is what Envoy is to have now: what is wanted, and what is kept for a while.
 func (r *rollout) snapshot(now time.Time) xds.Snapshot {
-	r.lingering = slices.DeleteFunc(r.lingering, func(l lingerer) bool { return !l.until.IsZero() && !now.Before(l.until) })
-	snap := r.withLingering(r.wanted.Resources)
+	r.delayed = slices.DeleteFunc(r.delayed, func(l delayedRemoval) bool { return !l.until.IsZero() && !now.Before(l.until) })
+	snap := r.withDelayed(r.wanted.Resources)
 	if len(r.standIns) > 0 {
 		for url, list := range snap {
 			list = slices.Clone(list)
@@ -176,11 +176,11 @@ func (r *rollout) snapshot(now time.Time) xds.Snapshot {
 	return snap
 }
 
-// withLingering adds to resources what lingers and has no version among them.
-func (r *rollout) withLingering(resources xds.Snapshot) xds.Snapshot {
+// withDelayed adds to resources what is delayed and has no version among them.
+func (r *rollout) withDelayed(resources xds.Snapshot) xds.Snapshot {
 	out := maps.Clone(resources)
 	names := map[string]map[string]bool{}
-	for _, l := range r.lingering {
+	for _, l := range r.delayed {
 		if names[l.typeURL] == nil {
 			names[l.typeURL] = namesOf(resources[l.typeURL])
 			out[l.typeURL] = slices.Clip(out[l.typeURL]) // the first addition copies it
@@ -192,15 +192,15 @@ func (r *rollout) withLingering(resources xds.Snapshot) xds.Snapshot {
 	return out
 }
 
-// inForce is what a successor is to start with: all that Envoy uses, what lingers included, and
+// inForce is what a successor is to start with: all that Envoy uses, what is delayed included, and
 // the names that DNS answers.
 func (r *rollout) inForce() *Snapshot {
-	return &Snapshot{Resources: r.withLingering(r.good.Resources), Hosts: r.answered}
+	return &Snapshot{Resources: r.withDelayed(r.good.Resources), Hosts: r.answered}
 }
 
-// expiry is when the first lingering resource has to go; zero when none has to yet.
+// expiry is when the first delayed resource has to go; zero when none has to yet.
 func (r *rollout) expiry() (first time.Time) {
-	for _, l := range r.lingering {
+	for _, l := range r.delayed {
 		if !l.until.IsZero() && (first.IsZero() || l.until.Before(first)) {
 			first = l.until
 		}
@@ -208,37 +208,37 @@ func (r *rollout) expiry() (first time.Time) {
 	return first
 }
 
-// linger keeps what Envoy used and snap does not have.
-func (r *rollout) linger(snap *Snapshot) {
+// delayRemovals keeps what Envoy used and snap does not have.
+func (r *rollout) delayRemovals(snap *Snapshot) {
 	if r.good == nil {
 		return // nothing was ever answered
 	}
 	hosts := ownersOf(r.good.Hosts)
 	for url, used := range r.good.Resources {
 		names := namesOf(snap.Resources[url])
-		for _, l := range r.lingering {
+		for _, l := range r.delayed {
 			if l.typeURL == url {
 				names[l.resource.Name] = true
 			}
 		}
 		for _, m := range used {
 			if !names[m.Name] {
-				r.lingering = append(r.lingering, lingerer{typeURL: url, shared: !hosts[owner(m.Name)], resource: m})
+				r.delayed = append(r.delayed, delayedRemoval{typeURL: url, shared: !hosts[owner(m.Name)], resource: m})
 			}
 		}
 	}
 }
 
-// dropReturned ends the lingering of what Envoy uses, being wanted again.
+// dropReturned ends the delay of what Envoy uses, being wanted again.
 func (r *rollout) dropReturned() {
-	if len(r.lingering) == 0 {
+	if len(r.delayed) == 0 {
 		return
 	}
 	uses := map[string]map[string]bool{}
 	for url, list := range r.good.Resources {
 		uses[url] = namesOf(list)
 	}
-	r.lingering = slices.DeleteFunc(r.lingering, func(l lingerer) bool { return uses[l.typeURL][l.resource.Name] })
+	r.delayed = slices.DeleteFunc(r.delayed, func(l delayedRemoval) bool { return uses[l.typeURL][l.resource.Name] })
 }
 
 func namesOf(list []xds.Resource) map[string]bool {
@@ -249,12 +249,12 @@ func namesOf(list []xds.Resource) map[string]bool {
 	return names
 }
 
-// wind sets the clocks of what lingers and leads nowhere that DNS still sends anybody. Until
+// startTimers sets the clocks of what is delayed and leads nowhere that DNS still sends anybody. Until
 // Envoy uses what is wanted, every answer may need what is not wanted any more; afterwards only
 // those that are behind do. A clock that runs is not stopped: Envoy has used a configuration
 // without that resource, in which every answer leads somewhere.
-func (r *rollout) wind(now time.Time) {
-	if len(r.lingering) == 0 {
+func (r *rollout) startTimers(now time.Time) {
+	if len(r.delayed) == 0 {
 		return
 	}
 	inUse := r.answered
@@ -262,8 +262,8 @@ func (r *rollout) wind(now time.Time) {
 		inUse = r.behind
 	}
 	owners := ownersOf(inUse)
-	for i := range r.lingering {
-		l := &r.lingering[i]
+	for i := range r.delayed {
+		l := &r.delayed[i]
 		if l.until.IsZero() && !owners[owner(l.resource.Name)] && (r.reached || !l.shared) {
 			l.until = now.Add(r.keep)
 		}

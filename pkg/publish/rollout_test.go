@@ -204,7 +204,7 @@ func (th *theatre) verdict() {
 	if refused != nil {
 		th.note("Envoy refuses %v and has %v of these", refused.Resources, refused.Kept)
 	}
-	th.settle(refused, th.now)
+	th.applied(refused, th.now)
 	th.taken, th.fresh = th.version, false
 	th.tell()
 }

@@ -61,7 +61,7 @@ func newDeclaring(t *testing.T) *declaring {
 					return ctx.Err()
 				}
 			},
-			Connected: func() bool { return true },
+			Connected: func() (bool, <-chan struct{}) { return true, nil },
 			Warming:   func(context.Context) (clusters, listeners uint64, err error) { return 0, 0, nil },
 		},
 		Names: func(set []table.Host, gone []string) {

@@ -22,9 +22,6 @@ const (
 	// pollShare keeps the questions to a fifth of Envoy's main thread: in a large mesh
 	// each of them takes it a while.
 	pollShare = 4
-	// supersededPoll is how often a wait for Envoy looks for a newer configuration, and
-	// whether there is an Envoy at all.
-	supersededPoll = 100 * time.Millisecond
 	// patienceFirst is how long a newer configuration waits for the one that Envoy works on:
 	// were each given up for the next, changes that come faster than Envoy answers would
 	// publish no name at all. It doubles with each one that is given up, to patienceLast, so
@@ -46,8 +43,9 @@ type Envoy struct {
 	// that version ([xds.Server]).
 	Set     func(xds.Snapshot) uint64
 	Applied func(ctx context.Context, version uint64) error
-	// Connected says whether an Envoy is there to take a configuration.
-	Connected func() bool
+	// Connected says whether an Envoy is there to take a configuration; changed is closed when that
+	// may have changed.
+	Connected func() (connected bool, changed <-chan struct{})
 	// Renewed holds a token when an Envoy has come in the place of another: it may refuse what
 	// that one took. It may be nil.
 	Renewed <-chan struct{}
@@ -83,6 +81,7 @@ type Publisher struct {
 	rollout
 	shown     atomic.Pointer[Snapshot] // rollout.inForce, for other goroutines
 	inherited bool                     // wanted is what the generation before had, not the control plane's yet
+	newer     bool                     // Next has something new, as a wait for Envoy was told
 	patience  time.Duration            // zero is patienceFirst
 	refused   string                   // what was logged last of Envoy's refusals; "" when it took everything
 	unknown   atomic.Int64             // hosts that DNS does not answer because Envoy refused them, for the metric
@@ -112,7 +111,12 @@ func (p *Publisher) Run(ctx context.Context) {
 		p.bring(ctx)
 		expire = p.nextExpiry()
 	}
-	for {
+	for ctx.Err() == nil {
+		if p.newer {
+			p.publish(ctx)
+			expire, retry = p.timers()
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -126,15 +130,22 @@ func (p *Publisher) Run(ctx context.Context) {
 			p.send()
 			p.show()
 		}
-		expire, retry = p.nextExpiry(), nil
-		if p.refused != "" {
-			retry = time.After(retryRefused)
-		}
+		expire, retry = p.timers()
 	}
+}
+
+// timers fire when the first delayed resource has to go, and when what was refused is tried again;
+// nil when there is none.
+func (p *Publisher) timers() (expire, retry <-chan time.Time) {
+	if p.refused != "" {
+		retry = time.After(retryRefused)
+	}
+	return p.nextExpiry(), retry
 }
 
 // publish brings what Next has into force.
 func (p *Publisher) publish(ctx context.Context) {
+	p.newer = false
 	snap, err := p.Next()
 	if err != nil {
 		p.Log.Error("build Envoy's configuration; the last good one stays", "err", err)
@@ -266,17 +277,8 @@ func (p *Publisher) awaitApplied(ctx context.Context, version uint64) (*xds.Reje
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		tick := time.NewTicker(supersededPoll)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			if len(p.Changed) > 0 && (!p.Connected() || !p.Now().Before(until)) {
-				giveUp(errSuperseded)
-			}
+		if p.supersede(ctx, until) {
+			giveUp(errSuperseded)
 		}
 	}()
 	defer func() { giveUp(nil); <-watched }()
@@ -295,6 +297,34 @@ func (p *Publisher) awaitApplied(ctx context.Context, version uint64) (*xds.Reje
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-time.After(max(warmingPoll, pollShare*time.Since(asked))):
+		}
+	}
+}
+
+// supersede returns true once a newer snapshot waits, and Envoy has had its time or is gone; false
+// when ctx ends first.
+func (p *Publisher) supersede(ctx context.Context, until time.Time) bool {
+	if !p.newer {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-p.Changed:
+			p.newer = true
+		}
+	}
+	patience := time.NewTimer(until.Sub(p.Now()))
+	defer patience.Stop()
+	for {
+		connected, changed := p.Connected()
+		if !connected {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-patience.C:
+			return true
+		case <-changed:
 		}
 	}
 }

@@ -35,6 +35,7 @@ func TestOldListenerOutlivesItsName(t *testing.T) {
 		s.publish(t.Context())
 		time.Sleep(33 * time.Second) // Envoy is slow, or changes come all the time
 		s.next(output(map[string]string{"a.example": "10.0.0.2", "c.example": "10.0.0.3"}))
+		s.change()
 		s.publish(t.Context())
 		if got := s.answered("a.example"); slices.Contains(got, netip.MustParseAddr("10.0.0.1")) && !slices.Contains(s.nowListeners(), "10.0.0.1_80") {
 			t.Errorf("DNS answers a.example with %v, and Envoy has only %v", got, s.nowListeners())

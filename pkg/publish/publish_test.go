@@ -92,7 +92,7 @@ func newStage() *stage {
 					return ctx.Err()
 				}
 			},
-			Connected: func() bool { return true },
+			Connected: func() (bool, <-chan struct{}) { return true, nil },
 			Warming: func(context.Context) (n, _ uint64, _ error) {
 				s.locked(func() { n = s.warming })
 				return n, 0, nil
@@ -322,6 +322,31 @@ func TestNewerConfigurationCutsTheWait(t *testing.T) {
 		s.publish(t.Context()) // Envoy never answers; it returns all the same
 		if slices.Contains(s.nowEvents(), "settled") {
 			t.Error("a configuration that was given up counts as settled")
+		}
+	})
+}
+
+// TestEnvoyGoesWhileANewerConfigurationWaits: the wait for an Envoy that is gone ends as it goes.
+func TestEnvoyGoesWhileANewerConfigurationWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage()
+		gone := make(chan struct{})
+		s.p.Connected = func() (bool, <-chan struct{}) {
+			select {
+			case <-gone:
+				return false, nil
+			default:
+				return true, gone
+			}
+		}
+		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
+		const after = 10 * time.Millisecond
+		began := time.Now()
+		time.AfterFunc(after, func() { close(gone) })
+		s.change()
+		s.publish(t.Context())
+		if took := time.Since(began); took != after {
+			t.Errorf("it took %v, and Envoy was gone after %v", took, after)
 		}
 	})
 }

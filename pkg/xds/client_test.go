@@ -250,3 +250,8 @@ type pair struct{ Clusters, Listeners []Resource }
 func (p pair) snapshot() Snapshot {
 	return Snapshot{clusterType: p.Clusters, listenerType: p.Listeners}
 }
+
+func connected(s *Server) bool {
+	is, _ := s.Connected()
+	return is
+}

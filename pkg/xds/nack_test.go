@@ -244,7 +244,7 @@ func TestNACKThenNewEnvoy(t *testing.T) {
 			t.Errorf("Envoy %d lacks %q, want %q", i, rejected.Missing(), missing)
 		}
 		c.close()
-		for deadline := time.Now().Add(patience); s.Connected(); {
+		for deadline := time.Now().Add(patience); connected(s); {
 			if time.Now().After(deadline) {
 				t.Fatal("still connected")
 			}

@@ -217,11 +217,11 @@ func (s *Server) answered() {
 	}
 }
 
-// Connected says whether an Envoy has a stream open.
-func (s *Server) Connected() bool {
+// Connected says whether an Envoy has a stream open; changed is closed when that may have changed.
+func (s *Server) Connected() (connected bool, changed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.streams) > 0
+	return len(s.streams) > 0, s.changed
 }
 
 // DeltaAggregatedResources serves one stream; gRPC calls it.

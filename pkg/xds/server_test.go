@@ -119,7 +119,7 @@ func TestNothingBeforeFirstSet(t *testing.T) {
 	c := connect(t, path)
 	c.subscribe(clusterType)
 	c.nothing()
-	if !s.Connected() {
+	if !connected(s) {
 		t.Error("not connected")
 	}
 	s.Set(pair{}.snapshot())
@@ -204,7 +204,7 @@ func TestDisconnect(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.close()
-	for deadline := time.Now().Add(patience); s.Connected(); {
+	for deadline := time.Now().Add(patience); connected(s); {
 		if time.Now().After(deadline) {
 			t.Fatal("still connected")
 		}

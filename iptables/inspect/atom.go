@@ -71,11 +71,11 @@ func (h *heldRule) atom(match []condition) atom {
 
 func (h *heldRule) target() string {
 	verb := "-j "
-	if h.isGoto {
+	switch {
+	case h.Jump == "":
+		return ""
+	case h.isGoto:
 		verb = "-g "
-	}
-	if h.Jump == "" {
-		verb = ""
 	}
 	return strings.Join(append([]string{verb + h.Jump}, h.options...), " ")
 }
@@ -107,7 +107,7 @@ func (a atom) text() string {
 	if len(a.rule.match) == 0 || len(a.rule.atoms()) == 1 {
 		return a.rule.plain()
 	}
-	words := make([]string, 0, len(a.match)+1)
+	var words []string
 	for _, c := range a.match {
 		words = append(words, c.String())
 	}
@@ -122,8 +122,7 @@ func (h *heldRule) plain() string {
 		module, flag, ofModule := strings.Cut(c.flag, " ")
 		if !ofModule {
 			module, flag = "", c.flag
-		}
-		if module != "" && module != last && module != "tcp" && module != "udp" {
+		} else if module != last && module != "tcp" && module != "udp" {
 			words = append(words, "-m", module)
 		}
 		last = module
@@ -148,10 +147,7 @@ func (a atom) sameEffect(b atom) bool { return a.rule.target() == b.rule.target(
 func (a atom) apart(b atom) bool {
 	for _, x := range a.match {
 		for _, y := range b.match {
-			if x.flag != y.flag {
-				continue
-			}
-			if x.excludes(y) {
+			if x.flag == y.flag && x.excludes(y) {
 				return true
 			}
 		}

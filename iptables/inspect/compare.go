@@ -3,6 +3,7 @@ package inspect
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"understudy.mesh/iptables/rule"
 )
@@ -52,26 +53,13 @@ func compare(have, want view) []Difference {
 		}
 		slices.SortFunc(names, byPlace)
 		for _, name := range names {
-			differ := compareChains(h[name], w[name])
-			if rule.IsOurChain(name) && (h[name].length() == 0) != (w[name].length() == 0) {
-				differ = wholeChain(h[name], w[name])
-			}
-			for _, d := range differ {
+			for _, d := range compareChains(name, h[name], w[name]) {
 				d.Backend, d.Family, d.Table, d.Chain = have.backend, have.family.String(), t, name
 				out = append(out, d)
 			}
 		}
 	}
 	return out
-}
-
-// wholeChain says in one line that all of a chain is missing or surplus.
-func wholeChain(have, want *heldChain) []Difference {
-	d := Difference{Kind: kindMissing, Rules: want.length()}
-	if have.length() > 0 {
-		d = Difference{Kind: kindSurplus, Rules: have.length()}
-	}
-	return []Difference{d}
 }
 
 func (c *heldChain) length() int {
@@ -83,25 +71,27 @@ func (c *heldChain) length() int {
 
 // byPlace puts the kernel's chains before ours.
 func byPlace(a, b string) int {
-	if rule.IsOurChain(a) != rule.IsOurChain(b) {
-		if rule.IsOurChain(b) {
-			return -1
-		}
+	ours := rule.IsOurChain(a)
+	switch {
+	case ours == rule.IsOurChain(b):
+		return strings.Compare(a, b)
+	case ours:
 		return 1
 	}
-	if a < b {
-		return -1
-	}
-	return 1
+	return -1
 }
 
-func compareChains(have, want *heldChain) []Difference {
+// compareChains says in one line that a chain of ours is missing or surplus as a whole.
+func compareChains(name string, have, want *heldChain) (out []Difference) {
+	switch {
+	case rule.IsOurChain(name) && have.length() == 0 && want.length() > 0:
+		return []Difference{{Kind: kindMissing, Rules: want.length()}}
+	case rule.IsOurChain(name) && have.length() > 0 && want.length() == 0:
+		return []Difference{{Kind: kindSurplus, Rules: have.length()}}
+	}
 	h, w := have.atoms(), want.atoms()
 	missing, surplus := without(w, h), without(h, w)
-	if len(missing) == 0 && len(surplus) == 0 {
-		return disorder(h, w)
-	}
-	var out []Difference
+	moved := disorder(without(h, surplus), without(w, missing))
 	surplus = slices.DeleteFunc(surplus, func(s atom) bool { // what changes nothing
 		return s.nth == 0 && slices.ContainsFunc(w, func(a atom) bool { return a.covers(s) })
 	})
@@ -120,7 +110,7 @@ func compareChains(have, want *heldChain) []Difference {
 		}
 		out = append(out, d)
 	}
-	return append(out, disorder(common(h, w), common(w, h))...)
+	return append(out, moved...)
 }
 
 // replacedBy reports whether s seems to be in the place of a: made for one purpose, or
@@ -150,12 +140,6 @@ func without(a, b []atom) []atom {
 	return slices.DeleteFunc(slices.Clone(a), func(x atom) bool { _, ok := in[x.id()]; return ok })
 }
 
-// common returns the atoms of a that are in b.
-func common(a, b []atom) []atom {
-	in := ids(b)
-	return slices.DeleteFunc(slices.Clone(a), func(x atom) bool { _, ok := in[x.id()]; return !ok })
-}
-
 func ids(list []atom) map[atomID]int {
 	out := make(map[atomID]int, len(list))
 	for i, a := range list {
@@ -173,7 +157,7 @@ func disorder(have, want []atom) []Difference {
 		place[i] = at[a.id()]
 	}
 	var out []Difference
-	for i := range unordered(place) {
+	for _, i := range unordered(place) {
 		for j := range have {
 			inverted := (i < j) != (place[i] < place[j])
 			if i == j || !inverted || have[i].sameEffect(have[j]) || have[i].apart(have[j]) {
@@ -191,9 +175,9 @@ func disorder(have, want []atom) []Difference {
 	return out
 }
 
-// unordered yields the indexes of as few numbers as must be moved to have the rest
+// unordered returns the indexes of as few numbers as must be moved to have the rest
 // ascend: those outside of a longest ascending subsequence (patience sorting).
-func unordered(numbers []int) func(yield func(int) bool) {
+func unordered(numbers []int) (moved []int) {
 	var piles []int // indexes of the least last number of the subsequences of each length
 	before := make([]int, len(numbers))
 	for i, n := range numbers {
@@ -214,11 +198,10 @@ func unordered(numbers []int) func(yield func(int) bool) {
 			kept[i] = true
 		}
 	}
-	return func(yield func(int) bool) {
-		for i, k := range kept {
-			if !k && !yield(i) {
-				return
-			}
+	for i, k := range kept {
+		if !k {
+			moved = append(moved, i)
 		}
 	}
+	return moved
 }

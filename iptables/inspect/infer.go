@@ -47,7 +47,7 @@ func (s *Snapshot) Infer() (c iptables.Config, ok bool) {
 	i.RouteTable = s.routeTable(i.Config)
 	i.Backend = best
 	if best == rule.Plain {
-		i.Backend = rule.Auto
+		i.Backend = rule.Auto // no configuration can ask for it
 	}
 	return i.Config, most > 0
 }
@@ -134,15 +134,11 @@ func (i *inference) readInbound(t rule.Table, r *heldRule) {
 		if len(ports) == 0 {
 			i.InboundPorts.All = true
 		}
-		for _, p := range ports {
-			i.InboundPorts.List = with(i.InboundPorts.List, p)
-		}
+		i.InboundPorts.List = with(i.InboundPorts.List, ports...)
 	case r.Jump == "RETURN" && t == rule.NAT:
 		i.inPorts = append(i.inPorts, ports...)
 	case r.Jump == "RETURN":
-		for _, p := range ports {
-			i.ExcludeInboundPorts = with(i.ExcludeInboundPorts, p)
-		}
+		i.ExcludeInboundPorts = with(i.ExcludeInboundPorts, ports...)
 	}
 }
 
@@ -177,18 +173,14 @@ func (i *inference) readOutbound(r *heldRule) {
 	case r.Jump == rule.OutRedirect && hasDst && err == nil:
 		i.IncludeCIDRs.List = append(i.IncludeCIDRs.List, to)
 	case r.Jump == rule.OutRedirect && len(ports) > 0:
-		for _, p := range ports {
-			i.IncludeOutboundPorts = with(i.IncludeOutboundPorts, p)
-		}
+		i.IncludeOutboundPorts = with(i.IncludeOutboundPorts, ports...)
 	case r.Jump == rule.OutRedirect:
 		i.everywhere |= i.family
 	case r.Jump != "RETURN" || onLoopback:
 	case hasDst && err == nil && !dst.not:
 		i.direct = append(i.direct, to)
 	case len(ports) > 0:
-		for _, p := range ports {
-			i.ExcludeOutboundPorts = with(i.ExcludeOutboundPorts, p)
-		}
+		i.ExcludeOutboundPorts = with(i.ExcludeOutboundPorts, ports...)
 	default:
 		i.readOwners(r)
 	}
@@ -214,8 +206,7 @@ func (i *inference) readOwners(r *heldRule) {
 		i.readProxy(r)
 	}
 	for _, c := range r.match {
-		id, err := strconv.ParseUint(c.value, 10, 32)
-		switch {
+		switch id, err := strconv.ParseUint(c.value, 10, 32); {
 		case c.flag != "owner --gid-owner" || err != nil:
 		case c.not:
 			i.IncludeGroups = with(i.IncludeGroups, uint32(id))
@@ -227,11 +218,10 @@ func (i *inference) readOwners(r *heldRule) {
 
 // finish decides what takes more than one rule to tell.
 func (i *inference) finish() {
-	for n, p := range i.inPorts {
-		if n == 0 { // Istio and we have it before all others
-			i.TunnelPort = p
-			continue
-		}
+	if len(i.inPorts) > 0 {
+		i.TunnelPort = i.inPorts[0] // Istio and we have it before all others
+	}
+	for _, p := range i.inPorts {
 		if p != i.TunnelPort {
 			i.ExcludeInboundPorts = with(i.ExcludeInboundPorts, p)
 		}
@@ -278,11 +268,13 @@ func (i *inference) finishDestinations() {
 }
 
 // with appends what is not there yet.
-func with[T comparable](list []T, item T) []T {
-	if slices.Contains(list, item) {
-		return list
+func with[T comparable](list []T, items ...T) []T {
+	for _, item := range items {
+		if !slices.Contains(list, item) {
+			list = append(list, item)
+		}
 	}
-	return append(list, item)
+	return list
 }
 
 // unique is with for lists that may be long.

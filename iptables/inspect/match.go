@@ -43,24 +43,14 @@ func truthOf(b bool) truth {
 	return no
 }
 
-func (t truth) negated() truth {
-	switch t {
-	case yes:
-		return no
-	case no:
-		return yes
-	}
-	return unknown
-}
-
 // matches evaluates all of a rule's conditions. because is the one that decided, when
 // they are not all true.
 func (h *heldRule) matches(p *packet, isLocal func(netip.Addr) bool) (result truth, because condition) {
 	result = yes
 	for _, c := range h.match {
 		t := c.holds(p, isLocal)
-		if c.not {
-			t = t.negated()
+		if c.not && t != unknown {
+			t = truthOf(t == no)
 		}
 		switch {
 		case t == no:
@@ -205,7 +195,16 @@ func markIs(mark uint32, value string) truth {
 // ownedBy compares with one id or, as "0-99", several; the kernel takes a packet
 // without a socket for nobody's.
 func (p *packet) ownedBy(id uint32, value string) truth {
-	first, last, several := strings.Cut(value, "-")
+	owned := within(id, value, "-")
+	if owned == yes {
+		return truthOf(p.local)
+	}
+	return owned
+}
+
+// within compares with one number or, with a separator between them, a first and a last.
+func within(n uint32, value, separator string) truth {
+	first, last, several := strings.Cut(value, separator)
 	if !several {
 		last = first
 	}
@@ -214,7 +213,7 @@ func (p *packet) ownedBy(id uint32, value string) truth {
 	if err1 != nil || err2 != nil {
 		return unknown
 	}
-	return truthOf(p.local && from <= uint64(id) && uint64(id) <= to)
+	return truthOf(from <= uint64(n) && uint64(n) <= to)
 }
 
 // stateIn knows that a first packet is new to conntrack.
@@ -239,17 +238,8 @@ func (p *packet) stateIn(value string) truth {
 // portIn compares with ports and ranges between commas: "80,443,8000:8100".
 func portIn(port uint16, value string) truth {
 	for item := range strings.SplitSeq(value, ",") {
-		first, last, several := strings.Cut(item, ":")
-		if !several {
-			last = first
-		}
-		from, err1 := strconv.ParseUint(first, 10, 16)
-		to, err2 := strconv.ParseUint(last, 10, 16)
-		if err1 != nil || err2 != nil {
-			return unknown
-		}
-		if from <= uint64(port) && uint64(port) <= to {
-			return yes
+		if t := within(uint32(port), item, ":"); t != no {
+			return t
 		}
 	}
 	return no
@@ -261,8 +251,7 @@ func flagsAre(value string) truth {
 	if !ok {
 		return unknown
 	}
-	names := strings.Split(mask, ",")
-	if slices.Contains(names, "SYN") || mask == "ALL" {
+	if mask == "ALL" || slices.Contains(strings.Split(mask, ","), "SYN") {
 		return truthOf(set == "SYN")
 	}
 	return truthOf(set == "NONE")

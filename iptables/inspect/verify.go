@@ -149,11 +149,7 @@ func (s *Snapshot) verifyRouting(c iptables.Config) ([]Difference, error) {
 		return nil, err
 	}
 	if address != c.IPv6 {
-		kind := kindMissing
-		if address {
-			kind = kindSurplus
-		}
-		out = append(out, Difference{Kind: kindAddress, Family: rule.IPv6.String(), Is: string(kind), Rule: rule.PassthroughV6.Addr().String()})
+		out = append(out, routingDifference(kindAddress, rule.IPv6, address, rule.PassthroughV6.Addr().String()))
 	}
 	for _, f := range []rule.Family{rule.IPv4, rule.IPv6} {
 		tables, err := s.net.tables(f, c.Mark)
@@ -162,9 +158,8 @@ func (s *Snapshot) verifyRouting(c iptables.Config) ([]Difference, error) {
 		}
 		wanted := c.Routed()&f != 0
 		rule := fmt.Sprintf("ip rule fwmark %#x lookup %d", c.Mark, c.RouteTable)
-		there := slices.Contains(tables, c.RouteTable)
-		if there != wanted {
-			out = append(out, routingDifference(f, there, rule))
+		if there := slices.Contains(tables, c.RouteTable); there != wanted {
+			out = append(out, routingDifference(kindRouting, f, there, rule))
 		}
 		if !wanted {
 			continue
@@ -174,14 +169,14 @@ func (s *Snapshot) verifyRouting(c iptables.Config) ([]Difference, error) {
 			return nil, err
 		}
 		if !all {
-			out = append(out, routingDifference(f, false, fmt.Sprintf("ip route local default dev lo table %d", c.RouteTable)))
+			out = append(out, routingDifference(kindRouting, f, false, fmt.Sprintf("ip route local default dev lo table %d", c.RouteTable)))
 		}
 	}
 	return out, nil
 }
 
-func routingDifference(f rule.Family, there bool, rule string) Difference {
-	d := Difference{Kind: kindRouting, Family: f.String(), Is: string(kindMissing), Rule: rule}
+func routingDifference(k Kind, f rule.Family, there bool, rule string) Difference {
+	d := Difference{Kind: k, Family: f.String(), Is: string(kindMissing), Rule: rule}
 	if there {
 		d.Is = string(kindSurplus)
 	}

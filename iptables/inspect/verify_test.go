@@ -275,7 +275,7 @@ func TestOrderThatDoesNotMatter(t *testing.T) {
 		{"a range", "-p tcp -m tcp --dport 80 -j B", "-p tcp -m tcp --dport 70:90 -j C", false},
 		{"two users", "-m owner --uid-owner 1 -j B", "-m owner --uid-owner 2 -j C", true},
 	} {
-		got := compareChains(rules(tt.b, tt.a), rules(tt.a, tt.b))
+		got := compareChains(rule.Output, rules(tt.b, tt.a), rules(tt.a, tt.b))
 		if (len(got) == 0) != tt.alike {
 			t.Errorf("%s: %+v", tt.name, got)
 		}

@@ -69,13 +69,13 @@ func (p *Change) Remove() error {
 		kept := map[Policy]bool{}
 		for _, r := range rules {
 			is, whole := asPolicy(r, f)
-			if ours, err := p.owns(r, is, whole); err != nil || !ours {
-				if err != nil {
-					return err
-				}
+			ours, err := p.owns(r, is, whole)
+			switch {
+			case err != nil:
+				return err
+			case !ours:
 				continue
-			}
-			if slices.Contains(p.Policies, is) && whole && !kept[is] {
+			case slices.Contains(p.Policies, is) && whole && !kept[is]:
 				kept[is] = true
 				continue
 			}
@@ -138,10 +138,7 @@ func (p *Change) addPolicy(w Policy) error {
 	if errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("route table %d has a default route of somebody else: choose another one with --istio-inbound-tproxy-route-table", w.Table)
 	}
-	if err != nil {
-		return explainRoute("add the local route", err)
-	}
-	return nil
+	return explainRoute("add the local route", err)
 }
 
 // removePolicy removes the route first, and leaves it where another rule leads to it.
@@ -156,10 +153,7 @@ func (p *Change) removePolicy(r netlink.Rule, is Policy) error {
 			return explainRoute("remove the local route", err)
 		}
 	}
-	if err := p.do(func() error { return netlink.RuleDel(&r) }, func() error { return netlink.RuleAdd(&r) }); err != nil {
-		return explainRoute("remove the policy rule", err)
-	}
-	return nil
+	return explainRoute("remove the policy rule", p.do(func() error { return netlink.RuleDel(&r) }, func() error { return netlink.RuleAdd(&r) }))
 }
 
 // owns reports whether a policy rule is ours: by its protocol, or because its mark is
@@ -182,9 +176,9 @@ func (w Policy) rule() *netlink.Rule {
 }
 
 func (w Policy) route() (*netlink.Route, error) {
-	lo, err := netlink.LinkByName(rule.Loopback)
+	lo, err := loopback()
 	if err != nil {
-		return nil, fmt.Errorf("find interface %s: %w", rule.Loopback, err)
+		return nil, err
 	}
 	all := net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 8*net.IPv4len)}
 	if w.Family == rule.IPv6 {
@@ -226,16 +220,14 @@ func localRoute(f rule.Family, table uint32) (*netlink.Route, error) {
 		return nil, fmt.Errorf("list %v routes of table %d: %w", f, table, err)
 	}
 	for _, r := range routes {
-		if r.Dst == nil || r.Dst.IP.IsUnspecified() && isWhole(r.Dst.Mask) {
+		if r.Dst == nil {
+			return &r, nil
+		}
+		if ones, _ := r.Dst.Mask.Size(); ones == 0 && r.Dst.IP.IsUnspecified() {
 			return &r, nil
 		}
 	}
 	return nil, nil
-}
-
-func isWhole(m net.IPMask) bool {
-	ones, _ := m.Size()
-	return ones == 0
 }
 
 func lacksFamily(err error) bool {
@@ -245,6 +237,8 @@ func lacksFamily(err error) bool {
 // explainRoute adds to an error of the kernel what can be done about it.
 func explainRoute(what string, err error) error {
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%s: %s: %w", what, access.Needs, err)
 	case errors.Is(err, unix.ENETDOWN):
@@ -274,20 +268,28 @@ func AllLocal(f rule.Family, table uint32) (bool, error) {
 
 // HasPassthrough reports whether lo has ::6.
 func HasPassthrough() (bool, error) {
-	lo, err := netlink.LinkByName(rule.Loopback)
+	lo, err := loopback()
 	if err != nil {
-		return false, fmt.Errorf("find interface %s: %w", rule.Loopback, err)
+		return false, err
 	}
 	return passthroughOn(lo)
+}
+
+func loopback() (netlink.Link, error) {
+	lo, err := netlink.LinkByName(rule.Loopback)
+	if err != nil {
+		return nil, fmt.Errorf("find interface %s: %w", rule.Loopback, err)
+	}
+	return lo, nil
 }
 
 // setPassthrough gives lo the address ::6, from which Envoy reaches the application
 // over IPv6, or takes it away, when it is not so already. IPv4 needs nothing: all of
 // 127.0.0.0/8 is local.
 func (p *Change) setPassthrough(wanted bool) error {
-	lo, err := netlink.LinkByName(rule.Loopback)
+	lo, err := loopback()
 	if err != nil {
-		return fmt.Errorf("find interface %s: %w", rule.Loopback, err)
+		return err
 	}
 	present, err := passthroughOn(lo)
 	if err != nil || present == wanted {
@@ -307,9 +309,9 @@ func changePassthrough(verb string, change func(netlink.Link, *netlink.Addr) err
 	case err == nil:
 		return nil
 	case verb == "add" && (errors.Is(err, unix.EACCES) || lacksFamily(err)):
-		return fmt.Errorf("%s %v on %s: IPv6 is off there although the pod has an IPv6 address: set sysctl net.ipv6.conf.lo.disable_ipv6=0: %w", verb, rule.PassthroughV6, rule.Loopback, err)
+		err = fmt.Errorf("IPv6 is off there although the pod has an IPv6 address: set sysctl net.ipv6.conf.lo.disable_ipv6=0: %w", err)
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%s %v on %s: %s: %w", verb, rule.PassthroughV6, rule.Loopback, access.Needs, err)
+		err = fmt.Errorf("%s: %w", access.Needs, err)
 	}
 	return fmt.Errorf("%s %v on %s: %w", verb, rule.PassthroughV6, rule.Loopback, err)
 }
@@ -322,13 +324,7 @@ func passthroughOn(lo netlink.Link) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("list addresses of %s: %w", rule.Loopback, err)
 	}
-	want := passthroughAddr()
-	for _, a := range addrs {
-		if a.IPNet.String() == want.IPNet.String() {
-			return true, nil
-		}
-	}
-	return false, nil
+	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IPNet.String() == rule.PassthroughV6.String() }), nil
 }
 
 // passthroughAddr is the address as it is to be: of use at once. Duplicates are not looked for on

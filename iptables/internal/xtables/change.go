@@ -3,7 +3,6 @@ package xtables
 import (
 	"bytes"
 	"fmt"
-	"maps"
 	"slices"
 
 	"understudy.mesh/iptables/internal/saved"
@@ -38,7 +37,7 @@ func changeOf(t, w *saved.Table) change {
 		}
 	}
 	for _, of := range []map[string][]saved.Rule{have, want} {
-		for name := range maps.Keys(of) {
+		for name := range of {
 			if !rule.IsOurChain(name) && !slices.EqualFunc(have[name], want[name], same) {
 				c.rewrite[name] = true
 			}
@@ -53,12 +52,8 @@ func (c change) empty() bool { return len(c.rewrite)+len(c.edits)+len(c.drop) ==
 // that stay are never missing. Rules in chains of others are taken out one by one.
 func (c change) write(out *bytes.Buffer) {
 	fmt.Fprintf(out, "*%s\n", c.to.Name)
-	for _, name := range c.to.Chains {
-		if c.rewrite[name] {
-			fmt.Fprintf(out, ":%s - [0:0]\n", name)
-		}
-	}
-	for _, name := range c.drop {
+	rewritten := slices.DeleteFunc(slices.Clone(c.to.Chains), func(name string) bool { return !c.rewrite[name] })
+	for _, name := range append(rewritten, c.drop...) {
 		fmt.Fprintf(out, ":%s - [0:0]\n", name)
 	}
 	for _, r := range c.from.Rules {

@@ -39,13 +39,13 @@ func (s State) Make(ctx context.Context, d *saved.Wanted) (changes int, err erro
 	if len(input) == 0 {
 		return 0, nil
 	}
-	return bytes.Count(input, []byte("\n")), s.change(ctx, input)
+	return bytes.Count(input, []byte("\n")), s.restore(ctx, input, "--noflush")
 }
 
 // PutBack replaces the tables that differ from what they were by their earlier text,
 // so that our rules have their earlier places among those of others, too.
 func (s State) PutBack(ctx context.Context) error {
-	text, err := s.save(ctx)
+	text, err := s.save(ctx)()
 	if err != nil {
 		return err
 	}
@@ -62,7 +62,7 @@ func (s State) PutBack(ctx context.Context) error {
 	if input.Len() == 0 {
 		return nil
 	}
-	return s.replace(ctx, input.Bytes())
+	return s.restore(ctx, input.Bytes())
 }
 
 // Tools returns those of every back end in PATH, the preferred one first, or plain
@@ -99,9 +99,9 @@ func (s State) Saved() []saved.State {
 
 // Look starts to read what there is, and returns what waits for it.
 func (t Tool) Look(ctx context.Context) func() (State, error) {
-	saving := t.saving(ctx)
+	wait := t.save(ctx)
 	return func() (State, error) {
-		text, err := saving()
+		text, err := wait()
 		before := saved.Parse(text)
 		return State{Tool: t, before: before, ours: before.Ours()}, err
 	}

@@ -46,22 +46,13 @@ func (t Tool) installed() bool {
 	return true
 }
 
-// save returns the state of every table in use.
-func (t Tool) save(ctx context.Context) (string, error) { return t.saving(ctx)() }
-
-// saving starts save and returns what waits for it.
-func (t Tool) saving(ctx context.Context) func() (string, error) {
+// save starts to read every table in use, and returns what waits for the text.
+func (t Tool) save(ctx context.Context) func() (string, error) {
 	return start(ctx, nil, t.Name("save"))
 }
 
-// change applies input on top of what is there.
-func (t Tool) change(ctx context.Context, input []byte) error {
-	return t.restore(ctx, input, "--noflush")
-}
-
-// replace makes each table in input exactly what input says.
-func (t Tool) replace(ctx context.Context, input []byte) error { return t.restore(ctx, input) }
-
+// restore makes each table in input exactly what input says or, with --noflush, adds
+// input to what is there.
 func (t Tool) restore(ctx context.Context, input []byte, args ...string) error {
 	if t.backend != rule.NFT { // nf_tables has transactions and needs no lock
 		args = append(args, lockWait)

@@ -161,12 +161,12 @@ func (t *nfTable) addSet(why string, s *nfSet) string {
 	name := base
 	for n := 2; ; n++ {
 		there := t.findSet(name)
-		if there == nil {
+		switch {
+		case there == nil:
 			s.name = name
 			t.sets = append(t.sets, s)
 			return name
-		}
-		if there.sameContent(s) {
+		case there.sameContent(s):
 			return name
 		}
 		name = fmt.Sprintf("%s-%d", base, n)
@@ -186,14 +186,11 @@ func (w *nfWriter) match(m rule.Match, f rule.Family) {
 	w.iface("iifname", m.In, expr.MetaKeyIIFNAME)
 	w.iface("oifname", m.Out, expr.MetaKeyOIFNAME)
 	if f != rule.Both {
-		words, number := "meta nfproto", byte(unix.NFPROTO_IPV4)
-		if f == rule.IPv6 {
-			number = unix.NFPROTO_IPV6
-		}
+		words := "meta nfproto"
 		if selective(m.Srcs) || selective(m.Dsts) {
 			words = ""
 		}
-		w.compare(words, strings.ToLower(f.String()), false, []byte{number}, meta(expr.MetaKeyNFPROTO))
+		w.compare(words, strings.ToLower(f.String()), false, []byte{familyNumbers[f]}, meta(expr.MetaKeyNFPROTO))
 	}
 	w.addresses("saddr", m.Srcs, false)
 	w.addresses("daddr", m.Dsts, m.NotDst)
@@ -211,6 +208,12 @@ func (w *nfWriter) match(m rule.Match, f rule.Family) {
 	}
 	w.owners(m.Owners)
 }
+
+// The kernel's numbers for what rules match.
+var (
+	familyNumbers = map[rule.Family]byte{rule.IPv4: unix.NFPROTO_IPV4, rule.IPv6: unix.NFPROTO_IPV6}
+	protoNumbers  = map[rule.Proto]byte{rule.TCP: unix.IPPROTO_TCP, rule.UDP: unix.IPPROTO_UDP}
+)
 
 // nftStates are nft's names for states of conntrack, and the kernel's bits.
 var nftStates = map[rule.ConnState]struct {
@@ -283,14 +286,11 @@ func (w *nfWriter) ports(m rule.Match) {
 	if m.Proto == "" {
 		return
 	}
-	words, number := "meta l4proto", byte(unix.IPPROTO_TCP)
-	if m.Proto == rule.UDP {
-		number = unix.IPPROTO_UDP
-	}
+	words := "meta l4proto"
 	if m.SrcPort != 0 || len(m.DstPorts) > 0 {
 		words = "" // follows from the port
 	}
-	w.compare(words, string(m.Proto), false, []byte{number}, meta(expr.MetaKeyL4PROTO))
+	w.compare(words, string(m.Proto), false, []byte{protoNumbers[m.Proto]}, meta(expr.MetaKeyL4PROTO))
 	load := func(offset uint32) expr.Any {
 		return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}
 	}
@@ -302,18 +302,11 @@ func (w *nfWriter) ports(m rule.Match) {
 	case 1:
 		w.compare(dport, fmt.Sprint(m.DstPorts[0]), m.NotPorts, port16(m.DstPorts[0]), load(2))
 	default:
-		w.lookup(dport, m.NotPorts, numberSet(keyPort, numbers(m.DstPorts)), load(2))
+		w.lookup(dport, m.NotPorts, numberSet(keyPort, m.DstPorts), load(2))
 	}
 }
 
 func port16(p uint16) []byte { return binary.BigEndian.AppendUint16(nil, p) }
-
-func numbers(ports []uint16) (out []uint32) {
-	for _, p := range ports {
-		out = append(out, uint32(p))
-	}
-	return out
-}
 
 // owners matches each of some owners. Those that must not be it are one set, as a rule
 // has room for 128 expressions only. A packet without a socket matches none, not even
@@ -326,30 +319,27 @@ func (w *nfWriter) owners(list []rule.Owner) {
 			others[o.Group] = append(others[o.Group], o.ID)
 			continue
 		}
-		w.owner(o)
+		field := ownerFields[o.Group]
+		w.compare(field.words, fmt.Sprint(o.ID), false, native32(o.ID), meta(field.load))
 	}
 	for _, group := range []bool{false, true} {
-		switch ids := others[group]; len(ids) {
+		switch ids, field := others[group], ownerFields[group]; len(ids) {
 		case 0:
 		case 1:
-			w.owner(rule.Owner{ID: ids[0], Group: group, Not: true})
+			w.compare(field.words, fmt.Sprint(ids[0]), true, native32(ids[0]), meta(field.load))
 		default:
-			words, key, load := ownerField(group)
-			w.lookup(words, true, numberSet(key, ids), meta(load))
+			w.lookup(field.words, true, numberSet(field.setKey, ids), meta(field.load))
 		}
 	}
 }
 
-func (w *nfWriter) owner(o rule.Owner) {
-	words, _, load := ownerField(o.Group)
-	w.compare(words, fmt.Sprint(o.ID), o.Not, native32(o.ID), meta(load))
-}
-
-// ownerField returns how a socket's user or group is called, the type of a set of them,
-// and what loads it.
-func ownerField(group bool) (words string, setKey uint32, load expr.MetaKey) {
-	if group {
-		return "meta skgid", keyGroup, expr.MetaKeySKGID
-	}
-	return "meta skuid", keyUser, expr.MetaKeySKUID
+// ownerFields are how a socket's user and group (true) are called, the type of a set of
+// them, and what loads them.
+var ownerFields = map[bool]struct {
+	words  string
+	setKey uint32
+	load   expr.MetaKey
+}{
+	false: {"meta skuid", keyUser, expr.MetaKeySKUID},
+	true:  {"meta skgid", keyGroup, expr.MetaKeySKGID},
 }

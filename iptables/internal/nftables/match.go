@@ -7,43 +7,36 @@ import (
 	"net/netip"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"understudy.mesh/iptables/rule"
 )
 
 // matched notes that the field in the register has to be, or not to be, one value.
 func (d *nfReader) matched(not bool, data []byte) error {
 	m := &d.rule.Match
-	if d.mask != nil && len(d.mask) != len(data) {
+	switch size := len(data); {
+	case d.mask != nil && len(d.mask) != size:
 		return errNotUnderstood
-	}
-	switch d.field {
-	case "saddr", "daddr":
-		p, ok := d.prefix(data)
-		if !ok {
-			return errNotUnderstood
+	case d.field == "saddr" || d.field == "daddr":
+		if p, ok := d.prefix(data); ok {
+			return d.addresses(not, []netip.Prefix{p})
 		}
-		return d.addresses(not, []netip.Prefix{p})
-	case "ct state":
-		return d.state(not, data)
-	case "skuid", "skgid":
-		return d.owner(not, data)
-	}
-	if d.mask != nil {
 		return errNotUnderstood
-	}
-	switch size, zero := len(data), bytes.Count(data, []byte{0}) == len(data); {
-	case zero: // means anything in a Match
+	case d.field == "ct state":
+		return d.state(not, data)
+	case d.mask != nil:
+		return errNotUnderstood
+	case (d.field == "skuid" || d.field == "skgid") && size == 4:
+		m.Owners = append(m.Owners, rule.Owner{ID: binary.NativeEndian.Uint32(data), Group: d.field == "skgid", Not: not})
+	case bytes.Count(data, []byte{0}) == size: // means anything in a Match
 		return errNotUnderstood
 	case d.field == "iifname" && !not && m.In == "":
 		return ifaceName(data, &m.In)
 	case d.field == "oifname" && !not && m.Out == "":
 		return ifaceName(data, &m.Out)
 	case d.field == "nfproto" && !not && size == 1 && d.rule.Family == rule.Both:
-		return d.family(data[0])
+		return keyOf(familyNumbers, data[0], &d.rule.Family)
 	case d.field == "l4proto" && !not && size == 1 && m.Proto == "":
-		return d.proto(data[0])
+		return keyOf(protoNumbers, data[0], &m.Proto)
 	case d.field == "sport" && !not && size == 2 && m.SrcPort == 0:
 		m.SrcPort = binary.BigEndian.Uint16(data)
 	case d.field == "dport" && size == 2:
@@ -139,37 +132,15 @@ func (d *nfReader) state(not bool, data []byte) error {
 	return errNotUnderstood
 }
 
-func (d *nfReader) family(number byte) error {
-	switch number {
-	case unix.NFPROTO_IPV4:
-		d.rule.Family = rule.IPv4
-	case unix.NFPROTO_IPV6:
-		d.rule.Family = rule.IPv6
-	default:
-		return errNotUnderstood
+// keyOf stores the key under which a table of nfWriter has a value.
+func keyOf[K, V comparable](table map[K]V, value V, to *K) error {
+	for k, v := range table {
+		if v == value {
+			*to = k
+			return nil
+		}
 	}
-	return nil
-}
-
-func (d *nfReader) proto(number byte) error {
-	switch number {
-	case unix.IPPROTO_TCP:
-		d.rule.Match.Proto = rule.TCP
-	case unix.IPPROTO_UDP:
-		d.rule.Match.Proto = rule.UDP
-	default:
-		return errNotUnderstood
-	}
-	return nil
-}
-
-func (d *nfReader) owner(not bool, data []byte) error {
-	if d.mask != nil || len(data) != 4 {
-		return errNotUnderstood
-	}
-	o := rule.Owner{ID: binary.NativeEndian.Uint32(data), Group: d.field == "skgid", Not: not}
-	d.rule.Match.Owners = append(d.rule.Match.Owners, o)
-	return nil
+	return errNotUnderstood
 }
 
 // ifaceName reads the name of an interface; one without its NUL is a beginning.

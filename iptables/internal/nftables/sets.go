@@ -55,8 +55,11 @@ func addressSet(list []netip.Prefix) *nfSet {
 }
 
 // numberSet returns the set of some ports, users or groups.
-func numberSet(key uint32, list []uint32) *nfSet {
-	s := &nfSet{key: key, numbers: slices.Sorted(slices.Values(list))}
+func numberSet[N uint16 | uint32](key uint32, list []N) *nfSet {
+	s := &nfSet{key: key}
+	for _, n := range slices.Sorted(slices.Values(list)) {
+		s.numbers = append(s.numbers, uint32(n))
+	}
 	var elements []byte
 	size, order := 4, byte(hostEndian)
 	for _, n := range s.numbers {
@@ -215,10 +218,11 @@ func readPrefixes(lists [][]byte) (out []netip.Prefix, err error) {
 		return nil, err
 	}
 	slices.SortFunc(elements, func(a, b element) int {
-		if n := bytes.Compare(a.key, b.key); n != 0 || a.end == b.end {
+		n := bytes.Compare(a.key, b.key)
+		switch {
+		case n != 0 || a.end == b.end:
 			return n
-		}
-		if a.end { // of the interval before
+		case a.end: // of the interval before
 			return -1
 		}
 		return 1

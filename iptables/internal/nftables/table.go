@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -67,19 +68,17 @@ type nfRule struct {
 
 // find returns a chain, or nil.
 func (t *nfTable) find(name string) *nfChain {
-	for _, c := range t.chains {
-		if c.name == name {
-			return c
-		}
-	}
-	return nil
+	return first(t.chains, func(c *nfChain) bool { return c.name == name })
 }
 
 func (t *nfTable) findSet(name string) *nfSet {
-	for _, s := range t.sets {
-		if s.name == name {
-			return s
-		}
+	return first(t.sets, func(s *nfSet) bool { return s.name == name })
+}
+
+// first returns the first of a list that is wanted, or nil.
+func first[T any](list []*T, wanted func(*T) bool) *T {
+	if i := slices.IndexFunc(list, wanted); i >= 0 {
+		return list[i]
 	}
 	return nil
 }
@@ -118,19 +117,14 @@ func changes(have, want []*nfTable) (out []nfChange) {
 }
 
 func findTable(list []*nfTable, name rule.Table) *nfTable {
-	for _, t := range list {
-		if t.name == name {
-			return t
-		}
-	}
-	return nil
+	return first(list, func(t *nfTable) bool { return t.name == name })
 }
 
 // turnInto replaces what is in a table. Base chains that stay are not made anew: the
 // kernel would run the new one, before it holds, and then the old one, when it holds no
 // longer, so a packet could escape both. Within one chain, old and new never mix.
 func (t *nfTable) turnInto(w *nfTable) []nfChange {
-	c := &changer{name: t.title(w)}
+	c := &changer{name: TableName(cmp.Or(t, w).name)}
 	c.table = appendName(nil, unix.NFTA_TABLE_NAME, c.name)
 	if t != nil && (w == nil || t.flags != w.flags) {
 		c.add(unix.NFT_MSG_DELTABLE, 0, c.table, "remove all")
@@ -207,14 +201,6 @@ func (c *changer) fill(w *nfTable, there func(*nfChain) bool) {
 				fmt.Sprintf("make rule %q in chain %s", r.rule.Why, chain.name))
 		}
 	}
-}
-
-// title returns the name in nf_tables of the one table that there is of two.
-func (t *nfTable) title(w *nfTable) string {
-	if t == nil {
-		t = w
-	}
-	return TableName(t.name)
 }
 
 // attrs adds to table and chain what makes the rule.

@@ -148,10 +148,8 @@ func PodHasIPv6(addrs []netip.Addr, dualStack bool) (bool, error) {
 		if a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsLinkLocalMulticast() {
 			continue
 		}
-		if a.Is6() {
-			if dualStack || !seen {
-				return true, nil
-			}
+		if a.Is6() && (dualStack || !seen) {
+			return true, nil
 		}
 		seen = true
 	}

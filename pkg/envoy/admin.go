@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -35,31 +34,27 @@ const (
 	idleTimeout  = 10 * time.Second
 )
 
-// Admin is a client of the admin API of one Envoy, on a Unix socket. It is also an
-// http.Handler that relays to it. It is safe for concurrent use.
+// Admin is a client of the admin API of one Envoy, on a Unix socket. It is safe for
+// concurrent use.
 type Admin struct {
 	path      string
 	transport *http.Transport
-	client    *http.Client
+	timeout   time.Duration // of every request but those of Open, Answers and Relay
 }
 
 // NewAdmin returns a client for the socket at path, which need not be there yet.
 func NewAdmin(path string) *Admin {
-	transport := &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", path)
-		},
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+	return &Admin{path: path, timeout: adminTimeout, transport: &http.Transport{
+		DialContext: dial,
 		// Compression on a local socket only costs, and a relayed reply must stay as it is.
 		DisableCompression: true,
 		MaxIdleConns:       maxIdleConns,
 		IdleConnTimeout:    idleTimeout,
-	}
-	return &Admin{
-		path:      path,
-		transport: transport,
-		client:    &http.Client{Transport: transport, Timeout: adminTimeout},
-	}
+	}}
 }
 
 // Close closes the connections that are kept idle. The client can still be used.
@@ -126,53 +121,64 @@ func (a *Admin) Version(ctx context.Context) (string, error) {
 
 // do makes one request and hands the reply's body, cut at maxAdminReply, to read.
 func (a *Admin) do(ctx context.Context, method, path string, read func(io.Reader) error) error {
-	wrap := func(err error) error {
-		return fmt.Errorf("ask Envoy's admin on %s: %s %s: %w", a.path, method, path, err)
-	}
-	// The host means nothing on a Unix socket, but HTTP/1.1 wants one.
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+adminHost+path, nil)
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	resp, err := a.request(ctx, method, path)
 	if err != nil {
-		return wrap(err)
-	}
-	resp, err := a.client.Do(req)
-	if err != nil {
-		// The URL in a url.Error says nothing that wrap does not.
-		var u *url.Error
-		if errors.As(err, &u) {
-			err = u.Err
-		}
-		return wrap(err)
+		return err
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to its end, or given up
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxAdminError))
-		return wrap(fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(text))))
-	}
 	body := &io.LimitedReader{R: resp.Body, N: maxAdminReply}
-	if err := read(body); err != nil {
-		return wrap(err)
+	err = refusal(resp)
+	if err == nil {
+		err = read(body)
+	}
+	if err != nil {
+		return a.failed(method, path, err)
 	}
 	// What is left unread would cost the connection.
 	_, _ = io.Copy(io.Discard, body)
 	if body.N == 0 {
-		return wrap(fmt.Errorf("the reply has more than %d bytes: use a narrower filter", maxAdminReply))
+		return a.failed(method, path, fmt.Errorf("the reply has more than %d bytes: use a narrower filter", maxAdminReply))
 	}
 	return nil
+}
+
+// request makes one request, whose time only ctx bounds; the caller closes the reply's body.
+func (a *Admin) request(ctx context.Context, method, path string) (*http.Response, error) {
+	// The host means nothing on a Unix socket, but HTTP/1.1 wants one.
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+adminHost+path, nil)
+	if err != nil {
+		return nil, a.failed(method, path, err)
+	}
+	resp, err := a.transport.RoundTrip(req)
+	if err != nil {
+		return nil, a.failed(method, path, err)
+	}
+	return resp, nil
+}
+
+func (a *Admin) failed(method, path string, err error) error {
+	return fmt.Errorf("ask Envoy's admin on %s: %s %s: %w", a.path, method, path, err)
+}
+
+// refusal is nil for a reply with status 200, and else what it says.
+func refusal(resp *http.Response) error {
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxAdminError))
+	return fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(text)))
 }
 
 // adminHost is the Host header of every request to the admin: the agent's callers
 // write whatever they like, and Envoy should not have to care.
 const adminHost = "localhost"
 
-// ServeHTTP relays a request to Envoy's admin and the reply back as it comes, without
+// Relay passes a request on to Envoy's admin, and the reply back as it comes, without
 // holding more of it than one buffer: /stats of a large mesh has tens of megabytes.
-// Where there is no Envoy it answers 503 and the reason.
-func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	a.Relay(w, r, func(reason string) { http.Error(w, reason, http.StatusServiceUnavailable) })
-}
-
-// Relay is ServeHTTP with another answer where there is no Envoy: unanswered gives it. It is called with the
-// reason, a sentence for people, at most once and before anything was written.
+// Where there is no Envoy, unanswered answers: it is called with the reason, a sentence
+// for people, at most once and before anything was written.
 func (a *Admin) Relay(w http.ResponseWriter, r *http.Request, unanswered func(reason string)) {
 	relay := httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {

@@ -78,8 +78,8 @@ func TestReady(t *testing.T) {
 	}{
 		{State{WorkersStarted: true, CDS: ok, LDS: ok}, ""},
 		{State{CDS: ok, LDS: ok}, "workers have not yet started"},
-		{State{Server: Initializing, CDS: ok, LDS: ok}, "server is not live, current state is: INITIALIZING"},
-		{State{Server: Draining, WorkersStarted: true, CDS: ok, LDS: ok}, "DRAINING"},
+		{State{Server: ServerState(3), CDS: ok, LDS: ok}, "server is not live, current state is: INITIALIZING"},
+		{State{Server: ServerState(1), WorkersStarted: true, CDS: ok, LDS: ok}, "DRAINING"},
 		{State{Server: 9, CDS: ok, LDS: ok}, "STATE_9"},
 		{stateOf(nil), "waiting for cds"},
 		{State{CDS: ok}, "waiting for lds"},
@@ -137,7 +137,7 @@ func TestAdminErrors(t *testing.T) {
 	a = fakeAdmin(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, strings.Repeat("name: 1\n", maxAdminReply/8+1)) // fails when the client gives up
 	})
-	a.client.Timeout = patience // for megabytes, whatever the machine does meanwhile
+	a.timeout = patience // for megabytes, whatever the machine does meanwhile
 	if _, err := a.Stats(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "narrower filter") {
 		t.Errorf("too much: %v", err)
 	}
@@ -145,6 +145,12 @@ func TestAdminErrors(t *testing.T) {
 	a = fakeAdmin(t, func(w http.ResponseWriter, r *http.Request) { cancel(); <-r.Context().Done() })
 	if _, err := a.Stats(ctx, ""); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func relaying(a *Admin) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		a.Relay(w, r, func(reason string) { http.Error(w, reason, http.StatusServiceUnavailable) })
 	}
 }
 
@@ -165,7 +171,7 @@ func TestRelayStreams(t *testing.T) {
 		<-release
 		_, _ = io.WriteString(w, "done")
 	})
-	front := httptest.NewServer(a)
+	front := httptest.NewServer(relaying(a))
 	defer front.Close()
 	defer front.Client().CloseIdleConnections()
 	resp, err := front.Client().Post(front.URL+"/stats?format=json&x=%20y", "", strings.NewReader("body"))
@@ -186,7 +192,7 @@ func TestRelayStreams(t *testing.T) {
 
 func TestRelayWithoutEnvoy(t *testing.T) {
 	w := httptest.NewRecorder()
-	NewAdmin("/nowhere/admin").ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/stats", nil))
+	relaying(NewAdmin("/nowhere/admin"))(w, httptest.NewRequest(http.MethodGet, "/stats", nil))
 	if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "/nowhere/admin") {
 		t.Errorf("got %d %q", w.Code, w.Body)
 	}

@@ -43,14 +43,7 @@ func (s *Supervisor) Drain(cut context.Context, plan DrainPlan, log *slog.Logger
 		wait = plan.Minimum
 	}
 	log.Info("draining", "for", wait, "untilIdle", plan.UntilIdle)
-	select {
-	case <-cut.Done():
-		return
-	case <-gone:
-		return
-	case <-time.After(wait):
-	}
-	if plan.UntilIdle {
+	if sleep(cut, wait, gone) && plan.UntilIdle {
 		drainUntilIdle(cut, s.cfg.Admin, gone, log)
 	}
 }
@@ -58,8 +51,6 @@ func (s *Supervisor) Drain(cut context.Context, plan DrainPlan, log *slog.Logger
 // drainUntilIdle returns when Envoy has no connection of the application's left
 // to serve. It has no deadline of its own: the pod's grace period is the cap.
 func drainUntilIdle(cut context.Context, admin *Admin, gone <-chan struct{}, log *slog.Logger) {
-	tick := time.NewTicker(connectionPoll)
-	defer tick.Stop()
 	for failures := 0; failures < maxPollErrors; {
 		n, err := activeConnections(cut, admin)
 		switch {
@@ -72,12 +63,8 @@ func drainUntilIdle(cut context.Context, admin *Admin, gone <-chan struct{}, log
 			failures = 0
 			log.Debug("waiting for connections to end", "connections", n)
 		}
-		select {
-		case <-cut.Done():
+		if !sleep(cut, connectionPoll, gone) {
 			return
-		case <-gone:
-			return
-		case <-tick.C:
 		}
 	}
 }
@@ -112,16 +99,7 @@ func (s *Supervisor) Connections(ctx context.Context) (int, error) {
 // left is told the number whenever they were counted.
 func (s *Supervisor) AwaitIdle(ctx context.Context, left func(int), log *slog.Logger) {
 	gone := s.Exited()
-	tick := time.NewTicker(connectionPoll)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-gone:
-			return
-		case <-tick.C:
-		}
+	for sleep(ctx, connectionPoll, gone) {
 		n, err := s.Connections(ctx)
 		if err != nil {
 			log.Debug("count Envoy's connections", "err", err)

@@ -40,7 +40,7 @@ type Instance struct {
 	accepts chan struct{}
 	child   *hotenvoy.Child // nil: it takes no part
 	// cleared is closed when Envoy has ended and nothing that it needed is left.
-	cleared chan struct{}
+	cleared <-chan struct{}
 
 	mu    sync.Mutex
 	asked []string // the addresses of its bound listeners: for these it asked for sockets
@@ -75,12 +75,7 @@ func (l *launcher) startPlain() (*Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Instance{Process: process, cleared: make(chan struct{})}
-	go func() {
-		<-i.Done()
-		close(i.cleared)
-	}()
-	return i, nil
+	return &Instance{Process: process, cleared: process.Done()}, nil
 }
 
 // impossibleError says why an Envoy cannot take part in a hot restart, though it may run.
@@ -146,7 +141,8 @@ func (l *launcher) startHot() (*Instance, error) {
 		return nil, &impossibleError{err}
 	}
 	where := hotenvoy.Rendezvous{Path: l.cfg.Path, Base: memory.Base()}
-	i := &Instance{accepts: make(chan struct{}), cleared: make(chan struct{})}
+	cleared := make(chan struct{})
+	i := &Instance{accepts: make(chan struct{}), cleared: cleared}
 	parent, err := hotenvoy.NewParent(hotenvoy.ParentConfig{
 		Rendezvous: where, StartTime: l.cfg.StartTime, Log: l.cfg.Log, Stats: l.cfg.Stats,
 		Sockets: func(address string, worker uint32) (int, bool) {
@@ -190,7 +186,7 @@ func (l *launcher) startHot() (*Instance, error) {
 	go func() {
 		<-i.Done()
 		cleanUp()
-		close(i.cleared)
+		close(cleared)
 	}()
 	return i, nil
 }

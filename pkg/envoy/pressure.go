@@ -50,15 +50,12 @@ func (p *pressure) starved(now time.Time) (starved bool) {
 // fullStall is the total of the line "full": in which all that was not idle had to wait; 0
 // without it.
 func fullStall(text string) time.Duration {
-	for line := range strings.Lines(text) {
-		if !strings.HasPrefix(line, "full ") {
-			continue
-		}
-		if _, total, ok := strings.Cut(strings.TrimSpace(line), "total="); ok {
-			if us, err := strconv.ParseInt(total, 10, 63); err == nil {
-				return time.Duration(us) * time.Microsecond
-			}
-		}
+	_, full, _ := strings.Cut("\n"+text, "\nfull ")
+	full, _, _ = strings.Cut(full, "\n")
+	_, total, _ := strings.Cut(full, "total=")
+	us, err := strconv.ParseInt(total, 10, 63)
+	if err != nil {
+		return 0
 	}
-	return 0
+	return time.Duration(us) * time.Microsecond
 }

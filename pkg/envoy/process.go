@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"strings"
 	"syscall"
 )
 
@@ -145,26 +144,21 @@ func exitOf(err error, state *os.ProcessState) Exit {
 		return Exit{Code: -1}
 	case status.Signaled():
 		return Exit{Signal: status.Signal()}
-	default:
-		return Exit{Code: status.ExitStatus()}
 	}
+	return Exit{Code: status.ExitStatus()}
 }
 
 // String is for a log line: "exit status 1", "signal: killed (...)".
 func (e Exit) String() string {
-	var b strings.Builder
 	switch {
+	case e.Signal == syscall.SIGKILL:
+		return fmt.Sprintf("signal: %v (out of memory? compare the container's memory limit with Envoy's use)", e.Signal)
 	case e.Signal != 0:
-		fmt.Fprintf(&b, "signal: %v", e.Signal)
+		return fmt.Sprintf("signal: %v", e.Signal)
 	case e.Code < 0:
 		return "exit status unknown"
-	default:
-		fmt.Fprintf(&b, "exit status %d", e.Code)
 	}
-	if e.Signal == syscall.SIGKILL {
-		b.WriteString(" (out of memory? compare the container's memory limit with Envoy's use)")
-	}
-	return b.String()
+	return fmt.Sprintf("exit status %d", e.Code)
 }
 
 // Status is the exit status that a shell would give: the code, or 128 and the
@@ -175,7 +169,6 @@ func (e Exit) Status() int {
 		return 128 + int(e.Signal)
 	case e.Code < 0:
 		return 1
-	default:
-		return e.Code
 	}
+	return e.Code
 }

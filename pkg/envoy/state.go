@@ -28,32 +28,23 @@ const (
 // server.state).
 type ServerState uint64
 
-// The states of an Envoy.
 const (
-	Live ServerState = iota
-	Draining
-	PreInitializing
-	Initializing
+	// Live is the state of an Envoy that serves.
+	Live ServerState = 0
 	// NoState is that of an Envoy that has not yet published one.
 	NoState ServerState = 1<<64 - 1
 )
 
 // String gives the name that Envoy's own API has for the state.
 func (s ServerState) String() string {
-	switch s {
-	case Live:
-		return "LIVE"
-	case Draining:
-		return "DRAINING"
-	case PreInitializing:
-		return "PRE_INITIALIZING"
-	case Initializing:
-		return "INITIALIZING"
-	case NoState:
+	names := [...]string{Live: "LIVE", "DRAINING", "PRE_INITIALIZING", "INITIALIZING"}
+	if s == NoState {
 		return "UNKNOWN"
-	default:
-		return "STATE_" + strconv.FormatUint(uint64(s), 10)
 	}
+	if s < ServerState(len(names)) {
+		return names[s]
+	}
+	return "STATE_" + strconv.FormatUint(uint64(s), 10)
 }
 
 // Updates counts the configuration updates of one type that Envoy took or refused.

@@ -77,7 +77,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			return nil
 		}
 		pause, err := s.mourn(ctx, &lives, died)
-		if err != nil || !sleep(ctx, pause) {
+		if err != nil || !sleep(ctx, pause, nil) {
 			return err
 		}
 		s.restarts.Add(1)
@@ -150,7 +150,7 @@ func (s *Supervisor) mourn(ctx context.Context, lives *crashes, d death) (pause 
 // calmDown makes the agent ready again once Envoy has lived long enough after a crash loop.
 func (s *Supervisor) calmDown(ctx context.Context, lives *crashes) {
 	wait := lives.calmIn(time.Now())
-	if wait == 0 || !sleep(ctx, wait) {
+	if wait == 0 || !sleep(ctx, wait, nil) {
 		return
 	}
 	s.cfg.Log.Info("Envoy does not end again and again any more")
@@ -191,18 +191,15 @@ func (s *Supervisor) takePulse(ctx context.Context, p *Instance) {
 	}.run(ctx)
 }
 
-// sleep waits; false when ctx ended before.
-func sleep(ctx context.Context, wait time.Duration) bool {
-	if wait <= 0 {
-		return ctx.Err() == nil
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
+// sleep waits; false when ctx or what gone stands for ended before.
+func sleep(ctx context.Context, wait time.Duration, gone <-chan struct{}) bool {
 	select {
 	case <-ctx.Done():
 		return false
-	case <-timer.C:
-		return true
+	case <-gone:
+		return false
+	case <-time.After(wait):
+		return ctx.Err() == nil
 	}
 }
 

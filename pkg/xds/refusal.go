@@ -40,17 +40,12 @@ func (e *RejectedError) Error() string {
 }
 
 // Missing are those of Resources that Envoy does not have in any version.
-func (e *RejectedError) Missing() (missing []string) {
+func (e *RejectedError) Missing() []string {
 	kept := make(map[string]bool, len(e.Kept))
 	for _, name := range e.Kept {
 		kept[name] = true
 	}
-	for _, name := range e.Resources {
-		if !kept[name] {
-			missing = append(missing, name)
-		}
-	}
-	return missing
+	return slices.DeleteFunc(slices.Clone(e.Resources), func(name string) bool { return kept[name] })
 }
 
 // rejection is why Envoy refused a resource.

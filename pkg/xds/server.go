@@ -26,6 +26,8 @@ import (
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	protocodec "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/keepalive"
 )
 
@@ -89,7 +91,7 @@ func New(l net.Listener, order []string, log *slog.Logger) *Server {
 		changed:  make(chan struct{}),
 		renewed:  make(chan struct{}, 1),
 		grpc: grpc.NewServer(
-			grpc.ForceServerCodecV2(codec{}),
+			grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protocodec.Name)}),
 			grpc.MaxRecvMsgSize(maxRequest),
 			grpc.MaxConcurrentStreams(maxStreams),
 			grpc.ReadBufferSize(connBuffer),

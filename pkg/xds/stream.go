@@ -3,6 +3,7 @@ package xds
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -310,10 +311,7 @@ func chunk(resources []Resource) int {
 // sendNothing answers for a type that is not served here. Envoy waits for what it asks
 // for, with a start-up time-out that may be without end; so it hears that there is none.
 func (st *stream) sendNothing(sub *subscription) error {
-	var none []string
-	for name := range sub.known {
-		none = append(none, name)
-	}
+	none := slices.Collect(maps.Keys(sub.known))
 	if len(none) == 0 && (sub.answered || !sub.wildcard) {
 		return nil
 	}

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"cmp"
 	"fmt"
 	"hash/maphash"
 	"strings"
@@ -138,21 +139,18 @@ func (d *decoder) object(dec *decoded, env envelope, sum uint64) *document.Error
 
 // spec fills in what the kind of o says, from the tree of its spec.
 func (d *decoder) spec(o *object, spec any) (ferr *document.Error) {
-	var m proto.Message
+	var m proto.Message = &networking.WorkloadEntry{}
 	if o.kind == kindServiceEntry {
-		entry := &networking.ServiceEntry{}
-		if ferr = d.Fill(entry.ProtoReflect(), spec); ferr != nil {
-			return ferr.In("spec")
-		}
-		m = entry
-		o.entry, ferr = d.newEntry(entry)
-	} else {
-		workload := &networking.WorkloadEntry{}
-		if ferr = d.Fill(workload.ProtoReflect(), spec); ferr != nil {
-			return ferr.In("spec")
-		}
-		m = workload
-		o.workload, ferr = d.newWorkload(workload)
+		m = &networking.ServiceEntry{}
+	}
+	if ferr = d.Fill(m.ProtoReflect(), spec); ferr != nil {
+		return ferr.In("spec")
+	}
+	switch m := m.(type) {
+	case *networking.ServiceEntry:
+		o.entry, ferr = d.newEntry(m)
+	case *networking.WorkloadEntry:
+		o.workload, ferr = d.newWorkload(m)
 	}
 	if ferr == nil && o.sum == ofContent {
 		o.sum, ferr = d.contentSum(o, m)
@@ -202,11 +200,7 @@ func (d *decoder) envelope(tree any) (env envelope, ferr *document.Error) {
 	if !ok && tree != nil {
 		return env, &document.Error{Field: "", Reason: "is not an object with apiVersion, kind, metadata and spec"}
 	}
-	keep := func(e *document.Error) {
-		if ferr == nil {
-			ferr = e
-		}
-	}
+	keep := func(e *document.Error) { ferr = cmp.Or(ferr, e) }
 	keep(d.stringField(fields, "apiVersion", &env.apiVersion))
 	keep(d.stringField(fields, "kind", &env.kind))
 	meta, ok := fields["metadata"].(map[any]any)
@@ -233,15 +227,6 @@ func (d *decoder) envelope(tree any) (env envelope, ferr *document.Error) {
 
 // unknownKey finds a key that no Kubernetes object of ours has; "sepc:" must not read as an empty spec.
 func unknownKey(fields map[any]any) *document.Error {
-	known := 0
-	for _, name := range []string{"apiVersion", "kind", "metadata", "spec", "status"} {
-		if _, ok := fields[name]; ok {
-			known++
-		}
-	}
-	if known == len(fields) {
-		return nil
-	}
 	for _, k := range document.KeyNames(fields) {
 		switch k {
 		case "apiVersion", "kind", "metadata", "spec", "status":

@@ -1,8 +1,10 @@
 package mesh
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
@@ -142,16 +144,7 @@ type label struct{ key, value string }
 
 // matches says whether every label of selector is among labels.
 func matches(selector, labels []label) bool {
-	for _, want := range selector {
-		found := false
-		for _, have := range labels {
-			found = found || have == want
-		}
-		if !found {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(selector, func(want label) bool { return !slices.Contains(labels, want) })
 }
 
 // object is one good document: the unit of "last good state". It is immutable once decoded.
@@ -171,14 +164,5 @@ func (o *object) key() key { return key{o.kind, o.namespace, o.name} }
 
 // older is the order in which documents win conflicts: Istio's, by creation time, then name.
 func older(a, b *object) int {
-	if a.created != b.created {
-		if a.created < b.created {
-			return -1
-		}
-		return 1
-	}
-	if c := strings.Compare(a.namespace, b.namespace); c != 0 {
-		return c
-	}
-	return strings.Compare(a.name, b.name)
+	return cmp.Or(cmp.Compare(a.created, b.created), strings.Compare(a.namespace, b.namespace), strings.Compare(a.name, b.name))
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -67,10 +68,9 @@ type AccessLog struct {
 
 // withDefaults returns o with the defaults that are no settings, or an error when no resources can be made of it.
 func (o Options) withDefaults() (Options, error) {
-	if !o.IPv4 && !o.IPv6 {
-		return o, fmt.Errorf("mesh options: neither IPv4 nor IPv6 is on, the pod needs an address of one of them")
-	}
 	switch {
+	case !o.IPv4 && !o.IPv6:
+		return o, fmt.Errorf("mesh options: neither IPv4 nor IPv6 is on, the pod needs an address of one of them")
 	case o.InboundPort == 0 || o.OutboundPort == 0:
 		return o, fmt.Errorf("mesh options: the capture ports are %d and %d, both are needed", o.InboundPort, o.OutboundPort)
 	case o.Namespace == "":
@@ -89,15 +89,7 @@ func (o Options) withDefaults() (Options, error) {
 
 // reserved says whether port belongs to the agent or Envoy, so that no wildcard listener may be made for it.
 func (o *Options) reserved(port uint16) bool {
-	if port == o.InboundPort || port == o.OutboundPort {
-		return true
-	}
-	for _, p := range o.ReservedPorts {
-		if p == port {
-			return true
-		}
-	}
-	return false
+	return port == o.InboundPort || port == o.OutboundPort || slices.Contains(o.ReservedPorts, port)
 }
 
 // HasFamily says whether the pod has the family of a.

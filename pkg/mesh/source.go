@@ -35,20 +35,11 @@ func NewSource(dir string, o Options, log *slog.Logger) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	if dir, err = filepath.Abs(dir); err != nil {
-		return nil, fmt.Errorf("open configuration directory: %w", err)
+	if dir, err = filepath.Abs(dir); err == nil {
+		_, err = os.ReadDir(dir)
 	}
-	f, err := os.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open configuration directory: %w", err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("open configuration directory: %w", err)
-	}
-	if !st.IsDir() {
-		return nil, fmt.Errorf("open configuration directory: %s is not a directory", dir)
 	}
 	return &Source{o: o, log: log, dir: newDirectory(dir, o), seed: maphash.MakeSeed(), told: map[string]bool{}}, nil
 }
@@ -153,15 +144,9 @@ func (s *Source) Report() Report {
 func (s *Source) documents() iter.Seq[Document] {
 	return func(yield func(Document) bool) {
 		for _, f := range s.dir.files {
-			switch {
-			case f.err != nil:
-				if !yield(Document{File: f.name, Status: StatusError, Reason: f.err.Error()}) {
-					return
-				}
-			case len(f.docs) == 0:
-				if !yield(Document{File: f.name, Status: StatusIgnored, Reason: "holds no document"}) {
-					return
-				}
+			if f.err != nil && !yield(Document{File: f.name, Status: StatusError, Reason: f.err.Error()}) ||
+				f.err == nil && len(f.docs) == 0 && !yield(Document{File: f.name, Status: StatusIgnored, Reason: "holds no document"}) {
+				return
 			}
 			for i := range f.docs {
 				if !yield(documentOf(f, &f.docs[i])) {

@@ -1,11 +1,10 @@
 package mesh
 
 import (
-	"fmt"
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
-	"sort"
 	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
@@ -24,8 +23,7 @@ func (d *decoder) newEntry(m *networking.ServiceEntry) (*entry, *document.Error)
 	if e.resolution > ResolveDynamic {
 		return nil, document.Errorf("spec.resolution", "is %s, which is unknown here", e.resolution)
 	}
-	steps := []func(*networking.ServiceEntry) *document.Error{e.setHosts, e.setAddresses}
-	for _, step := range steps {
+	for _, step := range []func(*networking.ServiceEntry) *document.Error{e.setHosts, e.setAddresses} {
 		if ferr := step(m); ferr != nil {
 			return nil, ferr
 		}
@@ -83,7 +81,7 @@ func (d *decoder) setEndpoints(e *entry, m *networking.ServiceEntry) *document.E
 	}
 	e.itself = e.resolution.byName() && len(m.Endpoints) == 0 && e.selector == nil
 	for i, ep := range m.Endpoints {
-		path := fmt.Sprintf("spec.endpoints[%d]", i)
+		path := indexed("spec.endpoints", i)
 		one, ferr := d.newEndpoint(ep, path, e.resolution)
 		if ferr == nil {
 			ferr = e.checkEndpointPorts(one, path)
@@ -121,10 +119,9 @@ func (e *entry) setHosts(m *networking.ServiceEntry) *document.Error {
 		return document.Errorf("spec.hosts", "is empty, should name at least one host")
 	}
 	for i, h := range m.Hosts {
-		path := fmt.Sprintf("spec.hosts[%d]", i)
 		host := canonicalHost(h)
 		if reason := checkHost(host, true); reason != "" {
-			return document.Errorf(path, "is %q, %s", document.Abridge(h), reason)
+			return document.Errorf(indexed("spec.hosts", i), "is %q, %s", document.Abridge(h), reason)
 		}
 		if !slices.Contains(e.hosts, host) {
 			e.hosts = append(e.hosts, host)
@@ -135,7 +132,7 @@ func (e *entry) setHosts(m *networking.ServiceEntry) *document.Error {
 
 func (e *entry) setAddresses(m *networking.ServiceEntry) *document.Error {
 	for i, a := range m.Addresses {
-		path := fmt.Sprintf("spec.addresses[%d]", i)
+		path := indexed("spec.addresses", i)
 		p, ok := parsePrefix(a)
 		switch {
 		case !ok:
@@ -172,7 +169,7 @@ func parsePrefix(s string) (netip.Prefix, bool) {
 func (d *decoder) newPorts(in []*networking.ServicePort) ([]Port, *document.Error) {
 	out := make([]Port, 0, len(in))
 	for i, p := range in {
-		path := fmt.Sprintf("spec.ports[%d].", i)
+		path := indexed("spec.ports", i) + "."
 		proto, known := parseProtocol(p.Protocol)
 		switch {
 		case p.Number < 1 || p.Number > 65535:
@@ -192,11 +189,8 @@ func (d *decoder) newPorts(in []*networking.ServicePort) ([]Port, *document.Erro
 				return nil, document.Errorf(path+"name", "%q is declared twice, on %d and %d", p.Name, other.Number, p.Number)
 			}
 		}
-		target := p.TargetPort
-		if target == 0 {
-			target = p.Number
-		}
-		out = append(out, Port{name: d.Intern(p.Name), Number: uint16(p.Number), target: uint16(target), Protocol: proto})
+		target := uint16(cmp.Or(p.TargetPort, p.Number))
+		out = append(out, Port{name: d.Intern(p.Name), Number: uint16(p.Number), target: target, Protocol: proto})
 	}
 	return out, nil
 }
@@ -206,11 +200,7 @@ func (e *entry) checkEndpointPorts(ep Endpoint, path string) *document.Error {
 		return document.Errorf("spec.ports", "has %d ports, a Unix domain socket needs exactly one", len(e.ports))
 	}
 	for _, o := range ep.ports {
-		declared := false
-		for _, p := range e.ports {
-			declared = declared || p.name == o.name
-		}
-		if !declared {
+		if !slices.ContainsFunc(e.ports, func(p Port) bool { return p.name == o.name }) {
 			return document.Errorf(path+".ports["+o.name+"]", "is no name of spec.ports; name one of them")
 		}
 	}
@@ -228,10 +218,8 @@ func (e *entry) checkResolution(m *networking.ServiceEntry) *document.Error {
 		return document.Errorf("spec.endpoints", "has %d endpoints, resolution DNS_ROUND_ROBIN takes one at most; say resolution DNS", len(m.Endpoints))
 	}
 	if e.resolution.byName() && len(m.Endpoints) == 0 && e.selector == nil {
-		for i, h := range e.hosts {
-			if isWildcard(h) {
-				return document.Errorf(fmt.Sprintf("spec.hosts[%d]", i), "is the wildcard %q, which resolution %s can not resolve without endpoints; add endpoints, or say resolution NONE", h, e.resolution)
-			}
+		if i := slices.IndexFunc(e.hosts, isWildcard); i >= 0 {
+			return document.Errorf(indexed("spec.hosts", i), "is the wildcard %q, which resolution %s can not resolve without endpoints; add endpoints, or say resolution NONE", e.hosts[i], e.resolution)
 		}
 	}
 	return nil
@@ -240,7 +228,7 @@ func (e *entry) checkResolution(m *networking.ServiceEntry) *document.Error {
 func (e *entry) checkExportTo() *document.Error {
 	for i, ns := range e.exportTo {
 		if ns != "*" && ns != "." && ns != "~" && !isLabel(ns) {
-			return document.Errorf(fmt.Sprintf("spec.exportTo[%d]", i), "is %q, should be \".\", \"*\", \"~\" or a namespace", document.Abridge(ns))
+			return document.Errorf(indexed("spec.exportTo", i), "is %q, should be \".\", \"*\", \"~\" or a namespace", document.Abridge(ns))
 		}
 	}
 	return nil
@@ -316,6 +304,6 @@ func (d *decoder) newLabels(in map[string]string, path string) ([]label, *docume
 		}
 		out = append(out, label{d.Intern(k), d.Intern(v)})
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].key < out[j].key })
+	slices.SortFunc(out, func(a, b label) int { return strings.Compare(a.key, b.key) })
 	return out, nil
 }

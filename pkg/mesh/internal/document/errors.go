@@ -18,23 +18,18 @@ func (e *Error) Error() string {
 // Join makes one of several errors, in their order; nil when there is none.
 func Join(errs ...*Error) *Error {
 	const most = 5 // in one line
-	var out *Error
-	more := 0
-	for _, e := range slices.DeleteFunc(errs, func(e *Error) bool { return e == nil }) {
-		switch {
-		case out == nil:
-			out = &Error{e.Field, e.Reason}
-		case more < most-1:
-			out.Reason += "; " + e.Error()
-			more++
-		default:
-			more++
-		}
+	errs = slices.DeleteFunc(errs, func(e *Error) bool { return e == nil })
+	if len(errs) == 0 {
+		return nil
 	}
-	if left := more - (most - 1); left > 0 {
+	out := *errs[0]
+	for _, e := range errs[1:min(most, len(errs))] {
+		out.Reason += "; " + e.Error()
+	}
+	if left := len(errs) - most; left > 0 {
 		out.Reason += fmt.Sprintf("; and %d more", left)
 	}
-	return out
+	return &out
 }
 
 // Errorf returns the error of a field.

@@ -168,9 +168,11 @@ func (r *Reader) scalar(fd protoreflect.FieldDescriptor, v any) (protoreflect.Va
 		return protoreflect.ValueOfUint32(n), nil
 	case protoreflect.EnumKind:
 		s, _ := v.(string) // the schema of the CRD takes names only
-		e := fd.Enum().Values().ByName(protoreflect.Name(s))
+		known := fd.Enum().Values()
+		e := known.ByName(protoreflect.Name(s))
 		if e == nil {
-			return protoreflect.Value{}, wrongType(v, "one of "+enumNames(fd.Enum()))
+			names := namesOf(known.Len(), func(i int) string { return string(known.Get(i).Name()) })
+			return protoreflect.Value{}, wrongType(v, "one of "+names)
 		}
 		return protoreflect.ValueOfEnum(e.Number()), nil
 	}
@@ -220,13 +222,10 @@ func wrongType(v any, want string) *Error {
 }
 
 func unknownField(known protoreflect.FieldDescriptors, fields map[any]any) *Error {
-	names := make([]string, known.Len())
-	for i := range names {
-		names[i] = known.Get(i).JSONName()
-	}
+	names := namesOf(known.Len(), func(i int) string { return known.Get(i).JSONName() })
 	for _, name := range KeyNames(fields) {
 		if known.ByJSONName(name) == nil && known.ByTextName(name) == nil {
-			return &Error{"." + Abridge(name), "unknown field; known are " + strings.Join(names, ", ")}
+			return &Error{"." + Abridge(name), "unknown field; known are " + names}
 		}
 	}
 	return &Error{"", "has a key that is no string"} // unreachable: no field has a name such as "true" or "1"
@@ -241,10 +240,10 @@ func Abridge(s string) string {
 	return strings.ToValidUTF8(s[:most], "") + "..."
 }
 
-func enumNames(ed protoreflect.EnumDescriptor) string {
-	names := make([]string, ed.Values().Len())
+func namesOf(n int, name func(int) string) string {
+	names := make([]string, n)
 	for i := range names {
-		names[i] = string(ed.Values().Get(i).Name())
+		names[i] = name(i)
 	}
 	return strings.Join(names, ", ")
 }

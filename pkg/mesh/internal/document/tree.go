@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -135,10 +135,10 @@ func fileLines(msg string, offset int) string {
 
 // keyName is a key of a tree as JSON would spell it: YAML has keys that are no strings, such as 1 and true.
 func keyName(k any) string {
-	if s, ok := k.(string); ok {
-		return s
-	}
-	if k == nil {
+	switch k := k.(type) {
+	case string:
+		return k
+	case nil:
 		return "null"
 	}
 	return fmt.Sprint(k)
@@ -150,6 +150,6 @@ func KeyNames(fields map[any]any) []string {
 	for k := range fields {
 		names = append(names, keyName(k))
 	}
-	sort.Strings(names)
+	slices.Sort(names)
 	return names
 }

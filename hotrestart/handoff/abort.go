@@ -40,16 +40,12 @@ func newAbort(code AbortCode, reason string) abortHead {
 
 // aborted is what an abort says: by its code, or by its text where the release that sent it had none.
 func (h abortHead) aborted() *AbortedError {
-	e := &AbortedError{h.Code, cleanReason(h.Reason)}
-	switch h.Code {
-	case AbortFailed, AbortStopping, AbortRefused, AbortBroken:
-	case "":
-		e.Code = AbortFailed
-		if strings.Contains(e.reason, stoppingText) {
-			e.Code = AbortStopping
-		}
-	default:
-		e.Code = AbortFailed
+	e := &AbortedError{AbortFailed, cleanReason(h.Reason)}
+	switch {
+	case h.Code == AbortStopping, h.Code == AbortRefused, h.Code == AbortBroken:
+		e.Code = h.Code
+	case h.Code == "" && strings.Contains(e.reason, stoppingText):
+		e.Code = AbortStopping
 	}
 	return e
 }

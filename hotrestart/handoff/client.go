@@ -70,11 +70,7 @@ func (c *Client) greet(ctx context.Context, me Identity, protocols protocolRange
 	}
 	return c.collect(ctx, c.timing.decide+c.timing.slack, func(f handoffFrame) (bool, error) {
 		if f.kind == msgRefused {
-			head, err := decodeHead[refusedHead](f)
-			if err != nil {
-				return false, err
-			}
-			return false, &RefusedError{head.Code, cleanReason(head.Reason)}
+			return false, refusal(f)
 		}
 		head, err := decodeHead[welcomeHead](f)
 		if err != nil {
@@ -101,37 +97,29 @@ func (c *Client) Lost() <-chan struct{} { return c.link.ended }
 func (c *Client) State() State { return c.state }
 
 // load reads the state, which follows the welcome.
-func (c *Client) load(ctx context.Context) error {
+func (c *Client) load(ctx context.Context) (err error) {
+	defer explain(&err, "get its state")
 	var reader stateReader
-	err := c.collect(ctx, c.timing.hold, func(f handoffFrame) (done bool, err error) {
+	return c.collect(ctx, c.timing.hold, func(f handoffFrame) (done bool, err error) {
 		if f.kind == msgState {
 			return false, reader.add(f)
 		}
 		c.state, err = reader.end(f)
 		return true, err
 	})
-	if err != nil {
-		return fmt.Errorf("get its state: %w", err)
-	}
-	return nil
 }
 
 // Sockets brings into, which is the caller's, from what earlier calls put there to
-// exactly what the old generation has now. When it fails, into is as before. Call it when this generation is able to serve: from then on each
-// connection of a socket waits for somebody to accept it.
-func (c *Client) Sockets(ctx context.Context, into *hotrestart.Sockets) error {
-	if err := c.fetch(ctx, into); err != nil {
-		return fmt.Errorf("get the old generation's sockets: %w", err)
-	}
-	return nil
-}
-
-func (c *Client) fetch(ctx context.Context, into *hotrestart.Sockets) (err error) {
+// exactly what the old generation has now. When it fails, into is as before. Call it when
+// this generation is able to serve: from then on each connection of a socket waits for
+// somebody to accept it.
+func (c *Client) Sockets(ctx context.Context, into *hotrestart.Sockets) (err error) {
+	defer explain(&err, "get the old generation's sockets")
 	if err := c.do(actFetch, msgWant, emptyHead{}); err != nil {
 		return err
 	}
 	var reader socketReader
-	defer func() { err = errors.Join(err, reader.close()) }()
+	defer func() { err = errors.Join(err, reader.fresh.Close()) }() // what was not moved
 	return c.collect(ctx, c.timing.give+c.timing.slack, func(f handoffFrame) (done bool, err error) {
 		if f.kind == msgSockets {
 			return false, reader.add(f)
@@ -143,20 +131,13 @@ func (c *Client) fetch(ctx context.Context, into *hotrestart.Sockets) (err error
 // Ready says that this generation accepts on every socket, and returns when the old one
 // has let go: into has what came or went since Sockets, and the state what changed since
 // State. From here on this generation serves; Commit, soon, makes it final.
-func (c *Client) Ready(ctx context.Context, into *hotrestart.Sockets) (State, error) {
-	state, err := c.ready(ctx, into)
-	if err != nil {
-		return nil, fmt.Errorf("have the old generation let go: %w", err)
-	}
-	return state, nil
-}
-
-func (c *Client) ready(ctx context.Context, into *hotrestart.Sockets) (state State, err error) {
+func (c *Client) Ready(ctx context.Context, into *hotrestart.Sockets) (state State, err error) {
+	defer explain(&err, "have the old generation let go")
 	if err := c.do(actReady, msgReady, emptyHead{}); err != nil {
 		return nil, err
 	}
 	var sockets socketReader
-	defer func() { err = errors.Join(err, sockets.close()) }()
+	defer func() { err = errors.Join(err, sockets.fresh.Close()) }()
 	var states stateReader
 	err = c.collect(ctx, c.timing.release+c.timing.slack, func(f handoffFrame) (done bool, err error) {
 		switch f.kind {
@@ -180,21 +161,19 @@ func (c *Client) ready(ctx context.Context, into *hotrestart.Sockets) (state Sta
 // nil after the probation (2 s since the old one let go): then the old one drains and can
 // never take back. *AbortedError: it took back, let go of everything. ErrLost: it died;
 // this generation is the only one left and goes on.
-func (c *Client) Commit(ctx context.Context) error {
-	err := c.do(actCommit, msgCommitted, emptyHead{})
-	if err == nil {
-		err = c.collect(ctx, c.timing.probation+c.timing.commit+c.timing.slack, func(handoffFrame) (bool, error) { return true, nil })
+func (c *Client) Commit(ctx context.Context) (err error) {
+	defer explain(&err, "make the take-over final")
+	if err := c.do(actCommit, msgCommitted, emptyHead{}); err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("make the take-over final: %w", err)
-	}
-	return nil
+	return c.collect(ctx, c.timing.probation+c.timing.commit+c.timing.slack, func(handoffFrame) (bool, error) { return true, nil })
 }
 
 // Next waits for the next word about the old generation's drain, and what has become of
-// its state since (nil: nothing that it tells). It fails with ErrLost
-// when the old generation has ended, which is as it should be.
+// its state since (nil: nothing that it tells). It fails with ErrLost when the old
+// generation has ended, which is as it should be.
 func (c *Client) Next(ctx context.Context) (drained Drained, news State, err error) {
+	defer explain(&err, "follow the old generation's drain")
 	var reader stateReader
 	err = c.collect(ctx, 0, func(f handoffFrame) (done bool, err error) {
 		switch f.kind {
@@ -207,10 +186,7 @@ func (c *Client) Next(ctx context.Context) (drained Drained, news State, err err
 		drained, err = decodeHead[Drained](f)
 		return true, err
 	})
-	if err != nil {
-		return Drained{}, nil, fmt.Errorf("follow the old generation's drain: %w", err)
-	}
-	return drained, news, nil
+	return drained, news, err
 }
 
 // Abort tells the old generation why this one gives up, in a word and in words, and
@@ -224,6 +200,13 @@ func (c *Client) Abort(code AbortCode, reason string) error {
 
 // Close breaks the connection off. Sockets that were received stay the caller's.
 func (c *Client) Close() { c.link.close() }
+
+// explain says in *err, if there is one, what was being done.
+func explain(err *error, doing string) {
+	if *err != nil {
+		*err = fmt.Errorf("%s: %w", doing, *err)
+	}
+}
 
 // do moves the stage by an act of the owner's, and tells the peer.
 func (c *Client) do(a act, kind messageKind, head any) error {
@@ -245,14 +228,14 @@ func (c *Client) say(kind messageKind, head any) error {
 	if !errors.Is(err, ErrLost) {
 		return err
 	}
-	var refusal error
+	var refused error
 	for f := range c.link.frames { // the peer is gone: what it left is little
-		if head, decodeErr := decodeHead[refusedHead](f); f.kind == msgRefused && decodeErr == nil {
-			refusal = &RefusedError{head.Code, cleanReason(head.Reason)}
+		if f.kind == msgRefused {
+			refused = refusal(f)
 		}
 		f.closeDescriptors()
 	}
-	return errors.Join(refusal, c.link.err)
+	return errors.Join(refused, c.link.err)
 }
 
 // collect takes messages, each of which the stage must expect, until handle says that

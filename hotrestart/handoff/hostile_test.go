@@ -391,7 +391,7 @@ func FuzzHandoffMessages(f *testing.F) {
 		if err := sockets.end(frame, &into); err == nil && into.Len() != 0 {
 			t.Error("sockets from nowhere")
 		}
-		sockets.close()
+		sockets.fresh.Close()
 		into.Close()
 	})
 }

@@ -85,12 +85,12 @@ func (l *link) sendFrame(f handoffFrame) error {
 		return err
 	}
 	l.conn.SetWriteDeadline(time.Now().Add(l.timing.frame)) // fails on a closed connection only, and then so does the write
-	var oob []byte
+	var rights []byte
 	if len(f.fds) > 0 {
-		oob = unix.UnixRights(f.fds...)
+		rights = unix.UnixRights(f.fds...)
 	}
 	// The descriptors go with the first byte; a stream may take less than all the bytes.
-	n, _, err := l.conn.WriteMsgUnix(raw, oob, nil)
+	n, _, err := l.conn.WriteMsgUnix(raw, rights, nil)
 	if err == nil && n < len(raw) {
 		_, err = l.conn.Write(raw[n:])
 	}
@@ -235,17 +235,11 @@ func (l *link) readFull(b []byte, fds *[]int) error {
 // parseRights returns the descriptors in a control message, also those that came before
 // an error.
 func parseRights(oob []byte) (fds []int, err error) {
-	if len(oob) == 0 {
-		return nil, nil
-	}
 	messages, err := unix.ParseSocketControlMessage(oob)
 	for _, m := range messages {
-		if m.Header.Level != unix.SOL_SOCKET || m.Header.Type != unix.SCM_RIGHTS {
-			continue
+		if received, err := unix.ParseUnixRights(&m); err == nil { // it fails on other messages only
+			fds = append(fds, received...)
 		}
-		received, parseErr := unix.ParseUnixRights(&m)
-		fds = append(fds, received...)
-		err = errors.Join(err, parseErr)
 	}
 	return fds, err
 }

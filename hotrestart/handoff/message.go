@@ -144,6 +144,15 @@ const (
 	RefusedUnready  RefusalCode = "unready"  // starting or stopping: try again
 )
 
+// refusal is what a refused message says, as an error.
+func refusal(f handoffFrame) error {
+	head, err := decodeHead[refusedHead](f)
+	if err != nil {
+		return err
+	}
+	return &RefusedError{head.Code, cleanReason(head.Reason)}
+}
+
 // newFrame encodes one message.
 func newFrame(kind messageKind, head any) (handoffFrame, error) {
 	b, err := json.Marshal(head)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"understudy.mesh/hotrestart"
@@ -31,9 +32,10 @@ type Newcomer struct {
 	identity Identity // set before Arrived
 	protocol uint8
 
-	mu      sync.Mutex
-	over    bool // nobody takes commands any more
-	settled bool
+	settled atomic.Bool
+
+	mu   sync.Mutex
+	over bool // nobody takes commands any more
 }
 
 // command is one thing that the owner wants done. It owns its sockets.
@@ -137,10 +139,4 @@ func (n *Newcomer) tell(c command) error {
 		c.drop()
 		return errBehind
 	}
-}
-
-func (n *Newcomer) isSettled() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.settled
 }

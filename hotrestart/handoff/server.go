@@ -48,37 +48,28 @@ type Server struct {
 }
 
 // EventKind says what a newcomer wants, or what became of it.
-type EventKind uint8
+type EventKind string
 
 // What happens in a hand-off. After Arrived comes exactly one Ended, whatever happens,
 // unless Run ends first; nothing comes after it.
 const (
 	// Arrived: answer with Accept or Refuse, within 5 s. Nothing has changed yet.
-	Arrived EventKind = iota + 1
+	Arrived EventKind = "arrived"
 	// WantSockets: the newcomer is able to serve; answer with Give, within 10 s. It may
 	// come again.
-	WantSockets
+	WantSockets EventKind = "want sockets"
 	// Ready: the newcomer accepts on every socket; let go and answer with Release, within
 	// 10 s, keeping copies of everything.
-	Ready
+	Ready EventKind = "ready"
 	// Settled: the newcomer held out for the 2 s of its probation; drop the copies, drain,
 	// and say by Drained how that goes.
-	Settled
+	Settled EventKind = "settled"
 	// Ended: the hand-off is over, and Event.Err says why. After Ready and before Settled,
 	// serve again from the copies, whatever was let go.
-	Ended
+	Ended EventKind = "ended"
 )
 
-var eventKindNames = [...]string{
-	Arrived: "arrived", WantSockets: "want sockets", Ready: "ready", Settled: "settled", Ended: "ended",
-}
-
-func (k EventKind) String() string {
-	if int(k) < len(eventKindNames) {
-		return eventKindNames[k]
-	}
-	return fmt.Sprintf("event %d", uint8(k))
-}
+func (k EventKind) String() string { return string(k) }
 
 // Event is one thing that happened.
 type Event struct {
@@ -207,7 +198,7 @@ func (s *Server) claim(n *Newcomer) *RefusedError {
 	case s.current == nil:
 		s.current = n
 		return nil
-	case s.current.isSettled():
+	case s.current.settled.Load():
 		return &RefusedError{RefusedMoved, fmt.Sprintf("generation %s has taken over from %s already: ask it", s.current.identity.ID, s.me.ID)}
 	}
 	return &RefusedError{RefusedBusy, fmt.Sprintf("generation %s is just taking over from %s", s.current.identity.ID, s.me.ID)}

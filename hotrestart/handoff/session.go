@@ -54,24 +54,15 @@ func (n *Newcomer) ownWords(err error) error {
 // arm sets the deadline of the stage that was just entered.
 func (n *Newcomer) arm(timer *time.Timer) {
 	t := n.server.timing
-	switch n.stage {
-	case parentDeciding:
-		timer.Reset(t.decide)
-	case parentWarming:
-		timer.Reset(t.warm)
-	case parentChoosing:
-		timer.Reset(t.give)
-	case parentHolding:
-		timer.Reset(t.hold)
-	case parentReleasing:
-		timer.Reset(t.release)
-	case parentProbation:
-		timer.Reset(t.commit)
-	case parentCommitted:
-		timer.Reset(time.Until(n.probationEnds))
-	default: // settled and watched: as long as both live
+	limit, ok := map[stage]time.Duration{
+		parentDeciding: t.decide, parentWarming: t.warm, parentChoosing: t.give, parentHolding: t.hold,
+		parentReleasing: t.release, parentProbation: t.commit, parentCommitted: time.Until(n.probationEnds),
+	}[n.stage]
+	if !ok { // settled and watched: as long as both live
 		timer.Stop()
+		return
 	}
+	timer.Reset(limit)
 }
 
 // receive handles a message of the newcomer's.
@@ -99,10 +90,10 @@ func (n *Newcomer) receive(ctx context.Context, f handoffFrame) error {
 func (n *Newcomer) greet(ctx context.Context, f handoffFrame) error {
 	n.server.spoke(n)
 	hello, err := decodeHead[helloHead](f)
-	if err != nil {
-		return &violation{err}
+	if err == nil {
+		err = hello.Identity.validate()
 	}
-	if err := hello.Identity.validate(); err != nil {
+	if err != nil {
 		return &violation{err}
 	}
 	n.identity = hello.Identity
@@ -225,9 +216,7 @@ func (n *Newcomer) expire(ctx context.Context) error {
 		return err
 	}
 	n.stage = to
-	n.mu.Lock()
-	n.settled = true
-	n.mu.Unlock()
+	n.settled.Store(true)
 	n.emit(ctx, Event{Kind: Settled})
 	return nil
 }
@@ -252,8 +241,7 @@ func (n *Newcomer) end(ctx context.Context, why error) {
 	n.over = true
 	n.mu.Unlock()
 	for len(n.commands) > 0 {
-		c := <-n.commands
-		c.drop()
+		(<-n.commands).drop()
 	}
 	if n.arrived {
 		n.emit(ctx, Event{Kind: Ended, Err: why})

@@ -52,37 +52,29 @@ func (s stage) String() string {
 // time. The peer's end moves every stage to stageOver and has no rows.
 type event struct {
 	message messageKind // when not 0
-	act     act         // when not 0
+	act     act         // otherwise
 }
 
 // act is an event that is no message.
-type act uint8
+type act string
 
 const (
-	actAccept  act = iota + 1 // owner of the parent: welcome it
-	actRefuse                 // owner of the parent: send it away, in any stage before settled
-	actGive                   // owner of the parent: here are the sockets
-	actRelease                // owner of the parent: I have let go
-	actReport                 // owner of the parent: tell the drain, or the role
-	actTimeout                // the stage's deadline passed
-	actFetch                  // owner of the child: get the sockets
-	actReady                  // owner of the child: I accept
-	actCommit                 // owner of the child: I hold everything
+	actAccept  act = "accept"  // owner of the parent: welcome it
+	actRefuse  act = "refuse"  // owner of the parent: send it away, in any stage before settled
+	actGive    act = "give"    // owner of the parent: here are the sockets
+	actRelease act = "release" // owner of the parent: I have let go
+	actReport  act = "report"  // owner of the parent: tell the drain, or the role
+	actTimeout act = "timeout" // the stage's deadline passed
+	actFetch   act = "fetch"   // owner of the child: get the sockets
+	actReady   act = "ready"   // owner of the child: I accept
+	actCommit  act = "commit"  // owner of the child: I hold everything
 )
-
-var actNames = [...]string{
-	actAccept: "accept", actRefuse: "refuse", actGive: "give", actRelease: "release", actReport: "report",
-	actTimeout: "timeout", actFetch: "fetch", actReady: "ready", actCommit: "commit",
-}
 
 func (e event) String() string {
 	if e.message != 0 {
 		return "got " + e.message.String()
 	}
-	if int(e.act) < len(actNames) {
-		return actNames[e.act]
-	}
-	return fmt.Sprintf("act %d", uint8(e.act))
+	return string(e.act)
 }
 
 func got(k messageKind) event { return event{message: k} }

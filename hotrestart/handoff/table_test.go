@@ -45,7 +45,7 @@ func allEvents() []event {
 			events = append(events, got(k))
 		}
 	}
-	for a := act(1); int(a) < len(actNames); a++ {
+	for _, a := range []act{actAccept, actRefuse, actGive, actRelease, actReport, actTimeout, actFetch, actReady, actCommit} {
 		events = append(events, did(a))
 	}
 	return events

@@ -154,11 +154,11 @@ func (g given) sendSockets(l *link, all *hotrestart.Sockets) error {
 	var names []string
 	var fds []int
 	err := all.Each(func(name string, fd int) error {
-		inode, err := socketInode(fd)
-		if err != nil {
-			return fmt.Errorf("hand over %q: %w", name, err)
+		var stat unix.Stat_t
+		if err := unix.Fstat(fd, &stat); err != nil {
+			return fmt.Errorf("hand over %q: fstat: %w", name, err)
 		}
-		if now[name] = inode; g[name] != inode {
+		if now[name] = stat.Ino; g[name] != stat.Ino {
 			names, fds = append(names, name), append(fds, fd)
 		}
 		return nil
@@ -205,14 +205,6 @@ func checkSockets(s *hotrestart.Sockets) error {
 		}
 	}
 	return nil
-}
-
-func socketInode(fd int) (uint64, error) {
-	var stat unix.Stat_t
-	if err := unix.Fstat(fd, &stat); err != nil {
-		return 0, fmt.Errorf("fstat: %w", err)
-	}
-	return stat.Ino, nil
 }
 
 // socketReader collects sockets until the end mark, and only then touches a set. A name
@@ -267,8 +259,5 @@ func (r *socketReader) end(f handoffFrame, into *hotrestart.Sockets) error {
 		}
 		err = errors.Join(err, copyErr)
 	}
-	return errors.Join(err, r.close())
+	return errors.Join(err, r.fresh.Close())
 }
-
-// close closes what was not moved.
-func (r *socketReader) close() error { return r.fresh.Close() }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 )
 
@@ -13,8 +12,6 @@ import (
 type Watch struct {
 	link    *link
 	reports chan Report
-	done    chan struct{}
-	closing sync.Once
 	err     error
 }
 
@@ -25,7 +22,7 @@ func (d *Dir) Watch(ctx context.Context, id string) (*Watch, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Watch{link: l, reports: make(chan Report), done: make(chan struct{})}
+	w := &Watch{link: l, reports: make(chan Report)}
 	go w.run()
 	return w, nil
 }
@@ -39,7 +36,6 @@ func (w *Watch) Err() error { return w.err }
 
 // Close ends the watch, and returns when nothing of it is left.
 func (w *Watch) Close() {
-	w.closing.Do(func() { close(w.done) })
 	w.link.close()
 	for range w.reports { // until run has ended
 	}
@@ -59,7 +55,7 @@ func (w *Watch) run() {
 		}
 		select {
 		case w.reports <- report:
-		case <-w.done:
+		case <-w.link.closed:
 			w.err = ErrLost
 			return
 		}

@@ -265,7 +265,7 @@ func everyKind() (every []Kind) {
 	for k := range kinds {
 		every = append(every, own(k))
 	}
-	for k := handoff.Arrived; k <= handoff.Ended; k++ {
+	for _, k := range []handoff.EventKind{handoff.Arrived, handoff.WantSockets, handoff.Ready, handoff.Settled, handoff.Ended} {
 		every = append(every, k)
 	}
 	return every

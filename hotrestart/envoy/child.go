@@ -75,8 +75,8 @@ func NewChild(r Rendezvous) (*Child, error) {
 func (c *Child) Run(ctx context.Context) error {
 	defer c.socket.cancelled(ctx)()
 	defer c.end()
-	buffer := make([]byte, envoyDatagram)
-	var message envoyAssembler
+	buffer := make([]byte, datagramSize)
+	var message assembler
 	fd := -1 // that came with the message that is being assembled
 	defer func() { closeDescriptor(fd) }()
 	for {

@@ -271,7 +271,7 @@ func TestChildLongStats(t *testing.T) {
 	for _, tc := range []struct {
 		size int
 		fits bool
-	}{{maxEnvoyMessage + 1, false}, {1 << 20, true}} {
+	}{{maxMessage + 1, false}, {1 << 20, true}} {
 		result := make(chan error, 1)
 		go func() { _, err := c.Stats(t.Context()); result <- err }()
 		e.isAsked()

@@ -43,8 +43,8 @@ func (s *datagramSocket) send(message []byte, fd int) error {
 	if fd >= 0 {
 		rights = unix.UnixRights(fd)
 	}
-	for frame := appendEnvoyFrame(message); len(frame) > 0; {
-		n := min(len(frame), envoyDatagram)
+	for frame := appendFrame(message); len(frame) > 0; {
+		n := min(len(frame), datagramSize)
 		if _, _, err := s.conn.WriteMsgUnix(frame[:n], rights, s.peer); err != nil {
 			return fmt.Errorf("send a hot-restart message: %w", err)
 		}

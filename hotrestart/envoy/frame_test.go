@@ -13,14 +13,14 @@ func header(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 
 // datagrams cuts a frame as it is sent.
 func datagrams(frame []byte) [][]byte {
-	return slices.Collect(slices.Chunk(frame, envoyDatagram))
+	return slices.Collect(slices.Chunk(frame, datagramSize))
 }
 
 func TestFrames(t *testing.T) {
-	var a envoyAssembler
-	for _, size := range []int{0, 1, envoyDatagram - 8, envoyDatagram - 7, envoyDatagram, 3*envoyDatagram - 8, 100_000, maxEnvoyMessage} {
+	var a assembler
+	for _, size := range []int{0, 1, datagramSize - 8, datagramSize - 7, datagramSize, 3*datagramSize - 8, 100_000, maxMessage} {
 		want := bytes.Repeat([]byte{0xa5}, size)
-		parts := datagrams(appendEnvoyFrame(want))
+		parts := datagrams(appendFrame(want))
 		for i, part := range parts {
 			got, done, err := a.add(part)
 			if last := i == len(parts)-1; done != last || err != nil {
@@ -42,30 +42,30 @@ func TestBrokenFrames(t *testing.T) {
 		"shorter than its length": {[][]byte{{0, 0, 0}}, errMisaligned},
 		"longer than it says":     {[][]byte{append(header(1), "ab"...)}, errMisaligned},
 		"runs into the next":      {[][]byte{append(header(3), "a"...), []byte("bcd")}, errMisaligned},
-		"too long for anybody":    {[][]byte{header(1 << 63)}, errEnvoyTooLong},
-		"too long for us":         {datagrams(append(header(maxEnvoyMessage+1), make([]byte, maxEnvoyMessage+1)...)), errEnvoyTooLong},
+		"too long for anybody":    {[][]byte{header(1 << 63)}, errTooLong},
+		"too long for us":         {datagrams(append(header(maxMessage+1), make([]byte, maxMessage+1)...)), errTooLong},
 	} {
-		var a envoyAssembler
+		var a assembler
 		for i, d := range tc.datagrams {
 			_, done, err := a.add(d)
 			if last := i == len(tc.datagrams)-1; done != last || (last && !errors.Is(err, tc.want)) {
 				t.Fatalf("%s, datagram %d: done %v, %v", name, i, done, err)
 			}
-			if cap(a.message) > 2*maxEnvoyMessage {
+			if cap(a.message) > 2*maxMessage {
 				t.Errorf("%s: %d bytes are held", name, cap(a.message))
 			}
 		}
-		if got, done, err := a.add(appendEnvoyFrame([]byte("next"))); string(got) != "next" || !done || err != nil {
+		if got, done, err := a.add(appendFrame([]byte("next"))); string(got) != "next" || !done || err != nil {
 			t.Errorf("%s: the next message is %q, %v, %v", name, got, done, err)
 		}
 	}
 }
 
 func FuzzEnvoyFrames(f *testing.F) {
-	f.Add(appendEnvoyFrame([]byte("abc")), uint16(4))
+	f.Add(appendFrame([]byte("abc")), uint16(4))
 	f.Add(append(header(20), make([]byte, 20)...), uint16(9))
 	f.Fuzz(func(t *testing.T, stream []byte, size uint16) {
-		var a envoyAssembler
+		var a assembler
 		total := 0
 		for part := range slices.Chunk(stream, int(size)+1) {
 			message, done, err := a.add(part)

@@ -1,13 +1,11 @@
 package envoy
 
 import (
-	"bytes"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/big"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,10 +45,7 @@ func CreateSharedMemory(dir string, v Version) (*SharedMemory, error) {
 		return nil, err
 	}
 	for range maxBaseTries {
-		base, err := newBaseID()
-		if err != nil {
-			return nil, err
-		}
+		base := newBaseID()
 		file, err := os.OpenFile(memoryPath(dir, base), os.O_RDWR|os.O_CREATE|os.O_EXCL, socketMode)
 		if errors.Is(err, fs.ErrExist) {
 			continue
@@ -67,15 +62,9 @@ func CreateSharedMemory(dir string, v Version) (*SharedMemory, error) {
 	return nil, fmt.Errorf("create Envoy's shared memory: %d base ids in a row are taken in %s", maxBaseTries, dir)
 }
 
-// newBaseID draws a base id. It may be taken: CreateSharedMemory, which creates its file
-// exclusively, is what finds out.
-func newBaseID() (uint32, error) {
-	n, err := rand.Int(rand.Reader, big.NewInt(maxBase))
-	if err != nil {
-		return 0, fmt.Errorf("draw a base id: %w", err)
-	}
-	return uint32(n.Uint64()) + 1, nil // 0 is what an Envoy without --base-id uses
-}
+// newBaseID draws a base id, which may be taken: CreateSharedMemory finds out, as it
+// creates its file exclusively. 0 is what an Envoy without --base-id uses.
+func newBaseID() uint32 { return 1 + rand.Uint32N(maxBase) }
 
 // fill locks the file and writes it. The mark comes with the content, behind the lock:
 // RemoveStaleSharedMemory takes no file for a dead one between the two.
@@ -158,22 +147,12 @@ func isOurs(file *os.File) bool {
 	}
 	mark := make([]byte, len(memoryMark))
 	_, err = file.ReadAt(mark, info.Size()-int64(len(mark)))
-	return err == nil && bytes.Equal(mark, []byte(memoryMark))
+	return err == nil && string(mark) == memoryMark
 }
 
 // lockFile takes the lock that goes with the last descriptor of this opening, and so
 // with the process. Envoy inherits none: Go opens everything close-on-exec.
-func lockFile(file *os.File) error {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var lockErr error
-	if err := raw.Control(func(fd uintptr) { lockErr = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
-		return err
-	}
-	return lockErr
-}
+func lockFile(file *os.File) error { return unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
 
 func memoryPath(dir string, base uint32) string {
 	return filepath.Join(dir, fmt.Sprintf("%s%d", memoryPrefix, uint64(base)*idsPerBase))

@@ -36,23 +36,15 @@ const (
 	kindTestConnection kind = 7
 )
 
-// String is the name that Envoy's schema has for it.
+// kindNames are the names that Envoy's schema has.
+var kindNames = [...]string{
+	kindListenSocket: "pass_listen_socket", kindShutdownAdmin: "shutdown_admin", kindStats: "stats", kindDrainListeners: "drain_listeners",
+	kindTerminate: "terminate", kindForwardedUDP: "forwarded_udp_packet", kindTestConnection: "test_connection",
+}
+
 func (k kind) String() string {
-	switch k {
-	case kindListenSocket:
-		return "pass_listen_socket"
-	case kindShutdownAdmin:
-		return "shutdown_admin"
-	case kindStats:
-		return "stats"
-	case kindDrainListeners:
-		return "drain_listeners"
-	case kindTerminate:
-		return "terminate"
-	case kindForwardedUDP:
-		return "forwarded_udp_packet"
-	case kindTestConnection:
-		return "test_connection"
+	if k > 0 && int(k) < len(kindNames) {
+		return kindNames[k]
 	}
 	return fmt.Sprintf("message %d", int32(k))
 }

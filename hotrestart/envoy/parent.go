@@ -70,7 +70,7 @@ func NewParent(c ParentConfig) (*Parent, error) {
 // which hangs on a question that nobody answers. It runs once.
 func (p *Parent) Run(ctx context.Context) error {
 	defer p.socket.cancelled(ctx)()
-	buffer := make([]byte, envoyDatagram)
+	buffer := make([]byte, datagramSize)
 	for {
 		datagram, fd, err := p.socket.receive(buffer)
 		if err == nil {
@@ -119,7 +119,7 @@ func (p *Parent) answer(ctx context.Context, datagram []byte) error {
 }
 
 func decodeRequest(datagram []byte) (request, error) {
-	message, err := singleEnvoyFrame(datagram)
+	message, err := singleFrame(datagram)
 	if err != nil {
 		return request{}, err
 	}
@@ -129,18 +129,19 @@ func decodeRequest(datagram []byte) (request, error) {
 // passSocket answers with a socket, or with none: also when the listener is of another
 // network namespace, since only those of the pod are held.
 func (p *Parent) passSocket(r request) error {
+	none := marshalSocketReply(-1)
 	if p.config.Sockets == nil || r.namespace != "" {
-		return p.send(marshalSocketReply(-1), -1)
+		return p.send(none, -1)
 	}
 	fd, ok := p.config.Sockets(r.address, r.worker)
 	if !ok {
-		return p.send(marshalSocketReply(-1), -1)
+		return p.send(none, -1)
 	}
 	defer closeDescriptor(fd)
 	err := p.send(marshalSocketReply(fd), fd)
 	if errors.Is(err, unix.ETOOMANYREFS) || errors.Is(err, unix.EBADF) {
 		p.log.Warn("Envoy must bind a socket of its own, since ours cannot be passed", "address", r.address, "worker", r.worker, "error", err)
-		return p.send(marshalSocketReply(-1), -1)
+		return p.send(none, -1)
 	}
 	return err
 }

@@ -39,7 +39,7 @@ func TestParentIgnoresStrangers(t *testing.T) {
 	}
 	if unnamed, err := net.DialUnix("unixgram", nil, e.child.peer); err != nil {
 		t.Fatal(err)
-	} else if _, err := unnamed.Write(appendEnvoyFrame(request{kind: kindDrainListeners}.marshal())); err != nil {
+	} else if _, err := unnamed.Write(appendFrame(request{kind: kindDrainListeners}.marshal())); err != nil {
 		t.Fatal(err)
 	} else {
 		unnamed.Close()

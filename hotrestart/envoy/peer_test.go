@@ -40,7 +40,7 @@ func newFakeEnvoy(t *testing.T) *fakeEnvoy {
 	if err := errors.Join(child.conn.SetDeadline(deadline), parent.conn.SetDeadline(deadline)); err != nil {
 		t.Fatal(err)
 	}
-	return &fakeEnvoy{t: t, where: where, child: child, parent: parent, buffer: make([]byte, envoyDatagram)}
+	return &fakeEnvoy{t: t, where: where, child: child, parent: parent, buffer: make([]byte, datagramSize)}
 }
 
 // run starts what runs until the test ends.
@@ -74,7 +74,7 @@ func (e *fakeEnvoy) sends(role *datagramSocket, message []byte, fd int) {
 // gets receives a message in that role.
 func (e *fakeEnvoy) gets(role *datagramSocket) (message []byte, fd int) {
 	e.t.Helper()
-	var a envoyAssembler
+	var a assembler
 	for fd = -1; ; {
 		datagram, came, err := role.receive(e.buffer)
 		if err != nil {

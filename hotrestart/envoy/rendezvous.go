@@ -115,10 +115,6 @@ func validListenAddress(address string) error {
 	if path, isUnix := strings.CutPrefix(address, "unix://"); isUnix && path != "" {
 		return nil
 	}
-	return validTCPAddress(address)
-}
-
-func validTCPAddress(address string) error {
 	hostPort, isTCP := strings.CutPrefix(address, "tcp://")
 	if !isTCP {
 		return fmt.Errorf("listener address %q: it must begin with tcp:// or unix://", address)

@@ -1,6 +1,7 @@
 package vip
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -12,9 +13,8 @@ import (
 	"understudy.mesh/pkg/journal"
 )
 
-// Open reads the file, if there is one. A file that is not ours or is
-// damaged is set aside with a warning, and hosts get what their hash says.
-// Errors are about c.
+// Open reads the file, if there is one. A file that is damaged or not of this range is
+// set aside with a warning, and hosts get what their hash says. Errors are about c.
 func Open(c Config) (*Pool, error) {
 	c.V4, c.V6 = c.V4.Masked(), c.V6.Masked()
 	if !c.V4.Addr().Is4() || c.V4.Bits() < 32-maxIndexBits || c.V4.Bits() > 29 {
@@ -23,14 +23,10 @@ func Open(c Config) (*Pool, error) {
 	if c.IPv6 && (!c.V6.Addr().Is6() || 128-c.V6.Bits() < 32-c.V4.Bits()) {
 		return nil, fmt.Errorf("open VIP pool: IPv6 range %s: use a prefix that has room for all of %s, as 2001:2::/48", c.V6, c.V4)
 	}
-	if c.Quarantine == 0 {
-		c.Quarantine = defaultQuarantine
-	}
+	c.Quarantine = cmp.Or(c.Quarantine, defaultQuarantine)
+	c.Log = cmp.Or(c.Log, slog.Default())
 	if c.Now == nil {
 		c.Now = time.Now
-	}
-	if c.Log == nil {
-		c.Log = slog.Default()
 	}
 	v := &Pool{config: c, log: c.Log, changed: map[string]struct{}{}}
 	if c.Path != "" {
@@ -45,15 +41,14 @@ func Open(c Config) (*Pool, error) {
 	return v, nil
 }
 
-// Assign returns the addresses of hosts, which is the whole set that wants
-// some: IPv4 first, then IPv6 if there is. A host keeps what it has; one that
-// is missing loses it, and gets the same again if it comes back before another
-// needed it, which is never within the quarantine. Where no address is left
-// the error names the hosts without one, and the map has the others.
+// Assign returns the addresses of hosts, the whole set that wants some: IPv4 first,
+// then IPv6. A host keeps what it has. One that is missing loses it, and gets the same
+// again if it comes back before another needed it, which is never within the quarantine.
+// Where no address is left the error names the hosts without one, and the map has the
+// others.
 //
-// declared are all addresses that others have by their own right: no host has
-// one of these, and one that had it gets another, which is logged. A prefix
-// that is as large as a range or larger is none of them.
+// declared are all addresses that documents declare: a host that had one of these gets
+// another, which is logged. A prefix as large as a range declares nothing of it.
 func (v *Pool) Assign(hosts []string, declared ...netip.Prefix) (map[string][]netip.Addr, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

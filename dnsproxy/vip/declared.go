@@ -2,13 +2,14 @@ package vip
 
 import (
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
 )
 
-// declaredOf returns the indexes of the addresses in prefixes. A prefix is in one of the ranges and smaller than it; any
-// other leaves the ranges to us, whose addresses are more specific.
+// declaredOf returns the indexes of the addresses in prefixes. A prefix that is as large
+// as a range declares none of it: our addresses are more specific.
 func (v *Pool) declaredOf(prefixes []netip.Prefix) declaredAddrs {
 	out := declaredAddrs{}
 	for _, p := range prefixes {
@@ -38,8 +39,8 @@ func (v *Pool) indexesOf(p netip.Prefix) (first, n uint32, ok bool) {
 	return uint32(offset), uint32(min(uint64(v.size())-offset, 1<<min(all-p.Bits(), maxIndexBits))), true
 }
 
-// setDeclared takes over what is declared now. What no longer is rests like the address of a host that left: who had it
-// by the document may still be dialled by it.
+// setDeclared takes over what is declared now. An address that no longer is goes into
+// quarantine like that of a host that left: clients may still dial it.
 func (v *Pool) setDeclared(now declaredAddrs, at time.Time) {
 	for index := range v.declared {
 		if _, taken := v.owner[index]; now[index] || taken || !v.usable(index) {
@@ -53,10 +54,10 @@ func (v *Pool) setDeclared(now declaredAddrs, at time.Time) {
 	v.declared = now
 }
 
-// displace takes the index from every host whose addresses are declared, and returns what each had. It rests by the
-// declaration, not by the host.
+// displace takes the index from every host whose addresses are declared, and returns what
+// each had. There is no quarantine: the declaration keeps the index from others.
 func (v *Pool) displace() map[string][]netip.Addr {
-	var had map[string][]netip.Addr
+	had := map[string][]netip.Addr{}
 	forget := func(h string, index uint32) {
 		delete(v.assigned, h)
 		delete(v.since, index)
@@ -66,9 +67,6 @@ func (v *Pool) displace() map[string][]netip.Addr {
 	}
 	for h, index := range v.assigned {
 		if v.declared[index] {
-			if had == nil {
-				had = map[string][]netip.Addr{}
-			}
 			had[h] = v.addrs(index)
 			forget(h, index)
 		}
@@ -83,12 +81,7 @@ func (v *Pool) displace() map[string][]netip.Addr {
 
 // tellDisplaced logs who got another address, and which.
 func (v *Pool) tellDisplaced(had map[string][]netip.Addr) {
-	hosts := make([]string, 0, len(had))
-	for h := range had {
-		hosts = append(hosts, h)
-	}
-	slices.Sort(hosts)
-	for _, h := range hosts {
+	for _, h := range slices.Sorted(maps.Keys(had)) {
 		now := "none, see the error"
 		if index, ok := v.assigned[h]; ok {
 			now = v.addrs(index)[0].String()

@@ -16,8 +16,7 @@ import (
 const (
 	fileVersion = 1
 
-	// maxVIPFile bounds what is read: 65,024 hosts with the longest names
-	// are 21 MB.
+	// maxFile bounds what is read: 65,024 hosts with the longest names are 21 MB.
 	maxFile = 24 << 20
 
 	// maxJournal bounds the journal: what a release that does not know it may miss, and what a
@@ -51,6 +50,8 @@ type fileFreed struct {
 	Index uint32    `json:"index"`
 	At    time.Time `json:"at"`
 }
+
+func (f freed) inFile() fileFreed { return fileFreed{f.index, f.at.UTC().Round(0)} }
 
 // load fills v from its file, or leaves it empty.
 func (v *Pool) load() {
@@ -127,7 +128,7 @@ func (v *Pool) decode(data []byte, records ...[]byte) (allocation, error) {
 	maps.Copy(a.assigned, file.Assigned)
 	for h, f := range file.Freed {
 		at := f.At
-		if at.After(now) { // the clock was set back: begin anew
+		if at.After(now) { // the clock was set back: start over
 			at = now
 		}
 		if at.Before(time.Unix(0, 0)) { // RFC 3339 cannot say every time in UTC
@@ -233,7 +234,7 @@ func (v *Pool) saved(err error) bool {
 		v.readOnly = true
 		return false
 	}
-	v.changed = map[string]struct{}{} // cleared, it would stay as large as it ever was
+	v.changed = map[string]struct{}{} // anew: a cleared map stays as large as it ever was
 	v.readOnly = false
 	return true
 }
@@ -251,7 +252,7 @@ func (v *Pool) encodeChanged() ([]byte, error) {
 				r.Since[index] = at
 			}
 		case left:
-			r.Freed[h] = fileFreed{f.index, f.at.UTC().Round(0)}
+			r.Freed[h] = f.inFile()
 		default:
 			r.Gone = append(r.Gone, h)
 		}
@@ -262,7 +263,7 @@ func (v *Pool) encodeChanged() ([]byte, error) {
 func (v *Pool) encode() ([]byte, error) {
 	file := file{Version: fileVersion, Base: v.config.V4, Assigned: v.assigned, Since: v.since, Freed: make(map[string]fileFreed, len(v.freed))}
 	for h, f := range v.freed {
-		file.Freed[h] = fileFreed{Index: f.index, At: f.at.UTC().Round(0)}
+		file.Freed[h] = f.inFile()
 	}
 	return json.Marshal(file)
 }

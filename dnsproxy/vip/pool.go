@@ -25,7 +25,7 @@ const defaultQuarantine = 10 * time.Minute
 // size of 240.240.0.0/16.
 const maxIndexBits = 16
 
-// Config is what OpenVIPs needs.
+// Config is what Open needs.
 type Config struct {
 	Path       string           // the file; "": only in memory
 	V4         netip.Prefix     // 240.240.0.0/16; /16 to /29
@@ -59,8 +59,8 @@ type Pool struct {
 	failures  uint64
 }
 
-// declaredAddrs are the indexes of addresses in the ranges that somebody else says are its own. Those addresses win over
-// ours: Envoy has one listener for an address and a port.
+// declaredAddrs are the indexes of addresses in the ranges that a document declares as
+// its own. They win over ours: Envoy has one listener for an address and a port.
 type declaredAddrs map[uint32]bool
 
 // allocation says who has what.
@@ -128,13 +128,12 @@ func (v *Pool) arrivals(wanted map[string]struct{}) []string {
 }
 
 // give finds an index for each host and returns those for which there is none.
-// First every host whose own index is free takes it; only then those whose is
-// not look further, so that they take no one's.
+// Hosts whose own index is free come first, so that those who search take none of theirs.
 func (v *Pool) give(hosts []string) []string {
 	now := v.config.Now()
 	var displaced, unassigned []string
 	for _, h := range hosts {
-		if index := v.home(h); !v.take(h, index, now) {
+		if !v.take(h, v.home(h), now) {
 			displaced = append(displaced, h)
 		}
 	}

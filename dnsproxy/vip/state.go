@@ -45,13 +45,8 @@ func (v *Pool) Import(data []byte) (changed bool, err error) {
 	if v.equal(a) {
 		return false, nil
 	}
-	for _, hosts := range []map[string]uint32{v.assigned, a.assigned} {
-		for h := range hosts {
-			v.note(h)
-		}
-	}
-	for _, hosts := range []map[string]freed{v.freed, a.freed} {
-		for h := range hosts {
+	for _, owners := range []map[uint32]string{v.owner, a.owner} {
+		for _, h := range owners {
 			v.note(h)
 		}
 	}

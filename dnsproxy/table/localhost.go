@@ -30,7 +30,7 @@ func NewLocalhost(ttl uint32) *Localhost {
 
 // Searched is told resolv.conf's search domains.
 func (h *Localhost) Searched(domains []string) {
-	list := make([][]byte, 0, len(domains))
+	var list [][]byte
 	for _, domain := range domains {
 		if wire, ok := wire.AppendName(nil, domain); ok {
 			list = append(list, wire[:len(wire)-1])

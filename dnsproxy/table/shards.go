@@ -133,22 +133,19 @@ func (m *shards) with(changes []change) *shards {
 // rebuild returns old, which may be nil, after the changes; nil when nothing is
 // left of it.
 func (m *shards) rebuild(old *shard, changes []change) *shard {
-	var data []byte
-	n := old.len()
-	if old != nil {
-		data = old.data
-	}
+	old = cmp.Or(old, new(shard))
+	data := old.data
 	size := len(data)
 	for _, c := range changes {
 		size += recordHead + len(c.key) + len(c.value)
 	}
-	s := newShard(n+len(changes), size)
+	s := newShard(old.n+len(changes), size)
 	for len(data) > 0 {
 		var record []byte
 		record, data = next(data)
 		key, value := split(record)
 		hash := maphash.Bytes(m.seed, key)
-		if !hasChange(changes, hash, key) {
+		if !slices.ContainsFunc(changes, func(c change) bool { return c.hash == hash && bytes.Equal(c.key, key) }) {
 			s.add(hash, key, value)
 		}
 	}
@@ -161,15 +158,6 @@ func (m *shards) rebuild(old *shard, changes []change) *shard {
 		return nil
 	}
 	return s
-}
-
-func hasChange(changes []change, hash uint64, key []byte) bool {
-	for i := range changes {
-		if changes[i].hash == hash && bytes.Equal(changes[i].key, key) {
-			return true
-		}
-	}
-	return false
 }
 
 // newShard returns an empty one with room for n records of size bytes in all.

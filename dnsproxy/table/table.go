@@ -10,7 +10,7 @@ import (
 	"understudy.mesh/dnsproxy/internal/wire"
 )
 
-// DefaultTTL is the TTL of table answers in seconds, Istio's (pkg/dns/client).
+// DefaultTTL is the TTL of table answers in seconds, as in Istio (pkg/dns/client).
 const DefaultTTL = 30
 
 // Host is a name that the table answers. Of several that cover a question's name
@@ -25,8 +25,7 @@ type Host struct {
 	Forwarded bool `json:",omitempty"`
 }
 
-// Table is the set of names answered here. It is immutable, made by NewTable and
-// With, and put in force by Server.Swap.
+// Table is the set of names answered here, made by New and With. It is immutable.
 //
 // Names are kept in wire form without the root, and addresses behind them.
 type Table struct {

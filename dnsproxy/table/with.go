@@ -45,21 +45,18 @@ func appendAddrs(dst []byte, list []netip.Addr, vip bool) []byte {
 	if vip {
 		dst[start] = 1
 	}
-	n4, n6 := 0, 0
-	for i, a := range list {
-		if a = a.Unmap(); a.Is4() && n4 < maxAddrs && !slices.Contains(list[:i], list[i]) {
-			dst = appendAddr(dst, a)
-			n4++
+	family := func(v4 bool) (n int) {
+		for i, a := range list {
+			if a.IsValid() && a.Unmap().Is4() == v4 && n < maxAddrs && !slices.Contains(list[:i], a) {
+				dst = appendAddr(dst, a.Unmap())
+				n++
+			}
 		}
+		return n
 	}
+	n4 := family(true)
 	binary.BigEndian.PutUint16(dst[start+1:], uint16(n4))
-	for i, a := range list {
-		if a.IsValid() && !a.Unmap().Is4() && n6 < maxAddrs && !slices.Contains(list[:i], list[i]) {
-			dst = appendAddr(dst, a)
-			n6++
-		}
-	}
-	if n4+n6 == 0 {
+	if n4+family(false) == 0 {
 		return dst[:start]
 	}
 	return dst
@@ -77,8 +74,9 @@ func appendAddr(dst []byte, a netip.Addr) []byte {
 
 // With returns the table in which each host of set has replaced the one of its
 // name, and gone, but for those of set, have left. A name twice in set has the
-// addresses of both; one without a usable address leaves, unless it is Forwarded. It costs what changes,
-// however large the table is: a host that is as it was costs a look-up.
+// addresses of both; one without a usable address leaves, unless it is Forwarded.
+// It costs what changes, however large the table is: a host that stays as it was costs
+// a look-up.
 func (t *Table) With(set []Host, gone []string) *Table {
 	byName := func(a, b Host) int { return strings.Compare(wire.Normal(a.Name), wire.Normal(b.Name)) }
 	if !slices.IsSortedFunc(set, byName) {
@@ -135,7 +133,7 @@ func newEdit(t *Table, set []Host, gone []string) *edit {
 	}
 }
 
-// pointer is one VIP's becoming a host's, or ceasing to be.
+// pointer is one VIP's becoming a host's, or ceasing to be one's.
 type pointer struct {
 	addr []byte
 	host []byte // in wire form, with the root
@@ -251,9 +249,7 @@ func repoint(hosts []byte, changes []pointer) []byte {
 	return slices.Concat(list...)
 }
 
-// New returns the table of hosts. A name given twice has the addresses of
-// both. Hosts without a usable name or address are left out. A Server that has the table in force answers its names
-// also below the pod's own domain, see Config.Domain.
+// New returns the table of hosts, as With puts them in.
 func New(hosts []Host) *Table {
 	t := &Table{exact: newShards(), wildcards: newShards(), reverse: newShards()}
 	return t.With(hosts, nil)

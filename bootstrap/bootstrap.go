@@ -124,15 +124,7 @@ func build(c Config) (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
-	static, err := staticResources(c)
-	if err != nil {
-		return nil, err
-	}
 	overload, err := overloadManager(c)
-	if err != nil {
-		return nil, err
-	}
-	resolver, err := DNSResolver(c.DNSServer)
 	if err != nil {
 		return nil, err
 	}
@@ -157,9 +149,9 @@ func build(c Config) (*bootstrapv3.Bootstrap, error) {
 		ClusterManager:      clusterManager(c),
 		OverloadManager:     overload,
 		DynamicResources:    dynamicResources(),
-		StaticResources:     static,
+		StaticResources:     staticResources(c),
 
-		TypedDnsResolverConfig: resolver,
+		TypedDnsResolverConfig: DNSResolver(c.DNSServer),
 	}, nil
 }
 

@@ -1,7 +1,6 @@
 package bootstrap
 
 import (
-	"fmt"
 	"net/netip"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -27,23 +26,16 @@ const (
 // is the servers of resolv.conf, whose list Envoy walks itself. One connection over
 // loopback loses nothing of what a start with thousands of names asks at once, and has no
 // answer of anybody else's put in. The bootstrap has it as the default; what in Envoy
-// does not follow that (the dynamic forward proxy) needs it too. An error is about the
-// serialization, and is none in practice.
-func DNSResolver(server netip.AddrPort) (*corev3.TypedExtensionConfig, error) {
+// does not follow that (the dynamic forward proxy) needs it too.
+func DNSResolver(server netip.AddrPort) *corev3.TypedExtensionConfig {
 	cares := &caresv3.CaresDnsResolverConfig{
 		QueryTimeoutSeconds: wrapperspb.UInt64(queryTimeoutSeconds),
 		QueryTries:          wrapperspb.UInt32(queryTries),
 		UdpMaxQueries:       wrapperspb.UInt32(udpMaxQueries),
 	}
 	if server.IsValid() {
-		cares.Resolvers = []*corev3.Address{{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
-			Address: server.Addr().String(), PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(server.Port())},
-		}}}}
+		cares.Resolvers = []*corev3.Address{tcp(server.Addr().String(), server.Port())}
 		cares.DnsResolverOptions = &corev3.DnsResolverOptions{UseTcpForDnsLookups: true, NoDefaultSearchDomain: true}
 	}
-	config, err := typed(cares)
-	if err != nil {
-		return nil, fmt.Errorf("DNS resolver: %w", err)
-	}
-	return &corev3.TypedExtensionConfig{Name: "envoy.network.dns_resolver.cares", TypedConfig: config}, nil
+	return &corev3.TypedExtensionConfig{Name: "envoy.network.dns_resolver.cares", TypedConfig: typed(cares)}
 }

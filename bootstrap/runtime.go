@@ -82,14 +82,18 @@ func overloadManager(c Config) (*overloadv3.OverloadManager, error) {
 	if limit == 0 {
 		limit = maxConnections
 	}
-	config, err := typed(&connlimitv3.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: int64(limit)})
-	if err != nil {
-		return nil, err
-	}
+	config := typed(&connlimitv3.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: int64(limit)})
 	return &overloadv3.OverloadManager{ResourceMonitors: []*overloadv3.ResourceMonitor{{
 		Name:       connectionMonitor,
 		ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: config},
 	}}}, nil
+}
+
+// tcp is the address of a TCP socket.
+func tcp(host string, port uint16) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+		Address: host, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(port)},
+	}}}
 }
 
 // pipe is the address of a Unix socket; mode 0 leaves the mode to the umask.
@@ -97,13 +101,13 @@ func pipe(path string, mode uint32) *corev3.Address {
 	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path, Mode: mode}}}
 }
 
-// typed packs a message without anypb.New, whose proto.Marshal would load the
-// message's reflection data.
-func typed(m proto.Message) (*anypb.Any, error) {
+// typed packs a message of this package's own without anypb.New, whose proto.Marshal would
+// load the message's reflection data.
+func typed(m proto.Message) *anypb.Any {
 	name := m.ProtoReflect().Descriptor().FullName()
 	value, err := marshalVT(m)
 	if err != nil {
-		return nil, fmt.Errorf("marshal %s: %w", name, err)
+		panic(fmt.Sprintf("bootstrap: marshal %s: %v", name, err)) // what is no UTF-8, and these messages hold no text from outside
 	}
-	return &anypb.Any{TypeUrl: "type.googleapis.com/" + string(name), Value: value}, nil
+	return &anypb.Any{TypeUrl: "type.googleapis.com/" + string(name), Value: value}
 }

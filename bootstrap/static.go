@@ -32,28 +32,19 @@ const (
 	httpProtocols = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 )
 
-func staticResources(c Config) (*bootstrapv3.Bootstrap_StaticResources, error) {
-	xds, err := xdsCluster(c.XDSPath)
-	if err != nil {
-		return nil, err
+func staticResources(c Config) *bootstrapv3.Bootstrap_StaticResources {
+	r := &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{xdsCluster(c.XDSPath)}}
+	if c.StatsPort != 0 {
+		r.Clusters = append(r.Clusters, pipeCluster(statsClusterName, c.AdminPath, statsConnectTimeout))
+		r.Listeners = []*listenerv3.Listener{newStatsListener(c)}
 	}
-	r := &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{xds}}
-	if c.StatsPort == 0 {
-		return r, nil
-	}
-	listener, err := newStatsListener(c)
-	if err != nil {
-		return nil, err
-	}
-	r.Clusters = append(r.Clusters, pipeCluster(statsClusterName, c.AdminPath, statsConnectTimeout))
-	r.Listeners = []*listenerv3.Listener{listener}
-	return r, nil
+	return r
 }
 
 // xdsCluster leads to the agent's ADS socket, which speaks HTTP/2 only. One stream a
 // connection: a stream that is opened again never meets the old connection's state.
-func xdsCluster(path string) (*clusterv3.Cluster, error) {
-	options, err := typed(&httpv3.HttpProtocolOptions{
+func xdsCluster(path string) *clusterv3.Cluster {
+	options := typed(&httpv3.HttpProtocolOptions{
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{MaxRequestsPerConnection: wrapperspb.UInt32(1)},
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
@@ -63,12 +54,9 @@ func xdsCluster(path string) (*clusterv3.Cluster, error) {
 			},
 		},
 	})
-	if err != nil {
-		return nil, err
-	}
 	cluster := pipeCluster(xdsClusterName, path, xdsConnectTimeout)
 	cluster.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpProtocols: options}
-	return cluster, nil
+	return cluster
 }
 
 func pipeCluster(name, path string, connectTimeout time.Duration) *clusterv3.Cluster {
@@ -90,66 +78,37 @@ func pipeCluster(name, path string, connectTimeout time.Duration) *clusterv3.Clu
 // newStatsListener serves Envoy's own statistics to a scraper. It has no traffic
 // direction: a drain of the inbound listeners leaves it, so that a draining pod can
 // still be watched.
-func newStatsListener(c Config) (*listenerv3.Listener, error) {
-	manager, err := statsManager()
-	if err != nil {
-		return nil, err
-	}
+func newStatsListener(c Config) *listenerv3.Listener {
 	l := &listenerv3.Listener{
 		Name: statsListener,
 		FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{
 			Name:       httpFilter,
-			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: manager},
+			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: statsManager()},
 		}}}},
 		// A proxy that is overloaded has to be seen to be so.
 		IgnoreGlobalConnLimit: true,
 		BypassOverloadManager: true,
 	}
-	for _, address := range statsAddresses(c) {
-		if l.Address == nil {
-			l.Address = address
-			continue
-		}
-		l.AdditionalAddresses = append(l.AdditionalAddresses, &listenerv3.AdditionalAddress{Address: address})
-	}
-	return l, nil
-}
-
-func statsAddresses(c Config) []*corev3.Address {
 	v4, v6 := "0.0.0.0", "::"
 	if c.StatsLoopbackOnly {
 		v4, v6 = "127.0.0.1", "::1"
 	}
-	var hosts []string
-	if c.IPv4 {
-		hosts = append(hosts, v4)
+	l.Address = tcp(v4, c.StatsPort)
+	if !c.IPv4 {
+		l.Address = tcp(v6, c.StatsPort)
+	} else if c.IPv6 {
+		l.AdditionalAddresses = []*listenerv3.AdditionalAddress{{Address: tcp(v6, c.StatsPort)}}
 	}
-	if c.IPv6 {
-		hosts = append(hosts, v6)
-	}
-	var addresses []*corev3.Address
-	for _, host := range hosts {
-		addresses = append(addresses, &corev3.Address{Address: &corev3.Address_SocketAddress{
-			SocketAddress: &corev3.SocketAddress{
-				Address:       host,
-				PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(c.StatsPort)},
-			},
-		}})
-	}
-	return addresses
+	return l
 }
 
-func statsManager() (*anypb.Any, error) {
-	router, err := typed(&routerv3.Router{})
-	if err != nil {
-		return nil, err
-	}
+func statsManager() *anypb.Any {
 	return typed(&hcmv3.HttpConnectionManager{
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
 		StatPrefix: statsListener,
 		HttpFilters: []*hcmv3.HttpFilter{{
 			Name:       routerFilter,
-			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: router},
+			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: typed(&routerv3.Router{})},
 		}},
 		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
 			VirtualHosts: []*routev3.VirtualHost{{

@@ -46,18 +46,13 @@ func istioTags() []tag {
 }
 
 func statsConfig(c Config) (*metricsv3.StatsConfig, error) {
-	var tags []*metricsv3.TagSpecifier
-	add := func(t tag) {
-		tags = append(tags, &metricsv3.TagSpecifier{
-			TagName:  t.name,
-			TagValue: &metricsv3.TagSpecifier_Regex{Regex: t.regex},
-		})
-	}
-	for _, t := range istioTags() {
-		add(t)
-	}
+	rules := istioTags()
 	for _, name := range c.ExtraStatTags {
-		add(tag{name, `(` + regexp.QuoteMeta(name) + `=\.=(.*?);\.;)`})
+		rules = append(rules, tag{name, `(` + regexp.QuoteMeta(name) + `=\.=(.*?);\.;)`})
+	}
+	var tags []*metricsv3.TagSpecifier
+	for _, t := range rules {
+		tags = append(tags, &metricsv3.TagSpecifier{TagName: t.name, TagValue: &metricsv3.TagSpecifier_Regex{Regex: t.regex}})
 	}
 	patterns, err := inclusions(c)
 	if err != nil {

@@ -186,19 +186,15 @@ func readOverride(path string, hostIP netip.Addr) (string, error) {
 }
 
 // options are those of the files, whose resources have Envoy look up names as its bootstrap does.
-func (s *Sidecar) options() (_ mesh.Options, err error) {
+func (s *Sidecar) options() mesh.Options {
 	o := meshOptions(s.cfg)
-	o.DNSResolver, err = bootstrap.DNSResolver(s.resolver.addr)
-	return o, err
+	o.DNSResolver = bootstrap.DNSResolver(s.resolver.addr)
+	return o
 }
 
-func (s *Sidecar) newFiles() error {
-	o, err := s.options()
-	if err != nil {
-		return err
-	}
+func (s *Sidecar) newFiles() (err error) {
 	c := files.Config{
-		Dir: s.cfg.ConfigDir, Options: o, VIPs: s.vips,
+		Dir: s.cfg.ConfigDir, Options: s.options(), VIPs: s.vips,
 		Envoy: publish.Envoy{
 			Set: s.xds.Set, Applied: s.xds.Applied, Connected: s.xds.Connected, Renewed: s.xds.Renewed(),
 			Warming: s.admin.Warming,

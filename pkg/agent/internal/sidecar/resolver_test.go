@@ -33,11 +33,7 @@ func TestLookupsOfResources(t *testing.T) {
 	}
 	const server = "127.0.0.77"
 	s.resolver = &resolver{addr: netip.MustParseAddrPort(server + ":53053")}
-	o, err := s.options()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := build.New(o).Build(reg, nil)
+	out, err := build.New(s.options()).Build(reg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

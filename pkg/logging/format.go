@@ -1,6 +1,7 @@
 package logging
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -15,23 +16,12 @@ import (
 // Envoy's log format print.
 const timeLayout = "2006-01-02T15:04:05.000000Z"
 
-// defaultScope is printed for a record of no scope, as Istio does.
-const defaultScope = "default"
-
 // appendText appends time, level, scope, message and key=value, tab-separated.
 func (h *handler) appendText(b []byte, r slog.Record) []byte {
 	b = r.Time.UTC().AppendFormat(b, timeLayout)
-	b = append(b, '\t')
-	b = append(b, levelName(r.Level)...)
-	b = append(b, '\t')
-	b = append(b, h.scopeName()...)
-	b = append(b, '\t')
-	b = append(b, oneLine(r.Message)...)
+	b = fmt.Appendf(b, "\t%s\t%s\t%s", levelName(r.Level), h.scopeName(), oneLine(r.Message))
 	for _, a := range h.attrs {
-		b = append(b, '\t')
-		b = append(b, quoted(a.Key)...)
-		b = append(b, '=')
-		b = append(b, quoted(text(a.Value))...)
+		b = fmt.Appendf(b, "\t%s=%s", quoted(a.Key), quoted(text(a.Value)))
 	}
 	return append(b, '\n')
 }
@@ -41,39 +31,27 @@ func (h *handler) appendText(b []byte, r slog.Record) []byte {
 func (h *handler) appendJSON(b []byte, r slog.Record) []byte {
 	b = append(b, `{"time":"`...)
 	b = r.Time.UTC().AppendFormat(b, timeLayout)
-	b = append(b, `","level":"`...)
-	b = append(b, levelName(r.Level)...)
-	b = append(b, `","scope":`...)
-	b = append(b, jsonValue(h.scopeName())...)
-	b = append(b, `,"msg":`...)
-	b = append(b, jsonValue(r.Message)...)
+	b = fmt.Appendf(b, `","level":"%s","scope":%s,"msg":%s`, levelName(r.Level), jsonValue(h.scopeName()), jsonValue(r.Message))
 	for _, a := range h.attrs {
-		b = append(b, ',')
-		b = append(b, jsonValue(a.Key)...)
-		b = append(b, ':')
+		var value any = text(a.Value)
 		switch a.Value.Kind() {
 		case slog.KindBool, slog.KindInt64, slog.KindUint64, slog.KindFloat64:
-			b = append(b, jsonValue(a.Value.Any())...)
-		default:
-			b = append(b, jsonValue(text(a.Value))...)
+			value = a.Value.Any()
 		}
+		b = fmt.Appendf(b, ",%s:%s", jsonValue(a.Key), jsonValue(value))
 	}
 	return append(b, '}', '\n')
 }
 
-func (h *handler) scopeName() string {
-	if h.scope == "" {
-		return defaultScope
-	}
-	return quoted(h.scope)
-}
+// scopeName of a record without a scope is Istio's.
+func (h *handler) scopeName() string { return quoted(cmp.Or(h.scope, "default")) }
 
 // text is the plain form of a value: what fmt prints, with times in the log's form.
 func text(v slog.Value) string {
-	if v.Kind() == slog.KindTime {
+	switch v.Kind() {
+	case slog.KindTime:
 		return v.Time().UTC().Format(timeLayout)
-	}
-	if v.Kind() == slog.KindDuration {
+	case slog.KindDuration:
 		return v.Duration().Round(time.Microsecond).String()
 	}
 	return v.String()

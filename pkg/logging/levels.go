@@ -67,37 +67,30 @@ func (l Levels) String() string {
 	return strings.Join(parts, ",")
 }
 
+// levels are all levels, with their names in Istio's flag, the highest first.
+var levels = [...]struct {
+	name  string
+	level slog.Level
+}{
+	{"none", levelNone}, {"fatal", levelFatal}, {"error", slog.LevelError},
+	{"warn", slog.LevelWarn}, {"info", slog.LevelInfo}, {"debug", slog.LevelDebug},
+}
+
 func parseLevel(name string) (slog.Level, error) {
-	switch name {
-	case "debug":
-		return slog.LevelDebug, nil
-	case "info":
-		return slog.LevelInfo, nil
-	case "warn":
-		return slog.LevelWarn, nil
-	case "error":
-		return slog.LevelError, nil
-	case "fatal":
-		return levelFatal, nil
-	case "none":
-		return levelNone, nil
+	for _, l := range levels {
+		if l.name == name {
+			return l.level, nil
+		}
 	}
 	return 0, fmt.Errorf("level %q is not one of debug, info, warn, error, fatal, none", name)
 }
 
-// levelName is the name of the highest level that is not above l.
+// levelName is the name of the highest level that is not above l, and debug below that.
 func levelName(l slog.Level) string {
-	switch {
-	case l == levelNone:
-		return "none"
-	case l >= levelFatal:
-		return "fatal"
-	case l >= slog.LevelError:
-		return "error"
-	case l >= slog.LevelWarn:
-		return "warn"
-	case l >= slog.LevelInfo:
-		return "info"
+	for _, known := range levels {
+		if l >= known.level {
+			return known.name
+		}
 	}
 	return "debug"
 }

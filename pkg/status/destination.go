@@ -76,15 +76,15 @@ func dialLoopback(ctx context.Context, network, addr string) (net.Conn, error) {
 		return nil, fmt.Errorf("dial %q: %w", addr, err)
 	}
 	dialer := net.Dialer{Timeout: appDialTimeout}
-	conn, err4 := dialer.DialContext(ctx, network, net.JoinHostPort("127.0.0.1", port))
-	if err4 == nil {
-		return conn, nil
+	var errs []error
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(host, port))
+		if err == nil {
+			return conn, nil
+		}
+		errs = append(errs, err)
 	}
-	conn, err6 := dialer.DialContext(ctx, network, net.JoinHostPort("::1", port))
-	if err6 == nil {
-		return conn, nil
-	}
-	return nil, errors.Join(err4, err6)
+	return nil, errors.Join(errs...)
 }
 
 // parsePort reads a port number from 1 to 65535.

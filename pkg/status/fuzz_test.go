@@ -66,12 +66,12 @@ func FuzzParseScrapeTargets(f *testing.F) {
 			return
 		}
 		for _, target := range targets {
-			u, err := url.Parse(target.url.String())
+			u, err := url.Parse(target.String())
 			if err != nil || u.Hostname() != "localhost" {
-				t.Fatalf("%q becomes %q (%v)", data, target.url, err)
+				t.Fatalf("%q becomes %q (%v)", data, target, err)
 			}
 			if p, err := parsePort(u.Port()); err != nil || p == 4242 || p == 15020 {
-				t.Fatalf("%q becomes %q (%v)", data, target.url, err)
+				t.Fatalf("%q becomes %q (%v)", data, target, err)
 			}
 		}
 	})

@@ -26,7 +26,7 @@ func Listen(s Socket) ([]net.Listener, error) {
 	if !s.Loopback {
 		// Go clears IPV6_V6ONLY on a wildcard socket, and falls back to
 		// 0.0.0.0 on a kernel without IPv6.
-		l, err := net.Listen("tcp", net.JoinHostPort("", portString(s.Port)))
+		l, err := net.Listen("tcp", ":"+portString(s.Port))
 		if err != nil {
 			return nil, s.explain(err)
 		}

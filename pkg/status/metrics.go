@@ -124,15 +124,13 @@ func (s Sample) metric() (prometheus.Metric, error) {
 		values[i] = s.Labels[k]
 	}
 	desc := prometheus.NewDesc(metricPrefix+s.Name, s.Help, keys, nil)
-	var m prometheus.Metric
-	var err error
-	switch {
-	case s.Histogram != nil:
+	kind := prometheus.CounterValue
+	if s.Gauge {
+		kind = prometheus.GaugeValue
+	}
+	m, err := prometheus.NewConstMetric(desc, kind, s.Value, values...)
+	if s.Histogram != nil {
 		m, err = prometheus.NewConstHistogram(desc, s.Histogram.Count, s.Histogram.Sum, s.Histogram.Buckets, values...)
-	case s.Gauge:
-		m, err = prometheus.NewConstMetric(desc, prometheus.GaugeValue, s.Value, values...)
-	default:
-		m, err = prometheus.NewConstMetric(desc, prometheus.CounterValue, s.Value, values...)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("metric %q: %w", s.Name, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/pprof"
 	"path"
@@ -127,12 +128,7 @@ func (s *Server) debugHandler() http.Handler {
 // checkDebugPaths rejects what http.ServeMux would panic on, and what is not
 // below /debug/ or is taken.
 func checkDebugPaths(pages map[string]http.Handler) error {
-	paths := make([]string, 0, len(pages))
-	for p := range pages {
-		paths = append(paths, p)
-	}
-	slices.Sort(paths)
-	for _, p := range paths {
+	for _, p := range slices.Sorted(maps.Keys(pages)) {
 		name, below := strings.CutPrefix(p, "/debug/")
 		clean := path.Clean(p) == strings.TrimSuffix(p, "/")
 		if !below || !clean || name == "" || strings.ContainsAny(p, "{} \t") || strings.HasPrefix(name, "pprof") || pages[p] == nil {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"net/url"
 	"strconv"
 	"sync"
 	"time"
@@ -38,7 +39,7 @@ type scraper struct {
 	registry prometheus.Gatherer
 	metrics  *metrics
 	envoy    func(ctx context.Context, query string) (io.ReadCloser, string, error) // nil: not merged
-	targets  []scrapeTarget
+	targets  []*url.URL
 	client   *http.Client
 	log      *slog.Logger
 }
@@ -53,7 +54,7 @@ type source struct {
 	cancel      context.CancelFunc // of its request
 }
 
-func newScraper(c Config, targets []scrapeTarget, m *metrics) *scraper {
+func newScraper(c Config, targets []*url.URL, m *metrics) *scraper {
 	s := &scraper{registry: c.Registry, metrics: m, targets: targets, log: c.Log}
 	if c.MergeEnvoyStats {
 		s.envoy = c.EnvoyStats
@@ -165,10 +166,10 @@ func (s *scraper) begin(ctx context.Context, wait time.Duration, src source,
 }
 
 // beginApp sends the request to one target of the application.
-func (s *scraper) beginApp(ctx context.Context, wait time.Duration, t scrapeTarget, h http.Header, accept string) *source {
-	src := source{name: sourceApplication, from: t.url.String()}
+func (s *scraper) beginApp(ctx context.Context, wait time.Duration, target *url.URL, h http.Header, accept string) *source {
+	src := source{name: sourceApplication, from: target.String()}
 	return s.begin(ctx, wait, src, func(ctx context.Context) (io.ReadCloser, string, error) {
-		req := (&http.Request{Method: http.MethodGet, URL: t.url, Header: http.Header{"Accept": {accept}}}).WithContext(ctx)
+		req := (&http.Request{Method: http.MethodGet, URL: target, Header: http.Header{"Accept": {accept}}}).WithContext(ctx)
 		for _, name := range []string{"User-Agent", timeoutHeader} {
 			if v := h.Get(name); v != "" {
 				req.Header.Set(name, v)

@@ -2,6 +2,7 @@ package status
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/url"
@@ -13,8 +14,8 @@ import (
 const annotationsSource = "ISTIO_PROMETHEUS_ANNOTATIONS"
 
 const (
-	defaultMetricsPort = "80"       // Istio's, when prometheus.io/port is not set
-	defaultMetricsPath = "/metrics" // Prometheus's
+	defaultMetricsPort text = "80"       // Istio's, when prometheus.io/port is not set
+	defaultMetricsPath text = "/metrics" // Prometheus's
 )
 
 // reservedPorts returns those that a pod's metrics never come from, because
@@ -24,22 +25,19 @@ func reservedPorts() []uint16 {
 	return []uint16{15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090}
 }
 
-// scrapeTarget is one place where the application exposes metrics.
-type scrapeTarget struct {
-	url *url.URL // http://localhost:<port><path>
-}
-
 // annotations is what the injector makes of the pod's prometheus.io/*
 // annotations. Every value is a string there, and may be a bare number or
 // boolean here.
 type annotations struct {
-	Scrape  text `json:"scrape"`
-	Path    text `json:"path"`
-	Port    text `json:"port"`
-	Targets []struct {
-		Port text `json:"port"`
-		Path text `json:"path"`
-	} `json:"targets"`
+	Scrape text `json:"scrape"`
+	exposure
+	Targets []exposure `json:"targets"`
+}
+
+// exposure is where the application exposes metrics.
+type exposure struct {
+	Port text `json:"port"`
+	Path text `json:"path"`
 }
 
 // text is a JSON string, or the literal text of a number or boolean.
@@ -62,7 +60,7 @@ func (t *text) UnmarshalJSON(b []byte) error {
 // parseScrapeTargets reads ISTIO_PROMETHEUS_ANNOTATIONS. The list of targets,
 // where there is one, replaces the single port and path. No target when
 // scraping is off. status are the status server's own ports.
-func parseScrapeTargets(data []byte, status []uint16) ([]scrapeTarget, error) {
+func parseScrapeTargets(data []byte, status []uint16) ([]*url.URL, error) {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return nil, nil
 	}
@@ -74,42 +72,34 @@ func parseScrapeTargets(data []byte, status []uint16) ([]scrapeTarget, error) {
 		return nil, nil
 	}
 	if len(a.Targets) == 0 {
-		t, err := newScrapeTarget(string(a.Port), string(a.Path), status)
-		if err != nil {
-			return nil, err
-		}
-		return []scrapeTarget{t}, nil
+		a.Targets = []exposure{a.exposure}
 	}
-	targets := make([]scrapeTarget, 0, len(a.Targets))
+	var targets []*url.URL
 	for _, at := range a.Targets {
-		t, err := newScrapeTarget(string(at.Port), string(at.Path), status)
+		u, err := at.url(status)
 		if err != nil {
 			return nil, err
 		}
-		targets = append(targets, t)
+		targets = append(targets, u)
 	}
 	return targets, nil
 }
 
-func newScrapeTarget(port, path string, status []uint16) (scrapeTarget, error) {
-	if port == "" {
-		port = defaultMetricsPort
-	}
-	if path == "" {
-		path = defaultMetricsPath
-	}
-	n, err := parsePort(strings.TrimSpace(port))
+// url is http://localhost:<port><path>.
+func (e exposure) url(status []uint16) (*url.URL, error) {
+	path := string(cmp.Or(e.Path, defaultMetricsPath))
+	n, err := parsePort(strings.TrimSpace(string(cmp.Or(e.Port, defaultMetricsPort))))
 	if err != nil {
-		return scrapeTarget{}, fmt.Errorf("%s: %w", annotationsSource, err)
+		return nil, fmt.Errorf("%s: %w", annotationsSource, err)
 	}
 	if slices.Contains(status, n) || slices.Contains(reservedPorts(), n) {
-		return scrapeTarget{}, fmt.Errorf("%s: port %d belongs to the agent or Envoy: set prometheus.io/port to the application's own port (was the pod injected twice?)",
+		return nil, fmt.Errorf("%s: port %d belongs to the agent or Envoy: set prometheus.io/port to the application's own port (was the pod injected twice?)",
 			annotationsSource, n)
 	}
 	u, err := url.Parse("/" + strings.TrimPrefix(path, "/"))
 	if err != nil || u.Host != "" {
-		return scrapeTarget{}, fmt.Errorf("%s: path %q is not a URL path like /metrics", annotationsSource, path)
+		return nil, fmt.Errorf("%s: path %q is not a URL path like /metrics", annotationsSource, path)
 	}
 	u.Scheme, u.Host, u.Fragment = "http", "localhost:"+portString(n), ""
-	return scrapeTarget{url: u}, nil
+	return u, nil
 }

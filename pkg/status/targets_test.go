@@ -32,7 +32,7 @@ func TestParseScrapeTargets(t *testing.T) {
 		targets, err := parseScrapeTargets([]byte(tt.in), []uint16{4242})
 		var urls []string
 		for _, target := range targets {
-			urls = append(urls, target.url.String())
+			urls = append(urls, target.String())
 		}
 		if got := strings.Join(urls, " "); err == nil && got != tt.want {
 			t.Errorf("%s: %q, want %q", tt.in, got, tt.want)

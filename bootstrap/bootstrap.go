@@ -105,14 +105,6 @@ type Config struct {
 // Build makes the bootstrap. It reads and changes nothing; its errors name the
 // field of Config that is wrong.
 func Build(c Config) (*bootstrapv3.Bootstrap, error) {
-	b, err := build(c)
-	if err != nil {
-		return nil, fmt.Errorf("build Envoy's bootstrap: %w", err)
-	}
-	return b, nil
-}
-
-func build(c Config) (*bootstrapv3.Bootstrap, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -43,7 +42,7 @@ took over from it, with the reason if it failed. * marks the agent that was aske
 				return err
 			}
 			if output.IsJSON() {
-				return printIndented(e.Stdout, raw)
+				return cli.PrintJSON(e.Stdout, json.RawMessage(raw))
 			}
 			v := upgradeView{now: time.Now(), sockets: sockets}
 			v.print(e.Stdout, status)
@@ -53,16 +52,6 @@ took over from it, with the reason if it failed. * marks the agent that was aske
 	output.AddFlag(cmd, "o")
 	cmd.Flags().BoolVar(&sockets, "sockets", false, "list the listening sockets that each generation holds")
 	return cmd
-}
-
-func printIndented(w io.Writer, raw []byte) error {
-	var b bytes.Buffer
-	if err := json.Indent(&b, bytes.TrimSpace(raw), "", "  "); err != nil {
-		return fmt.Errorf("read the agent's answer: %w", err)
-	}
-	b.WriteByte('\n')
-	_, err := w.Write(b.Bytes())
-	return err
 }
 
 // upgradeView renders an UpgradeStatus for a terminal.

@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/control"
 )
 
@@ -95,7 +97,7 @@ Hot upgrade is off: the agent gives no reason
 func TestUpgradeStatusJSON(t *testing.T) {
 	raw := []byte(`{"handoffDir":"/d","generations":[{"id":"a","later":1}]}` + "\n")
 	var out bytes.Buffer
-	if err := printIndented(&out, raw); err != nil {
+	if err := cli.PrintJSON(&out, json.RawMessage(raw)); err != nil {
 		t.Fatal(err)
 	}
 	want := `{

@@ -51,17 +51,16 @@ func (l *loader) check(c *Config) {
 // checkPorts refuses two servers on one port. Only the status port and the ready port
 // may be the same: ASM's manifests do that, and one server then does both.
 func (l *loader) checkPorts(c *Config) {
-	type owner struct{ name, use string }
-	taken := map[uint16]owner{
-		outboundPort: {"", "Envoy's capture of outbound traffic"},
-		inboundPort:  {"", "Envoy's capture of inbound traffic"},
+	taken := map[uint16]string{
+		outboundPort: "Envoy's capture of outbound traffic",
+		inboundPort:  "Envoy's capture of inbound traffic",
 	}
 	claim := func(port uint16, name, use string) {
 		if by, ok := taken[port]; ok {
-			l.reject(name, strconv.Itoa(int(port)), fmt.Sprintf("want another port: this one is %s", by.use))
+			l.reject(name, strconv.Itoa(int(port)), "want another port: this one is "+by)
 			return
 		}
-		taken[port] = owner{name, use}
+		taken[port] = use
 	}
 	claim(c.AdminPort, "proxyAdminPort", "Envoy's admin interface (proxyAdminPort)")
 	claim(c.StatsPort, "prometheusPort", "Envoy's statistics (ENVOY_PROMETHEUS_PORT)")

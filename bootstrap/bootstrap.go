@@ -208,26 +208,22 @@ func clusterManager(c Config) *bootstrapv3.ClusterManager {
 	if c.ProxyMark == 0 && c.OutlierLogPath == "" {
 		return nil
 	}
-	m := &bootstrapv3.ClusterManager{UpstreamBindConfig: markSockets(c.ProxyMark)}
+	m := &bootstrapv3.ClusterManager{}
+	// Every upstream connection carries the mark. What goes on to the application needs none:
+	// its clusters have a source address that capture knows.
+	if c.ProxyMark != 0 {
+		m.UpstreamBindConfig = &corev3.BindConfig{SocketOptions: []*corev3.SocketOption{{
+			Description: "the proxy's mark", // in Envoy's log when it may not set it
+			Level:       syscall.SOL_SOCKET,
+			Name:        syscall.SO_MARK,
+			Value:       &corev3.SocketOption_IntValue{IntValue: int64(c.ProxyMark)},
+			State:       corev3.SocketOption_STATE_PREBIND,
+		}}}
+	}
 	if c.OutlierLogPath != "" {
 		m.OutlierDetection = &bootstrapv3.ClusterManager_OutlierDetection{EventLogPath: c.OutlierLogPath}
 	}
 	return m
-}
-
-// markSockets makes every upstream connection carry a mark. What goes on to the
-// application needs none: its clusters have a source address that capture knows.
-func markSockets(mark uint32) *corev3.BindConfig {
-	if mark == 0 {
-		return nil
-	}
-	return &corev3.BindConfig{SocketOptions: []*corev3.SocketOption{{
-		Description: "the proxy's mark", // in Envoy's log when it may not set it
-		Level:       syscall.SOL_SOCKET,
-		Name:        syscall.SO_MARK,
-		Value:       &corev3.SocketOption_IntValue{IntValue: int64(mark)},
-		State:       corev3.SocketOption_STATE_PREBIND,
-	}}}
 }
 
 func dynamicResources() *bootstrapv3.Bootstrap_DynamicResources {

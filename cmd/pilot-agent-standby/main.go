@@ -36,15 +36,11 @@ func command(args []string) string {
 	for i, arg := range args {
 		switch {
 		case strings.HasPrefix(arg, "-"):
-		case arg == "proxy", i == 0, !valueMayFollow(args[i-1]):
+		case arg == "proxy", i == 0, !strings.HasPrefix(args[i-1], "-"), strings.Contains(args[i-1], "="):
 			return arg
 		}
 	}
 	return ""
-}
-
-func valueMayFollow(arg string) bool {
-	return strings.HasPrefix(arg, "-") && !strings.Contains(arg, "=")
 }
 
 // idle returns on SIGTERM or SIGINT. Until then it reaps every child: as PID 1

@@ -96,10 +96,8 @@ func keyName(key any) (string, error) {
 			return "", errNotText
 		}
 		return key, nil
-	case int:
-		return strconv.Itoa(key), nil
-	case bool:
-		return strconv.FormatBool(key), nil
+	case int, bool:
+		return fmt.Sprint(key), nil
 	}
 	return "", fmt.Errorf("want plain names as keys, not %T", key)
 }
@@ -125,4 +123,25 @@ func lookup(tree map[string]any, path []string) (any, bool) {
 	}
 	sub, _ := v.(map[string]any)
 	return lookup(sub, path[1:])
+}
+
+// parseDownward reads a file of the downward API: lines of key="quoted value"
+// (Kubernetes: "Expose Pod Information to Containers Through Files").
+func parseDownward(data []byte) (map[string]string, error) {
+	if len(data) > maxInput {
+		return nil, fmt.Errorf("%d bytes, want at most %d", len(data), maxInput)
+	}
+	entries := map[string]string{}
+	for i, line := range strings.Split(string(data), "\n") {
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		key, quoted, found := strings.Cut(line, "=")
+		value, err := strconv.Unquote(quoted)
+		if !found || key == "" || err != nil || !utf8.ValidString(key+value) {
+			return nil, fmt.Errorf(`line %d: want key="quoted value"`, i+1)
+		}
+		entries[key] = value
+	}
+	return entries, nil
 }

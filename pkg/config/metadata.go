@@ -26,7 +26,7 @@ func (l *loader) nodeMetadata(c *Config) map[string]any {
 		"ISTIO_VERSION":                   l.src.Version,
 		"INSTANCE_IPS":                    joinAddrs(c),
 		"PROXY_CONFIG":                    l.effectiveProxyConfig(c),
-		"ANNOTATIONS":                     l.shownAnnotations(),
+		"ANNOTATIONS":                     without("kubectl.kubernetes.io/last-applied-configuration", l.annotations), // that repeats the pod's whole manifest
 		"OUTLIER_LOG_PATH":                c.OutlierLogPath,
 		"ENVOY_STATUS_PORT":               strconv.Itoa(int(c.ReadyPort)),
 		"ENVOY_PROMETHEUS_PORT":           strconv.Itoa(int(c.StatsPort)),
@@ -107,23 +107,18 @@ func (l *loader) addLabels(m map[string]any) {
 		maps.Copy(all, static)
 		m["STATIC_LABELS"] = static
 	}
-	for key, value := range l.labels {
-		if key != "pod-template-hash" {
-			all[key] = value
-		}
-	}
+	maps.Copy(all, without("pod-template-hash", l.labels))
 	if len(all) > 0 {
 		m["LABELS"] = all
 	}
 }
 
-// shownAnnotations are the pod's annotations without the one that repeats its whole
-// manifest.
-func (l *loader) shownAnnotations() map[string]any {
+// without copies all members but one.
+func without(key string, m map[string]string) map[string]any {
 	all := map[string]any{}
-	for key, value := range l.annotations {
-		if key != "kubectl.kubernetes.io/last-applied-configuration" {
-			all[key] = value
+	for k, value := range m {
+		if k != key {
+			all[k] = value
 		}
 	}
 	return all

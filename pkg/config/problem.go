@@ -65,12 +65,7 @@ func (w Warning) String() string {
 // ends the process with status 2 and not 1.
 func IsUsage(err error) bool {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		for _, e := range joined.Unwrap() {
-			if IsUsage(e) {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(joined.Unwrap(), IsUsage)
 	}
 	var p *problem
 	return errors.As(err, &p) && p.source == sourceFlag

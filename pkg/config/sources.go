@@ -170,12 +170,11 @@ func (l *loader) proxyConfig(source, text string) {
 // MeshConfig, and reports the rest: a wrong type as a problem, an unknown field as a
 // warning. A field that Istio's API has dropped is known as long as the table has it.
 func (l *loader) checked(msg proto.Message, tree map[string]any, source string) map[string]any {
-	dropped := func(path string) bool {
-		name := strings.TrimPrefix(path, "defaultConfig.")
-		return slices.ContainsFunc(l.table, func(s Setting) bool { return s.proxy == name })
-	}
 	f := fields{
-		known:   dropped,
+		known: func(path string) bool {
+			name := strings.TrimPrefix(path, "defaultConfig.")
+			return slices.ContainsFunc(l.table, func(s Setting) bool { return s.proxy == name })
+		},
 		unknown: func(path string) { l.warn(source, path, "unknown field, ignored") },
 		wrong: func(path, value, want string) {
 			if strings.Contains(strings.ToLower(path), "token") { // tracing.lightstep.accessToken

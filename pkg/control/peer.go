@@ -65,11 +65,8 @@ func (h *owner) isTrustedByRoot() bool {
 // The file may be deleted: an upgrade replaces it.
 func (h *owner) isThisProgram() bool {
 	theirs, err := os.Readlink(h.proc("exe"))
-	if err != nil {
-		return false
-	}
-	ours, err := os.Readlink("/proc/self/exe")
-	if err != nil {
+	ours, ownErr := os.Readlink("/proc/self/exe")
+	if err != nil || ownErr != nil {
 		return false
 	}
 	name := func(path string) string { return strings.TrimSuffix(filepath.Base(path), " (deleted)") }

@@ -114,19 +114,16 @@ type output struct {
 }
 
 // newOutput sets the headers that go with the encoding.
-func newOutput(w http.ResponseWriter, r *http.Request) (*output, error) {
+func newOutput(w http.ResponseWriter, r *http.Request) *output {
 	w.Header().Add("Vary", "Accept-Encoding")
 	if !acceptsGzip(r.Header) {
-		return &output{Writer: bufio.NewWriter(w)}, nil
+		return &output{Writer: bufio.NewWriter(w)}
 	}
 	w.Header().Set("Content-Encoding", "gzip")
 	// Metrics are so repetitive that the fastest level makes them ten times
 	// smaller; the others cost several times the CPU and the memory.
-	z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
-	if err != nil {
-		return nil, fmt.Errorf("compress metrics: %w", err)
-	}
-	return &output{Writer: bufio.NewWriter(z), gzip: z}, nil
+	z, _ := gzip.NewWriterLevel(w, gzip.BestSpeed) // an error is about the level
+	return &output{Writer: bufio.NewWriter(z), gzip: z}
 }
 
 // close writes out what is buffered. An error is the client's, which is gone.

@@ -9,6 +9,7 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -89,11 +90,7 @@ func (s *scraper) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer closeAll(append(apps, envoy))
 	format := mergedFormat(apps)
 	w.Header().Set("Content-Type", format)
-	out, err := newOutput(w, r)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
+	out := newOutput(w, r)
 	s.writeAgent(ctx, out)
 	for _, src := range append([]*source{envoy}, apps...) {
 		s.write(ctx, out, src)
@@ -247,14 +244,10 @@ func closeAll(sources []*source) {
 
 // mixed reports whether the application speaks both formats.
 func mixed(apps []*source) bool {
-	var text, openMetrics bool
-	for _, a := range apps {
-		if a != nil {
-			text = text || !a.openMetrics
-			openMetrics = openMetrics || a.openMetrics
-		}
+	speaks := func(openMetrics bool) bool {
+		return slices.ContainsFunc(apps, func(a *source) bool { return a != nil && a.openMetrics == openMetrics })
 	}
-	return text && openMetrics
+	return speaks(true) && speaks(false)
 }
 
 // mergedFormat is that of the application, for OpenMetrics can be declared

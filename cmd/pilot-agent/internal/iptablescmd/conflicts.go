@@ -38,7 +38,12 @@ func (o *Options) resolveConflicts() {
 	if o.skipApply && o.forceApply {
 		note("--force-apply", "--skip-rule-apply leaves the rules as they are")
 	}
-	o.resolveDNS(note)
+	if c.DNS.All && !c.DNS.Capture {
+		note("--capture-all-dns", "no DNS is captured without --redirect-dns")
+	}
+	if c.DNS.Capture && slices.Contains(c.ExcludeOutboundPorts, 53) {
+		note("--redirect-dns", "--istio-local-outbound-ports-exclude has port 53")
+	}
 	if len(c.IncludeGroups) > 0 && len(c.ExcludeGroups) > 0 {
 		note("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "only the groups of ISTIO_OUTBOUND_OWNER_GROUPS are captured")
 	}
@@ -46,16 +51,5 @@ func (o *Options) resolveConflicts() {
 		if slices.Contains(c.InboundPorts.List, p) {
 			note(fmt.Sprintf("--istio-local-exclude-ports of port %d", p), "--istio-inbound-ports names it; take it out there")
 		}
-	}
-}
-
-func (o *Options) resolveDNS(note func(setting, why string)) {
-	const dnsPort = 53
-	dns := o.Config.DNS
-	if dns.All && !dns.Capture {
-		note("--capture-all-dns", "no DNS is captured without --redirect-dns")
-	}
-	if dns.Capture && slices.Contains(o.Config.ExcludeOutboundPorts, dnsPort) {
-		note("--redirect-dns", "--istio-local-outbound-ports-exclude has port 53")
 	}
 }

@@ -69,7 +69,7 @@ func Args(o Options) []string {
 	}
 	args := []string{
 		"-c", o.ConfigPath,
-		"--drain-time-s", strconv.Itoa(drainSeconds(o.DrainDuration)),
+		"--drain-time-s", strconv.Itoa(max(int(or(o.DrainDuration, defaultDrain)/time.Second), 1)),
 		"--drain-strategy", "immediate",
 		"--local-address-ip-version", version,
 		"--file-flush-interval-msec", strconv.FormatInt(max(or(o.FileFlushInterval, defaultFlush).Milliseconds(), 1), 10),
@@ -117,10 +117,6 @@ func Levels(s string) (level string, components []string) {
 		}
 	}
 	return level, components
-}
-
-func drainSeconds(d time.Duration) int {
-	return max(int(or(d, defaultDrain)/time.Second), 1)
 }
 
 func or(d, fallback time.Duration) time.Duration {

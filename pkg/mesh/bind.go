@@ -24,8 +24,8 @@ func comparePrefixes(p, q netip.Prefix) int {
 	return cmp.Or(p.Addr().Compare(q.Addr()), cmp.Compare(p.Bits(), q.Bits()))
 }
 
-// bind lays out the listeners of the services that have no VIP, and reports the ports that can not have theirs.
-func (a *assembly) bind() (exact, wild []Binding) {
+// bind lays out the listeners of the services that have no VIP, and reports the ports that cannot have theirs.
+func (a *assembly) bind() []Binding {
 	at := map[place]map[netip.Prefix][]Member{}
 	put := func(pl place, prefix netip.Prefix, m Member) {
 		if at[pl] == nil {
@@ -55,6 +55,7 @@ func (a *assembly) bind() (exact, wild []Binding) {
 			}
 		}
 	}
+	var exact, wild []Binding
 	// In order, so that the same documents give the same report.
 	for _, pl := range slices.SortedFunc(maps.Keys(at), place.compare) {
 		b := Binding{Addr: pl.addr, Port: pl.port}
@@ -67,7 +68,7 @@ func (a *assembly) bind() (exact, wild []Binding) {
 			wild = append(wild, b)
 		}
 	}
-	return exact, wild
+	return append(exact, wild...)
 }
 
 // destinations returns what identifies the service by destination address: its addresses and CIDRs of the families
@@ -76,13 +77,7 @@ func (s *Service) destinations(o *Options) []netip.Prefix {
 	if len(s.addresses) == 0 {
 		return []netip.Prefix{{}}
 	}
-	var out []netip.Prefix
-	for _, p := range s.addresses {
-		if !p.IsValid() || o.HasFamily(p.Addr()) {
-			out = append(out, p)
-		}
-	}
-	return out
+	return slices.DeleteFunc(slices.Clone(s.addresses), func(p netip.Prefix) bool { return p.IsValid() && !o.HasFamily(p.Addr()) })
 }
 
 // oneTCP leaves the oldest plain TCP service of those that share a port, since nothing in a TCP connection tells them
@@ -95,8 +90,7 @@ func (a *assembly) oneTCP(members []Member) []Member {
 			return false
 		}
 		if first == nil {
-			kept := m
-			first = &kept
+			first = &m
 			return false
 		}
 		if !sameTarget(m.Port, first.Port) {

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"cmp"
 	"iter"
 	"maps"
 	"net/netip"
@@ -23,7 +24,7 @@ type claimant struct {
 	by   *object
 }
 
-// contested returns why obj can not be in force beside the documents that are older, or nil; what obj claims is its own
+// contested returns why obj cannot be in force beside the documents that are older, or nil; what obj claims is its own
 // then. ports has those of each host of obj.
 func (a *assembly) contested(obj *object, ports [][]ServicePort) *document.Error {
 	var wanted map[claim]claimant
@@ -70,7 +71,7 @@ func (a *assembly) claimed(obj *object, host string, ports []ServicePort) iter.S
 	}
 }
 
-// lostTo says that host, of obj, can not have c.
+// lostTo says that host, of obj, cannot have c.
 func lostTo(have claimant, obj *object, host string, c claim) *document.Error {
 	at := "the CIDR " + c.prefix.String()
 	if c.prefix.IsSingleIP() {
@@ -98,10 +99,7 @@ func sameTarget(p, q ServicePort) bool {
 
 // declarer returns the document that gave s a port.
 func (a *assembly) declarer(s *Service, number uint16) *object {
-	if obj := a.joined[s][number]; obj != nil {
-		return obj
-	}
-	return a.owner[s]
+	return cmp.Or(a.joined[s][number], a.owner[s])
 }
 
 // portField is the path of a port in the document that declares it.

@@ -20,12 +20,12 @@ func TestClaimsOverTime(t *testing.T) {
 		{at("a", "10.0.0.1") + at("b", "10.0.0.2") + at("c", "10.0.0.1"), "a.x:1 b.x:1 | a=ok b=ok c=error"},
 		{at("a", "10.0.0.1") + at("b", "10.0.0.2") + strings.Replace(at("c", "10.0.0.1"), "DNS", "NOPE", 1), "a.x:1 b.x:1 | a=ok b=ok c=error"},
 		{at("b", "10.0.0.2") + at("c", "10.0.0.1"), "b.x:1 c.x:1 | b=ok c=ok"},
-		// A version that can not be in force beside the others leaves the one before in force,
+		// A version that cannot be in force beside the others leaves the one before in force,
 		{at("b", "10.0.0.2") + at("c", "10.0.0.2"), "b.x:1 c.x:1 | b=ok c=stale"},
 		{at("b", "10.0.0.2") + at("c", "10.0.0.2") + at("d", "10.0.0.3"), "b.x:1 c.x:1 d.x:1 | b=ok c=stale d=ok"},
 		// of which others take nothing either,
 		{at("b", "10.0.0.2") + at("c", "10.0.0.2") + at("d", "10.0.0.1"), "b.x:1 c.x:1 d.x:1 | b=ok c=stale d=stale"},
-		// until it can not be in force itself.
+		// until it cannot be in force itself.
 		{at("a", "10.0.0.1") + at("b", "10.0.0.2") + at("c", "10.0.0.2") + at("d", "10.0.0.1"), "a.x:1 b.x:1 d.x:1 | a=ok b=ok c=error d=stale"},
 		{at("c", "10.0.0.2") + at("d", "10.0.0.1"), "c.x:1 d.x:1 | c=ok d=ok"},
 	} {

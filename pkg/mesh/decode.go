@@ -44,14 +44,11 @@ func newDecoder(o Options) *decoder {
 	return &decoder{Reader: document.NewReader(), namespace: o.Namespace, allowIgnored: o.AllowIgnored, seed: maphash.MakeSeed()}
 }
 
-// sum is the hash by which a document is known again.
-func (d *decoder) sum(text []byte) uint64 { return maphash.Bytes(d.seed, text) }
-
 // document decodes one document, whose hash is sum: to one result, or one for each item of a List.
 func (d *decoder) document(s *document.Stream, c document.Chunk, sum uint64) []decoded {
 	tree, err := s.Next(c)
 	if err != nil {
-		return []decoded{decoded{status: StatusError, err: &document.Error{Field: "", Reason: err.Error()}}.blamed(c)}
+		return []decoded{decoded{status: StatusError, err: &document.Error{Reason: err.Error()}}.blamed(c)}
 	}
 	d.Begin(c.Text)
 	env, ferr := d.envelope(tree)
@@ -198,7 +195,7 @@ type envelope struct {
 func (d *decoder) envelope(tree any) (env envelope, ferr *document.Error) {
 	fields, ok := tree.(map[any]any)
 	if !ok && tree != nil {
-		return env, &document.Error{Field: "", Reason: "is not an object with apiVersion, kind, metadata and spec"}
+		return env, &document.Error{Reason: "is not an object with apiVersion, kind, metadata and spec"}
 	}
 	keep := func(e *document.Error) { ferr = cmp.Or(ferr, e) }
 	keep(d.stringField(fields, "apiVersion", &env.apiVersion))

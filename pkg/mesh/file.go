@@ -113,7 +113,7 @@ func plainError(err error) error {
 	if errors.As(err, &pe) {
 		err = pe.Err
 	}
-	return fmt.Errorf("can not be read: %w", err)
+	return fmt.Errorf("cannot be read: %w", err)
 }
 
 func ignoringEINTR(call func() error) error {

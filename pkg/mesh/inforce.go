@@ -3,6 +3,7 @@ package mesh
 import (
 	"hash/maphash"
 	"maps"
+	"slices"
 
 	"understudy.mesh/pkg/mesh/internal/document"
 )
@@ -15,10 +16,7 @@ type attempt struct {
 }
 
 func try(objects map[key]*object, o Options, seed maphash.Seed) attempt {
-	list := make([]*object, 0, len(objects))
-	for _, obj := range objects {
-		list = append(list, obj)
-	}
+	list := slices.Collect(maps.Values(objects))
 	t := attempt{lost: map[*object]*document.Error{}, excepted: map[*object][]*document.Error{}}
 	t.registry = newRegistry(list, o, seed, func(obj *object, v verdict) {
 		if v.whole {
@@ -30,8 +28,8 @@ func try(objects map[key]*object, o Options, seed maphash.Seed) attempt {
 	return t
 }
 
-// registry merges the good objects, and notes at their documents what others do to them. Where a document can not be in
-// force beside the others, its version before stays, as with one that is bad by itself; if that can not be either, or
+// registry merges the good objects, and notes at their documents what others do to them. Where a document cannot be in
+// force beside the others, its version before stays, as with one that is bad by itself; if that cannot be either, or
 // there is none, nothing of it is in force.
 func (d *directory) registry(o Options, seed maphash.Seed) *Registry {
 	objects, conflicts := d.good, map[*object]*document.Error{}

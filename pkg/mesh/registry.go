@@ -14,8 +14,7 @@ import (
 // immutable and safe for concurrent use.
 type Registry struct {
 	services []*Service          // by host
-	exact    []Binding           // listeners for addresses that the documents give, by address and port
-	wild     []Binding           // listeners that match a port on any address, by port
+	bindings []Binding           // see Bindings
 	sum      uint64              // two registries of one Source with the same sum are the same
 	taken    map[netip.Addr]bool // single addresses of Declared
 	o        Options
@@ -105,7 +104,7 @@ func newRegistry(objects []*object, o Options, seed maphash.Seed, report func(*o
 	for _, s := range a.services {
 		s.WantsVIP = s.needsVIP(&o)
 	}
-	r.exact, r.wild = a.bind()
+	r.bindings = a.bind()
 	r.services = a.services
 	slices.SortFunc(r.services, func(x, y *Service) int { return cmp.Compare(x.Host, y.Host) })
 	for _, s := range r.services {
@@ -125,8 +124,9 @@ func (a *assembly) mix(h, v uint64) uint64 { return maphash.Comparable(a.seed, [
 // Services returns the services by host.
 func (r *Registry) Services() []*Service { return r.services }
 
-// Bindings returns the listeners of services without a VIP: first those of addresses, then those of ports on any address.
-func (r *Registry) Bindings() []Binding { return slices.Concat(r.exact, r.wild) }
+// Bindings returns the listeners of services without a VIP: first those of addresses that the documents give, by address
+// and port, then those of ports on any address.
+func (r *Registry) Bindings() []Binding { return r.bindings }
 
 // needsVIP says whether the documents so far leave the service without an address that one of ours could be.
 func (s *Service) needsVIP(o *Options) bool {
@@ -140,15 +140,9 @@ func (s *Service) captured() bool {
 
 // visible applies exportTo: "*" or nothing is everybody, "." the entry's own namespace, "~" nobody.
 func visible(obj *object, namespace string) bool {
-	if len(obj.entry.exportTo) == 0 {
-		return true
-	}
-	for _, to := range obj.entry.exportTo {
-		if to == "*" || to == namespace || (to == "." && obj.namespace == namespace) {
-			return true
-		}
-	}
-	return false
+	return len(obj.entry.exportTo) == 0 || slices.ContainsFunc(obj.entry.exportTo, func(to string) bool {
+		return to == "*" || to == namespace || (to == "." && obj.namespace == namespace)
+	})
 }
 
 // add adds the hosts of one entry, all or none.
@@ -218,7 +212,7 @@ func (a *assembly) selected(obj *object) ([]Endpoint, uint64) {
 	return out, sum
 }
 
-// unfit says why an entry can not use a workload's endpoint, or "".
+// unfit says why an entry cannot use a workload's endpoint, or "".
 func unfit(ep Endpoint, e *entry) string {
 	_, err := netip.ParseAddr(ep.Address)
 	switch {

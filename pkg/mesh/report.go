@@ -12,7 +12,7 @@ const (
 	StatusWarning Status = "warning"
 	// StatusError: nothing of the document is in force, because it is bad or because of another one; Reason says why.
 	StatusError Status = "error"
-	// StatusStale: the document is bad, or can not be in force beside others, and its version before is still in force.
+	// StatusStale: the document is bad, or cannot be in force beside others, and its version before is still in force.
 	StatusStale Status = "stale"
 	// StatusIgnored: nothing here uses the document.
 	StatusIgnored Status = "ignored"
@@ -48,7 +48,7 @@ func (d Document) Where() string {
 // Report is the state of the directory, for people.
 type Report struct {
 	Directory string     `json:"directory"`
-	Problem   string     `json:"problem,omitempty"` // why the directory itself can not be read now; the documents are the last good ones
+	Problem   string     `json:"problem,omitempty"` // why the directory itself cannot be read now; the documents are the last good ones
 	Services  int        `json:"services"`          // hosts in force
 	Documents []Document `json:"documents"`         // in the order of file and document
 }

@@ -45,7 +45,7 @@ func (a *assembly) merge(s *Service, obj *object, ports []ServicePort) {
 }
 
 // besideVIP returns what of obj's addresses and ports s can have. What would take the VIP of an older document's from s
-// and leave it without a name, it can not have.
+// and leave it without a name, it cannot have.
 func (a *assembly) besideVIP(s *Service, obj *object, ports []ServicePort) ([]netip.Prefix, []ServicePort) {
 	if !a.keepsVIP(s, obj) {
 		return obj.entry.addresses, ports

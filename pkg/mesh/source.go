@@ -24,12 +24,12 @@ type Source struct {
 	dir      *directory
 	seed     maphash.Seed
 	registry *Registry
-	problem  string          // why the directory can not be read
+	problem  string          // why the directory cannot be read
 	told     map[string]bool // what was logged and still holds
 }
 
-// NewSource returns the source of a directory, and reads nothing of it yet. It is an error when dir can not be read or
-// is no directory, or when o can not work.
+// NewSource returns the source of a directory, and reads nothing of it yet. It is an error when dir cannot be read or
+// is no directory, or when o cannot work.
 func NewSource(dir string, o Options, log *slog.Logger) (*Source, error) {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -45,7 +45,7 @@ func NewSource(dir string, o Options, log *slog.Logger) (*Source, error) {
 }
 
 // Load reads the directory for the first time. Bad documents are logged and reported, and do not fail it; what does is a
-// directory that can not be read, and documents of kinds that restrict access, unless Options.AllowIgnored: to serve
+// directory that cannot be read, and documents of kinds that restrict access, unless Options.AllowIgnored: to serve
 // without a restriction that somebody wrote down is worse than not to serve.
 func (s *Source) Load() (*Registry, error) {
 	s.mu.Lock()
@@ -67,7 +67,7 @@ func (s *Source) rescan() (changed *Registry, unsettled bool) {
 	defer s.mu.Unlock()
 	if err := s.dir.scan(); err != nil {
 		if s.problem == "" {
-			s.log.Warn("configuration directory can not be read, the last good state stays", "directory", s.dir.path, "error", err)
+			s.log.Warn("configuration directory cannot be read, the last good state stays", "directory", s.dir.path, "error", err)
 		}
 		s.problem = err.Error()
 		return nil, false

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"errors"
+	"hash/maphash"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -137,7 +138,7 @@ func (d *directory) documents(chunks []document.Chunk, old *fileState) []docStat
 	sums := make([]uint64, len(chunks))
 	var fresh []document.Chunk
 	for i, c := range chunks {
-		sums[i] = d.dec.sum(c.Text)
+		sums[i] = maphash.Bytes(d.dec.seed, c.Text)
 		if known[sums[i]] == nil {
 			fresh = append(fresh, c)
 		}
@@ -227,7 +228,7 @@ func keepUnclaimed(docs, old []docState, nameless int) []docState {
 	return docs
 }
 
-// failedFile keeps the documents of a file that can not be read any more.
+// failedFile keeps the documents of a file that cannot be read any more.
 func failedFile(name string, err error, old *fileState) *fileState {
 	f := &fileState{name: name, err: err}
 	if old == nil {
@@ -235,7 +236,7 @@ func failedFile(name string, err error, old *fileState) *fileState {
 	}
 	for _, doc := range old.docs {
 		if doc.obj != nil {
-			doc.status, doc.err = StatusStale, &document.Error{Field: "", Reason: "the file " + err.Error()}
+			doc.status, doc.err = StatusStale, &document.Error{Reason: "the file " + err.Error()}
 			f.docs = append(f.docs, doc)
 		}
 	}

@@ -171,7 +171,7 @@ func TestBadFiles(t *testing.T) {
 	}
 	want := map[string]string{
 		"fifo.yaml": "FIFO", "dir.yaml": "directory", "loop.yaml": "symbolic links", "dangling.json": "no such file",
-		"unreadable.yml": "can not be read", "device.yaml": "device", "huge.yaml": "104857600 bytes", "binary.yaml": "YAML",
+		"unreadable.yml": "cannot be read", "device.yaml": "device", "huge.yaml": "104857600 bytes", "binary.yaml": "YAML",
 		"empty.yaml": "no document", "good.yaml": "",
 	}
 	documents := s.Report().Documents
@@ -189,7 +189,7 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
-// TestFileTurnsBad wants the documents of a file that can not be read any more kept.
+// TestFileTurnsBad wants the documents of a file that cannot be read any more kept.
 func TestFileTurnsBad(t *testing.T) {
 	dir := writeFiles(t, map[string]string{"x.yaml": se("a", "a.x", 1)})
 	s, log := newTestSource(t, dir, testOptions())

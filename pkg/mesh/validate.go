@@ -211,7 +211,7 @@ func (e *entry) checkEndpointPorts(ep Endpoint, path string) *document.Error {
 func (e *entry) checkResolution(m *networking.ServiceEntry) *document.Error {
 	switch {
 	case e.selector != nil && len(m.Endpoints) > 0:
-		return document.Errorf("spec.workloadSelector", "can not stand beside endpoints; keep one of the two")
+		return document.Errorf("spec.workloadSelector", "cannot stand beside endpoints; keep one of the two")
 	case e.resolution == ResolveNone && len(m.Endpoints) > 0:
 		return document.Errorf("spec.endpoints", "has no meaning with resolution NONE; remove it, or say resolution STATIC or DNS")
 	case e.resolution == ResolveDNSRR && len(m.Endpoints) > 1:
@@ -219,7 +219,7 @@ func (e *entry) checkResolution(m *networking.ServiceEntry) *document.Error {
 	}
 	if e.resolution.byName() && len(m.Endpoints) == 0 && e.selector == nil {
 		if i := slices.IndexFunc(e.hosts, isWildcard); i >= 0 {
-			return document.Errorf(indexed("spec.hosts", i), "is the wildcard %q, which resolution %s can not resolve without endpoints; add endpoints, or say resolution NONE", e.hosts[i], e.resolution)
+			return document.Errorf(indexed("spec.hosts", i), "is the wildcard %q, which resolution %s cannot resolve without endpoints; add endpoints, or say resolution NONE", e.hosts[i], e.resolution)
 		}
 	}
 	return nil

@@ -148,14 +148,11 @@ func mixAddrs(h uint64, addrs []netip.Addr) uint64 {
 	return h
 }
 
-// strictMarshaler is what Envoy's types have when they are built with the tag vtprotobuf: serialization without
-// reflection, which saves the agent the memory of every message's descriptor.
-type strictMarshaler interface{ MarshalVTStrict() ([]byte, error) }
-
-// marshal serializes m to the same bytes every time. (No message of ours has a map of more than one entry, whose order
-// vtprotobuf would leave to chance.)
+// marshal serializes m to the same bytes every time. Envoy's types, built with the tag vtprotobuf, do it without
+// reflection, which saves the agent the memory of every message's descriptor. (No message of ours has a map of more than
+// one entry, whose order vtprotobuf would leave to chance.)
 func marshal(m proto.Message) ([]byte, error) {
-	if v, ok := m.(strictMarshaler); ok {
+	if v, ok := m.(interface{ MarshalVTStrict() ([]byte, error) }); ok {
 		return v.MarshalVTStrict()
 	}
 	return proto.MarshalOptions{Deterministic: true}.Marshal(m)

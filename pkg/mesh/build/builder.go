@@ -59,9 +59,7 @@ func newMaker(o mesh.Options) (*maker, error) {
 	if b.accessLog, err = newAccessLog(o.AccessLog); err != nil {
 		return nil, err
 	}
-	if b.dynamicCache, err = newDynamicCache(&b.o); err != nil {
-		return nil, err
-	}
+	b.dynamicCache = b.newDynamicCache()
 	b.http1Upstream = b.explicitUpstream(&httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: b.transparentHTTP1()},
 	})

@@ -7,7 +7,7 @@ import (
 	"understudy.mesh/pkg/mesh"
 )
 
-// TestClaims wants a document that can not have an address for its hosts to have no effect at all, be it by one port of
+// TestClaims wants a document that cannot have an address for its hosts to have no effect at all, be it by one port of
 // many, and one of which only a part has no effect to be in force but for what the report names.
 func TestClaims(t *testing.T) {
 	const tcp, other, tls = "{number: 3306, name: db, protocol: TCP}", "{number: 80, name: web, protocol: HTTP}", "{number: 3306, name: db, protocol: TLS}"

@@ -45,22 +45,18 @@ func isDynamic(m mesh.Member) bool { return m.Port.Resolution == mesh.ResolveDyn
 
 // newDynamicCache describes the cache of names. Envoy refuses another description under the same name for as long as it
 // lives, be it another generation's or release's: so the name has a hash of it.
-func newDynamicCache(o *mesh.Options) (*dynamiccommonv3.DnsCacheConfig, error) {
+func (b *maker) newDynamicCache() *dynamiccommonv3.DnsCacheConfig {
 	c := &dynamiccommonv3.DnsCacheConfig{
-		DnsLookupFamily:        perFamily(o, clusterv3.Cluster_V4_ONLY, clusterv3.Cluster_V6_ONLY, clusterv3.Cluster_ALL),
+		DnsLookupFamily:        perFamily(&b.o, clusterv3.Cluster_V4_ONLY, clusterv3.Cluster_V6_ONLY, clusterv3.Cluster_ALL),
 		MaxHosts:               wrapperspb.UInt32(dynamicHosts),
 		DnsFailureRefreshRate:  &clusterv3.Cluster_RefreshRate{BaseInterval: durationpb.New(dynamicRetry), MaxInterval: durationpb.New(dynamicRetryMost)},
 		DnsCacheCircuitBreaker: &dynamiccommonv3.DnsCacheCircuitBreakers{MaxPendingRequests: wrapperspb.UInt32(unlimited)},
-		TypedDnsResolverConfig: o.DNSResolver,
-	}
-	body, err := marshal(c)
-	if err != nil {
-		return nil, fmt.Errorf("serialize the cache of names: %w", err)
+		TypedDnsResolverConfig: b.o.DNSResolver,
 	}
 	hash := fnv.New32a()
-	hash.Write(body)
+	hash.Write(b.pack(c).GetValue())
 	c.Name = fmt.Sprintf("dynamic_dns_%08x", hash.Sum32())
-	return c, nil
+	return c
 }
 
 // setDynamic makes a cluster connect to the names that its filters had looked up.

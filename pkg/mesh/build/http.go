@@ -30,7 +30,7 @@ const (
 	// inboundRetryOn covers the race between a request and the application closing an idle connection; nothing of such
 	// a request was sent (Istio's ENABLE_INBOUND_RETRY_POLICY).
 	inboundRetryOn = "reset-before-request"
-	// hostless is the Host that an HTTP/1.0 request without one gets; Envoy can not route a request without a host.
+	// hostless is the Host that an HTTP/1.0 request without one gets; Envoy cannot route a request without a host.
 	hostless = "localhost"
 )
 
@@ -50,7 +50,7 @@ func (b *maker) networkFilter(name string, config proto.Message) *listenerv3.Fil
 }
 
 // httpFilter packs an HTTP connection manager, after filling in what both directions share: no time-out and no limit of
-// ours, and no header but those that Envoy can not work without.
+// ours, and no header but those that Envoy cannot work without.
 func (b *maker) httpFilter(m *hcmv3.HttpConnectionManager, grpcWeb bool) *listenerv3.Filter {
 	m.AccessLog = b.accessLog
 	m.StreamIdleTimeout = never()

@@ -175,24 +175,21 @@ func (b *maker) unknownFilter() *listenerv3.Filter {
 // inspect adds the listener filters that the chains need. A connection that says nothing for DetectionTimeout is a
 // server-first protocol, and goes where unrecognised bytes go.
 func (d *dispatch) inspect() {
+	l := d.listener
 	if d.tls {
-		d.addInspector("envoy.filters.listener.tls_inspector", &tlsinspectorv3.TlsInspector{})
+		l.ListenerFilters = append(l.ListenerFilters, d.listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspectorv3.TlsInspector{}))
 	}
 	if d.http {
-		d.addInspector("envoy.filters.listener.http_inspector", &httpinspectorv3.HttpInspector{})
+		l.ListenerFilters = append(l.ListenerFilters, d.listenerFilter("envoy.filters.listener.http_inspector", &httpinspectorv3.HttpInspector{}))
 	}
 	if d.tls || d.http {
-		d.setDetection(d.listener)
+		d.setDetection(l)
 	}
 }
 
 func (b *maker) setDetection(l *listenerv3.Listener) {
 	l.ListenerFiltersTimeout = durationpb.New(b.o.DetectionTimeout)
 	l.ContinueOnListenerFiltersTimeout = true
-}
-
-func (d *dispatch) addInspector(name string, config proto.Message) {
-	d.listener.ListenerFilters = append(d.listener.ListenerFilters, d.listenerFilter(name, config))
 }
 
 func (b *maker) listenerFilter(name string, config proto.Message) *listenerv3.ListenerFilter {

@@ -16,7 +16,7 @@ func doc(metadata, spec string) string {
 	return fmt.Sprintf("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {%s}\nspec: {%s}\n---\n", metadata, spec)
 }
 
-// TestConflicts declares hosts and ports twice. The older document wins what the two can not both have; the report names
+// TestConflicts declares hosts and ports twice. The older document wins what the two cannot both have; the report names
 // the other one.
 func TestConflicts(t *testing.T) {
 	const tls, tcp = "{number: 443, name: tls, protocol: TLS}", "{number: 443, name: tcp, protocol: TCP}"

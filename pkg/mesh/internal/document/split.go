@@ -16,7 +16,7 @@ var (
 	byteOrderMark = []byte("\xef\xbb\xbf")
 )
 
-// Split cuts a file into its documents at the lines that YAML 1.2 (9.1) calls document markers, which can not occur
+// Split cuts a file into its documents at the lines that YAML 1.2 (9.1) calls document markers, which cannot occur
 // inside a scalar. Documents that hold nothing but comments and directives are left out, so that a file may begin with
 // "---". A broken document does not take its neighbours with it, which is why this is not left to the YAML parser.
 func Split(data []byte) []Chunk {

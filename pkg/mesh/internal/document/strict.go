@@ -176,7 +176,7 @@ func (r *Reader) scalar(fd protoreflect.FieldDescriptor, v any) (protoreflect.Va
 		}
 		return protoreflect.ValueOfEnum(e.Number()), nil
 	}
-	return protoreflect.Value{}, &Error{"", "can not be set here: its type, " + fd.Kind().String() + ", is not supported"}
+	return protoreflect.Value{}, &Error{"", "cannot be set here: its type, " + fd.Kind().String() + ", is not supported"}
 }
 
 // Text returns a string of the document, and charges it to the document's budget.

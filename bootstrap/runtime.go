@@ -20,8 +20,6 @@ const (
 	MaxConnectionsKey = "overload.global_downstream_max_connections"
 	// maxConnections is Istio's default for it: the largest int32, no bound.
 	maxConnections = 2147483647
-
-	connectionMonitor = "envoy.resource_monitors.global_downstream_max_connections"
 )
 
 // runtimeDefaults are Istio's runtime values; with them a configuration behaves the
@@ -84,7 +82,7 @@ func overloadManager(c Config) (*overloadv3.OverloadManager, error) {
 	}
 	config := typed(&connlimitv3.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: int64(limit)})
 	return &overloadv3.OverloadManager{ResourceMonitors: []*overloadv3.ResourceMonitor{{
-		Name:       connectionMonitor,
+		Name:       "envoy.resource_monitors.global_downstream_max_connections",
 		ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: config},
 	}}}, nil
 }

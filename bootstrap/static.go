@@ -23,13 +23,8 @@ const (
 	statsConnectTimeout = 250 * time.Millisecond
 	xdsConnectTimeout   = time.Second
 
-	statsPath = "/stats/prometheus"
 	// statsListener is the name in config dumps and logs.
 	statsListener = "stats"
-
-	routerFilter  = "envoy.filters.http.router"
-	httpFilter    = "envoy.filters.network.http_connection_manager"
-	httpProtocols = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 )
 
 func staticResources(c Config) *bootstrapv3.Bootstrap_StaticResources {
@@ -55,7 +50,7 @@ func xdsCluster(path string) *clusterv3.Cluster {
 		},
 	})
 	cluster := pipeCluster(xdsClusterName, path, xdsConnectTimeout)
-	cluster.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpProtocols: options}
+	cluster.TypedExtensionProtocolOptions = map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}
 	return cluster
 }
 
@@ -82,7 +77,7 @@ func newStatsListener(c Config) *listenerv3.Listener {
 	l := &listenerv3.Listener{
 		Name: statsListener,
 		FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{
-			Name:       httpFilter,
+			Name:       "envoy.filters.network.http_connection_manager",
 			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: statsManager()},
 		}}}},
 		// A proxy that is overloaded has to be seen to be so.
@@ -107,7 +102,7 @@ func statsManager() *anypb.Any {
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
 		StatPrefix: statsListener,
 		HttpFilters: []*hcmv3.HttpFilter{{
-			Name:       routerFilter,
+			Name:       "envoy.filters.http.router",
 			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: typed(&routerv3.Router{})},
 		}},
 		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
@@ -116,7 +111,7 @@ func statsManager() *anypb.Any {
 				Domains: []string{"*"},
 				Routes: []*routev3.Route{{
 					// The path itself and what is below it: "/stats/prometheusX" is not ours.
-					Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: statsPath}},
+					Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: "/stats/prometheus"}},
 					Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 						ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: statsClusterName},
 						// A scrape of 100,000 series may take its time; the scraper has a time-out.

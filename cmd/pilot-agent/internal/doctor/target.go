@@ -123,9 +123,6 @@ type traceTo struct {
 	said  string // how the addresses were found
 }
 
-// podName stands for the pod's own addresses.
-const podName = "pod"
-
 func parseTraceTo(s string) (traceTo, error) {
 	to := traceTo{text: s, proto: rule.TCP}
 	rest := s
@@ -157,7 +154,7 @@ func (to *traceTo) resolve(ctx context.Context, r resolver) error {
 	if len(to.addrs) > 0 {
 		return nil
 	}
-	if to.host == podName {
+	if to.host == "pod" { // its own addresses
 		addrs, err := r.pod()
 		to.addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool { return a.IsLoopback() || a.IsLinkLocalUnicast() || a.Unmap() == envoyAddress })
 		if err == nil && len(to.addrs) == 0 {

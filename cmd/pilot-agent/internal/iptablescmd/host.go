@@ -13,13 +13,10 @@ import (
 	"understudy.mesh/iptables"
 )
 
-// resolvConfPath has the pod's nameservers: resolv.conf(5).
-const resolvConfPath = "/etc/resolv.conf"
-
 // Host is what the rules depend on besides flags and environment.
 type Host struct {
 	Addresses   func() ([]netip.Addr, error) // of all interfaces
-	resolvConf  string
+	resolvConf  string                       // the file of the pod's nameservers: resolv.conf(5)
 	LookupUser  func(name string) (uid string, err error)
 	LookupGroup func(name string) (gid string, err error)
 }
@@ -28,7 +25,7 @@ type Host struct {
 func ThisHost() Host {
 	return Host{
 		Addresses:  interfaceAddresses,
-		resolvConf: resolvConfPath,
+		resolvConf: "/etc/resolv.conf",
 		LookupUser: func(name string) (string, error) {
 			u, err := user.Lookup(name)
 			if err != nil {
@@ -49,7 +46,7 @@ func ThisHost() Host {
 func interfaceAddresses() ([]netip.Addr, error) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
-		return nil, fmt.Errorf("list the pod's Addresses: %w", err)
+		return nil, fmt.Errorf("list the pod's addresses: %w", err)
 	}
 	var out []netip.Addr
 	for _, a := range addrs {

@@ -57,14 +57,9 @@ func parseChain(answer []byte) (c Chain, asked bool, err error) {
 	if len(answer) < nfgenmsgLen {
 		return c, false, errors.New("an answer without a head")
 	}
-	switch answer[0] {
-	case unix.NFPROTO_INET:
-		c.Family = rule.Both
-	case unix.NFPROTO_IPV4:
-		c.Family = rule.IPv4
-	case unix.NFPROTO_IPV6:
-		c.Family = rule.IPv6
-	default:
+	families := map[byte]rule.Family{unix.NFPROTO_INET: rule.Both, unix.NFPROTO_IPV4: rule.IPv4, unix.NFPROTO_IPV6: rule.IPv6}
+	c.Family = families[answer[0]]
+	if c.Family == 0 {
 		return c, false, nil
 	}
 	attrs := answer[nfgenmsgLen:]

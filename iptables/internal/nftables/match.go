@@ -3,7 +3,7 @@ package nftables
 import (
 	"bytes"
 	"encoding/binary"
-	"math/bits"
+	"net"
 	"net/netip"
 	"strings"
 
@@ -80,16 +80,13 @@ func (d *nfReader) prefix(data []byte) (netip.Prefix, bool) {
 		return netip.Prefix{}, false
 	}
 	copy(whole, data)
-	length := len(data) * 8
+	length, size := len(data)*8, len(data)*8
 	if d.mask != nil {
-		length = 0
-		for _, b := range d.mask {
-			length += bits.OnesCount8(b)
-		}
+		length, size = net.IPMask(d.mask).Size()
 	}
 	a, _ := netip.AddrFromSlice(whole)
 	p := netip.PrefixFrom(a, length)
-	return p, p.Masked() == p && (d.mask == nil || bytes.HasPrefix(netMask(p), d.mask))
+	return p, p.Masked() == p && size > 0 // 0 is of a mask with holes
 }
 
 func (d *nfReader) addresses(not bool, list []netip.Prefix) error {

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/bits"
 	"net/netip"
 	"slices"
 	"strings"
@@ -248,53 +247,18 @@ func readPrefixes(lists [][]byte) (out []netip.Prefix, err error) {
 // it; an invalid one stands for the end of all addresses.
 func appendRange(list []netip.Prefix, from, after netip.Addr) []netip.Prefix {
 	for from.IsValid() && from != after {
-		hostBits := min(alignment(from), sizeBits(from, after))
-		p := netip.PrefixFrom(from, from.BitLen()-hostBits)
+		p := netip.PrefixFrom(from, from.BitLen())
+		for length := p.Bits() - 1; length >= 0; length-- {
+			wider := netip.PrefixFrom(from, length)
+			if wider.Masked() != wider || wider.Contains(after) {
+				break
+			}
+			p = wider
+		}
 		list = append(list, p)
 		from, _ = addressAfter(p)
 	}
 	return list
-}
-
-// alignment returns how many bits at the end of an address are zero.
-func alignment(a netip.Addr) int {
-	high, low := halves(a)
-	n := bits.TrailingZeros64(low)
-	if low == 0 {
-		n += bits.TrailingZeros64(high)
-	}
-	return min(n, a.BitLen())
-}
-
-// sizeBits returns the binary logarithm, rounded down, of the number of addresses from
-// one up to another.
-func sizeBits(from, after netip.Addr) int {
-	fromHigh, fromLow := halves(from)
-	var high, low uint64 // of 2^128, which does not fit
-	if after.IsValid() {
-		high, low = halves(after)
-	} else if from.Is4() {
-		low = 1 << 32
-	}
-	low, borrow := bits.Sub64(low, fromLow, 0)
-	high, _ = bits.Sub64(high, fromHigh, borrow)
-	if high|low == 0 {
-		return from.BitLen()
-	}
-	if high == 0 {
-		return bits.Len64(low) - 1
-	}
-	return 64 + bits.Len64(high) - 1
-}
-
-// halves returns an address as a number of 128 bits.
-func halves(a netip.Addr) (high, low uint64) {
-	if a.Is4() {
-		b := a.As4()
-		return 0, uint64(binary.BigEndian.Uint32(b[:]))
-	}
-	b := a.As16()
-	return binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
 }
 
 // text returns the set in nft's syntax, as a block inside of its table.

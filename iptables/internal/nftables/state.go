@@ -160,13 +160,8 @@ func (c *nfConn) readState() (n State, err error) {
 // isForeign reports whether a table shows that its owner looks into nf_tables with nft.
 // Tables of these names are iptables-nft's, which has a back end of its own.
 func isForeign(family byte, name string) bool {
-	switch family {
-	case unix.NFPROTO_INET:
-		return true
-	case unix.NFPROTO_IPV4, unix.NFPROTO_IPV6:
-		return !slices.Contains(iptablesTables, name)
-	}
-	return false
+	return family == unix.NFPROTO_INET ||
+		(family == unix.NFPROTO_IPV4 || family == unix.NFPROTO_IPV6) && !slices.Contains(iptablesTables, name)
 }
 
 // chainMakers are the attributes of a chain that make it, of those that the kernel tells.

@@ -193,12 +193,6 @@ func SplitWords(line string) (words []string, ok bool) {
 
 // quotedWord returns the first word of line, which may have quotes, and what follows it.
 func quotedWord(line string) (word, rest string, ok bool) {
-	if line[0] == '"' { // by far most: one pair around a word, and nothing to unescape
-		end := strings.IndexAny(line[1:], "\"\\") + 1
-		if end > 0 && line[end] == '"' && strings.HasPrefix(line[end+1:], " ") {
-			return line[1:end], line[end+1:], true
-		}
-	}
 	var b strings.Builder
 	inQuotes, escaped := false, false
 	for i := 0; i < len(line); i++ {
@@ -259,14 +253,8 @@ func (r Rule) touchesOurChain() bool { return rule.IsOurChain(r.Chain) || rule.I
 // hasIstioRules reports whether Istio's own istio-iptables has been here: its rules
 // have no comments.
 func (s Ruleset) hasIstioRules() bool {
-	for _, t := range s {
-		for _, r := range t.Rules {
-			if r.touchesOurChain() && !strings.HasPrefix(r.Comment, rule.CommentMark) {
-				return true
-			}
-		}
-	}
-	return false
+	istios := func(r Rule) bool { return r.touchesOurChain() && !strings.HasPrefix(r.Comment, rule.CommentMark) }
+	return slices.ContainsFunc(s, func(t *Table) bool { return slices.ContainsFunc(t.Rules, istios) })
 }
 
 // istioShapes are the rules that Istio's istio-iptables, of this and earlier years,

@@ -1,6 +1,7 @@
 package xtables
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -55,7 +56,7 @@ func flockHolder(locks string, inode uint64) int {
 		if len(words) < 6 || slices.Contains(words, "->") || words[1] != "FLOCK" { // ->: waits for it
 			continue
 		}
-		if number := words[5][strings.LastIndex(words[5], ":")+1:]; number == strconv.FormatUint(inode, 10) {
+		if strings.HasSuffix(words[5], fmt.Sprintf(":%d", inode)) {
 			pid, _ := strconv.Atoi(words[4])
 			return pid
 		}

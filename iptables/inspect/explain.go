@@ -50,8 +50,8 @@ func (o *Outcome) leads() *heldRule {
 }
 
 // captured reports whether the packet ends at Envoy or at the agent's DNS.
-func (o *Outcome) captured() bool {
-	return o.Place == placeEnvoyOutbound || o.Place == placeEnvoyInbound || o.Place == placeAgentDNS
+func (l Landing) captured() bool {
+	return l.Place == placeEnvoyOutbound || l.Place == placeEnvoyInbound || l.Place == placeAgentDNS
 }
 
 // purpose is what the comment of a rule says or, of Istio's, which have none, what
@@ -64,11 +64,10 @@ func (s *Snapshot) purpose(f rule.Family, r *heldRule) string {
 		return why
 	}
 	chain := viewOf(r.backend, f, saved.Print(iptables.Rules(s.inferred), f)).chain(r.table, r.Chain)
+	ours := chain.atoms()
 	for _, a := range r.atoms() {
-		for _, b := range chain.atoms() {
-			if a.key == b.key {
-				return b.rule.Why()
-			}
+		if i := slices.IndexFunc(ours, func(b atom) bool { return a.key == b.key }); i >= 0 {
+			return ours[i].rule.Why()
 		}
 	}
 	return ""

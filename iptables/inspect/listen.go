@@ -3,7 +3,6 @@ package inspect
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	"understudy.mesh/iptables"
@@ -40,7 +39,7 @@ func (s *Snapshot) Unheard(c iptables.Config) ([]Difference, error) {
 // Hears reports whether a packet that lands in the pod finds somebody who listens on
 // its port; true of a packet that lands elsewhere.
 func (s *Snapshot) Hears(p rule.Proto, l Landing) (bool, error) {
-	if l.Place == placeToPod || l.Place == placeEnvoyOutbound || l.Place == placeEnvoyInbound || l.Place == placeAgentDNS {
+	if l.Place == placeToPod || l.captured() {
 		return s.net.listens(p, l.Addr.Port())
 	}
 	return true, nil
@@ -55,7 +54,7 @@ const (
 
 // listens reads the sockets of the calling thread's network namespace: proc_net(5).
 func listens(p rule.Proto, port uint16) (bool, error) {
-	state := tcpListen
+	state, local := tcpListen, fmt.Sprintf(":%04X", port)
 	if p == rule.UDP {
 		state = udpBound
 	}
@@ -69,11 +68,7 @@ func listens(p rule.Proto, port uint16) (bool, error) {
 		}
 		for line := range strings.Lines(string(text)) {
 			fields := strings.Fields(line)
-			if len(fields) < 4 || fields[3] != state {
-				continue
-			}
-			_, number, _ := strings.Cut(fields[1], ":")
-			if n, err := strconv.ParseUint(number, 16, 16); err == nil && uint16(n) == port {
+			if len(fields) >= 4 && fields[3] == state && strings.HasSuffix(fields[1], local) {
 				return true, nil
 			}
 		}

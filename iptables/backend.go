@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -101,14 +102,7 @@ func Choose(c Config, held []rule.Holding) ([]rule.Backend, error) {
 		return nil, fmt.Errorf("back end %s wanted: %s", rule.Native, nftables.Missing)
 	}
 	return nil, fmt.Errorf("no iptables back end for %v, %s wanted: "+
-		"install iptables and ip6tables of that kind in this container's image, and load their modules on the node", needed, wantedName(c.Backend))
-}
-
-func wantedName(b rule.Backend) string {
-	if b == rule.Auto {
-		return "legacy or nft"
-	}
-	return string(b)
+		"install iptables and ip6tables of that kind in this container's image, and load their modules on the node", needed, cmp.Or(c.Backend, "legacy or nft"))
 }
 
 // Saved returns the rules of every back end and IP version, whoever made them, in the

@@ -6,8 +6,7 @@ import (
 	"strings"
 )
 
-// atom is a rule for one port: what one rule of ours says of several ports, Istio
-// says in as many rules, and both are right.
+// atom is a rule for one port: Istio has a rule for each, where ours lists several.
 type atom struct {
 	rule  *heldRule // from which it is
 	match []condition
@@ -139,8 +138,7 @@ func (h *heldRule) plain() string {
 	return strings.Join(words, " ")
 }
 
-// sameEffect reports whether it does not matter which of two rules comes first for a
-// packet that both match.
+// sameEffect reports whether the order of two rules does not matter.
 func (a atom) sameEffect(b atom) bool { return a.rule.target() == b.rule.target() }
 
 // apart reports whether surely no packet matches both.

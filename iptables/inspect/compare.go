@@ -39,8 +39,7 @@ type Difference struct {
 	Text    string       `json:"text"`            // all of it, in words
 }
 
-// compare returns the differences between what a back end has of ours in one IP
-// version and what is wanted there.
+// compare returns the differences in one back end and IP version.
 func compare(have, want view) []Difference {
 	var out []Difference
 	for _, t := range rule.Tables {
@@ -113,8 +112,7 @@ func compareChains(name string, have, want *heldChain) (out []Difference) {
 	return append(out, moved...)
 }
 
-// replacedBy reports whether s seems to be in the place of a: made for one purpose, or
-// alike but for one match or the target.
+// replacedBy reports whether s has a's purpose, or is alike but for one match or target.
 func (a atom) replacedBy(s atom) bool {
 	if s.nth > 0 {
 		return false
@@ -148,8 +146,8 @@ func ids(list []atom) map[atomID]int {
 	return out
 }
 
-// disorder returns the atoms that come before one that they should follow, or the
-// other way round, where that matters. have and want hold the same ones.
+// disorder returns the atoms that are out of order where that matters. have and want hold
+// the same ones.
 func disorder(have, want []atom) []Difference {
 	at := ids(want)
 	place := make([]int, len(have))

@@ -33,8 +33,8 @@ func (s *Snapshot) explain(f Flow, o *Outcome) {
 	}
 }
 
-// leads returns the rule that decided, or the one that led to it where that only says
-// where to: the first rule of a chain such as ISTIO_REDIRECT.
+// leads returns the rule that decided, or the one that led to a chain which only says
+// where to, such as ISTIO_REDIRECT.
 func (o *Outcome) leads() *heldRule {
 	var before *heldRule
 	for _, step := range o.Steps {
@@ -73,8 +73,7 @@ func (s *Snapshot) purpose(f rule.Family, r *heldRule) string {
 	return ""
 }
 
-// whyNotOutbound is why no rule takes what the pod sends. No rule says so: there is
-// none.
+// whyNotOutbound is why no rule takes what the pod sends.
 func (s *Snapshot) whyNotOutbound(f Flow, o *Outcome) (reason, purpose string) {
 	c := s.inferred
 	if reason := s.notEven(f, o, rule.Output, rule.Outbound); reason != "" {

@@ -11,9 +11,8 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// Infer returns the configuration that the rules in force were made from, whether by
-// us or by Istio, as far as rules show it, and the back end that has them. ok is
-// false where nothing of either is there. What the rules do not show has its default.
+// Infer returns the configuration from which the rules in force were made, by us or by
+// Istio; what they do not show has its default. ok: there are any.
 func (s *Snapshot) Infer() (c iptables.Config, ok bool) {
 	var best rule.Backend
 	most := 0

@@ -9,8 +9,8 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// Unheard returns the ports to which c sends traffic and on which nobody listens. That
-// is right while a pod starts, and later it is why its connections are refused.
+// Unheard returns the ports to which c sends traffic and on which nobody listens, which is
+// right only while a pod starts.
 func (s *Snapshot) Unheard(c iptables.Config) ([]Difference, error) {
 	var out []Difference
 	for _, at := range []struct {
@@ -36,8 +36,7 @@ func (s *Snapshot) Unheard(c iptables.Config) ([]Difference, error) {
 	return out, nil
 }
 
-// Hears reports whether a packet that lands in the pod finds somebody who listens on
-// its port; true of a packet that lands elsewhere.
+// Hears reports whether somebody listens where a packet lands; true outside of the pod.
 func (s *Snapshot) Hears(p rule.Proto, l Landing) (bool, error) {
 	if l.Place == placeToPod || l.captured() {
 		return s.net.listens(p, l.Addr.Port())

@@ -10,8 +10,7 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// packet is the first packet of a connection, or a query, on its way. Rules look at
-// it and some change it.
+// packet is the first packet of a connection, or a query, on its way.
 type packet struct {
 	in, out  string
 	src, dst netip.AddrPort
@@ -43,8 +42,7 @@ func truthOf(b bool) truth {
 	return no
 }
 
-// matches evaluates all of a rule's conditions. because is the one that decided, when
-// they are not all true.
+// matches evaluates a rule's conditions. because is the one that is not true.
 func (h *heldRule) matches(p *packet, isLocal func(netip.Addr) bool) (result truth, because condition) {
 	result = yes
 	for _, c := range h.match {
@@ -169,8 +167,7 @@ func inRange(a netip.Addr, value string) truth {
 	return truthOf(from.Compare(a) <= 0 && a.Compare(to) <= 0)
 }
 
-// typeIs knows two of the types of iptables-extensions(8): the others depend on
-// routes that nobody has in a pod.
+// typeIs knows two types: the others depend on routes that nobody has in a pod.
 func typeIs(local bool, value string) truth {
 	types := strings.Split(value, ",")
 	switch {
@@ -192,8 +189,7 @@ func markIs(mark uint32, value string) truth {
 	return truthOf(mark&mask == want)
 }
 
-// ownedBy compares with one id or, as "0-99", several; the kernel takes a packet
-// without a socket for nobody's.
+// ownedBy compares with one id or, as "0-99", several. Without a socket it is nobody's.
 func (p *packet) ownedBy(id uint32, value string) truth {
 	owned := within(id, value, "-")
 	if owned == yes {

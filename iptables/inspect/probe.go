@@ -25,11 +25,10 @@ const DefaultProbePort = 15002
 // probeInterval is Istio's: whoever makes the rules may still be at it.
 const probeInterval = time.Second
 
-// Probe makes a connection as Envoy does that calls its own pod, from 127.0.0.1 to
-// port of 127.0.0.6 (::1 and ::6), and returns nil when the rules of c bring it to the
-// inbound port with that destination, in every IP version that c has. Until timeout it
-// tries again each second. It changes nothing, and needs to be one of the proxy's users, or
-// CAP_SETUID. The error says what became of the connection.
+// Probe connects as Envoy does that calls its own pod, from 127.0.0.1 to port of 127.0.0.6
+// (::1 and ::6), and returns nil when the rules of c bring that to the inbound port, in
+// every IP version of c. It tries again each second until timeout. It needs to be one of
+// the proxy's users, or CAP_SETUID. The error says what became of the connection.
 func Probe(ctx context.Context, c iptables.Config, port uint16, timeout time.Duration, log *slog.Logger) error {
 	direct := slices.Concat(c.ExcludeOutboundPorts, []uint16{c.TunnelPort, c.ProxyPort, c.InboundPort, iptables.DNSPort})
 	if slices.Contains(direct, port) {
@@ -133,8 +132,7 @@ func (p *trial) listen(ctx context.Context, port uint16, log *slog.Logger) (net.
 
 func (p *trial) target() string { return net.JoinHostPort(p.to.String(), fmt.Sprint(p.port)) }
 
-// holdTarget takes the target's port without listening there, so that a connection
-// which is not captured is refused.
+// holdTarget takes the target's port, so that what is not captured is refused.
 func (p *trial) holdTarget() (release func(), err error) {
 	family, address := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(p.port), Addr: [4]byte(p.to.AsSlice())})
 	if p.to.Is6() {
@@ -225,8 +223,7 @@ func (p *trial) accept(ctx context.Context, l net.Listener, port uint16) {
 	}
 }
 
-// originalDestination returns where a redirected connection was going to, by
-// SO_ORIGINAL_DST of netfilter; it is invalid for one that was not redirected.
+// originalDestination returns where a connection was going to; invalid: not redirected.
 func originalDestination(conn *net.TCPConn) (destination netip.AddrPort) {
 	const soOriginalDst = 80 // linux/netfilter_ipv4.h, and IP6T_SO_ORIGINAL_DST of linux/netfilter_ipv6/ip6_tables.h
 	raw, err := conn.SyscallConn()

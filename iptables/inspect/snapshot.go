@@ -1,6 +1,5 @@
-// Package inspect owns what the rules in force do, whoever made them. Verify compares them
-// with a Config, Infer finds the Config that they were made from, Trace follows a packet
-// through them on paper, and Probe sends one.
+// Package inspect owns what the rules in force do, whoever made them: Verify compares them
+// with a Config, Infer finds it, Trace follows a packet on paper, and Probe sends one.
 package inspect
 
 import (
@@ -30,9 +29,8 @@ type Snapshot struct {
 	inferred iptables.Config // what made the rules, as far as they show it
 }
 
-// Read returns the rules of every back end and IP version of the calling thread's
-// network namespace. Routes are asked for when they are needed, on the same thread.
-// It changes nothing. It needs NET_ADMIN: the kernel shows rules to nobody else.
+// Read returns the rules of every back end and IP version of the calling thread's network
+// namespace. Routes are asked for later, on the same thread. It needs NET_ADMIN.
 func Read(ctx context.Context, log *slog.Logger) (*Snapshot, error) {
 	if err := access.Check(); err != nil {
 		return nil, fmt.Errorf("read the rules in force: %w", err)
@@ -58,8 +56,7 @@ type network struct {
 	isLocal func(netip.Addr) bool
 	// route returns the interface by which a packet leaves, and the source that it gets.
 	route func(to netip.Addr, mark uint32) (iface string, src netip.Addr, err error)
-	// arrives returns the interface on which a client's packet to an address comes in;
-	// the client may be unknown.
+	// arrives returns the interface on which a packet comes in; the client may be unknown.
 	arrives func(client, to netip.Addr) string
 	// primary is the first address of an interface in the IP version of like.
 	primary func(iface string, like netip.Addr) netip.Addr

@@ -65,14 +65,12 @@ type Outcome struct {
 	If     []string `json:"if,omitempty"`     // what it depends on, as far as that cannot be evaluated
 	Rule   *Step    `json:"rule,omitempty"`   // that decided; nil: none takes the packet
 	Reason string   `json:"reason,omitempty"` // in words
-	// Purpose is that of the rule that decided or, where none did, that of those which
-	// could have, in the words of the comments of rules.
+	// Purpose is that of the rule that decided or could have, in the words of comments.
 	Purpose string `json:"purpose,omitempty"`
 	Steps   []Step `json:"steps"`
 }
 
-// Traced is what became of a flow: one outcome, or several when what decides between
-// them cannot be evaluated.
+// Traced is what became of a flow: several outcomes where what decides is unknown.
 type Traced struct {
 	Flow     Flow      `json:"-"`
 	Outcomes []Outcome `json:"outcomes"`
@@ -85,12 +83,10 @@ func (t Traced) Decided() bool {
 	return len(t.Outcomes) == 1 && t.Outcomes[0].Place != placeUndecided && len(t.Unseen) == 0
 }
 
-// maxCases bounds the ways that are followed because of what cannot be evaluated: six
-// such rules that all decide something. A pod that has more gets no answer.
+// maxCases bounds the ways that are followed: six rules that cannot be evaluated.
 const maxCases = 64
 
-// Trace evaluates the rules that are in force for f. all: rules that do not match are
-// steps, too.
+// Trace evaluates the rules in force for f. all: those that do not match are steps, too.
 func (s *Snapshot) Trace(f Flow, all bool) (Traced, error) {
 	if f.Proto != rule.TCP && f.Proto != rule.UDP || !f.Dst.IsValid() {
 		return Traced{}, fmt.Errorf("trace %s to %v: want tcp or udp, and an address with a port", f.Proto, f.Dst)
@@ -177,8 +173,7 @@ func (e *explorer) add(o Outcome) {
 	}
 }
 
-// withoutDeadEnds leaves out the jumps to chains in which nothing matched, but for
-// those where capture is decided.
+// withoutDeadEnds leaves out jumps to chains in which nothing matched, but for those that capture.
 func withoutDeadEnds(steps []Step) []Step {
 	var out []Step
 	var next Step
@@ -194,8 +189,8 @@ func withoutDeadEnds(steps []Step) []Step {
 	return out
 }
 
-// follow takes the packet along its way through the kernel, as in the picture of
-// netfilter's hooks: OUTPUT and then, over lo, in again; or PREROUTING and INPUT.
+// follow takes the packet through netfilter's hooks: OUTPUT and then, over lo, in again;
+// or PREROUTING and INPUT.
 func (w *walk) follow(f Flow) Landing {
 	w.p = packet{src: f.Src, dst: f.Dst, proto: f.Proto, local: f.Local, uid: f.UID, gid: f.GID, mark: f.Mark, srcKnown: f.Src.Addr().IsValid()}
 	if w.p.src.Port() == 0 {
@@ -211,8 +206,7 @@ func (w *walk) follow(f Flow) Landing {
 	return w.inwards()
 }
 
-// someClientPort stands for the port that a client gets: one of the usual range of
-// net.ipv4.ip_local_port_range.
+// someClientPort is out of the usual range of net.ipv4.ip_local_port_range.
 const someClientPort = 45678
 
 func (w *walk) outwards() Landing {
@@ -270,8 +264,7 @@ func (w *walk) end() Landing {
 	return Landing{Place: place, Addr: w.p.dst}
 }
 
-// landing is the place of a packet that has passed every hook: what NAT or TPROXY
-// made of it, or else otherwise.
+// landing is the place of a packet that has passed every hook.
 func (w *walk) landing(otherwise place) Landing {
 	l := Landing{Place: otherwise, Addr: w.p.dst}
 	if w.place != "" {

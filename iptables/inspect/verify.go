@@ -10,9 +10,8 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// Verify returns what is not as c wants it: of every back end and IP version, the
-// address and the routes that belong to it, and rules of others that stand in the
-// way. None: capture is right. What has the same effect is no difference, so Istio's
+// Verify returns what is not as c wants it: rules of every back end, ::6, routes, and rules
+// of others that stand in the way. What has the same effect is no difference, so Istio's
 // own rules can be right, too. An error is that c cannot be had here at all.
 func (s *Snapshot) Verify(c iptables.Config) ([]Difference, error) {
 	if err := c.Validate(); err != nil {
@@ -73,9 +72,8 @@ func (s *Snapshot) captures(b rule.Backend, f rule.Family) bool {
 	})
 }
 
-// takenAway returns the rules of others that a packet meets before ours and that may
-// end its way, or give it another, where ours would capture it. Of the back end that
-// does not have ours nobody can tell whether it comes first; what it lets pass, ours get.
+// takenAway returns the rules of others that may end a packet's way before ours capture
+// it. A back end without ours may come first; what it lets pass, ours get.
 func takenAway(v view, own bool) (out []Difference) {
 	for _, at := range []struct {
 		Table rule.Table
@@ -116,8 +114,8 @@ func (h *heldRule) mayBeCaptured() bool {
 	return !ok || c.not || protocolIs(rule.TCP, c.value) == yes || protocolIs(rule.UDP, c.value) == yes
 }
 
-// endOf returns the rule, r or one in a chain that it leads to, which ends a packet's
-// way through the table; nil: none does. seen are the chains that have been looked at.
+// endOf returns the rule, r or one in a chain that it leads to, which ends a packet's way
+// through the table, or nil. seen are the chains that have been looked at.
 func (v view) endOf(r *heldRule, seen map[string]bool) *heldRule {
 	switch r.Jump {
 	case "ACCEPT", "DROP", "REJECT", "REDIRECT", "DNAT", "NETMAP", "QUEUE", "NFQUEUE", "TPROXY":

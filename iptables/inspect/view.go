@@ -9,11 +9,6 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// A rule that is read, to be evaluated or compared, has a model of its own: Rule can
-// say only what capture needs, and here the rules of others count as much. It is read
-// from a line of iptables-save, and a Rule becomes such lines by wanted. So whoever
-// has []Rule and no text is read here, too: see viewOf.
-
 // view is what one back end has for one IP version.
 type view struct {
 	backend rule.Backend
@@ -27,7 +22,8 @@ type heldChain struct {
 	rules  []*heldRule
 }
 
-// heldRule is one rule as the kernel has it.
+// heldRule is one rule as the kernel has it. It can say more than rule.Rule: the rules of
+// others count as much here.
 type heldRule struct {
 	saved.Rule
 	backend rule.Backend
@@ -109,8 +105,7 @@ func (v view) empty() bool {
 // bareModules are the matches that say nothing without an option.
 var bareModules = []string{"tcp", "udp", "comment", "multiport"}
 
-// readRule takes a rule apart. Whether what it says is understood shows only when it
-// is evaluated: most packets never come to it.
+// readRule takes a rule apart. What is not understood shows when it is evaluated.
 func readRule(b rule.Backend, t rule.Table, r saved.Rule) *heldRule {
 	h := &heldRule{Rule: r, backend: b, table: t}
 	words, _ := saved.SplitWords(r.Spec) // parseRule has split them before

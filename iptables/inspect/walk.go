@@ -53,8 +53,7 @@ type walk struct {
 // question is what cannot be evaluated.
 type question struct{ key, text string }
 
-// hook evaluates a built-in chain in tables, which are in the order of the kernel. It
-// reports whether the packet goes no further.
+// hook evaluates a built-in chain, and reports whether the packet goes no further.
 func (w *walk) hook(name string, tables ...rule.Table) (ended bool) {
 	for _, t := range tables {
 		if t == rule.NAT && (w.p.natted || w.p.untracked) {
@@ -96,9 +95,8 @@ type chainAt struct {
 	path []string // the chain is the last
 }
 
-// maxRules bounds the rules that are evaluated for one trace: five times what a list of
-// 100,000 destinations takes in each of two orders of back ends. Few chains can lead
-// to one another in more ways than anybody can follow.
+// maxRules bounds the rules of one trace: five times what a list of 100,000 destinations
+// takes. Few chains can lead to one another in more ways than anybody can follow.
 const maxRules = 1_000_000
 
 func (w *walk) chain(v view, t rule.Table, at chainAt) verdict {
@@ -143,8 +141,7 @@ func (w *walk) ask(r *heldRule, hook, about, problem string) (holds, known bool)
 	return holds, known
 }
 
-// harmless are the targets after which the next rule is asked, whatever they did:
-// none of it changes where the packet goes.
+// harmless are the targets that do not change where the packet goes.
 var harmless = []string{"", "LOG", "NFLOG", "ULOG", "AUDIT", "TRACE", "CHECKSUM", "CLASSIFY", "DSCP", "TOS", "ECN", "TTL", "HL",
 	"TCPMSS", "TCPOPTSTRIP", "SECMARK", "CONNSECMARK", "SET", "RATEEST", "HMARK", "IDLETIMER", "LED", "TEE"}
 
@@ -217,8 +214,7 @@ func (w *walk) stranger(r *heldRule, hook string) (got verdict, done bool) {
 	return fellOff, false
 }
 
-// translate is NAT of the destination. REDIRECT sends to the pod itself: to loopback
-// what the pod sends, and to the interface's own address what comes in.
+// translate is NAT of the destination; REDIRECT sends to the pod itself.
 func (w *walk) translate(r *heldRule, hook string) (got verdict, done bool) {
 	p := &w.p
 	addr, port := p.dst.Addr(), p.dst.Port()
@@ -275,8 +271,7 @@ func (r *heldRule) takes(port uint16) place {
 	return placeRedirected
 }
 
-// connMark copies marks between packet and connection, and reports whether it knew
-// how.
+// connMark copies marks between packet and connection, and reports whether it knew how.
 func (w *walk) connMark(r *heldRule) bool {
 	p := &w.p
 	bits := func(flag string) uint32 {

@@ -51,8 +51,7 @@ func BaseChains() ([]Chain, error) {
 	return out, nil
 }
 
-// parseChain reads an answer about a chain. asked: packets of the IP versions that
-// there are meet it, and it has rules.
+// parseChain reads an answer about a chain. asked: packets meet it, and it has rules.
 func parseChain(answer []byte) (c Chain, asked bool, err error) {
 	if len(answer) < nfgenmsgLen {
 		return c, false, errors.New("an answer without a head")

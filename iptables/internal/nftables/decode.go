@@ -29,8 +29,8 @@ func (t *nfTable) decode() {
 	}
 }
 
-// comment returns the comment among a rule's userdata, without our mark: TLVs of
-// libnftnl's udata.h, the comment of type 0 and with a NUL at its end.
+// comment returns the comment among a rule's userdata, without our mark: libnftnl's TLVs
+// (udata.h), the comment of type 0 and with a NUL at its end.
 func comment(userdata []byte) string {
 	for len(userdata) >= 2 {
 		kind, n := userdata[0], int(userdata[1])
@@ -46,8 +46,8 @@ func comment(userdata []byte) string {
 	return ""
 }
 
-// nfReader turns the expressions of one rule into what Rule says. It understands what
-// nfWriter writes, the same from nft, and nothing besides: half understood is wrong.
+// nfReader turns the expressions of one rule into a Rule. It understands what nfWriter or
+// nft writes for ours, and nothing besides: half understood is wrong.
 type nfReader struct {
 	table *nfTable
 	rule  rule.Rule
@@ -273,8 +273,7 @@ func equal(r, o rule.Rule) bool {
 	return same && reflect.DeepEqual(r, o)
 }
 
-// fold turns the rules of one chain into those that they were made from: the
-// drop behind a TPROXY goes, and the rules of both IP versions become one.
+// fold undoes what encoding adds: the drop behind a TPROXY, and a rule for each IP version.
 func fold(rules []rule.Rule) (out []rule.Rule) {
 	for _, r := range rules {
 		var last rule.Rule
@@ -293,12 +292,10 @@ func fold(rules []rule.Rule) (out []rule.Rule) {
 	return joinFamilies(out)
 }
 
-// goesOn is the option of a TPROXY rule of nf_tables with no drop behind it: a packet
-// for which there is no socket goes on to the next rule.
+// goesOn is the option of a TPROXY rule with no drop behind it: see unclaimed.
 const goesOn = "goes on without a socket"
 
-// joinFamilies makes one rule of two that follow each other and differ only in the IP
-// version and its addresses.
+// joinFamilies joins two rules in a row that differ only in the IP version and addresses.
 func joinFamilies(rules []rule.Rule) (out []rule.Rule) {
 	for _, r := range rules {
 		if n := len(out) - 1; n >= 0 && out[n].Family == rule.IPv4 && r.Family == rule.IPv6 && len(r.Match.Srcs)+len(r.Match.Dsts) > 0 {

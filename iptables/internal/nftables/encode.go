@@ -15,9 +15,8 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// tables returns the tables of nf_tables that hold some rules, each a rule there
-// for each IP version whose addresses it names, and one of both otherwise. Lists become
-// sets, so that a packet meets no more rules when they grow.
+// tables returns the tables of nf_tables for some rules, a rule there for each IP version
+// whose addresses it names. Lists are sets: a packet meets no more rules when they grow.
 func tables(rules []rule.Rule) (out []*nfTable) {
 	for _, name := range rule.Tables {
 		t := &nfTable{name: name}
@@ -78,8 +77,8 @@ func (t *nfTable) add(r rule.Rule) {
 	}
 }
 
-// unclaimed returns the rule behind a TPROXY one. iptables drops a packet for which
-// there is no socket; in nf_tables it would go on, past Envoy.
+// unclaimed is the rule behind a TPROXY one: iptables drops a packet for which there is no
+// socket; in nf_tables it would go on, past Envoy.
 func unclaimed(r rule.Rule) rule.Rule {
 	r.Target = rule.Drop
 	return r
@@ -125,8 +124,8 @@ func (w *nfWriter) add(words string, exprs ...expr.Any) {
 	}
 }
 
-// compare matches what load puts into the register with one value. Without words it is
-// what nft leaves out, as it follows from the next match.
+// compare matches what load puts into the register with one value; without words where
+// nft leaves out what follows from the next match.
 func (w *nfWriter) compare(words, value string, not bool, data []byte, load ...expr.Any) {
 	op := expr.CmpOpEq
 	if not {
@@ -148,8 +147,7 @@ func (w *nfWriter) lookup(words string, not bool, s *nfSet, load expr.Any) {
 	w.add(words+" "+value, load, &expr.Lookup{SourceRegister: register, SetName: name, Invert: not})
 }
 
-// addSet gives a set a name after the purpose of its rule, and returns that of one with
-// the same purpose and content where there is one already.
+// addSet names a set after the purpose of its rule; one that is there already is shared.
 func (t *nfTable) addSet(why string, s *nfSet) string {
 	base := slug(why)
 	switch s.key {
@@ -255,8 +253,7 @@ func selective(list []netip.Prefix) bool {
 	return len(list) > 0 && !slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Bits() == 0 })
 }
 
-// addresses matches one IP version's addresses. The fields of a packet lie as RFC 791
-// and RFC 8200 have them.
+// addresses matches one IP version's addresses, as RFC 791 and RFC 8200 place them.
 func (w *nfWriter) addresses(field string, list []netip.Prefix, not bool) {
 	if !selective(list) && !not || len(list) == 0 {
 		return
@@ -308,10 +305,9 @@ func (w *nfWriter) ports(m rule.Match) {
 
 func port16(p uint16) []byte { return binary.BigEndian.AppendUint16(nil, p) }
 
-// owners matches each of some owners. Those that must not be it are one set, as a rule
-// has room for 128 expressions only. A packet without a socket matches none, not even
-// an owner that must not be it: there iptables is other-minded, but such a packet is
-// the kernel's own.
+// owners matches owners. Those that must not be it are one set: a rule has room for 128
+// expressions. A packet without a socket, the kernel's own, matches a negation in iptables
+// only.
 func (w *nfWriter) owners(list []rule.Owner) {
 	others := map[bool][]uint32{}
 	for _, o := range list {

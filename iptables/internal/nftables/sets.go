@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Types of set keys, as nft numbers them (TYPE_* of its datatype.h), and their names.
+// Types of set keys, as nft numbers them: TYPE_* of its datatype.h.
 const (
 	keyIPv4  = 7
 	keyIPv6  = 8
@@ -209,8 +209,8 @@ func readNumbers(lists [][]byte) (out []uint32, err error) {
 	return out, err
 }
 
-// readPrefixes returns what the intervals of a set cover. The kernel gives their ends
-// in any order; one that has no end reaches to the next start, or to the last address.
+// readPrefixes returns what the intervals of a set cover. Their ends come in any order; one
+// without an end reaches to the next start, or to the last address.
 func readPrefixes(lists [][]byte) (out []netip.Prefix, err error) {
 	elements, err := readElements(lists)
 	if err != nil {
@@ -243,8 +243,8 @@ func readPrefixes(lists [][]byte) (out []netip.Prefix, err error) {
 	return out, nil
 }
 
-// appendRange adds the prefixes from one address up to another, which is not part of
-// it; an invalid one stands for the end of all addresses.
+// appendRange adds the prefixes from one address up to another, which is not part of them;
+// an invalid one is the end of all addresses.
 func appendRange(list []netip.Prefix, from, after netip.Addr) []netip.Prefix {
 	for from.IsValid() && from != after {
 		p := netip.PrefixFrom(from, from.BitLen())

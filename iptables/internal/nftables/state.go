@@ -1,5 +1,4 @@
-// Package nftables owns our tables in nf_tables, by netlink and without any program: how
-// rules are written there, read back, compared and changed in one transaction.
+// Package nftables owns our tables in nf_tables, written, read back and changed by netlink.
 package nftables
 
 import (
@@ -15,8 +14,7 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// State is the back end that speaks to nf_tables itself, with no binary and no lock:
-// what it found, and how to change it. Its tables hold both IP versions.
+// State is what was found in nf_tables. Its tables hold both IP versions.
 type State struct {
 	found      []*nfTable // ours, or Istio's of the same names
 	generation uint32     // of the state that was found
@@ -24,12 +22,10 @@ type State struct {
 	log        *slog.Logger
 }
 
-// maxStale is how often the state is read anew when another process changes it
-// meanwhile; a node's own rules can change many times a second.
+// maxStale bounds reading anew what others change, on a node many times a second.
 const maxStale = 20
 
-// Make makes d all that there is of ours, nothing where it is nil, and returns how many
-// changes that took.
+// Make makes d all that there is of ours, and returns how many changes that took.
 func (n State) Make(ctx context.Context, d *saved.Wanted) (int, error) {
 	if d == nil {
 		return n.become(ctx, nil)
@@ -60,9 +56,8 @@ func (n State) PutBack(ctx context.Context) error {
 	return err
 }
 
-// become makes want all that there is of ours, in one transaction that the kernel
-// takes only if nobody has changed anything since it was read; otherwise it is read
-// again. It returns how many changes that took.
+// become makes want all that there is of ours, in one transaction. The kernel refuses it
+// if anything has changed since it was read; then it is read again.
 func (n State) become(ctx context.Context, want []*nfTable) (int, error) {
 	for range maxStale {
 		if err := ctx.Err(); err != nil {
@@ -157,8 +152,7 @@ func (c *nfConn) readState() (n State, err error) {
 	return n, err
 }
 
-// isForeign reports whether a table shows that its owner looks into nf_tables with nft.
-// Tables of these names are iptables-nft's, which has a back end of its own.
+// isForeign reports whether a table is neither ours nor iptables-nft's, which is a back end.
 func isForeign(family byte, name string) bool {
 	return family == unix.NFPROTO_INET ||
 		(family == unix.NFPROTO_IPV4 || family == unix.NFPROTO_IPV6) && !slices.Contains(iptablesTables, name)
@@ -212,10 +206,9 @@ func (c *nfConn) readTable(t *nfTable) error {
 // notUnderstood is the verdict that actual gives a rule that is none of ours.
 const notUnderstood = "?"
 
-// actual returns the rules that were found, chain by chain in the order of evaluation
-// and under the names that iptables has for tables and chains. Those that say more than
-// a Rule can are among them, in their places, with the verdict notUnderstood and the
-// reason as Why, and the error names them.
+// actual returns the rules that were found, in the order of evaluation and under the
+// names of iptables. The error names those that say more than a Rule can; they are in
+// their places, with the verdict notUnderstood and the reason as Why.
 func (n State) actual() ([]rule.Rule, error) {
 	var out []rule.Rule
 	var errs []error
@@ -251,8 +244,7 @@ func (n State) Holding() rule.Holding {
 	return h
 }
 
-// Saved returns what was found as iptables-save would print it. A rule that says more
-// than ours do has a target that nobody knows.
+// Saved returns what was found as iptables-save would print it.
 func (n State) Saved() (out []saved.State) {
 	rules, _ := n.actual()
 	for _, f := range []rule.Family{rule.IPv4, rule.IPv6} {

@@ -11,14 +11,12 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// TableName is the name of the table of nf_tables, of family inet, that stands for
-// one of iptables. The names, those of chains and the hooks are those of Istio with
-// nftables: what Istio's agent left behind is taken over, its own clean-up finds what
-// we made, and a pod that goes back to Istio's image is programmed anew by it.
+// TableName is the table of nf_tables, of family inet, that stands for one of iptables.
+// All names and hooks are Istio's: what its agent left behind is taken over, and it finds
+// what we made when a pod goes back to its image.
 func TableName(t rule.Table) string { return "istio-proxy-" + string(t) }
 
-// nfChainName returns the name in nf_tables of a chain: ISTIO_OUTPUT_DNS is
-// istio-output-dns, and OUTPUT output, a base chain.
+// nfChainName makes istio-output-dns of ISTIO_OUTPUT_DNS.
 func nfChainName(chain string) string {
 	return strings.ToLower(strings.ReplaceAll(chain, "_", "-"))
 }
@@ -50,15 +48,13 @@ type nfHook struct {
 	device   bool // never ours
 }
 
-// sameEntry reports whether two are the same but for what becomes of packets at the
-// end, which the kernel can change in a chain that is in use.
+// sameEntry leaves out the policy, which the kernel can change in a chain that is in use.
 func (h nfHook) sameEntry(o nfHook) bool {
 	h.policy = o.policy
 	return h == o
 }
 
-// nfRule is one rule. Its meaning is read from its expressions, also that of a wanted
-// one: so the same words are compared.
+// nfRule is one rule. What it means is read from its expressions, wanted or found.
 type nfRule struct {
 	exprs, userdata []byte
 	text            string // of a wanted rule, in nft's syntax
@@ -104,8 +100,7 @@ func (r nfRule) sameAs(o nfRule) bool {
 	return r.err == nil && o.err == nil && equal(r.rule, o.rule)
 }
 
-// changes returns what turns some tables into others, nothing where they are
-// the same.
+// changes returns what turns some tables into others.
 func changes(have, want []*nfTable) (out []nfChange) {
 	for _, name := range rule.Tables {
 		h, w := findTable(have, name), findTable(want, name)
@@ -120,9 +115,8 @@ func findTable(list []*nfTable, name rule.Table) *nfTable {
 	return first(list, func(t *nfTable) bool { return t.name == name })
 }
 
-// turnInto replaces what is in a table. Base chains that stay are not made anew: the
-// kernel would run the new one, before it holds, and then the old one, when it holds no
-// longer, so a packet could escape both. Within one chain, old and new never mix.
+// turnInto replaces what is in a table. Base chains that stay are not made anew: a packet
+// could meet the new one too early and the old one too late, and escape both.
 func (t *nfTable) turnInto(w *nfTable) []nfChange {
 	c := &changer{name: TableName(cmp.Or(t, w).name)}
 	c.table = appendName(nil, unix.NFTA_TABLE_NAME, c.name)
@@ -236,8 +230,7 @@ func (t *nfTable) text() string {
 // nfAccept is NF_ACCEPT of linux/netfilter.h, the policy of base chains.
 const nfAccept = 1
 
-// ourHook returns where a chain of ours is hooked: in the places that the table of
-// iptables has, so that both meet packets at the same time.
+// ourHook returns where a chain of ours is hooked: where iptables has the same table.
 func ourHook(t rule.Table, chain string) nfHook {
 	h := nfHook{kind: "filter", policy: nfAccept}
 	switch chain {

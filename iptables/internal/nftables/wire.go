@@ -14,9 +14,8 @@ import (
 )
 
 // Netlink of nf_tables: linux/netlink.h, linux/netfilter/nfnetlink.h and nf_tables.h.
-// Of github.com/google/nftables only the expressions are used, to write them: reading,
-// it leaves out those that it does not know, and it cannot say which message of a batch
-// was refused, nor ask for the state that a batch was made for.
+// github.com/google/nftables only writes the expressions: it reads past those that it does
+// not know, cannot say which message was refused, and does not bind a batch to a state.
 
 const (
 	nfgenmsgLen = 4 // family, version, resource
@@ -24,17 +23,14 @@ const (
 	// One attribute holds at most 64 KiB, so elements go in chunks of less.
 	maxElementBytes = 60_000
 
-	// receiveBytes is the largest datagram of a dump: netlink_recvmsg() in the kernel
-	// makes them as large as what is asked for, up to 32 KiB. Large ones matter: a set
-	// is walked from its start for each.
+	// receiveBytes is the most that netlink_recvmsg() in the kernel puts into a datagram.
+	// Large ones matter: a set is walked from its start for each.
 	receiveBytes = 32 << 10
 
-	// errorBytes is what a refusal takes of the receive buffer: its socket buffer
-	// counts with all its bookkeeping.
+	// errorBytes is what a refusal takes of the receive buffer, bookkeeping included.
 	errorBytes = 1024
 
-	// netlinkTimeout bounds the wait for an answer, which the kernel has ready when a
-	// message is sent; only a lost one takes longer.
+	// netlinkTimeout is for a lost answer: the kernel has it ready when a message is sent.
 	netlinkTimeout = 30 * time.Second
 )
 
@@ -64,8 +60,7 @@ func dialNetfilter() (*nfConn, error) {
 
 func (c *nfConn) Close() error { return unix.Close(c.fd) }
 
-// appendMessage adds a message, with the next number, about tables of a family
-// (NFPROTO_*), or with a resource in its place for a batch.
+// appendMessage adds a message with the next number.
 func (c *nfConn) appendMessage(b []byte, kind, flags uint16, head [nfgenmsgLen]byte, attrs []byte) []byte {
 	c.seq++
 	b = binary.NativeEndian.AppendUint32(b, uint32(unix.NLMSG_HDRLEN+len(head)+len(attrs))) // attributes are aligned
@@ -117,8 +112,7 @@ func (c *nfConn) receive() (out []reply, err error) {
 	return out, err
 }
 
-// ask returns the answers to one message, each with its family first and then its
-// attributes. errStale says that the state changed meanwhile.
+// ask returns the answers to one message, each with its nfgenmsg first.
 func (c *nfConn) ask(kind, flags uint16, family byte, attrs []byte) ([][]byte, error) {
 	message := c.appendMessage(nil, unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags, [nfgenmsgLen]byte{family}, attrs)
 	if err := c.send(message); err != nil {
@@ -177,8 +171,7 @@ type nfChange struct {
 	what        string
 }
 
-// commit makes all changes at once or, on an error, none. It returns errStale when the
-// generation is not the present one any more.
+// commit makes all changes at once or, on an error, none.
 func (c *nfConn) commit(generation uint32, changes []nfChange) error {
 	subsystem := [nfgenmsgLen]byte{3: unix.NFNL_SUBSYS_NFTABLES} // 16 bits, big-endian
 	batch := c.appendMessage(nil, unix.NFNL_MSG_BATCH_BEGIN, 0, subsystem, appendUint32(nil, unix.NFNL_BATCH_GENID, generation))
@@ -216,9 +209,8 @@ func (c *nfConn) commit(generation uint32, changes []nfChange) error {
 	}
 }
 
-// makeRoom sizes a buffer of the socket: the kernel takes a transaction as one datagram
-// only. Where the system's limits may not be passed (a user namespace) it does what it
-// can, and sending says if that is too little.
+// makeRoom sizes a buffer of the socket: the kernel takes a transaction as one datagram.
+// Within the system's limits (a user namespace) sending says if that is too little.
 func (c *nfConn) makeRoom(force, option, size int) {
 	const spare = 32 << 10
 	if unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, force, size+spare) != nil {
@@ -243,8 +235,7 @@ var remedies = []struct {
 // Missing says what the kernel needs, where it has not got it.
 const Missing = "the kernel lacks a part of nf_tables: it takes Linux 5.2 with IPv6 and the modules nf_tables, nft_chain_nat, nft_redir, nft_ct and, for TPROXY, nft_tproxy on the node; or install iptables in this container's image"
 
-// explain makes one line of an error: what was refused, the kernel's word, and
-// what can be done about it.
+// explain makes one line of what was refused, the kernel's word, and the remedy.
 func explain(what string, err error) error {
 	for _, r := range remedies {
 		if errors.Is(err, r.says) {

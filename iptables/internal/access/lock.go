@@ -20,17 +20,14 @@ import (
 )
 
 const (
-	// applyLock is an abstract Unix address (unix(7)): it exists once in each network
-	// namespace, needs no file system, and is free again when its holder ends, however
-	// that happens.
+	// applyLock is an abstract Unix address (unix(7)): there is one in each network
+	// namespace, and it is free again when its holder ends.
 	applyLock = "@understudy-capture"
 
-	// applyWait is how long an apply waits for another one: as long as that may wait for
-	// the xtables lock in both families, and some time to work.
+	// applyWait has room for another apply's wait for the xtables lock in both families.
 	applyWait = 90 * time.Second
 
-	// unknownWait is how long the holder may stay unknown: it has just ended, or does not
-	// listen yet.
+	// unknownWait is how long the holder may stay unknown: it has ended, or does not listen yet.
 	unknownWait = 2 * time.Second
 
 	// unknownLook is how often it is looked for meanwhile.
@@ -42,8 +39,8 @@ var errStranger = errors.New("the lock of the capture rules is held by a process
 
 type lockKey struct{}
 
-// Inherited returns what a binary has to inherit: when this process is killed, what it
-// had started ends its work still under the lock.
+// Inherited returns what a binary inherits, to end its work under the lock when this
+// process is killed.
 func Inherited(ctx context.Context) []*os.File {
 	if f, ok := ctx.Value(lockKey{}).(*os.File); ok {
 		return []*os.File{f}
@@ -51,11 +48,10 @@ func Inherited(ctx context.Context) []*os.File {
 	return nil
 }
 
-// Acquire waits until no other apply or cleaning is under way in this network
-// namespace: two that read the same state would both add what is missing. The
-// context that it returns carries the lock to what start starts. Any process of the pod
-// can take the lock's name; for one that is neither root nor of this user nobody waits,
-// and there is no lock.
+// Acquire waits until no other apply or cleaning is under way in this network namespace:
+// two that read the same state would both add what is missing. The context that it
+// returns carries the lock to Inherited. Where a process that is neither root nor of this
+// user has the lock's name, there is no lock.
 func Acquire(ctx context.Context, log *slog.Logger) (held context.Context, release func(), err error) {
 	if err := Check(); err != nil {
 		return ctx, nil, err
@@ -102,10 +98,9 @@ func carry(ctx context.Context, l *net.UnixListener) (held context.Context, rele
 	return context.WithValue(ctx, lockKey{}, f), func() { f.Close(); l.Close() }, nil
 }
 
-// awaitHolder returns when the holder of the lock has let go of it. The kernel says
-// so: nobody ever accepts the connection to it, and it ends with the socket. Without a
-// connection nothing was waited for, and there is no error: the holder has ended
-// meanwhile, or it is no apply, which always has room for connections.
+// awaitHolder returns when the holder of the lock has released it: nobody accepts the
+// connection to it, which ends with the socket. Without a connection nothing was waited
+// for: the holder has ended, or is no apply, which always has room for connections.
 func awaitHolder(ctx context.Context, log *slog.Logger) (waited bool, err error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", applyLock)
 	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN) {
@@ -131,8 +126,7 @@ func awaitHolder(ctx context.Context, log *slog.Logger) (waited bool, err error)
 	return true, nil
 }
 
-// Process names a process for a person. One of another PID namespace has no number
-// in this one.
+// Process names a process for a person; 0 is one of another PID namespace.
 func Process(pid int) string {
 	if pid <= 0 {
 		return "a process outside of this container"
@@ -150,12 +144,10 @@ func Process(pid int) string {
 	return fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(line))
 }
 
-// maxCommandLine is how much is said of a process's command line, in bytes: enough to
-// know it by.
+// maxCommandLine is how many bytes of a command line are enough to know a process by.
 const maxCommandLine = 200
 
-// Check fails early and in plain words: iptables itself would say
-// "Permission denied" or, worse, "table does not exist".
+// Check fails in plain words where iptables would say "table does not exist".
 func Check() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData // version 3 has 64 bits

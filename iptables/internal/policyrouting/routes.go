@@ -15,23 +15,20 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// routeProtocol marks the policy rules and routes that this package made, so that a
-// later run knows them whatever became of the rules they belonged to. rtnetlink(7)
-// leaves numbers from 5 to the user; none of iproute2's rt_protos is this one.
+// routeProtocol marks the policy rules and routes of this package, so that a later run
+// knows them. rtnetlink(7) leaves numbers from 5 to the user; iproute2 has no name for it.
 const routeProtocol = 137
 
-// Policy delivers every packet with a mark to this pod itself, whatever its
-// destination: "ip rule fwmark MARK lookup TABLE", and in that table nothing but
-// "local default dev lo". TPROXY hands over packets only where they would be
-// delivered: Documentation/networking/tproxy.rst of Linux.
+// Policy delivers every packet with a mark to this pod: "ip rule fwmark MARK lookup
+// TABLE", and in that table "local default dev lo". TPROXY hands over only packets that
+// would be delivered: Documentation/networking/tproxy.rst of Linux.
 type Policy struct {
 	Family rule.Family
 	Mark   uint32
 	Table  uint32
 }
 
-// Change is what capture needs of a network namespace besides netfilter rules. It
-// remembers what it changed.
+// Change is what is wanted, and remembers what it changed.
 type Change struct {
 	Passthrough bool // ::6 on lo
 	Policies    []Policy
@@ -109,8 +106,7 @@ func (p *Change) do(change, undo func() error) error {
 	return err
 }
 
-// addPolicy adds the rule first: a crash then leaves nothing that the rule does not
-// lead to.
+// addPolicy adds the rule first: after a crash, the rule leads to all that is left.
 func (p *Change) addPolicy(w Policy) error {
 	rules, err := policyRules(w.Family)
 	if err != nil {
@@ -156,8 +152,8 @@ func (p *Change) removePolicy(r netlink.Rule, is Policy) error {
 	return explainRoute("remove the policy rule", p.do(func() error { return netlink.RuleDel(&r) }, func() error { return netlink.RuleAdd(&r) }))
 }
 
-// owns reports whether a policy rule is ours: by its protocol, or because its mark is
-// one that rules of ours or of Istio's set and its table does nothing else.
+// owns reports whether a policy rule is ours: by its protocol, or because its mark is one
+// of Marks and its table delivers all to this pod.
 func (p *Change) owns(r netlink.Rule, is Policy, whole bool) (bool, error) {
 	if r.Protocol == routeProtocol {
 		return true, nil
@@ -190,8 +186,7 @@ func (w Policy) route() (*netlink.Route, error) {
 	}, nil
 }
 
-// asPolicy returns what a policy rule does, and whether it does that for every packet
-// with the mark.
+// asPolicy returns what a rule does, and whether for every packet with the mark.
 func asPolicy(r netlink.Rule, f rule.Family) (is Policy, whole bool) {
 	whole = r.Mark != 0 && r.Mask != nil && *r.Mask == rule.FullMask && r.Src == nil && r.Dst == nil && !r.Invert &&
 		r.IifName == "" && r.OifName == "" && r.Tos == 0 && r.IPProto == 0 && r.Sport == nil && r.Dport == nil && r.UIDRange == nil && r.Goto < 0
@@ -283,9 +278,8 @@ func loopback() (netlink.Link, error) {
 	return lo, nil
 }
 
-// setPassthrough gives lo the address ::6, from which Envoy reaches the application
-// over IPv6, or takes it away, when it is not so already. IPv4 needs nothing: all of
-// 127.0.0.0/8 is local.
+// setPassthrough gives lo the address ::6, from which Envoy reaches the application, or
+// takes it away. IPv4 needs nothing: all of 127.0.0.0/8 is local.
 func (p *Change) setPassthrough(wanted bool) error {
 	lo, err := loopback()
 	if err != nil {
@@ -327,8 +321,8 @@ func passthroughOn(lo netlink.Link) (bool, error) {
 	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IPNet.String() == rule.PassthroughV6.String() }), nil
 }
 
-// passthroughAddr is the address as it is to be: of use at once. Duplicates are not looked for on
-// a loopback interface, but the kernel finds that out later, and until then nobody can bind it.
+// passthroughAddr needs no search for duplicates: until the kernel finds out that there is
+// none on loopback, nobody could bind it.
 func passthroughAddr() *netlink.Addr {
 	return &netlink.Addr{
 		IPNet: &net.IPNet{

@@ -1,5 +1,5 @@
-// Package saved owns rules as iptables-save prints them: read, and written for what a
-// rule.Rule says. Every back end can be looked at in this form.
+// Package saved owns rules as iptables-save prints them, in which form every back end can
+// be looked at.
 package saved
 
 import (
@@ -25,9 +25,8 @@ type Table struct {
 	Rules  []Rule
 }
 
-// Rule is one rule line. Two rules are the same when their keys are: the
-// comment's place among the matches and the spelling of addresses differ between
-// versions of iptables.
+// Rule is one rule line. Two are the same when their keys are: the comment's place and
+// the spelling of addresses differ between versions of iptables.
 type Rule struct {
 	Chain   string
 	Top     bool   // -I
@@ -47,9 +46,8 @@ func (s Ruleset) Find(name rule.Table) *Table {
 	return nil
 }
 
-// Parse reads the output of iptables-save, or the input of iptables-restore
-// as Render writes it. Lines that are neither are skipped: iptables-nft-save has
-// warnings among its output.
+// Parse reads the output of iptables-save, or the input of iptables-restore. Other lines
+// are skipped: iptables-nft-save has warnings among its output.
 func Parse(text string) Ruleset {
 	var s Ruleset
 	var t *Table
@@ -116,8 +114,8 @@ func (r *Rule) readWords() bool {
 	return ok
 }
 
-// readPlain reads what almost every rule is, without taking it apart: there are
-// thousands of them. It leaves all others to readWords.
+// readPlain reads most rules, of which there are thousands, without taking them apart.
+// It leaves the others to readWords.
 func (r *Rule) readPlain() bool {
 	const comment = `-m comment --comment "`
 	key, said := r.Spec, ""
@@ -140,8 +138,7 @@ func (r *Rule) readPlain() bool {
 	return true
 }
 
-// isPlain reports whether the words of a rule are what is between its blanks, one
-// each, and none says what readWords has to look at.
+// isPlain reports whether single blanks divide the words, and none is readWords' to see.
 func isPlain(spec string) bool {
 	last := byte(' ')
 	for i := range len(spec) {
@@ -156,8 +153,7 @@ func isPlain(spec string) bool {
 		!strings.Contains(spec, "-s -") && !strings.Contains(spec, "-d -") && !strings.HasSuffix(spec, "-j")
 }
 
-// canonicalCIDR spells a CIDR as net/netip does: inet_ntop has "::127.0.0.53" for
-// what netip calls "::7f00:35".
+// canonicalCIDR spells "::127.0.0.53" of inet_ntop as net/netip does, "::7f00:35".
 func canonicalCIDR(s string) string {
 	if !strings.Contains(s, ":") { // IPv4 has one spelling only
 		return s
@@ -168,9 +164,8 @@ func canonicalCIDR(s string) string {
 	return s
 }
 
-// SplitWords splits a line as iptables-restore does: at blanks, with double quotes
-// around words that have some and backslashes before quotes in them. It fails when
-// a quote is left open.
+// SplitWords splits a line as iptables-restore does: at blanks, with double quotes and
+// backslashes in them. It fails when a quote is left open.
 func SplitWords(line string) (words []string, ok bool) {
 	words = make([]string, 0, strings.Count(line, " ")+1)
 	for line != "" {
@@ -214,8 +209,7 @@ func quotedWord(line string) (word, rest string, ok bool) {
 	return b.String(), "", !inQuotes && !escaped
 }
 
-// Ours returns the part of s that belongs to this package; tables without any are
-// left out.
+// Ours returns the part of s that is ours, without empty tables.
 func (s Ruleset) Ours() Ruleset {
 	istio := s.hasIstioRules()
 	var out Ruleset
@@ -250,16 +244,14 @@ func (r Rule) IsOurs() bool {
 
 func (r Rule) touchesOurChain() bool { return rule.IsOurChain(r.Chain) || rule.IsOurChain(r.Jump) }
 
-// hasIstioRules reports whether Istio's own istio-iptables has been here: its rules
-// have no comments.
+// hasIstioRules reports whether istio-iptables has been here: its rules have no comments.
 func (s Ruleset) hasIstioRules() bool {
 	istios := func(r Rule) bool { return r.touchesOurChain() && !strings.HasPrefix(r.Comment, rule.CommentMark) }
 	return slices.ContainsFunc(s, func(t *Table) bool { return slices.ContainsFunc(t.Rules, istios) })
 }
 
-// istioShapes are the rules that Istio's istio-iptables, of this and earlier years,
-// puts into built-in chains without a jump to a chain of its own: excluded and
-// virtual interfaces, DNS, conntrack zones, TPROXY marks (1337 and 1338).
+// istioShapes are the rules of istio-iptables in built-in chains without a jump to its
+// own: interfaces, DNS, conntrack zones, TPROXY marks (1337 and 1338).
 var istioShapes = map[rule.Table]*regexp.Regexp{
 	rule.NAT: regexp.MustCompile(`^(PREROUTING -i \S+ -j RETURN|OUTPUT -o \S+ -j RETURN` +
 		`|OUTPUT -p udp -m udp --dport 53 -m owner --[ug]id-owner \d+ -j RETURN` +

@@ -11,8 +11,7 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// Print returns the rules of one family in the form in which iptables-save would
-// give them back, each table with its chains in order of appearance.
+// Print returns the rules of one family as iptables-save would give them back.
 func Print(rules []rule.Rule, family rule.Family) Ruleset {
 	var s Ruleset
 	for _, name := range rule.Tables {
@@ -44,8 +43,7 @@ func (t *Table) addChain(name string) {
 	}
 }
 
-// Wanted are rules that are wanted in one back end, nil those where none is. In the
-// form of iptables they are made once.
+// Wanted are the rules that are wanted in one back end; nil is none.
 type Wanted struct {
 	Rules  []rule.Rule
 	v4, v6 func() Ruleset
@@ -82,9 +80,8 @@ type State struct {
 // iptables-extensions(8).
 const maxMultiport = 15
 
-// lines returns r as iptables-save prints it for one IP version, so that what is
-// wanted can be compared with what is there, and what is read by a person looks the
-// same in both. There is a line for each address and for each maxMultiport ports.
+// lines returns r as iptables-save prints it for one IP version, to be compared with what
+// is there: a line for each address and for each maxMultiport ports.
 func lines(r rule.Rule, f rule.Family) []string {
 	r, ok := r.ForFamily(f)
 	if !ok {

@@ -9,9 +9,8 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// change turns our part of one table into what is wanted. It says only what differs:
-// with thousands of rules in a chain, one that is put in or taken out costs a walk
-// through the chain, where writing all of them anew costs ten times that.
+// change turns our part of one table into what is wanted, by what differs: in a chain of
+// thousands, writing all rules anew costs ten times what an edit does.
 type change struct {
 	from, to *saved.Table
 	rewrite  map[string]bool // chains whose rules of ours are all written anew
@@ -48,8 +47,8 @@ func changeOf(t, w *saved.Table) change {
 
 func (c change) empty() bool { return len(c.rewrite)+len(c.edits)+len(c.drop) == 0 }
 
-// write writes one transaction. ":CHAIN -" makes a chain or empties it, so chains
-// that stay are never missing. Rules in chains of others are taken out one by one.
+// write writes one transaction. ":CHAIN -" makes or empties a chain, so one that stays is
+// never missing. Rules in chains of others are removed one by one.
 func (c change) write(out *bytes.Buffer) {
 	fmt.Fprintf(out, "*%s\n", c.to.Name)
 	rewritten := slices.DeleteFunc(slices.Clone(c.to.Chains), func(name string) bool { return !c.rewrite[name] })
@@ -80,8 +79,7 @@ func (c change) write(out *bytes.Buffer) {
 	out.WriteString("COMMIT\n")
 }
 
-// maxEdits is how many rules of a chain are changed by their places: for each of them
-// iptables walks through the chain.
+// maxEdits bounds changes by place: for each of them iptables walks through the chain.
 const maxEdits = 32
 
 // editChain returns the commands that turn the rules of a chain of ours into those
@@ -111,8 +109,7 @@ func editChain(name string, have, want []saved.Rule) (commands []string, ok bool
 // same reports whether two rules of one chain say the same, in whatever spelling.
 func same(r, o saved.Rule) bool { return r.Key == o.Key && r.Comment == o.Comment }
 
-// inOrder returns the rules of each chain in the order of evaluation, where a rule
-// that goes to the top comes before all that were there.
+// inOrder returns the rules of each chain in the order of evaluation.
 func inOrder(t *saved.Table) map[string][]saved.Rule {
 	out := map[string][]saved.Rule{}
 	for _, r := range t.Rules {
@@ -125,8 +122,7 @@ func inOrder(t *saved.Table) map[string][]saved.Rule {
 	return out
 }
 
-// plan returns the input for iptables-restore --noflush that turns have, our part of
-// the present state, into want. Tables that are right already are left out.
+// plan returns the input for iptables-restore --noflush that turns have into want.
 func plan(have, want saved.Ruleset) []byte {
 	var out bytes.Buffer
 	for _, name := range tableNames(have, want) {
@@ -144,8 +140,7 @@ func plan(have, want saved.Ruleset) []byte {
 	return out.Bytes()
 }
 
-// tableNames returns the tables of both, ours in the order of tableOrder and then
-// those where only an intruder can have made a chain with our prefix.
+// tableNames returns ours, then those where only an intruder has a chain with our prefix.
 func tableNames(a, b saved.Ruleset) []rule.Table {
 	names := slices.Clone(rule.Tables)
 	for _, t := range slices.Concat(a, b) {
@@ -156,8 +151,7 @@ func tableNames(a, b saved.Ruleset) []rule.Table {
 	return names
 }
 
-// Render returns the input for iptables-restore --noflush that makes the rules of one
-// IP version where there are none of ours; it is empty when there are none.
+// Render returns the input for iptables-restore --noflush where there are no rules of ours.
 func Render(rules []rule.Rule, family rule.Family) []byte {
 	return plan(nil, saved.Print(rules, family))
 }

@@ -20,9 +20,8 @@ const (
 	xtablesLockEnv  = "XTABLES_LOCKFILE="
 )
 
-// xtablesLockHolder names the process that holds the lock of the legacy binaries when
-// they are run with environ; it is empty when nobody can be seen to do so: proc(5) leaves
-// out the locks of other PID namespaces.
+// xtablesLockHolder names the process that holds the lock of binaries run with environ;
+// "": nobody is seen to, since proc(5) leaves out other PID namespaces.
 func xtablesLockHolder(environ []string) string {
 	path := xtablesLockFile
 	for _, e := range environ {

@@ -1,5 +1,5 @@
-// Package xtables owns the back ends that are programs: iptables-save and iptables-restore,
-// for nf_tables and legacy. It writes nothing but what differs.
+// Package xtables owns the back ends that are programs: iptables-save and
+// iptables-restore, for nf_tables and legacy.
 package xtables
 
 import (
@@ -32,8 +32,7 @@ func (s State) Marks() (out []uint32) {
 	return out
 }
 
-// Make makes d all that there is of ours, nothing where it is nil, and returns how many
-// changes that took.
+// Make makes d all that there is of ours, and returns how many changes that took.
 func (s State) Make(ctx context.Context, d *saved.Wanted) (changes int, err error) {
 	input := plan(s.ours, d.Ruleset(s.family))
 	if len(input) == 0 {
@@ -42,8 +41,8 @@ func (s State) Make(ctx context.Context, d *saved.Wanted) (changes int, err erro
 	return bytes.Count(input, []byte("\n")), s.restore(ctx, input, "--noflush")
 }
 
-// PutBack replaces the tables that differ from what they were by their earlier text,
-// so that our rules have their earlier places among those of others, too.
+// PutBack replaces tables by their earlier text, so that our rules have their earlier
+// places among those of others.
 func (s State) PutBack(ctx context.Context) error {
 	text, err := s.save(ctx)()
 	if err != nil {
@@ -65,8 +64,7 @@ func (s State) PutBack(ctx context.Context) error {
 	return s.restore(ctx, input.Bytes())
 }
 
-// Tools returns those of every back end in PATH, the preferred one first, or plain
-// iptables where there is nothing else.
+// Tools returns those in PATH, best first, or plain iptables where there are none.
 func Tools() []Tool {
 	var out []Tool
 	for _, b := range []rule.Backend{rule.NFT, rule.Legacy} {

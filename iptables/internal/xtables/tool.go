@@ -14,8 +14,8 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// lockWait is how many seconds a legacy binary waits for the xtables lock, which
-// kube-proxy and CNI plugins of hostNetwork pods hold for long; Istio's value.
+// lockWait is the wait for the xtables lock, which kube-proxy and CNI plugins of
+// hostNetwork pods hold for long; Istio's value.
 const lockWait = "--wait=30"
 
 // Tool is the pair iptables-save and iptables-restore of one back end and family.
@@ -75,8 +75,7 @@ func (t Tool) restore(ctx context.Context, input []byte, args ...string) error {
 	return err
 }
 
-// start starts a binary in the network namespace of the calling thread and returns
-// what waits for its end.
+// start starts a binary on the calling thread, and returns what waits for its end.
 func start(ctx context.Context, input []byte, name string, args ...string) (wait func() (string, error)) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	var stdout, stderr bytes.Buffer
@@ -96,8 +95,7 @@ func start(ctx context.Context, input []byte, name string, args ...string) (wait
 
 var failedLine = regexp.MustCompile(`line:? (\d+)`)
 
-// explain makes one line of what a binary said: its own words, the rule it stumbled
-// over, and what can be done about it.
+// explain makes one line of what a binary said, the rule it failed at, and the remedy.
 func explain(name string, err error, stderr string, input []byte) error {
 	if errors.Is(err, exec.ErrNotFound) {
 		return fmt.Errorf("%s is %w: install iptables in the image of this container", name, rule.ErrAbsent)

@@ -10,11 +10,9 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// Apply makes the rules of c the rules of the network namespace of the calling
-// thread, whatever of ours is there now, and returns once they are in force. When
-// they are already, it changes nothing. On an error the state is what it was before.
-// It needs NET_ADMIN and, for the legacy back end, NET_RAW. Of several at once in one
-// namespace, the others wait.
+// Apply puts the rules of c into force in the network namespace of the calling thread,
+// in place of whatever of ours is there. On an error the state is what it was before.
+// It needs NET_ADMIN and, for the legacy back end, NET_RAW. Several at once take turns.
 func Apply(ctx context.Context, c Config, log *slog.Logger) error {
 	if err := c.Validate(); err != nil {
 		return err
@@ -46,8 +44,7 @@ func prepare(c Config) *saved.Wanted {
 	return want
 }
 
-// Clean removes everything of ours and of Istio's from every back end, whatever
-// configuration made it. What is not there is not missed.
+// Clean removes everything of ours and of Istio's from every back end.
 func Clean(ctx context.Context, log *slog.Logger) error {
 	ctx, release, err := access.Acquire(ctx, log)
 	if err != nil {

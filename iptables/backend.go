@@ -21,15 +21,15 @@ type backend interface {
 	Holding() rule.Holding
 	Saved() []saved.State
 	Marks() []uint32 // of TPROXY rules that were found
-	// Make makes want all that there is of ours, nothing where it is nil, as far as its IP
-	// versions go. It returns how many changes that took: none when all is as it should be.
+	// Make makes want all that there is of ours, nothing where it is nil, and returns how
+	// many changes that took.
 	Make(ctx context.Context, want *saved.Wanted) (changes int, err error)
 	// PutBack makes everything of ours as it was found.
 	PutBack(ctx context.Context) error
 }
 
-// look starts to read the state of every back end and family that this container and
-// kernel have, side by side, and returns what waits for it.
+// look starts to read the state of every back end and family, side by side, and
+// returns what waits for it.
 func look(ctx context.Context, log *slog.Logger) func() ([]backend, error) {
 	all := xtables.Tools()
 	reading := make([]func() (xtables.State, error), len(all))
@@ -71,10 +71,9 @@ func holdings(found []backend) (out []rule.Holding) {
 	return out
 }
 
-// Choose returns the back ends that can do what c asks for, best first: where rules
-// of ours are already, then where anybody's are (packets meet all, but people look
-// into one), then iptables-nft, which has transactions and no lock, and where people
-// look first, and at last our own way into nf_tables, which needs nothing installed.
+// Choose returns the back ends that can do what c asks for, best first: where rules of
+// ours are already, then where anybody's are (people look into one), then iptables-nft,
+// which has transactions and no lock, and at last netlink, which needs nothing installed.
 // Istio's way, legacy if it has any rule, makes a second run go elsewhere than the first.
 func Choose(c Config, held []rule.Holding) ([]rule.Backend, error) {
 	used := map[rule.Backend]rule.Usage{}
@@ -105,8 +104,7 @@ func Choose(c Config, held []rule.Holding) ([]rule.Backend, error) {
 		"install iptables and ip6tables of that kind in this container's image, and load their modules on the node", needed, cmp.Or(c.Backend, "legacy or nft"))
 }
 
-// Saved returns the rules of every back end and IP version, whoever made them, in the
-// form of iptables-save. It changes nothing.
+// Saved returns the rules of every back end and IP version, whoever made them.
 func Saved(ctx context.Context, log *slog.Logger) ([]saved.State, error) {
 	found, err := look(ctx, log)()
 	var out []saved.State

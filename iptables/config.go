@@ -11,8 +11,7 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// Ports and ids that Istio's sidecar uses when nothing else is said. Users' manifests
-// and Envoy's listeners rely on them.
+// Istio's defaults, on which users' manifests and Envoy's listeners rely.
 const (
 	defaultProxyPort    = 15001
 	defaultInboundPort  = 15006
@@ -27,16 +26,14 @@ const (
 	maxInterfaceNameLen = 15    // IFNAMSIZ - 1
 )
 
-// Config is everything that decides which traffic is captured. The zero value
-// captures nothing useful; start from Default.
+// Config is everything that decides which traffic is captured. Start from Default.
 type Config struct {
 	ProxyPort   uint16 // outbound TCP goes here
 	InboundPort uint16 // inbound TCP goes here
 	TunnelPort  uint16 // inbound TCP to this port is left alone
 
-	// What Envoy and the agent send is not captured. It is known by their users and
-	// groups, and by the mark of their sockets (SO_MARK) where the application has the
-	// same user; 0 is no mark. One of the three is enough.
+	// What Envoy and the agent send is not captured. It is known by user, group or, where
+	// the application has the same user, the mark of sockets (SO_MARK; 0 is none).
 	UIDs, GIDs []uint32
 	ProxyMark  uint32
 
@@ -57,8 +54,7 @@ type Config struct {
 	ExcludeInterfaces []string // traffic on these is left alone, both ways
 	VirtInterfaces    []string // of virtual machines in the pod: what comes from them is outbound
 
-	// Owner groups of the application. A non-empty IncludeGroups captures only these;
-	// ExcludeGroups counts only without it.
+	// Owner groups of the application. ExcludeGroups counts only without IncludeGroups.
 	IncludeGroups, ExcludeGroups []uint32
 
 	LoopbackV4  netip.Prefix // IPv4 destinations that count as loopback
@@ -75,8 +71,7 @@ type DNS struct {
 	Servers []netip.Addr // the pod's nameservers
 }
 
-// Default returns Istio's defaults: REDIRECT to 15001 and 15006, proxy id 1337,
-// no inbound port and no outbound destination captured.
+// Default returns Istio's defaults: no inbound port and no outbound destination captured.
 func Default() Config {
 	return Config{
 		ProxyPort:   defaultProxyPort,
@@ -90,8 +85,7 @@ func Default() Config {
 	}
 }
 
-// Validate reports every contradiction in c at once. Values that come from the
-// Parse functions can only fail the checks that concern several of them.
+// Validate reports every contradiction in c at once.
 func (c Config) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -136,11 +130,9 @@ func (c Config) validateTPROXY() error {
 }
 
 // PodHasIPv6 tells from the addresses of a pod's interfaces whether it needs IPv6
-// rules: when any is IPv6 or, if the pod is not to be treated as a dual-stack one,
-// when the first one is (which is what Istio does unless told otherwise; but the
-// names of this mesh have IPv6 addresses in every pod that has IPv6). Loopback and
-// link-local addresses do not count. A pod without
-// any other address is an error: the network is not up yet.
+// rules: when any is IPv6 or, without dualStack, when the first one is, as with Istio.
+// Loopback and link-local addresses do not count. A pod without any other address is an
+// error: the network is not up yet.
 func PodHasIPv6(addrs []netip.Addr, dualStack bool) (bool, error) {
 	seen := false
 	for _, a := range addrs {
@@ -159,8 +151,7 @@ func PodHasIPv6(addrs []netip.Addr, dualStack bool) (bool, error) {
 	return false, nil
 }
 
-// Routed returns the IP versions in which TPROXY mode has a route of its own for the
-// packets with its mark.
+// Routed returns the IP versions in which TPROXY mode routes packets by their mark.
 func (c Config) Routed() rule.Family {
 	switch {
 	case !c.TPROXY || !c.InboundPorts.All && len(c.InboundPorts.List) == 0:

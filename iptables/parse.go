@@ -20,8 +20,7 @@ type Prefixes struct {
 	List []netip.Prefix
 }
 
-// includesLoopback reports whether the user asked for traffic to loopback addresses
-// by name; "*" is not such a wish.
+// includesLoopback reports whether loopback addresses are listed; "*" does not count.
 func (p Prefixes) includesLoopback() bool {
 	return slices.ContainsFunc(p.List, func(c netip.Prefix) bool { return c.Addr().IsLoopback() })
 }
@@ -50,9 +49,8 @@ func ParsePorts(s string) (Ports, error) {
 	return Ports{List: list}, err
 }
 
-// ParsePrefix parses a CIDR, or an address as the CIDR of it alone. Host bits are
-// cleared, as the kernel does with them. An IPv4-mapped IPv6 CIDR means the IPv4
-// packets that it covers, for no IPv6 packet has such an address on the wire.
+// ParsePrefix parses a CIDR or a single address. Host bits are cleared, as the kernel
+// does. An IPv4-mapped IPv6 CIDR means IPv4 packets: no IPv6 packet has such an address.
 func ParsePrefix(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
@@ -84,8 +82,7 @@ func ParsePrefixes(s string) (Prefixes, error) {
 	return Prefixes{List: list}, err
 }
 
-// ParseIDList parses user or group ids between commas. What is not a number goes to
-// lookup, which returns the id of a name as os/user does.
+// ParseIDList parses ids between commas; lookup returns the id of a name, as os/user does.
 func ParseIDList(s string, lookup func(name string) (string, error)) ([]uint32, error) {
 	return parseList(s, func(item string) (uint32, error) {
 		if n, err := strconv.ParseUint(item, 10, 32); err == nil {
@@ -116,8 +113,7 @@ func ParseMark(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
-// ParseInterfaceList parses names of network interfaces between commas. A trailing
-// "+" matches by prefix, as iptables has it.
+// ParseInterfaceList parses interfaces between commas; "+" at the end matches by prefix.
 func ParseInterfaceList(s string) ([]string, error) {
 	return parseList(s, func(item string) (string, error) {
 		if len(item) > maxInterfaceNameLen || strings.ContainsAny(item, "/!\"'\\ \t\n") || strings.HasPrefix(item, "-") {
@@ -127,8 +123,7 @@ func ParseInterfaceList(s string) ([]string, error) {
 	})
 }
 
-// parseList parses the items between commas in order, without empty ones and
-// repetitions.
+// parseList drops empty items and repetitions.
 func parseList[T comparable](s string, parse func(string) (T, error)) ([]T, error) {
 	var out []T
 	seen := map[T]bool{}

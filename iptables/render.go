@@ -9,8 +9,7 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// Render returns the rules of one family as input for iptables-restore --noflush in
-// a namespace without any rules of ours. It is empty when there are none.
+// Render returns the rules of one family as input for iptables-restore --noflush.
 func Render(rules []rule.Rule, family rule.Family) []byte {
 	return xtables.Render(rules, family)
 }
@@ -42,8 +41,7 @@ func policies(c Config) (out []policyrouting.Policy) {
 	return out
 }
 
-// RenderNative returns the rules in nft's syntax, as nft -f takes it in a namespace
-// without any rules of ours. It is empty when there are none.
+// RenderNative returns the rules as input for nft -f.
 func RenderNative(rules []rule.Rule) []byte {
 	return nftables.Render(rules)
 }

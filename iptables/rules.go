@@ -7,9 +7,8 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// Ranges of automatic VIPs: what the DNS proxy gives to hosts without an address, out of
-// class E space as Istio's, and of the range for benchmarking (RFC 5180). They are here
-// because a VIP that is not captured leads nowhere.
+// Ranges of the VIPs that the DNS proxy gives to hosts without an address, out of class E
+// as Istio's, and of the range for benchmarking (RFC 5180). Not captured, they lead nowhere.
 var (
 	VIPRangeV4 = netip.MustParsePrefix("240.240.0.0/16")
 	VIPRangeV6 = netip.MustParsePrefix("2001:2::/48")
@@ -22,9 +21,8 @@ type builder struct {
 	rules []rule.Rule
 }
 
-// Rules returns the rules that c asks for, table by table in the order of
-// tableOrder and, within a chain, in the order of evaluation. The set and its order
-// are those of Istio, which people know how to read.
+// Rules returns the rules that c asks for; those of a chain in the order of evaluation.
+// The set and its order are Istio's, which people know how to read.
 func Rules(c Config) []rule.Rule {
 	b := &builder{Config: c}
 	if c.DNS.Capture {
@@ -175,8 +173,7 @@ func tcpTo(ports ...uint16) rule.Match { return rule.Match{Proto: rule.TCP, DstP
 
 func udpTo(ports ...uint16) rule.Match { return rule.Match{Proto: rule.UDP, DstPorts: ports} }
 
-// withoutCovered returns the prefixes that no other one of the list contains, in
-// their order.
+// withoutCovered keeps the prefixes that no other one of the list contains.
 func withoutCovered(list []netip.Prefix) []netip.Prefix {
 	if len(list) < 2 {
 		return list
@@ -197,10 +194,8 @@ func withoutCovered(list []netip.Prefix) []netip.Prefix {
 	})
 }
 
-// WithVIPs returns c with the ranges of automatic VIPs among the captured
-// destinations. Where only listed destinations are captured, a VIP would otherwise
-// leave the pod and be lost (istio#52301). Capturing everything, or nothing, is the
-// user's own word and stays.
+// WithVIPs adds the ranges of VIPs where only listed destinations are captured: a VIP
+// would otherwise leave the pod and be lost (istio#52301).
 func (c Config) WithVIPs() Config {
 	if c.IncludeCIDRs.All || len(c.IncludeCIDRs.List) == 0 {
 		return c

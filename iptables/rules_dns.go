@@ -7,17 +7,15 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// appZone is the conntrack zone between applications and the agent. One source port may
-// send two queries, one caught and one of the agent's own. Without a zone for the first
-// both would share a conntrack entry, and the redirect of the first would apply to the
-// second (istio#33469).
+// appZone is the conntrack zone between applications and the agent. In one zone, a query
+// of an application and one of the agent's from the same port would share a conntrack
+// entry, and the redirect of the first would apply to the second (istio#33469).
 var appZone = rule.Zone(2)
 
-// dnsZones puts the UDP queries that are redirected, and what the agent answers to them,
-// into appZone. All others stay where the kernel has them. Istio gives a zone to the
-// agent's own queries, too, and so to every answer of a nameserver; but an answer to what
-// the pod forwards for a container or a virtual machine looks the same when it arrives,
-// and in that zone nobody knows whom it is for (istio#54689, #44996).
+// dnsZones puts the UDP queries that are redirected, and the agent's answers, into
+// appZone. Istio gives a zone to every answer of a nameserver, too; but one to what the
+// pod forwards for a container or a virtual machine looks the same, and in that zone
+// nobody knows whom it is for (istio#54689, #44996).
 func (b *builder) dnsZones() {
 	if slices.Contains(b.ExcludeOutboundPorts, DNSPort) { // none is redirected
 		return

@@ -4,8 +4,8 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// sender is one way to know that the proxy, Envoy or the agent, has sent a packet: by
-// its mark or, without one, by its owner. Each way is enough by itself.
+// sender is one way to know that Envoy or the agent has sent a packet: by its mark or,
+// without one, by its owner. One is enough.
 type sender struct {
 	mark  uint32
 	owner rule.Owner
@@ -49,9 +49,8 @@ func (s sender) others(m rule.Match) rule.Match {
 	return m
 }
 
-// proxy lets Envoy and the agent out, but what Envoy sends to its own pod by a
-// service's address comes in as any other client's would; what is for the tunnel,
-// and queries, never do.
+// proxy lets Envoy and the agent out, but what Envoy sends to its own pod by a service's
+// address comes in as any other client's would, unless it is for the tunnel or a query.
 func (b *builder) proxy(s sender) {
 	direct := []uint16{b.TunnelPort}
 	if b.DNS.Capture && !s.owner.Group { // a group's queries are not excepted with Istio either

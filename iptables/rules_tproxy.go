@@ -4,10 +4,9 @@ import (
 	"understudy.mesh/iptables/rule"
 )
 
-// In TPROXY mode the inbound connection keeps both its addresses: the kernel hands
-// it to Envoy's transparent socket as it is, by a mark that a route of its own sends
-// to lo. Envoy calls the application from the client's address, and marks what it
-// sends so that the application's answers find back to it.
+// In TPROXY mode the inbound connection keeps both its addresses: its mark has a route
+// to lo, and there the kernel hands it to Envoy's transparent socket. Envoy calls the
+// application from the client's address, with a mark by which the answers find back.
 
 // calledItself marks what Envoy sends to its own pod by a service's address, which is
 // captured as any other inbound traffic. Mark plus one, as Istio has it.
@@ -49,10 +48,9 @@ func (b *builder) transparent() {
 	b.mangle(rule.Output, rule.Match{Proto: rule.TCP, ConnMark: b.Mark}, rule.ConnMark(rule.RestoreMark), "the application's answer to Envoy")
 }
 
-// fromTheClientsAddress lets through what Envoy sends to the application from a
-// client's address. Envoy's user sends it to the pod's own address, so that it would
-// count as a call of the pod to itself and come in again, without end (istio#23369).
-// Istio has no such rule, and must run its proxy as root in this mode.
+// fromTheClientsAddress lets through what Envoy sends to the application from a client's
+// address. It would otherwise count as a call of the pod to itself and come in again,
+// without end (istio#23369). Istio has no such rule and must run its proxy as root.
 func (b *builder) fromTheClientsAddress() {
 	b.nat(rule.Outbound, rule.Match{Out: rule.Loopback, Proto: rule.TCP, Mark: b.Mark}, rule.Leave, "Envoy to its own application")
 }

@@ -57,8 +57,8 @@ func (t transition) clean(ctx context.Context) error {
 	return t.make(ctx, rule.Auto, nil, policyrouting.Change{})
 }
 
-// make first puts rules where they are wanted and then takes them away elsewhere, so
-// that capture, once there, is never missing in between.
+// make puts rules where they are wanted before it removes them elsewhere, so that
+// capture is never missing in between.
 func (t transition) make(ctx context.Context, to rule.Backend, want *saved.Wanted, change policyrouting.Change) error {
 	change.Marks = t.marks()
 	routes := t.routing(change)
@@ -95,8 +95,7 @@ func (t transition) change(ctx context.Context, to rule.Backend, want *saved.Wan
 	return tried, routes.Remove()
 }
 
-// marks returns the marks of TPROXY mode that the rules found here set, and Istio's
-// default where there is any trace of Istio or of us.
+// marks returns the marks of TPROXY mode that were found, and Istio's default.
 func (t transition) marks() (out []uint32) {
 	for _, b := range t.found {
 		if b.Holding().Used == rule.UsedByUs {
@@ -118,8 +117,7 @@ func (t transition) order(first rule.Backend) (out []backend) {
 	return out
 }
 
-// undoTimeout bounds putting things back after a failure: at most one wait for the
-// xtables lock for each family, and some time to work.
+// undoTimeout has room for a wait for the xtables lock in each family, and the work.
 const undoTimeout = 90 * time.Second
 
 // undo puts back what was there before. It goes on after ctx was cancelled.

@@ -7,8 +7,7 @@ import (
 
 const chainPrefix = "ISTIO_"
 
-// The chains of capture, and those of the kernel that lead to them. Their names are
-// Istio's: tools and people look for them, and a pod that Istio captured before is taken over.
+// The chains of capture, by Istio's names, and those of the kernel that lead to them.
 const (
 	PreRouting  = "PREROUTING"
 	Output      = "OUTPUT"
@@ -31,8 +30,7 @@ const Loopback = "lo"
 // LoopbackV6 is what counts as loopback in IPv6.
 var LoopbackV6 = netip.MustParsePrefix("::1/128")
 
-// Envoy sends inbound traffic on to the application from these addresses
-// (127.0.0.6 is always there, ::6 must be added to lo).
+// Envoy calls the application from these addresses; ::6 must be added to lo.
 var (
 	PassthroughV6 = netip.MustParsePrefix("::6/128")
 	Passthrough   = []netip.Prefix{netip.MustParsePrefix("127.0.0.6/32"), PassthroughV6}

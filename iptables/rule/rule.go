@@ -1,5 +1,5 @@
-// Package rule owns the words in which capture is said: what a packet must satisfy, what
-// becomes of it, and in which table, chain and back end. It runs nothing.
+// Package rule owns the words of capture: what a packet must satisfy, what becomes of it,
+// and in which table, chain and back end.
 package rule
 
 import (
@@ -55,8 +55,8 @@ const (
 	NAT    Table = "nat"
 )
 
-// Tables is the order in which tables are committed: conntrack zones must be
-// assigned before the first packet is redirected, so nat is last.
+// Tables is the order in which tables are committed: zones are assigned before the first
+// packet is redirected, so nat is last.
 var Tables = []Table{Raw, Mangle, NAT}
 
 // Proto is a transport protocol as iptables spells it; "" is any.
@@ -68,8 +68,7 @@ const (
 	UDP Proto = "udp"
 )
 
-// Rule is one purpose of capture. A back end may need several rules for it, one for
-// each address or for some of the ports: see lines.
+// Rule is one purpose of capture. A back end may need several rules for it.
 type Rule struct {
 	Family Family
 	Table  Table
@@ -80,9 +79,8 @@ type Rule struct {
 	Why    string // the reason, kept with the rule as its comment
 }
 
-// Match is what a packet must satisfy; the zero value matches every packet. Of
-// several addresses or ports it has to have one. Where there are addresses, but none
-// of an IP version, no packet of that version matches.
+// Match is what a packet must satisfy: all fields that are not zero, and one item of
+// each list. Where no address is of an IP version, no packet of that version matches.
 type Match struct {
 	In, Out    string // interface
 	Srcs, Dsts []netip.Prefix
@@ -114,8 +112,7 @@ type Owner struct {
 	Not   bool
 }
 
-// Target is what becomes of a packet that matches. Verdict is a built-in target or
-// the name of a chain.
+// Target is what becomes of a packet. Verdict is a built-in target or a chain.
 type Target struct {
 	Verdict string
 	Port    uint16 // of REDIRECT and TPROXY
@@ -154,8 +151,7 @@ func ConnMark(option string) Target { return Target{Verdict: "CONNMARK", Option:
 // TProxy hands a packet to the socket at a port, and marks it.
 func TProxy(port uint16, mark uint32) Target { return Target{Verdict: TPROXY, Port: port, Mark: mark} }
 
-// ForFamily returns r with the addresses of one IP version only, and whether that
-// version has anything of it.
+// ForFamily returns r with the addresses of one IP version, and whether it has any of it.
 func (r Rule) ForFamily(f Family) (Rule, bool) {
 	if r.Family&f == 0 {
 		return r, false

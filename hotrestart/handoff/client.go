@@ -68,7 +68,7 @@ func (c *Client) greet(ctx context.Context, me Identity, protocols protocolRange
 	if err := c.say(msgHello, helloHead{protocols.min, protocols.max, me}); err != nil {
 		return err
 	}
-	return c.collect(ctx, c.timing.decide+c.timing.slack, func(f handoffFrame) (bool, error) {
+	return c.collect(ctx, c.timing.decide+c.timing.slack, func(f frame) (bool, error) {
 		if f.kind == msgRefused {
 			return false, refusal(f)
 		}
@@ -100,7 +100,7 @@ func (c *Client) State() State { return c.state }
 func (c *Client) load(ctx context.Context) (err error) {
 	defer explain(&err, "get its state")
 	var reader stateReader
-	return c.collect(ctx, c.timing.hold, func(f handoffFrame) (done bool, err error) {
+	return c.collect(ctx, c.timing.hold, func(f frame) (done bool, err error) {
 		if f.kind == msgState {
 			return false, reader.add(f)
 		}
@@ -120,7 +120,7 @@ func (c *Client) Sockets(ctx context.Context, into *hotrestart.Sockets) (err err
 	}
 	var reader socketReader
 	defer func() { err = errors.Join(err, reader.fresh.Close()) }() // what was not moved
-	return c.collect(ctx, c.timing.give+c.timing.slack, func(f handoffFrame) (done bool, err error) {
+	return c.collect(ctx, c.timing.give+c.timing.slack, func(f frame) (done bool, err error) {
 		if f.kind == msgSockets {
 			return false, reader.add(f)
 		}
@@ -139,7 +139,7 @@ func (c *Client) Ready(ctx context.Context, into *hotrestart.Sockets) (state Sta
 	var sockets socketReader
 	defer func() { err = errors.Join(err, sockets.fresh.Close()) }()
 	var states stateReader
-	err = c.collect(ctx, c.timing.release+c.timing.slack, func(f handoffFrame) (done bool, err error) {
+	err = c.collect(ctx, c.timing.release+c.timing.slack, func(f frame) (done bool, err error) {
 		switch f.kind {
 		case msgSockets:
 			err = sockets.add(f)
@@ -166,7 +166,7 @@ func (c *Client) Commit(ctx context.Context) (err error) {
 	if err := c.do(actCommit, msgCommitted, emptyHead{}); err != nil {
 		return err
 	}
-	return c.collect(ctx, c.timing.probation+c.timing.commit+c.timing.slack, func(handoffFrame) (bool, error) { return true, nil })
+	return c.collect(ctx, c.timing.probation+c.timing.commit+c.timing.slack, func(frame) (bool, error) { return true, nil })
 }
 
 // Next waits for the next word about the old generation's drain, and what has become of
@@ -175,7 +175,7 @@ func (c *Client) Commit(ctx context.Context) (err error) {
 func (c *Client) Next(ctx context.Context) (drained Drained, news State, err error) {
 	defer explain(&err, "follow the old generation's drain")
 	var reader stateReader
-	err = c.collect(ctx, 0, func(f handoffFrame) (done bool, err error) {
+	err = c.collect(ctx, 0, func(f frame) (done bool, err error) {
 		switch f.kind {
 		case msgState:
 			return false, reader.add(f)
@@ -240,7 +240,7 @@ func (c *Client) say(kind messageKind, head any) error {
 
 // collect takes messages, each of which the stage must expect, until handle says that
 // it was the last. 0 is no deadline. A failure ends the hand-off on this side.
-func (c *Client) collect(ctx context.Context, limit time.Duration, handle func(handoffFrame) (done bool, err error)) error {
+func (c *Client) collect(ctx context.Context, limit time.Duration, handle func(frame) (done bool, err error)) error {
 	if limit > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, limit)
@@ -258,7 +258,7 @@ func (c *Client) collect(ctx context.Context, limit time.Duration, handle func(h
 	}
 }
 
-func (c *Client) collectOne(ctx context.Context, handle func(handoffFrame) (bool, error)) (bool, error) {
+func (c *Client) collectOne(ctx context.Context, handle func(frame) (bool, error)) (bool, error) {
 	if c.stage == stageOver {
 		return false, errors.New("this hand-off is over")
 	}
@@ -279,7 +279,7 @@ func (c *Client) collectOne(ctx context.Context, handle func(handoffFrame) (bool
 	return false, fmt.Errorf("no answer: %w", ctx.Err())
 }
 
-func (c *Client) take(f handoffFrame, ok bool, handle func(handoffFrame) (bool, error)) (bool, error) {
+func (c *Client) take(f frame, ok bool, handle func(frame) (bool, error)) (bool, error) {
 	if err := c.link.errorUnless(ok); err != nil {
 		return false, err
 	}

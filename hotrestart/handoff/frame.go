@@ -31,8 +31,8 @@ const (
 	maxFrameSockets = 64
 )
 
-// handoffFrame is one message as it travels. It owns fds until somebody takes them.
-type handoffFrame struct {
+// frame is one message as it travels. It owns fds until somebody takes them.
+type frame struct {
 	version uint8
 	kind    messageKind
 	head    []byte
@@ -65,8 +65,8 @@ func parseFrameHeader(b [frameHeaderSize]byte) (frameHeader, error) {
 	return frameHeader{b[4], messageKind(b[5]), int(b[6]), int(head), int(body)}, nil
 }
 
-// appendHandoffFrame encodes f without its descriptors, which travel beside it.
-func appendHandoffFrame(b []byte, f handoffFrame) ([]byte, error) {
+// appendFrame encodes f without its descriptors, which travel beside it.
+func appendFrame(b []byte, f frame) ([]byte, error) {
 	if len(f.head)+len(f.body) > maxPayload {
 		return nil, fmt.Errorf("write %s: %d bytes, at most %d", f.kind, len(f.head)+len(f.body), maxPayload)
 	}

@@ -41,7 +41,7 @@ func encode(t testing.TB, kind messageKind, head any, fds int) []byte {
 		t.Fatal(err)
 	}
 	f.version, f.fds = 1, make([]int, fds)
-	raw, err := appendHandoffFrame(nil, f)
+	raw, err := appendFrame(nil, f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestUnknownMessages(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, kind := range []messageKind{0, 21, 255} {
-		if err := c.link.sendFrame(handoffFrame{kind: kind, head: []byte("not JSON"), body: make([]byte, 1000)}); err != nil {
+		if err := c.link.sendFrame(frame{kind: kind, head: []byte("not JSON"), body: make([]byte, 1000)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -365,7 +365,7 @@ func FuzzHandoffMessages(f *testing.F) {
 	f.Add([]byte(`{"component":"vips","components":1,"names":["a"],"gone":["b"],"count":1,"reason":"x","role":"serving","details":{}}`), []byte("body"))
 	f.Add([]byte(`{"left":-1,"done":true,"future":[[[[]]]]}`), []byte{})
 	f.Fuzz(func(t *testing.T, head, body []byte) {
-		frame := handoffFrame{version: 1, head: head, body: body}
+		frame := frame{version: 1, head: head, body: body}
 		if h, err := decodeHead[helloHead](frame); err == nil {
 			h.Identity.validate()
 			negotiate(ownProtocols(), protocolRange{h.Min, h.Max})
@@ -421,7 +421,7 @@ func TestFrameHeader(t *testing.T) {
 	if _, err := parseFrameHeader(bad); err != nil {
 		t.Error(err)
 	}
-	if _, err := appendHandoffFrame(nil, handoffFrame{body: make([]byte, maxPayload+1)}); err == nil {
+	if _, err := appendFrame(nil, frame{body: make([]byte, maxPayload+1)}); err == nil {
 		t.Error("a frame too large was written")
 	}
 }

@@ -29,9 +29,9 @@ type link struct {
 	write   sync.Mutex
 	version uint8 // of the frames that are written; guarded by write
 
-	frames  chan handoffFrame // closed by the reader when it ends
-	ended   chan struct{}     // closed before frames, when err is valid
-	err     error             // why the reader ended
+	frames  chan frame    // closed by the reader when it ends
+	ended   chan struct{} // closed before frames, when err is valid
+	err     error         // why the reader ended
 	closed  chan struct{}
 	closing sync.Once
 	reader  sync.WaitGroup
@@ -41,7 +41,7 @@ type link struct {
 func newLink(conn *net.UnixConn, t timing, version uint8, watch func(bool, []byte, int)) *link {
 	l := &link{
 		conn: conn, timing: t, version: version, watch: watch,
-		frames: make(chan handoffFrame), ended: make(chan struct{}), closed: make(chan struct{}),
+		frames: make(chan frame), ended: make(chan struct{}), closed: make(chan struct{}),
 	}
 	l.reader.Go(l.readAll)
 	return l
@@ -76,11 +76,11 @@ func (l *link) send(kind messageKind, head any) error {
 }
 
 // sendFrame writes f; f.fds stay the caller's.
-func (l *link) sendFrame(f handoffFrame) error {
+func (l *link) sendFrame(f frame) error {
 	l.write.Lock()
 	defer l.write.Unlock()
 	f.version = l.version
-	raw, err := appendHandoffFrame(nil, f)
+	raw, err := appendFrame(nil, f)
 	if err != nil {
 		return err
 	}
@@ -130,7 +130,7 @@ func (l *link) readAll() {
 }
 
 // dispatch answers what every link answers, and passes the rest on.
-func (l *link) dispatch(f handoffFrame) error {
+func (l *link) dispatch(f frame) error {
 	switch {
 	case f.kind == msgPong, f.kind == msgUnknown:
 		f.closeDescriptors()
@@ -160,11 +160,11 @@ func (l *link) dispatch(f handoffFrame) error {
 
 // readFrame reads one frame. The time between two frames is the state machine's
 // business; a frame that has begun must end within timing.frame.
-func (l *link) readFrame() (f handoffFrame, err error) {
+func (l *link) readFrame() (f frame, err error) {
 	defer func() {
 		if err != nil {
 			f.closeDescriptors()
-			f = handoffFrame{}
+			f = frame{}
 		}
 	}()
 	var raw [frameHeaderSize]byte
@@ -245,7 +245,7 @@ func parseRights(oob []byte) (fds []int, err error) {
 }
 
 // closeDescriptors closes what nobody took.
-func (f *handoffFrame) closeDescriptors() {
+func (f *frame) closeDescriptors() {
 	for _, fd := range f.fds {
 		unix.Close(fd) // a socket that nobody used: nothing can be lost
 	}

@@ -145,7 +145,7 @@ const (
 )
 
 // refusal is what a refused message says, as an error.
-func refusal(f handoffFrame) error {
+func refusal(f frame) error {
 	head, err := decodeHead[refusedHead](f)
 	if err != nil {
 		return err
@@ -154,17 +154,17 @@ func refusal(f handoffFrame) error {
 }
 
 // newFrame encodes one message.
-func newFrame(kind messageKind, head any) (handoffFrame, error) {
+func newFrame(kind messageKind, head any) (frame, error) {
 	b, err := json.Marshal(head)
 	if err != nil {
-		return handoffFrame{}, fmt.Errorf("encode %s: %w", kind, err)
+		return frame{}, fmt.Errorf("encode %s: %w", kind, err)
 	}
-	return handoffFrame{kind: kind, head: b}, nil
+	return frame{kind: kind, head: b}, nil
 }
 
 // decodeHead decodes the head of f; unknown fields are skipped, an empty head is the
 // zero value.
-func decodeHead[T any](f handoffFrame) (head T, err error) {
+func decodeHead[T any](f frame) (head T, err error) {
 	if len(f.head) == 0 {
 		return head, nil
 	}

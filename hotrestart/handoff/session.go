@@ -66,7 +66,7 @@ func (n *Newcomer) arm(timer *time.Timer) {
 }
 
 // receive handles a message of the newcomer's.
-func (n *Newcomer) receive(ctx context.Context, f handoffFrame) error {
+func (n *Newcomer) receive(ctx context.Context, f frame) error {
 	defer f.closeDescriptors() // no message to a parent has any use for them
 	to, err := n.stage.next(got(f.kind))
 	if err != nil {
@@ -87,7 +87,7 @@ func (n *Newcomer) receive(ctx context.Context, f handoffFrame) error {
 }
 
 // greet refuses whom nobody needs to think about, and asks the owner about the rest.
-func (n *Newcomer) greet(ctx context.Context, f handoffFrame) error {
+func (n *Newcomer) greet(ctx context.Context, f frame) error {
 	n.server.spoke(n)
 	hello, err := decodeHead[helloHead](f)
 	if err == nil {
@@ -120,7 +120,7 @@ func (n *Newcomer) examine(hello helloHead) *RefusedError {
 // errAnswered ends the connection of somebody who asked once.
 var errAnswered = errors.New("answered")
 
-func (n *Newcomer) reportTo(f handoffFrame) error {
+func (n *Newcomer) reportTo(f frame) error {
 	n.server.spoke(n)
 	head, err := decodeHead[inquireHead](f)
 	if err != nil {

@@ -456,7 +456,7 @@ func TestAnswerThatWaitsIsNotLate(t *testing.T) {
 			t.Fatal(err)
 		}
 		over, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
-		if err := c.collect(over, 0, func(handoffFrame) (bool, error) { return true, nil }); err != nil {
+		if err := c.collect(over, 0, func(frame) (bool, error) { return true, nil }); err != nil {
 			t.Errorf("the answer was there: %v", err)
 		}
 		cancel()

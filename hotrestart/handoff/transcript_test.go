@@ -31,7 +31,7 @@ type transcriptLine struct {
 	raw  []byte
 }
 
-func (l transcriptLine) frame(t *testing.T) handoffFrame {
+func (l transcriptLine) frame(t *testing.T) frame {
 	t.Helper()
 	header, err := parseFrameHeader([frameHeaderSize]byte(l.raw[:frameHeaderSize]))
 	if err != nil {
@@ -41,7 +41,7 @@ func (l transcriptLine) frame(t *testing.T) handoffFrame {
 	if header.head+header.body != len(payload) || header.sockets != l.fds {
 		t.Fatalf("a frame of %d bytes and %d sockets says %+v", len(l.raw), l.fds, header)
 	}
-	return handoffFrame{version: header.version, kind: header.kind, head: payload[:header.head], body: payload[header.head:]}
+	return frame{version: header.version, kind: header.kind, head: payload[:header.head], body: payload[header.head:]}
 }
 
 func readTranscript(t *testing.T, path string) (lines []transcriptLine) {
@@ -223,7 +223,7 @@ func replay(t *testing.T, conn *net.UnixConn, lines []transcriptLine, asChild bo
 }
 
 // compareFrames wants all that was recorded; what a later release adds may be there too.
-func compareFrames(t *testing.T, i int, got, want handoffFrame, fds int) {
+func compareFrames(t *testing.T, i int, got, want frame, fds int) {
 	if got.kind != want.kind || !bytes.Equal(got.body, want.body) || len(got.fds) != fds {
 		t.Errorf("line %d: %s with %d bytes and %d sockets, recorded %s with %d and %d", i, got.kind, len(got.body), len(got.fds), want.kind, len(want.body), fds)
 	}

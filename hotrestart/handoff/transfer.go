@@ -106,7 +106,7 @@ type stateReader struct {
 	total int
 }
 
-func (r *stateReader) add(f handoffFrame) error {
+func (r *stateReader) add(f frame) error {
 	head, err := decodeHead[stateHead](f)
 	if err != nil {
 		return err
@@ -129,7 +129,7 @@ func (r *stateReader) add(f handoffFrame) error {
 }
 
 // end checks the end mark and returns the whole; never nil.
-func (r *stateReader) end(f handoffFrame) (State, error) {
+func (r *stateReader) end(f frame) (State, error) {
 	head, err := decodeHead[stateEndHead](f)
 	if err != nil {
 		return nil, err
@@ -215,7 +215,7 @@ type socketReader struct {
 }
 
 // add takes the descriptors of f over, also when it fails.
-func (r *socketReader) add(f handoffFrame) error {
+func (r *socketReader) add(f frame) error {
 	fds := f.fds
 	head, err := decodeHead[socketsHead](f)
 	if err == nil && len(head.Names) != len(fds) {
@@ -237,7 +237,7 @@ func (r *socketReader) add(f handoffFrame) error {
 }
 
 // end checks the end mark and moves everything into the set.
-func (r *socketReader) end(f handoffFrame, into *hotrestart.Sockets) error {
+func (r *socketReader) end(f frame, into *hotrestart.Sockets) error {
 	head, err := decodeHead[socketsEndHead](f)
 	if err != nil {
 		return err

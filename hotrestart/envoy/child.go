@@ -30,12 +30,12 @@ var errUnanswered = errors.New("no answer from the running Envoy")
 // errChildEnded is what is asked of a Child that does not run any more.
 var errChildEnded = errors.New("the child of this Envoy has ended")
 
-// Child plays the Envoy after, to one Envoy that serves: it asks for its listening
-// sockets and its statistics, and tells it to drain. Asking changes nothing in Envoy.
+// Child plays the next Envoy to one that serves: it asks for its listening sockets and
+// its statistics, which changes nothing there, and tells it to drain.
 //
 // Envoy answers to the path of the Child's socket, and aborts when that is gone. So a
-// Child is made once for each Envoy, is read until Envoy has ended (Run), whatever
-// became of those who asked, and only then closed.
+// Child is made once for each Envoy, is read until Envoy has ended (Run), and only then
+// closed.
 type Child struct {
 	socket *datagramSocket
 
@@ -44,8 +44,8 @@ type Child struct {
 	ended   bool        // nobody reads answers any more
 }
 
-// question is a request whose answer is to come. Envoy's answers bear no name: the first
-// one belongs to the first question, also when nobody waits for it any more.
+// question is a request whose answer is to come. Envoy answers in order, without saying
+// what: the first answer belongs to the first question, even if nobody waits for it.
 type question struct {
 	answer    chan answer // buffered: at most one is sent
 	abandoned bool

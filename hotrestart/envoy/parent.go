@@ -35,14 +35,13 @@ type ParentConfig struct {
 	Log *slog.Logger
 }
 
-// Parent plays the Envoy before, to one Envoy that starts: that one asks for its
-// listening sockets, and aborts or hangs when nobody answers. So a Parent is made before
-// its Envoy is started, and runs for as long as it lives.
+// Parent plays the Envoy before to one that starts, which asks for its listening sockets,
+// and aborts or hangs when nobody answers. So a Parent is made before its Envoy is
+// started, and runs for as long as that lives.
 //
-// Of Envoy's requests, pass_listen_socket, shutdown_admin and stats are answered, each
-// with the answer that it waits for, always; drain_listeners, terminate and
-// test_connection are not, because Envoy reads no answer to them, and would take one for
-// that of its next request and abort.
+// pass_listen_socket, shutdown_admin and stats are always answered; drain_listeners,
+// terminate and test_connection never, because Envoy would take an answer for that of its
+// next request and abort.
 type Parent struct {
 	config ParentConfig
 	socket *datagramSocket

@@ -7,16 +7,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RestrictReuseport has the kernel give new connections only to those of the sockets that used has
-// as well, where a new Envoy has fewer workers than the one before: what already waits
-// in the others can then be accepted by the old Envoy before they are closed, which
-// would reset it. It returns how many listeners that concerns. Undo it by UnrestrictReuseport
-// once the other sockets are closed, or when the old Envoy is to go on.
+// RestrictReuseport has the kernel give new connections only to those sockets of all that
+// used has as well, for a new Envoy with fewer workers than the one before: the old Envoy
+// accepts what waits in the others before they are closed, which would reset it. It returns
+// how many listeners that concerns. Undo it by UnrestrictReuseport once the other sockets
+// are closed, or when the old Envoy is to go on.
 //
 // The sockets of one address are a reuseport group (socket(7)), which a classic BPF
-// program may choose from by their index. That is the order in which they began to
-// listen, and Envoy's workers do so in theirs. Where it is not, an index leads to
-// another socket of the group, or to none, and then the kernel chooses as ever.
+// program may choose from by their index: the order in which they began to listen, which
+// is that of Envoy's workers. Where it is not, an index leads to another socket of the
+// group, or to none, and the kernel chooses as usual.
 func RestrictReuseport(all, used *Sockets) (restricted int, err error) {
 	var errs []error
 	had, has := workersOf(all), workersOf(used)

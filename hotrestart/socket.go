@@ -1,6 +1,5 @@
-// Package hotrestart owns a named set of listening sockets. How the set changes hands is
-// the business of the packages below: hotrestart/envoy between an agent and its Envoy,
-// hotrestart/handoff between two agents.
+// Package hotrestart owns a named set of listening sockets. The packages below pass it on:
+// hotrestart/envoy between an agent and its Envoy, hotrestart/handoff between two agents.
 package hotrestart
 
 import (
@@ -25,9 +24,9 @@ type Socket struct {
 	// (address and worker, see EnvoySocketName), "agent status tcp 0" or
 	// "agent dns udp 127.0.0.1:15053".
 	Name string
-	// File is owned by whoever holds the Socket, who closes it. Never call its Fd method
-	// on a socket that another process uses as well: it may make the socket a blocking
-	// one for both, and a worker of Envoy's then hangs in accept(2).
+	// File is closed by whoever holds the Socket. Never call its Fd method: it may make the
+	// socket a blocking one also for other processes that have it, and a worker of Envoy's
+	// then hangs in accept(2).
 	File *os.File
 }
 

@@ -69,7 +69,7 @@ func New(c Config) (*Files, error) {
 	f := &Files{c: c, log: c.Log("agent"), source: source, builder: build.New(c.Options), latest: latest{changed: make(chan struct{}, 1)}}
 	f.publisher = publish.New(publish.Config{
 		Changed: f.latest.changed, Next: f.next, Envoy: c.Envoy, Names: c.Names,
-		TTL: c.TTL, Now: time.Now, Log: f.log, Answered: f.answered,
+		TTL: c.TTL, Log: f.log, Answered: f.answered,
 	})
 	c.Ready.Pending(taskConfig, "the configuration files are not in force yet")
 	if c.Names != nil {

@@ -17,9 +17,9 @@ const fieldResourceName protowire.Number = 1
 // message or has another name, and one that comes twice. It returns their names. What Envoy
 // itself does not take of the rest, it refuses by name.
 func discardUnreadable(snap *publish.Snapshot) (bad []string) {
-	readable := func(list []xds.Resource) []xds.Resource {
-		seen := make(map[string]bool, len(list))
-		return slices.DeleteFunc(list, func(m xds.Resource) bool {
+	for _, url := range build.Types() {
+		seen := make(map[string]bool)
+		snap.Resources[url] = slices.DeleteFunc(snap.Resources[url], func(m xds.Resource) bool {
 			name := ""
 			err := eachField(m.Body, func(number protowire.Number, value []byte, _ uint64) error {
 				if number == fieldResourceName {
@@ -34,9 +34,6 @@ func discardUnreadable(snap *publish.Snapshot) (bad []string) {
 			bad = append(bad, m.Name)
 			return true
 		})
-	}
-	for _, url := range build.Types() {
-		snap.Resources[url] = readable(snap.Resources[url])
 	}
 	return bad
 }

@@ -39,12 +39,10 @@ const (
 
 // Envoy is what a Publisher needs of an Envoy's configuration stream and admin API.
 type Envoy struct {
-	// Set gives Envoy its whole configuration; Applied waits until it has taken
-	// that version ([xds.Server]).
+	// Set gives Envoy its whole configuration; Applied waits until it has taken that version.
 	Set     func(xds.Snapshot) uint64
 	Applied func(ctx context.Context, version uint64) error
-	// Connected says whether an Envoy is there to take a configuration; changed is closed when that
-	// may have changed.
+	// Connected says whether an Envoy is there; changed is closed when that may have changed.
 	Connected func() (connected bool, changed <-chan struct{})
 	// Renewed holds a token when an Envoy has come in the place of another: it may refuse what
 	// that one took. It may be nil.
@@ -64,7 +62,6 @@ type Config struct {
 	Names func(set []table.Host, gone []string)
 	// TTL is how long a client may keep an answer.
 	TTL time.Duration
-	Now func() time.Time
 	Log *slog.Logger
 	// Answered is called each time Envoy has answered for a configuration; refused is
 	// nil when it took everything.
@@ -82,14 +79,17 @@ type Publisher struct {
 	shown     atomic.Pointer[Snapshot] // rollout.inForce, for other goroutines
 	inherited bool                     // wanted is what the generation before had, not the control plane's yet
 	newer     bool                     // Next has something new, as a wait for Envoy was told
-	patience  time.Duration            // zero is patienceFirst
+	patience  time.Duration            // with the configuration that Envoy works on
 	refused   string                   // what was logged last of Envoy's refusals; "" when it took everything
 	unknown   atomic.Int64             // hosts that DNS does not answer because Envoy refused them, for the metric
 }
 
-// New returns a publisher that has published nothing; it starts nothing.
+// New starts nothing.
 func New(c Config) *Publisher {
-	return &Publisher{Config: c, rollout: rollout{keep: c.TTL + delayMargin}}
+	if c.Names == nil {
+		c.Names = func([]table.Host, []string) {}
+	}
+	return &Publisher{Config: c, rollout: rollout{keep: c.TTL + delayMargin}, patience: patienceFirst}
 }
 
 // Unknown is how many hosts DNS does not answer because Envoy refused their resources.
@@ -109,7 +109,7 @@ func (p *Publisher) Run(ctx context.Context) {
 	var expire, retry <-chan time.Time
 	if p.wanted != nil { // inherited, or interrupted
 		p.bring(ctx)
-		expire = p.nextExpiry()
+		expire, _ = p.timers()
 	}
 	for ctx.Err() == nil {
 		if p.newer {
@@ -125,7 +125,9 @@ func (p *Publisher) Run(ctx context.Context) {
 		case <-retry:
 			p.bring(ctx)
 		case <-p.Renewed:
-			p.renew(ctx)
+			if p.wanted != nil { // what of it the new Envoy takes
+				p.bring(ctx)
+			}
 		case <-expire:
 			p.send()
 			p.show()
@@ -137,10 +139,13 @@ func (p *Publisher) Run(ctx context.Context) {
 // timers fire when the first delayed resource has to go, and when what was refused is tried again;
 // nil when there is none.
 func (p *Publisher) timers() (expire, retry <-chan time.Time) {
+	if first := p.expiry(); !first.IsZero() {
+		expire = time.After(time.Until(first))
+	}
 	if p.refused != "" {
 		retry = time.After(retryRefused)
 	}
-	return p.nextExpiry(), retry
+	return expire, retry
 }
 
 // publish brings what Next has into force.
@@ -153,19 +158,12 @@ func (p *Publisher) publish(ctx context.Context) {
 	}
 	p.Log.Debug("built Envoy's configuration")
 	first := p.wanted == nil
-	p.want(snap, p.Now())
+	p.want(snap, time.Now())
 	p.inherited = false
 	if !first { // before the first table DNS holds queries, which an empty one would end
-		p.answer()
+		p.Names(p.change())
 	}
 	p.bring(ctx)
-}
-
-// renew looks what of the configuration a new Envoy uses.
-func (p *Publisher) renew(ctx context.Context) {
-	if p.wanted != nil {
-		p.bring(ctx)
-	}
 }
 
 // bring gives Envoy the wanted resources and, once it uses them, publishes the names of those
@@ -181,19 +179,19 @@ func (p *Publisher) bring(ctx context.Context) {
 	}
 	switch {
 	case errors.Is(err, errSuperseded):
-		p.patience = min(2*max(p.patience, patienceFirst), patienceLast)
+		p.patience = min(2*p.patience, patienceLast)
 		return
 	case err != nil:
 		return // ending
 	}
-	p.patience = 0
+	p.patience = patienceFirst
 	p.report(refused)
 	if refused != nil && len(refused.Resources) == 0 {
 		return // nobody knows what is in force
 	}
-	p.applied(refused, p.Now())
+	p.applied(refused, time.Now())
 	p.unknown.Store(int64(p.withheld()))
-	p.answer()
+	p.Names(p.change())
 	p.show()
 	if !p.inherited {
 		p.Answered(refused)
@@ -246,25 +244,8 @@ func (p *Publisher) report(refused *xds.RejectedError) {
 	p.Log.Debug("configuration in force", "hosts", len(p.wanted.Hosts), "resources", resources)
 }
 
-// answer makes DNS answer what rollout says.
-func (p *Publisher) answer() {
-	if p.Names == nil {
-		return
-	}
-	p.Names(p.change())
-}
-
 // send gives Envoy what it is to have now, and returns the snapshot's version.
-func (p *Publisher) send() uint64 { return p.Set(p.snapshot(p.Now())) }
-
-// nextExpiry fires when the first delayed resource has to go; nil when none has to yet.
-func (p *Publisher) nextExpiry() <-chan time.Time {
-	first := p.expiry()
-	if first.IsZero() {
-		return nil
-	}
-	return time.After(first.Sub(p.Now()))
-}
+func (p *Publisher) send() uint64 { return p.Set(p.snapshot(time.Now())) }
 
 // errSuperseded ends the wait for a configuration that a newer one replaces.
 var errSuperseded = errors.New("a newer configuration waits")
@@ -272,12 +253,11 @@ var errSuperseded = errors.New("a newer configuration waits")
 // awaitApplied returns once Envoy uses version: it has taken it and nothing warms any
 // more. It returns what Envoy refused of it; an error says that the wait was given up.
 func (p *Publisher) awaitApplied(ctx context.Context, version uint64) (*xds.RejectedError, error) {
-	until := p.Now().Add(max(p.patience, patienceFirst))
 	ctx, giveUp := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		if p.supersede(ctx, until) {
+		if p.supersede(ctx) {
 			giveUp(errSuperseded)
 		}
 	}()
@@ -303,7 +283,9 @@ func (p *Publisher) awaitApplied(ctx context.Context, version uint64) (*xds.Reje
 
 // supersede returns true once a newer snapshot waits, and Envoy has had its time or is gone; false
 // when ctx ends first.
-func (p *Publisher) supersede(ctx context.Context, until time.Time) bool {
+func (p *Publisher) supersede(ctx context.Context) bool {
+	patience := time.NewTimer(p.patience)
+	defer patience.Stop()
 	if !p.newer {
 		select {
 		case <-ctx.Done():
@@ -312,8 +294,6 @@ func (p *Publisher) supersede(ctx context.Context, until time.Time) bool {
 			p.newer = true
 		}
 	}
-	patience := time.NewTimer(until.Sub(p.Now()))
-	defer patience.Stop()
 	for {
 		connected, changed := p.Connected()
 		if !connected {

@@ -114,7 +114,7 @@ func newStage() *stage {
 			})
 			s.event("names")
 		},
-		TTL: 30 * time.Second, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		TTL: 30 * time.Second, Log: slog.New(slog.DiscardHandler),
 		Answered: func(*xds.RejectedError) { s.event("settled") },
 	})
 	return s

@@ -29,7 +29,7 @@ type rollout struct {
 
 	wanted  *Snapshot // what the control plane says, or the generation before had
 	reached bool      // Envoy uses wanted, but for what it refuses
-	good    *Snapshot // what Envoy used of the configuration that it reached last; nil before the first
+	good    Snapshot  // what Envoy used of the configuration that it reached last
 	// standIns are earlier versions, which Envoy took, of what it refuses and has in no version:
 	// it was started anew, or is another release.
 	standIns map[string]xds.Resource
@@ -48,7 +48,7 @@ type delayedRemoval struct {
 // seed makes snap, of the generation before, what the first snapshot is a change of.
 func (r *rollout) seed(snap *Snapshot) {
 	hosts := byName(snap.Hosts)
-	r.wanted, r.good = snap, snap
+	r.wanted, r.good = snap, *snap
 	r.names = names{hosts: hosts, answered: hosts}
 }
 
@@ -64,45 +64,37 @@ func (r *rollout) want(snap *Snapshot, now time.Time) {
 // needs what Envoy lacks keeps the answer that it had, if that still leads somewhere: it needs only
 // what Envoy had before, or what is delayed.
 func (r *rollout) applied(refused *xds.RejectedError, now time.Time) {
-	before, used, lacks := r.before(), r.wanted.Resources, map[string]bool(nil)
+	used, lacks := r.wanted.Resources, map[string]bool(nil)
 	if refused != nil {
-		used, lacks = r.used(refused, before)
+		used, lacks = r.used(refused)
 	}
 	needed, earlier := make(map[string]bool), make(map[string]bool)
 	each(r.wanted.Resources, lacks, func(m xds.Resource) { needed[owner(m.Name)] = true })
-	each(before, lacks, func(m xds.Resource) { earlier[owner(m.Name)] = true })
-	for _, l := range r.delayed {
-		if lacks[l.resource.Name] {
-			earlier[owner(l.resource.Name)] = true
-		}
+	for name := range r.versions(lacks) {
+		earlier[owner(name)] = true
 	}
 	r.release(needed, earlier)
-	r.good, r.reached = &Snapshot{Resources: used, Hosts: r.wanted.Hosts}, true
+	r.good, r.reached = Snapshot{Resources: used, Hosts: r.wanted.Hosts}, true
 	r.dropReturned()
 	r.startTimers(now)
-}
-
-// before are the resources that Envoy used of the configuration that it reached last.
-func (r *rollout) before() xds.Snapshot {
-	if r.good == nil {
-		return nil
-	}
-	return r.good.Resources
 }
 
 // used is what Envoy uses of the wanted resources: of those that it refuses the earlier version
 // that it had before, if it kept one. Of a resource that it lacks there is none, or one of a
 // configuration that was given up on the way, which nobody can give it again.
-func (r *rollout) used(refused *xds.RejectedError, before xds.Snapshot) (used xds.Snapshot, lacks map[string]bool) {
-	refuses, kept := setOf(refused.Resources), setOf(refused.Kept)
-	earlier := r.versions(refuses, before)
-	lacks, used = make(map[string]bool), make(xds.Snapshot, len(r.wanted.Resources))
+func (r *rollout) used(refused *xds.RejectedError) (used xds.Snapshot, lacks map[string]bool) {
+	refuses := setOf(refused.Resources)
+	earlier := r.versions(refuses)
+	lacks, used = setOf(refused.Missing()), make(xds.Snapshot, len(r.wanted.Resources))
 	for url, wanted := range r.wanted.Resources {
 		var out []xds.Resource
 		for _, m := range wanted {
 			if refuses[m.Name] {
 				version, known := earlier[m.Name]
-				if lacks[m.Name] = !known || !kept[m.Name]; lacks[m.Name] {
+				if !known {
+					lacks[m.Name] = true
+				}
+				if lacks[m.Name] {
 					continue
 				}
 				m = version
@@ -111,31 +103,25 @@ func (r *rollout) used(refused *xds.RejectedError, before xds.Snapshot) (used xd
 		}
 		used[url] = out
 	}
-	for name := range refuses {
-		if !kept[name] {
-			lacks[name] = true // of what is delayed, too
-		}
-	}
-	maps.DeleteFunc(lacks, func(_ string, lacks bool) bool { return !lacks })
 	return used, lacks
 }
 
 // versions are the resources of names that Envoy had before, or whose removal is delayed.
-func (r *rollout) versions(names map[string]bool, before xds.Snapshot) map[string]xds.Resource {
+func (r *rollout) versions(names map[string]bool) map[string]xds.Resource {
 	versions := make(map[string]xds.Resource)
 	for _, l := range r.delayed {
 		if names[l.resource.Name] {
 			versions[l.resource.Name] = l.resource
 		}
 	}
-	each(before, names, func(m xds.Resource) { versions[m.Name] = m })
+	each(r.good.Resources, names, func(m xds.Resource) { versions[m.Name] = m })
 	return versions
 }
 
 // standIn puts earlier versions in the place of what is missing, and says whether it had any.
 func (r *rollout) standIn(missing []string) bool {
 	lacks := setOf(missing)
-	r.standIns = r.versions(lacks, r.before())
+	r.standIns = r.versions(lacks)
 	each(r.wanted.Resources, lacks, func(m xds.Resource) {
 		if bytes.Equal(r.standIns[m.Name].Body, m.Body) {
 			delete(r.standIns, m.Name) // it is what Envoy refuses
@@ -146,9 +132,6 @@ func (r *rollout) standIn(missing []string) bool {
 
 // each visits the resources that have one of names.
 func each(resources xds.Snapshot, names map[string]bool, visit func(xds.Resource)) {
-	if len(names) == 0 {
-		return
-	}
 	for _, list := range resources {
 		for _, m := range list {
 			if names[m.Name] {
@@ -162,15 +145,15 @@ func each(resources xds.Snapshot, names map[string]bool, visit func(xds.Resource
 func (r *rollout) snapshot(now time.Time) xds.Snapshot {
 	r.delayed = slices.DeleteFunc(r.delayed, func(l delayedRemoval) bool { return !l.until.IsZero() && !now.Before(l.until) })
 	snap := r.withDelayed(r.wanted.Resources)
-	if len(r.standIns) > 0 {
-		for url, list := range snap {
-			list = slices.Clone(list)
-			for i, m := range list {
-				if s, ok := r.standIns[m.Name]; ok {
-					list[i] = s
-				}
+	if len(r.standIns) == 0 {
+		return snap
+	}
+	for url, list := range snap {
+		snap[url] = slices.Clone(list)
+		for i, m := range list {
+			if s, ok := r.standIns[m.Name]; ok {
+				snap[url][i] = s
 			}
-			snap[url] = list
 		}
 	}
 	return snap
@@ -210,9 +193,6 @@ func (r *rollout) expiry() (first time.Time) {
 
 // delayRemovals keeps what Envoy used and snap does not have.
 func (r *rollout) delayRemovals(snap *Snapshot) {
-	if r.good == nil {
-		return // nothing was ever answered
-	}
 	hosts := ownersOf(r.good.Hosts)
 	for url, used := range r.good.Resources {
 		names := namesOf(snap.Resources[url])
@@ -234,11 +214,10 @@ func (r *rollout) dropReturned() {
 	if len(r.delayed) == 0 {
 		return
 	}
-	uses := map[string]map[string]bool{}
 	for url, list := range r.good.Resources {
-		uses[url] = namesOf(list)
+		uses := namesOf(list)
+		r.delayed = slices.DeleteFunc(r.delayed, func(l delayedRemoval) bool { return l.typeURL == url && uses[l.resource.Name] })
 	}
-	r.delayed = slices.DeleteFunc(r.delayed, func(l delayedRemoval) bool { return uses[l.typeURL][l.resource.Name] })
 }
 
 func namesOf(list []xds.Resource) map[string]bool {

@@ -111,13 +111,13 @@ func (f *Files) next() (*publish.Snapshot, error) {
 // generation before has: that one had better go on.
 func (f *Files) answered(refused *xds.RejectedError) {
 	if refused != nil {
-		capture := func(name string) bool { return name == build.OutboundListener || name == build.InboundListener }
-		if slices.ContainsFunc(refused.Missing(), capture) {
-			f.c.Ready.Fail(taskConfig, refused)
-			return
+		missing := refused.Missing()
+		fault := f.lost(missing)
+		if slices.Contains(missing, build.OutboundListener) || slices.Contains(missing, build.InboundListener) {
+			fault = refused
 		}
-		if lost := f.lost(refused.Missing()); lost != nil {
-			f.c.Ready.Fail(taskConfig, lost)
+		if fault != nil {
+			f.c.Ready.Fail(taskConfig, fault)
 			return
 		}
 	}
@@ -147,6 +147,28 @@ func (f *Files) lost(missing []string) error {
 
 // Served says that this generation has begun to serve: what it lacks then is not for the one before to serve.
 func (f *Files) Served() { f.before.Store(nil) }
+
+// latest holds the newest registry; what was not taken yet is replaced.
+type latest struct {
+	registry atomic.Pointer[mesh.Registry]
+	changed  chan struct{} // holds a token when the registry is to be taken
+}
+
+func (l *latest) put(r *mesh.Registry) {
+	l.registry.Store(r)
+	l.again()
+}
+
+// again has the registry taken once more, if there is one.
+func (l *latest) again() {
+	if l.registry.Load() == nil {
+		return
+	}
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
+}
 
 // DebugPages are pages of the status port, for loopback only.
 func (f *Files) DebugPages() map[string]http.Handler {

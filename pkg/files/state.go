@@ -13,13 +13,12 @@ import (
 	"understudy.mesh/pkg/xds"
 )
 
-// Components of what a generation tells its successor. A name, once released, keeps its
-// meaning: another form of the same thing gets another name.
+// Components of what a generation tells its successor. A released name keeps its meaning:
+// another form of the same thing gets another name.
 const (
 	// stateVIPs is vip.Pool.Export: who has which VIP, and which are in quarantine.
 	stateVIPs = "vips"
-	// StateResources is what Envoy was given last and the names that DNS answers, as
-	// marshalSnapshot writes it.
+	// StateResources is what marshalSnapshot writes.
 	StateResources = "resources"
 )
 
@@ -42,8 +41,8 @@ const (
 	fieldVIP  protowire.Number = 3 // of a host, varint
 )
 
-// marshalSnapshot serializes what was in force in Envoy, in the wire format of protobuf,
-// so that a release that knows more can add fields.
+// marshalSnapshot serializes what Envoy uses and the names that DNS answers, in the wire format of
+// protobuf, so that a release that knows more can add fields.
 func marshalSnapshot(snap *publish.Snapshot) []byte {
 	var b []byte
 	for _, messages := range []struct {
@@ -51,36 +50,33 @@ func marshalSnapshot(snap *publish.Snapshot) []byte {
 		resources []xds.Resource
 	}{{fieldCluster, snap.Resources[build.ClusterType]}, {fieldListener, snap.Resources[build.ListenerType]}} {
 		for _, m := range messages.resources {
-			var e []byte
-			e = protowire.AppendTag(e, fieldName, protowire.BytesType)
-			e = protowire.AppendString(e, m.Name)
-			e = protowire.AppendTag(e, fieldBody, protowire.BytesType)
-			e = protowire.AppendBytes(e, m.Body)
-			b = protowire.AppendTag(b, messages.number, protowire.BytesType)
-			b = protowire.AppendBytes(b, e)
+			b = appendBytes(b, messages.number, appendBytes(appendBytes(nil, fieldName, m.Name), fieldBody, m.Body))
 		}
 	}
 	for _, h := range snap.Hosts {
 		if len(h.Addrs) == 0 {
-			b = protowire.AppendTag(b, fieldForwarded, protowire.BytesType)
-			b = protowire.AppendString(b, h.Name)
+			b = appendBytes(b, fieldForwarded, h.Name)
 			continue
 		}
-		var e []byte
-		e = protowire.AppendTag(e, fieldName, protowire.BytesType)
-		e = protowire.AppendString(e, h.Name)
+		e := appendBytes(nil, fieldName, h.Name)
 		for _, a := range h.Addrs {
-			e = protowire.AppendTag(e, fieldAddr, protowire.BytesType)
-			e = protowire.AppendBytes(e, a.AsSlice())
+			e = appendBytes(e, fieldAddr, a.AsSlice())
 		}
 		if h.VIP {
-			e = protowire.AppendTag(e, fieldVIP, protowire.VarintType)
-			e = protowire.AppendVarint(e, 1)
+			e = appendTrue(e, fieldVIP)
 		}
-		b = protowire.AppendTag(b, fieldHost, protowire.BytesType)
-		b = protowire.AppendBytes(b, e)
+		b = appendBytes(b, fieldHost, e)
 	}
-	return protowire.AppendVarint(protowire.AppendTag(b, fieldExact, protowire.VarintType), 1)
+	return appendTrue(b, fieldExact)
+}
+
+func appendBytes[T string | []byte](b []byte, number protowire.Number, value T) []byte {
+	b = protowire.AppendTag(b, number, protowire.BytesType)
+	return append(protowire.AppendVarint(b, uint64(len(value))), value...)
+}
+
+func appendTrue(b []byte, number protowire.Number) []byte {
+	return protowire.AppendVarint(protowire.AppendTag(b, number, protowire.VarintType), 1)
 }
 
 // errState says that a component is not what its name promises.
@@ -122,21 +118,20 @@ func unmarshalSnapshot(b []byte) (snap *publish.Snapshot, exact bool, err error)
 }
 
 func unmarshalMessage(b []byte) (xds.Resource, error) {
-	var name string
-	var body []byte
+	var name, body []byte
 	err := eachField(b, func(number protowire.Number, value []byte, _ uint64) error {
 		switch number {
 		case fieldName:
-			name = string(value)
+			name = value
 		case fieldBody:
 			body = value
 		}
 		return nil
 	})
-	if err == nil && name == "" {
+	if err == nil && len(name) == 0 {
 		err = fmt.Errorf("a resource without a name: %w", errState)
 	}
-	return xds.NewResource(name, body), err
+	return xds.NewResource(string(name), body), err
 }
 
 func unmarshalHost(b []byte) (h table.Host, err error) {

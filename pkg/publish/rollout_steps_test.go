@@ -1,0 +1,157 @@
+package publish
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/pkg/xds"
+)
+
+// one is a rollout with a clock.
+type one struct {
+	*rollout
+	now time.Time
+}
+
+const keepForTest = 30 * time.Second
+
+func newOne() *one { return &one{&rollout{keep: keepForTest}, time.Unix(1e9, 0)} }
+
+func (o *one) wants(snap *Snapshot)            { o.want(snap, o.now) }
+func (o *one) uses(refused *xds.RejectedError) { o.applied(refused, o.now) }
+
+// words are the resources by type, each with its body.
+func words(resources xds.Snapshot) string {
+	var all []string
+	for _, url := range slices.Sorted(maps.Keys(resources)) {
+		for _, m := range resources[url] {
+			all = append(all, m.Name+"="+string(m.Body))
+		}
+	}
+	return strings.Join(all, " ")
+}
+
+// answers are the hosts that DNS answers, with their addresses.
+func answers(hosts []table.Host) string {
+	var all []string
+	for _, h := range hosts {
+		word := h.Name
+		for _, a := range h.Addrs {
+			word += "=" + a.String()
+		}
+		all = append(all, word)
+	}
+	return strings.Join(all, " ")
+}
+
+// says has the listeners "name=body" and the hosts "name=address".
+func says(listeners, hosts string) *Snapshot {
+	snap := &Snapshot{Resources: xds.Snapshot{listenerType: nil}}
+	for _, word := range strings.Fields(listeners) {
+		name, body, _ := strings.Cut(word, "=")
+		snap.Resources[listenerType] = append(snap.Resources[listenerType], xds.Resource{Name: name, Body: []byte(body)})
+	}
+	for _, word := range strings.Fields(hosts) {
+		name, addr, _ := strings.Cut(word, "=")
+		snap.Hosts = append(snap.Hosts, table.Host{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}})
+	}
+	return snap
+}
+
+func refuses(names ...string) *xds.RejectedError { return &xds.RejectedError{Resources: names} }
+
+// TestRolloutSteps looks, after a few steps, at what Envoy is given, what DNS answers and what a
+// successor would start with.
+func TestRolloutSteps(t *testing.T) {
+	const a, b = "10.0.0.1_80", "10.0.0.2_80"
+	both, hosts := a+"=1 "+b+"=1", "a=10.0.0.1 b=10.0.0.2"
+	for name, tc := range map[string]struct {
+		play                     func(o *one)
+		given, answered, inForce string
+	}{
+		"inherited": {func(o *one) {
+			o.seed(says(both, "b=10.0.0.2 a=10.0.0.1"))
+		}, both, hosts, both},
+		"a change of what is inherited": {func(o *one) {
+			o.seed(says(both, "b=10.0.0.2 a=10.0.0.1"))
+			o.wants(says(b+"=1", "b=10.0.0.2"))
+		}, b + "=1 " + a + "=1", "b=10.0.0.2", both},
+		"what is inherited comes into force": {func(o *one) {
+			o.seed(says(both, "b=10.0.0.2 a=10.0.0.1"))
+			o.uses(nil)
+		}, both, hosts, both},
+		"hosts in no order": {func(o *one) {
+			o.wants(says(both, "b=10.0.0.2 a=10.0.0.1"))
+			o.uses(nil)
+		}, both, hosts, both},
+		"an answer goes when Envoy lacks what is delayed": {func(o *one) {
+			o.wants(says(a+"=1", "a=10.0.0.1"))
+			o.uses(nil)
+			o.wants(says(b+"=1", "a=10.0.0.2"))
+			o.uses(refuses(b))
+			o.wants(says(b+"=1", "a=10.0.0.2"))
+			o.uses(refuses(b, a)) // it is a new one
+		}, b + "=1 " + a + "=1", "", a + "=1"},
+		"shared resources wait until Envoy uses what is wanted": {func(o *one) {
+			o.wants(says("virtual_1=1 "+a+"=1", "a=10.0.0.1"))
+			o.uses(nil)
+			o.wants(says(b+"=1", "b=10.0.0.2"))
+			o.now = o.now.Add(keepForTest)
+		}, b + "=1 virtual_1=1", "", "virtual_1=1 " + a + "=1"},
+		"shared resources go then": {func(o *one) {
+			o.wants(says("virtual_1=1 "+a+"=1", "a=10.0.0.1"))
+			o.uses(nil)
+			o.wants(says(b+"=1", "b=10.0.0.2"))
+			o.uses(nil)
+			o.now = o.now.Add(keepForTest)
+		}, b + "=1", "b=10.0.0.2", b + "=1"},
+		"a clock that runs is not set again": {func(o *one) {
+			o.wants(says(both, hosts))
+			o.uses(nil)
+			o.wants(says(b+"=1", "b=10.0.0.2"))
+			o.now = o.now.Add(keepForTest / 2)
+			o.uses(nil)
+			o.now = o.now.Add(keepForTest / 2)
+		}, b + "=1", "b=10.0.0.2", b + "=1"},
+		"a removal is delayed once": {func(o *one) {
+			o.wants(says(both, hosts))
+			o.uses(nil)
+			o.wants(says(b+"=1", "b=10.0.0.2"))
+			o.now = o.now.Add(keepForTest / 2)
+			o.wants(says(b+"=2", "b=10.0.0.2"))
+			o.now = o.now.Add(keepForTest / 2)
+		}, b + "=2", "b=10.0.0.2", both},
+		"what is wanted again comes once, in its new version": {func(o *one) {
+			o.wants(says(both, hosts))
+			o.uses(nil)
+			o.wants(says(b+"=1", "b=10.0.0.2"))
+			o.wants(says(a+"=2 "+b+"=1", hosts))
+		}, a + "=2 " + b + "=1", "b=10.0.0.2", both},
+		"an earlier version is for one configuration": {func(o *one) {
+			o.wants(says(a+"=1", "a=10.0.0.1"))
+			o.uses(nil)
+			o.wants(says(a+"=2", "a=10.0.0.1"))
+			o.standIn([]string{a})
+			o.wants(says(a+"=3", "a=10.0.0.1"))
+		}, a + "=3", "a=10.0.0.1", a + "=1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOne()
+			tc.play(o)
+			if got := words(o.snapshot(o.now)); got != tc.given {
+				t.Errorf("Envoy is given %q, want %q", got, tc.given)
+			}
+			if got := answers(o.answered); got != tc.answered {
+				t.Errorf("DNS answers %q, want %q", got, tc.answered)
+			}
+			if got := words(o.inForce().Resources); got != tc.inForce {
+				t.Errorf("in force is %q, want %q", got, tc.inForce)
+			}
+		})
+	}
+}

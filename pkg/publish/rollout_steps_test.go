@@ -149,8 +149,9 @@ func TestRolloutSteps(t *testing.T) {
 			if got := answers(o.answered); got != tc.answered {
 				t.Errorf("DNS answers %q, want %q", got, tc.answered)
 			}
-			if got := words(o.inForce().Resources); got != tc.inForce {
-				t.Errorf("in force is %q, want %q", got, tc.inForce)
+			inForce := o.inForce()
+			if got := words(inForce.Resources); got != tc.inForce || answers(inForce.Hosts) != tc.answered {
+				t.Errorf("in force is %q with the hosts %v, want %q, %q", got, inForce.Hosts, tc.inForce, tc.answered)
 			}
 		})
 	}

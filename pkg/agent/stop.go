@@ -21,21 +21,21 @@ const (
 // awaitSuccessor reports when no newer generation is about to take over from this one.
 func (a *Agent) awaitSuccessor() {
 	a.spawn(func(ctx context.Context) (event, bool) {
-		last, said := time.Now(), false // when an heir was seen
+		last, said := time.Now(), false // when a newer one was seen
 		for {
-			seen, heir, relief := a.successors(ctx)
-			if heir {
+			seen, newer, relief := a.successors(ctx)
+			if newer {
 				last = time.Now()
 			}
 			left := time.Until(last.Add(reliefTime))
-			if !heir && (!relief || left <= 0) {
+			if !newer && (!relief || left <= 0) {
 				return event{kind: roles.NobodyTakesOver}, true
 			}
 			patience := time.After(left)
-			if heir { // is waited for as long as it takes
+			if newer { // is waited for as long as it takes
 				patience = nil
 			}
-			if heir && !said {
+			if newer && !said {
 				said = true
 				a.log.Info("asked to stop: serving on until a newer generation that starts has taken over")
 			}
@@ -47,9 +47,9 @@ func (a *Agent) awaitSuccessor() {
 }
 
 // successors tells whether one of the other generations is a newer one that is about to take over
-// from this one (heir), and whether there is any other that might (relief): one that lives and
-// does not answer, for one, which is an heir again as soon as it gets a share of the processor.
-func (a *Agent) successors(ctx context.Context) (seen []handoff.Neighbour, heir, relief bool) {
+// from this one (newer), and whether there is any other that might (relief): one that lives and
+// does not answer, for one, which is a newer one again as soon as it gets a share of the processor.
+func (a *Agent) successors(ctx context.Context) (seen []handoff.Neighbour, newer, relief bool) {
 	if a.dir == nil || isClosed(a.noDrain) {
 		return nil, false, false
 	}
@@ -63,11 +63,11 @@ func (a *Agent) successors(ctx context.Context) (seen []handoff.Neighbour, heir,
 			continue
 		}
 		if n.Report.Role == handoff.RoleStarting && handoff.Newer(n.Report.Identity, a.me).TakeOver {
-			heir = true
+			newer = true
 		}
 		relief = relief || !n.Report.Leaving
 	}
-	return seen, heir, relief
+	return seen, newer, relief
 }
 
 // awaitChange returns when a generation is not any more as it was seen, when patience is over, or when

@@ -134,8 +134,8 @@ func TestStopOfTheServing(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.ask() // nobody runs n
-		if _, heir, relief := a.successors(t.Context()); heir || !relief {
-			t.Errorf("heir %v, relief %v: what lives may take over", heir, relief)
+		if _, newer, relief := a.successors(t.Context()); newer || !relief {
+			t.Errorf("newer %v, relief %v: what lives may take over", newer, relief)
 		}
 		ended, end := context.WithCancel(t.Context())
 		end()

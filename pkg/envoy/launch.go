@@ -23,7 +23,7 @@ const neverTerminate = math.MaxInt32 * time.Second
 // it is asked only when one ended before it served.
 var usualVersion = hotenvoy.Version{Version: 11, Size: 104}
 
-// launcher starts Envoys, one after the other, each as the heir of an Envoy that the
+// launcher starts Envoys, one after the other, each as the successor of an Envoy that the
 // agent plays: it asks the agent for its listening sockets, and would do so of an Envoy.
 type launcher struct {
 	cfg Config

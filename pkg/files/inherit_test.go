@@ -16,7 +16,7 @@ import (
 // TestReadyWithoutWhatIsRefused: what Envoy refuses keeps a pod from being ready only if it is a
 // capture listener, or what the generation before serves.
 func TestReadyWithoutWhatIsRefused(t *testing.T) {
-	heritage := &publish.Snapshot{Resources: xds.Snapshot{
+	inherited := &publish.Snapshot{Resources: xds.Snapshot{
 		build.ClusterType:  {{Name: "outbound|80||a"}},
 		build.ListenerType: {{Name: build.OutboundListener}, {Name: "10.0.0.1_80"}},
 	}}
@@ -32,15 +32,15 @@ func TestReadyWithoutWhatIsRefused(t *testing.T) {
 		refused *xds.RejectedError
 		reason  string // "" when it is ready
 	}{
-		"nothing":                       {heritage, nil, ""},
+		"nothing":                       {inherited, nil, ""},
 		"cold":                          {nil, refused(false, "10.0.0.1_80"), ""},
 		"cold, outbound":                {nil, refused(false, build.OutboundListener), build.OutboundListener},
 		"cold, inbound":                 {nil, refused(false, "10.0.0.1_80", build.InboundListener), build.InboundListener},
 		"a change of outbound":          {nil, refused(true, build.OutboundListener), ""},
-		"the one before lacks it too":   {heritage, refused(false, "10.0.0.2_80", "outbound|80||b"), ""},
-		"the one before has a listener": {heritage, refused(false, "10.0.0.2_80", "10.0.0.1_80"), "10.0.0.1_80"},
-		"the one before has a cluster":  {heritage, refused(false, "outbound|80||a"), "outbound|80||a"},
-		"a change of what it has":       {heritage, refused(true, "10.0.0.1_80"), ""},
+		"the one before lacks it too":   {inherited, refused(false, "10.0.0.2_80", "outbound|80||b"), ""},
+		"the one before has a listener": {inherited, refused(false, "10.0.0.2_80", "10.0.0.1_80"), "10.0.0.1_80"},
+		"the one before has a cluster":  {inherited, refused(false, "outbound|80||a"), "outbound|80||a"},
+		"a change of what it has":       {inherited, refused(true, "10.0.0.1_80"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inForce, ready := false, &status.Readiness{}

@@ -135,7 +135,7 @@ func (s *Sidecar) newEnvoy() error {
 				Stdout: s.world.Stdout, Stderr: s.world.Stderr, Capabilities: capabilities(c),
 			}
 		},
-		Sockets: s.Sockets.ForEnvoy, Inherits: s.Sockets.Inherits, DropSockets: s.Sockets.DropEnvoy, Accepts: s.moveSockets,
+		Sockets: s.Sockets.ForEnvoy, Inherits: s.Sockets.Inherits, DropSockets: s.Sockets.DropEnvoySockets, Accepts: s.moveSockets,
 		StartTime: s.world.Started, Log: s.world.Log("envoy"),
 		Admin: s.admin, Ready: s.Ready, Serves: s.progress, RestartHung: c.RestartHung,
 	}

@@ -246,10 +246,10 @@ func (s *Set) take(fetched *hotrestart.Sockets) {
 	s.warn(old.Close())
 }
 
-// DropEnvoy prepares for an Envoy that binds its own ports: on copies of the sockets of the
+// DropEnvoySockets prepares for an Envoy that binds its own ports: on copies of the sockets of the
 // one before it nobody would accept, and the kernel would give them their share of the
 // connections all the same.
-func (s *Set) DropEnvoy() {
+func (s *Set) DropEnvoySockets() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.warn(s.envoy.Close())

@@ -123,7 +123,7 @@ func TestSocketsOfTwoGenerations(t *testing.T) {
 	if second.Inherits() || second.Predecessors().Len() != 0 {
 		t.Error("there are predecessors after settle")
 	}
-	second.DropEnvoy()
+	second.DropEnvoySockets()
 	if _, ok := second.ForEnvoy(used, 0); ok {
 		t.Error("Envoy's socket is still there although the next Envoy binds its own")
 	}

@@ -111,15 +111,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	return err
 }
 
-// Quit ends the agent without a drain (POST /quitquitquit).
-func (a *Agent) Quit(context.Context) error {
+// quitAtOnce ends the agent without a drain (POST /quitquitquit).
+func (a *Agent) quitAtOnce(context.Context) error {
 	a.quitOnce.Do(func() { close(a.quit) })
 	return nil
 }
 
-// Drain closes Envoy's listeners to new connections while everything goes on
+// drainEnvoy closes Envoy's listeners to new connections while everything goes on
 // serving; a later stop does not drain again (POST /drain).
-func (a *Agent) Drain(ctx context.Context) error {
+func (a *Agent) drainEnvoy(ctx context.Context) error {
 	s := a.current()
 	if s == nil {
 		return errors.New("this agent stands by and has no Envoy to drain")

@@ -25,8 +25,8 @@ type World struct {
 	Environ []string
 	// Stdout and Stderr become Envoy's.
 	Stdout, Stderr *os.File
-	// DataDir keeps what outlives a restart of the container; "" is Istio's.
-	DataDir string
+	// dataDir keeps what outlives a restart of the container; "" is Istio's.
+	dataDir string
 	// FileLimit is how many files a process may have open (RLIMIT_NOFILE), as a child inherits
 	// it; 0 is no limit, or an unknown one.
 	FileLimit uint64
@@ -55,7 +55,7 @@ type Agent struct {
 	off     string          // why there is no hot upgrade; "" while there is
 
 	events   chan event
-	quit     chan struct{} // closed by Quit
+	quit     chan struct{} // closed by quitAtOnce
 	quitOnce sync.Once
 	// noDrain is closed when a stop need not wait for connections: they were drained already.
 	noDrain     chan struct{}

@@ -73,7 +73,7 @@ func TestStandsByForANewerOne(t *testing.T) {
 	if refused := new(handoff.RefusedError); !errors.As(err, &refused) || refused.Code != handoff.RefusedMoved {
 		t.Errorf("a newcomer got %v, want to be sent on", err)
 	}
-	if err := a.Drain(t.Context()); err == nil {
+	if err := a.drainEnvoy(t.Context()); err == nil {
 		t.Error("a standby has nothing to drain")
 	}
 

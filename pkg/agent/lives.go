@@ -27,11 +27,11 @@ func (a *Agent) newSidecar(inherited *sidecar.Inheritance) (*sidecar.Sidecar, er
 		id = fmt.Sprintf("%s-%d", a.me.ID, n)
 	}
 	world := sidecar.World{
-		Environ: a.world.Environ, Stdout: a.world.Stdout, Stderr: a.world.Stderr, DataDir: a.world.DataDir,
+		Environ: a.world.Environ, Stdout: a.world.Stdout, Stderr: a.world.Stderr, DataDir: a.world.dataDir,
 		FileLimit: a.world.FileLimit, Started: a.world.Started, Log: a.world.Log,
 	}
 	return sidecar.New(a.cfg, world, id, sidecar.Hooks{
-		Samples: a.upgradeSamples, Quit: a.Quit, Drain: a.Drain,
+		Samples: a.upgradeSamples, Quit: a.quitAtOnce, Drain: a.drainEnvoy,
 		Learned: func() { a.report(a.loop.ctx, event{kind: roles.Learned}) },
 	}, inherited)
 }

@@ -171,7 +171,7 @@ func (p *pod) start(name string, settings ...setting) *member {
 	}
 	log := slog.New(roles)
 	a, err := New(&cfg, World{
-		Version: "test", Environ: f.environ(), Stdout: os.Stdout, Stderr: os.Stderr, DataDir: p.data,
+		Version: "test", Environ: f.environ(), Stdout: os.Stdout, Stderr: os.Stderr, dataDir: p.data,
 		Started: time.Now(), Settled: func() {}, Log: func(string) *slog.Logger { return log },
 	})
 	if err != nil {
@@ -195,7 +195,7 @@ func (p *pod) start(name string, settings ...setting) *member {
 // kill ends the generation without a drain; it does not crash as a process would, but
 // whoever follows it sees the same.
 func (m *member) kill() {
-	m.Quit(context.Background())
+	m.quitAtOnce(context.Background())
 	<-m.ended
 }
 

@@ -71,19 +71,19 @@ func FuzzParseStats(f *testing.F) {
 }
 
 func TestReady(t *testing.T) {
-	ok := Updates{Success: 1}
+	ok := updates{Success: 1}
 	for _, tc := range []struct {
 		state State
 		want  string
 	}{
-		{State{WorkersStarted: true, CDS: ok, LDS: ok}, ""},
+		{State{workersStarted: true, CDS: ok, LDS: ok}, ""},
 		{State{CDS: ok, LDS: ok}, "workers have not yet started"},
-		{State{Server: ServerState(3), CDS: ok, LDS: ok}, "server is not live, current state is: INITIALIZING"},
-		{State{Server: ServerState(1), WorkersStarted: true, CDS: ok, LDS: ok}, "DRAINING"},
+		{State{Server: serverState(3), CDS: ok, LDS: ok}, "server is not live, current state is: INITIALIZING"},
+		{State{Server: serverState(1), workersStarted: true, CDS: ok, LDS: ok}, "DRAINING"},
 		{State{Server: 9, CDS: ok, LDS: ok}, "STATE_9"},
 		{stateOf(nil), "waiting for cds"},
 		{State{CDS: ok}, "waiting for lds"},
-		{State{CDS: ok, LDS: Updates{Rejected: 2}}, "rejected: cds updates: 1 successful, 0 rejected; lds updates: 0 successful, 2 rejected"},
+		{State{CDS: ok, LDS: updates{rejected: 2}}, "rejected: cds updates: 1 successful, 0 rejected; lds updates: 0 successful, 2 rejected"},
 		{stateOf(map[string]uint64{statCDSSuccess: 1, statLDSSuccess: 1}), "UNKNOWN"},
 	} {
 		err := tc.state.Ready()
@@ -104,7 +104,7 @@ func TestStateRequest(t *testing.T) {
 		fmt.Fprintf(w, "%s: 0\n%s: 1\n%s: 3\n%s: 4\n%s: 5\n", statServerState, statWorkersStarted, statCDSSuccess, statLDSSuccess, statLDSRejected)
 	})
 	got, err := a.State(t.Context())
-	want := State{Server: Live, WorkersStarted: true, CDS: Updates{3, 0}, LDS: Updates{4, 5}}
+	want := State{Server: Live, workersStarted: true, CDS: updates{3, 0}, LDS: updates{4, 5}}
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}

@@ -56,11 +56,11 @@ type Options struct {
 // Args gives Envoy's arguments, without the program's name, in the order in which
 // Istio's agent gives them, so that `ps` and whoever parses it see no difference.
 func Args(o Options) []string {
-	level, components := Levels(o.LogLevel)
+	level, components := levels(o.LogLevel)
 	if level == "" {
 		level = defaultLevel
 	}
-	_, base := Levels(o.ComponentLogLevel)
+	_, base := levels(o.ComponentLogLevel)
 	components = append(base, components...)
 
 	version := "v4"
@@ -101,10 +101,10 @@ func Args(o Options) []string {
 	return args
 }
 
-// Levels splits Istio's form of a log level: the last bare word is the level, parts
+// levels splits Istio's form of a log level: the last bare word is the level, parts
 // of the form component:level are components, in their order; other parts are dropped,
 // as Istio does. level is "" when there is none.
-func Levels(s string) (level string, components []string) {
+func levels(s string) (level string, components []string) {
 	for part := range strings.SplitSeq(s, ",") {
 		part = strings.TrimSpace(part)
 		component, l, paired := strings.Cut(part, ":")

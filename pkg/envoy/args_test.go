@@ -54,7 +54,7 @@ func TestLevels(t *testing.T) {
 		{" info , misc:error ", "info", "misc:error"},
 		{"info,a:b:c,:x,y:,,", "info", ""},
 	} {
-		level, components := Levels(tc.in)
+		level, components := levels(tc.in)
 		if level != tc.level || strings.Join(components, ",") != tc.components {
 			t.Errorf("Levels(%q) = %q, %q; want %q, %q", tc.in, level, components, tc.level, tc.components)
 		}
@@ -67,9 +67,9 @@ func FuzzLevels(f *testing.F) {
 	f.Add("info,misc:error")
 	f.Add("a:b:c,,:")
 	f.Fuzz(func(t *testing.T, s string) {
-		level, components := Levels(s)
+		level, components := levels(s)
 		joined := strings.Join(append(components, level), ",")
-		level2, components2 := Levels(joined)
+		level2, components2 := levels(joined)
 		if level2 != level || strings.Join(components2, ",") != strings.Join(components, ",") {
 			t.Errorf("Levels(%q) = %q, %q, and of these again %q, %q", s, level, components, level2, components2)
 		}

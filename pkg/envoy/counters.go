@@ -59,7 +59,7 @@ func (s *Supervisor) Counters(ctx context.Context) (*Counters, error) {
 	if err != nil {
 		return nil, err
 	}
-	counters, err := s.cfg.Admin.Counters(ctx)
+	counters, err := s.cfg.Admin.counters(ctx)
 	if err != nil {
 		return nil, err
 	}

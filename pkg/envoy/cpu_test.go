@@ -15,10 +15,10 @@ func TestMainThread(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { busy.Kill(); <-busy.Done() }()
-	first, err := busy.MainThread()
+	first, err := busy.mainThread()
 	for deadline := time.Now().Add(patience); err == nil; {
-		now, nowErr := busy.MainThread()
-		if err = nowErr; now.Time > first.Time && now.Runnable {
+		now, nowErr := busy.mainThread()
+		if err = nowErr; now.time > first.time && now.runnable {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -34,7 +34,7 @@ func TestMainThread(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-idle.Done()
-	if _, err := idle.MainThread(); err == nil {
+	if _, err := idle.mainThread(); err == nil {
 		t.Error("a process that has ended has a main thread")
 	}
 }
@@ -46,7 +46,7 @@ func TestParseThread(t *testing.T) {
 		"": -1, "42 (envoy) S 1 2": -1, "42 (envoy) S 1 2 3 4 5 6 7 8 9 10 x y": -1,
 	} {
 		got, err := parseThread([]byte(text))
-		if (err != nil) != (want < 0) || err == nil && (got.Time != want || got.Runnable) {
+		if (err != nil) != (want < 0) || err == nil && (got.time != want || got.runnable) {
 			t.Errorf("%q: %+v, %v; want %v", text, got, err, want)
 		}
 	}

@@ -31,7 +31,7 @@ func await(t *testing.T, a *Admin, p *Process) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.After(patience); ; {
-		if state, err := a.State(t.Context()); err == nil && state.Server == Live && state.WorkersStarted {
+		if state, err := a.State(t.Context()); err == nil && state.Server == Live && state.workersStarted {
 			return
 		}
 		select {

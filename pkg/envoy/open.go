@@ -21,9 +21,9 @@ func (a *Admin) Open(ctx context.Context, path string) (body io.ReadCloser, cont
 	return resp.Body, resp.Header.Get("Content-Type"), nil
 }
 
-// Answers returns nil once the admin answers anything at all, which takes Envoy's main thread.
+// answers returns nil once the admin answers anything at all, which takes Envoy's main thread.
 // The question costs it next to nothing. Only ctx bounds the time.
-func (a *Admin) Answers(ctx context.Context) error {
+func (a *Admin) answers(ctx context.Context) error {
 	resp, err := a.request(ctx, http.MethodGet, "/ready")
 	if err != nil {
 		return err

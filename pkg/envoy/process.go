@@ -127,48 +127,48 @@ func (p *Process) Kill() {
 
 // Exit is how a process ended: with a code, or by a signal.
 type Exit struct {
-	// Code is the exit status, 0 to 255; -1 when it is not known because someone else
+	// code is the exit status, 0 to 255; -1 when it is not known because someone else
 	// reaped the process.
-	Code int
-	// Signal is the signal that ended the process; 0 when it exited.
-	Signal syscall.Signal
+	code int
+	// signal is the signal that ended the process; 0 when it exited.
+	signal syscall.Signal
 }
 
 func exitOf(err error, state *os.ProcessState) Exit {
 	if state == nil {
-		return Exit{Code: -1}
+		return Exit{code: -1}
 	}
 	status, ok := state.Sys().(syscall.WaitStatus)
 	switch {
 	case !ok || (err != nil && state.Success()):
-		return Exit{Code: -1}
+		return Exit{code: -1}
 	case status.Signaled():
-		return Exit{Signal: status.Signal()}
+		return Exit{signal: status.Signal()}
 	}
-	return Exit{Code: status.ExitStatus()}
+	return Exit{code: status.ExitStatus()}
 }
 
 // String is for a log line: "exit status 1", "signal: killed (...)".
 func (e Exit) String() string {
 	switch {
-	case e.Signal == syscall.SIGKILL:
-		return fmt.Sprintf("signal: %v (out of memory? compare the container's memory limit with Envoy's use)", e.Signal)
-	case e.Signal != 0:
-		return fmt.Sprintf("signal: %v", e.Signal)
-	case e.Code < 0:
+	case e.signal == syscall.SIGKILL:
+		return fmt.Sprintf("signal: %v (out of memory? compare the container's memory limit with Envoy's use)", e.signal)
+	case e.signal != 0:
+		return fmt.Sprintf("signal: %v", e.signal)
+	case e.code < 0:
 		return "exit status unknown"
 	}
-	return fmt.Sprintf("exit status %d", e.Code)
+	return fmt.Sprintf("exit status %d", e.code)
 }
 
-// Status is the exit status that a shell would give: the code, or 128 and the
+// status is the exit status that a shell would give: the code, or 128 and the
 // signal's number; 1 when it is not known.
-func (e Exit) Status() int {
+func (e Exit) status() int {
 	switch {
-	case e.Signal != 0:
-		return 128 + int(e.Signal)
-	case e.Code < 0:
+	case e.signal != 0:
+		return 128 + int(e.signal)
+	case e.code < 0:
 		return 1
 	}
-	return e.Code
+	return e.code
 }

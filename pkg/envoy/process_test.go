@@ -56,16 +56,16 @@ func TestExit(t *testing.T) {
 		{"kill -SEGV $$", "signal: segmentation fault", 139},
 	} {
 		exit := awaitExit(t, shell(t, tc.script))
-		if !strings.HasPrefix(exit.String(), tc.text) || exit.Status() != tc.status {
-			t.Errorf("%s: %q, status %d; want %q, %d", tc.script, exit, exit.Status(), tc.text, tc.status)
+		if !strings.HasPrefix(exit.String(), tc.text) || exit.status() != tc.status {
+			t.Errorf("%s: %q, status %d; want %q, %d", tc.script, exit, exit.status(), tc.text, tc.status)
 		}
 	}
 }
 
 func TestExitUnknown(t *testing.T) {
 	e := exitOf(syscall.ECHILD, nil)
-	if e.Status() != 1 || e.String() != "exit status unknown" {
-		t.Errorf("%q, status %d", e, e.Status())
+	if e.status() != 1 || e.String() != "exit status unknown" {
+		t.Errorf("%q, status %d", e, e.status())
 	}
 }
 
@@ -88,9 +88,9 @@ func TestStop(t *testing.T) {
 		grace  bool // Stop's context does not end
 		want   Exit
 	}{
-		"ends on SIGTERM":    {`trap 'exit 5' TERM; : > "$0"; while :; do sleep 0.01; done`, true, Exit{Code: 5}},
-		"ignores SIGTERM":    {`trap '' TERM; : > "$0"; while :; do sleep 0.01; done`, false, Exit{Signal: syscall.SIGKILL}},
-		"stopped by SIGSTOP": {`(until grep -q 'State:.T' /proc/$$/status; do sleep 0.01; done; : > "$0") & kill -STOP $$; while :; do sleep 0.01; done`, false, Exit{Signal: syscall.SIGKILL}},
+		"ends on SIGTERM":    {`trap 'exit 5' TERM; : > "$0"; while :; do sleep 0.01; done`, true, Exit{code: 5}},
+		"ignores SIGTERM":    {`trap '' TERM; : > "$0"; while :; do sleep 0.01; done`, false, Exit{signal: syscall.SIGKILL}},
+		"stopped by SIGSTOP": {`(until grep -q 'State:.T' /proc/$$/status; do sleep 0.01; done; : > "$0") & kill -STOP $$; while :; do sleep 0.01; done`, false, Exit{signal: syscall.SIGKILL}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			flag := filepath.Join(t.TempDir(), "ready")

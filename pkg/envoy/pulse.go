@@ -33,17 +33,17 @@ type pulse struct {
 type beat struct {
 	now      time.Time
 	answered bool   // since the tick before
-	thread   Thread // its main thread
+	thread   thread // its main thread
 	known    bool   // thread is
 	starved  bool   // the node has nothing to give
 }
 
 // tick notes a beat, and returns why Envoy counts as hung; "" while it does not.
 func (p *pulse) tick(b beat) (hung string) {
-	passed, idled := b.now.Sub(p.last), b.known && b.thread.Time == p.cpu
-	p.last, p.cpu = b.now, b.thread.Time
+	passed, idled := b.now.Sub(p.last), b.known && b.thread.time == p.cpu
+	p.last, p.cpu = b.now, b.thread.time
 	// A thread that would run and is not let waits for a processor, and not for anything of Envoy's.
-	starved := b.starved || idled && b.thread.Runnable || passed > pulsePoll+maxLate
+	starved := b.starved || idled && b.thread.runnable || passed > pulsePoll+maxLate
 	switch {
 	case b.answered:
 		p.silent, p.idle = 0, 0
@@ -68,7 +68,7 @@ func (p *pulse) tick(b beat) (hung string) {
 // watch is how the pulse of one Envoy is taken, and what comes of it.
 type watch struct {
 	ask     func(context.Context) error // returns once Envoy answers; an error is no answer
-	thread  func() (Thread, error)
+	thread  func() (thread, error)
 	starved func() bool
 	hung    func(reason string) // it hangs; called again each second, as long as it does
 	well    func()              // it answers again

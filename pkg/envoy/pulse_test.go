@@ -47,7 +47,7 @@ func TestPulse(t *testing.T) {
 			p := pulse{last: now}
 			for second := 1; second <= 300; second++ {
 				now = now.Add(time.Duration(1+tc.late) * time.Second)
-				b := beat{now: now, answered: tc.answers(second), thread: Thread{Time: tc.cpu(second), Runnable: tc.runs}, known: !tc.unknown, starved: tc.starved(second)}
+				b := beat{now: now, answered: tc.answers(second), thread: thread{time: tc.cpu(second), runnable: tc.runs}, known: !tc.unknown, starved: tc.starved(second)}
 				hung := p.tick(b)
 				if want := tc.want > 0 && second >= tc.want; (hung != "") != want {
 					t.Fatalf("after %d s: %q, want it to hang: %v", second, hung, want)
@@ -91,7 +91,7 @@ func TestWatch(t *testing.T) {
 				<-ctx.Done()
 				return ctx.Err()
 			},
-			thread: func() (Thread, error) { return Thread{}, nil }, starved: func() bool { return false },
+			thread: func() (thread, error) { return thread{}, nil }, starved: func() bool { return false },
 			hung: func(string) { hung = append(hung, after()) }, well: func() { well = append(well, after()) },
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
@@ -152,7 +152,7 @@ func TestHungEnvoy(t *testing.T) {
 			// Time flies in the bubble: it must not still be on its way to sleep.
 			asleep := 0
 			waitFor(t, "it to sleep", func() bool {
-				if thread, err := i.MainThread(); err != nil || thread.Runnable {
+				if thread, err := i.mainThread(); err != nil || thread.runnable {
 					asleep = 0
 				}
 				asleep++

@@ -102,7 +102,7 @@ func checkProcess(script string, want int) error {
 		return err
 	}
 	<-p.Done()
-	if p.Exit() != (Exit{Code: want}) {
+	if p.Exit() != (Exit{code: want}) {
 		return fmt.Errorf("child: %v, want %d", p.Exit(), want)
 	}
 	return nil

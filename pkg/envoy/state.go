@@ -24,44 +24,44 @@ const (
 	warmingFilter = `^(cluster_manager\.warming_clusters|listener_manager\.total_listeners_warming)$`
 )
 
-// ServerState is Envoy's life-cycle (envoy.admin.v3.ServerInfo.State, the gauge
+// serverState is Envoy's life-cycle (envoy.admin.v3.ServerInfo.State, the gauge
 // server.state).
-type ServerState uint64
+type serverState uint64
 
 const (
 	// Live is the state of an Envoy that serves.
-	Live ServerState = 0
-	// NoState is that of an Envoy that has not yet published one.
-	NoState ServerState = 1<<64 - 1
+	Live serverState = 0
+	// noState is that of an Envoy that has not yet published one.
+	noState serverState = 1<<64 - 1
 )
 
 // String gives the name that Envoy's own API has for the state.
-func (s ServerState) String() string {
+func (s serverState) String() string {
 	names := [...]string{Live: "LIVE", "DRAINING", "PRE_INITIALIZING", "INITIALIZING"}
-	if s == NoState {
+	if s == noState {
 		return "UNKNOWN"
 	}
-	if s < ServerState(len(names)) {
+	if s < serverState(len(names)) {
 		return names[s]
 	}
 	return "STATE_" + strconv.FormatUint(uint64(s), 10)
 }
 
-// Updates counts the configuration updates of one type that Envoy took or refused.
-type Updates struct{ Success, Rejected uint64 }
+// updates counts the configuration updates of one type that Envoy took or refused.
+type updates struct{ Success, rejected uint64 }
 
 // State is what readiness depends on.
 type State struct {
-	Server         ServerState
-	WorkersStarted bool
-	CDS, LDS       Updates
+	Server         serverState
+	workersStarted bool
+	CDS, LDS       updates
 }
 
-// Serves is nil when Envoy serves: it is live (GET /ready), which it is once it has had
+// serves is nil when Envoy serves: it is live (GET /ready), which it is once it has had
 // its first configuration, and its workers run. The question costs Envoy next to
 // nothing until it is live, where State makes it look at every statistic that it has:
 // tens of milliseconds of its main thread in a large mesh.
-func (a *Admin) Serves(ctx context.Context) error {
+func (a *Admin) serves(ctx context.Context) error {
 	body, _, err := a.Open(ctx, "/ready")
 	if err != nil {
 		return err
@@ -82,20 +82,20 @@ var errWorkers = errors.New("workers have not yet started")
 func (a *Admin) State(ctx context.Context) (State, error) {
 	stats, err := a.Stats(ctx, stateFilter)
 	if err != nil {
-		return State{Server: NoState}, err
+		return State{Server: noState}, err
 	}
 	return stateOf(stats), nil
 }
 
 func stateOf(stats map[string]uint64) State {
 	s := State{
-		Server:         NoState,
-		WorkersStarted: stats[statWorkersStarted] > 0,
-		CDS:            Updates{stats[statCDSSuccess], stats[statCDSRejected]},
-		LDS:            Updates{stats[statLDSSuccess], stats[statLDSRejected]},
+		Server:         noState,
+		workersStarted: stats[statWorkersStarted] > 0,
+		CDS:            updates{stats[statCDSSuccess], stats[statCDSRejected]},
+		LDS:            updates{stats[statLDSSuccess], stats[statLDSRejected]},
 	}
 	if v, ok := stats[statServerState]; ok {
-		s.Server = ServerState(v)
+		s.Server = serverState(v)
 	}
 	return s
 }
@@ -108,11 +108,11 @@ func stateOf(stats map[string]uint64) State {
 func (s State) Ready() error {
 	for _, t := range []struct {
 		name string
-		Updates
+		updates
 	}{{"cds", s.CDS}, {"lds", s.LDS}} {
 		switch {
 		case t.Success > 0:
-		case t.Rejected > 0:
+		case t.rejected > 0:
 			return fmt.Errorf("configuration was received, but rejected: %s", s.updates())
 		default:
 			return fmt.Errorf("configuration has not been fully received (waiting for %s): %s", t.name, s.updates())
@@ -121,7 +121,7 @@ func (s State) Ready() error {
 	if s.Server != Live {
 		return fmt.Errorf("server is not live, current state is: %v", s.Server)
 	}
-	if !s.WorkersStarted {
+	if !s.workersStarted {
 		return errWorkers
 	}
 	return nil
@@ -129,7 +129,7 @@ func (s State) Ready() error {
 
 func (s State) updates() string {
 	return fmt.Sprintf("cds updates: %d successful, %d rejected; lds updates: %d successful, %d rejected",
-		s.CDS.Success, s.CDS.Rejected, s.LDS.Success, s.LDS.Rejected)
+		s.CDS.Success, s.CDS.rejected, s.LDS.Success, s.LDS.rejected)
 }
 
 // Warming gives the numbers of clusters and of listeners that Envoy has accepted but
@@ -142,7 +142,7 @@ func (a *Admin) Warming(ctx context.Context) (clusters, listeners uint64, err er
 	return stats[statWarmingCluster], stats[statWarmingListener], nil
 }
 
-// Counters gives every counter that was written to since Envoy's start.
-func (a *Admin) Counters(ctx context.Context) (map[string]uint64, error) {
+// counters gives every counter that was written to since Envoy's start.
+func (a *Admin) counters(ctx context.Context) (map[string]uint64, error) {
 	return a.stats(ctx, "type=Counters&", ".*")
 }

@@ -71,7 +71,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			died.how = err.Error()
 		} else {
 			died.served = s.live(ctx, p, &lives)
-			died.how, died.status, died.pid = cmp.Or(s.ended, p.Exit().String()), p.Exit().Status(), p.PID()
+			died.how, died.status, died.pid = cmp.Or(s.ended, p.Exit().String()), p.Exit().status(), p.PID()
 		}
 		if s.isStopping() {
 			return nil
@@ -169,7 +169,7 @@ func (s *Supervisor) begun() {
 func (s *Supervisor) takePulse(ctx context.Context, p *Instance) {
 	said := false
 	watch{
-		ask: s.cfg.Admin.Answers, thread: p.MainThread,
+		ask: s.cfg.Admin.answers, thread: p.mainThread,
 		starved: func() bool { return s.node.starved(time.Now()) },
 		hung: func(reason string) {
 			s.cfg.Ready.Pending(taskEnvoy, reason)
@@ -227,7 +227,7 @@ func (s *Supervisor) watchReady(ctx context.Context, p *Instance) bool {
 	started := time.Now()
 	asked := started
 	for {
-		err := s.cfg.Admin.Serves(ctx)
+		err := s.cfg.Admin.serves(ctx)
 		if err == nil {
 			s.served.Add(1)
 			s.cfg.Log.Info("Envoy serves", "pid", p.PID(), "after", time.Since(started).Round(time.Millisecond))

@@ -21,8 +21,8 @@ type Command struct {
 	Env []string
 	// Stdout and Stderr are handed to the process as they are; nil is /dev/null.
 	Stdout, Stderr *os.File
-	// Credential is the user to run as; nil is the agent's own.
-	Credential *syscall.Credential
+	// credential is the user to run as; nil is the agent's own.
+	credential *syscall.Credential
 	// Capabilities are those of the agent's that the process has as well, whoever it
 	// runs as: numbers of capabilities(7). A user other than root would lose them.
 	Capabilities []uintptr
@@ -51,7 +51,7 @@ func Start(c Command) (*Process, error) {
 		cmd.Stderr = c.Stderr
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Credential:  c.Credential,
+		Credential:  c.credential,
 		AmbientCaps: c.Capabilities,
 		// Until Envoy has asked for it itself, and for a wrapper script that never does.
 		Pdeathsig: syscall.SIGKILL,

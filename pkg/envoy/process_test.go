@@ -206,7 +206,7 @@ func TestCapabilities(t *testing.T) {
 		}
 		p, err := Start(Command{
 			Path: "/bin/sh", Args: []string{"-c", "grep CapEff /proc/self/status"}, Stdout: w,
-			Credential: &syscall.Credential{Uid: user, Gid: user}, Capabilities: tt.capabilities,
+			credential: &syscall.Credential{Uid: user, Gid: user}, Capabilities: tt.capabilities,
 		})
 		w.Close()
 		if err != nil {

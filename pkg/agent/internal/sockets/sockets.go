@@ -38,9 +38,8 @@ const (
 	useDNS    Use = "dns"
 )
 
-// Set has a copy of every listening socket of a generation: the agent's own, and
-// those of its Envoy. They are what a hand-off gives, and what an Envoy that is started
-// again after a crash listens on: no connection is refused meanwhile.
+// Set is what a hand-off gives, and what an Envoy that is started again after a crash listens on:
+// no connection is refused meanwhile.
 type Set struct {
 	cfg *config.Config
 	log *slog.Logger
@@ -157,21 +156,29 @@ func (s *Set) adopt(name string, bound interface {
 // Listeners returns copies of the sockets of one port, which the caller closes.
 func (s *Set) Listeners(use Use, port uint16) (listeners []net.Listener, err error) {
 	for i := range 2 {
-		f, err := s.own.Get(tcpName(use, port, i))
+		l, err := s.listener(tcpName(use, port, i))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return listeners, err
 		}
-		l, err := net.FileListener(f)
-		f.Close()
-		if err != nil {
-			return listeners, fmt.Errorf("listen on the socket %q: %w", f.Name(), err)
-		}
 		listeners = append(listeners, l)
 	}
 	return listeners, nil
+}
+
+func (s *Set) listener(name string) (net.Listener, error) {
+	f, err := s.own.Get(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("listen on the socket %q: %w", name, err)
+	}
+	return l, nil
 }
 
 // DNS returns copies of the DNS sockets, which the caller closes: all of them, or none when it fails.
@@ -198,14 +205,9 @@ func (s *Set) DNS() (udp []*net.UDPConn, tcp []*net.TCPListener, err error) {
 			return udp, tcp, fmt.Errorf("read from the socket %q: %w", u.Name(), err)
 		}
 		udp = append(udp, conn.(*net.UDPConn))
-		t, err := s.own.Get(dnsName("tcp", addr))
+		l, err := s.listener(dnsName("tcp", addr))
 		if err != nil {
 			return udp, tcp, err
-		}
-		l, err := net.FileListener(t)
-		t.Close()
-		if err != nil {
-			return udp, tcp, fmt.Errorf("listen on the socket %q: %w", t.Name(), err)
 		}
 		tcp = append(tcp, l.(*net.TCPListener))
 	}

@@ -26,6 +26,7 @@ func New(cfg *config.Config, world World) (_ *Agent, err error) {
 	a := &Agent{
 		cfg: cfg, world: world, log: world.Log("agent"), me: identity(cfg, world),
 		events: make(chan event, eventQueue), quit: make(chan struct{}), noDrain: make(chan struct{}),
+		shown: shown{upgrades: map[[2]string]int{}},
 	}
 	defer func() {
 		if err != nil {

@@ -27,7 +27,7 @@ func (a *Agent) retire() {
 	a.followSuccessor(successor)
 	s := a.loop.sidecar
 	ctx, hurry := context.WithDeadline(a.loop.ctx, a.drainDeadline(time.Now()))
-	a.loop.drains.begin(s, hurry)
+	a.loop.drains.leaving, a.loop.drains.hurry = s, append(a.loop.drains.hurry, hurry)
 	a.spawn(func(life context.Context) (event, bool) {
 		defer hurry()
 		var last *envoy.Counters
@@ -81,7 +81,7 @@ func (a *Agent) endDrain(e event) {
 
 // hurryDrains ends them now.
 func (a *Agent) hurryDrains() {
-	if a.loop.drains.hurry != nil {
-		a.loop.drains.hurry()
+	for _, hurry := range a.loop.drains.hurry {
+		hurry()
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/agent/internal/sidecar"
 )
 
 func (a *Agent) reject(e event, action roles.Action) *event {
@@ -37,7 +38,7 @@ func (a *Agent) beginHandOff(e event) {
 // giveSockets hands copies of every socket to the newcomer.
 func (a *Agent) giveSockets(e event) {
 	s := a.loop.sidecar
-	if i := s.Envoy.Current(); i != nil && isClosed(i.Accepts()) {
+	if i := s.Envoy.Current(); i != nil && sidecar.IsClosed(i.Accepts()) {
 		if err := s.Sockets.Refresh(a.loop.ctx, i.Fetch); err != nil {
 			a.log.Warn("the newcomer gets the sockets that Envoy had when it was asked last", "err", err)
 		}

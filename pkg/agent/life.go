@@ -42,7 +42,7 @@ type World struct {
 	Log     func(scope string) *slog.Logger
 }
 
-// Agent is one generation of the agent: a process, whatever its role.
+// Agent is one generation: a process, whatever its role.
 type Agent struct {
 	cfg   *config.Config
 	world World
@@ -126,15 +126,6 @@ func (a *Agent) warnUnlessLost(err error) {
 	}
 }
 
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
 // handOff is the one to the newcomer that was welcomed last.
 type handOff struct {
 	newcomer *handoff.Newcomer // nil: there is none any more
@@ -146,27 +137,11 @@ type handOff struct {
 // drains are those after hand-offs.
 type drains struct {
 	leaving *sidecar.Sidecar // the one of which the newcomer is told
-	hurry   func()           // ends them all; nil: there are none
-}
-
-// begin adds the drain of s, which hurry ends.
-func (d *drains) begin(s *sidecar.Sidecar, hurry func()) {
-	earlier := d.hurry
-	d.leaving = s
-	d.hurry = func() {
-		if hurry(); earlier != nil {
-			earlier()
-		}
-	}
+	hurry   []func()         // each ends one; empty: there are none
 }
 
 // follower watches the generation that serves instead of this one.
 type follower struct {
 	cancel context.CancelFunc
 	done   sync.WaitGroup
-}
-
-func (f *follower) close() {
-	f.cancel()
-	f.done.Wait()
 }

@@ -6,6 +6,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/agent/internal/sidecar"
 	"understudy.mesh/pkg/envoy"
 )
 
@@ -48,7 +49,7 @@ func (a *Agent) runRoles(asked, base context.Context) error {
 // by (nil): a Job's sidecar whose start failed must be started again, not count as done.
 func (a *Agent) unsettled() error {
 	s := a.loop.sidecar
-	if a.loop.Settled || s != nil && isClosed(s.InForce()) {
+	if a.loop.Settled || s != nil && sidecar.IsClosed(s.InForce()) {
 		return nil
 	}
 	a.mu.Lock()
@@ -91,10 +92,10 @@ func (a *Agent) describe(e event) roles.Event {
 		Leaving: e.sidecar != nil && e.sidecar == a.loop.drains.leaving,
 		Ours:    e.newcomer != nil && e.newcomer == a.loop.handOff.newcomer,
 		Done:    e.drained.Done,
-		Sidecar: current != nil, NoDrain: isClosed(a.noDrain), PredecessorDrained: a.predecessorDrained(),
+		Sidecar: current != nil, NoDrain: sidecar.IsClosed(a.noDrain), PredecessorDrained: a.predecessorDrained(),
 	}
 	if about := cmp.Or(e.sidecar, current); about != nil {
-		d.InForce, d.Accepting = isClosed(about.InForce()), about.Accepting()
+		d.InForce, d.Accepting = sidecar.IsClosed(about.InForce()), about.Accepting()
 	}
 	if e.kind == handoff.Arrived {
 		newcomer := e.newcomer.Identity()

@@ -132,7 +132,8 @@ func (a *Agent) followSuccessor(id string) {
 // unfollow follows nobody any more.
 func (a *Agent) unfollow() {
 	if f := a.loop.follow; f != nil {
-		f.close()
+		f.cancel()
+		f.done.Wait()
 		a.loop.follow = nil
 	}
 }

@@ -7,6 +7,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/agent/internal/sidecar"
 )
 
 const (
@@ -50,7 +51,7 @@ func (a *Agent) awaitSuccessor() {
 // from this one (newer), and whether there is any other that might (relief): one that lives and
 // does not answer, for one, which is a newer one again as soon as it gets a share of the processor.
 func (a *Agent) successors(ctx context.Context) (seen []handoff.Neighbour, newer, relief bool) {
-	if a.dir == nil || isClosed(a.noDrain) {
+	if a.dir == nil || sidecar.IsClosed(a.noDrain) {
 		return nil, false, false
 	}
 	seen, err := a.dir.Look(ctx)

@@ -237,7 +237,7 @@ func (t *succession) awaitProbation(ctx context.Context) error {
 	switch {
 	case err == nil || ctx.Err() != nil || !errors.Is(err, context.Canceled):
 		return err
-	case isClosed(t.sidecar.Done()):
+	case sidecar.IsClosed(t.sidecar.Done()):
 		return &ownError{cmp.Or(t.sidecar.Err(), errors.New("the sidecar ended"))}
 	}
 	return fmt.Errorf("this generation's Envoy ended just after it took over: %s", t.envoy.Exit())

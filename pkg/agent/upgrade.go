@@ -115,9 +115,6 @@ func (a *Agent) finishAttempt(result string, err error) {
 		finished.Reason = err.Error()
 	}
 	a.shown.attempt = &finished
-	if a.shown.upgrades == nil {
-		a.shown.upgrades = map[[2]string]int{}
-	}
 	a.shown.upgrades[[2]string{result, reasonClass(result, finished.TakingOver, err)}]++
 	if result == resultSuccess {
 		a.shown.durations.observe(took)
@@ -181,7 +178,7 @@ func (a *Agent) roleStatus() control.RoleStatus {
 	case handoff.RoleServing, handoff.RoleDraining:
 		r.Settled = true
 	case handoff.RoleHandingOff: // a cold start can be taken over from before it is over
-		if s := a.shown.sidecar; s != nil && isClosed(s.InForce()) {
+		if s := a.shown.sidecar; s != nil && sidecar.IsClosed(s.InForce()) {
 			r.Settled = true
 		} else {
 			r.Reason = a.pending()
@@ -238,12 +235,10 @@ func (a *Agent) upgradeStatus(ctx context.Context) control.UpgradeStatus {
 	if err != nil {
 		u.Off = err.Error()
 	}
-	var others []control.GenerationStatus
 	for _, n := range neighbours {
-		others = append(others, neighbourStatus(n))
+		u.Generations = append(u.Generations, neighbourStatus(n))
 	}
-	slices.SortFunc(others, func(x, y control.GenerationStatus) int { return y.Started.Compare(x.Started) })
-	u.Generations = append(u.Generations, others...)
+	slices.SortFunc(u.Generations[1:], func(x, y control.GenerationStatus) int { return y.Started.Compare(x.Started) })
 	return u
 }
 
@@ -269,16 +264,9 @@ func (a *Agent) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(control.StatusPrefix+"/", http.StripPrefix(control.StatusPrefix, a.ofSidecar(func(s *sidecar.Sidecar) http.Handler { return s.Status.Local() })))
 	mux.Handle(control.AdminPrefix+"/", http.StripPrefix(control.AdminPrefix, a.ofSidecar(func(s *sidecar.Sidecar) http.Handler { return s.Status.LocalAdmin() })))
-	mux.HandleFunc(control.RolePath, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.roleStatus()) })
-	mux.HandleFunc(control.UpgradePath, func(w http.ResponseWriter, r *http.Request) { writeJSON(w, a.upgradeStatus(r.Context())) })
+	mux.HandleFunc(control.RolePath, func(w http.ResponseWriter, _ *http.Request) { sidecar.WriteJSON(w, a.roleStatus()) })
+	mux.HandleFunc(control.UpgradePath, func(w http.ResponseWriter, r *http.Request) { sidecar.WriteJSON(w, a.upgradeStatus(r.Context())) })
 	return mux
-}
-
-func writeJSON(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.Encode(v)
 }
 
 // ofSidecar passes requests to the sidecar that there is at the moment.

@@ -33,7 +33,7 @@ const capabilityRemedy = "the agent's container needs runAsUser 0, runAsGroup 13
 // settings that this process may not act on: Envoy would be alive and every connection
 // of the pod fail.
 func CheckCapability(c *config.Config) error {
-	try := func(level, option int, value uint32) error {
+	mark := func(value uint32) error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without IPv4
 			fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -42,16 +42,16 @@ func CheckCapability(c *config.Config) error {
 			return os.NewSyscallError("socket", err)
 		}
 		defer unix.Close(fd)
-		return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, level, option, int(value)))
+		return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(value)))
 	}
 	if c.ProxyMark != 0 {
-		if err := try(unix.SOL_SOCKET, unix.SO_MARK, c.ProxyMark); err != nil {
+		if err := mark(c.ProxyMark); err != nil {
 			return fmt.Errorf("%s: mark a socket: %w: "+capabilityRemedy+"; or leave the mark out, here and in istio-iptables",
 				c.Spelled("proxyMark"), err)
 		}
 	}
 	if c.Interception == config.TPROXY {
-		if err := try(unix.SOL_SOCKET, unix.SO_MARK, iptables.DefaultMark); err != nil {
+		if err := mark(iptables.DefaultMark); err != nil {
 			return fmt.Errorf("%s: mark a socket, as Envoy has to: %w: "+capabilityRemedy+"; or use REDIRECT, here and in istio-iptables",
 				c.Spelled("interceptionMode"), err)
 		}

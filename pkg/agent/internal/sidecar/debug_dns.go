@@ -41,7 +41,7 @@ func (s *Sidecar) dnsLookup(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	writeJSON(w, explanation)
+	WriteJSON(w, explanation)
 }
 
 func (s *Sidecar) dnsTable(w http.ResponseWriter, r *http.Request) {
@@ -68,7 +68,7 @@ func (s *Sidecar) dnsFlush(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "flush the DNS cache: method "+r.Method+"; use POST", http.StatusMethodNotAllowed)
 		return
 	}
-	writeJSON(w, map[string]int{"flushed": s.dns.Flush(named(r.FormValue("name")))})
+	WriteJSON(w, map[string]int{"flushed": s.dns.Flush(named(r.FormValue("name")))})
 }
 
 func (s *Sidecar) dnsVIPs(w http.ResponseWriter, r *http.Request) {
@@ -94,7 +94,7 @@ func (s *Sidecar) nameTable(w http.ResponseWriter, _ *http.Request) {
 	}
 	if s.dns == nil {
 		w.WriteHeader(http.StatusNotFound)
-		writeJSON(w, struct{}{})
+		WriteJSON(w, struct{}{})
 		return
 	}
 	table := map[string]info{}
@@ -105,7 +105,7 @@ func (s *Sidecar) nameTable(w http.ResponseWriter, _ *http.Request) {
 		}
 		table[h.Name] = i
 	}
-	writeJSON(w, map[string]any{"table": table})
+	WriteJSON(w, map[string]any{"table": table})
 }
 
 // named returns what tells the names that have these labels, one behind the other and in
@@ -146,7 +146,8 @@ func writeList[T any](w http.ResponseWriter, head string, list []T, wanted func(
 	out.WriteString("\n]\n")
 }
 
-func writeJSON(w http.ResponseWriter, v any) {
+// WriteJSON answers with v, indented for people.
+func WriteJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")

@@ -69,9 +69,7 @@ func (s *Sidecar) ExportLast(ctx context.Context) (handoff.State, *envoy.Counter
 	if !s.cfg.UpgradeStats {
 		return s.fit(state), nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
-	defer cancel()
-	counters, err := s.Envoy.Counters(ctx)
+	counters, err := s.counters(ctx)
 	if err != nil {
 		s.log.Warn("Envoy's counters are not carried over", "err", err)
 	} else {
@@ -95,14 +93,18 @@ func (s *Sidecar) Count(ctx context.Context, last *envoy.Counters) *envoy.Counte
 	if !s.cfg.UpgradeStats {
 		return last
 	}
-	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
-	defer cancel()
-	counters, err := s.Envoy.Counters(ctx)
+	counters, err := s.counters(ctx)
 	if err != nil {
 		s.log.Debug("Envoy's counters", "err", err)
 		return last
 	}
 	return counters
+}
+
+func (s *Sidecar) counters(ctx context.Context) (*envoy.Counters, error) {
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	return s.Envoy.Counters(ctx)
 }
 
 // fit leaves out of what a newcomer is told what does not fit into a hand-off: it starts without rather

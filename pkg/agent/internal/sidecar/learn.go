@@ -25,12 +25,12 @@ func (s *Sidecar) followSockets(ctx context.Context) {
 		case <-s.moved:
 		}
 		i := s.Envoy.Hot()
-		if i == nil || !isClosed(i.Accepts()) {
+		if i == nil || !IsClosed(i.Accepts()) {
 			continue
 		}
 		names, version := s.Sockets.Names(), s.EnvoyVersion()
 		// The sockets first: until they are here, an Envoy that dies takes them with it.
-		if err := s.Sockets.Refresh(ctx, i.Fetch); err != nil && ctx.Err() == nil && !isClosed(i.Done()) {
+		if err := s.Sockets.Refresh(ctx, i.Fetch); err != nil && ctx.Err() == nil && !IsClosed(i.Done()) {
 			s.log.Warn("after a crash Envoy would start without its sockets, and an upgrade cannot have them", "err", err)
 		}
 		s.learnVersion(ctx)

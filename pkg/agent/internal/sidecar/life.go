@@ -9,10 +9,8 @@ import (
 
 // life is how far a sidecar has come, and what ends it.
 type life struct {
-	// inForce is closed, once, when everything is: Envoy serves its whole configuration, DNS
-	// has its names.
 	inForce chan struct{}
-	once    sync.Once
+	once    sync.Once // closes inForce
 
 	group   *errgroup.Group
 	base    context.Context // ends with the sidecar
@@ -21,8 +19,8 @@ type life struct {
 	endWork context.CancelFunc
 	// failures takes the error of a server that broke, which ends the sidecar.
 	failures chan error
-	done     chan struct{} // closed when nothing of it runs any more; err is set then
-	err      error
+	done     chan struct{}
+	err      error // set before done is closed
 }
 
 // fail ends the sidecar with err.
@@ -33,7 +31,7 @@ func (l *life) fail(err error) {
 	}
 }
 
-// InForce is closed once everything is: Envoy serves its whole configuration, DNS has its names.
+// InForce is closed once Envoy serves its whole configuration, and DNS has its names.
 func (l *life) InForce() <-chan struct{} { return l.inForce }
 
 // Done is closed when nothing of it runs any more.

@@ -24,13 +24,17 @@ type resolver struct {
 	tcp  *net.TCPListener
 }
 
+// loopback is the address that a pod has for itself.
+func loopback(ipv4 bool) netip.Addr {
+	if ipv4 {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return netip.IPv6Loopback()
+}
+
 // listenResolver binds a free port of loopback.
 func listenResolver(ipv4 bool, dns *dnsproxy.Server) (*resolver, error) {
-	loopback := netip.IPv6Loopback()
-	if ipv4 {
-		loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
-	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(loopback, 0)))
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(loopback(ipv4), 0)))
 	if err != nil {
 		return nil, fmt.Errorf("listen for Envoy's look-ups of names: %w", err)
 	}

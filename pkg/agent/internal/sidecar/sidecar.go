@@ -23,8 +23,7 @@ import (
 	"understudy.mesh/pkg/xds"
 )
 
-// Sidecar is one Envoy beside the application with all that the agent serves for it:
-// DNS, XDS, status, admin. An agent has at most one that is not draining; a standby has none.
+// Sidecar is one Envoy with its servers. An agent has at most one that is not draining; a standby has none.
 type Sidecar struct {
 	cfg   *config.Config
 	world World
@@ -125,7 +124,8 @@ func (s *Sidecar) close() {
 	}
 }
 
-func isClosed(c <-chan struct{}) bool {
+// IsClosed tells whether nobody need wait for c any more.
+func IsClosed(c <-chan struct{}) bool {
 	select {
 	case <-c:
 		return true

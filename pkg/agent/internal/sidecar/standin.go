@@ -6,21 +6,15 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
-	"strconv"
 )
 
 // loopback is an address of this pod at which the generation that serves is reached. The socket is the
 // one that this generation had: who accepts from it is who serves. Only a loopback address is not captured.
 func (s *Sidecar) loopback(port uint16) string {
-	host := netip.IPv6Loopback()
-	if s.cfg.IPv4 {
-		host = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
-	return net.JoinHostPort(host.String(), strconv.Itoa(int(port)))
+	return netip.AddrPortFrom(loopback(s.cfg.IPv4), port).String()
 }
 
 // standIn has the generation that serves answer a request, where this one's probation failed.
@@ -29,12 +23,11 @@ func (s *Sidecar) standIn(w http.ResponseWriter, r *http.Request, port uint16) (
 	if r.ContentLength != 0 || !s.probation.servedElsewhere(r.Context()) {
 		return false
 	}
-	transport := &http.Transport{DisableKeepAlives: true, DisableCompression: true}
 	relay := httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", s.loopback(port), cmp.Or(r.In.Host, s.loopback(port))
 		},
-		Transport: transport, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
+		Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true}, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			http.Error(w, "this generation's Envoy ended, and the generation that serves does not answer: "+err.Error(), http.StatusServiceUnavailable)
 		},

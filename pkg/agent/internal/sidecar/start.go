@@ -66,8 +66,7 @@ func New(cfg *config.Config, world World, id string, h Hooks, inherited *Inherit
 	return s, s.newStatus()
 }
 
-// Start runs the sidecar until end; what ends it early is in err once done is closed.
-// Envoy starts first and boots while the files are read.
+// Start runs the sidecar until End. Envoy starts first and boots while the files are read.
 func (s *Sidecar) Start() {
 	base, endBase := context.WithCancel(context.Background())
 	s.endBase = endBase
@@ -102,7 +101,7 @@ func (s *Sidecar) Start() {
 	}()
 }
 
-// Resume undoes releaseListeners: a successor failed.
+// Resume undoes ReleaseListeners: a successor failed.
 func (s *Sidecar) Resume() error {
 	s.publish()
 	return s.Accept()

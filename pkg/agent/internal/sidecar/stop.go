@@ -73,11 +73,9 @@ func (s *Sidecar) Empty(ctx context.Context) {
 	}
 }
 
-// Retire lets connections end after a successor took over: Envoy stops accepting and asks
-// its clients to go, and every copy of a socket is closed, so that nobody queues in one on
-// which nobody accepts. It returns when no connection is left, or at the end of ctx, with
-// Envoy gone. left is called with the number of connections now and then, and as it ends
-// (final).
+// Retire lets connections end after a successor took over: Envoy stops accepting and asks its clients
+// to go, and every copy of a socket is closed, so that nobody queues in one. It returns when no connection is
+// left, or at the end of ctx, with Envoy gone. left gets the number of connections now and then, and at the end (final).
 func (s *Sidecar) Retire(ctx context.Context, left func(n int, final bool)) {
 	s.endWork()
 	s.suspend()
@@ -100,7 +98,7 @@ func (s *Sidecar) Abandon() {
 	s.Envoy.Release() // an Envoy that has died is not started again, beside the one that serves
 	s.release()
 	s.probation.fail()
-	if i := s.Envoy.Current(); i == nil || !isClosed(i.Accepts()) || isClosed(i.Done()) {
+	if i := s.Envoy.Current(); i == nil || !IsClosed(i.Accepts()) || IsClosed(i.Done()) {
 		s.End()
 		return
 	}
@@ -109,8 +107,7 @@ func (s *Sidecar) Abandon() {
 	s.Retire(ctx, func(int, bool) {})
 }
 
-// End stops everything at once, Envoy with SIGTERM and only then SIGKILL, and returns
-// when nothing is left.
+// End stops everything at once, and returns when nothing is left.
 func (s *Sidecar) End() {
 	s.endBase()
 	<-s.done

@@ -2,7 +2,6 @@ package wire
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
 	"time"
 )
@@ -23,16 +22,12 @@ const (
 
 // String returns the source as metrics and the command line name it.
 func (s Source) String() string {
-	names := [Sources]string{"table", "cache", "stale", "upstream", "failure", "reject"}
-	if s < Sources {
-		return names[s]
-	}
-	return fmt.Sprintf("source %d", uint8(s))
+	return [Sources]string{"table", "cache", "stale", "upstream", "failure", "reject"}[s]
 }
 
-// Answer is what a handler says to a query. msg is a DNS message whose
+// Answer is what a handler says to a query. Msg is a DNS message whose
 // question has q's name and type, uncompressed at offset 12, and that has no
-// OPT record; id, case and the client's flags are put in by finish. The
+// OPT record; id, case and the client's flags are put in by Finish. The
 // receiver owns msg.
 type Answer struct {
 	Msg    []byte
@@ -41,8 +36,8 @@ type Answer struct {
 	RTT    time.Duration  // upstream only
 	Age    time.Duration  // cache and stale
 
-	// late delivers one answer more where msg only says that time is up: a
-	// server may yet answer. It is the receiver's to read. pending says the same
+	// Late delivers one answer more where Msg only says that time is up: a
+	// server may yet answer. It is the receiver's to read. Pending says the same
 	// where another reads it.
 	Late    <-chan Answer
 	Pending bool

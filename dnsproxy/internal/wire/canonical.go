@@ -9,12 +9,15 @@ import (
 
 // Canonical returns an upstream's reply in the form that answers have here:
 // question first, no OPT, nothing that was not asked (see related), compressed;
-// in memory of its own, with room for an OPT. A malformed one is never handed on. The reply has one question, q's, or
-// none (see isReply).
+// in memory of its own, with room for an OPT. A malformed one is never handed on.
+// The reply has one question, q's, or none (see IsReply).
 func Canonical(reply []byte, q *Query) ([]byte, error) {
 	if end, ok := isPlain(reply, q); ok {
 		msg := append(make([]byte, 0, end+OptLen), reply[:end]...)
-		return withoutLastOPT(msg, end < len(reply)), nil
+		if end < len(reply) { // an OPT was cut off
+			SetCount(msg, sectionAdditional, int(binary.BigEndian.Uint16(msg[10:]))-1)
+		}
+		return msg, nil
 	}
 	return repack(reply, q)
 }
@@ -60,14 +63,6 @@ func plainOPT(rec Record) bool {
 	return rec.Section == sectionAdditional && rec.root && rec.TTL>>24 == 0 && rec.Data == rec.End
 }
 
-// withoutLastOPT corrects the count of records when an OPT was cut off.
-func withoutLastOPT(msg []byte, cut bool) []byte {
-	if cut {
-		SetCount(msg, sectionAdditional, int(binary.BigEndian.Uint16(msg[10:]))-1)
-	}
-	return msg
-}
-
 // plainRecord says whether a record has names that can be read and data that
 // its type must have. A long message's owners must be compressed.
 func plainRecord(msg []byte, rec Record) bool {
@@ -87,11 +82,11 @@ func plainRecord(msg []byte, rec Record) bool {
 		return namesFill(msg[:rec.End], rec.Data, 1, 0)
 	case TypeSOA:
 		return namesFill(msg[:rec.End], rec.Data, 2, 5*4)
-	case typeMX:
+	case dns.TypeMX:
 		return len(data) > 2 && namesFill(msg[:rec.End], rec.Data+2, 1, 0)
-	case typeSRV:
+	case dns.TypeSRV:
 		return len(data) > 6 && namesFill(msg[:rec.End], rec.Data+6, 1, 0)
-	case typeTXT:
+	case dns.TypeTXT:
 		return stringsFill(data)
 	}
 	return false
@@ -131,7 +126,7 @@ func repack(reply []byte, q *Query) ([]byte, error) {
 	if m.Rcode > Rcodes { // BADVERS and the like are between it and us
 		return nil, fmt.Errorf("read upstream answer: rcode %s", RcodeName(m.Rcode))
 	}
-	if len(m.Question) == 0 { // a refusal, see isReply
+	if len(m.Question) == 0 { // a refusal, see IsReply
 		return AppendReply(nil, q, 0, m.Rcode), nil
 	}
 	if err := related(&m); err != nil {

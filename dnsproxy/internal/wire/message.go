@@ -22,7 +22,7 @@ const (
 	maxUDPSize = 65507 // what an IPv4 datagram can carry
 	MaxMessage = 65535 // what the two length octets of TCP can say
 
-	// ownUDPSize is what we advertise, to clients and to servers: no
+	// OwnUDPSize is what we advertise, to clients and to servers: no
 	// fragmentation on any usual path (DNS flag day 2020).
 	OwnUDPSize = 1232
 
@@ -43,9 +43,6 @@ const (
 	TypeA     = 1
 	TypeAAAA  = 28
 	TypePTR   = 12
-	typeMX    = 15
-	typeTXT   = 16
-	typeSRV   = 33
 	TypeANY   = 255
 	ClassIN   = 1
 

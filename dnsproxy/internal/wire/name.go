@@ -27,29 +27,17 @@ func SkipName(msg []byte, off int) (int, bool) {
 // AppendName appends the wire form of a dotted lower-case name. False when the
 // name cannot be one: an empty label, one over 63 octets, over 255 in all.
 func AppendName(dst []byte, name string) ([]byte, bool) {
-	if name == "" || len(name) > MaxWireName-2 {
+	if len(name) > MaxWireName-2 {
 		return dst, false
 	}
 	start := len(dst)
-	dst = append(dst, 0)
-	at, label := start, 0
-	for i := range len(name) {
-		if name[i] != '.' {
-			dst = append(dst, name[i])
-			label++
-			continue
-		}
-		if label == 0 || label > 63 {
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 {
 			return dst[:start], false
 		}
-		dst[at] = byte(label)
-		at, label = len(dst), 0
-		dst = append(dst, 0)
+		dst = append(dst, byte(len(label)))
+		dst = append(dst, label...)
 	}
-	if label == 0 || label > 63 {
-		return dst[:start], false
-	}
-	dst[at] = byte(label)
 	return append(dst, 0), true
 }
 

@@ -26,7 +26,7 @@ func SetCount(msg []byte, s section, n int) {
 	binary.BigEndian.PutUint16(msg[6+2*int(s):], uint16(n))
 }
 
-// toQuestion is a compression pointer to the question's name: the owner of
+// ToQuestion is a compression pointer to the question's name: the owner of
 // the records made here, so that it has the client's case and never a `*`.
 const (
 	ToQuestion = minPointer<<8 | HeaderLen
@@ -66,19 +66,13 @@ func AppendAlias(dst []byte, q *Query, base []byte, ttl uint32) (_ []byte, owner
 // (RFC 2308 section 3).
 // The SOA has the form that RFC 6303 section 3 gives for local zones.
 func AppendNodata(dst []byte, q *Query, base []byte, ttl uint32) []byte {
-	const (
-		serial  = 1
-		refresh = 3600
-		retry   = 1200
-		expire  = 604800
-	)
 	msg := len(dst)
 	dst, owner := AppendAlias(dst, q, base, ttl)
 	const rname = "\x06nobody\x07invalid\x00"
 	dst = AppendRR(dst, owner, TypeSOA, ttl, PointerLen+len(rname)+5*4)
 	dst = binary.BigEndian.AppendUint16(dst, owner)
 	dst = append(dst, rname...)
-	for _, v := range [...]uint32{serial, refresh, retry, expire, ttl} {
+	for _, v := range [...]uint32{1, 3600, 1200, 604800, ttl} { // serial, refresh, retry, expire, minimum
 		dst = binary.BigEndian.AppendUint32(dst, v)
 	}
 	SetCount(dst[msg:], SectionAuthority, 1)
@@ -101,11 +95,14 @@ func AppendOPT(msg []byte, do bool, rcode int) []byte {
 	return msg
 }
 
-// AppendReject appends the reply to a query that parse refused.
-func AppendReject(dst []byte, q *Query) []byte {
-	dst = AppendReply(dst, q, 0, q.Rcode)
+// AppendReject appends the whole reply to a query that Parse refused.
+func AppendReject(dst []byte, q *Query) []byte { return appendBare(dst, q, q.Rcode) }
+
+// appendBare appends a whole reply without records.
+func appendBare(dst []byte, q *Query, rcode int) []byte {
+	dst = AppendReply(dst, q, 0, rcode)
 	if q.EDNS {
-		dst = AppendOPT(dst, q.DO, q.Rcode)
+		dst = AppendOPT(dst, q.DO, rcode)
 	}
 	return dst
 }
@@ -137,25 +134,14 @@ func Finish(q *Query, msg []byte) []byte {
 // truncate drops records until msg fits q's limit, and says so with TC.
 func truncate(q *Query, msg []byte) []byte {
 	var m dns.Msg
-	if err := m.Unpack(msg); err != nil {
-		return failure(q, RcodeServFail)
+	if m.Unpack(msg) == nil {
+		if q.EDNS {
+			m.SetEdns0(OwnUDPSize, q.DO)
+		}
+		m.Truncate(q.Limit)
+		if out, err := m.Pack(); err == nil && len(out) <= q.Limit {
+			return out
+		}
 	}
-	if q.EDNS {
-		m.SetEdns0(OwnUDPSize, q.DO)
-	}
-	m.Truncate(q.Limit)
-	out, err := m.Pack()
-	if err != nil || len(out) > q.Limit {
-		out = failure(q, RcodeServFail)
-	}
-	return out
-}
-
-// failure is a whole reply without records, for what went wrong here.
-func failure(q *Query, rcode int) []byte {
-	msg := AppendReply(make([]byte, 0, HeaderLen+int(q.questionN)+OptLen), q, 0, rcode)
-	if q.EDNS {
-		msg = AppendOPT(msg, q.DO, rcode)
-	}
-	return msg
+	return appendBare(nil, q, RcodeServFail)
 }

@@ -47,14 +47,12 @@ func (h *Cache) lead(ctx context.Context, q *wire.Query, m Miss, via *Flights, f
 
 // follow waits for another's question, as long as q may.
 func (h *Cache) follow(ctx context.Context, q *wire.Query, f *flight) wire.Answer {
-	timer := time.NewTimer(h.next.Patience(q))
-	defer timer.Stop()
 	select {
 	case <-f.landed:
 		a := f.answer
 		a.Msg = bytes.Clone(a.Msg)
 		return a
-	case <-timer.C:
+	case <-time.After(h.next.Patience(q)):
 	case <-ctx.Done():
 	}
 	return wire.Answer{Msg: wire.AppendReply(nil, q, 0, wire.RcodeServFail), Source: wire.SourceFailure, Pending: true}
@@ -124,14 +122,12 @@ func (h *Cache) freshOr(ctx context.Context, q *wire.Query, m Miss, via *Flights
 	own, e, began := *q, m.entry, h.health.Clock()
 	got := make(chan wire.Answer, 1)
 	via.Transport.Go(func() { got <- h.ask(ctx, &own, m, via) })
-	timer := time.NewTimer(h.staleAfter)
-	defer timer.Stop()
 	select {
 	case a := <-got:
 		if wire.Good(a) {
 			return a
 		}
-	case <-timer.C:
+	case <-time.After(h.staleAfter):
 		if !h.health.EndedAfter(began) {
 			e.failed.Store(h.health.Clock())
 		}

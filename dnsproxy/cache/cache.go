@@ -51,7 +51,7 @@ type Cache struct {
 	failures failureCache
 }
 
-// Config is what newCache needs.
+// Config is what New needs.
 type Config struct {
 	Entries int   // 0: 10,000
 	Bytes   int64 // 0: 8 MiB

@@ -105,8 +105,7 @@ func (e *entry) inherit(last *entry) bool {
 // newEntry returns the entry for an upstream's answer, nil for one that may
 // not be kept: a failure, "no" without a SOA. Its TTL may be zero, see inherit.
 func newEntry(key string, a wire.Answer, now time.Time) *entry {
-	e := &entry{key: key, stored: now, server: a.Server}
-	e.msg = append(make([]byte, 0, len(a.Msg)), a.Msg...)
+	e := &entry{key: key, stored: now, server: a.Server, msg: append(make([]byte, 0, len(a.Msg)), a.Msg...)}
 	flags := wire.FlagsOf(e.msg)
 	rcode := int(flags & wire.Rcodes)
 	if flags&wire.FlagTC != 0 || (rcode != wire.RcodeSuccess && rcode != wire.RcodeNXDomain) {
@@ -120,11 +119,10 @@ func newEntry(key string, a wire.Answer, now time.Time) *entry {
 		e.ttls = append(e.ttls, uint16(rec.TTLAt))
 		f.add(e.msg, rec)
 	}
-	ttl, ok := f.lifetime()
-	if walk.Err != nil || !ok {
+	var ok bool
+	if e.ttl, ok = f.lifetime(); walk.Err != nil || !ok {
 		return nil
 	}
-	e.ttl = ttl
 	return e
 }
 

@@ -30,7 +30,7 @@ const (
 	stateHeader  = len(stateMagic) + 1 + crc32.Size
 	entryFixed   = 8 + 3*2
 
-	// maxCacheState bounds what is read: four times what a cache of the
+	// maxState bounds what is read: four times what a cache of the
 	// default size can have.
 	maxState = 4 * defaultBytes
 )
@@ -183,9 +183,6 @@ func queryOf(key []byte) (*wire.Query, bool) {
 	return q, bytes.Equal(appendKey(nil, q), key)
 }
 
-// adopt keeps e unless it is too old or there is one as new.
-func (h *Cache) adopt(e *entry) bool { return h.usable(e) && h.keep(e) }
-
 // Import is Server.ImportCache.
 func (h *Cache) Import(data []byte) (entries int, err error) {
 	list, err := h.decode(data)
@@ -193,7 +190,7 @@ func (h *Cache) Import(data []byte) (entries int, err error) {
 		return 0, fmt.Errorf("import dns cache of %d bytes: %w", len(data), err)
 	}
 	for _, e := range slices.Backward(list) { // the one used last becomes that here
-		if h.adopt(e) {
+		if h.usable(e) && h.keep(e) {
 			entries++
 		}
 	}

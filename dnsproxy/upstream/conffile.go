@@ -16,9 +16,7 @@ type confFile struct {
 	checked time.Time
 	seen    bool // read says nothing new without it
 	failed  bool
-	size    int64
-	mod     time.Time
-	inode   fs.FileInfo
+	info    fs.FileInfo // of what was read
 }
 
 // statEvery is how soon a changed resolv.conf is noticed.
@@ -26,22 +24,22 @@ const statEvery = time.Second
 
 // read returns the file's content when it is new or has changed. A file that
 // cannot be read is an empty one: the caller has no servers then.
-func (c *confFile) read(now time.Time) (ResolvConf, bool) {
+func (c *confFile) read(now time.Time) (resolvConf, bool) {
 	if c.seen && now.Sub(c.checked) < statEvery {
-		return ResolvConf{}, false
+		return resolvConf{}, false
 	}
 	c.checked = now
 	info, err := os.Stat(c.path)
 	if err == nil && c.seen && !c.failed && c.same(info) {
-		return ResolvConf{}, false
+		return resolvConf{}, false
 	}
 	if err == nil {
-		c.size, c.mod, c.inode = info.Size(), info.ModTime(), info
+		c.info = info
 	}
-	conf, err := ReadResolvConf(c.path)
+	conf, err := readResolvConf(c.path)
 	if err != nil {
 		if c.seen && c.failed {
-			return ResolvConf{}, false
+			return resolvConf{}, false
 		}
 		c.log.Warn("cannot read the dns upstreams", "file", c.path, "error", err)
 	} else if c.seen {
@@ -52,5 +50,5 @@ func (c *confFile) read(now time.Time) (ResolvConf, bool) {
 }
 
 func (c *confFile) same(info fs.FileInfo) bool {
-	return c.size == info.Size() && c.mod.Equal(info.ModTime()) && os.SameFile(c.inode, info)
+	return os.SameFile(c.info, info) && c.info.Size() == info.Size() && c.info.ModTime().Equal(info.ModTime())
 }

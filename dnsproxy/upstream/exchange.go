@@ -32,7 +32,7 @@ type try struct {
 	u     *server
 	q     *wire.Query
 	via   *Transport
-	tcp   bool
+	tcp   bool // and not UDP first
 	edns  bool
 	began time.Time // by the injected clock: for the records
 	sent  time.Time // by the real one: for deadlines
@@ -46,25 +46,15 @@ type try struct {
 	cut   bool      // the last answer over UDP was
 }
 
-// attempt is how a try is made.
-type attempt struct {
-	via   *Transport
-	tcp   bool      // and not UDP first
-	limit time.Time // when it is given up
-	again bool      // there was another before it at the same server
-}
-
-// begin sends q to u.
-func (a *asker) begin(u *server, q *wire.Query, how attempt) (*try, error) {
-	t := &try{a: a, u: u, q: q, via: how.via, tcp: how.tcp, began: a.now(), sent: time.Now(), limit: how.limit}
-	t.edns = u.edns(t.began, how.again)
-	u.begin(t.began)
-	if t.tcp {
-		return t, nil
+// begin sends t's question. again says that its server has been asked before.
+func (a *asker) begin(t *try, again bool) (err error) {
+	t.a, t.began, t.sent = a, a.now(), time.Now()
+	t.edns = t.u.edns(t.began, again)
+	t.u.begin(t.began)
+	if !t.tcp {
+		t.out, err = t.send(t.sent)
 	}
-	out, err := t.send(t.sent)
-	t.out = out
-	return t, err
+	return err
 }
 
 func (t *try) target() target { return target{t.u.addr, t.a.mark} }
@@ -90,7 +80,7 @@ func (t *try) close(d *datagram, answered bool) {
 // costs no goroutine. An answer that is not the last word, cut or to be had without EDNS
 // only, is left to finish. done says that there is no more to be done.
 func (t *try) soon(ctx context.Context, until time.Time) (msg []byte, done bool, err error) {
-	if ctx.Err() != nil { // when it ends later, so does the wait: see transport.open
+	if ctx.Err() != nil { // when it ends later, so does the wait: see Transport.Open
 		until = atOnce()
 	}
 	out := t.out
@@ -173,7 +163,7 @@ func (t *try) abandon() {
 	}
 }
 
-// accept says what becomes of an answer, as canonical has it: it is the last word, or
+// accept says what becomes of an answer, as Canonical has it: it is the last word, or
 // the question is worth to be asked without EDNS.
 func (t *try) accept(msg []byte, err error) (final bool) {
 	if err != nil {

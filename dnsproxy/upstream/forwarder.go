@@ -78,11 +78,11 @@ type Forwarder struct {
 
 // plan is whom to ask and how, made from one reading of resolv.conf.
 type plan struct {
-	ResolvConf
+	resolvConf
 	servers []*server
 }
 
-// Config is what newForwarder needs.
+// Config is what New needs.
 type Config struct {
 	Own        []netip.AddrPort // where this proxy listens: a server that is one of these is never asked
 	Mark       uint32           // of the sockets to upstreams; 0: none
@@ -250,8 +250,8 @@ func (f *Forwarder) reread() {
 
 // adopt turns a reading of resolv.conf into a plan, without the servers that
 // are ourselves: a query sent there would come back for ever.
-func (f *Forwarder) adopt(conf ResolvConf) plan {
-	p := plan{ResolvConf: conf}
+func (f *Forwarder) adopt(conf resolvConf) plan {
+	p := plan{resolvConf: conf}
 	for _, addr := range conf.Servers {
 		if slices.ContainsFunc(f.own, func(own netip.AddrPort) bool { return isSelf(own, addr) }) {
 			f.log.Warn("dns upstream is this proxy itself and is not asked", "server", addr, "file", f.conf.path)

@@ -152,12 +152,12 @@ func (r *hedgedQuery) begin() (*try, error) {
 	hedge := len(r.running) > 0 && !r.f.parallel
 	r.asked++
 	now := time.Now()
-	how := attempt{via: r.via, tcp: r.p.TCP, limit: now.Add(r.heard), again: r.asked > len(r.p.servers)}
+	t := &try{u: u, q: r.q, via: r.via, tcp: r.p.TCP, limit: now.Add(r.heard)}
 	r.next = now.Add(r.patience(u))
 	if hedge {
 		u.hedge()
 	}
-	return r.f.begin(u, r.q, how)
+	return t, r.f.begin(t, r.asked > len(r.p.servers))
 }
 
 // patience is how long u may take before the next server is asked, too.
@@ -250,12 +250,7 @@ func (r *hedgedQuery) lost(ctx context.Context, t *try, err error) {
 }
 
 func (r *hedgedQuery) drop(t *try) {
-	for i := range r.running {
-		if r.running[i] == t {
-			r.running = append(r.running[:i], r.running[i+1:]...)
-			return
-		}
-	}
+	r.running = slices.DeleteFunc(r.running, func(other *try) bool { return other == t })
 }
 
 // overtaken tells the servers that winner's answer came before theirs, though
@@ -321,7 +316,7 @@ func (r *hedgedQuery) linger(ctx context.Context) wire.Answer {
 			if now.Before(lasts) && r.f.Health.Recheck() {
 				r.another(ctx)
 			}
-		case <-r.via.lives.context().Done():
+		case <-r.via.lives.Done():
 			return wire.Answer{Source: wire.SourceFailure, Msg: wire.AppendReply(nil, r.q, 0, wire.RcodeServFail), Pending: true}
 		}
 	}
@@ -344,19 +339,17 @@ func (r *hedgedQuery) end(ctx context.Context) {
 	if r.goesOn {
 		return
 	}
-	var watched []*try
-	for _, t := range r.running {
-		if t.watched {
-			watched = append(watched, t)
-		} else {
+	r.running = slices.DeleteFunc(r.running, func(t *try) bool {
+		if !t.watched {
 			t.cancel()
 		}
-	}
-	if r.running = watched; len(watched) == 0 {
+		return !t.watched
+	})
+	if len(r.running) == 0 {
 		close(r.over)
 		return
 	}
-	r.via.tasks.Go(func() { r.watch(ctx, r.via.lives.context().Done()) })
+	r.via.tasks.Go(func() { r.watch(ctx, r.via.lives.Done()) })
 }
 
 // watch records how the watched tries have ended, unless that is sooner.

@@ -136,7 +136,7 @@ func TestBudget(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &Forwarder{timeout: tc.timeout}
-			p := plan{ResolvConf: parseResolvConf([]byte(tc.options)), servers: make([]*server, tc.servers)}
+			p := plan{resolvConf: parseResolvConf([]byte(tc.options)), servers: make([]*server, tc.servers)}
 			if b, try := f.budget(&p), f.tryTime(&p); b != tc.budget || try != tc.try {
 				t.Errorf("budget %s, try %s; want %s, %s", b, try, tc.budget, tc.try)
 			}
@@ -300,7 +300,7 @@ func TestLame(t *testing.T) {
 // The time for which a query was held before the first table is its client's.
 func TestHeldTimeIsTheClients(t *testing.T) {
 	f := &Forwarder{timeout: defaultTimeout}
-	p := plan{servers: make([]*server, 1), ResolvConf: parseResolvConf(nil)}
+	p := plan{servers: make([]*server, 1), resolvConf: parseResolvConf(nil)}
 	for held, want := range map[time.Duration]time.Duration{
 		0: 4800 * time.Millisecond, 2 * time.Second: 2800 * time.Millisecond, time.Hour: f.tryTime(&p),
 	} {

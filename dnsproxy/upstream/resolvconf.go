@@ -1,8 +1,6 @@
 package upstream
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -17,8 +15,8 @@ import (
 	"understudy.mesh/dnsproxy/internal/wire"
 )
 
-// ResolvConf is what the forwarder and the table use of resolv.conf(5).
-type ResolvConf struct {
+// resolvConf is what the forwarder and the table use of resolv.conf(5).
+type resolvConf struct {
 	Servers  []netip.AddrPort // in the file's order, each once, all of them
 	Search   []string         // lower case, without a final dot
 	Timeout  time.Duration    // options timeout:n; 0 when not given
@@ -40,33 +38,30 @@ const (
 	maxResolvConf = 64 << 10
 )
 
-// ReadResolvConf reads the file at path. It takes what resolv.conf(5)
+// readResolvConf reads the file at path. It takes what resolv.conf(5)
 // describes, and `nameserver [address]:port` as OpenBSD does. Lines that it
 // does not know are ignored, as every resolver does; the error is that of
 // opening or reading the file.
-func ReadResolvConf(path string) (ResolvConf, error) {
+func readResolvConf(path string) (resolvConf, error) {
 	// Not blocking: a FIFO of that name must not stop the start.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return ResolvConf{}, fmt.Errorf("read resolver configuration: %w", err)
+		return resolvConf{}, fmt.Errorf("read resolver configuration: %w", err)
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return ResolvConf{}, errors.Join(fmt.Errorf("read resolver configuration: %s is not a regular file", path), err)
+		return resolvConf{}, errors.Join(fmt.Errorf("read resolver configuration: %s is not a regular file", path), err)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxResolvConf))
 	if err != nil {
-		return ResolvConf{}, fmt.Errorf("read resolver configuration: %w", err)
+		return resolvConf{}, fmt.Errorf("read resolver configuration: %w", err)
 	}
 	return parseResolvConf(data), nil
 }
 
-func parseResolvConf(data []byte) ResolvConf {
-	c := ResolvConf{Attempts: defaultAttempts}
-	lines := bufio.NewScanner(bytes.NewReader(data))
-	lines.Buffer(nil, maxResolvConf+1)
-	for lines.Scan() {
-		line := lines.Text()
+func parseResolvConf(data []byte) resolvConf {
+	c := resolvConf{Attempts: defaultAttempts}
+	for line := range strings.Lines(string(data)) {
 		if strings.HasPrefix(line, "#") || strings.HasPrefix(line, ";") {
 			continue
 		}
@@ -114,7 +109,7 @@ func parseSearch(domains []string) []string {
 	return list
 }
 
-func (c *ResolvConf) option(o string) {
+func (c *resolvConf) option(o string) {
 	name, value, _ := strings.Cut(o, ":")
 	n, err := strconv.Atoi(value)
 	switch {

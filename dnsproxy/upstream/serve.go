@@ -49,8 +49,9 @@ func (f *Forwarder) probe(p *plan, q *wire.Query, via *Transport) {
 			via.Leave(func(ctx context.Context) {
 				ctx, cancel := context.WithTimeout(ctx, f.heard(p))
 				defer cancel()
-				defer context.AfterFunc(via.lives.context(), cancel)()
-				t, err := f.begin(u, &own, attempt{via: via, tcp: p.TCP, limit: time.Now().Add(f.heard(p))})
+				defer context.AfterFunc(via.lives, cancel)()
+				t := &try{u: u, q: &own, via: via, tcp: p.TCP, limit: time.Now().Add(f.heard(p))}
+				err := f.begin(t, false)
 				if err == nil {
 					_, err = t.finish(ctx)
 				}

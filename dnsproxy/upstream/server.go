@@ -1,7 +1,6 @@
 package upstream
 
 import (
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -42,8 +41,7 @@ const (
 	askAgain = 500 * time.Millisecond
 )
 
-// state is the state of an upstream server, for the order of asking and the
-// log.
+// state is the state of a server, for the order of asking and the log.
 type state uint8
 
 const (
@@ -52,19 +50,11 @@ const (
 	failing
 )
 
-// StateHealthy is UpstreamStats.State of a server that answers in time.
+// StateHealthy is Stats.State of a server that answers in time.
 const StateHealthy = "healthy"
 
 func (h state) String() string {
-	switch h {
-	case healthy:
-		return StateHealthy
-	case slow:
-		return "slow"
-	case failing:
-		return "failing"
-	}
-	return fmt.Sprintf("state %d", uint8(h))
+	return [...]string{healthy: StateHealthy, slow: "slow", failing: "failing"}[h]
 }
 
 // server is what is known of one server. It lives as long as the forwarder,
@@ -82,10 +72,13 @@ type server struct {
 	last     time.Time // when it was last asked
 	answered time.Time // when it last answered
 	rtt      smoothed
-	dialect  dialect
 	err      error // the last one
 	erred    time.Time
 	stats    Stats
+
+	// There are servers, and middleboxes before servers, that drop what has an OPT record,
+	// or answer it with any failure instead of FORMERR (RFC 6891 section 7), or with garbage.
+	spoken, plain time.Time // when it last answered well with EDNS; without, but not with
 }
 
 // smoothed is a mean and the mean deviation from it, both moving, as RFC 6298
@@ -143,18 +136,15 @@ func (u *server) done(began time.Time, rtt time.Duration, err error) (was, is st
 	u.rtt.observe(rtt)
 	u.failures, u.overs = 0, 0
 	u.answered = began.Add(rtt)
+	u.slows++
 	switch {
 	case rtt < slowRTT:
 		u.slows = 0
 		u.become(healthy, "rtt", rtt)
-	case u.slows+1 >= slowAfter:
-		u.slows++
+	case u.slows >= slowAfter:
 		u.become(slow, "rtt", rtt)
-	default:
-		u.slows++
-		if u.state == failing {
-			u.become(healthy, "rtt", rtt)
-		}
+	case u.state == failing:
+		u.become(healthy, "rtt", rtt)
 	}
 	return was, u.state
 }
@@ -246,25 +236,18 @@ func (u *server) snapshot() Stats {
 	return s
 }
 
-// dialect is what is known of a server and EDNS. There are servers, and middleboxes
-// before servers, that drop what has an OPT record, or answer it with any failure
-// instead of FORMERR (RFC 6891 section 7), or with garbage.
-type dialect struct {
-	spoken, plain time.Time // when it last answered well with EDNS; without, but not with
-}
-
 // speaks says whether u is known to answer EDNS.
 func (u *server) speaks(now time.Time) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return recent(u.dialect.spoken, now)
+	return recent(u.spoken, now)
 }
 
 // understood says whether u is known to answer with EDNS, or without.
 func (u *server) understood(now time.Time) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return recent(u.dialect.spoken, now) || recent(u.dialect.plain, now)
+	return recent(u.spoken, now) || recent(u.plain, now)
 }
 
 // edns says whether to ask u with an OPT record. again says that it was asked with one
@@ -272,7 +255,7 @@ func (u *server) understood(now time.Time) bool {
 func (u *server) edns(now time.Time, again bool) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return !recent(u.dialect.plain, now) && (!again || recent(u.dialect.spoken, now))
+	return !recent(u.plain, now) && (!again || recent(u.spoken, now))
 }
 
 // learn notes that u has answered well at a time, with EDNS or without.
@@ -281,9 +264,9 @@ func (u *server) learn(now time.Time, edns bool) {
 	defer u.mu.Unlock()
 	switch {
 	case edns:
-		u.dialect = dialect{spoken: now}
-	case !recent(u.dialect.plain, now): // or it would never be tried anew
-		u.dialect = dialect{plain: now}
+		u.spoken, u.plain = now, time.Time{}
+	case !recent(u.plain, now): // or it would never be tried anew
+		u.spoken, u.plain = time.Time{}, now
 		u.log.Info("dns upstream answers without EDNS only", "server", u.addr, "tried anew after", plainFor)
 	}
 }

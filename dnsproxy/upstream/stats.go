@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -38,13 +39,8 @@ type Histogram struct {
 }
 
 func (h *Histogram) observe(d time.Duration) {
-	i := 0
-	for _, bound := range LatencyBuckets() {
-		if d.Seconds() <= bound {
-			break
-		}
-		i++
-	}
+	bounds := LatencyBuckets()
+	i, _ := slices.BinarySearch(bounds[:], d.Seconds()) // the first bound that d is not above
 	h.Buckets[i]++
 	h.Count++
 	h.Sum += d

@@ -80,8 +80,11 @@ func (s *streams) ask(ctx context.Context, tasks *sync.WaitGroup, server target,
 	for {
 		c, again := s.get(tasks, server)
 		msg, err := c.ask(ctx, request)
-		if !again || ctx.Err() != nil || !errors.Is(err, errStreamGone) {
-			return msg, err
+		switch {
+		case err == nil:
+			return msg, nil
+		case !again || ctx.Err() != nil || !errors.Is(err, errStreamGone):
+			return nil, fmt.Errorf("ask %s over TCP: %w", server, err)
 		}
 	}
 }
@@ -143,9 +146,8 @@ func (c *stream) run() {
 	c.set.mu.Lock()
 	defer c.set.mu.Unlock()
 	c.set.forget(c)
-	for id, r := range c.waiting {
+	for _, r := range c.waiting {
 		close(r.got)
-		delete(c.waiting, id)
 	}
 	c.waiting = nil
 }
@@ -211,28 +213,28 @@ func (c *stream) ask(ctx context.Context, request []byte) ([]byte, error) {
 	select {
 	case <-c.ready:
 	case <-ctx.Done():
-		return nil, fmt.Errorf("ask %s over TCP: %w", c.server, ctx.Err())
+		return nil, ctx.Err()
 	}
 	if c.err != nil {
-		return nil, fmt.Errorf("ask %s over TCP: %w", c.server, c.err)
+		return nil, c.err
 	}
 	r, err := c.enter(request)
 	if err != nil {
-		return nil, fmt.Errorf("ask %s over TCP: %w", c.server, err)
+		return nil, err
 	}
 	began := time.Now()
 	defer c.leave(r, began)
 	if err := c.send(ctx, request); err != nil {
-		return nil, fmt.Errorf("ask %s over TCP: %w: %w", c.server, errStreamGone, err)
+		return nil, fmt.Errorf("%w: %w", errStreamGone, err)
 	}
 	select {
 	case msg, ok := <-r.got:
 		if !ok {
-			return nil, fmt.Errorf("ask %s over TCP: %w", c.server, errStreamGone)
+			return nil, errStreamGone
 		}
 		return msg, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("ask %s over TCP: %w", c.server, ctx.Err())
+		return nil, ctx.Err()
 	}
 }
 

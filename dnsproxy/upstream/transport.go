@@ -18,30 +18,15 @@ type Transport struct {
 	sockets sockets         // UDP sockets to upstreams
 	sent    sentQuestions
 
-	lives lifetime
-}
-
-// lifetime is the context of what no query waits for, made when it is first asked for.
-type lifetime struct {
-	made sync.Once
-	ctx  context.Context
-	stop context.CancelFunc
-}
-
-func (l *lifetime) context() context.Context {
-	l.made.Do(func() { l.ctx, l.stop = context.WithCancel(context.Background()) })
-	return l.ctx
-}
-
-func (l *lifetime) end() {
-	l.context()
-	l.stop()
+	lives context.Context // of what no query waits for
+	stop  context.CancelFunc
 }
 
 // Open begins the transport, whose queries end with ctx. keep says that TCP connections
 // stay open for the next question.
 func (t *Transport) Open(ctx context.Context, keep bool) {
 	t.ctx = ctx
+	t.lives, t.stop = context.WithCancel(context.Background())
 	context.AfterFunc(ctx, t.sockets.end)
 	t.streams.keep(keep)
 }
@@ -55,7 +40,7 @@ func (t *Transport) Sent(q *wire.Query) bool { return t.sent.has(q) }
 // End waits until nothing of the transport is left, and has end what no query waits for. No
 // query may begin any more but of connections that are among its tasks.
 func (t *Transport) End() {
-	t.lives.end()
+	t.stop()
 	t.streams.keep(false)
 	t.tasks.Wait()
 	t.sockets.end()
@@ -95,7 +80,7 @@ func (s *sentQuestions) remove(id uint16) {
 	delete(s.ids, id)
 }
 
-// has says whether q came from here: its id, and all else that buildRequest
+// has says whether q came from here: its id, and all else that NewRequest
 // chooses. Few clients send AD, DO's size and no capital; so one whose id is
 // the same by chance is not taken for us.
 func (s *sentQuestions) has(q *wire.Query) bool {

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// upstreamBuffer is larger than the 1232 we ask for: some servers send
+	// udpBuffer is larger than the 1232 we ask for: some servers send
 	// more, and what fits needs no TCP.
 	udpBuffer = 4096
 

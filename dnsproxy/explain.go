@@ -2,9 +2,7 @@ package dnsproxy
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -96,13 +94,11 @@ func (e *Explanation) read(a wire.Answer) error {
 		return fmt.Errorf("look up %q: read the answer: %w", e.Name, err)
 	}
 	e.Rcode = dns.RcodeToString[m.Rcode]
-	for i, rr := range append(m.Answer, m.Ns...) {
-		if i < len(m.Answer) {
-			e.Records = append(e.Records, strings.ReplaceAll(rr.String(), "\t", " "))
-		}
-		if ttl := rr.Header().Ttl; a.Source == wire.SourceCache && (i == 0 || ttl < e.RemainingTTL) {
-			e.RemainingTTL = ttl
-		}
+	for _, rr := range m.Answer {
+		e.Records = append(e.Records, strings.ReplaceAll(rr.String(), "\t", " "))
+	}
+	if a.Source == wire.SourceCache {
+		e.RemainingTTL = leastTTL(&m)
 	}
 	return nil
 }
@@ -118,12 +114,4 @@ func ParseType(name string) (uint16, error) {
 		return n, nil
 	}
 	return 0, fmt.Errorf("query type %q is unknown; use A, AAAA, PTR, SRV, TXT, HTTPS or TYPE<number> (RFC 3597)", name)
-}
-
-// ReverseName returns the name whose PTR record belongs to addr.
-func ReverseName(addr netip.Addr) (string, error) {
-	if !addr.IsValid() {
-		return "", errors.New("make reverse name: no address")
-	}
-	return dns.ReverseAddr(addr.Unmap().WithZone("").String())
 }

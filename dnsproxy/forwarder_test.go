@@ -190,7 +190,7 @@ func TestInflightBound(t *testing.T) {
 	answer := dnstest.Zone(0, "---\n")
 	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
 	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
-	for range MaxInflight {
+	for range maxInflight {
 		s.inflight <- struct{}{}
 	}
 	for _, network := range []string{"udp", "tcp"} {
@@ -201,7 +201,7 @@ func TestInflightBound(t *testing.T) {
 	if n := s.Stats().Refused; n != 2 {
 		t.Errorf("refused %d", n)
 	}
-	for range MaxInflight {
+	for range maxInflight {
 		<-s.inflight
 	}
 	close(release)

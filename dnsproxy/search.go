@@ -3,6 +3,8 @@ package dnsproxy
 import (
 	"bytes"
 	"context"
+	"errors"
+	"slices"
 	"sync/atomic"
 
 	"github.com/miekg/dns"
@@ -133,12 +135,9 @@ func foundFor(a wire.Answer, q, found *wire.Query) wire.Answer {
 		return a
 	}
 	var m dns.Msg
-	alias, _, err := dns.UnpackDomainName(q.Name(), 0)
-	if err == nil {
-		err = m.Unpack(a.Msg)
-	}
+	alias, _, errAlias := dns.UnpackDomainName(q.Name(), 0)
 	name, _, errName := dns.UnpackDomainName(found.Name(), 0)
-	if err != nil || errName != nil {
+	if errors.Join(errAlias, errName, m.Unpack(a.Msg)) != nil {
 		a.Msg, a.Source = failed, wire.SourceFailure
 		return a
 	}
@@ -157,12 +156,10 @@ func foundFor(a wire.Answer, q, found *wire.Query) wire.Answer {
 
 // leastTTL is how long what m says holds, in seconds.
 func leastTTL(m *dns.Msg) uint32 {
-	least, any := uint32(0), false
-	for _, section := range [][]dns.RR{m.Answer, m.Ns} {
-		for _, rr := range section {
-			if ttl := rr.Header().Ttl; !any || ttl < least {
-				least, any = ttl, true
-			}
+	least := uint32(0)
+	for i, rr := range slices.Concat(m.Answer, m.Ns) {
+		if ttl := rr.Header().Ttl; i == 0 || ttl < least {
+			least = ttl
 		}
 	}
 	return least

@@ -2,7 +2,6 @@ package dnsproxy
 
 import (
 	"bufio"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -71,7 +70,10 @@ func (v *Serving) serveTCP(l *net.TCPListener) {
 				v.failed <- fmt.Errorf("accept dns connections on %s: %w", l.Addr(), err)
 				return
 			}
-			pause(v.taking, acceptPause)
+			select {
+			case <-time.After(acceptPause):
+			case <-v.taking.Done():
+			}
 			continue
 		}
 		failed = 0
@@ -83,15 +85,6 @@ func (v *Serving) serveTCP(l *net.TCPListener) {
 			defer v.server.dismiss(c)
 			v.serveConn(c)
 		})
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
 	}
 }
 

@@ -11,10 +11,10 @@ import (
 	"understudy.mesh/dnsproxy/upstream"
 )
 
-// MaxInflight bounds the queries that wait for an upstream or for the first
+// maxInflight bounds the queries that wait for an upstream or for the first
 // table at one time; each costs a goroutine and a socket, some 10 KiB. Further
 // ones get SERVFAIL, and their client tries again.
-const MaxInflight = 1024
+const maxInflight = 1024
 
 // Config is what New needs.
 type Config struct {
@@ -85,7 +85,7 @@ func New(c Config) (*Server, error) {
 			c.CacheEntries, c.CacheBytes, c.ForwardTimeout, c.HoldBeforeTable)
 	}
 	c = c.withDefaults()
-	s := &Server{config: c, log: c.Log, inflight: make(chan struct{}, MaxInflight), localhost: table.NewLocalhost(c.TTL)}
+	s := &Server{config: c, log: c.Log, inflight: make(chan struct{}, maxInflight), localhost: table.NewLocalhost(c.TTL)}
 	s.forwarder = upstream.New(upstream.Config{
 		Own: c.Own, Mark: c.Mark, ResolvConf: c.ResolvConf, Timeout: c.ForwardTimeout, Parallel: c.ForwardParallel, NoHedge: c.NoHedge,
 		Log: c.Log, Now: c.Now,

@@ -51,7 +51,7 @@ func (s *Server) Start(udp []*net.UDPConn, tcp []*net.TCPListener) *Serving {
 func (s *Server) StartBeside(udp []*net.UDPConn, tcp []*net.TCPListener) *Serving {
 	v := s.newServing(s.searching, udp, tcp)
 	// One connection brings all that Envoy asks at its start.
-	v.inflight, v.conns, v.pipelined = make(chan struct{}, MaxInflight), &connSet{}, MaxInflight
+	v.inflight, v.conns, v.pipelined = make(chan struct{}, maxInflight), &connSet{}, maxInflight
 	return v.start()
 }
 
@@ -86,7 +86,7 @@ func (v *Serving) Release() {
 	v.release.Do(func() {
 		v.letGo()
 		for _, conn := range v.udp {
-			conn.SetReadDeadline(past())
+			conn.SetReadDeadline(time.Unix(1, 0)) // long past: the loop wakes at once
 		}
 		for _, l := range v.tcp {
 			l.Close()
@@ -123,6 +123,3 @@ func (v *Serving) Close(ctx context.Context) {
 	v.conns.each(v, func(c *tcpConn) { c.Close() })
 	<-v.done
 }
-
-// past is a deadline that ends a wait at once.
-func past() time.Time { return time.Unix(1, 0) }

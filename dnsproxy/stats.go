@@ -14,7 +14,7 @@ import (
 type Stats struct {
 	Requests  uint64            // messages that got a reply
 	Dropped   uint64            // messages that got none: too short, or replies
-	Refused   uint64            // SERVFAIL because MaxInflight queries were waiting
+	Refused   uint64            // SERVFAIL because maxInflight queries were waiting
 	BySource  map[string]uint64 // Source names
 	ByType    map[string]uint64 // query types; the rare ones as "other"
 	ByRcode   map[string]uint64 // RCODE names; those without one as "other"
@@ -85,12 +85,9 @@ func (c *counters) snapshot() Stats {
 		s.ByType[name] = c.byType[i].Load()
 	}
 	for i := range c.byRcode {
-		name, ok := dns.RcodeToString[i]
-		switch {
-		case i == wire.RcodeBadVers: // which has another name besides
-			name = "BADVERS"
-		case !ok:
-			name = "other"
+		name := "other"
+		if _, ok := dns.RcodeToString[i]; ok {
+			name = wire.RcodeName(i)
 		}
 		s.ByRcode[name] += c.byRcode[i].Load()
 	}

@@ -112,12 +112,11 @@ func (h *tables) await(ctx context.Context, q *wire.Query) *table.Table {
 	default:
 		return nil
 	}
-	timer, began := time.NewTimer(h.hold), time.Now()
-	defer timer.Stop()
+	began := time.Now()
 	defer func() { q.Held = time.Since(began) }()
 	select {
 	case <-h.first:
-	case <-timer.C:
+	case <-time.After(h.hold):
 	case <-ctx.Done():
 	}
 	return h.current.Load()

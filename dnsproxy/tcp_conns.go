@@ -35,13 +35,11 @@ func (s *Server) admit(taking context.Context, c *tcpConn) {
 		if freed == nil {
 			return
 		}
-		timer := time.NewTimer(connQuiet / 10) // silence is told by no channel
 		select {
 		case <-freed:
-		case <-timer.C:
+		case <-time.After(connQuiet / 10): // silence is told by no channel
 		case <-taking.Done():
 		}
-		timer.Stop()
 	}
 }
 

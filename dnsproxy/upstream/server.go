@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -54,7 +55,11 @@ const (
 const StateHealthy = "healthy"
 
 func (h state) String() string {
-	return [...]string{healthy: StateHealthy, slow: "slow", failing: "failing"}[h]
+	names := [...]string{healthy: StateHealthy, slow: "slow", failing: "failing"}
+	if int(h) < len(names) {
+		return names[h]
+	}
+	return fmt.Sprintf("state %d", uint8(h))
 }
 
 // server is what is known of one server. It lives as long as the forwarder,

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -22,7 +23,11 @@ const (
 
 // String returns the source as metrics and the command line name it.
 func (s Source) String() string {
-	return [Sources]string{"table", "cache", "stale", "upstream", "failure", "reject"}[s]
+	names := [Sources]string{"table", "cache", "stale", "upstream", "failure", "reject"}
+	if s < Sources {
+		return names[s]
+	}
+	return fmt.Sprintf("source %d", uint8(s))
 }
 
 // Answer is what a handler says to a query. Msg is a DNS message whose

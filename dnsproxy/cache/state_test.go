@@ -19,10 +19,11 @@ import (
 
 var testUpstream = netip.MustParseAddrPort("192.0.2.53:53")
 
-// cacheServer has no upstream: what it answers it has in its cache.
+// cacheAt has no upstream: what it answers it has in its cache, and nothing that is asked
+// for meanwhile can fail.
 func cacheAt(t testing.TB, now *dnstest.Clock) *testCache {
 	t.Helper()
-	return startCache(t, Config{Now: now.Now}, upstream.Config{})
+	return startCache(t, Config{Now: now.Now, NoPrefetch: true}, upstream.Config{})
 }
 
 // keep puts an upstream's answer into the cache.

@@ -8,14 +8,15 @@ import (
 	"github.com/miekg/dns"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
 // Envoy is told what the upstream says of a name, whatever the table has, and need not
 // wait for a table, which may itself wait for Envoy.
 func TestBesideTheTable(t *testing.T) {
-	upstream := dnstest.NewUpstream(t, dnstest.Zone(dns.RcodeSuccess, "aliyun.com. 60 IN A 192.0.2.1"))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(upstream.Addr)), HoldBeforeTable: time.Hour})
+	up := dnstest.NewUpstream(t, dnstest.Zone(dns.RcodeSuccess, "aliyun.com. 60 IN A 192.0.2.1"))
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}, HoldBeforeTable: time.Hour})
 	udp, tcp := listen(t)
 	envoy := &testServer{s.Server, tcp[0].Addr().(*net.TCPAddr).String()}
 	v := s.StartBeside(udp, tcp)

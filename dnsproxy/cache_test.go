@@ -9,6 +9,7 @@ import (
 
 	"understudy.mesh/dnsproxy/internal/wire"
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -40,7 +41,7 @@ func TestCacheTTL(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			now := dnstest.NewClock()
 			up := dnstest.NewUpstream(t, dnstest.Zone(tc.rcode, tc.text))
-			s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Now: now.Now})
+			s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}, Now: now.Now})
 			least := func(m *dns.Msg) uint32 {
 				ttl := ^uint32(0)
 				for _, rr := range append(m.Answer, m.Ns...) {
@@ -85,7 +86,7 @@ func TestCacheTTL(t *testing.T) {
 
 func TestCacheKey(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}})
 	variants := []func(*dns.Msg){
 		func(*dns.Msg) {},
 		dnstest.EDNS(1232, true),
@@ -108,7 +109,7 @@ func TestSingleFlight(t *testing.T) {
 	release := make(chan struct{})
 	answer := dnstest.Zone(0, dnstest.GoodA)
 	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}})
 	var all sync.WaitGroup
 	for range clients {
 		all.Go(func() {
@@ -133,7 +134,7 @@ func TestHitsDoNotAllocate(t *testing.T) {
 		}
 		return dnstest.Zone(0, dnstest.GoodA)(r, tcp)
 	})
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	s.Swap(table.New(testHosts))
 	s.ask(t, "udp", "x.example", dns.TypeA)
 	s.ask(t, "udp", "none.example", dns.TypeA)

@@ -9,6 +9,7 @@ import (
 	"github.com/miekg/dns"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -18,7 +19,7 @@ func TestResolvConfGoesAndComes(t *testing.T) {
 	first, second := dnstest.NewUpstream(t, dnstest.Zone(0, "---\n")), dnstest.NewUpstream(t, dnstest.Zone(0, "---\n"))
 	path := dnstest.WriteConf(t, dnstest.Nameserver(first.Addr))
 	now := dnstest.NewClock()
-	s := start(t, Config{ResolvConf: path, Now: now.Now})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: path}, Now: now.Now})
 	for i, step := range []struct {
 		what   string
 		change func() error
@@ -48,7 +49,7 @@ func TestSearchFollowsTheFile(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(dns.RcodeNameError, ""))
 	path := dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), "search own.test other.test")
 	now := dnstest.NewClock()
-	s := start(t, Config{ResolvConf: path, Domain: "Own.test.", Now: now.Now})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: path}, Domain: "Own.test.", Now: now.Now})
 	s.Swap(table.New(testHosts))
 	check := func(own int) {
 		t.Helper()

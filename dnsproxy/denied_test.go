@@ -9,6 +9,7 @@ import (
 	"github.com/miekg/dns"
 
 	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -56,7 +57,7 @@ func TestNoSuchNameIsOfBothTypes(t *testing.T) {
 	var f fickle
 	now := dnstest.NewClock()
 	up := dnstest.NewUpstream(t, f.answer)
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Now: now.Now})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}, Now: now.Now})
 	expect := func(what string, qtype uint16, rcode, records int) {
 		t.Helper()
 		m := s.ask(t, "udp", "x.example", qtype)

@@ -10,6 +10,7 @@ import (
 	"github.com/miekg/dns"
 
 	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -76,7 +77,7 @@ func TestServersWithoutEDNS(t *testing.T) {
 					return deaf(request, tcp)
 				})
 				now := dnstest.NewClock()
-				s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), options), Now: now.Now})
+				s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), options)}, Now: now.Now})
 				ask := func(name string) {
 					t.Helper()
 					if r := s.ask(t, "udp", name, dns.TypeA, dnstest.EDNS(1232, false)); r.Rcode != dns.RcodeSuccess || len(r.Answer) != 1 || r.IsEdns0() == nil {
@@ -111,7 +112,7 @@ func TestEchoedOPT(t *testing.T) {
 		reply[11] = 1
 		return reply
 	})
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}})
 	for name, want := range map[string]int{"some.example": 1, "nothing.example": 0} {
 		if r := s.ask(t, "udp", name, dns.TypeA); r.Rcode != dns.RcodeSuccess || len(r.Answer) != want {
 			t.Errorf("%v", r)
@@ -130,7 +131,7 @@ func TestFailureIsNotEDNS(t *testing.T) {
 		}
 		return dnstest.Zone(0, dnstest.NameIn(request)+" 60 IN A 192.0.2.1")(request, tcp)
 	})
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}})
 	for i, name := range []string{"good.example", "bad.example", "bad2.example"} {
 		s.ask(t, "udp", name, dns.TypeA)
 		if n := up.UDP.Load(); n != int64(i+1) {
@@ -146,7 +147,7 @@ func TestFailureIsNotEDNS(t *testing.T) {
 func TestNoAnswerWithoutEDNS(t *testing.T) {
 	log := new(dnstest.Log)
 	up := dnstest.NewUpstream(t, badVers)
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Log: slog.New(slog.NewTextHandler(log, nil))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}, Log: slog.New(slog.NewTextHandler(log, nil))})
 	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeServerFailure {
 		t.Errorf("%v", r)
 	}

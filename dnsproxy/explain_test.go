@@ -11,13 +11,14 @@ import (
 	"github.com/miekg/dns"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
 func TestExplain(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
 	now := dnstest.NewClock()
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), Now: now.Now})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}, Now: now.Now})
 	s.Swap(table.New(testHosts))
 	server := up.Addr.String()
 	for _, tc := range []struct {
@@ -81,7 +82,7 @@ func TestParseType(t *testing.T) {
 func TestExplainTakesNoPrefetch(t *testing.T) {
 	now := dnstest.NewClock()
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, "x.example. 100 IN A 192.0.2.1"))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Now: now.Now})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}, Now: now.Now})
 	for range prefetchHits + 1 {
 		s.ask(t, "udp", "x.example", dns.TypeA)
 	}

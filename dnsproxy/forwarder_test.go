@@ -13,6 +13,7 @@ import (
 
 	"understudy.mesh/dnsproxy/internal/wire"
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -56,7 +57,7 @@ func TestForwardFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for _, parallel := range []bool{false, true} {
 				bad := dnstest.NewUpstream(t, tc.reply)
-				alone := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(bad.Addr)), ForwardTimeout: shortTimeout, ForwardParallel: parallel})
+				alone := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(bad.Addr)), Timeout: shortTimeout, Parallel: parallel}})
 				if r := alone.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != tc.want {
 					t.Errorf("parallel %v, alone: %s, want %s", parallel, dns.RcodeToString[r.Rcode], dns.RcodeToString[tc.want])
 				}
@@ -64,7 +65,7 @@ func TestForwardFaults(t *testing.T) {
 					continue
 				}
 				good := dnstest.NewUpstream(t, answer)
-				both := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(bad.Addr), dnstest.Nameserver(good.Addr)), ForwardTimeout: shortTimeout, ForwardParallel: parallel})
+				both := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(bad.Addr), dnstest.Nameserver(good.Addr)), Timeout: shortTimeout, Parallel: parallel}})
 				r := both.ask(t, "udp", "X.example", dns.TypeA)
 				if r.Rcode != dns.RcodeSuccess || len(r.Answer) == 0 || r.Question[0].Name != "X.example." {
 					t.Errorf("parallel %v, with a good second server: %v", parallel, r)
@@ -80,7 +81,7 @@ func TestForwardBigAnswer(t *testing.T) {
 		fmt.Fprintf(&text, "x.example. 60 IN A 192.0.2.%d\n", i)
 	}
 	up := dnstest.NewUpstream(t, dnstest.TruncatedOverUDP(dnstest.Zone(0, text.String())))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}})
 	for _, tc := range []struct {
 		network   string
 		size      uint16
@@ -108,7 +109,7 @@ func TestNoUpstream(t *testing.T) {
 	log := new(dnstest.Log)
 	path := dnstest.WriteConf(t, "search x", "nameserver nonsense")
 	now := dnstest.NewClock()
-	s := start(t, Config{ResolvConf: path, Log: slog.New(slog.NewTextHandler(log, nil)), Now: now.Now})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: path}, Log: slog.New(slog.NewTextHandler(log, nil)), Now: now.Now})
 	s.Swap(table.New(testHosts))
 	for range 3 {
 		if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeServerFailure {
@@ -135,7 +136,7 @@ func TestNoUpstream(t *testing.T) {
 func TestNeverAsksItself(t *testing.T) {
 	path := dnstest.WriteConf(t)
 	now := dnstest.NewClock()
-	s := start(t, Config{ResolvConf: path, Now: now.Now})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: path}, Now: now.Now})
 	if err := os.WriteFile(path, []byte(dnstest.Nameserver(netip.MustParseAddrPort(s.addr))+"\noptions attempts:1\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -154,8 +155,9 @@ func TestUpstreamHealth(t *testing.T) {
 	now := dnstest.NewClock()
 	dead, good := dnstest.NewUpstream(t, dnstest.Silence), dnstest.NewUpstream(t, dnstest.Zone(0, "---\n"))
 	s := start(t, Config{
-		ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(dead.Addr), dnstest.Nameserver(good.Addr)), ForwardTimeout: shortTimeout,
-		Log: slog.New(slog.NewTextHandler(log, nil)), Now: now.Now,
+		Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(dead.Addr), dnstest.Nameserver(good.Addr)), Timeout: shortTimeout},
+		Log:      slog.New(slog.NewTextHandler(log, nil)),
+		Now:      now.Now,
 	})
 	for i := range 6 {
 		if r := s.ask(t, "udp", fmt.Sprintf("n%d.example", i), dns.TypeA); r.Rcode != dns.RcodeSuccess {
@@ -189,7 +191,7 @@ func TestInflightBound(t *testing.T) {
 	release := make(chan struct{})
 	answer := dnstest.Zone(0, "---\n")
 	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	for range maxInflight {
 		s.inflight <- struct{}{}
 	}
@@ -212,7 +214,7 @@ func TestInflightBound(t *testing.T) {
 
 func TestHoldBeforeTable(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, "aliyun.com. 60 IN A 192.0.2.1"))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), HoldBeforeTable: time.Minute})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}, HoldBeforeTable: time.Minute})
 	got := make(chan *dns.Msg)
 	go func() { got <- s.ask(t, "udp", "aliyun.com", dns.TypeA) }()
 	dnstest.WaitFor(t, "a held query", func() bool { return s.Stats().Inflight == 1 })
@@ -221,7 +223,7 @@ func TestHoldBeforeTable(t *testing.T) {
 		t.Errorf("held query: %v", r)
 	}
 	for name, hold := range map[string]time.Duration{"none": 0, "over": time.Millisecond} {
-		s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), HoldBeforeTable: hold})
+		s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}, HoldBeforeTable: hold})
 		if r := s.ask(t, "udp", "aliyun.com", dns.TypeA); answers(r)[0] != "aliyun.com. 60 IN A 192.0.2.1" {
 			t.Errorf("%s: %v", name, r)
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/miekg/dns"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -82,7 +83,7 @@ func startKnot(t *testing.T) netip.AddrPort {
 // upstream and from the cache.
 func TestRealServer(t *testing.T) {
 	knot := startKnot(t)
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(knot))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(knot))}})
 	s.Swap(table.New([]table.Host{{Name: "www.example", Addrs: dnstest.IPs("240.240.9.9"), VIP: true}}))
 	for _, tc := range []struct {
 		name   string

@@ -5,6 +5,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -13,7 +14,7 @@ import (
 func TestLateAnswerIsKept(t *testing.T) {
 	release := make(chan struct{})
 	up := dnstest.AnswersFirst(t, release)
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.Impatient)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.Impatient)}})
 	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeServerFailure {
 		t.Errorf("before there is an answer: %v", r)
 	}

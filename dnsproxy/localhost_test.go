@@ -9,6 +9,7 @@ import (
 	"github.com/miekg/dns"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -16,7 +17,7 @@ import (
 // a table.
 func TestLocalhost(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(dns.RcodeNameError, ""))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce, "search default.svc.cluster.local svc.cluster.local corp.example"), HoldBeforeTable: time.Hour})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce, "search default.svc.cluster.local svc.cluster.local corp.example")}, HoldBeforeTable: time.Hour})
 	none := []string{}
 	for range 2 {
 		for _, tc := range []struct {
@@ -58,7 +59,7 @@ func TestLocalhost(t *testing.T) {
 // A server that drops what is unusual makes nobody wait: such a question is refused here.
 func TestUnusualQuestionsAreRefusedAtOnce(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Silence)
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	s.Swap(table.New(testHosts))
 	for _, network := range []string{"udp", "tcp"} {
 		for _, name := range []string{"aliyun.com", "x.example", "version.bind"} {

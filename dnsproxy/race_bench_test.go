@@ -8,6 +8,7 @@ import (
 	"github.com/miekg/dns"
 
 	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -22,7 +23,7 @@ func BenchmarkCold(b *testing.B) {
 		copy(reply[wire.HeaderLen:], request[wire.HeaderLen:wire.HeaderLen+22])
 		return reply
 	})
-	s := newServer(b, Config{ResolvConf: dnstest.WriteConf(b, dnstest.Nameserver(up.Addr))})
+	s := newServer(b, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(b, dnstest.Nameserver(up.Addr))}})
 	own := chainOf(s)
 	defer own.flights.Transport.End()
 	var loops sync.WaitGroup

@@ -13,6 +13,7 @@ import (
 	"github.com/miekg/dns"
 
 	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -27,7 +28,7 @@ func TestLostDatagram(t *testing.T) {
 		return answer(r, tcp)
 	})
 	// With time for each try, so that the first one is overtaken and never out of time.
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), ForwardTimeout: 20 * time.Second})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), Timeout: 20 * time.Second}})
 	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
 		t.Errorf("%v", r)
 	}
@@ -39,7 +40,7 @@ func TestLostDatagram(t *testing.T) {
 // The time for which a query was held before the first table is its client's.
 func TestHeldTimeCounts(t *testing.T) {
 	const hold = 2 * time.Millisecond
-	s := newServer(t, Config{ResolvConf: dnstest.WriteConf(t), HoldBeforeTable: hold})
+	s := newServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}, HoldBeforeTable: hold})
 	q, err := wire.NewQuery("x.example", dns.TypeA)
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +76,7 @@ func TestLoopIsCut(t *testing.T) {
 		return reply[:n]
 	})
 	good := dnstest.NewUpstream(t, func(request []byte, tcp bool) []byte { <-refused; return dnstest.Zone(0, dnstest.GoodA)(request, tcp) })
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(loop.Addr), dnstest.Nameserver(good.Addr)), Log: slog.New(slog.NewTextHandler(log, nil))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(loop.Addr), dnstest.Nameserver(good.Addr))}, Log: slog.New(slog.NewTextHandler(log, nil))})
 	back.Store(s)
 	if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
 		t.Errorf("%v", r)
@@ -133,7 +134,7 @@ func (p *pipelined) serve(conn net.Conn) {
 func TestPipelining(t *testing.T) {
 	const batch = 10
 	up := newPipelined(t, batch)
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, "nameserver ["+strings.Replace(up.listener.Addr().String(), ":", "]:", 1), "options use-vc")})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, "nameserver ["+strings.Replace(up.listener.Addr().String(), ":", "]:", 1), "options use-vc")}})
 	ask := func(round int) {
 		var all sync.WaitGroup
 		for i := range batch {
@@ -157,7 +158,7 @@ func TestPipelining(t *testing.T) {
 // closes is a failure, not a hang.
 func TestStreamEnds(t *testing.T) {
 	up := newPipelined(t, 1)
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, "nameserver ["+strings.Replace(up.listener.Addr().String(), ":", "]:", 1), "options use-vc")})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, "nameserver ["+strings.Replace(up.listener.Addr().String(), ":", "]:", 1), "options use-vc")}})
 	ask := func(name string, want int) {
 		t.Helper()
 		if r := s.ask(t, "udp", name, dns.TypeA); r.Rcode != want {

@@ -18,6 +18,7 @@ import (
 	"understudy.mesh/dnsproxy/cache"
 	"understudy.mesh/dnsproxy/internal/wire"
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -268,7 +269,7 @@ func newReference(t testing.TB) (*Server, *reference) {
 		r.cached[asked.Question[0]] = kept
 		return msg
 	})
-	s := newServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), Now: func() time.Time { return now }})
+	s := newServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}, Now: func() time.Time { return now }})
 	s.Swap(table.New(r.hosts))
 	via := new(cache.Flights)
 	via.Transport.Open(context.Background(), true)
@@ -286,7 +287,7 @@ func newReference(t testing.TB) (*Server, *reference) {
 			}
 			q := new(wire.Query)
 			q.Parse(request, wire.MaxMessage)
-			if a := s.cache.Serve(t.Context(), q, cache.Miss{}, via); !wire.Good(a) {
+			if a := s.Cache.Serve(t.Context(), q, cache.Miss{}, via); !wire.Good(a) {
 				t.Fatalf("%v: %x", question, a.Msg)
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/miekg/dns"
 
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -39,7 +40,7 @@ func TestOnlyWhatWasAsked(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			up := dnstest.NewUpstream(t, dnstest.Zone(0, tc.answer+"\n"+tc.more))
-			s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+			s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 			var want []string
 			for line := range strings.Lines(tc.answer + "\n" + tc.more) {
 				line = strings.TrimSpace(line)

@@ -12,6 +12,7 @@ import (
 
 	"understudy.mesh/dnsproxy/internal/wire"
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -22,7 +23,7 @@ func TestPrefetch(t *testing.T) {
 	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte {
 		return dnstest.Zone(0, dnstest.NameIn(r)+" 100 IN A 192.0.2.1")(r, tcp)
 	})
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Now: now.Now})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}, Now: now.Now})
 	for range prefetchHits + 1 {
 		s.ask(t, "udp", "hot.example", dns.TypeA)
 	}
@@ -56,12 +57,12 @@ func TestServeStale(t *testing.T) {
 		return dnstest.Zone(0, dnstest.NameIn(r)+" 60 IN A 192.0.2.1")(r, tcp)
 	}
 	up := dnstest.NewUpstream(t, alive)
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), ForwardTimeout: shortTimeout, Now: now.Now})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), Timeout: shortTimeout}, Now: now.Now})
 	s.ask(t, "udp", "yes.example", dns.TypeA)
 	s.ask(t, "udp", "no.example", dns.TypeA)
 	up.Set(dnstest.Silence)
 	now.Add(61 * time.Second)
-	for _, e := range s.Cached() {
+	for _, e := range s.Cache.List() {
 		if !e.Stale || e.Server != up.Addr.String() || e.Type != "A" || e.RemainingSeconds != (staleFor-time.Second).Seconds() {
 			t.Errorf("listed: %+v", e)
 		}
@@ -100,7 +101,7 @@ func TestServeStale(t *testing.T) {
 func TestStaleHasAnEnd(t *testing.T) {
 	now := dnstest.NewClock()
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), ForwardTimeout: shortTimeout, Now: now.Now})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), Timeout: shortTimeout}, Now: now.Now})
 	s.ask(t, "udp", "x.example", dns.TypeA)
 	up.Set(dnstest.Zone(dns.RcodeServerFailure, ""))
 	now.Add(staleFor)
@@ -117,7 +118,7 @@ func TestStaleHasAnEnd(t *testing.T) {
 func TestStaleGoesWithFresh(t *testing.T) {
 	now := dnstest.NewClock()
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), ForwardTimeout: shortTimeout, Now: now.Now})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), Timeout: shortTimeout}, Now: now.Now})
 	s.ask(t, "udp", "x.example", dns.TypeA)
 	now.Add(61 * time.Second)
 	up.Set(dnstest.Zone(0, "x.example. 0 IN A 192.0.2.7"))
@@ -136,7 +137,7 @@ func TestFailuresAreKept(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			now := dnstest.NewClock()
 			up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
-			s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Now: now.Now})
+			s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}, Now: now.Now})
 			s.ask(t, "udp", "x.example", dns.TypeAAAA) // it speaks EDNS, and means what follows
 			before := up.UDP.Load()
 			up.Set(reply)
@@ -158,7 +159,7 @@ func TestFailuresAreKept(t *testing.T) {
 			if r := s.ask(t, "udp", "x.example", dns.TypeA); r.Rcode != dns.RcodeSuccess {
 				t.Errorf("%v", r)
 			}
-			if list := s.Cached(); len(list) != 1 || list[0].Failure {
+			if list := s.Cache.List(); len(list) != 1 || list[0].Failure {
 				t.Errorf("kept after the success: %+v", list)
 			}
 		})
@@ -170,7 +171,7 @@ func TestFailuresAreKept(t *testing.T) {
 func TestOutageEnds(t *testing.T) {
 	alive := func(r []byte, tcp bool) []byte { return dnstest.Zone(0, dnstest.NameIn(r)+" 1 IN A 192.0.2.1")(r, tcp) }
 	up := dnstest.NewUpstream(t, alive)
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), ForwardTimeout: shortTimeout})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), Timeout: shortTimeout}})
 	s.ask(t, "udp", "known.example", dns.TypeA)
 	up.Set(dnstest.Silence)
 	for began := time.Now(); time.Since(began) < 2*time.Second; {
@@ -203,7 +204,7 @@ func TestClusterLoad(t *testing.T) {
 		}
 		return dnstest.Zone(0, name+" 30 IN A 192.0.2.1")(r, tcp)
 	})
-	s := newServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Now: now.Now})
+	s := newServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}, Now: now.Now})
 	s.Swap(table.New([]table.Host{{Name: "mesh.example", Addrs: dnstest.IPs("240.240.0.1")}}))
 	look := lookups(t, s)
 	for range passes {

@@ -13,6 +13,7 @@ import (
 	"github.com/miekg/dns"
 
 	"understudy.mesh/dnsproxy/internal/wire"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -57,8 +58,8 @@ func (z *searchedZone) since() []string {
 // startSearching returns a server that walks these search domains for its client.
 func startSearching(t *testing.T, z *searchedZone, domains string) *testServer {
 	t.Helper()
-	upstream := dnstest.NewUpstream(t, z.reply)
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(upstream.Addr), "search "+domains, "options ndots:5")})
+	up := dnstest.NewUpstream(t, z.reply)
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), "search "+domains, "options ndots:5")}})
 	v, tcp := startBeside(t, s)
 	t.Cleanup(func() { closeNow(t, v) })
 	return &testServer{s.Server, tcp.Addr().String()}
@@ -146,7 +147,7 @@ func TestSearchesAsResolvConfSays(t *testing.T) {
 		t.Errorf("before: %s", got)
 	}
 	other := dnstest.NewUpstream(t, z.reply)
-	if err := os.WriteFile(s.config.ResolvConf, []byte(dnstest.Nameserver(other.Addr)+"\nsearch two\n"), 0o644); err != nil {
+	if err := os.WriteFile(s.config.Upstream.ResolvConf, []byte(dnstest.Nameserver(other.Addr)+"\nsearch two\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; {
@@ -167,7 +168,7 @@ func TestBesideHasItsOwnLimits(t *testing.T) {
 	const questions = 3 * maxPipelined
 	var mu sync.Mutex
 	all, waiting := make(chan struct{}), 0
-	upstream := dnstest.NewUpstream(t, func(request []byte, tcp bool) []byte {
+	up := dnstest.NewUpstream(t, func(request []byte, tcp bool) []byte {
 		mu.Lock()
 		if waiting++; waiting == questions {
 			close(all)
@@ -176,8 +177,8 @@ func TestBesideHasItsOwnLimits(t *testing.T) {
 		<-all
 		return dnstest.Zone(dns.RcodeSuccess, "")(request, tcp)
 	})
-	upstream.Apart.Store(true)
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(upstream.Addr))})
+	up.Apart.Store(true)
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	for range cap(s.inflight) {
 		s.inflight <- struct{}{}
 	}

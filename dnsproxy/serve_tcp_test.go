@@ -13,6 +13,7 @@ import (
 
 	"understudy.mesh/dnsproxy/internal/wire"
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -42,7 +43,7 @@ func wireQuery(t testing.TB, id uint16, name string) []byte {
 // client's FIN: every one is answered.
 func TestTCPPipelining(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, "---\n"))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	s.Swap(table.New(testHosts))
 	c := dialTCP(t, s)
 	const queries = 300
@@ -80,7 +81,7 @@ func TestTCPPipelining(t *testing.T) {
 
 // What no client of good will sends ends the connection, or gets an answer.
 func TestTCPBadMessages(t *testing.T) {
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}})
 	s.Swap(table.New(testHosts))
 	for name, tc := range map[string]struct {
 		sent  string
@@ -112,7 +113,7 @@ func TestTCPBadMessages(t *testing.T) {
 
 // One connection more than there may be closes the one that is idle longest.
 func TestTCPConnectionBound(t *testing.T) {
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}})
 	s.Swap(table.New(testHosts))
 	ask := func(c net.Conn) error {
 		if err := dnstest.WriteFramed(c, wireQuery(t, 1, "aliyun.com.")); err != nil {
@@ -150,7 +151,7 @@ func TestTCPConnectionBound(t *testing.T) {
 // ends or has been silent: what it asks meanwhile is answered then.
 func TestTCPBusyConnectionsStay(t *testing.T) {
 	now := dnstest.NewClock()
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t), Now: now.Now})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}, Now: now.Now})
 	s.Swap(table.New(testHosts))
 	query := func(c net.Conn) {
 		if err := dnstest.WriteFramed(c, wireQuery(t, 1, "aliyun.com.")); err != nil {
@@ -196,7 +197,7 @@ func TestTCPBusyConnectionsStay(t *testing.T) {
 func TestTCPWaiterIsServedOnRelease(t *testing.T) {
 	udp, tcp := listen(t)
 	addr := tcp[0].Addr().String()
-	s := newServer(t, Config{ResolvConf: dnstest.WriteConf(t), Now: dnstest.NewClock().Now})
+	s := newServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}, Now: dnstest.NewClock().Now})
 	s.Swap(table.New(testHosts))
 	v := s.Start(udp, tcp)
 	defer closeNow(t, v)
@@ -283,7 +284,7 @@ func TestHitsOverTCPAllocateNothing(t *testing.T) {
 // its query a byte at a time, and one that takes no replies. Meanwhile others
 // are served although the slow ones fill every place.
 func TestTCPSlowClientsAreCut(t *testing.T) {
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}})
 	s.Swap(table.New(testHosts))
 	query := new(bytes.Buffer)
 	dnstest.WriteFramed(query, wireQuery(t, 1, "aliyun.com."))
@@ -336,7 +337,7 @@ func TestTCPSlowClientsAreCut(t *testing.T) {
 
 // What a client does not read takes a bounded part of the kernel's memory.
 func TestTCPUnreadIsBounded(t *testing.T) {
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}})
 	dialTCP(t, s)
 	dnstest.WaitFor(t, "the connection", func() bool { return s.Stats().TCPOpen == 1 })
 	s.conns.mu.Lock()
@@ -358,7 +359,7 @@ func TestTCPUnreadIsBounded(t *testing.T) {
 // The replies to what came together go together, and nothing that is gathered
 // waits for a query that never comes.
 func TestTCPGathersReplies(t *testing.T) {
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}})
 	s.Swap(table.New(testHosts))
 	c := dialTCP(t, s)
 	var all bytes.Buffer

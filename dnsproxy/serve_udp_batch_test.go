@@ -11,6 +11,7 @@ import (
 
 	"understudy.mesh/dnsproxy/internal/wire"
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -38,7 +39,7 @@ func serveByHand(t testing.TB, s *Server, addr string) (*Serving, *udpBatch) {
 // its cache.
 func hotServer(t testing.TB) *testServer {
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, "hot.example. 3600 IN A 192.0.2.1"))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	hosts := append(manyHosts(10_000), table.Host{Name: "many.mesh.example", Addrs: dnstest.IPs("10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1")},
 		table.Host{Name: "*.wild.example", Addrs: dnstest.IPs("10.0.1.1")})
 	s.Swap(table.New(hosts))
@@ -118,7 +119,7 @@ func TestHitsOverUDPAllocateNothing(t *testing.T) {
 // different clients: each client gets its own reply.
 func TestBatchOfEverything(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, "slow.example. 0 IN A 192.0.2.1"))
-	s := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := tableServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	v, b := serveByHand(t, s, "127.0.0.1:0")
 	var clients []net.Conn
 	for i := range uint16(batchSize) {
@@ -161,7 +162,7 @@ func TestBatchOfEverything(t *testing.T) {
 // after a wait; the kernel would choose another one.
 func TestRepliesComeFromTheAddressAsked(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, "slow.example. 0 IN A 192.0.2.1"))
-	s := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := tableServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	for _, tc := range []struct{ bound, asked string }{
 		{"0.0.0.0", "127.0.0.1"}, {"0.0.0.0", "127.0.0.53"}, {"[::]", "[::1]"}, {"[::]", "127.0.0.53"},
 	} {
@@ -186,7 +187,7 @@ func TestRepliesComeFromTheAddressAsked(t *testing.T) {
 
 // A reply that cannot be sent costs the others of its batch nothing.
 func TestFlushGoesOnBehindAnError(t *testing.T) {
-	s := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s := tableServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}})
 	v, b := serveByHand(t, s, "127.0.0.1:0")
 	var clients []net.Conn
 	for range 3 {

@@ -12,7 +12,9 @@ import (
 	"github.com/miekg/dns"
 	"go.uber.org/goleak"
 
+	"understudy.mesh/dnsproxy/cache"
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -34,7 +36,7 @@ func start(t testing.TB, c Config) *testServer {
 	t.Helper()
 	ignore := goleak.IgnoreCurrent()
 	udp, tcp := listen(t)
-	c.Own = append(c.Own, tcp[0].Addr().(*net.TCPAddr).AddrPort())
+	c.Upstream.Own = append(c.Upstream.Own, tcp[0].Addr().(*net.TCPAddr).AddrPort())
 	s := newServer(t, c)
 	v := s.Start(udp, tcp)
 	t.Cleanup(func() {
@@ -113,7 +115,7 @@ var testHosts = []table.Host{
 }
 
 func TestServes(t *testing.T) {
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}})
 	s.Swap(table.New(testHosts))
 	for _, network := range []string{"udp", "tcp"} {
 		r := s.ask(t, network, "AliYun.com", dns.TypeA)
@@ -132,9 +134,9 @@ func TestServes(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	for name, c := range map[string]Config{
-		"negative entries": {CacheEntries: -1},
-		"negative bytes":   {CacheBytes: -1},
-		"negative timeout": {ForwardTimeout: -1},
+		"negative entries": {Cache: cache.Config{Entries: -1}},
+		"negative bytes":   {Cache: cache.Config{Bytes: -1}},
+		"negative timeout": {Upstream: upstream.Config{Timeout: -1}},
 		"negative hold":    {HoldBeforeTable: -1},
 	} {
 		if _, err := New(c); err == nil {

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -137,7 +138,7 @@ func TestReleaseAnswersWhatWasTaken(t *testing.T) {
 	answer := dnstest.Zone(0, dnstest.GoodA)
 	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
 	kept := bind(t)
-	s := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := tableServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	before := s.Start(kept.copy(t))
 
 	udp, tcp, silent := open(t, "udp", kept.addr()), open(t, "tcp", kept.addr()), open(t, "tcp", kept.addr())
@@ -175,7 +176,7 @@ func TestReleaseAnswersWhatWasTaken(t *testing.T) {
 // A connection that nobody uses ends by itself once its listener is gone.
 func TestReleaseEndsIdleConnections(t *testing.T) {
 	kept := bind(t)
-	v := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t)}).Start(kept.copy(t))
+	v := tableServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}}).Start(kept.copy(t))
 	conn := open(t, "tcp", kept.addr())
 	if err := exchangeOn(conn, "aliyun.com."); err != nil {
 		t.Fatal(err)
@@ -198,7 +199,7 @@ func TestCloseCuts(t *testing.T) {
 	answer := dnstest.Zone(0, dnstest.GoodA)
 	up := dnstest.NewUpstream(t, func(r []byte, tcp bool) []byte { <-release; return answer(r, tcp) })
 	first, second := bind(t), bind(t)
-	s := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := tableServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	cut, goesOn := s.Start(first.copy(t)), s.Start(second.copy(t))
 	results := make(chan error, 1)
 	udp, tcp := open(t, "udp", first.addr()), open(t, "tcp", first.addr())
@@ -237,7 +238,7 @@ func TestFailedReportsBrokenSocket(t *testing.T) {
 	for _, network := range []string{"udp", "tcp"} {
 		t.Run(network, func(t *testing.T) {
 			udp, tcp := listen(t)
-			s, broken, other := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t)}), "udp", "tcp"
+			s, broken, other := tableServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}}), "udp", "tcp"
 			if network == "tcp" {
 				broken, other = "tcp", "udp"
 				tcp[0].Close()
@@ -268,7 +269,7 @@ func TestSwitchLosesNothing(t *testing.T) {
 	const switches = 50
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, "x.example. 0 IN A 192.0.2.1")) // never cached
 	kept := bind(t)
-	c := Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}
+	c := Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}}
 	servers := []*Server{tableServer(t, c), tableServer(t, c)}
 	serving := servers[0].Start(kept.copy(t))
 
@@ -321,7 +322,7 @@ func TestSwitchLosesNothing(t *testing.T) {
 // without a deadline.
 func TestReleaseLeavesCopiesAlone(t *testing.T) {
 	kept := bind(t)
-	v := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t)}).Start(kept.copy(t))
+	v := tableServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}}).Start(kept.copy(t))
 	closeServing(t, v)
 	conn := open(t, "udp", kept.addr())
 	if _, err := conn.Write([]byte("hello")); err != nil {

@@ -7,6 +7,8 @@ import (
 
 	"github.com/miekg/dns"
 
+	"understudy.mesh/dnsproxy/cache"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -26,8 +28,9 @@ func TestStaleTime(t *testing.T) {
 				return dnstest.Zone(0, dnstest.NameIn(r)+" 10 IN A 192.0.2.1")(r, tcp)
 			})
 			s := start(t, Config{
-				ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), ForwardTimeout: shortTimeout, Now: now.Now,
-				Stale: tc.stale, ClusterDomain: "Cluster.Local.",
+				Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr)), Timeout: shortTimeout},
+				Cache:    cache.Config{Stale: tc.stale, ClusterDomain: "Cluster.Local."},
+				Now:      now.Now,
 			})
 			names := map[string]time.Duration{"a.example": tc.outside, "a.b.svc.cluster.local": tc.inside, "notcluster.local": tc.other}
 			for name := range names {
@@ -53,7 +56,7 @@ func TestStaleTime(t *testing.T) {
 
 func TestCacheOff(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), NoCache: true})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}, Cache: cache.Config{Off: true}})
 	for i := range 3 {
 		s.ask(t, "udp", "x.example", dns.TypeA)
 		if n := up.UDP.Load(); n != int64(i+1) || s.Stats().Cache.Entries != 0 {
@@ -72,7 +75,7 @@ func TestCacheOff(t *testing.T) {
 func TestPrefetchOff(t *testing.T) {
 	now := dnstest.NewClock()
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce), Now: now.Now, NoPrefetch: true})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), dnstest.AsksOnce)}, Cache: cache.Config{NoPrefetch: true}, Now: now.Now})
 	s.ask(t, "udp", "x.example", dns.TypeA)
 	now.Add(59 * time.Second)
 	for range 2 * prefetchHits {
@@ -90,21 +93,21 @@ func TestFlush(t *testing.T) {
 		}
 		return dnstest.Zone(0, dnstest.NameIn(r)+" 60 IN A 192.0.2.1")(r, tcp)
 	})
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	fill := func() {
 		for _, name := range []string{"a.example", "b.example", "bad.example"} {
 			s.ask(t, "udp", name, dns.TypeA)
 		}
 	}
 	fill()
-	if n := s.Flush(func(name string) bool { return name != "a.example." }); n != 2 {
+	if n := s.Cache.Flush(func(name string) bool { return name != "a.example." }); n != 2 {
 		t.Errorf("%d flushed, want 2", n)
 	}
-	if list := s.Cached(); len(list) != 1 || list[0].Name != "a.example." {
+	if list := s.Cache.List(); len(list) != 1 || list[0].Name != "a.example." {
 		t.Errorf("left: %+v", list)
 	}
 	fill()
-	if n := s.Flush(nil); n != 3 || s.Stats().Cache.Entries != 0 || s.Stats().Cache.Bytes != 0 {
+	if n := s.Cache.Flush(nil); n != 3 || s.Stats().Cache.Entries != 0 || s.Stats().Cache.Bytes != 0 {
 		t.Errorf("%d flushed, want 3; %+v", n, s.Stats().Cache)
 	}
 }

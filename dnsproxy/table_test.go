@@ -13,6 +13,7 @@ import (
 
 	"understudy.mesh/dnsproxy/internal/wire"
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -39,7 +40,7 @@ func alias(host, record string) []string {
 
 func TestTableAnswers(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 5"))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	s.Swap(table.New(testHosts))
 	nodata := []string{}
 	for _, tc := range []struct {
@@ -130,7 +131,7 @@ func TestOtherSearchDomains(t *testing.T) {
 		"no domain of its own":    {".", demo + search, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), "search "+tc.search), Domain: tc.domain})
+			s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr), "search "+tc.search)}, Domain: tc.domain})
 			s.Swap(table.New(hosts))
 			for host, vip := range map[string]string{"db": "240.240.0.1", "mongo.prod": "240.240.0.2", "api.example.com": "240.240.0.3", "a.apps.example": "240.240.0.4"} {
 				want := map[string]string{host: vip, host + "." + demo: real}
@@ -155,7 +156,7 @@ func TestOtherSearchDomains(t *testing.T) {
 // pod's domain or of it.
 func TestWildcardsAroundThePodsDomain(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(dns.RcodeNameError, ""))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	s.Swap(table.New([]table.Host{
 		{Name: "*.svc.cluster.local", Addrs: dnstest.IPs("10.0.0.1")}, {Name: "*.example", Addrs: dnstest.IPs("10.0.0.2")},
 		{Name: "*.a.example.default.svc.cluster.local", Addrs: dnstest.IPs("10.0.0.3")}, {Name: "*.b.a.example", Addrs: dnstest.IPs("10.0.0.4")},
@@ -182,7 +183,7 @@ func TestMostSpecificNameDecides(t *testing.T) {
 		}
 		return dnstest.Zone(dns.RcodeNameError, "---\nexample. 60 IN SOA a. b. 1 2 3 4 60")(r, tcp)
 	})
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	s.Swap(table.New([]table.Host{
 		{Name: "*.wild.example", Addrs: dnstest.IPs("10.0.0.1", "fd00::1")}, {Name: "six.wild.example", Addrs: dnstest.IPs("fd00::6")},
 		{Name: "gap.wild.example", Forwarded: true}, {Name: "*.gap.wild.example", Forwarded: true}, {Name: "*.b.gap.wild.example", Addrs: dnstest.IPs("10.0.0.2")},
@@ -220,7 +221,7 @@ func TestMostSpecificNameDecides(t *testing.T) {
 
 func TestTableOtherTypesFromUpstream(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, "aliyun.com. 60 IN MX 10 mail.aliyun.com."))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	s.Swap(table.New(testHosts))
 	if r := s.ask(t, "udp", "aliyun.com", dns.TypeMX); len(r.Answer) != 1 {
 		t.Errorf("MX of the upstream is lost: %v", r)
@@ -242,7 +243,7 @@ func TestManyAddresses(t *testing.T) {
 	for i := range 300 {
 		list = append(list, netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))
 	}
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t), TTL: 5})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}, TTL: 5})
 	s.Swap(table.New([]table.Host{{Name: "many.example", Addrs: list}}))
 	for _, tc := range []struct {
 		network string
@@ -281,7 +282,7 @@ func TestManyAddresses(t *testing.T) {
 
 // Swap, the same again, another, nothing: the table is what was put in last.
 func TestSwap(t *testing.T) {
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}})
 	a := []table.Host{{Name: "a.example", Addrs: dnstest.IPs("10.0.0.1", "fd00::1")}, {Name: "*.w.example", Addrs: dnstest.IPs("10.0.0.2"), VIP: true}}
 	b := []table.Host{{Name: "b.example", Addrs: dnstest.IPs("10.0.0.3")}}
 	for i, hosts := range [][]table.Host{a, a, b, {}} {
@@ -300,7 +301,7 @@ func TestSwap(t *testing.T) {
 
 func TestEDNS(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, "x.example. 60 IN A 192.0.2.1"))
-	s := start(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := start(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	s.Swap(table.New(testHosts))
 	for _, name := range []string{"aliyun.com", "x.example", "x.example"} { // table, upstream, cache
 		r := s.ask(t, "udp", name, dns.TypeA, dnstest.EDNS(1400, true))
@@ -356,7 +357,7 @@ func compareAnswer(t *testing.T, table *table.Table, q *wire.Query, hit bool) {
 // into force while it waits: it is looked up once.
 func TestMissIsLookedUpOnce(t *testing.T) {
 	up := dnstest.NewUpstream(t, dnstest.Zone(0, dnstest.GoodA))
-	s := newServer(t, Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))})
+	s := newServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}})
 	s.Swap(table.New(nil))
 	c, q := chainOf(s), new(wire.Query)
 	defer c.flights.Transport.End()

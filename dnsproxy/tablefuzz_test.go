@@ -8,6 +8,7 @@ import (
 
 	"understudy.mesh/dnsproxy/internal/wire"
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -25,7 +26,7 @@ func FuzzTable(f *testing.F) {
 	f.Add(dnstest.Raw(0, [4]uint16{1}, "\x06AliYun\x03cOm\x00\x00\x01\x00\x01"))
 	f.Add(dnstest.Raw(0, [4]uint16{1}, "\x012\x011\x03240\x03240\x07in-addr\x04arpa\x00\x00\x0c\x00\x01"))
 	all := table.New(testHosts)
-	s := newServer(f, Config{ResolvConf: dnstest.WriteConf(f)})
+	s := newServer(f, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(f)}})
 	s.Swap(all)
 	via := &chainOf(s).flights
 	f.Fuzz(func(t *testing.T, msg []byte) {

@@ -17,6 +17,7 @@ import (
 
 	"understudy.mesh/dnsproxy/internal/wire"
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/tests/dnstest"
 )
 
@@ -96,7 +97,7 @@ type queryCosts struct {
 }
 
 func newQueryCosts(t testing.TB) *queryCosts {
-	c := &queryCosts{server: tableServer(t, Config{ResolvConf: dnstest.WriteConf(t)}), best: [2]float64{1e9, 1e9}}
+	c := &queryCosts{server: tableServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}}), best: [2]float64{1e9, 1e9}}
 	c.v, c.b = serveByHand(t, c.server, "127.0.0.1:0")
 	c.conn = open(t, "udp", c.b.conn.LocalAddr().String())
 	for i, n := range costSizes {
@@ -148,7 +149,7 @@ func cpuPerQuery(t testing.TB, v *Serving, b *udpBatch, conn net.Conn, queries [
 // A change of one host of 10,000 is in force within 5 ms; the least of many, for
 // the machine does other things as well.
 func TestWithIsFast(t *testing.T) {
-	s := tableServer(t, Config{ResolvConf: dnstest.WriteConf(t)})
+	s := tableServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t)}})
 	s.Swap(table.New(manyHosts(10_000)))
 	const most = 5 * time.Millisecond
 	best := time.Hour

@@ -85,8 +85,9 @@ func describeKey(key string) Entry {
 	return c
 }
 
-// Flush takes the answers and failures out whose names are wanted, nil for all, and returns
-// how many that were.
+// Flush takes the answers and failures out whose names, written as Entry's, are wanted, nil
+// for all, and returns how many that were. A question that is on its way is kept when it is
+// answered.
 func (h *Cache) Flush(wanted func(name string) bool) (n int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

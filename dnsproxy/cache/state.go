@@ -37,7 +37,8 @@ const (
 
 var errCut = errors.New("it ends within an entry")
 
-// Export is Server.ExportCache.
+// Export returns the cache in at most maxBytes for a successor on this machine: the
+// entries used last, as many as there is room for. Nothing is changed.
 func (h *Cache) Export(maxBytes int) []byte {
 	h.mu.Lock()
 	list := h.lru.Values() // oldest first; entries are immutable
@@ -183,7 +184,11 @@ func queryOf(key []byte) (*wire.Query, bool) {
 	return q, bytes.Equal(appendKey(nil, q), key)
 }
 
-// Import is Server.ImportCache.
+// Import takes over what Export gave in another process on this machine, and returns
+// how many answers that are: those that are too old even to be given while no server
+// answers, or that this cache has newer ones of, are left out. Every entry is checked as
+// if an upstream had sent it. Where one is damaged, or the version is not known, nothing
+// is imported and the error says why.
 func (h *Cache) Import(data []byte) (entries int, err error) {
 	list, err := h.decode(data)
 	if err != nil {

@@ -84,12 +84,15 @@ type plan struct {
 
 // Config is what New needs.
 type Config struct {
-	Own        []netip.AddrPort // where this proxy listens: a server that is one of these is never asked
-	Mark       uint32           // of the sockets to upstreams; 0: none
-	ResolvConf string           // path of the file with the servers; it is read again when it changes
-	Timeout    time.Duration    // per try; 0: five seconds
-	Parallel   bool             // ask all servers at once
-	NoHedge    bool             // ask the next server only when one fails or is out of time
+	Own []netip.AddrPort // where this proxy listens: a server that is one of these is never asked
+	// Mark is set on every socket to an upstream (SO_MARK), so that capture knows the
+	// proxy's queries by it; 0: none. It takes CAP_NET_ADMIN or, from Linux 5.17 on,
+	// CAP_NET_RAW; without, every forwarded query fails.
+	Mark       uint32
+	ResolvConf string        // path of the file with the servers; it need not exist, and is read again when it changes
+	Timeout    time.Duration // per try; 0: five seconds
+	Parallel   bool          // ask all servers at once
+	NoHedge    bool          // ask the next server only when one fails or is out of time
 	Log        *slog.Logger
 	Now        func() time.Time
 }

@@ -59,7 +59,7 @@ func (s *Sidecar) hosts() []table.Host {
 
 func (s *Sidecar) dnsCache(w http.ResponseWriter, r *http.Request) {
 	has := named(r.FormValue("name"))
-	writeList(w, "", s.dns.Cached(), func(e cache.Entry) bool { return has(e.Name) })
+	writeList(w, "", s.dns.Cache.List(), func(e cache.Entry) bool { return has(e.Name) })
 }
 
 func (s *Sidecar) dnsFlush(w http.ResponseWriter, r *http.Request) {
@@ -68,7 +68,7 @@ func (s *Sidecar) dnsFlush(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "flush the DNS cache: method "+r.Method+"; use POST", http.StatusMethodNotAllowed)
 		return
 	}
-	WriteJSON(w, map[string]int{"flushed": s.dns.Flush(named(r.FormValue("name")))})
+	WriteJSON(w, map[string]int{"flushed": s.dns.Cache.Flush(named(r.FormValue("name")))})
 }
 
 func (s *Sidecar) dnsVIPs(w http.ResponseWriter, r *http.Request) {

@@ -39,7 +39,7 @@ func dnsPart(t *testing.T) (s *Sidecar, addr string) {
 		return udp[0], tcp[0]
 	}
 	udp, tcp := listen()
-	upstream := &dns.Server{PacketConn: udp, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+	up := &dns.Server{PacketConn: udp, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
 		m := new(dns.Msg).SetReply(r)
 		if q := r.Question[0]; strings.HasSuffix(q.Name, "gone.example.") {
 			m.Rcode = dns.RcodeServerFailure
@@ -48,8 +48,8 @@ func dnsPart(t *testing.T) (s *Sidecar, addr string) {
 		}
 		_ = w.WriteMsg(m)
 	})}
-	go upstream.ActivateAndServe()
-	t.Cleanup(func() { upstream.Shutdown(); tcp.Close() })
+	go up.ActivateAndServe()
+	t.Cleanup(func() { up.Shutdown(); tcp.Close() })
 	conf := filepath.Join(t.TempDir(), "resolv.conf")
 	if err := os.WriteFile(conf, []byte(fmt.Sprintf("nameserver [127.0.0.1]:%d\n", udp.LocalAddr().(*net.UDPAddr).Port)), 0o600); err != nil {
 		t.Fatal(err)
@@ -61,7 +61,7 @@ func dnsPart(t *testing.T) (s *Sidecar, addr string) {
 	// Hardly any time goes by: what is cached stays.
 	began, ticks := time.Now(), new(atomic.Int64)
 	now := func() time.Time { return began.Add(time.Duration(ticks.Add(1)) * time.Microsecond) }
-	server, err := dnsproxy.New(dnsproxy.Config{ResolvConf: conf, Now: now})
+	server, err := dnsproxy.New(dnsproxy.Config{Upstream: upstream.Config{ResolvConf: conf}, Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 // Components of what a generation tells its successor, besides those of the control plane. A name, once
 // released, keeps its meaning: another form of the same thing gets another name.
 const (
-	// stateCache is dnsproxy.Server.ExportCache.
+	// stateCache is dnsproxy/cache.Cache.Export.
 	stateCache = "dns-cache"
 	// stateStats is hotenvoy.StatsReply.Marshal: the counters of the old Envoy.
 	stateStats = "stats"
@@ -46,7 +46,7 @@ func (s *Sidecar) InheritCounters(state handoff.State) {
 // adopt takes over what is not the control plane's: the DNS cache, and counters.
 func (s *Sidecar) adopt(state handoff.State) {
 	if data, ok := state[stateCache]; ok {
-		if n, err := s.resolver.dns.ImportCache(data); err != nil {
+		if n, err := s.resolver.dns.Cache.Import(data); err != nil {
 			s.log.Warn("the DNS cache of the generation before is not taken over", "err", err)
 		} else {
 			s.log.Debug("took the DNS cache over", "answers", n)
@@ -58,7 +58,7 @@ func (s *Sidecar) adopt(state handoff.State) {
 // ExportState is what a successor is told as it arrives: all that warms it.
 func (s *Sidecar) ExportState() handoff.State {
 	state := handoff.State(s.files.Export())
-	state[stateCache] = s.resolver.dns.ExportCache(maxCacheState)
+	state[stateCache] = s.resolver.dns.Cache.Export(maxCacheState)
 	return s.fit(state)
 }
 

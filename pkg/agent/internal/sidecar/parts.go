@@ -12,7 +12,9 @@ import (
 
 	"understudy.mesh/bootstrap"
 	"understudy.mesh/dnsproxy"
+	"understudy.mesh/dnsproxy/cache"
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/dnsproxy/vip"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/agent/internal/sockets"
@@ -78,14 +80,12 @@ func (s *Sidecar) newDNS() (err error) {
 		return err
 	}
 	server, err := dnsproxy.New(dnsproxy.Config{
-		Own:            s.cfg.DNSAddrs,
-		Mark:           s.cfg.ProxyMark,
-		Domain:         ownDomain(s.cfg),
-		ResolvConf:     resolvConf,
-		ForwardTimeout: s.cfg.DNSForwardTimeout, ForwardParallel: s.cfg.DNSForwardParallel,
-		Stale: staleTime(s.cfg), ClusterDomain: clusterDomain(s.cfg),
-		NoCache: !s.cfg.DNSCache, NoPrefetch: !s.cfg.DNSPrefetch, NoHedge: !s.cfg.DNSHedge,
-		HoldBeforeTable: s.cfg.DNSHold, TTL: uint32(s.cfg.DNSTTL.Seconds()),
+		Upstream: upstream.Config{
+			Own: s.cfg.DNSAddrs, Mark: s.cfg.ProxyMark, ResolvConf: resolvConf,
+			Timeout: s.cfg.DNSForwardTimeout, Parallel: s.cfg.DNSForwardParallel, NoHedge: !s.cfg.DNSHedge,
+		},
+		Cache:  cache.Config{Stale: staleTime(s.cfg), ClusterDomain: clusterDomain(s.cfg), Off: !s.cfg.DNSCache, NoPrefetch: !s.cfg.DNSPrefetch},
+		Domain: ownDomain(s.cfg), HoldBeforeTable: s.cfg.DNSHold, TTL: uint32(s.cfg.DNSTTL.Seconds()),
 		Log: s.world.Log("dnsproxy"), Now: time.Now,
 	})
 	if err != nil {

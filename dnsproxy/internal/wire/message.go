@@ -52,7 +52,7 @@ const (
 	RcodeNXDomain = 3
 	RcodeNotImp   = 4
 	rcodeRefused  = 5
-	RcodeBadVers  = 16
+	rcodeBadVers  = 16
 )
 
 var errMalformed = errors.New("malformed message")
@@ -149,7 +149,7 @@ func (r *records) Next() (Record, bool) {
 
 // RcodeName is the name of an RCODE, with the upper bits of an OPT record.
 func RcodeName(rcode int) string {
-	if rcode == RcodeBadVers { // which miekg/dns calls by the name that it has in TSIG
+	if rcode == rcodeBadVers { // which miekg/dns calls by the name that it has in TSIG
 		return "BADVERS"
 	}
 	if name, ok := dns.RcodeToString[rcode]; ok {

@@ -157,7 +157,7 @@ func (q *Query) parseOPT(msg []byte, off int, udp bool) verdict {
 	case rest.Err != nil:
 		return q.reject(RcodeFormErr)
 	case version != 0:
-		return q.reject(RcodeBadVers)
+		return q.reject(rcodeBadVers)
 	case q.Class != ClassIN:
 		// CHAOS, HESIOD, ANY: nobody has names of the mesh or of a cluster in
 		// them, and servers that drop such questions made the client wait.

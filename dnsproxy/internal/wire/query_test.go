@@ -43,7 +43,7 @@ func TestParseQuery(t *testing.T) {
 		"OPT with a name":      {dnstest.Raw(0, [4]uint16{1, 0, 0, 1}, aQuestion+"\x01a"+optRR), RejectIt, RcodeFormErr},
 		"OPT in the answer":    {dnstest.Raw(0, [4]uint16{1, 1, 0, 0}, aQuestion+optRR), RejectIt, RcodeFormErr},
 		"OPT longer than sent": {dnstest.Raw(0, [4]uint16{1, 0, 0, 1}, aQuestion+optRR[:10]+"\x09"), RejectIt, RcodeFormErr},
-		"EDNS version 1":       {dnstest.Raw(0, [4]uint16{1, 0, 0, 1}, aQuestion+"\x00\x00\x29\x04\xd0\x00\x01\x00\x00\x00\x00"), RejectIt, RcodeBadVers},
+		"EDNS version 1":       {dnstest.Raw(0, [4]uint16{1, 0, 0, 1}, aQuestion+"\x00\x00\x29\x04\xd0\x00\x01\x00\x00\x00\x00"), RejectIt, rcodeBadVers},
 		"transfer":             {dnstest.Raw(0, [4]uint16{1}, "\x07example\x00\x00\xfc\x00\x01"), RejectIt, RcodeNotImp},
 		"type ANY":             {dnstest.Raw(0, [4]uint16{1}, "\x07example\x00\x00\xff\x00\x01"), AnswerIt, 0},
 		"type OPT":             {dnstest.Raw(0, [4]uint16{1}, "\x07example\x00\x00\x29\x00\x01"), RejectIt, RcodeNotImp},

@@ -3,11 +3,13 @@ package dnsproxy
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -249,7 +251,9 @@ var keptAnswers = map[dns.Question]string{
 // newReference returns a server that keeps keptAnswers, and its reference.
 func newReference(t testing.TB) (*Server, *reference) {
 	now := time.Unix(1000, 0)
-	r := &reference{hosts: referenceHosts(), domain: dnstest.Domain, ttl: 30, cached: map[dns.Question]*dns.Msg{}}
+	r := &reference{hosts: referenceHosts(), domain: dnstest.Domain, ttl: 30}
+	var mu sync.Mutex // the upstream may be asked late, and twice
+	cached := map[dns.Question]*dns.Msg{}
 	up := dnstest.NewUpstream(t, func(request []byte, tcp bool) []byte {
 		var asked dns.Msg
 		if asked.Unpack(request) != nil {
@@ -266,7 +270,9 @@ func newReference(t testing.TB) (*Server, *reference) {
 		kept.AuthenticatedData, kept.Extra = true, nil
 		kept.Compress = true // as servers do
 		msg, _ := kept.Pack()
-		r.cached[asked.Question[0]] = kept
+		mu.Lock()
+		defer mu.Unlock()
+		cached[asked.Question[0]] = kept
 		return msg
 	})
 	s := newServer(t, Config{Upstream: upstream.Config{ResolvConf: dnstest.WriteConf(t, dnstest.Nameserver(up.Addr))}, Now: func() time.Time { return now }})
@@ -295,6 +301,9 @@ func newReference(t testing.TB) (*Server, *reference) {
 	if n := s.Stats().Cache.Entries; n != 8*len(keptAnswers) {
 		t.Fatalf("%d answers are kept, want %d", n, 8*len(keptAnswers))
 	}
+	mu.Lock()
+	defer mu.Unlock()
+	r.cached = maps.Clone(cached)
 	return s, r
 }
 

@@ -252,10 +252,10 @@ func namedIn(object types.Object) (found []types.Object) {
 			for argument := range t.TypeArgs().Types() {
 				walk(argument)
 			}
-		case interface{ Elem() types.Type }: // pointer, slice, array, channel
-			walk(t.Elem())
 		case *types.Map:
 			walk(t.Key())
+			walk(t.Elem())
+		case interface{ Elem() types.Type }: // pointer, slice, array, channel
 			walk(t.Elem())
 		case *types.Signature:
 			tuple(t.Params())

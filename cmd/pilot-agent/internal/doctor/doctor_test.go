@@ -3,25 +3,22 @@ package doctor
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"net/netip"
-	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
-	"github.com/vishvananda/netns"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
 	"understudy.mesh/iptables/inspect"
 	"understudy.mesh/iptables/rule"
+	"understudy.mesh/tests/capture"
 )
 
 // lookUp knows one user and one group.
@@ -174,7 +171,7 @@ func doctorIn(t *testing.T, args ...string) (status int, stdout, stderr string) 
 
 // The story of a pod: nothing yet, all right, and something broken.
 func TestDoctorInAPod(t *testing.T) {
-	ownNamespace(t)
+	capture.NewPod(t)
 	for _, line := range []string{"ip link set lo up", "ip link add eth0 type veth peer name peer0", "ip link set peer0 up", "ip addr add 10.77.0.1/24 dev eth0", "ip link set eth0 up", "ip route add default via 10.77.0.2"} {
 		words := strings.Fields(line)
 		if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
@@ -238,7 +235,7 @@ func TestDoctorInAPod(t *testing.T) {
 }
 
 func TestDoctorSpeaksJSON(t *testing.T) {
-	ownNamespace(t)
+	capture.NewPod(t)
 	if status, _, stderr := doctorIn(t, "doctor", "trace", "uid:1000", "tcp://127.0.0.1:80", "-o", "json"); status != 0 {
 		t.Fatal(stderr)
 	}
@@ -280,28 +277,5 @@ func TestReportIsShort(t *testing.T) {
 	want := strings.Repeat("missing\n", 5) + "  and 4 more like it (--output json has them all)\nsurplus\n"
 	if d := cmp.Diff(want, out.String()); d != "" {
 		t.Error(d)
-	}
-}
-
-// ownNamespace puts the test's thread, and with it what it runs, into a network
-// namespace of its own.
-func ownNamespace(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("needs root")
-		}
-		t.Skip("needs root: a network namespace and iptables")
-	}
-	runtime.LockOSThread() // the thread ends with the test's goroutine
-	name := "ipt-" + strings.ToLower(rand.Text()[:8])
-	ns, err := netns.NewNamed(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns.Close()
-	t.Cleanup(func() { netns.DeleteNamed(name) })
-	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-		t.Fatal(err, string(out))
 	}
 }

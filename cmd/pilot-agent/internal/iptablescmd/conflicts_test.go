@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/tests/capture"
 )
 
 // What contradicts another setting is named, and the pod starts all the same.
@@ -36,7 +37,7 @@ func TestContradictionsAreSettled(t *testing.T) {
 		{name: "applied and not", args: []string{"--skip-rule-apply", "--force-apply"}, warning: "--force-apply has no effect: --skip-rule-apply"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			pod := capture{addrs: []string{"10.1.1.1"}, environ: tt.environ, resolvConf: "nameserver 10.96.0.10\n"}
+			pod := invocation{addrs: []string{"10.1.1.1"}, environ: tt.environ, resolvConf: "nameserver 10.96.0.10\n"}
 			stdout, stderr, err := pod.run(t, tt.args...)
 			if err != nil {
 				t.Fatal(err)
@@ -70,7 +71,7 @@ var istiosModes = []string{
 	"--network-namespace=NAMESPACE", "--cni-mode",
 }
 
-func (c capture) with(settings ...string) (pod capture, args []string) {
+func (c invocation) with(settings ...string) (pod invocation, args []string) {
 	for _, s := range settings {
 		if strings.HasPrefix(s, "--") {
 			args = append(args, s)
@@ -83,7 +84,7 @@ func (c capture) with(settings ...string) (pod capture, args []string) {
 
 func TestAnyTwoSettingsAreTaken(t *testing.T) {
 	all := append(slices.Clone(istiosSettings), istiosModes...)
-	base := capture{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n"}
+	base := invocation{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n"}
 	for i, setting := range all {
 		for _, other := range all[i:] {
 			pod, args := base.with(setting, other)
@@ -96,7 +97,7 @@ func TestAnyTwoSettingsAreTaken(t *testing.T) {
 
 // Any two ways to work end with success, unless what is validated was not made.
 func TestAnyTwoModesWork(t *testing.T) {
-	ownNamespace(t)
+	capture.NewPod(t)
 	t.Setenv("XTABLES_LOCKFILE", "") // put back when the test ends
 	own, err := netns.Get()
 	if err != nil {
@@ -104,7 +105,7 @@ func TestAnyTwoModesWork(t *testing.T) {
 	}
 	defer own.Close()
 	file := fmt.Sprintf("/proc/self/task/%d/fd/%d", unix.Gettid(), int(own))
-	base := capture{addrs: []string{"10.1.1.1"}, resolvConf: "nameserver 10.96.0.10\n"}
+	base := invocation{addrs: []string{"10.1.1.1"}, resolvConf: "nameserver 10.96.0.10\n"}
 	run := func(settings ...string) (stderr string, err error) {
 		pod, args := base.with(settings...)
 		for i := range args {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/tests/capture"
 )
 
 // world is another network namespace at the end of a cable; the pod is 10.77.0.1.
@@ -93,7 +94,7 @@ const manual = "-p 15001 -z 15006 -u 1337 -m REDIRECT -i 172.1.1.2/32 -x 192.168
 func TestTheManualsCommandLine(t *testing.T) {
 	for _, binary := range []string{"nft", "legacy"} {
 		t.Run(binary, func(t *testing.T) {
-			ownNamespace(t)
+			capture.NewPod(t)
 			pod, err := netns.Get()
 			if err != nil {
 				t.Fatal(err)
@@ -108,7 +109,7 @@ func TestTheManualsCommandLine(t *testing.T) {
 			in(t, pod)
 
 			args := append(strings.Fields(manual), "--force-iptables-binary", binary, "--run-validation")
-			_, stderr, err := capture{addrs: []string{"10.77.0.1"}}.run(t, args...)
+			_, stderr, err := invocation{addrs: []string{"10.77.0.1"}}.run(t, args...)
 			var status *cli.StatusError // Envoy is there, in the form of our servers
 			if err != nil || errors.As(err, &status) {
 				t.Fatal(err, stderr)
@@ -140,7 +141,7 @@ func TestTheManualsCommandLine(t *testing.T) {
 func TestCaptureInAnotherNamespace(t *testing.T) {
 	for _, mode := range [][]string{nil, {"--cni-mode", "--redirect-dns", "--force-iptables-binary=legacy"}} {
 		t.Run(strings.Join(mode, " "), func(t *testing.T) {
-			ownNamespace(t)
+			capture.NewPod(t)
 			t.Setenv("XTABLES_LOCKFILE", "") // put back when the test ends
 			pod, err := netns.Get()
 			if err != nil {
@@ -155,7 +156,7 @@ func TestCaptureInAnotherNamespace(t *testing.T) {
 			file := fmt.Sprintf("/proc/%d/task/%d/fd/%d", os.Getpid(), unix.Gettid(), int(pod))
 			run := func(args ...string) {
 				t.Helper()
-				if _, stderr, err := (capture{addrs: []string{"10.77.0.1"}}).run(t, append(args, "--network-namespace", file)...); err != nil {
+				if _, stderr, err := (invocation{addrs: []string{"10.77.0.1"}}).run(t, append(args, "--network-namespace", file)...); err != nil {
 					t.Fatal(err, stderr)
 				}
 			}
@@ -179,9 +180,9 @@ func TestCaptureInAnotherNamespace(t *testing.T) {
 }
 
 func TestValidationFails(t *testing.T) {
-	ownNamespace(t)
+	capture.NewPod(t)
 	began := time.Now()
-	_, _, err := capture{addrs: []string{"10.77.0.1"}}.run(t, "--skip-rule-apply", "--run-validation", "--probe-timeout", "100ms")
+	_, _, err := invocation{addrs: []string{"10.77.0.1"}}.run(t, "--skip-rule-apply", "--run-validation", "--probe-timeout", "100ms")
 	var status *cli.StatusError
 	if !errors.As(err, &status) || status.Status != 126 || !strings.Contains(err.Error(), "127.0.0.6:15002") {
 		t.Errorf("exit status 126 and what was seen, not %v", err)
@@ -195,7 +196,7 @@ func TestValidationFails(t *testing.T) {
 }
 
 func TestEnterNamespaceAndLeave(t *testing.T) {
-	ownNamespace(t)
+	capture.NewPod(t)
 	own, err := netns.Get()
 	if err != nil {
 		t.Fatal(err)

@@ -3,29 +3,27 @@ package iptablescmd
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/spf13/cobra"
-	"github.com/vishvananda/netns"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/iptables"
 	"understudy.mesh/iptables/rule"
+	"understudy.mesh/tests/capture"
 )
 
-// capture runs istio-iptables in a pod with the given addresses and resolv.conf.
-type capture struct {
+// invocation runs istio-iptables in a pod with the given addresses and resolv.conf.
+type invocation struct {
 	addrs      []string
 	resolvConf string
 	environ    []string
@@ -33,7 +31,7 @@ type capture struct {
 
 var dualStackPod = []string{"127.0.0.1", "10.1.1.1", "::1", "2001:db8::1"}
 
-func (c capture) host(t *testing.T) Host {
+func (c invocation) host(t *testing.T) Host {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	if c.resolvConf != "" {
@@ -58,7 +56,7 @@ func (c capture) host(t *testing.T) Host {
 	}
 }
 
-func (c capture) run(t *testing.T, args ...string) (stdout, stderr string, err error) {
+func (c invocation) run(t *testing.T, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	e := &cli.Env{Environ: c.environ, Stdout: &out, Stderr: &errs}
@@ -69,7 +67,7 @@ func (c capture) run(t *testing.T, args ...string) (stdout, stderr string, err e
 }
 
 // options returns what a command line means, without doing it.
-func (c capture) options(t *testing.T, args ...string) (*Options, error) {
+func (c invocation) options(t *testing.T, args ...string) (*Options, error) {
 	t.Helper()
 	e := &cli.Env{Environ: c.environ, Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}}
 	cmd := newCommand(e, c.host(t), nil, &cobra.Command{})
@@ -96,7 +94,7 @@ func list(s string) []netip.Prefix {
 }
 
 func TestCaptureSettings(t *testing.T) {
-	pod := capture{addrs: []string{"10.1.1.1"}, resolvConf: "search x\nnameserver 10.96.0.10\nnameserver fe80::1%eth0\nnameserver nonsense\n"}
+	pod := invocation{addrs: []string{"10.1.1.1"}, resolvConf: "search x\nnameserver 10.96.0.10\nnameserver fe80::1%eth0\nnameserver nonsense\n"}
 	nameservers := []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fe80::1")}
 	for _, tt := range []struct {
 		name    string
@@ -220,7 +218,7 @@ func TestCaptureRefuses(t *testing.T) {
 		{name: "no network", addrs: []string{"127.0.0.1"}, args: []string{"--dry-run"}, want: []string{"no interface has an address"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := capture{addrs: tt.addrs, environ: tt.environ}
+			p := invocation{addrs: tt.addrs, environ: tt.environ}
 			if p.addrs == nil {
 				p.addrs = []string{"10.1.1.1"}
 			}
@@ -246,7 +244,7 @@ func TestCaptureRefuses(t *testing.T) {
 
 func TestCaptureWithoutNameservers(t *testing.T) {
 	for _, text := range []string{"", "search example.com\n"} {
-		stdout, stderr, err := capture{addrs: []string{"10.1.1.1"}, resolvConf: text}.run(t, "--dry-run", "--redirect-dns")
+		stdout, stderr, err := invocation{addrs: []string{"10.1.1.1"}, resolvConf: text}.run(t, "--dry-run", "--redirect-dns")
 		if err != nil || strings.Contains(stdout, "15053") || !strings.Contains(stderr, "DNS is not captured") {
 			t.Errorf("resolv.conf %q: %v\n%s\n%s", text, err, stdout, stderr)
 		}
@@ -263,7 +261,7 @@ func TestCaptureFromAFile(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	stdout, _, err := capture{addrs: []string{"10.1.1.1"}, environ: []string{"ISTIO_SERVICE_EXCLUDE_CIDR=@" + file}}.run(t, "-n", "-i", "*")
+	stdout, _, err := invocation{addrs: []string{"10.1.1.1"}, environ: []string{"ISTIO_SERVICE_EXCLUDE_CIDR=@" + file}}.run(t, "-n", "-i", "*")
 	if n := strings.Count(stdout, "excluded destination"); err != nil || n != many {
 		t.Errorf("%d rules, %v", n, err)
 	}
@@ -272,7 +270,7 @@ func TestCaptureFromAFile(t *testing.T) {
 // The text of a dry run is what the binaries take.
 func TestCaptureDryRun(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "rules")
-	p := capture{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n", environ: []string{"DRY_RUN_FILE_PATH=" + file}}
+	p := invocation{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n", environ: []string{"DRY_RUN_FILE_PATH=" + file}}
 	stdout, stderr, err := p.run(t, "-n", "--dual-stack", "--redirect-dns", "-i", "*", "-b", "*", "--drop-invalid", "-m", "TPROXY")
 	if err != nil || stderr != "" {
 		t.Fatal(err, stderr)
@@ -290,7 +288,7 @@ func TestCaptureDryRun(t *testing.T) {
 			t.Errorf("does not say %q:\n%s", want, stdout)
 		}
 	}
-	ownNamespace(t)
+	capture.NewPod(t)
 	for binary, text := range map[string]string{"iptables-restore": v4, "ip6tables-restore": v6} {
 		cmd := exec.Command(binary, "--noflush")
 		cmd.Stdin = strings.NewReader(text)
@@ -301,12 +299,12 @@ func TestCaptureDryRun(t *testing.T) {
 }
 
 func TestCaptureDryRunOfNFTables(t *testing.T) {
-	p := capture{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n"}
+	p := invocation{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n"}
 	stdout, stderr, err := p.run(t, "-n", "--native-nftables", "--redirect-dns", "-i", "*", "-b", "*", "-d", "15090,15021")
 	if err != nil || stderr != "" || !strings.HasPrefix(stdout, "# nft -f -\n") {
 		t.Fatal(err, stderr, stdout)
 	}
-	ownNamespace(t)
+	capture.NewPod(t)
 	cmd := exec.Command("nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(stdout)
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -320,8 +318,8 @@ func TestCaptureDryRunOfNFTables(t *testing.T) {
 }
 
 func TestCaptureAndClean(t *testing.T) {
-	ownNamespace(t)
-	p := capture{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n"}
+	capture.NewPod(t)
+	p := invocation{addrs: dualStackPod, resolvConf: "nameserver 10.96.0.10\n"}
 	for range 2 {
 		if _, stderr, err := p.run(t, "--dual-stack", "--redirect-dns", "-i", "*", "-b", "*"); err != nil {
 			t.Fatal(err, stderr)
@@ -356,29 +354,6 @@ func rulesInForce(t *testing.T) string {
 		all = append(all, out...)
 	}
 	return string(all)
-}
-
-// ownNamespace puts the test's thread, and with it what it runs, into a network
-// namespace of its own.
-func ownNamespace(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("needs root")
-		}
-		t.Skip("needs root: a network namespace and iptables")
-	}
-	runtime.LockOSThread() // the thread ends with the test's goroutine
-	name := "ipt-" + strings.ToLower(rand.Text()[:8])
-	ns, err := netns.NewNamed(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns.Close()
-	t.Cleanup(func() { netns.DeleteNamed(name) })
-	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-		t.Fatal(err, string(out))
-	}
 }
 
 func FuzzNameservers(f *testing.F) {

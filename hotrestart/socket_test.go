@@ -8,67 +8,22 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/tests/descriptors"
 )
 
-// testSocket is a descriptor that can be told from others by its inode.
-func testSocket(t *testing.T) *os.File {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return os.NewFile(uintptr(fd), "test")
-}
-
-func descriptorInode(t *testing.T, fd int) uint64 {
-	t.Helper()
-	var stat unix.Stat_t
-	if err := unix.Fstat(fd, &stat); err != nil {
-		t.Fatal(err)
-	}
-	return stat.Ino
-}
-
-func fileInode(t *testing.T, file *os.File) (ino uint64) {
-	t.Helper()
-	raw, err := file.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := raw.Control(func(fd uintptr) { ino = descriptorInode(t, int(fd)) }); err != nil {
-		t.Fatal(err)
-	}
-	return ino
-}
-
-// openSockets counts this process's descriptors of sockets.
-func openSockets(t *testing.T) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for _, e := range entries {
-		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && len(target) > 7 && target[:7] == "socket:" {
-			n++
-		}
-	}
-	return n
-}
-
 func TestSockets(t *testing.T) {
-	before := openSockets(t)
+	before := descriptors.OpenSockets(t)
 	set := new(Sockets)
 	inodes := map[string]uint64{}
 	for _, name := range []string{"b", "a", "c"} {
-		file := testSocket(t)
-		inodes[name] = fileInode(t, file)
+		file := descriptors.Socket(t)
+		inodes[name] = descriptors.InodeOf(t, file)
 		if err := set.Add(Socket{Name: name, File: file}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := set.Add(Socket{Name: "a", File: testSocket(t)}); err == nil {
+	if err := set.Add(Socket{Name: "a", File: descriptors.Socket(t)}); err == nil {
 		t.Error("a name was added twice")
 	}
 	if err := set.Add(Socket{Name: "none"}); err == nil {
@@ -93,7 +48,7 @@ func TestSockets(t *testing.T) {
 	if err := set.Close(); err != nil {
 		t.Errorf("a second Close: %v", err)
 	}
-	if err := set.Add(Socket{Name: "late", File: testSocket(t)}); err == nil {
+	if err := set.Add(Socket{Name: "late", File: descriptors.Socket(t)}); err == nil {
 		t.Error("a closed set took a socket")
 	}
 	if got := other.Names(); !slices.Equal(got, []string{"b", "a", "c"}) {
@@ -104,13 +59,13 @@ func TestSockets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := fileInode(t, file); got != want {
+		if got := descriptors.InodeOf(t, file); got != want {
 			t.Errorf("%s: inode %d, want %d", name, got, want)
 		}
 		file.Close()
 	}
 	other.Close()
-	if now := openSockets(t); now != before {
+	if now := descriptors.OpenSockets(t); now != before {
 		t.Errorf("%d sockets are open, %d were", now, before)
 	}
 }
@@ -118,7 +73,7 @@ func TestSockets(t *testing.T) {
 func TestSocketsAreCloseOnExec(t *testing.T) {
 	var set Sockets
 	defer set.Close()
-	if err := set.Add(Socket{Name: "x", File: testSocket(t)}); err != nil {
+	if err := set.Add(Socket{Name: "x", File: descriptors.Socket(t)}); err != nil {
 		t.Fatal(err)
 	}
 	err := set.Each(func(name string, fd int) error {

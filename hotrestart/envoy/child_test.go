@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/tests/descriptors"
 )
 
 func runningChild(t *testing.T, e *fakeEnvoy) *Child {
@@ -42,10 +43,10 @@ func fetching(ctx context.Context, c *Child, address string) <-chan fetched {
 // givesSocket answers pass_listen_socket with a socket of its own, and returns its inode.
 func (e *fakeEnvoy) givesSocket() uint64 {
 	e.t.Helper()
-	file := testSocket(e.t)
+	file := descriptors.Socket(e.t)
 	defer file.Close()
 	e.gives(file)
-	return fileInode(e.t, file)
+	return descriptors.InodeOf(e.t, file)
 }
 
 func (e *fakeEnvoy) gives(file *os.File) {
@@ -61,14 +62,14 @@ func (e *fakeEnvoy) gives(file *os.File) {
 
 func inodes(t *testing.T, s *hotrestart.Sockets) (all []uint64) {
 	t.Helper()
-	_ = s.Each(func(_ string, fd int) error { all = append(all, descriptorInode(t, fd)); return nil })
+	_ = s.Each(func(_ string, fd int) error { all = append(all, descriptors.Inode(t, fd)); return nil })
 	return all
 }
 
 func TestChildFetch(t *testing.T) {
 	e := newFakeEnvoy(t)
 	c := runningChild(t, e)
-	before := openSockets(t)
+	before := descriptors.OpenSockets(t)
 	result := fetching(t.Context(), c, "tcp://1.2.3.4:5")
 	var want []uint64
 	for worker := range uint32(3) {
@@ -87,7 +88,7 @@ func TestChildFetch(t *testing.T) {
 		t.Errorf("inodes %v, want %v", have, want)
 	}
 	got.sockets.Close()
-	if now := openSockets(t); now != before {
+	if now := descriptors.OpenSockets(t); now != before {
 		t.Errorf("%d sockets are open, %d were", now, before)
 	}
 }
@@ -97,7 +98,7 @@ func TestChildFetchShared(t *testing.T) {
 	e := newFakeEnvoy(t)
 	c := runningChild(t, e)
 	result := fetching(t.Context(), c, "unix:///run/x")
-	file := testSocket(t)
+	file := descriptors.Socket(t)
 	defer file.Close()
 	for range 2 {
 		e.isAsked()
@@ -125,7 +126,7 @@ func TestChildFetchFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e := newFakeEnvoy(t)
 			c := runningChild(t, e)
-			before := openSockets(t)
+			before := descriptors.OpenSockets(t)
 			result := fetching(t.Context(), c, "tcp://1.2.3.4:5")
 			e.isAsked()
 			e.givesSocket() // worker 0's, which must not leak
@@ -134,7 +135,7 @@ func TestChildFetchFails(t *testing.T) {
 			if got := <-result; got.err == nil || !strings.Contains(got.err.Error(), tc.problem) {
 				t.Errorf("%v, want an error with %q", got.err, tc.problem)
 			}
-			if now := openSockets(t); now != before {
+			if now := descriptors.OpenSockets(t); now != before {
 				t.Errorf("%d sockets are open, %d were", now, before)
 			}
 		})
@@ -156,7 +157,7 @@ func TestChildAddresses(t *testing.T) {
 func TestChildLateAnswers(t *testing.T) {
 	e := newFakeEnvoy(t)
 	c := runningChild(t, e)
-	before := openSockets(t)
+	before := descriptors.OpenSockets(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	first := fetching(ctx, c, "tcp://1.2.3.4:1")
 	e.isAsked()
@@ -180,7 +181,7 @@ func TestChildLateAnswers(t *testing.T) {
 		t.Errorf("inodes %v, want %d", have, want)
 	}
 	got.sockets.Close()
-	if now := openSockets(t); now != before {
+	if now := descriptors.OpenSockets(t); now != before {
 		t.Errorf("%d sockets are open, %d were", now, before)
 	}
 }

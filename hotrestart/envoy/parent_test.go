@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"understudy.mesh/internal/unixsock"
+	"understudy.mesh/tests/descriptors"
 )
 
 // TestParentIgnoresStrangers: only the Envoy of the rendezvous is listened to, and a
@@ -23,8 +24,8 @@ func TestParentIgnoresStrangers(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, p)
-	before := openSockets(t)
-	file := testSocket(t)
+	before := descriptors.OpenSockets(t)
+	file := descriptors.Socket(t)
 	stranger, err := bindDatagram(e.where.Path+"_stranger", e.where.parentSocket())
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +51,7 @@ func TestParentIgnoresStrangers(t *testing.T) {
 		t.Error("a stranger's drain_listeners was taken for Envoy's")
 	default:
 	}
-	if now := openSockets(t); now != before {
+	if now := descriptors.OpenSockets(t); now != before {
 		t.Errorf("%d sockets are open, %d were", now, before)
 	}
 }

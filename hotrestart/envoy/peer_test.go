@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/tests/descriptors"
 )
 
 // peerPatience is a deadline for what ought to happen at once.
@@ -105,7 +106,7 @@ func (e *fakeEnvoy) asks(message []byte) (r reply, ino uint64) {
 	e.sends(e.child, message, -1)
 	answer, fd := e.gets(e.child)
 	if fd >= 0 {
-		ino = descriptorInode(e.t, fd)
+		ino = descriptors.Inode(e.t, fd)
 		closeDescriptor(fd)
 	}
 	r, err := parseReply(answer)
@@ -118,10 +119,10 @@ func (e *fakeEnvoy) asks(message []byte) (r reply, ino uint64) {
 func TestParentAnswers(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	e := newFakeEnvoy(t)
-	before := openSockets(t)
+	before := descriptors.OpenSockets(t)
 	var sockets hotrestart.Sockets
-	file := testSocket(t)
-	ino := fileInode(t, file)
+	file := descriptors.Socket(t)
+	ino := descriptors.InodeOf(t, file)
 	if err := sockets.Add(hotrestart.Socket{Name: hotrestart.EnvoySocketName("tcp://1.2.3.4:5", 1), File: file}); err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +173,7 @@ func TestParentAnswers(t *testing.T) {
 	}
 	stop()
 	sockets.Close()
-	if now := openSockets(t); now != before {
+	if now := descriptors.OpenSockets(t); now != before {
 		t.Errorf("%d sockets are open, %d were", now, before)
 	}
 }

@@ -5,29 +5,14 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
 	"understudy.mesh/pkg/agent/internal/sockets"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/status"
+	"understudy.mesh/tests/descriptors"
 )
-
-// socketsLeft counts the open sockets that are not Go's own.
-func socketsLeft(t *testing.T) (n int) {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(target, "socket:") {
-			n++
-		}
-	}
-	return n
-}
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
@@ -48,11 +33,11 @@ func TestAcceptLeavesNothingOpenWhenItFails(t *testing.T) {
 	if err := s.newDNS(); err != nil {
 		t.Fatal(err)
 	}
-	open := socketsLeft(t)
+	open := descriptors.OpenSockets(t)
 	if err := s.Accept(); !errors.Is(err, os.ErrNotExist) || s.Accepting() {
 		t.Errorf("accept without DNS sockets: %v, accepting: %v", err, s.Accepting())
 	}
-	if left := socketsLeft(t); left > open {
+	if left := descriptors.OpenSockets(t); left > open {
 		t.Errorf("%d sockets are open, %d were", left, open)
 	}
 }

@@ -20,22 +20,8 @@ import (
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/status"
+	"understudy.mesh/tests/descriptors"
 )
-
-// socketsLeft counts the open sockets that are not Go's own.
-func socketsLeft(t *testing.T) (n int) {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(target, "socket:") {
-			n++
-		}
-	}
-	return n
-}
 
 // testConfig has a port of its own for each server.
 func testConfig(t *testing.T) config.Config {
@@ -80,7 +66,7 @@ func envoySocket(t *testing.T, set *hotrestart.Sockets, worker uint32) string {
 // handed over, inherited, settled, closed. Nothing leaks on the way.
 func TestSocketsOfTwoGenerations(t *testing.T) {
 	cfg := testConfig(t)
-	open := socketsLeft(t)
+	open := descriptors.OpenSockets(t)
 	first, err := New(&cfg, nil, quiet())
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +115,7 @@ func TestSocketsOfTwoGenerations(t *testing.T) {
 	}
 	second.Close()
 	second.Close()
-	if left := socketsLeft(t); left > open {
+	if left := descriptors.OpenSockets(t); left > open {
 		t.Errorf("%d sockets are open, %d were", left, open)
 	}
 }
@@ -137,7 +123,7 @@ func TestSocketsOfTwoGenerations(t *testing.T) {
 // TestInheritedSocketsAreServed: what waits in a socket survives the generation that bound it.
 func TestInheritedSocketsAreServed(t *testing.T) {
 	cfg := testConfig(t)
-	open := socketsLeft(t)
+	open := descriptors.OpenSockets(t)
 	first, err := New(&cfg, nil, quiet())
 	if err != nil {
 		t.Fatal(err)
@@ -187,14 +173,14 @@ func TestInheritedSocketsAreServed(t *testing.T) {
 	tcp[0].Close()
 	c.Close()
 	second.Close()
-	if left := socketsLeft(t); left > open {
+	if left := descriptors.OpenSockets(t); left > open {
 		t.Errorf("%d sockets are open, %d were", left, open)
 	}
 }
 
 func TestSocketsAreBoundAllOrNone(t *testing.T) {
 	cfg := testConfig(t)
-	open := socketsLeft(t)
+	open := descriptors.OpenSockets(t)
 	taken, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", cfg.AdminPort))
 	if err != nil {
 		t.Fatal(err)
@@ -224,7 +210,7 @@ func TestSocketsAreBoundAllOrNone(t *testing.T) {
 	}
 	all.Close()
 	whole.Close()
-	if left := socketsLeft(t); left > open {
+	if left := descriptors.OpenSockets(t); left > open {
 		t.Errorf("%d sockets are open, %d were", left, open)
 	}
 }
@@ -232,7 +218,7 @@ func TestSocketsAreBoundAllOrNone(t *testing.T) {
 // TestRefreshAfterCloseKeepsNothing: Envoy may answer when its generation has let go of all.
 func TestRefreshAfterCloseKeepsNothing(t *testing.T) {
 	cfg := testConfig(t)
-	open := socketsLeft(t)
+	open := descriptors.OpenSockets(t)
 	s, err := New(&cfg, nil, quiet())
 	if err != nil {
 		t.Fatal(err)
@@ -241,7 +227,7 @@ func TestRefreshAfterCloseKeepsNothing(t *testing.T) {
 	late := new(hotrestart.Sockets)
 	envoySocket(t, late, 0)
 	s.take(late)
-	if left := socketsLeft(t); left > open {
+	if left := descriptors.OpenSockets(t); left > open {
 		t.Errorf("%d sockets are open, %d were", left, open)
 	}
 	if err := s.Refresh(context.Background(), (&envoy.Instance{}).Fetch); !errors.Is(err, envoy.ErrNoHotRestart) {
@@ -258,11 +244,11 @@ func TestHalfOfTheDNSSockets(t *testing.T) {
 	}
 	defer s.Close()
 	s.own.Retain(func(name string) bool { return !strings.Contains(name, "dns tcp") })
-	open := socketsLeft(t)
+	open := descriptors.OpenSockets(t)
 	if _, _, err := s.DNS(); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v, want that one is missing", err)
 	}
-	if left := socketsLeft(t); left > open {
+	if left := descriptors.OpenSockets(t); left > open {
 		t.Errorf("%d sockets are open, %d were", left, open)
 	}
 }

@@ -111,6 +111,9 @@ var layers = []layer{
 	{path: "pkg/wasm", outside: []string{"oras.land/oras-go/v2"}},
 	{path: "pkg/xds", outside: append([]string{"istio.io/api", "sigs.k8s.io/yaml"}, grpcTypes...)},
 
+	// go-containerregistry: the forms of images, layouts and registries, which containerd, Docker and crane read.
+	{path: "build", outside: []string{"github.com/google/go-containerregistry"}},
+
 	// What shows, measures and tests the whole may use the whole.
 	{path: "demo", module: []string{""}, outside: []string{""}},
 	{path: "bench", module: []string{""}, outside: []string{""}},

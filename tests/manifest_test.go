@@ -162,7 +162,7 @@ func checkInForce(t *testing.T, where, text string) {
 		t.Errorf("%s: %v", where, err)
 	}
 	for _, d := range source.Report().Documents {
-		if d.Status != mesh.StatusOK {
+		if d.Status != "ok" {
 			t.Errorf("%s: %s %s is %s: %s: %s", where, d.Kind, d.Name, d.Status, d.Field, d.Reason)
 		}
 	}

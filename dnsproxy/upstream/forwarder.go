@@ -143,7 +143,7 @@ func (f *Forwarder) updateHealth(was, is state) {
 	switch {
 	case was == is:
 	case was == failing:
-		f.Health.Over()
+		f.Health.over()
 	case is == failing:
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -247,7 +247,7 @@ func (f *Forwarder) reread() {
 		f.searched(conf.Search)
 	}
 	f.current = f.adopt(conf)
-	f.Health.Over() // the failures were others'
+	f.Health.over() // the failures were others'
 	f.Health.down.Store(len(f.current.servers) > 0 && f.current.failing())
 }
 

@@ -60,8 +60,8 @@ func (o *Health) Recheck() bool {
 // Returned has the next recheck be due at once: who was told to ask has nothing to send.
 func (o *Health) Returned() { o.rechecked.Store(o.Clock() - int64(recheckOutage)) }
 
-// Over is told that a server which failed has answered.
-func (o *Health) Over() {
+// over is told that a server which failed has answered.
+func (o *Health) over() {
 	o.down.Store(false)
 	o.ended.Store(o.Clock())
 	o.mu.Lock()

@@ -168,7 +168,7 @@ func TestRaceLeavesNobodyBehind(t *testing.T) {
 	p := f.plan()
 	want := uint64(len(p.servers)*p.Attempts + maxRechecks)
 	dnstest.WaitFor(t, "every recheck", func() bool { return f.Stats()[0].Requests >= want })
-	f.Health.Over() // another question was answered
+	f.Health.over() // another question was answered
 	dnstest.WaitFor(t, "the question to who is back", func() bool { return f.Stats()[0].Requests > want })
 	cancel()
 	<-done
@@ -288,7 +288,9 @@ func TestLame(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		q.Flags = tc.query
+		request := wire.NewRequest(q, false)
+		binary.BigEndian.PutUint16(request[2:], tc.query)
+		q.Parse(request, 0)
 		msg := dnstest.NotRecursive(dnstest.Zone(tc.rcode, tc.text))(wire.NewRequest(q, false), false)
 		binary.BigEndian.PutUint16(msg[2:], wire.FlagsOf(msg)|tc.set)
 		if got := isLame(q, msg); got != tc.want {

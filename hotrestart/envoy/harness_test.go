@@ -19,7 +19,7 @@ import (
 
 	"understudy.mesh/hotrestart"
 	hotenvoy "understudy.mesh/hotrestart/envoy"
-	"understudy.mesh/pkg/envoy"
+	"understudy.mesh/tests/realenvoy"
 )
 
 const (
@@ -68,8 +68,7 @@ type spec struct {
 type generation struct {
 	t       *testing.T
 	name    string
-	process *envoy.Process
-	admin   *envoy.Admin
+	process *realenvoy.Process
 	child   *hotenvoy.Child
 	asked   atomic.Int64 // how many sockets
 
@@ -135,8 +134,6 @@ func start(t *testing.T, s spec) *generation {
 	g.launch(program, dir, where, s)
 	g.stop = sync.OnceFunc(func() {
 		g.process.Kill()
-		<-g.process.Done()
-		g.admin.Close()
 		g.quiet()
 		if err := errors.Join(parent.Close(), g.child.Close(), where.RemoveLeftovers(), memory.Close()); err != nil {
 			t.Error(err)
@@ -183,11 +180,7 @@ func (g *generation) launch(program, dir string, where hotenvoy.Rendezvous, s sp
 		"-c", config, "--concurrency", strconv.Itoa(cmp.Or(s.workers, workers)),
 		"--drain-time-s", "1", "--drain-strategy", "immediate", "-l", "warning",
 	}, hotenvoy.Args(hotenvoy.ArgsConfig{Rendezvous: where, ParentShutdown: time.Hour, SkipStats: s.skip})...)
-	g.process, err = envoy.Start(envoy.Command{Path: program, Args: append(args, s.args...), Stdout: log, Stderr: log})
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	g.admin = envoy.NewAdmin(filepath.Join(dir, "admin"))
+	g.process = realenvoy.Start(g.t, filepath.Join(dir, "admin"), log, program, append(args, s.args...)...)
 }
 
 // serves waits until Envoy accepts on all its listeners.
@@ -200,12 +193,12 @@ func (g *generation) serves() {
 func (g *generation) ends() {
 	g.t.Helper()
 	await(g.t, g.name+" ends", g.process.Done(), nil)
-	if exit := g.process.Exit(); exit != (envoy.Exit{}) {
-		g.t.Fatalf("%s: %v, want exit status 0", g.name, exit)
+	if err := g.process.Err(); err != nil {
+		g.t.Fatalf("%s: %v, want exit status 0", g.name, err)
 	}
 }
 
-func await(t *testing.T, what string, happened <-chan struct{}, process *envoy.Process) {
+func await(t *testing.T, what string, happened <-chan struct{}, process *realenvoy.Process) {
 	t.Helper()
 	var ended <-chan struct{}
 	if process != nil {
@@ -214,7 +207,7 @@ func await(t *testing.T, what string, happened <-chan struct{}, process *envoy.P
 	select {
 	case <-happened:
 	case <-ended:
-		t.Fatalf("waiting that %s: Envoy ended: %v", what, process.Exit())
+		t.Fatalf("waiting that %s: Envoy ended: %v", what, process.Err())
 	case <-time.After(patience):
 		t.Fatalf("waited in vain that %s", what)
 	}

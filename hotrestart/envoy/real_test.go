@@ -15,7 +15,6 @@ import (
 
 	"understudy.mesh/hotrestart"
 	hotenvoy "understudy.mesh/hotrestart/envoy"
-	"understudy.mesh/pkg/envoy"
 )
 
 // TestTakeover moves the listeners of one Envoy to one of another version, under load.
@@ -52,9 +51,7 @@ func TestTakeover(t *testing.T) {
 			}
 			sockets.Close()
 			requests.await(t, "next", 100)
-			if err := syscall.Kill(old.process.PID(), syscall.SIGTERM); err != nil {
-				t.Fatal(err)
-			}
+			old.process.Signal(t, syscall.SIGTERM)
 			old.ends()
 			requests.await(t, "next", 100)
 			others.await(t, "next", 100)
@@ -73,7 +70,6 @@ func TestKilledEnvoy(t *testing.T) {
 	old.serves()
 	sockets := old.fetch(address)
 	old.process.Kill()
-	<-old.process.Done()
 
 	const connections = 50
 	var waiting []net.Conn
@@ -143,7 +139,7 @@ func (g *generation) awaitStats(name string, want uint64) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.After(patience); ; {
-		stats, err := g.admin.Stats(g.t.Context(), "^"+name+"$")
+		stats, err := g.process.Stats(g.t.Context(), "^"+name+"$")
 		if err == nil && stats[name] == want {
 			return
 		}
@@ -161,9 +157,7 @@ func TestStoppedEnvoy(t *testing.T) {
 	g := start(t, spec{name: "only", listen: []string{first, second}})
 	g.serves()
 	signal := func(s syscall.Signal) {
-		if err := syscall.Kill(g.process.PID(), s); err != nil {
-			t.Fatal(err)
-		}
+		g.process.Signal(t, s)
 	}
 	signal(syscall.SIGSTOP)
 	for range 3 {
@@ -203,8 +197,8 @@ func TestParentWithoutStats(t *testing.T) {
 			if who, err := get(address); who != "only" || err != nil {
 				t.Errorf("got %q, %v", who, err)
 			}
-			if state, err := g.admin.State(t.Context()); err != nil || state.Server != envoy.Live {
-				t.Errorf("admin: %v, %v", state, err)
+			if !g.process.Ready(t.Context()) {
+				t.Error("its admin does not answer that it serves")
 			}
 		})
 	}
@@ -228,8 +222,8 @@ func TestWithheld(t *testing.T) {
 	again := newLoad(t, address)
 	again.await(t, "old", 200)
 	again.without(t)
-	if state, err := old.admin.State(t.Context()); err != nil || state.Server != envoy.Live {
-		t.Errorf("the old Envoy's admin: %v, %v", state, err)
+	if !old.process.Ready(t.Context()) {
+		t.Error("the old Envoy's admin does not answer that it serves")
 	}
 }
 
@@ -256,7 +250,6 @@ func TestFailedNewcomers(t *testing.T) {
 		}})
 		await(t, "the newcomer asks for a socket", reached, failed.process)
 		failed.process.Kill()
-		<-failed.process.Done()
 		close(killed)
 		failed.stop()
 	}

@@ -261,9 +261,7 @@ func TestOthersAreToldWhatIsLearnedOfEnvoy(t *testing.T) {
 	p := newPod(t)
 	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Slow = true }))
 	a.settles(handoff.RoleServing)
-	if err := syscall.Kill(a.current().Envoy.Current().PID(), syscall.SIGUSR1); err != nil {
-		t.Fatal(err)
-	}
+	a.signalEnvoy(syscall.SIGUSR1)
 	d := p.dir("d")
 	waitFor(t, "others to be told Envoy's version and socket", func() bool {
 		found, err := d.Look(t.Context())
@@ -284,7 +282,7 @@ func TestNobodyIsRefusedWhileEnvoyRestarts(t *testing.T) {
 		return slices.Contains(a.current().Sockets.Names(), hotrestart.EnvoySocketName("tcp://"+p.listen, 0))
 	})
 	i := a.current().Envoy.Current()
-	i.Kill()
+	a.signalEnvoy(syscall.SIGKILL)
 	<-i.Done()
 	if name := readName(p.connect()); name != "a" {
 		t.Errorf("a connection that was made meanwhile got %q", name)

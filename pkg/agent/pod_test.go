@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -101,11 +102,12 @@ type member struct {
 	log   *roleLog
 }
 
-// roleLog is the handler below it, and notes the roles that an agent logs.
+// roleLog is the handler below it, and notes the roles and the Envoys that an agent logs.
 type roleLog struct {
 	slog.Handler
 	mu    sync.Mutex
 	roles []handoff.Role
+	envoy int // the process ID of the last Envoy
 }
 
 // Enabled implements slog.Handler.
@@ -113,16 +115,17 @@ func (l *roleLog) Enabled(context.Context, slog.Level) bool { return true }
 
 // Handle implements slog.Handler.
 func (l *roleLog) Handle(ctx context.Context, r slog.Record) error {
-	if r.Message == "role" {
-		r.Attrs(func(a slog.Attr) bool {
-			if a.Key == "role" {
-				l.mu.Lock()
-				l.roles = append(l.roles, a.Value.Any().(handoff.Role))
-				l.mu.Unlock()
-			}
-			return true
-		})
-	}
+	r.Attrs(func(a slog.Attr) bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		switch {
+		case r.Message == "role" && a.Key == "role":
+			l.roles = append(l.roles, a.Value.Any().(handoff.Role))
+		case r.Message == "Envoy started" && a.Key == "pid":
+			l.envoy = int(a.Value.Int64())
+		}
+		return true
+	})
 	if !l.Handler.Enabled(ctx, r.Level) {
 		return nil
 	}
@@ -140,6 +143,16 @@ func (m *member) entered(want ...handoff.Role) {
 	waitFor(m.pod.t, m.name+" to log its roles", func() bool { return len(logged()) >= len(want) })
 	if got := logged(); !slices.Equal(got, want) {
 		m.pod.t.Errorf("%s has logged the roles %q, want %q", m.name, got, want)
+	}
+}
+
+// signalEnvoy sends a signal to the Envoy that m started last.
+func (m *member) signalEnvoy(s syscall.Signal) {
+	m.pod.t.Helper()
+	m.log.mu.Lock()
+	defer m.log.mu.Unlock()
+	if err := syscall.Kill(m.log.envoy, s); err != nil {
+		m.pod.t.Fatalf("signal %s's Envoy, process %d: %v", m.name, m.log.envoy, err)
 	}
 }
 

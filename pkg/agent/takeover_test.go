@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -143,7 +144,7 @@ func TestEnvoyThatDiesInTheProbationHandsBack(t *testing.T) {
 	a := p.start("a")
 	n.expect(t, handoff.Ready)
 	waitFor(t, "a to accept", func() bool { s := a.current(); return s != nil && s.Accepting() })
-	a.current().Envoy.Current().Kill()
+	a.signalEnvoy(syscall.SIGKILL)
 	if e := n.expect(t, handoff.Ended); !slices.Contains(n.told, handoff.Ready) || slices.Contains(n.told, handoff.Settled) || !strings.Contains(e.Err.Error(), "Envoy ended") {
 		t.Errorf("the generation before is told %v: %v", n.told, e.Err)
 	}

@@ -90,14 +90,10 @@ func (a *Admin) Drain(ctx context.Context, o DrainOptions) error {
 	return a.do(ctx, http.MethodPost, path, func(io.Reader) error { return nil })
 }
 
-// Stats gives the counters and gauges whose whole names match filter, an RE2
-// expression, and that were written to since Envoy's start. Histograms and texts are
-// left out. Only what the bootstrap's stats matcher keeps can be asked for.
-func (a *Admin) Stats(ctx context.Context, filter string) (map[string]uint64, error) {
-	return a.stats(ctx, "", filter)
-}
-
-// stats narrows the search by further options of the query, each with its "&".
+// stats gives the counters and gauges whose whole names match filter, an RE2
+// expression, and that were written to since Envoy's start; options of the query, each
+// with its "&", narrow the search. Histograms and texts are left out. Only what the
+// bootstrap's stats matcher keeps can be asked for.
 func (a *Admin) stats(ctx context.Context, options, filter string) (map[string]uint64, error) {
 	var stats map[string]uint64
 	err := a.do(ctx, http.MethodGet, "/stats?usedonly&"+options+"filter="+url.QueryEscape(filter), func(body io.Reader) (err error) {

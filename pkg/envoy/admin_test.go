@@ -71,22 +71,22 @@ func FuzzParseStats(f *testing.F) {
 }
 
 func TestReady(t *testing.T) {
-	ok := updates{Success: 1}
+	ok := updates{success: 1}
 	for _, tc := range []struct {
-		state State
+		state state
 		want  string
 	}{
-		{State{workersStarted: true, CDS: ok, LDS: ok}, ""},
-		{State{CDS: ok, LDS: ok}, "workers have not yet started"},
-		{State{Server: serverState(3), CDS: ok, LDS: ok}, "server is not live, current state is: INITIALIZING"},
-		{State{Server: serverState(1), workersStarted: true, CDS: ok, LDS: ok}, "DRAINING"},
-		{State{Server: 9, CDS: ok, LDS: ok}, "STATE_9"},
+		{state{workersStarted: true, cds: ok, lds: ok}, ""},
+		{state{cds: ok, lds: ok}, "workers have not yet started"},
+		{state{server: serverState(3), cds: ok, lds: ok}, "server is not live, current state is: INITIALIZING"},
+		{state{server: serverState(1), workersStarted: true, cds: ok, lds: ok}, "DRAINING"},
+		{state{server: 9, cds: ok, lds: ok}, "STATE_9"},
 		{stateOf(nil), "waiting for cds"},
-		{State{CDS: ok}, "waiting for lds"},
-		{State{CDS: ok, LDS: updates{rejected: 2}}, "rejected: cds updates: 1 successful, 0 rejected; lds updates: 0 successful, 2 rejected"},
+		{state{cds: ok}, "waiting for lds"},
+		{state{cds: ok, lds: updates{rejected: 2}}, "rejected: cds updates: 1 successful, 0 rejected; lds updates: 0 successful, 2 rejected"},
 		{stateOf(map[string]uint64{statCDSSuccess: 1, statLDSSuccess: 1}), "UNKNOWN"},
 	} {
-		err := tc.state.Ready()
+		err := tc.state.ready()
 		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%+v: got %v, want %q", tc.state, err, tc.want)
 		}
@@ -103,8 +103,8 @@ func TestStateRequest(t *testing.T) {
 		}
 		fmt.Fprintf(w, "%s: 0\n%s: 1\n%s: 3\n%s: 4\n%s: 5\n", statServerState, statWorkersStarted, statCDSSuccess, statLDSSuccess, statLDSRejected)
 	})
-	got, err := a.State(t.Context())
-	want := State{Server: Live, workersStarted: true, CDS: updates{3, 0}, LDS: updates{4, 5}}
+	got, err := a.state(t.Context())
+	want := state{server: live, workersStarted: true, cds: updates{3, 0}, lds: updates{4, 5}}
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
@@ -126,7 +126,7 @@ func TestDrainRequest(t *testing.T) {
 
 func TestAdminErrors(t *testing.T) {
 	a := NewAdmin(filepath.Join(t.TempDir(), "nobody"))
-	_, err := a.State(t.Context())
+	_, err := a.state(t.Context())
 	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "nobody") {
 		t.Errorf("no socket: %v", err)
 	}
@@ -138,12 +138,12 @@ func TestAdminErrors(t *testing.T) {
 		_, _ = io.WriteString(w, strings.Repeat("name: 1\n", maxAdminReply/8+1)) // fails when the client gives up
 	})
 	a.timeout = patience // for megabytes, whatever the machine does meanwhile
-	if _, err := a.Stats(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "narrower filter") {
+	if _, err := a.stats(t.Context(), "", ""); err == nil || !strings.Contains(err.Error(), "narrower filter") {
 		t.Errorf("too much: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	a = fakeAdmin(t, func(w http.ResponseWriter, r *http.Request) { cancel(); <-r.Context().Done() })
-	if _, err := a.Stats(ctx, ""); !errors.Is(err, context.Canceled) {
+	if _, err := a.stats(ctx, "", ""); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }

@@ -22,7 +22,7 @@ type thread struct {
 
 // mainThread looks at the main thread of the process. It fails when the process has ended.
 func (p *Process) mainThread() (thread, error) {
-	path := fmt.Sprintf("/proc/%d/task/%[1]d/stat", p.PID())
+	path := fmt.Sprintf("/proc/%d/task/%[1]d/stat", p.pid())
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return thread{}, fmt.Errorf("look at Envoy's main thread: %w", err)

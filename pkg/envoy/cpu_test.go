@@ -10,11 +10,11 @@ func TestMainThread(t *testing.T) {
 	if _, err := exec.LookPath("sh"); err != nil {
 		t.Skip("no shell")
 	}
-	busy, err := Start(Command{Path: "/bin/sh", Args: []string{"-c", "while :; do :; done"}})
+	busy, err := startProcess(Command{Path: "/bin/sh", Args: []string{"-c", "while :; do :; done"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { busy.Kill(); <-busy.Done() }()
+	defer func() { busy.kill(); <-busy.Done() }()
 	first, err := busy.mainThread()
 	for deadline := time.Now().Add(patience); err == nil; {
 		now, nowErr := busy.mainThread()
@@ -29,7 +29,7 @@ func TestMainThread(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	idle, err := Start(Command{Path: "/bin/true"})
+	idle, err := startProcess(Command{Path: "/bin/true"})
 	if err != nil {
 		t.Fatal(err)
 	}

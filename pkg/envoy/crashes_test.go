@@ -142,7 +142,7 @@ func TestCrashLoopTurnsUnready(t *testing.T) {
 			ready, _ := readiness(s).Check()
 			return s.served.Load() == life && ready
 		})
-		if err := syscall.Kill(s.Current().PID(), syscall.SIGKILL); err != nil {
+		if err := syscall.Kill(s.Current().pid(), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -117,7 +117,7 @@ func (s *Supervisor) AwaitIdle(ctx context.Context, left func(int), log *slog.Lo
 func activeConnections(ctx context.Context, admin *Admin) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
-	stats, err := admin.Stats(ctx, `^listener\..*downstream_cx_active$`)
+	stats, err := admin.stats(ctx, "", `^listener\..*downstream_cx_active$`)
 	if err != nil {
 		return 0, err
 	}

@@ -31,8 +31,12 @@ func await(t *testing.T, a *Admin, p *Process) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.After(patience); ; {
-		if state, err := a.State(t.Context()); err == nil && state.Server == Live && state.workersStarted {
+		state, err := a.state(t.Context())
+		if err == nil && state.server == live && state.workersStarted {
 			return
+		}
+		if text := state.server.String(); strings.HasPrefix(text, "STATE_") {
+			t.Fatalf("Envoy is in a state that we do not know: %s", text)
 		}
 		select {
 		case <-tick.C:
@@ -63,7 +67,7 @@ func TestWithoutSharedMemory(t *testing.T) {
 		"--mount", "--propagation", "private", "/bin/sh", "-c",
 		`mount -t tmpfs -o ro none /dev/shm && ! touch /dev/shm/x 2>/dev/null && exec "$0" "$@"`, envoyBinary(t),
 	}, Args(Options{ConfigPath: bootstrapFile(t, dir), Concurrency: 1})...)
-	p, err := Start(Command{Path: "/usr/bin/unshare", Args: args})
+	p, err := startProcess(Command{Path: "/usr/bin/unshare", Args: args})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +76,7 @@ func TestWithoutSharedMemory(t *testing.T) {
 	await(t, a, p)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	p.Stop(ctx)
+	p.stop(ctx)
 	if p.Exit() != (Exit{}) {
 		t.Errorf("after SIGTERM: %v, want exit status 0", p.Exit())
 	}
@@ -91,11 +95,11 @@ func TestRealArguments(t *testing.T) {
 		Concurrency: 1, LocalIPv6: true, SkipDeprecatedLogs: true, CoreDump: true,
 		OverrideYAML: `{"node": {"id": "overridden", "cluster": "c"}}`, FileFlushMinSizeKB: 4,
 	})
-	p, err := Start(Command{Path: envoyBinary(t), Args: args, Stdout: output, Stderr: output})
+	p, err := startProcess(Command{Path: envoyBinary(t), Args: args, Stdout: output, Stderr: output})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { p.Kill(); <-p.Done() }()
+	defer func() { p.kill(); <-p.Done() }()
 	a := NewAdmin(filepath.Join(dir, "admin"))
 	defer a.Close()
 	await(t, a, p)
@@ -103,7 +107,7 @@ func TestRealArguments(t *testing.T) {
 	if err != nil || !strings.Contains(version, "/1.") {
 		t.Errorf("version %q, %v", version, err)
 	}
-	p.Stop(t.Context())
+	p.stop(t.Context())
 	if p.Exit() != (Exit{}) {
 		log, _ := os.ReadFile(output.Name())
 		t.Errorf("%v\n%s", p.Exit(), log)

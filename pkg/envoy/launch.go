@@ -71,7 +71,7 @@ func (l *launcher) startPlain() (*Instance, error) {
 	if l.cfg.DropSockets != nil {
 		l.cfg.DropSockets()
 	}
-	process, err := Start(l.cfg.Command(nil))
+	process, err := startProcess(l.cfg.Command(nil))
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +176,7 @@ func (l *launcher) startHot() (*Instance, error) {
 			l.cfg.Log.Warn("something of an Envoy that ended stays behind", "err", err)
 		}
 	}
-	i.Process, err = Start(l.cfg.Command(hotenvoy.Args(hotenvoy.ArgsConfig{
+	i.Process, err = startProcess(l.cfg.Command(hotenvoy.Args(hotenvoy.ArgsConfig{
 		Rendezvous: where, ParentShutdown: neverTerminate, SkipStats: l.cfg.Stats == nil,
 	})))
 	if err != nil {

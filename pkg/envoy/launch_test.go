@@ -108,7 +108,7 @@ func TestLaunchWithoutHotRestart(t *testing.T) {
 	if _, err := i.Fetch(t.Context()); !errors.Is(err, ErrNoHotRestart) {
 		t.Errorf("fetch: %v", err)
 	}
-	i.Kill()
+	i.kill()
 	<-i.cleared
 
 	l.cfg.Inherits = func() bool { return true }
@@ -129,7 +129,7 @@ func TestLaunchLeavesNothingBehind(t *testing.T) {
 			t.Fatalf("it takes no part in hot restarts: %v", l.disabled())
 		}
 		waitFor(t, "Envoy to run", func() bool { b, _ := os.ReadFile(args); return strings.Contains(string(b), "--base-id") })
-		i.Kill()
+		i.kill()
 		<-i.cleared
 	}
 	l.cfg.Command = func([]string) Command { return Command{Path: "/nonexistent/envoy"} }

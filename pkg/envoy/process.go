@@ -35,13 +35,13 @@ type Process struct {
 	exit Exit // written before done is closed
 }
 
-// Start executes c. The error names the path and says what to do about it.
+// startProcess executes c. The error names the path and says what to do about it.
 //
 // Envoy asks the kernel to be sent SIGTERM when its parent ends, and to the kernel a
 // parent is a thread (PR_SET_PDEATHSIG(2const)): Go ends a thread whenever a
 // goroutine that locked it returns. So the fork happens on a thread of its own, which
 // stays until Envoy is gone; and the agent's death, by whatever means, is Envoy's.
-func Start(c Command) (*Process, error) {
+func startProcess(c Command) (*Process, error) {
 	cmd := exec.Command(c.Path, c.Args...)
 	cmd.Env = c.Env
 	if c.Stdout != nil {
@@ -98,8 +98,8 @@ func startError(path string, err error) error {
 	return fmt.Errorf("start Envoy %q: %w (%s)", path, err, hint)
 }
 
-// PID is the process ID, in the agent's PID namespace.
-func (p *Process) PID() int { return p.cmd.Process.Pid }
+// pid is the process ID, in the agent's PID namespace.
+func (p *Process) pid() int { return p.cmd.Process.Pid }
 
 // Done is closed once the process was reaped.
 func (p *Process) Done() <-chan struct{} { return p.done }
@@ -107,21 +107,21 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // Exit says how the process ended. It is valid after Done.
 func (p *Process) Exit() Exit { return p.exit }
 
-// Stop ends the process with SIGTERM, on which Envoy exits at once without a drain,
+// stop ends the process with SIGTERM, on which Envoy exits at once without a drain,
 // and with SIGKILL when ctx ends, which also ends a process that is stopped
 // (SIGSTOP). It returns once the process was reaped; stopping twice does no harm.
-func (p *Process) Stop(ctx context.Context) {
+func (p *Process) stop(ctx context.Context) {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails only when it has ended, which Done says
 	select {
 	case <-p.done:
 	case <-ctx.Done():
-		p.Kill()
+		p.kill()
 		<-p.done
 	}
 }
 
-// Kill ends the process with SIGKILL and does not wait for that.
-func (p *Process) Kill() {
+// kill ends the process with SIGKILL and does not wait for that.
+func (p *Process) kill() {
 	_ = p.cmd.Process.Kill() // fails only when it has ended, which Done says
 }
 

@@ -26,11 +26,11 @@ func TestMain(m *testing.M) {
 
 func shell(t *testing.T, script string) *Process {
 	t.Helper()
-	p, err := Start(Command{Path: "/bin/sh", Args: []string{"-c", script}})
+	p, err := startProcess(Command{Path: "/bin/sh", Args: []string{"-c", script}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { p.Kill(); <-p.Done() })
+	t.Cleanup(func() { p.kill(); <-p.Done() })
 	return p
 }
 
@@ -94,7 +94,7 @@ func TestStop(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			flag := filepath.Join(t.TempDir(), "ready")
-			p, err := Start(Command{Path: "/bin/sh", Args: []string{"-c", tc.script, flag}})
+			p, err := startProcess(Command{Path: "/bin/sh", Args: []string{"-c", tc.script, flag}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -105,11 +105,11 @@ func TestStop(t *testing.T) {
 				defer cancel()
 				ctx = short
 			}
-			p.Stop(ctx)
+			p.stop(ctx)
 			if p.Exit() != tc.want {
 				t.Errorf("got %v, want %v", p.Exit(), tc.want)
 			}
-			p.Stop(ctx) // does no harm
+			p.stop(ctx) // does no harm
 		})
 	}
 }
@@ -123,7 +123,7 @@ func TestThreadOutlivesCaller(t *testing.T) {
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		p, err = Start(Command{Path: "/bin/sleep", Args: []string{"0.3"}})
+		p, err = startProcess(Command{Path: "/bin/sleep", Args: []string{"0.3"}})
 	}()
 	<-done
 	if err != nil {
@@ -141,7 +141,7 @@ func TestDiesWithAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer read.Close()
-	agent, err := Start(Command{
+	agent, err := startProcess(Command{
 		Path: "/proc/self/exe", Env: append(os.Environ(), roleVariable+"="+roleAgent), Stdout: write,
 	})
 	if err != nil {
@@ -152,7 +152,7 @@ func TestDiesWithAgent(t *testing.T) {
 	if _, err := read.Read(one); err != nil { // the child runs
 		t.Fatal(err)
 	}
-	agent.Kill()
+	agent.kill()
 	awaitExit(t, agent)
 	// The child holds the pipe's other end as long as it lives.
 	if err := read.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -180,7 +180,7 @@ func TestStartErrors(t *testing.T) {
 		{write("loader", "#!/no/such/loader\n", 0o755), "dynamic loader"},
 		{write("binary", "\x00\x01", 0o755), "architecture"},
 	} {
-		_, err := Start(Command{Path: tc.path})
+		_, err := startProcess(Command{Path: tc.path})
 		if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), tc.path) {
 			t.Errorf("%s: got %v, want the path and %q", tc.path, err, tc.want)
 		}
@@ -204,7 +204,7 @@ func TestCapabilities(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := Start(Command{
+		p, err := startProcess(Command{
 			Path: "/bin/sh", Args: []string{"-c", "grep CapEff /proc/self/status"}, Stdout: w,
 			credential: &syscall.Credential{Uid: user, Gid: user}, Capabilities: tt.capabilities,
 		})

@@ -147,7 +147,7 @@ func TestHungEnvoy(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer func() { i.Kill(); <-i.cleared }()
+			defer func() { i.kill(); <-i.cleared }()
 			s.process = i
 			// Time flies in the bubble: it must not still be on its way to sleep.
 			asleep := 0

@@ -40,7 +40,7 @@ func playRole(role string) int {
 }
 
 func playAgent() error {
-	p, err := Start(Command{Path: "/bin/sh", Args: []string{"-c", "echo; exec sleep 1000"}, Stdout: os.Stdout})
+	p, err := startProcess(Command{Path: "/bin/sh", Args: []string{"-c", "echo; exec sleep 1000"}, Stdout: os.Stdout})
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func checkExec(script string, want int) error {
 }
 
 func checkProcess(script string, want int) error {
-	p, err := Start(Command{Path: "/bin/sh", Args: []string{"-c", script}})
+	p, err := startProcess(Command{Path: "/bin/sh", Args: []string{"-c", script}})
 	if err != nil {
 		return err
 	}

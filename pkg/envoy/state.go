@@ -29,15 +29,15 @@ const (
 type serverState uint64
 
 const (
-	// Live is the state of an Envoy that serves.
-	Live serverState = 0
+	// live is the state of an Envoy that serves.
+	live serverState = 0
 	// noState is that of an Envoy that has not yet published one.
 	noState serverState = 1<<64 - 1
 )
 
 // String gives the name that Envoy's own API has for the state.
 func (s serverState) String() string {
-	names := [...]string{Live: "LIVE", "DRAINING", "PRE_INITIALIZING", "INITIALIZING"}
+	names := [...]string{live: "LIVE", "DRAINING", "PRE_INITIALIZING", "INITIALIZING"}
 	if s == noState {
 		return "UNKNOWN"
 	}
@@ -48,18 +48,18 @@ func (s serverState) String() string {
 }
 
 // updates counts the configuration updates of one type that Envoy took or refused.
-type updates struct{ Success, rejected uint64 }
+type updates struct{ success, rejected uint64 }
 
-// State is what readiness depends on.
-type State struct {
-	Server         serverState
+// state is what readiness depends on.
+type state struct {
+	server         serverState
 	workersStarted bool
-	CDS, LDS       updates
+	cds, lds       updates
 }
 
 // serves is nil when Envoy serves: it is live (GET /ready), which it is once it has had
 // its first configuration, and its workers run. The question costs Envoy next to
-// nothing until it is live, where State makes it look at every statistic that it has:
+// nothing until it is live, where state makes it look at every statistic that it has:
 // tens of milliseconds of its main thread in a large mesh.
 func (a *Admin) serves(ctx context.Context) error {
 	body, _, err := a.Open(ctx, "/ready")
@@ -77,49 +77,49 @@ func (a *Admin) serves(ctx context.Context) error {
 // errWorkers is what is pending last, in the words of Istio's agent.
 var errWorkers = errors.New("workers have not yet started")
 
-// State asks Envoy for its state. An error means that Envoy could not be asked; what
-// is pending in an Envoy that answers is State.Ready's matter.
-func (a *Admin) State(ctx context.Context) (State, error) {
-	stats, err := a.Stats(ctx, stateFilter)
+// state asks Envoy for its state. An error means that Envoy could not be asked; what
+// is pending in an Envoy that answers is state.ready's matter.
+func (a *Admin) state(ctx context.Context) (state, error) {
+	stats, err := a.stats(ctx, "", stateFilter)
 	if err != nil {
-		return State{Server: noState}, err
+		return state{server: noState}, err
 	}
 	return stateOf(stats), nil
 }
 
-func stateOf(stats map[string]uint64) State {
-	s := State{
-		Server:         noState,
+func stateOf(stats map[string]uint64) state {
+	s := state{
+		server:         noState,
 		workersStarted: stats[statWorkersStarted] > 0,
-		CDS:            updates{stats[statCDSSuccess], stats[statCDSRejected]},
-		LDS:            updates{stats[statLDSSuccess], stats[statLDSRejected]},
+		cds:            updates{stats[statCDSSuccess], stats[statCDSRejected]},
+		lds:            updates{stats[statLDSSuccess], stats[statLDSRejected]},
 	}
 	if v, ok := stats[statServerState]; ok {
-		s.Server = serverState(v)
+		s.server = serverState(v)
 	}
 	return s
 }
 
-// Ready is nil when Envoy serves its whole configuration. The error says what is
+// ready is nil when Envoy serves its whole configuration. The error says what is
 // pending, in the words of Istio's agent where it has them.
 //
 // Envoy counts updates, not resources: with a configuration in several responses it
 // is ready in this sense after the first. xds.Server.Applied knows about all of them.
-func (s State) Ready() error {
+func (s state) ready() error {
 	for _, t := range []struct {
 		name string
 		updates
-	}{{"cds", s.CDS}, {"lds", s.LDS}} {
+	}{{"cds", s.cds}, {"lds", s.lds}} {
 		switch {
-		case t.Success > 0:
+		case t.success > 0:
 		case t.rejected > 0:
 			return fmt.Errorf("configuration was received, but rejected: %s", s.updates())
 		default:
 			return fmt.Errorf("configuration has not been fully received (waiting for %s): %s", t.name, s.updates())
 		}
 	}
-	if s.Server != Live {
-		return fmt.Errorf("server is not live, current state is: %v", s.Server)
+	if s.server != live {
+		return fmt.Errorf("server is not live, current state is: %v", s.server)
 	}
 	if !s.workersStarted {
 		return errWorkers
@@ -127,9 +127,9 @@ func (s State) Ready() error {
 	return nil
 }
 
-func (s State) updates() string {
+func (s state) updates() string {
 	return fmt.Sprintf("cds updates: %d successful, %d rejected; lds updates: %d successful, %d rejected",
-		s.CDS.Success, s.CDS.rejected, s.LDS.Success, s.LDS.rejected)
+		s.cds.success, s.cds.rejected, s.lds.success, s.lds.rejected)
 }
 
 // Warming gives the numbers of clusters and of listeners that Envoy has accepted but

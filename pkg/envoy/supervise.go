@@ -71,7 +71,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			died.how = err.Error()
 		} else {
 			died.served = s.live(ctx, p, &lives)
-			died.how, died.status, died.pid = cmp.Or(s.ended, p.Exit().String()), p.Exit().status(), p.PID()
+			died.how, died.status, died.pid = cmp.Or(s.ended, p.Exit().String()), p.Exit().status(), p.pid()
 		}
 		if s.isStopping() {
 			return nil
@@ -175,16 +175,16 @@ func (s *Supervisor) takePulse(ctx context.Context, p *Instance) {
 			s.cfg.Ready.Pending(taskEnvoy, reason)
 			if !said {
 				said = true
-				s.cfg.Log.Error(reason, "pid", p.PID(), "restart", s.cfg.RestartHung)
+				s.cfg.Log.Error(reason, "pid", p.pid(), "restart", s.cfg.RestartHung)
 			}
 			if s.cfg.RestartHung && !s.isStopping() { // one that drains has connections that may yet be served
 				s.ended = reason
-				p.Kill()
+				p.kill()
 			}
 		},
 		well: func() {
 			said = false
-			s.cfg.Log.Info("Envoy answers again", "pid", p.PID())
+			s.cfg.Log.Info("Envoy answers again", "pid", p.pid())
 			s.cfg.Ready.Done(taskEnvoy)
 			s.begun()
 		},
@@ -216,7 +216,7 @@ func (s *Supervisor) start() (*Instance, error) {
 		return nil, err
 	}
 	s.process = p
-	s.cfg.Log.Info("Envoy started", "pid", p.PID(), "path", s.cfg.Binary)
+	s.cfg.Log.Info("Envoy started", "pid", p.pid(), "path", s.cfg.Binary)
 	return p, nil
 }
 
@@ -230,15 +230,15 @@ func (s *Supervisor) watchReady(ctx context.Context, p *Instance) bool {
 		err := s.cfg.Admin.serves(ctx)
 		if err == nil {
 			s.served.Add(1)
-			s.cfg.Log.Info("Envoy serves", "pid", p.PID(), "after", time.Since(started).Round(time.Millisecond))
+			s.cfg.Log.Info("Envoy serves", "pid", p.pid(), "after", time.Since(started).Round(time.Millisecond))
 			s.cfg.Ready.Done(taskEnvoy)
 			s.begun()
 			return true
 		}
 		if time.Since(asked) > reasonPoll {
 			asked = time.Now()
-			if state, stateErr := s.cfg.Admin.State(ctx); stateErr == nil {
-				err = cmp.Or(state.Ready(), err)
+			if state, stateErr := s.cfg.Admin.state(ctx); stateErr == nil {
+				err = cmp.Or(state.ready(), err)
 			}
 		}
 		s.cfg.Ready.Pending(taskEnvoy, err.Error())
@@ -310,5 +310,5 @@ func (s *Supervisor) Stop() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
-	p.Stop(ctx)
+	p.stop(ctx)
 }

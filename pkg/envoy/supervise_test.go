@@ -103,7 +103,7 @@ func TestServedEnvoyIsRestartedHoweverOften(t *testing.T) {
 			t.Error("not ready without a reason")
 		}
 		s.mu.Lock()
-		pid := s.process.PID()
+		pid := s.process.pid()
 		s.mu.Unlock()
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)

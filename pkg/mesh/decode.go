@@ -24,9 +24,9 @@ const (
 // decoded is what one document, or one item of a List, turned out to be.
 type decoded struct {
 	kind, namespace, name string
-	obj                   *object // nil unless status is StatusOK
+	obj                   *object // nil unless status is statusOK
 	status                Status
-	err                   *document.Error // why it is not StatusOK
+	err                   *document.Error // why it is not statusOK
 	remark                *document.Error // what of a good document has no effect
 	forbidden             bool            // restricts access, which must never be ignored
 }
@@ -48,7 +48,7 @@ func newDecoder(o Options) *decoder {
 func (d *decoder) document(s *document.Stream, c document.Chunk, sum uint64) []decoded {
 	tree, err := s.Next(c)
 	if err != nil {
-		return []decoded{decoded{status: StatusError, err: &document.Error{Reason: err.Error()}}.blamed(c)}
+		return []decoded{decoded{status: statusError, err: &document.Error{Reason: err.Error()}}.blamed(c)}
 	}
 	d.Begin(c.Text)
 	env, ferr := d.envelope(tree)
@@ -60,7 +60,7 @@ func (d *decoder) document(s *document.Stream, c document.Chunk, sum uint64) []d
 		env, ferr := d.envelope(item)
 		one := d.value(env, ferr, ofContent).blamed(c)
 		if d.Exhausted() { // none of the items that follow could be read, so none of them is gone
-			return []decoded{{status: StatusError, err: one.err.In("items")}}
+			return []decoded{{status: statusError, err: one.err.In("items")}}
 		}
 		out = append(out, one)
 	}
@@ -70,7 +70,7 @@ func (d *decoder) document(s *document.Stream, c document.Chunk, sum uint64) []d
 // blamed says in the reason for which a document is bad that it is an unfilled template, if it is one: what the parser or
 // a field's check says of such text leads nobody to the cause.
 func (d decoded) blamed(c document.Chunk) decoded {
-	if d.status != StatusError {
+	if d.status != statusError {
 		return d
 	}
 	if text, line := c.Template(); text != "" {
@@ -93,7 +93,7 @@ func (d *decoder) value(env envelope, ferr *document.Error, sum uint64) decoded 
 		ferr = d.object(&dec, env, sum)
 	}
 	if ferr != nil {
-		dec.status, dec.err, dec.obj = StatusError, ferr, nil
+		dec.status, dec.err, dec.obj = statusError, ferr, nil
 	} else {
 		dec.remark = document.Join(d.remarks...)
 	}
@@ -114,10 +114,10 @@ func (d *decoder) object(dec *decoded, env envelope, sum uint64) *document.Error
 			dec.forbidden = true
 			return &document.Error{Field: "kind", Reason: env.kind + " restricts access, and nothing here enforces it; remove it, or pass --allowIgnored to run without it"}
 		}
-		dec.status, dec.err = StatusIgnored, &document.Error{Field: "kind", Reason: env.kind + " is not enforced (--allowIgnored)"}
+		dec.status, dec.err = statusIgnored, &document.Error{Field: "kind", Reason: env.kind + " is not enforced (--allowIgnored)"}
 		return nil
 	case env.kind != kindServiceEntry && env.kind != kindWorkloadEntry:
-		dec.status, dec.err = StatusIgnored, &document.Error{Field: "kind", Reason: fmt.Sprintf("%q is not used here", document.Abridge(env.kind))}
+		dec.status, dec.err = statusIgnored, &document.Error{Field: "kind", Reason: fmt.Sprintf("%q is not used here", document.Abridge(env.kind))}
 		return nil
 	case group != groupNetworking || !knownVersion(version):
 		return &document.Error{Field: "apiVersion", Reason: fmt.Sprintf("is %q, should be one of %s/{v1,v1beta1,v1alpha3}", document.Abridge(env.apiVersion), groupNetworking)}
@@ -130,7 +130,7 @@ func (d *decoder) object(dec *decoded, env envelope, sum uint64) *document.Error
 	if ferr := d.spec(o, env.spec); ferr != nil {
 		return ferr
 	}
-	dec.obj, dec.status = o, StatusOK
+	dec.obj, dec.status = o, statusOK
 	return nil
 }
 

@@ -14,7 +14,7 @@ func TestMergedDocument(t *testing.T) {
 		"---\n" + se("b", "b.x", 1)
 	r, report := load(t, text, testOptions())
 	for _, d := range report.Documents {
-		if d.Status != StatusOK {
+		if d.Status != statusOK {
 			t.Errorf("%+v", d)
 		}
 	}

@@ -50,10 +50,10 @@ type Options struct {
 	AccessLog AccessLog
 	// AllowIgnored makes kinds that restrict access (security.istio.io, Sidecar) ignored instead of an error.
 	AllowIgnored bool
-	// MaxFileBytes is the largest file that is read; default 16 MiB.
-	MaxFileBytes int64
-	// Now is the clock; default time.Now.
-	Now func() time.Time
+	// maxFileBytes is the largest file that is read; default 16 MiB.
+	maxFileBytes int64
+	// now is the clock; default time.Now.
+	now func() time.Time
 }
 
 // AccessLog says where Envoy logs each request and connection, and how.
@@ -80,9 +80,9 @@ func (o Options) withDefaults() (Options, error) {
 	case o.DetectionTimeout < 0:
 		return o, fmt.Errorf("protocolDetectionTimeout is %s, should be 0s, which waits for ever, or longer", o.DetectionTimeout)
 	}
-	o.MaxFileBytes = cmp.Or(o.MaxFileBytes, defaultMaxFileBytes)
-	if o.Now == nil {
-		o.Now = time.Now
+	o.maxFileBytes = cmp.Or(o.maxFileBytes, defaultMaxFileBytes)
+	if o.now == nil {
+		o.now = time.Now
 	}
 	return o, nil
 }

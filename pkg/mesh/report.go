@@ -6,16 +6,16 @@ import "fmt"
 type Status string
 
 const (
-	// StatusOK: the document is in force.
-	StatusOK Status = "ok"
-	// StatusWarning: the document is in force, but for what Reason names.
-	StatusWarning Status = "warning"
-	// StatusError: nothing of the document is in force, because it is bad or because of another one; Reason says why.
-	StatusError Status = "error"
-	// StatusStale: the document is bad, or cannot be in force beside others, and its version before is still in force.
-	StatusStale Status = "stale"
-	// StatusIgnored: nothing here uses the document.
-	StatusIgnored Status = "ignored"
+	// statusOK: the document is in force.
+	statusOK Status = "ok"
+	// statusWarning: the document is in force, but for what Reason names.
+	statusWarning Status = "warning"
+	// statusError: nothing of the document is in force, because it is bad or because of another one; Reason says why.
+	statusError Status = "error"
+	// statusStale: the document is bad, or cannot be in force beside others, and its version before is still in force.
+	statusStale Status = "stale"
+	// statusIgnored: nothing here uses the document.
+	statusIgnored Status = "ignored"
 )
 
 // Document is one line of a Report: a document, or a file that could not be read (Index 0).
@@ -33,8 +33,8 @@ type Document struct {
 	ofBadFile bool   // the file's own line says it all
 }
 
-// Where returns the document's place as people write it: file, document number, item, line.
-func (d Document) Where() string {
+// where returns the document's place as people write it: file, document number, item, line.
+func (d Document) where() string {
 	if d.Index == 0 {
 		return d.File
 	}

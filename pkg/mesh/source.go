@@ -89,7 +89,7 @@ func (s *Source) rescan() (changed *Registry, unsettled bool) {
 func (s *Source) tell() {
 	now := map[string]bool{}
 	for doc := range s.documents() {
-		if doc.Status == StatusOK || doc.ofBadFile {
+		if doc.Status == statusOK || doc.ofBadFile {
 			continue
 		}
 		line := doc.text()
@@ -98,11 +98,11 @@ func (s *Source) tell() {
 			continue
 		}
 		switch doc.Status {
-		case StatusIgnored:
+		case statusIgnored:
 			s.log.Info("document ignored: " + line)
-		case StatusWarning:
+		case statusWarning:
 			s.log.Warn("document in force, but for this: " + line)
-		case StatusStale:
+		case statusStale:
 			s.log.Error("bad document, its last good version stays: " + line)
 		default:
 			s.log.Error("bad document: " + line)
@@ -119,7 +119,7 @@ func (s *Source) tell() {
 // text is the document's place, name and trouble in one line.
 func (d Document) text() string {
 	var b strings.Builder
-	b.WriteString(d.Where())
+	b.WriteString(d.where())
 	if d.Kind != "" {
 		fmt.Fprintf(&b, ": %s %s/%s", d.Kind, d.Namespace, d.Name)
 	}
@@ -144,8 +144,8 @@ func (s *Source) Report() Report {
 func (s *Source) documents() iter.Seq[Document] {
 	return func(yield func(Document) bool) {
 		for _, f := range s.dir.files {
-			if f.err != nil && !yield(Document{File: f.name, Status: StatusError, Reason: f.err.Error()}) ||
-				f.err == nil && len(f.docs) == 0 && !yield(Document{File: f.name, Status: StatusIgnored, Reason: "holds no document"}) {
+			if f.err != nil && !yield(Document{File: f.name, Status: statusError, Reason: f.err.Error()}) ||
+				f.err == nil && len(f.docs) == 0 && !yield(Document{File: f.name, Status: statusIgnored, Reason: "holds no document"}) {
 				return
 			}
 			for i := range f.docs {
@@ -164,11 +164,11 @@ func documentOf(f *fileState, doc *docState) Document {
 	}
 	switch {
 	case doc.kept:
-		d.Status = StatusStale
+		d.Status = statusStale
 	case doc.conflict != nil:
-		d.Status = StatusError
-	case doc.status == StatusOK && (doc.exception != nil || doc.remark != nil):
-		d.Status = StatusWarning
+		d.Status = statusError
+	case doc.status == statusOK && (doc.exception != nil || doc.remark != nil):
+		d.Status = statusWarning
 	}
 	if err := document.Join(doc.err, doc.conflict, doc.exception, doc.remark); err != nil {
 		d.Field, d.Reason = err.Field, err.Reason

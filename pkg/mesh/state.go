@@ -67,7 +67,7 @@ func (d *directory) scan() error {
 		files = append(files, d.file(name, old[name]))
 	}
 	d.files = files
-	d.settle()
+	d.chooseVersions()
 	return nil
 }
 
@@ -105,18 +105,18 @@ func (d *directory) leadsOut(name string) bool {
 // file returns the state of one file: the old one when the file did not change.
 func (d *directory) file(name string, old *fileState) *fileState {
 	path := filepath.Join(d.path, name)
-	id, err := statFile(path, d.o.MaxFileBytes)
+	id, err := statFile(path, d.o.maxFileBytes)
 	if err != nil {
 		return failedFile(name, err, old)
 	}
 	if old != nil && old.err == nil && old.fresh && old.id == id {
 		return old
 	}
-	data, id, err := readFile(path, d.o.MaxFileBytes)
+	data, id, err := readFile(path, d.o.maxFileBytes)
 	if err != nil {
 		return failedFile(name, err, old)
 	}
-	now, chunks := d.o.Now(), document.Split(data)
+	now, chunks := d.o.now(), document.Split(data)
 	if len(chunks) == 0 && old != nil && len(old.docs) > 0 && id.youngerThan(emptyGrace, now) {
 		d.unsettled = true
 		return &fileState{name: name, docs: old.docs}
@@ -170,7 +170,7 @@ func wholeDocuments(docs []docState) map[uint64][]docState {
 	for begin := 0; begin < len(docs); {
 		end, good := begin, true
 		for ; end < len(docs) && docs[end].index == docs[begin].index; end++ {
-			good = good && (docs[end].status == StatusOK || docs[end].status == StatusIgnored)
+			good = good && (docs[end].status == statusOK || docs[end].status == statusIgnored)
 		}
 		if good {
 			known[docs[begin].chunk] = docs[begin:end]
@@ -186,7 +186,7 @@ func (d *directory) keepLastGood(docs, old []docState) []docState {
 	nameless := -1
 	for i := range docs {
 		doc := &docs[i]
-		if doc.status != StatusError {
+		if doc.status != statusError {
 			continue
 		}
 		k := key{doc.kind, doc.namespace, doc.name}
@@ -195,7 +195,7 @@ func (d *directory) keepLastGood(docs, old []docState) []docState {
 				nameless = i
 			}
 		} else if last := d.good[k]; last != nil {
-			doc.obj, doc.status = last, StatusStale
+			doc.obj, doc.status = last, statusStale
 		}
 	}
 	if nameless < 0 {
@@ -218,7 +218,7 @@ func keepUnclaimed(docs, old []docState, nameless int) []docState {
 		}
 		kept := bad
 		kept.kind, kept.namespace, kept.name = o.kind, o.namespace, o.name
-		kept.obj, kept.status = o, StatusStale
+		kept.obj, kept.status = o, statusStale
 		if replaced {
 			docs = append(docs, kept)
 		} else {
@@ -236,18 +236,18 @@ func failedFile(name string, err error, old *fileState) *fileState {
 	}
 	for _, doc := range old.docs {
 		if doc.obj != nil {
-			doc.status, doc.err = StatusStale, &document.Error{Reason: "the file " + err.Error()}
+			doc.status, doc.err = statusStale, &document.Error{Reason: "the file " + err.Error()}
 			f.docs = append(f.docs, doc)
 		}
 	}
 	return f
 }
 
-// settle works out which objects are in force. Where two documents have one name, the first in the order of files and
+// chooseVersions works out which objects are in force. Where two documents have one name, the first in the order of files and
 // documents is; a good one always comes before a stale one.
-func (d *directory) settle() {
+func (d *directory) chooseVersions() {
 	good := make(map[key]*object, len(d.good))
-	for _, pass := range []Status{StatusOK, StatusStale} {
+	for _, pass := range []Status{statusOK, statusStale} {
 		for _, f := range d.files {
 			for i := range f.docs {
 				doc := &f.docs[i]
@@ -259,8 +259,8 @@ func (d *directory) settle() {
 				switch {
 				case good[k] == nil:
 					good[k] = doc.obj
-				case pass == StatusStale: // its last good version lives on elsewhere
-					doc.status, doc.obj = StatusError, nil
+				case pass == statusStale: // its last good version lives on elsewhere
+					doc.status, doc.obj = statusError, nil
 				default:
 					doc.conflict = document.Errorf("metadata.name", "%s %s/%s is declared before, in %s; remove one of the two",
 						k.kind, k.namespace, k.name, d.declaring(good[k]))
@@ -276,7 +276,7 @@ func (d *directory) declaring(o *object) string {
 	for _, f := range d.files {
 		for i := range f.docs {
 			if f.docs[i].obj == o {
-				return documentOf(f, &f.docs[i]).Where()
+				return documentOf(f, &f.docs[i]).where()
 			}
 		}
 	}

@@ -103,9 +103,9 @@ func step(t *testing.T, s *Source, first bool) {
 		return
 	}
 	if _, unsettled := s.rescan(); unsettled {
-		s.dir.o.Now = func() time.Time { return time.Now().Add(2 * emptyGrace) }
+		s.dir.o.now = func() time.Time { return time.Now().Add(2 * emptyGrace) }
 		s.rescan()
-		s.dir.o.Now = time.Now
+		s.dir.o.now = time.Now
 	}
 }
 
@@ -180,7 +180,7 @@ func TestBadFiles(t *testing.T) {
 	}
 	for _, d := range documents {
 		reason, known := want[d.File]
-		if !known || !strings.Contains(d.Reason, reason) || (d.Status == StatusOK) != (d.File == "good.yaml") {
+		if !known || !strings.Contains(d.Reason, reason) || (d.Status == statusOK) != (d.File == "good.yaml") {
 			t.Errorf("%s: %s: %s", d.File, d.Status, d.Reason)
 		}
 	}
@@ -250,20 +250,20 @@ func TestKinds(t *testing.T) {
 		if _, err := s.Load(); err != nil {
 			t.Errorf("Load with AllowIgnored: %v", err)
 		}
-		if d := s.Report().Documents[1]; d.Status != StatusIgnored {
+		if d := s.Report().Documents[1]; d.Status != statusIgnored {
 			t.Errorf("%+v", d)
 		}
 	}
 	s, log := newTestSource(t, writeFiles(t, map[string]string{"x.yaml": "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\n"}), testOptions())
 	step(t, s, true)
 	step(t, s, false)
-	if d := s.Report().Documents[0]; d.Status != StatusIgnored || bytes.Count(log.Bytes(), []byte("document ignored")) != 1 {
+	if d := s.Report().Documents[0]; d.Status != statusIgnored || bytes.Count(log.Bytes(), []byte("document ignored")) != 1 {
 		t.Errorf("%+v\n%s", d, log)
 	}
 	// At a later change it is a bad document like any other.
 	writeFile(t, filepath.Join(s.dir.path, "y.yaml"), restricting[0])
 	step(t, s, false)
-	if d := s.Report().Documents[1]; d.Status != StatusError {
+	if d := s.Report().Documents[1]; d.Status != statusError {
 		t.Errorf("%+v", d)
 	}
 }

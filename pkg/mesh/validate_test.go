@@ -83,7 +83,7 @@ func checkRefused(t *testing.T, text, field, reason string) {
 		t.Fatalf("%d documents reported: %+v", len(report.Documents), report.Documents)
 	}
 	d := report.Documents[0]
-	if d.Status != StatusError || d.Field != field || !strings.Contains(d.Reason, reason) {
+	if d.Status != statusError || d.Field != field || !strings.Contains(d.Reason, reason) {
 		t.Errorf("status %s, field %q, reason %q; want error, %q, ...%q...", d.Status, d.Field, d.Reason, field, reason)
 	}
 	if strings.ContainsAny(d.Reason, "\n") {

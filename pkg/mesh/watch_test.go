@@ -140,7 +140,7 @@ func TestRunDirectoryVanishes(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.awaitProblem(true)
-		if rep := r.Report(); rep.Services != i+1 || rep.Documents[0].Status != StatusOK {
+		if rep := r.Report(); rep.Services != i+1 || rep.Documents[0].Status != statusOK {
 			t.Errorf("without the directory: %+v", rep)
 		}
 		create(se("a", fmt.Sprintf("b%d.x", i), 1))

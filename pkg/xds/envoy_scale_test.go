@@ -57,7 +57,7 @@ func TestStartTime(t *testing.T) {
 		b := p.bootstrap(nil)
 		begin := time.Now()
 		p.launch(b, false)
-		p.ready(false)
+		p.ready()
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		if err := p.server.Applied(ctx, version); err != nil {
@@ -69,7 +69,6 @@ func TestStartTime(t *testing.T) {
 			t.Errorf("Envoy has %v", stats)
 		}
 		p.process.Kill()
-		<-p.process.Done()
 		return elapsed
 	}
 	fromFile := func(text bool) time.Duration {
@@ -79,10 +78,9 @@ func TestStartTime(t *testing.T) {
 		mesh(b)
 		begin := time.Now()
 		p.launch(b, text)
-		p.ready(true)
+		p.ready()
 		elapsed := time.Since(begin)
 		p.process.Kill()
-		<-p.process.Done()
 		return elapsed
 	}
 	for range *rounds {
@@ -99,7 +97,7 @@ func TestOneOfManyChanges(t *testing.T) {
 	snap := mesh(nil)
 	p.server.Set(snap.snapshot())
 	p.launch(p.bootstrap(nil), false)
-	p.ready(false)
+	p.ready()
 	if err := p.apply(snap); err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,7 @@ import (
 	"understudy.mesh/bootstrap"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/xds"
+	"understudy.mesh/tests/realenvoy"
 )
 
 // patience is a deadline for what ought to take less than a second.
@@ -36,7 +37,7 @@ type proxy struct {
 	t       *testing.T
 	server  *xds.Server
 	admin   *envoy.Admin
-	process *envoy.Process
+	process *realenvoy.Process
 	log     *bytes.Buffer
 	dir     string
 }
@@ -117,49 +118,29 @@ func (p *proxy) launch(b *bootstrapv3.Bootstrap, text bool) {
 		p.t.Fatal(err)
 	}
 	defer output.Close()
-	p.process, err = envoy.Start(envoy.Command{
-		Path:   envoyBinary(p.t),
-		Args:   envoy.Args(envoy.Options{ConfigPath: path, Concurrency: 1, DrainDuration: time.Second}),
-		Stdout: output, Stderr: output,
-	})
-	if err != nil {
-		p.t.Fatal(err)
-	}
+	p.process = realenvoy.Start(p.t, filepath.Join(p.dir, "admin"), output, envoyBinary(p.t),
+		envoy.Args(envoy.Options{ConfigPath: path, Concurrency: 1, DrainDuration: time.Second})...)
 	p.t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		p.process.Stop(ctx)
+		p.process.Stop()
 		if p.t.Failed() {
 			text, _ := os.ReadFile(output.Name())
-			p.t.Logf("Envoy: %v\n%s\nagent:\n%s", p.process.Exit(), text, p.log)
+			p.t.Logf("Envoy: %v\n%s\nagent:\n%s", p.process.Err(), text, p.log)
 		}
 	})
 }
 
-// ready polls Envoy's state as readiness does, and gives the reasons why it was not
-// ready that it met on the way.
-func (p *proxy) ready(static bool) (reasons []string) {
+// ready waits until Envoy serves.
+func (p *proxy) ready() {
 	p.t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.After(patience); ; {
-		state, err := p.admin.State(p.t.Context())
-		if err == nil {
-			if static { // has no updates to wait for
-				state.CDS.Success, state.LDS.Success = 1, 1
-			}
-			err = state.Ready()
-		}
-		if err == nil {
-			return reasons
-		}
-		reasons = append(reasons, err.Error())
+	for deadline := time.After(patience); !p.process.Ready(p.t.Context()); {
 		select {
 		case <-tick.C:
 		case <-p.process.Done():
-			p.t.Fatalf("Envoy ended: %v", p.process.Exit())
+			p.t.Fatalf("Envoy ended: %v", p.process.Err())
 		case <-deadline:
-			p.t.Fatal(err)
+			p.t.Fatal("Envoy does not serve")
 		}
 	}
 }
@@ -173,7 +154,7 @@ func (p *proxy) apply(snap pair) error {
 
 func (p *proxy) stats(filter string) map[string]uint64 {
 	p.t.Helper()
-	stats, err := p.admin.Stats(p.t.Context(), filter)
+	stats, err := p.process.Stats(p.t.Context(), filter)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -282,11 +263,7 @@ func TestServesAndUpdates(t *testing.T) {
 	c2 := resource("c2", newCluster("c2", second))
 	p.server.Set(pair{Clusters: []xds.Resource{resource("c1", newCluster("c1", first)), c2}, Listeners: listeners}.snapshot())
 	p.launch(p.bootstrap(nil), true)
-	for _, reason := range p.ready(false) {
-		if strings.Contains(reason, "STATE_") {
-			t.Errorf("an unknown state: %s", reason)
-		}
-	}
+	p.ready()
 	if got := ask(t, port1) + ask(t, port2); got != "firstsecond" {
 		t.Fatalf("got %q", got)
 	}
@@ -324,7 +301,7 @@ func TestRefusedAndRepaired(t *testing.T) {
 	good := resource("good", newListener("good", "127.0.0.1", other, "c", false))
 	p.server.Set(pair{Clusters: []xds.Resource{c}}.snapshot())
 	p.launch(p.bootstrap(nil), false)
-	p.ready(false)
+	p.ready()
 
 	bad := newListener("broken", "127.0.0.1", port, "c", false)
 	bad.FilterChains[0].Filters[0].ConfigType = &listenerv3.Filter_TypedConfig{
@@ -360,7 +337,7 @@ func TestDrainLeavesOutboundAndStats(t *testing.T) {
 	b := p.bootstrap(nil)
 	stats := uint16(b.StaticResources.Listeners[0].Address.GetSocketAddress().GetPortValue())
 	p.launch(b, true)
-	p.ready(false)
+	p.ready()
 	if got := ask(t, in) + ask(t, out); got != "herehere" {
 		t.Fatalf("before the drain: %q", got)
 	}

@@ -25,7 +25,7 @@ const (
 // RejectedError says what Envoy refuses of a configuration; everything else of it is
 // in force.
 type RejectedError struct {
-	Version uint64
+	version uint64
 	// Resources are the names of all that Envoy refuses, in the order of their types.
 	Resources []string
 	// Kept are those of Resources of which Envoy has an earlier version, the one that it
@@ -36,7 +36,7 @@ type RejectedError struct {
 }
 
 func (e *RejectedError) Error() string {
-	return fmt.Sprintf("Envoy refused configuration version %d: %s", e.Version, strings.Join(e.Reasons, "; "))
+	return fmt.Sprintf("Envoy refused configuration version %d: %s", e.version, strings.Join(e.Reasons, "; "))
 }
 
 // Missing are those of Resources that Envoy does not have in any version.
@@ -174,7 +174,7 @@ func trim(reason string) string { return strings.Trim(strings.TrimSuffix(reason,
 
 // rejected is what Envoy refuses of the state that was pushed last; nil when it took everything.
 func (st *stream) rejected() *RejectedError {
-	e := &RejectedError{Version: st.pushed.version}
+	e := &RejectedError{version: st.pushed.version}
 	for _, url := range st.server.order {
 		sub := st.subs[url]
 		if sub == nil {

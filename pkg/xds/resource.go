@@ -13,8 +13,8 @@ type Resource struct {
 	Name string
 	// Body is the serialized message itself, not an Any. It must not change any more.
 	Body []byte
-	// Version is a hash of Body, never 0.
-	Version uint64
+	// version is a hash of Body, never 0.
+	version uint64
 }
 
 // NewResource makes a resource of body, which it keeps.
@@ -22,7 +22,7 @@ func NewResource(name string, body []byte) Resource {
 	h := fnv.New64a()
 	h.Write(body)
 	// 0 is what a stream believes of a resource whose version it does not know.
-	return Resource{Name: name, Body: body, Version: max(h.Sum64(), 1)}
+	return Resource{Name: name, Body: body, version: max(h.Sum64(), 1)}
 }
 
 // Snapshot is a whole desired state: resources by type URL. Their order means nothing.

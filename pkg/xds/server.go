@@ -263,7 +263,7 @@ func (s *Server) broadcast() {
 }
 
 type counters struct {
-	streams, requests, responses, resources, pushes, acks, nacks atomic.Uint64
+	streams, requests, responses, resources, pushes, nacks atomic.Uint64
 }
 
 // Stats are counters since the server was made.
@@ -274,8 +274,8 @@ type Stats struct {
 	Resources uint64
 	// Pushes were completed: every response to it answered.
 	Pushes uint64
-	// ACKs and NACKs are responses that Envoy took and refused.
-	ACKs, NACKs uint64
+	// NACKs are responses that Envoy refused.
+	NACKs uint64
 }
 
 // Stats gives the counters.
@@ -283,6 +283,6 @@ func (s *Server) Stats() Stats {
 	c := &s.counters
 	return Stats{
 		Streams: c.streams.Load(), Requests: c.requests.Load(), Responses: c.responses.Load(),
-		Resources: c.resources.Load(), Pushes: c.pushes.Load(), ACKs: c.acks.Load(), NACKs: c.nacks.Load(),
+		Resources: c.resources.Load(), Pushes: c.pushes.Load(), NACKs: c.nacks.Load(),
 	}
 }

@@ -179,13 +179,13 @@ func TestReconnect(t *testing.T) {
 	version := s.Set(snap.snapshot())
 	c := connect(t, path)
 	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusterType, InitialResourceVersions: map[string]string{
-		"a":     versionText(snap.Clusters[0].Version), // has it
+		"a":     versionText(snap.Clusters[0].version), // has it
 		"b":     "old",                                 // has another
 		"stale": "1",                                   // is to go
 	}})
 	c.send(&discoveryv3.DeltaDiscoveryRequest{
 		TypeUrl: listenerType, ResourceNamesSubscribe: []string{"*"},
-		InitialResourceVersions: map[string]string{"l": versionText(snap.Listeners[0].Version), "old": "1"},
+		InitialResourceVersions: map[string]string{"l": versionText(snap.Listeners[0].version), "old": "1"},
 	})
 	c.expect("Cluster +b")
 	c.expect("Listener -old")

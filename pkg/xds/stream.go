@@ -136,7 +136,6 @@ func (st *stream) answer(sub *subscription, req *discoveryv3.DeltaDiscoveryReque
 	delete(sub.inflight, req.GetResponseNonce())
 	detail := req.GetErrorDetail()
 	if detail == nil {
-		st.server.counters.acks.Add(1)
 		sub.accept(names)
 		return
 	}
@@ -332,7 +331,7 @@ func (st *stream) respond(sub *subscription, changed []Resource, removed []strin
 	}
 	for i, r := range changed {
 		resp.Resources[i] = &discoveryv3.Resource{
-			Name: r.Name, Version: versionText(r.Version),
+			Name: r.Name, Version: versionText(r.version),
 			Resource: &anypb.Any{TypeUrl: sub.url, Value: r.Body},
 		}
 	}

@@ -123,7 +123,7 @@ func (s *subscription) wants(name string) bool {
 func (s *subscription) changed(st *state) []Resource {
 	var out []Resource
 	for _, r := range st.resources[s.url] {
-		if s.wants(r.Name) && s.known[r.Name].version != r.Version {
+		if s.wants(r.Name) && s.known[r.Name].version != r.version {
 			out = append(out, r)
 		}
 	}
@@ -147,7 +147,7 @@ func (s *subscription) among(st *state, names []string) (changed []Resource, rem
 	for _, name := range names {
 		it, known := s.known[name]
 		switch r, has := st.find(s.url, name); {
-		case has && s.wants(name) && it.version != r.Version:
+		case has && s.wants(name) && it.version != r.version:
 			changed = append(changed, r)
 		case !has && known:
 			removed = append(removed, name)
@@ -160,7 +160,7 @@ func (s *subscription) among(st *state, names []string) (changed []Resource, rem
 func (s *subscription) sent(nonce string, changed []Resource, removed []string) {
 	names := make([]string, 0, len(changed)+len(removed))
 	for _, r := range changed {
-		s.known[r.Name] = item{r.Version, s.known[r.Name].held}
+		s.known[r.Name] = item{r.version, s.known[r.Name].held}
 		names = append(names, r.Name)
 	}
 	for _, name := range removed {

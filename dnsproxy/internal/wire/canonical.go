@@ -66,7 +66,7 @@ func plainOPT(rec Record) bool {
 // plainRecord says whether a record has names that can be read and data that
 // its type must have. A long message's owners must be compressed.
 func plainRecord(msg []byte, rec Record) bool {
-	if rec.class != ClassIN || len(msg) > MinUDPSize && msg[rec.start] < minPointer {
+	if rec.class != classIN || len(msg) > MinUDPSize && msg[rec.start] < minPointer {
 		return false
 	}
 	if _, ok := readName(msg, rec.start); !ok {

@@ -44,7 +44,7 @@ const (
 	TypeAAAA  = 28
 	TypePTR   = 12
 	TypeANY   = 255
-	ClassIN   = 1
+	classIN   = 1
 
 	RcodeSuccess  = 0
 	RcodeFormErr  = 1

@@ -21,7 +21,7 @@ const (
 // message it was read from, so the read loop may reuse its buffer.
 type Query struct {
 	ID         uint16
-	Flags      uint16 // as the client sent them
+	flags      uint16 // as the client sent them
 	Type       uint16
 	Class      uint16
 	Rcode      int  // of a rejected query
@@ -41,7 +41,7 @@ func (q *Query) Question() []byte { return q.questionAt[:q.questionN] }
 func (q *Query) Name() []byte { return q.lowerAt[:q.LowerN] }
 
 // Has says whether the client set a flag.
-func (q *Query) Has(flag uint16) bool { return q.Flags&flag != 0 }
+func (q *Query) Has(flag uint16) bool { return q.flags&flag != 0 }
 
 // Parse reads msg into q. limit is the transport's largest reply: 0 stands for
 // UDP, where the client's OPT record decides.
@@ -55,11 +55,11 @@ func (q *Query) Parse(msg []byte, limit int) verdict {
 		return DropIt
 	}
 	q.ID = binary.BigEndian.Uint16(msg)
-	q.Flags = FlagsOf(msg)
+	q.flags = FlagsOf(msg)
 	switch {
 	case q.Has(FlagQR):
 		return DropIt
-	case q.Flags&Opcodes != 0:
+	case q.flags&Opcodes != 0:
 		q.seekOPT(msg)
 		return q.reject(RcodeNotImp)
 	case binary.BigEndian.Uint16(msg[4:]) != 1: // RFC 9619
@@ -158,7 +158,7 @@ func (q *Query) parseOPT(msg []byte, off int, udp bool) verdict {
 		return q.reject(RcodeFormErr)
 	case version != 0:
 		return q.reject(rcodeBadVers)
-	case q.Class != ClassIN:
+	case q.Class != classIN:
 		// CHAOS, HESIOD, ANY: nobody has names of the mesh or of a cluster in
 		// them, and servers that drop such questions made the client wait.
 		return q.reject(rcodeRefused)

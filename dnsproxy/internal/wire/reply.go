@@ -9,7 +9,7 @@ import (
 // AppendReply appends a header and the question of q: the start of every
 // message made here. The counts of records are zero.
 func AppendReply(dst []byte, q *Query, flags uint16, rcode int) []byte {
-	flags |= FlagQR | FlagRA | q.Flags&(Opcodes|FlagRD|FlagCD) | uint16(rcode)&Rcodes
+	flags |= FlagQR | FlagRA | q.flags&(Opcodes|FlagRD|FlagCD) | uint16(rcode)&Rcodes
 	questions := uint16(0)
 	if q.questionN > 0 {
 		questions = 1
@@ -38,7 +38,7 @@ const (
 func AppendRR(dst []byte, owner, typ uint16, ttl uint32, dataLen int) []byte {
 	dst = binary.BigEndian.AppendUint16(dst, owner)
 	dst = binary.BigEndian.AppendUint16(dst, typ)
-	dst = binary.BigEndian.AppendUint16(dst, ClassIN)
+	dst = binary.BigEndian.AppendUint16(dst, classIN)
 	dst = binary.BigEndian.AppendUint32(dst, ttl)
 	return binary.BigEndian.AppendUint16(dst, uint16(dataLen))
 }
@@ -111,7 +111,7 @@ func appendBare(dst []byte, q *Query, rcode int) []byte {
 // the question in the client's case, the flags that are the client's, our OPT,
 // and no more bytes than the client takes.
 func Finish(q *Query, msg []byte) []byte {
-	flags := FlagsOf(msg)&^(FlagRD|FlagCD) | FlagQR | FlagRA | q.Flags&(FlagRD|FlagCD)
+	flags := FlagsOf(msg)&^(FlagRD|FlagCD) | FlagQR | FlagRA | q.flags&(FlagRD|FlagCD)
 	if !q.Has(FlagAD) && !q.DO {
 		flags &^= FlagAD // RFC 6840 section 5.8: only for those who asked
 	}

@@ -12,7 +12,7 @@ import (
 func NewRequest(q *Query, edns bool) []byte {
 	msg := make([]byte, HeaderLen, HeaderLen+int(q.questionN)+OptLen)
 	SetRandomID(msg)
-	binary.BigEndian.PutUint16(msg[2:], q.Flags&(FlagRD|FlagCD)|FlagAD)
+	binary.BigEndian.PutUint16(msg[2:], q.flags&(FlagRD|FlagCD)|FlagAD)
 	binary.BigEndian.PutUint16(msg[4:], 1)
 	msg = append(msg, q.Name()...)
 	msg = binary.BigEndian.AppendUint16(msg, q.Type)

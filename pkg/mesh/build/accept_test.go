@@ -45,9 +45,9 @@ func TestAccepted(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r, report := load(t, entryWith(c.spec), testOptions())
-			status := mesh.StatusOK
+			status := mesh.Status("ok")
 			if c.remark != "" {
-				status = mesh.StatusWarning
+				status = "warning"
 			}
 			if d := report.Documents[0]; d.Status != status || d.Field != c.field || !strings.Contains(d.Reason, c.remark) {
 				t.Errorf("status %s, field %q, reason %q; want %s, %q, ...%q...", d.Status, d.Field, d.Reason, status, c.field, c.remark)
@@ -79,7 +79,7 @@ func TestSelectors(t *testing.T) {
 		if got := clusterSummary(t, out); got != c.clusters {
 			t.Errorf("%s: clusters %q, want %q", c.spec, got, c.clusters)
 		}
-		if d := report.Documents[0]; (d.Status == mesh.StatusOK) != (c.remark == "") || !strings.Contains(d.Reason, c.remark) {
+		if d := report.Documents[0]; (d.Status == "ok") != (c.remark == "") || !strings.Contains(d.Reason, c.remark) {
 			t.Errorf("%s: %+v, want %q", c.spec, d, c.remark)
 		}
 		validate(t, out)
@@ -91,7 +91,7 @@ func TestNetworkOfWorkload(t *testing.T) {
 	text := entryWith(`{hosts: [a.b], ports: [{number: 1, name: a}], resolution: STATIC, workloadSelector: {labels: {w: w}}}`) +
 		"---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: w}\nspec: {network: n1, labels: {w: w}}\n"
 	r, report := load(t, text, testOptions())
-	if d := report.Documents; d[1].Status != mesh.StatusOK || d[0].Status == mesh.StatusOK || !strings.Contains(d[0].Reason, "default/w") {
+	if d := report.Documents; d[1].Status != "ok" || d[0].Status == "ok" || !strings.Contains(d[0].Reason, "default/w") {
 		t.Errorf("%+v", d)
 	}
 	validate(t, build(t, r, testOptions()))
@@ -149,7 +149,7 @@ func TestDynamicAccepted(t *testing.T) {
 		{`{hosts: ["*.b"], ports: [{number: 443, name: t, protocol: TLS, targetPort: 8443}], resolution: DYNAMIC_DNS}`, "outbound|443||*.b=", "spec.ports[t].targetPort", "port 443"},
 	} {
 		r, report := load(t, entryWith(c.spec), testOptions())
-		if d := report.Documents[0]; (d.Status == mesh.StatusOK) != (c.remark == "") || d.Status == mesh.StatusError || d.Field != c.field || !strings.Contains(d.Reason, c.remark) {
+		if d := report.Documents[0]; (d.Status == "ok") != (c.remark == "") || d.Status == "error" || d.Field != c.field || !strings.Contains(d.Reason, c.remark) {
 			t.Errorf("%s: %+v, want %s: %s", c.spec, d, c.field, c.remark)
 		}
 		out := build(t, r, testOptions())

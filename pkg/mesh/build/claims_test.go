@@ -3,8 +3,6 @@ package build
 import (
 	"strings"
 	"testing"
-
-	"understudy.mesh/pkg/mesh"
 )
 
 // TestClaims wants a document that cannot have an address for its hosts to have no effect at all, be it by one port of
@@ -63,7 +61,7 @@ func TestClaims(t *testing.T) {
 			out := build(t, r, testOptions())
 			checkHosts(t, out.Hosts, c.hosts)
 			for _, d := range report.Documents { // documents are named after their host
-				if name := d.Name + ".x"; d.Status == mesh.StatusError && strings.Contains(clusterSummary(t, out), "||"+name) && !strings.Contains(c.hosts, name) {
+				if name := d.Name + ".x"; d.Status == "error" && strings.Contains(clusterSummary(t, out), "||"+name) && !strings.Contains(c.hosts, name) {
 					t.Errorf("%s was refused, and has clusters: %s", name, clusterSummary(t, out))
 				}
 			}
@@ -91,7 +89,7 @@ func TestOlderKeepsItsVIP(t *testing.T) {
 			t.Errorf("%s: clusters %q, want %q", c.younger, got, c.clusters)
 		}
 		d := report.Documents[1]
-		if said := d.Field + ": " + d.Reason; (d.Status == mesh.StatusWarning) != (c.remark != "") || !strings.Contains(said, c.remark) {
+		if said := d.Field + ": " + d.Reason; (d.Status == "warning") != (c.remark != "") || !strings.Contains(said, c.remark) {
 			t.Errorf("%s: %s: %s, want %q", c.younger, d.Status, said, c.remark)
 		}
 		validate(t, out)

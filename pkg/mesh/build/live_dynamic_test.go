@@ -11,8 +11,6 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	caresv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/network/dns_resolver/cares/v3"
 	"github.com/miekg/dns"
-
-	"understudy.mesh/pkg/mesh"
 )
 
 const dynamicConfig = `
@@ -77,7 +75,7 @@ func TestLiveDynamic(t *testing.T) {
 		o.DNSResolver = serveNames(t, "10.99.0.1")
 		r, report := load(t, dynamicConfig, o)
 		for _, d := range report.Documents {
-			if d.Status != mesh.StatusOK {
+			if d.Status != "ok" {
 				t.Fatalf("%+v", d)
 			}
 		}

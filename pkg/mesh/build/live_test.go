@@ -23,7 +23,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/internal/document"
 )
 
@@ -101,7 +100,7 @@ func TestLive(t *testing.T) {
 		o.IPv6, o.RegistryOnly = false, registryOnly
 		r, report := load(t, liveConfig, o)
 		for _, d := range report.Documents {
-			if d.Status != mesh.StatusOK {
+			if d.Status != "ok" {
 				t.Fatalf("%+v", d)
 			}
 		}

@@ -73,7 +73,7 @@ func TestConflicts(t *testing.T) {
 			}
 			for _, d := range report.Documents {
 				name := d.Namespace + "/" + d.Name
-				if bad := d.Status != mesh.StatusOK; bad != (name == c.loser) {
+				if bad := d.Status != "ok"; bad != (name == c.loser) {
 					t.Errorf("%s is %s: %s", name, d.Status, d.Reason)
 				} else if bad && !strings.Contains(d.Field+": "+d.Reason, c.reason) {
 					t.Errorf("%s: %s: %s, want %q", name, d.Field, d.Reason, c.reason)

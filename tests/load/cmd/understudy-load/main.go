@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -13,6 +14,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
@@ -190,13 +192,29 @@ func serve(ctx context.Context, args []string, stdout io.Writer) error {
 	}
 	flags.Func("http", "serve HTTP/1.1, and HTTP/2 with prior knowledge, on this `address` (repeatable); "+load.EchoPath+" is for h2-stream",
 		listen("http", func(l net.Listener) error { return load.ServeHTTP(ctx, l, *name) }))
+	var certificates []tls.Certificate
+	flags.Func("cert", "the certificate and key of -https, before it: `FILE,FILE`, PEM", func(files string) error {
+		cert, key, _ := strings.Cut(files, ",")
+		pair, err := tls.LoadX509KeyPair(cert, key)
+		certificates = []tls.Certificate{pair}
+		return err
+	})
+	https := listen("https", func(l net.Listener) error {
+		return load.ServeHTTP(ctx, tls.NewListener(l, &tls.Config{Certificates: certificates}), *name)
+	})
+	flags.Func("https", "serve HTTP/1.1 over TLS on this `address` (repeatable)", func(address string) error {
+		if certificates == nil {
+			return errors.New("give -cert before it")
+		}
+		return https(address)
+	})
 	flags.Func("echo", "echo TCP connections on this `address` (repeatable)",
 		listen("echo", func(l net.Listener) error { return load.ServeEcho(ctx, l) }))
 	if err := parse(flags, args); err != nil {
 		return err
 	}
 	if len(starts) == 0 {
-		return usageError{errors.New("serve: give -http or -echo")}
+		return usageError{errors.New("serve: give -http, -https or -echo")}
 	}
 	for _, start := range starts {
 		if err := start(); err != nil {

@@ -4,9 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"flag"
+	"io"
 	"net"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -95,6 +99,38 @@ func TestProcess(t *testing.T) {
 	}
 }
 
+// TestServeHTTPS asks a server over TLS, and wants the certificate that it was given.
+func TestServeHTTPS(t *testing.T) {
+	theirs := httptest.NewTLSServer(nil) // has a certificate for 127.0.0.1
+	defer theirs.Close()
+	key, err := x509.MarshalPKCS8PrivateKey(theirs.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cert := filepath.Join(dir, "cert.pem") + "," + filepath.Join(dir, "key.pem")
+	for name, block := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: theirs.Certificate().Raw}, "key.pem": {Type: "PRIVATE KEY", Bytes: key}} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	server, out := process(t, "serve", "-name", "world", "-cert", cert, "-https", "127.0.0.1:0")
+	line, err := out.ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, "listening https ") {
+		t.Fatalf("serve printed %q, %v", line, err)
+	}
+	response, err := theirs.Client().Get("https://" + strings.Fields(line)[2] + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if body, err := io.ReadAll(response.Body); err != nil || string(body) != "server=world\n" {
+		t.Errorf("%q, %v", body, err)
+	}
+	_ = server.Process.Signal(syscall.SIGINT)
+	_ = server.Wait()
+}
+
 func TestExitStatus(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -116,6 +152,8 @@ func TestExitStatus(t *testing.T) {
 		{[]string{"-colour"}, exitUsage},
 		{[]string{"run", "walk"}, exitUsage},
 		{[]string{"serve"}, exitUsage},
+		{[]string{"serve", "-https", "127.0.0.1:0"}, exitUsage}, // without a certificate
+		{[]string{"serve", "-cert", "/does/not/exist"}, exitUsage},
 		{[]string{"serve", "-http", taken}, exitError},
 		{[]string{"-config", "/does/not/exist"}, exitError},
 		{[]string{"-help"}, 0},

@@ -23,7 +23,13 @@ FUZZTIME     ?= 20s
 ROUNDS       ?= 200
 SOAK_TIMEOUT ?= 24h
 
-.PHONY: help build envoy demo demo-clean demo-upgrade test soak bench lint fmt fuzz clean
+# The cluster's state, and the programs that were built for it: of this checkout, if nothing is said. Checkouts may share
+# CLUSTER_CACHE.
+CLUSTER_DIR   ?= .cluster
+CLUSTER_CACHE ?=
+CLUSTER        = $(CLUSTER_DIR)/understudy-cluster -dir '$(CLUSTER_DIR)' -cache '$(CLUSTER_CACHE)' $(if $(ISTIO),-istio)
+
+.PHONY: help build envoy demo demo-clean demo-upgrade test cluster cluster-down test-cluster cluster-programs soak bench lint fmt fuzz clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,11 +54,30 @@ test: ## vet, staticcheck and every test, including those with root, namespaces 
 	@$(MAKE) --no-print-directory envoy build lint
 	$(GO) test -race -tags $(TAGS) -timeout $(TEST_TIMEOUT) -p $(TEST_P) ./...
 
+cluster: ## a real one-node Kubernetes with this checkout's images, in namespaces (ISTIO=1: with an istiod; CLUSTER_CACHE=DIR)
+	@build/setup.sh cluster
+	@$(MAKE) --no-print-directory envoy build cluster-programs
+	@$(CLUSTER) up
+
+cluster-down: ## end what `make cluster` has started; nothing but its logs is left
+	@if [[ -x $(CLUSTER_DIR)/understudy-cluster ]]; then $(CLUSTER) down; fi
+
+test-cluster: ## the tests in a real Kubernetes (RUN=TestFirstPod: these alone)
+	@build/setup.sh cluster
+	@$(MAKE) --no-print-directory envoy build cluster-programs
+	@$(CLUSTER) run $(GO) test -tags $(TAGS) -count=1 -timeout $(TEST_TIMEOUT) -v $(if $(RUN),-run '$(RUN)') ./tests/cluster/pods/
+
+# What runs in the cluster besides Kubernetes.
+cluster-programs:
+	@mkdir -p '$(CLUSTER_DIR)'
+	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags $(TAGS) -o '$(CLUSTER_DIR)/' \
+	  ./tests/cluster/cmd/understudy-cluster ./tests/load/cmd/understudy-load ./tests/cluster/images/pause
+
 lint: ## gofmt, go vet, staticcheck, and shellcheck where it is installed
 	@build/gofmt.sh
 	$(GO) vet -tags $(TAGS) ./...
 	$(GO) tool staticcheck -tags $(TAGS) ./...
-	@if command -v shellcheck >/dev/null; then shellcheck -x build/*.sh demo/*.sh .ci/run; fi
+	@if command -v shellcheck >/dev/null; then shellcheck -x build/*.sh build/kubectl tests/cluster/gomod/k8s/update.sh demo/*.sh .ci/run; fi
 
 fmt: ## gofmt every file
 	find . -name '*.go' -not -path './.envoy/*' -print0 | xargs -0r gofmt -w -s
@@ -76,5 +101,5 @@ soak: ## UPGRADES (1000) hot upgrades in a row under load, then ROUNDS (200) of 
 	@CGO_ENABLED=0 $(GO) run -tags $(TAGS) ./demo/upgrade -soak
 	ROUNDS='$(ROUNDS)' $(GO) test -tags $(TAGS) -count=1 -timeout $(SOAK_TIMEOUT) -run TestChaos -v ./tests/e2e/
 
-clean: demo-clean ## remove what was built or downloaded
-	rm -rf bin .envoy .skew bench/out
+clean: demo-clean cluster-down ## remove what was built or downloaded
+	rm -rf bin .envoy .skew .cluster bench/out

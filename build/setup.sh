@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a target needs and that this machine lacks.
-# Usage: build/setup.sh demo|test|envoy
+# Usage: build/setup.sh demo|test|envoy|cluster
 #
 # A package is asked for only when the file or command it brings is missing, so a complete
 # machine, Debian or not, needs neither apt nor a network.
@@ -39,6 +39,14 @@ strace             strace
 musl-gcc           musl-tools
 /usr/include/ares.h libc-ares-dev
 shellcheck         shellcheck
+"
+readonly cluster_needs="
+runc               runc
+/usr/lib/cni/bridge  containernetworking-plugins
+iptables           iptables
+nft                nftables
+conntrack          conntrack
+nsenter            util-linux
 "
 # Debian's sbin directories are not in every user's PATH.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -87,7 +95,8 @@ case ${1:-} in
   envoy) needs=$envoy_needs ;;
   demo) needs=$demo_needs ;;
   test) needs=$test_needs ;;
-  *) echo "usage: $0 demo|test|envoy" >&2; exit 2 ;;
+  cluster) needs=$cluster_needs ;;
+  *) echo "usage: $0 demo|test|envoy|cluster" >&2; exit 2 ;;
 esac
 
 if ! have go && [[ $1 != envoy ]]; then

@@ -48,7 +48,8 @@ func newWaitCommand(e *cli.Env) *cobra.Command {
 		Long: `Waits until this container's agent serves, or stands by because a newer one serves in the pod's other
 container, and returns 0. It is made for a postStart hook. With --for=drained it also waits until the
 previous generation has ended; do not use that in a hook, as the kubelet does nothing else for the pod meanwhile.
-Once this container's agent serves, a time-out is a warning; before that it is an error with exit status 1.
+Once this container's agent serves, a time-out is a warning; before that it is an error with exit status 1. It fails
+at once when that agent ends. The reason becomes the message of the container's last state (kubectl describe pod).
 
 If no container of the pod has an agent, the URL is polled instead.`,
 		Args: cobra.NoArgs,
@@ -115,7 +116,7 @@ func newWaiter(e *cli.Env, o waitOptions) waiter {
 	return w
 }
 
-// wait asks until the agent is in the state that is waited for, at once for the first time.
+// wait asks until the agent is in the state that is waited for, at once for the first time, or will never be.
 // It never fails while a settled agent is only late with its drain: a hook that fails ends
 // the container, and with it the generation that serves.
 func (w waiter) wait(ctx context.Context) error {
@@ -126,6 +127,8 @@ func (w waiter) wait(ctx context.Context) error {
 	for {
 		status, err := w.askOnce(ctx, deadline)
 		switch {
+		case err == nil && status.Failed:
+			return fmt.Errorf("this container's agent ends, and Envoy proxy does not become ready: %s", cmp.Or(status.Reason, "it gives no reason"))
 		case err == nil && w.reached(status):
 			return nil
 		case err == nil:

@@ -17,6 +17,7 @@ var (
 	starting = control.RoleStatus{Role: "starting", Reason: "Envoy has no listeners yet", UpgradeDrainSeconds: 100}
 	failed   = control.RoleStatus{Role: "starting", Reason: "the take-over failed: Envoy exited with 1", UpgradeDrainSeconds: 100}
 	serving  = control.RoleStatus{Role: "serving", Settled: true, Reason: "generation a drains: 3 connections", UpgradeDrainSeconds: 100}
+	ended    = control.RoleStatus{Role: "starting", Failed: true, Reason: "Envoy cannot be executed", UpgradeDrainSeconds: 100}
 	alone    = control.RoleStatus{Role: "serving", Settled: true, Drained: true, UpgradeDrainSeconds: 100}
 	standby  = control.RoleStatus{Role: "standby", Settled: true, UpgradeDrainSeconds: 100}
 )
@@ -49,6 +50,12 @@ func TestWait(t *testing.T) {
 			err: "timeout waiting for Envoy proxy to become ready. Last error: the agent is starting: the take-over failed: Envoy exited with 1"},
 		{name: "never: a time-out that was given", steps: []step{waiting}, given: 5, after: 5,
 			err: "timeout waiting for Envoy proxy to become ready. Last error: the agent is starting: Envoy has no listeners yet"},
+		{name: "the agent ends", steps: []step{waiting, {from: 20, status: ended}, {from: 30, status: serving}}, after: 20,
+			err: "this container's agent ends, and Envoy proxy does not become ready: Envoy cannot be executed"},
+		{name: "the agent ends at once, without a reason", steps: []step{{status: control.RoleStatus{Failed: true}}},
+			err: "this container's agent ends, and Envoy proxy does not become ready: it gives no reason"},
+		{name: "drained: the agent ends", drained: true, steps: []step{{status: serving}, {from: 10, status: ended}}, after: 10,
+			err: "this container's agent ends, and Envoy proxy does not become ready: Envoy cannot be executed"},
 		{name: "no agent", steps: []step{{err: control.ErrNoAgent}}, after: 60,
 			err: "timeout waiting for Envoy proxy to become ready. Last error: no agent runs in this container"},
 		{name: "no agent at first", steps: []step{{err: control.ErrNoAgent}, {from: 59, status: starting}, {from: 150, status: serving}}, after: 150},

@@ -57,6 +57,7 @@ var execute = map[roles.Do]step{
 	roles.ReportRefused:        reportFailed(resultRefused, (*Agent).sayRefused),
 	roles.ReportLost:           reportFailed(resultFailure, (*Agent).sayLost),
 	roles.ReportFailed:         reportFailed(resultFailure, (*Agent).sayFailed),
+	roles.ReportHopeless:       reportFailed(resultFailure, (*Agent).sayHopeless),
 	roles.SayRetry: func(a *Agent, e event, action roles.Action) *event {
 		a.log.Error("this generation cannot serve again yet", "err", e.err, "next", action.Pause)
 		return nil
@@ -93,7 +94,7 @@ var execute = map[roles.Do]step{
 	roles.CutDrain:       plain(func(a *Agent) { a.loop.cutDrain() }),
 	roles.EmptySockets:   plain((*Agent).emptySockets),
 	roles.Finish:         plain(func(*Agent) {}), // the loop looks
-	roles.Fail:           onEvent(func(a *Agent, e event) { a.loop.err = cmp.Or(e.err, errServersEnded) }),
+	roles.Fail:           onEvent(func(a *Agent, e event) { a.fail(cmp.Or(e.err, errServersEnded)) }),
 }
 
 // errServersEnded is why the life is over where nothing else says so.

@@ -25,7 +25,7 @@ import (
 func New(cfg *config.Config, world World) (_ *Agent, err error) {
 	a := &Agent{
 		cfg: cfg, world: world, log: world.Log("agent"), me: identity(cfg, world),
-		events: make(chan event, eventQueue), quit: make(chan struct{}), noDrain: make(chan struct{}),
+		events: make(chan event, eventQueue), quit: make(chan struct{}), noDrain: make(chan struct{}), told: make(chan struct{}),
 		shown: shown{upgrades: map[[2]string]int{}},
 	}
 	defer func() {
@@ -105,6 +105,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		serve("the hand-off socket", a.server.Run)
 	}
 	err := a.runRoles(ctx, base)
+	a.farewell(ctx)
 	endBase()
 	servers.Wait()
 	a.close()

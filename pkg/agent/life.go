@@ -39,6 +39,8 @@ type World struct {
 	// Settled is called whenever there is memory to give back: the first configuration
 	// is in force, or the agent has become a standby.
 	Settled func()
+	// Explain leaves why this agent is ended where its container's status shows it; "" takes that back. nil: nowhere.
+	Explain func(reason string)
 	Log     func(scope string) *slog.Logger
 }
 
@@ -60,6 +62,9 @@ type Agent struct {
 	// noDrain is closed when a stop need not wait for connections: they were drained already.
 	noDrain     chan struct{}
 	noDrainOnce sync.Once
+	// told is closed when a command has heard that this agent ends.
+	told     chan struct{}
+	toldOnce sync.Once
 
 	lives atomic.Int64 // how many sidecars there were
 

@@ -54,7 +54,11 @@ func (a *Agent) unsettled() error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return &envoy.ExitError{Status: 1, Reason: "stopped before this agent was ever ready: " + a.pending()}
+	why := a.pending()
+	if a.shown.waitFailed != "" { // that is why it is stopped
+		why = "`wait` failed: " + a.shown.waitFailed
+	}
+	return &envoy.ExitError{Status: 1, Reason: "stopped before this agent was ever ready: " + why}
 }
 
 // handle does what an event asks for, and what follows from that.

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -100,6 +101,8 @@ type member struct {
 	ended chan struct{}
 	err   error // once ended
 	log   *roleLog
+	// explained is what the agent left last for its container's status.
+	explained atomic.Value
 }
 
 // roleLog is the handler below it, and notes the roles and the Envoys that an agent logs.
@@ -183,14 +186,16 @@ func (p *pod) start(name string, settings ...setting) *member {
 		roles.Handler = text.WithAttrs([]slog.Attr{slog.String("name", name)})
 	}
 	log := slog.New(roles)
+	m := &member{pod: p, name: name, ended: make(chan struct{}), log: roles}
 	a, err := New(&cfg, World{
 		Version: "test", Environ: f.environ(), Stdout: os.Stdout, Stderr: os.Stderr, dataDir: p.data,
 		Started: time.Now(), Settled: func() {}, Log: func(string) *slog.Logger { return log },
+		Explain: func(reason string) { m.explained.Store(reason) },
 	})
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	m := &member{Agent: a, pod: p, name: name, ended: make(chan struct{}), log: roles}
+	m.Agent = a
 	var ctx context.Context
 	ctx, m.ask = context.WithCancel(context.Background())
 	go func() {

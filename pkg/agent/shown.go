@@ -24,6 +24,11 @@ type shown struct {
 	sidecar *sidecar.Sidecar
 	left    int // connections, while draining
 	attempt *control.Attempt
+	// notTaken is why the last attempt to take over failed; "" when none did, or one succeeded.
+	notTaken   string
+	failure    string    // why this agent ends; "" while it goes on, or where that was asked for
+	asked      time.Time // when a command asked for its role last
+	waitFailed string    // what a `wait` said that failed before this agent was ready
 	// successor is for whom this generation stands by, and whether that one serves.
 	successor       string
 	successorServes bool

@@ -29,6 +29,9 @@ const (
 // stoppingReason is why a newcomer that was asked to stop gives its hand-off up.
 const stoppingReason = "this generation was asked to stop"
 
+// errSidecarEnded is why an attempt failed where its sidecar does not say more.
+var errSidecarEnded = errors.New("the sidecar ended")
+
 // takeOver begins to take over from an older generation.
 func (a *Agent) takeOver(e event) {
 	a.log.Info("taking over", "from", e.peer.ID, "because", e.reason)
@@ -61,6 +64,10 @@ func (a *Agent) sayRefused(e event, action roles.Action) {
 
 func (a *Agent) sayLost(e event, _ roles.Action) {
 	a.log.Warn("the generation to take over from is gone", "err", e.err)
+}
+
+func (a *Agent) sayHopeless(event, roles.Action) {
+	a.log.Error("no further attempt would take over: this agent ends, and the generation before serves on")
 }
 
 func (a *Agent) sayFailed(e event, action roles.Action) {
@@ -100,6 +107,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	a.showSidecar(s)
 	t := &succession{client: client, sidecar: s, begun: begun}
 	err = t.comeIntoForce(ctx)
+	hopeless := envoy.Hopeless(err) && !sidecar.IsClosed(client.Lost())
 	if err == nil {
 		err = a.commit(ctx, t)
 	}
@@ -117,9 +125,9 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	a.giveUp(ctx, client, err)
 	s.Abandon()
 	a.showSidecar(nil)
-	var own *ownError
-	if errors.As(err, &own) {
-		return event{kind: roles.SidecarEnded, err: own.err}
+	if hopeless {
+		err = fmt.Errorf("this agent's Envoy cannot take over from generation %s, which serves on: %v", id, err) //nolint:errorlint // its status is not the agent's
+		return event{kind: roles.Hopeless, err: err}
 	}
 	return event{kind: roles.FailedToTake, err: err}
 }
@@ -158,12 +166,6 @@ func (a *Agent) died(ctx context.Context, id string) bool {
 	}
 }
 
-// ownError is a fault of this generation's own, which another attempt would not mend.
-type ownError struct{ err error }
-
-func (e *ownError) Error() string { return e.err.Error() }
-func (e *ownError) Unwrap() error { return e.err }
-
 // comeIntoForce waits until the sidecar could serve. Nothing has changed for the
 // generation before until then.
 func (t *succession) comeIntoForce(ctx context.Context) error {
@@ -171,10 +173,7 @@ func (t *succession) comeIntoForce(ctx context.Context) error {
 	select {
 	case <-s.InForce():
 	case <-s.Done():
-		if errors.Is(s.Err(), envoy.ErrNoHotRestart) { // the generation before serves on; what is missing may come
-			return s.Err()
-		}
-		return &ownError{cmp.Or(s.Err(), errors.New("the sidecar ended"))}
+		return cmp.Or(s.Err(), errSidecarEnded)
 	case <-t.client.Lost():
 		return t.whyLost(ctx)
 	case <-ctx.Done():
@@ -208,7 +207,7 @@ func (t *succession) whyLost(ctx context.Context) error {
 func (a *Agent) commit(ctx context.Context, t *succession) error {
 	s := t.sidecar
 	if err := s.Accept(); err != nil {
-		return &ownError{err}
+		return err
 	}
 	s.Sockets.RestrictReuseport()
 	state, err := t.client.Ready(ctx, s.Sockets.Predecessors())
@@ -238,7 +237,7 @@ func (t *succession) awaitProbation(ctx context.Context) error {
 	case err == nil || ctx.Err() != nil || !errors.Is(err, context.Canceled):
 		return err
 	case sidecar.IsClosed(t.sidecar.Done()):
-		return &ownError{cmp.Or(t.sidecar.Err(), errors.New("the sidecar ended"))}
+		return cmp.Or(t.sidecar.Err(), errSidecarEnded)
 	}
 	return fmt.Errorf("this generation's Envoy ended just after it took over: %s", t.envoy.Exit())
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,7 +11,6 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/config"
-	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/mesh/build"
 )
 
@@ -149,41 +147,6 @@ func TestEnvoyThatDiesInTheProbationHandsBack(t *testing.T) {
 		t.Errorf("the generation before is told %v: %v", n.told, e.Err)
 	}
 	a.settles(handoff.RoleServing) // at the next attempt
-}
-
-// TestNoEnvoyBesideTheServingOneWithoutItsSockets: it would bind the same ports, and take
-// connections from the generation that serves.
-func TestNoEnvoyBesideTheServingOneWithoutItsSockets(t *testing.T) {
-	t.Parallel()
-	p := newPod(t)
-	n := p.neighbour("n", handoff.RoleServing, nil, nil)
-	n.listen(t, p.listen)
-	a := p.start("a", func(c *config.Config, _ *fakeEnvoy) {
-		c.BinaryPath = script(t, `[ "$1" = --hot-restart-version ] && echo disabled && exit 0; [ "$1" = -c ] && exit 3; exec sleep 1000`)
-	})
-	e := n.expect(t, handoff.Ended)
-	if slices.Contains(n.told, handoff.Ready) || !errors.As(e.Err, new(*handoff.AbortedError)) {
-		t.Errorf("the generation before is told %v: %v", n.told, e.Err)
-	}
-	waitFor(t, "the attempt to fail", func() bool { return a.lastAttempt().Result == resultFailure })
-	if s := a.roleStatus(); s.Role != string(handoff.RoleStarting) || !strings.Contains(s.Reason, "takes no part in hot restarts") {
-		t.Errorf("%s: %q", s.Role, s.Reason)
-	}
-}
-
-func TestEnvoyThatNeverStartsEndsTheAgentAndLeavesTheOldOne(t *testing.T) {
-	t.Parallel()
-	p := newPod(t)
-	n := p.neighbour("n", handoff.RoleServing, nil, nil)
-	n.listen(t, p.listen)
-	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Exits = true }))
-	var exit *envoy.ExitError
-	if err := a.ends(); !errors.As(err, &exit) || exit.Status != 3 {
-		t.Errorf("ended with %v, want Envoy's status 3", err)
-	}
-	if e := n.expect(t, handoff.Ended); slices.Contains(n.told, handoff.Ready) {
-		t.Errorf("the generation before is told %v: %v", n.told, e.Err)
-	}
 }
 
 func TestEnvoyThatDiesOnceStillTakesOver(t *testing.T) {

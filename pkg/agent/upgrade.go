@@ -114,7 +114,12 @@ func (a *Agent) finishAttempt(result string, err error) {
 	if err != nil {
 		finished.Reason = err.Error()
 	}
-	a.shown.attempt = &finished
+	if a.shown.attempt = &finished; finished.TakingOver {
+		a.shown.notTaken = ""
+		if result != resultSuccess {
+			a.shown.notTaken = finished.Reason
+		}
+	}
 	a.shown.upgrades[[2]string{result, reasonClass(result, finished.TakingOver, err)}]++
 	if result == resultSuccess {
 		a.shown.durations.observe(took)
@@ -174,6 +179,10 @@ func (a *Agent) roleStatus() control.RoleStatus {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	r := control.RoleStatus{Role: string(a.shown.role), UpgradeDrainSeconds: a.cfg.UpgradeDrainDuration.Seconds()}
+	if a.shown.failure != "" {
+		r.Failed, r.Reason = true, a.shown.failure
+		return r
+	}
 	switch a.shown.role {
 	case handoff.RoleServing, handoff.RoleDraining:
 		r.Settled = true
@@ -205,9 +214,18 @@ func (a *Agent) roleStatus() control.RoleStatus {
 
 // pending says what a starting generation waits for. a.mu is held.
 func (a *Agent) pending() string {
-	if t := a.shown.attempt; t != nil && t.Result != resultRunning && t.Result != resultSuccess {
-		return "the last take-over failed: " + t.Reason
+	if a.shown.notTaken == "" {
+		return a.unready()
 	}
+	failed := "the last take-over failed: " + a.shown.notTaken
+	if a.shown.attempt.Result == resultRunning || a.shown.sidecar != nil {
+		return failed + "; now: " + a.unready()
+	}
+	return failed
+}
+
+// unready says what this generation lacks. a.mu is held.
+func (a *Agent) unready() string {
 	if s := a.shown.sidecar; s != nil {
 		var reasons []string
 		_, pending := s.Ready.Check()
@@ -264,7 +282,8 @@ func (a *Agent) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(control.StatusPrefix+"/", http.StripPrefix(control.StatusPrefix, a.ofSidecar(func(s *sidecar.Sidecar) http.Handler { return s.Status.Local() })))
 	mux.Handle(control.AdminPrefix+"/", http.StripPrefix(control.AdminPrefix, a.ofSidecar(func(s *sidecar.Sidecar) http.Handler { return s.Status.LocalAdmin() })))
-	mux.HandleFunc(control.RolePath, func(w http.ResponseWriter, _ *http.Request) { sidecar.WriteJSON(w, a.roleStatus()) })
+	mux.HandleFunc(control.RolePath, a.answerRole)
+	mux.HandleFunc(http.MethodPost+" "+control.WaitFailedPath, a.hearWaitFailed)
 	mux.HandleFunc(control.UpgradePath, func(w http.ResponseWriter, r *http.Request) { sidecar.WriteJSON(w, a.upgradeStatus(r.Context())) })
 	return mux
 }
@@ -315,5 +334,8 @@ func (a *Agent) upgradeSamples() []status.Sample {
 func (a *Agent) tell() {
 	if a.show() {
 		a.log.Info("role", "role", a.loop.Role, "generation", a.me.ID)
+	}
+	if a.loop.Settled {
+		a.noteWaitFailed("")
 	}
 }

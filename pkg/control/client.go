@@ -74,6 +74,20 @@ func (c *Client) Role(ctx context.Context, url string) (s RoleStatus, err error)
 	return s, err
 }
 
+// WaitFailed tells this container's own agent why a `wait` failed. An agent of a release that does not listen to that
+// is an error, too.
+func (c *Client) WaitFailed(ctx context.Context, reason string) error {
+	resp, err := do(ctx, c.control, http.MethodPost, "http://agent"+WaitFailedPath, reason)
+	if err != nil {
+		return fmt.Errorf("tell the agent: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("tell the agent: HTTP status code %d", resp.StatusCode)
+	}
+	return nil
+}
+
 // Ready asks the readiness endpoint at url once.
 func (c *Client) Ready(ctx context.Context, url string) (RoleStatus, error) {
 	return ready(ctx, c.ports, url)

@@ -17,6 +17,8 @@ const (
 	RolePath = "/role"
 	// UpgradePath answers an [UpgradeStatus] as JSON.
 	UpgradePath = "/upgrade"
+	// WaitFailedPath is a POST of why a `wait` failed, as text.
+	WaitFailedPath = "/wait-failed"
 )
 
 // RoleStatus is what `wait` asks its own container's agent for.
@@ -28,7 +30,9 @@ type RoleStatus struct {
 	Settled bool `json:"settled"`
 	// Drained: settled, and the Envoy of the previous generation, if there was one, has exited.
 	Drained bool `json:"drained"`
-	// Reason is what is pending, or why the last take-over failed; "" once drained.
+	// Failed: this agent is about to end, and never settles any more.
+	Failed bool `json:"failed,omitempty"`
+	// Reason is what is pending, or why the last take-over failed, or the agent; "" once drained.
 	Reason string `json:"reason,omitempty"`
 	// UpgradeDrainSeconds is --upgradeDrainDuration.
 	UpgradeDrainSeconds float64 `json:"upgradeDrainSeconds"`

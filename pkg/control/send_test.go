@@ -191,3 +191,25 @@ func TestOpenStatusAtTheOtherPort(t *testing.T) {
 		}
 	})
 }
+
+// TestWaitFailed tells the container's own agent, and nobody else.
+func TestWaitFailed(t *testing.T) {
+	for name, tc := range map[string]struct {
+		own  fakeAgent
+		told []string
+		err  string
+	}{
+		"its agent":           {fakeAgent{replies: map[string]reply{WaitFailedPath: {code: 200}}}, []string{"POST /wait-failed why"}, ""},
+		"one that hears none": {fakeAgent{}, []string{"POST /wait-failed why"}, "tell the agent: HTTP status code 404"},
+		"no agent":            {fakeAgent{absent: ErrNoAgent}, []string{"POST /wait-failed why"}, `tell the agent: Post "http://agent/wait-failed": no agent runs in this container`},
+	} {
+		pod := fakePod{own: tc.own, ports: fakeAgent{replies: map[string]reply{WaitFailedPath: {code: 200}}}}
+		err := pod.client().WaitFailed(t.Context(), "why")
+		if (err == nil) != (tc.err == "") || err != nil && err.Error() != tc.err {
+			t.Errorf("%s: error %v, want %s", name, err, tc.err)
+		}
+		if !slices.Equal(pod.own.asked, tc.told) || len(pod.ports.asked) > 0 {
+			t.Errorf("%s: its own agent got %q, the ports %q", name, pod.own.asked, pod.ports.asked)
+		}
+	}
+}

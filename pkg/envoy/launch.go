@@ -20,7 +20,7 @@ const neverTerminate = math.MaxInt32 * time.Second
 
 // usualVersion is what every Envoy from 1.20 to 1.40 says to --hot-restart-version.
 // Envoy checks it by itself as it starts, and asking it takes as long as half a start: so
-// it is asked only when one ended before it served.
+// it is asked only when one ended before it served, and beside one that serves.
 var usualVersion = hotenvoy.Version{Version: 11, Size: 104}
 
 // launcher starts Envoys, one after the other, each as the successor of an Envoy that the
@@ -107,12 +107,9 @@ func (l *launcher) recheck(ctx context.Context) bool {
 	if l.disabled() != nil {
 		return false
 	}
-	version, err := hotenvoy.ReadVersion(ctx, l.cfg.Binary)
+	version, err := l.ask(ctx)
 	if ctx.Err() != nil {
 		return false
-	}
-	if err == nil {
-		err = version.Check()
 	}
 	if err != nil {
 		l.disable(err)

@@ -92,10 +92,14 @@ func startError(path string, err error) error {
 	case errors.Is(err, syscall.ENOEXEC):
 		hint = "it is not a program for this machine: check its architecture"
 	}
-	if hint == "" {
-		return fmt.Errorf("start Envoy %q: %w", path, err)
+	started := fmt.Errorf("start Envoy %q: %w", path, err)
+	if hint != "" {
+		started = fmt.Errorf("%w (%s)", started, hint)
 	}
-	return fmt.Errorf("start Envoy %q: %w (%s)", path, err, hint)
+	if notExecutable(err) {
+		return &unfitError{started}
+	}
+	return started
 }
 
 // pid is the process ID, in the agent's PID namespace.

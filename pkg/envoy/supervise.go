@@ -58,8 +58,12 @@ func NewSupervisor(cfg Config) *Supervisor {
 }
 
 // Run starts Envoy again and again until Stop is called (nil), or until it is
-// clear that no Envoy will serve (an *ExitError with Envoy's status).
+// clear that no Envoy will serve (an *ExitError with Envoy's status, or see [Hopeless]).
 func (s *Supervisor) Run(ctx context.Context) error {
+	s.cfg.Ready.Pending(taskEnvoy, "Envoy is starting")
+	if err := s.launcher.fit(ctx); err != nil {
+		return err
+	}
 	var lives crashes
 	for {
 		p, err := s.start()

@@ -134,6 +134,16 @@ func tryLater(s *State, e Event) []Action {
 	return lookLater(s, ReportFailed, pause)
 }
 
+// giveUp: a newcomer that can never take over ends, so that its container is not ready and says why; as long as it
+// ran, it would count as the pod's new one. Who was ready once, or drains, is more than that to the pod.
+func giveUp(s *State, e Event) []Action {
+	if s.Stopping || s.Settled || s.Retiring > 0 {
+		return tryLater(s, e)
+	}
+	s.taking, s.Over = false, true
+	return do(ReportHopeless, Fail)
+}
+
 // stopStarting: nothing serves here yet, so that nothing has to be drained.
 func stopStarting(s *State, e Event) []Action {
 	s.Stopping = true

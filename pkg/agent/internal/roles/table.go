@@ -28,6 +28,7 @@ var table = map[handoff.Role]map[Kind]rule{
 		Learned:         always(), // it is told with the role
 		TookOver:        tookOver,
 		FailedToTake:    tryLater,
+		Hopeless:        giveUp,
 		CannotServe:     cannotServe,
 		SidecarEnded:    sidecarEnded,
 		handoff.Arrived: arrived,

@@ -1,0 +1,80 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"time"
+
+	"understudy.mesh/pkg/agent/internal/sidecar"
+	"understudy.mesh/pkg/control"
+)
+
+const (
+	// farewellTime is how long an agent that ends stays for a `wait` to hear why: the two ask every half second, and
+	// one that has not asked for so long does not wait.
+	farewellTime = 2 * time.Second
+	// maxWaitReason bounds what is read of a reason.
+	maxWaitReason = 4 << 10
+)
+
+// fail ends the life with err. Commands that wait for this agent hear of it from now on.
+func (a *Agent) fail(err error) {
+	a.loop.err = err
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.shown.failure = err.Error()
+}
+
+// answerRole tells a command this agent's role, or why it is about to end.
+func (a *Agent) answerRole(w http.ResponseWriter, _ *http.Request) {
+	status := a.roleStatus()
+	sidecar.WriteJSON(w, status)
+	a.mu.Lock()
+	a.shown.asked = time.Now()
+	a.mu.Unlock()
+	if status.Failed {
+		a.toldOnce.Do(func() { close(a.told) })
+	}
+}
+
+// farewell waits until a `wait` that asks for this agent's role knows that it ends.
+func (a *Agent) farewell(ctx context.Context) {
+	a.mu.Lock()
+	due := a.shown.failure != "" && time.Since(a.shown.asked) < farewellTime
+	a.mu.Unlock()
+	if !due {
+		return
+	}
+	select {
+	case <-a.told:
+	case <-a.quit:
+	case <-ctx.Done():
+	case <-time.After(farewellTime):
+	}
+}
+
+// hearWaitFailed notes that a `wait` of this container failed. If it is the postStart hook, the kubelet ends the container
+// now, and then shows why the hook failed. An agent that is ready by then has nothing to explain.
+func (a *Agent) hearWaitFailed(w http.ResponseWriter, r *http.Request) {
+	reason, err := io.ReadAll(io.LimitReader(r.Body, maxWaitReason))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	if status := a.roleStatus(); status.Settled || status.Failed {
+		return
+	}
+	a.noteWaitFailed(control.OneLine(string(reason)))
+}
+
+// noteWaitFailed keeps what a `wait` said as it failed; "" takes it back.
+func (a *Agent) noteWaitFailed(reason string) {
+	a.mu.Lock()
+	changed := reason != a.shown.waitFailed
+	a.shown.waitFailed = reason
+	a.mu.Unlock()
+	if changed && a.world.Explain != nil {
+		a.world.Explain(reason)
+	}
+}

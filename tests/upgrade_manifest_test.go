@@ -288,7 +288,7 @@ func TestTroubleQuotesTheAgent(t *testing.T) {
 // checkQuotes looks for what the first column of a section's table quotes, and returns how much that was.
 func checkQuotes(t *testing.T, document, heading, sources string) (quotes int) {
 	t.Helper()
-	kubernetes := []string{"ImagePullBackOff", "UpdateImmutableField", "SidecarSetUpgradable"}
+	kubernetes := []string{"CrashLoopBackOff", "ImagePullBackOff", "UpdateImmutableField", "SidecarSetUpgradable"}
 	_, table, found := strings.Cut(readRepoFile(t, document), heading+"\n")
 	if !found {
 		t.Fatalf("%s has no section %s", document, heading)

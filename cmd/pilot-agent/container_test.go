@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -68,6 +69,11 @@ func beContainer(t *testing.T) {
 	} {
 		mux.HandleFunc(control.StatusPrefix+page, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, answer) })
 	}
+	told := make(chan string, 4)
+	mux.HandleFunc("POST "+control.WaitFailedPath, func(_ http.ResponseWriter, r *http.Request) {
+		reason, _ := io.ReadAll(r.Body)
+		told <- string(reason)
+	})
 	mux.HandleFunc(control.StatusPrefix+"/x", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Method) })
 	go http.Serve(l, mux)
 	for _, uid := range []uint32{0, 1337} {
@@ -90,6 +96,15 @@ func beContainer(t *testing.T) {
 	out, err := commandAs(t, 1000, "wait --timeoutSeconds=1 --url=http://127.0.0.1:1/")
 	if err == nil || !strings.Contains(out, "Last error:") {
 		t.Errorf("a URL that nobody answers, with an agent in the container: %v: %q", err, out)
+	}
+	if out, err := commandAs(t, 1337, "wait --nonsense"); err == nil {
+		t.Errorf("wait --nonsense: %q", out)
+	}
+	close(told)
+	for _, want := range []string{"timeout waiting for Envoy proxy", "unknown flag: --nonsense", ""} {
+		if reason := <-told; !strings.HasPrefix(reason, want) || (want == "") != (reason == "") {
+			t.Errorf("the agent is told %q of a `wait` that failed, want %q", reason, want)
+		}
 	}
 }
 

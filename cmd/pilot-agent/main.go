@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/pkg/config"
 )
 
 func main() { os.Exit(runProcess()) }
@@ -27,6 +28,8 @@ func runProcess() int {
 		Stdin:   os.Stdin,
 		Stdout:  os.Stdout,
 		Stderr:  os.Stderr,
+		First:   os.Getpid() == 1,
 	}
+	e.TerminationLog = e.Variable("UNDERSTUDY_TERMINATION_LOG", config.DefaultTerminationLog)
 	return run(ctx, e)
 }

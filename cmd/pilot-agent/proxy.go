@@ -69,6 +69,9 @@ func proxy(e *cli.Env, cmd *cobra.Command, role config.Role) error {
 	if err != nil {
 		return err
 	}
+	if e.TerminationLog != "" { // it may be set in a file, too
+		e.TerminationLog = cfg.TerminationLog
+	}
 	out, err := openLog(e, cfg.LogTarget)
 	if err != nil {
 		return err
@@ -79,10 +82,13 @@ func proxy(e *cli.Env, cmd *cobra.Command, role config.Role) error {
 	if cfg.ConfigDir == "" {
 		return fmt.Errorf("istiod at %s: this release runs on files only: give --configDir (or UNDERSTUDY_CONFIG_DIR) a directory with ServiceEntry YAML", cfg.DiscoveryAddress)
 	}
+	if err := e.ExplainCrash(); err != nil {
+		log.Warn("the container's status will not show a panic", "err", err)
+	}
 	a, err := agent.New(cfg, agent.World{
 		Version: currentBuild().Version, Environ: e.Environ,
 		Stdout: asFile(e.Stdout), Stderr: asFile(e.Stderr),
-		FileLimit: fileLimit(), Init: os.Getpid() == 1, Started: started, Boot: bootTime(), Settled: settled,
+		FileLimit: fileLimit(), Init: e.First, Started: started, Boot: bootTime(), Settled: settled, Explain: e.Explain,
 		Log: func(scope string) *slog.Logger { return logging.For(log, scope) },
 	})
 	if err != nil {

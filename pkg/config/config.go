@@ -131,6 +131,7 @@ type Config struct {
 	MinimumDrainDuration                 time.Duration
 	ExitOnZeroActiveConnections          bool
 	RestartHung                          bool // kill an Envoy that hangs, and start another
+	TerminationLog                       string
 
 	// The agent's servers.
 	StatusPort, ReadyPort uint16 // StatusPort 0 is no status server besides ReadyPort

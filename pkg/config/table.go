@@ -7,6 +7,8 @@ const (
 	// containers of a hot upgrade share: the hand-off directory where it exists and no
 	// other was set.
 	DefaultHandoffDir = "/etc/asm/uds"
+	// DefaultTerminationLog is the terminationMessagePath of containers that set none.
+	DefaultTerminationLog = "/dev/termination-log"
 	// metaPrefix begins the variables that become node metadata.
 	metaPrefix = "ISTIO_META_"
 )
@@ -120,6 +122,8 @@ func lifeSettings() []Setting {
 			Doc: "End Envoy when its last connection has ended, instead of after terminationDrainDuration"},
 		{name: "hungEnvoy", Env: "UNDERSTUDY_HUNG_ENVOY", Kind: HungAction, Default: "report", field: "RestartHung",
 			Doc: "What becomes of an Envoy that hangs, besides that the pod is not ready: report only says so, restart ends it with SIGKILL and starts another on the same sockets"},
+		{name: "terminationLog", Env: "UNDERSTUDY_TERMINATION_LOG", Kind: Path, Default: DefaultTerminationLog, field: "TerminationLog",
+			Doc: "The container's terminationMessagePath: where the kubelet reads why the agent ended, if the file exists"},
 	}
 }
 

@@ -61,6 +61,15 @@ type Agent struct {
 	pid1 bool
 	lab  *Lab
 	done chan struct{} // closed once it was reaped and its log is whole
+	// termination is the host path of a slot's /dev/termination-log.
+	termination string
+}
+
+// Message is what the container's last state says (kubectl describe pod): the content of a slot's termination log, of which
+// the kubelet reads the last 4096 bytes.
+func (a *Agent) Message() string {
+	text, _ := os.ReadFile(a.termination)
+	return string(text[max(0, len(text)-4096):])
 }
 
 // ConfigDir returns the host side of the directory that the agent reads by default.

@@ -102,6 +102,7 @@ mount -o remount,bind,ro config
 for d in etc/istio/proxy var/lib/istio/data; do mount -t tmpfs -o mode=0777 emptydir "$d"; done
 mount -t tmpfs -o mode=1777 shm dev/shm
 for v in $volumes; do
+	case $v in *:dev/termination-log) : >"${v#*:}"; mount --bind "${v%%:*}" "${v#*:}"; continue;; esac # writable
 	if [ -f "${v%%:*}" ]; then bind "${v%%:*}" "${v#*:}"; continue; fi
 	mkdir -p "${v#*:}"
 	mount --bind "${v%%:*}" "${v#*:}"

@@ -267,11 +267,19 @@ func (k *Kubelet) create(i int) bool {
 	k.event(i, "Started: %s, VERSION=%s ALT=%s, pid %d", image.Name, version, alt, life.PID())
 	go func() {
 		<-life.Done()
-		k.event(i, "Ended: %s, %v", image.Name, life.cmd.ProcessState)
+		k.event(i, "Ended: %s, %v%s", image.Name, life.cmd.ProcessState, withColon(life.Message()))
 		k.ended(i, image)
 		k.poke()
 	}()
 	return true
+}
+
+// withColon is what a container's last words are in a line; "" where it said none.
+func withColon(message string) string {
+	if message == "" {
+		return ""
+	}
+	return ": " + message
 }
 
 func (k *Kubelet) postStart(ctx context.Context, i int) {

@@ -132,9 +132,13 @@ func (s *Slot) Start(image Image, env ...string) error {
 	s.lives++
 	s.image = image
 	_, _ = fmt.Fprintf(s.Log, "--- %s, life %d: image %s, %q\n", s.Name, s.lives, image.Name, env)
-	a := &Agent{Log: s.Log, lab: s.slots.lab, done: make(chan struct{})}
+	a := &Agent{Log: s.Log, lab: s.slots.lab, done: make(chan struct{}), termination: s.terminationLog()}
+	err := makeTerminationLog(a.termination)
+	if err != nil {
+		return fmt.Errorf("start %s in %s: %w", image.Name, s.Name, err)
+	}
 	a.cmd = s.process(image, env)
-	err := a.start(AgentUID, func() error { return s.slots.lab.Pod.Do(a.cmd.Start) })
+	err = a.start(AgentUID, func() error { return s.slots.lab.Pod.Do(a.cmd.Start) })
 	if err != nil {
 		return fmt.Errorf("start %s in %s: %w", image.Name, s.Name, err)
 	}
@@ -145,7 +149,7 @@ func (s *Slot) Start(image Image, env ...string) error {
 // process is the container's first process: the shell that builds the root, and then the agent.
 func (s *Slot) process(image Image, env []string) *exec.Cmd {
 	dir := s.slots.dir
-	var volumes []string
+	volumes := []string{s.terminationLog() + ":dev/termination-log"}
 	roShm := false
 	for _, v := range s.slots.volumes {
 		// The holder's mounts are in the namespace that this one is copied from.
@@ -161,6 +165,22 @@ func (s *Slot) process(image Image, env []string) *exec.Cmd {
 	cmd := exec.Command("nsenter", slices.Concat(args, s.environment(), env, asUser(AgentUID, "--no-new-privs"), []string{AgentPath}, s.command)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
 	return cmd
+}
+
+// terminationLog is the file that the container's present life has as its /dev/termination-log.
+func (s *Slot) terminationLog() string {
+	return filepath.Join(s.slots.dir, fmt.Sprintf("termination-log-%d-%d", s.index, s.lives))
+}
+
+// makeTerminationLog makes it as the kubelet does: empty, and writable for whoever the container runs as.
+func makeTerminationLog(path string) error {
+	if err := os.WriteFile(path, nil, 0o666); err != nil {
+		return fmt.Errorf("make the termination log: %w", err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil { // whatever the umask is
+		return fmt.Errorf("make the termination log writable: %w", err)
+	}
+	return nil
 }
 
 // environment is what every process of the slot has, but for what the pod's annotations say.

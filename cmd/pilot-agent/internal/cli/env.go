@@ -25,6 +25,8 @@ type Env struct {
 	Environ        []string // "KEY=value"
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	First          bool   // it is the first process of its container
+	TerminationLog string // where [Env.Explain] writes; "": nowhere
 }
 
 // Exit statuses, part of the command's contract.
@@ -58,15 +60,18 @@ func (e *Env) Run(ctx context.Context, root *cobra.Command, args []string) int {
 	root.SetIn(e.Stdin)
 	root.SetOut(e.Stdout)
 	root.SetErr(e.Stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
+	var reasons []string
 	for line := range strings.Lines(err.Error()) {
 		if line = strings.TrimSpace(line); line != "" {
 			fmt.Fprintf(e.Stderr, "pilot-agent: %s\n", line)
+			reasons = append(reasons, line)
 		}
 	}
+	e.explainEnd(ctx, cmd.Name(), strings.Join(reasons, "; "))
 	var status *StatusError
 	var usage *UsageError
 	switch {
@@ -119,10 +124,18 @@ func (e *Env) Client() *control.Client { return control.NewClient(e.handoffDirs(
 // container's environment, or none, but not the agent's flags.
 func (e *Env) handoffDirs() []string {
 	dirs := []string{config.DefaultHandoffDir}
-	for _, entry := range e.Environ {
-		if dir, ok := strings.CutPrefix(entry, "UNDERSTUDY_HANDOFF_DIR="); ok && dir != "" {
-			dirs = append(dirs, dir)
-		}
+	if dir := e.Variable("UNDERSTUDY_HANDOFF_DIR", ""); dir != "" {
+		dirs = append(dirs, dir)
 	}
 	return dirs
+}
+
+// Variable is a variable of the environment, or fallback if it is not set, or empty.
+func (e *Env) Variable(name, fallback string) string {
+	for _, entry := range e.Environ {
+		if value, ok := strings.CutPrefix(entry, name+"="); ok && value != "" {
+			return value
+		}
+	}
+	return fallback
 }

@@ -53,6 +53,7 @@ test: ## vet, staticcheck and every test, including those with root, namespaces 
 	@build/setup.sh test
 	@$(MAKE) --no-print-directory envoy build lint
 	$(GO) test -race -tags $(TAGS) -timeout $(TEST_TIMEOUT) -p $(TEST_P) ./...
+	$(GO) -C build/release test -timeout $(TEST_TIMEOUT) ./...
 
 cluster: ## a real one-node Kubernetes with this checkout's images, in namespaces (ISTIO=1: with an istiod; CLUSTER_CACHE=DIR)
 	@build/setup.sh cluster
@@ -77,6 +78,8 @@ lint: ## gofmt, go vet, staticcheck, and shellcheck where it is installed
 	@build/gofmt.sh
 	$(GO) vet -tags $(TAGS) ./...
 	$(GO) tool staticcheck -tags $(TAGS) ./...
+	$(GO) -C build/release vet ./...
+	cd build/release && $(GO) tool -modfile=../../go.mod staticcheck ./...
 	@if command -v shellcheck >/dev/null; then shellcheck -x build/*.sh build/kubectl tests/cluster/gomod/k8s/update.sh demo/*.sh .ci/run; fi
 
 fmt: ## gofmt every file
@@ -100,6 +103,15 @@ soak: ## UPGRADES (1000) hot upgrades in a row under load, then ROUNDS (200) of 
 	@$(MAKE) --no-print-directory envoy build
 	@CGO_ENABLED=0 $(GO) run -tags $(TAGS) ./demo/upgrade -soak
 	ROUNDS='$(ROUNDS)' $(GO) test -tags $(TAGS) -count=1 -timeout $(SOAK_TIMEOUT) -run TestChaos -v ./tests/e2e/
+
+.PHONY: release vulncheck
+
+# A module of its own: nothing that ships may need what it needs.
+release: ## bin/release/VERSION (VERSION=v1.2.3): binaries, images, bills of materials, licences, checksums; COSIGN_KEY=FILE signs
+	@$(GO) -C build/release run . -root ../.. -version '$(VERSION)'
+
+vulncheck: ## known vulnerabilities in what the commands call (VULNDB=file:///DIR: a copy of the database, where there is no network)
+	@VULNDB='$(VULNDB)' build/vulncheck.sh
 
 clean: demo-clean cluster-down ## remove what was built or downloaded
 	rm -rf bin .envoy .skew .cluster bench/out

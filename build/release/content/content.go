@@ -34,10 +34,23 @@ type Inventory struct {
 	Others []Executable
 	// files has the path of every file, without a slash before it.
 	files map[string]bool
+	// links is where each symbolic link leads.
+	links map[string]string
 }
 
-// Has reports whether the image has a file, such as usr/share/doc/understudy/NOTICE.
-func (i Inventory) Has(path string) bool { return i.files[path] }
+// Has reports whether the image has a file, such as usr/share/doc/understudy/NOTICE. Its directory may be a link, as
+// that of a Debian package is to the one of another package from the same source.
+func (i Inventory) Has(file string) bool {
+	dir, base := path.Split(file)
+	dir = path.Clean(dir)
+	if to, isLink := i.links[dir]; isLink {
+		if !path.IsAbs(to) {
+			to = path.Join("/", path.Dir(dir), to)
+		}
+		file = path.Join(to, base)[1:]
+	}
+	return i.files[file]
+}
 
 // Executable is an ELF file.
 type Executable struct {
@@ -50,7 +63,7 @@ type Executable struct {
 
 // Read reads the layers of an image.
 func Read(image v1.Image) (Inventory, error) {
-	i := Inventory{files: map[string]bool{}}
+	i := Inventory{files: map[string]bool{}, links: map[string]string{}}
 	var executables []Executable
 	owned := map[string]bool{}
 	rootfs := mutate.Extract(image)
@@ -64,6 +77,9 @@ func Read(image v1.Image) (Inventory, error) {
 			return Inventory{}, fmt.Errorf("read the layers: %w", err)
 		}
 		name := strings.TrimPrefix(path.Clean("/"+header.Name), "/")
+		if header.Typeflag == tar.TypeSymlink {
+			i.links[name] = header.Linkname
+		}
 		if header.Typeflag != tar.TypeReg {
 			continue
 		}

@@ -24,7 +24,11 @@ func image(t *testing.T, layers ...map[string]string) v1.Image {
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)
 		for name, content := range files {
-			if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
+			header := &tar.Header{Name: name, Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg}
+			if to, isLink := strings.CutPrefix(content, "-> "); isLink {
+				header.Typeflag, header.Linkname, header.Size, content = tar.TypeSymlink, to, 0, ""
+			}
+			if err := w.WriteHeader(header); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := io.WriteString(w, content); err != nil {
@@ -88,6 +92,21 @@ func TestRead(t *testing.T) {
 	}
 	if i.Distribution != "debian-12" || !i.Has("usr/share/doc/understudy/NOTICE") || i.Has("usr/share/doc/understudy/LICENSE") {
 		t.Errorf("distribution %q", i.Distribution)
+	}
+}
+
+// TestCopyrightBehindLinks has the documents of one package in the directory of another.
+func TestCopyrightBehindLinks(t *testing.T) {
+	i, err := Read(image(t, map[string]string{
+		"usr/share/doc/gcc/copyright": "FSF", "usr/share/doc/libgcc": "-> gcc", "usr/share/doc/libatomic": "-> /usr/share/doc/gcc", "usr/share/doc/lost": "-> none",
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"gcc": true, "libgcc": true, "libatomic": true, "lost": false, "none": false} {
+		if got := i.Has("usr/share/doc/" + name + "/copyright"); got != want {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
 	}
 }
 

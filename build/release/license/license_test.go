@@ -10,17 +10,18 @@ import (
 	"understudy.mesh/build/release/linked"
 )
 
-// moduleDir makes a module's directory; a content that begins with @ is a file of testdata.
+// moduleDir makes a module's directory; a content that begins with @ is a file of testdata, with what stands behind a +.
 func moduleDir(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range files {
 		if source, ok := strings.CutPrefix(content, "@"); ok {
+			source, more, _ := strings.Cut(source, "+")
 			read, err := os.ReadFile(filepath.Join("testdata", source))
 			if err != nil {
 				t.Fatal(err)
 			}
-			content = string(read)
+			content = string(read) + more
 		}
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -83,7 +84,7 @@ func TestRefused(t *testing.T) {
 		{"none", map[string]string{"README": "free to use"}, []string{"no file LICENSE"}},
 		{"patents alone", map[string]string{"PATENTS": "granted"}, []string{"no file LICENSE"}},
 		{"unknown", map[string]string{"LICENSE": "Whoever uses this buys the author a beer, and writes him a letter about it."}, []string{"LICENSE: unknown", "0 %"}},
-		{"mostly unknown", map[string]string{"LICENSE": "@MIT", "LICENSE.more": strings.Repeat("Not for those who build weapons. ", 100)}, []string{"LICENSE.more: unknown"}},
+		{"mostly unknown", map[string]string{"LICENSE": "@MIT", "LICENSE.more": "@MIT+" + strings.Repeat("Not for those who build weapons. ", 100)}, []string{"LICENSE.more: unknown"}},
 		{"known and not allowed", map[string]string{"LICENSE": "@BSD-4-Clause"}, []string{"LICENSE: BSD-4-Clause is not among"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

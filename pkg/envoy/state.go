@@ -7,7 +7,7 @@ import (
 	"strconv"
 )
 
-// Names of the statistics that readiness and the drain look at.
+// Names of the statistics that readiness and the end look at.
 const (
 	statServerState     = "server.state"
 	statWorkersStarted  = "listener_manager.workers_started"
@@ -17,10 +17,12 @@ const (
 	statLDSRejected     = "listener_manager.lds.update_rejected"
 	statWarmingCluster  = "cluster_manager.warming_clusters"
 	statWarmingListener = "listener_manager.total_listeners_warming"
+	statStreams         = "cluster.xds-grpc.upstream_rq_active" // package bootstrap names the cluster
 
 	stateFilter = `^(server\.state|listener_manager\.workers_started|` +
 		`cluster_manager\.cds\.update_(success|rejected)|listener_manager\.lds\.update_(success|rejected))$`
 	workersFilter = `^listener_manager\.workers_started$`
+	streamFilter  = `^cluster\.xds-grpc\.upstream_rq_active$`
 	warmingFilter = `^(cluster_manager\.warming_clusters|listener_manager\.total_listeners_warming)$`
 )
 

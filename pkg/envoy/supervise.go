@@ -305,6 +305,17 @@ func (s *Supervisor) Release() {
 	s.stopping = true
 }
 
+// AwaitStreamEnd returns when Envoy has seen the end of its configuration stream, when it cannot be asked, or when ctx ends.
+func (s *Supervisor) AwaitStreamEnd(ctx context.Context) {
+	gone := s.Exited()
+	for {
+		stats, err := s.cfg.Admin.stats(ctx, "type=Gauges&", streamFilter)
+		if err != nil || stats[statStreams] == 0 || !sleep(ctx, readyPoll, gone) {
+			return
+		}
+	}
+}
+
 // Stop ends Envoy, with SIGTERM and only then SIGKILL, and returns when it is gone.
 func (s *Supervisor) Stop() {
 	s.Release()

@@ -61,6 +61,7 @@ type client struct {
 	t         *testing.T
 	stream    discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 	responses chan *discoveryv3.DeltaDiscoveryResponse // closed with the stream
+	ended     error                                    // why it is closed
 	close     func()
 }
 
@@ -82,6 +83,7 @@ func connect(t *testing.T, path string) *client {
 		for {
 			resp, err := stream.Recv()
 			if err != nil {
+				c.ended = err
 				return
 			}
 			select {

@@ -57,8 +57,11 @@ type Server struct {
 	grpc     *grpc.Server
 	log      *slog.Logger
 	counters counters
-	order    []string // see New
-	first    []string // see SendFirst
+	order    []string       // see New
+	first    []string       // see SendFirst
+	ending   chan struct{}  // closed by End
+	once     sync.Once      // closes ending
+	reading  sync.WaitGroup // those who wait for a request
 
 	mu      sync.Mutex
 	current *state               // nil until the first Set
@@ -89,6 +92,7 @@ func New(l net.Listener, order []string, log *slog.Logger) *Server {
 		log:      log,
 		streams:  make(map[*stream]progress),
 		changed:  make(chan struct{}),
+		ending:   make(chan struct{}),
 		renewed:  make(chan struct{}, 1),
 		grpc: grpc.NewServer(
 			grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protocodec.Name)}),
@@ -119,6 +123,7 @@ func (s *Server) Run(ctx context.Context) error {
 	err := s.grpc.Serve(s.listener)
 	stop()
 	s.grpc.Stop() // waits for the handlers, also when AfterFunc called it first
+	s.reading.Wait()
 	s.mu.Lock()
 	s.stopped = true
 	s.broadcast()
@@ -128,6 +133,10 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	return fmt.Errorf("serve xDS on %s: %w", s.listener.Addr(), err)
 }
+
+// End closes every stream in good order (gRPC status OK), those too that are opened afterwards: an Envoy that
+// is about to end warns of a stream that breaks off, and says nothing of one that was closed.
+func (s *Server) End() { s.once.Do(func() { close(s.ending) }) }
 
 // Set makes snap the desired state and gives its version, which is higher than that of
 // every earlier one. It does not wait for anyone; see Applied. It keeps the resources'

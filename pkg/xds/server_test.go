@@ -389,3 +389,19 @@ func FuzzVersion(f *testing.F) {
 		parseVersion(s)
 	})
 }
+
+// TestEnd closes streams in good order, and each that an Envoy opens afterwards: it says nothing of those.
+func TestEnd(t *testing.T) {
+	s, c := start(t, pair{list("a"), list("l")})
+	s.End()
+	s.End()
+	for range 3 {
+		if _, ok := <-c.responses; ok {
+			t.Fatal("a response after the end")
+		}
+		if c.ended != io.EOF { // as a client sees the gRPC status OK
+			t.Errorf("the stream ends with %v, want it closed in good order", c.ended)
+		}
+		c = connect(t, s.listener.Addr().String())
+	}
+}

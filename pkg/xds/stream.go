@@ -59,28 +59,28 @@ func (st *stream) wake() {
 	}
 }
 
-// serve reads requests until the stream ends, and returns once run has.
+// serve runs the stream until it ends, or the server does.
 func (st *stream) serve() error {
 	requests := make(chan *discoveryv3.DeltaDiscoveryRequest)
-	ended := make(chan error, 1)
-	go func() { ended <- st.run(requests) }()
-	for {
-		req, err := st.conn.Recv()
-		if err != nil {
-			close(requests)
-			<-ended // a Send that still blocks fails, for the stream is over
-			return nil
+	st.server.reading.Go(func() {
+		defer close(requests)
+		for {
+			req, err := st.conn.Recv() // fails, too, once run has returned
+			if err != nil {
+				return
+			}
+			select {
+			case requests <- req:
+			case <-st.conn.Context().Done():
+				return
+			}
 		}
-		select {
-		case requests <- req:
-		case err := <-ended:
-			return err
-		}
-	}
+	})
+	return st.run(requests)
 }
 
-// run is the stream's state machine. It ends when requests is closed, or when nothing
-// can be sent any more.
+// run is the stream's state machine. It ends when requests is closed, when the server ends, or when
+// nothing can be sent any more.
 func (st *stream) run(requests <-chan *discoveryv3.DeltaDiscoveryRequest) error {
 	for {
 		select {
@@ -93,6 +93,8 @@ func (st *stream) run(requests <-chan *discoveryv3.DeltaDiscoveryRequest) error 
 				return err
 			}
 		case <-st.woken:
+		case <-st.server.ending:
+			return nil
 		}
 		if err := st.advance(); err != nil {
 			return err

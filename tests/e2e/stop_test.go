@@ -174,3 +174,30 @@ func TestPID1(t *testing.T) {
 		t.Errorf("it left %q", left)
 	}
 }
+
+// TestEnvoyEndsQuietly: an Envoy whose drain is over, or whose agent is stopped, does not warn of its control plane.
+func TestEnvoyEndsQuietly(t *testing.T) {
+	t.Parallel()
+	p := newSlotPod(t, lab.SlotsOptions{})
+	p.start(t, 0, p.older, 1, 0)
+	p.mustServe(t, 0, p.older)
+	for i, image := range []lab.Image{p.newer, p.older} { // each drains once
+		p.slot((i + 1) % 2).Stop(stopMargin)
+		p.start(t, (i+1)%2, image, i+2, i+1)
+		p.mustServe(t, (i+1)%2, image)
+		p.waitRole(t, i%2, roleStandby)
+	}
+	p.slot(1).Stop(stopMargin)
+	p.start(t, 1, p.newer, 4, 3)
+	p.mustServe(t, 1, p.newer)
+	if code, _ := p.slot(1).Stop(stopMargin); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	for _, s := range p.slots.List {
+		for line := range strings.Lines(s.Log.String()) {
+			if strings.Contains(line, "config stream") || strings.Contains(line, "xds-grpc") {
+				t.Errorf("%s: %s", s.Name, strings.TrimSpace(line))
+			}
+		}
+	}
+}

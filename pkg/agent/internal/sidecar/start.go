@@ -89,6 +89,7 @@ func (s *Sidecar) Start() {
 	s.publish()
 	go func() {
 		<-s.base.Done() // something failed, or it is over
+		s.endStream()
 		s.Envoy.Stop()
 		s.Sockets.Close() // nobody accepts any more: who connects is refused and need not wait
 		endFeed()         // Envoy would warn of a control plane that goes first

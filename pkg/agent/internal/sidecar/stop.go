@@ -16,6 +16,9 @@ const (
 	// new reaches it any more: time for a request. lastPoll is how often it is asked.
 	lastGrace = time.Second
 	lastPoll  = 50 * time.Millisecond
+	// streamGrace is how long Envoy has to see that its configuration stream was closed, before it is ended:
+	// its main thread does that at once, unless it hangs.
+	streamGrace = time.Second
 	// stopReason is why a generation is not ready any more.
 	stopReason = "the agent is stopping"
 )
@@ -105,6 +108,14 @@ func (s *Sidecar) Abandon() {
 	ctx, cancel := context.WithTimeout(context.Background(), abandonGrace)
 	defer cancel()
 	s.Retire(ctx, func(int, bool) {})
+}
+
+// endStream closes Envoy's configuration stream: an Envoy that ends warns of one that is open, as of a fault.
+func (s *Sidecar) endStream() {
+	s.xds.End()
+	ctx, cancel := context.WithTimeout(context.Background(), streamGrace)
+	defer cancel()
+	s.Envoy.AwaitStreamEnd(ctx)
 }
 
 // End stops everything at once, and returns when nothing is left.

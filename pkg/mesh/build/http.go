@@ -73,10 +73,13 @@ func (b *maker) addHTTPFilter(m *hcmv3.HttpConnectionManager, name string, confi
 	})
 }
 
-// outboundHTTP routes the requests of a listener to its HTTP services: all to the only one, or by their Host.
-func (b *maker) outboundHTTP(statPrefix string, members []mesh.Member, byHost bool) *listenerv3.Filter {
+// outboundHTTP routes the requests of a listener to its HTTP services: all to the only one, or by their Host. All
+// listeners of a port have one prefix of statistics, that of Istio's one listener for them: Envoy keeps statistics for
+// each prefix, and a mesh has thousands of listeners and few ports.
+func (b *maker) outboundHTTP(listener string, members []mesh.Member, byHost bool) *listenerv3.Filter {
+	port := members[0].Port.Number
 	routes := &routev3.RouteConfiguration{
-		Name:                     statPrefix,
+		Name:                     listener,
 		IgnorePortInHostMatching: true,                   // Host: name:port is name
 		ValidateClusters:         wrapperspb.Bool(false), // a cluster that is late is a 503, not a listener refused
 	}
@@ -100,13 +103,13 @@ func (b *maker) outboundHTTP(statPrefix string, members []mesh.Member, byHost bo
 		routes.VirtualHosts = append(routes.VirtualHosts, b.unknownHosts())
 	}
 	manager := &hcmv3.HttpConnectionManager{
-		StatPrefix:          "outbound_" + statPrefix,
+		StatPrefix:          "outbound_" + listenerName(b.anyAddresses()[0], port),
 		RouteSpecifier:      &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: routes},
 		HttpProtocolOptions: b.downstreamHTTP1(),
 		UpgradeConfigs:      []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 	}
 	if anyDynamic(members) {
-		b.addLookup(manager, members[0].Port.Number)
+		b.addLookup(manager, port)
 	}
 	return b.httpFilter(manager, grpcWeb)
 }

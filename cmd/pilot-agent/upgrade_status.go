@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,7 +30,11 @@ func newUpgradeStatusCommand(e *cli.Env) *cobra.Command {
 		Short: "Show the pod's generations: who serves, who drains, and how the last upgrade went",
 		Long: `Asks this container's agent about all live generations of the pod: their roles and versions, the connections
 left while draining, and the last hand-off of each: from the generation that it took over from, or to the one that
-took over from it, with the reason if it failed. * marks the agent that was asked.`,
+took over from it, with the reason if it failed. * marks the agent that was asked.
+
+In brackets is what the connections that are left hold: HTTP connections that are idle, active requests (streams of
+gRPC and server-sent events among them), upgraded streams (WebSocket, CONNECT), and TCP connections. Of requests and
+streams an HTTP/2 connection may have many.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := output.Check(); err != nil {
@@ -87,12 +92,36 @@ func (v upgradeView) row(g control.GenerationStatus) []string {
 		id += " *"
 	}
 	if g.Role == string(handoff.RoleDraining) {
-		connections = strconv.Itoa(g.Connections)
+		connections = left(g)
 	}
 	if g.Error == "" {
 		sockets = strconv.Itoa(len(g.Sockets))
 	}
 	return []string{id, g.Role, v.age(g.Since), g.AgentVersion, g.EnvoyVersion, connections, sockets, v.last(g)}
+}
+
+// left is what a drain waits for; "" while nothing was counted yet.
+func left(g control.GenerationStatus) string {
+	if g.Drain == nil && g.Connections == 0 {
+		return ""
+	}
+	text := strconv.Itoa(g.Connections)
+	if g.Drain == nil {
+		return text
+	}
+	var parts []string
+	for _, p := range []struct {
+		n    int
+		word string
+	}{{g.Drain.Idle, "idle"}, {g.Drain.Active, "active"}, {g.Drain.Streams, "streams"}, {g.Drain.TCP, "TCP"}} {
+		if p.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.word))
+		}
+	}
+	if len(parts) > 0 {
+		text += " (" + strings.Join(parts, ", ") + ")"
+	}
+	return text
 }
 
 // last is the last hand-off, or why the generation did not answer.

@@ -27,7 +27,7 @@ var midUpgrade = control.UpgradeStatus{
 			LastAttempt: &control.Attempt{At: ago(5*time.Minute + 13*time.Second), With: "1ab2cd", TakingOver: true, Result: "success", Seconds: 1.2}},
 		{ID: "7zz000", Role: "standby", Since: ago(3*time.Hour + 4*time.Minute), AgentVersion: "1.5.1", EnvoyVersion: "1.39.3",
 			LastAttempt: &control.Attempt{At: ago(42 * time.Second), With: "3k9f2a", TakingOver: true, Result: "failure", Reason: "Envoy exited with 1:\n\tno such\x1b[31m flag"}},
-		{ID: "1ab2cd", Role: "draining", Since: ago(5*time.Minute + 12*time.Second), AgentVersion: "1.4.0", EnvoyVersion: "1.39.3", Connections: 12,
+		{ID: "1ab2cd", Role: "draining", Since: ago(5*time.Minute + 12*time.Second), AgentVersion: "1.4.0", EnvoyVersion: "1.39.3", Connections: 12, Drain: &control.Drain{Idle: 1, Active: 2, Streams: 3, TCP: 6},
 			LastAttempt: &control.Attempt{At: ago(5*time.Minute + 13*time.Second), With: "3k9f2a", Result: "success"}},
 		{ID: "0dead0", Error: "it did not answer within 2s"},
 	},
@@ -41,11 +41,11 @@ func TestUpgradeStatusTable(t *testing.T) {
 		want    string
 	}{
 		{name: "in the middle of an upgrade", status: midUpgrade, want: `
-GENERATION  ROLE      SINCE  AGENT  ENVOY   CONNECTIONS  SOCKETS  LAST ATTEMPT
-3k9f2a *    serving   5m12s  1.5.0  1.40.0  -            5        success 5m13s ago, from 1ab2cd
-7zz000      standby   3h4m   1.5.1  1.39.3  -            0        failure 42s ago, from 3k9f2a: Envoy exited with 1: no such [31m flag
-1ab2cd      draining  5m12s  1.4.0  1.39.3  12           0        success 5m13s ago, to 3k9f2a
-0dead0      -         -      -      -       -            -        no answer: it did not answer within 2s
+GENERATION  ROLE      SINCE  AGENT  ENVOY   CONNECTIONS                              SOCKETS  LAST ATTEMPT
+3k9f2a *    serving   5m12s  1.5.0  1.40.0  -                                        5        success 5m13s ago, from 1ab2cd
+7zz000      standby   3h4m   1.5.1  1.39.3  -                                        0        failure 42s ago, from 3k9f2a: Envoy exited with 1: no such [31m flag
+1ab2cd      draining  5m12s  1.4.0  1.39.3  12 (1 idle, 2 active, 3 streams, 6 TCP)  0        success 5m13s ago, to 3k9f2a
+0dead0      -         -      -      -       -                                        -        no answer: it did not answer within 2s
 `},
 		{name: "with sockets", sockets: true, status: control.UpgradeStatus{HandoffDir: "/etc/asm/uds", Generations: midUpgrade.Generations[:2]}, want: `
 GENERATION  ROLE     SINCE  AGENT  ENVOY   CONNECTIONS  SOCKETS  LAST ATTEMPT
@@ -68,10 +68,20 @@ GENERATION  ROLE     SINCE  AGENT  ENVOY   CONNECTIONS  SOCKETS  LAST ATTEMPT
 
 Hot upgrade is off: there is no hand-off directory: --handoffDir
 `},
+		{name: "drains of which little is known", status: control.UpgradeStatus{HandoffDir: "/d", Generations: []control.GenerationStatus{
+			{ID: "a", Role: "draining", Since: ago(0)},
+			{ID: "b", Role: "draining", Since: ago(time.Second), Connections: 3},
+			{ID: "c", Role: "draining", Since: ago(time.Second), Connections: 1, Drain: &control.Drain{TCP: 1}},
+		}}, want: `
+GENERATION  ROLE      SINCE  AGENT  ENVOY  CONNECTIONS  SOCKETS  LAST ATTEMPT
+a           draining  0s     -      -      -            0        -
+b           draining  1s     -      -      3            0        -
+c           draining  1s     -      -      1 (1 TCP)    0        -
+`},
 		{name: "a hand-off that runs, a drain without connections, a clock that was set back",
 			status: control.UpgradeStatus{HandoffDir: "/d", Generations: []control.GenerationStatus{
 				{ID: "b", Self: true, Role: "handing-off", Since: viewedAt.Add(time.Minute), LastAttempt: &control.Attempt{At: ago(time.Second), With: "c", Result: "running"}},
-				{ID: "a", Role: "draining", Since: ago(59 * time.Second), LastAttempt: &control.Attempt{At: ago(time.Minute), With: "b", Result: "success"}},
+				{ID: "a", Role: "draining", Since: ago(59 * time.Second), Drain: &control.Drain{}, LastAttempt: &control.Attempt{At: ago(time.Minute), With: "b", Result: "success"}},
 			}}, want: `
 GENERATION  ROLE         SINCE  AGENT  ENVOY  CONNECTIONS  SOCKETS  LAST ATTEMPT
 b *         handing-off  0s     -      -      -            0        running for 1s, to c

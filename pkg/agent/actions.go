@@ -83,7 +83,7 @@ var execute = map[roles.Do]step{
 
 	roles.NotePredecessor:        onEvent(func(a *Agent, e event) { a.setPredecessor(&e.drained) }),
 	roles.NotePredecessorDrained: plain(func(a *Agent) { a.log.Info("the generation before has drained") }),
-	roles.ShowDrain:              onEvent(func(a *Agent, e event) { a.showLeft(e.drained.Left) }),
+	roles.ShowDrain:              onEvent(func(a *Agent, e event) { a.showLeft(e.drained.Left, waitsFor(e.load)) }),
 	roles.TellNewcomer:           onEvent((*Agent).tellNewcomer),
 	roles.EndDrain:               onEvent((*Agent).endDrain),
 	roles.HurryDrains:            plain((*Agent).hurryDrains),

@@ -7,6 +7,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
+	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/envoy"
 )
 
@@ -32,11 +33,11 @@ func (a *Agent) retire() {
 		defer hurry()
 		var last *envoy.Counters
 		words := 0
-		s.Retire(ctx, func(left int, final bool) {
+		s.Retire(ctx, func(left envoy.Load, final bool) {
 			if words++; final || words%countEvery == 0 {
 				last = s.Count(life, last)
 			}
-			a.report(life, event{kind: roles.DrainNews, sidecar: s, drained: handoff.Drained{Left: left}, counters: last})
+			a.report(life, event{kind: roles.DrainNews, sidecar: s, drained: handoff.Drained{Left: left.Connections}, load: left, counters: last})
 		})
 		return event{kind: roles.Retired, sidecar: s, drained: handoff.Drained{Done: true}, counters: last}, true
 	})
@@ -72,7 +73,7 @@ func (a *Agent) endDrain(e event) {
 		if a.loop.Role != handoff.RoleHandingOff { // else they are what the next newcomer knows
 			a.loop.handOff.counted = nil
 		}
-		a.showLeft(0)
+		a.showLeft(0, nil)
 	}
 	if a.loop.Retiring == 0 {
 		a.loop.drains.hurry = nil
@@ -84,4 +85,12 @@ func (a *Agent) hurryDrains() {
 	for _, hurry := range a.loop.drains.hurry {
 		hurry()
 	}
+}
+
+// waitsFor is what a drain waits for, in the words of `upgrade-status`; nil: Envoy does not tell.
+func waitsFor(l envoy.Load) *control.Drain {
+	if !l.Known && l.Connections > 0 {
+		return nil
+	}
+	return &control.Drain{Idle: l.Idle, Active: l.Active, Streams: l.Streams, TCP: l.TCP}
 }

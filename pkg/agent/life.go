@@ -87,6 +87,7 @@ type event struct {
 	sidecar  *sidecar.Sidecar  // whom it is about
 	newcomer *handoff.Newcomer // of the hand-off's
 	drained  handoff.Drained   // of PredecessorNews, DrainNews, Retired
+	load     envoy.Load        // of DrainNews
 	counters *envoy.Counters   // of DrainNews, Retired: Envoy's; nil when unknown
 	err      error
 }

@@ -22,7 +22,8 @@ type shown struct {
 	role    handoff.Role
 	since   time.Time
 	sidecar *sidecar.Sidecar
-	left    int // connections, while draining
+	left    int            // connections, while draining
+	drain   *control.Drain // what they are; nil while that is unknown
 	attempt *control.Attempt
 	// notTaken is why the last attempt to take over failed; "" when none did, or one succeeded.
 	notTaken   string

@@ -48,7 +48,7 @@ func (a *Agent) show() (changed bool) {
 // showOthers tells the other generations.
 func (a *Agent) showOthers(role handoff.Role) {
 	self := a.self()
-	told, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
+	told, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Drain: self.Drain, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
 	report := handoff.Report{Role: role, Since: self.Since, Leaving: a.loop.Stopping, Left: self.Connections, Details: told}
 	if err == nil {
 		err = a.server.SetReport(report)
@@ -67,6 +67,7 @@ func (a *Agent) showOthers(role handoff.Role) {
 type details struct {
 	EnvoyVersion      string           `json:"envoy,omitempty"`
 	HotRestartVersion string           `json:"hotRestart,omitempty"`
+	Drain             *control.Drain   `json:"drain,omitempty"`
 	Sockets           []string         `json:"sockets,omitempty"`
 	LastAttempt       *control.Attempt `json:"lastAttempt,omitempty"`
 }
@@ -76,7 +77,7 @@ func (a *Agent) self() control.GenerationStatus {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	g := generationStatus(a.me)
-	g.Self, g.Role, g.Since, g.Connections = true, string(a.shown.role), a.shown.since, a.shown.left
+	g.Self, g.Role, g.Since, g.Connections, g.Drain = true, string(a.shown.role), a.shown.since, a.shown.left, a.shown.drain
 	if a.shown.attempt != nil {
 		attempt := *a.shown.attempt
 		g.LastAttempt = &attempt
@@ -155,10 +156,10 @@ func (a *Agent) shownSuccessor(id string, serves bool) {
 	a.shown.successorServes = serves
 }
 
-func (a *Agent) showLeft(connections int) {
+func (a *Agent) showLeft(connections int, drain *control.Drain) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.shown.left = connections
+	a.shown.left, a.shown.drain = connections, drain
 }
 
 // predecessorDrained tells whether a generation before this one has drained already.
@@ -270,7 +271,7 @@ func neighbourStatus(n handoff.Neighbour) control.GenerationStatus {
 	if err := json.Unmarshal(n.Report.Details, &d); err != nil && len(n.Report.Details) > 0 {
 		g.Error = "its details cannot be read: " + err.Error()
 	}
-	g.Sockets, g.LastAttempt = d.Sockets, d.LastAttempt
+	g.Drain, g.Sockets, g.LastAttempt = d.Drain, d.Sockets, d.LastAttempt
 	if d.EnvoyVersion != "" {
 		g.EnvoyVersion, g.HotRestartVersion = d.EnvoyVersion, d.HotRestartVersion
 	}

@@ -129,6 +129,7 @@ type Config struct {
 	ParentShutdownDuration               time.Duration
 	TerminationDrainDuration             time.Duration
 	MinimumDrainDuration                 time.Duration
+	DrainIdleTimeout                     time.Duration // 0: idle connections are waited for
 	ExitOnZeroActiveConnections          bool
 	RestartHung                          bool // kill an Envoy that hangs, and start another
 	TerminationLog                       string

@@ -120,6 +120,8 @@ func lifeSettings() []Setting {
 			Doc: "Shortest drain with exitOnZeroActiveConnections"},
 		{name: "exitOnZeroActiveConnections", Env: "EXIT_ON_ZERO_ACTIVE_CONNECTIONS", Kind: Bool, Default: "false", field: "ExitOnZeroActiveConnections",
 			Doc: "End Envoy when its last connection has ended, instead of after terminationDrainDuration"},
+		{name: "drainIdleTimeout", Env: "UNDERSTUDY_DRAIN_IDLE_TIMEOUT", Kind: Duration, Default: "0s", field: "DrainIdleTimeout",
+			Doc: "Closes idle HTTP connections once nothing else has been left for so long, in the drain of a hot upgrade and with exitOnZeroActiveConnections; a client that writes at that moment gets a reset. 0s: they are waited for like all others"},
 		{name: "hungEnvoy", Env: "UNDERSTUDY_HUNG_ENVOY", Kind: HungAction, Default: "report", field: "RestartHung",
 			Doc: "What becomes of an Envoy that hangs, besides that the pod is not ready: report only says so, restart ends it with SIGKILL and starts another on the same sockets"},
 		{name: "terminationLog", Env: "UNDERSTUDY_TERMINATION_LOG", Kind: Path, Default: DefaultTerminationLog, field: "TerminationLog",

@@ -63,12 +63,28 @@ type GenerationStatus struct {
 	SidecarSetVersionAlt string `json:"sidecarSetVersionAlt,omitempty"`
 	// Connections are those that its Envoy still serves, while draining.
 	Connections int `json:"connections,omitempty"`
+	// Drain is of what kind they are; nil while they were not counted yet, in an earlier release, and if
+	// Envoy does not tell.
+	Drain *Drain `json:"drain,omitempty"`
 	// Sockets are the names of the listening sockets that it holds.
 	Sockets []string `json:"sockets,omitempty"`
 	// LastAttempt is the last hand-off that it took part in, on either side.
 	LastAttempt *Attempt `json:"lastAttempt,omitempty"`
 	// Error is why it did not answer; then only its ID is known.
 	Error string `json:"error,omitempty"`
+}
+
+// Drain is what a drain waits for.
+type Drain struct {
+	// Idle are HTTP connections without a request: at least so many, since one of HTTP/2 may have several
+	// requests. UNDERSTUDY_DRAIN_IDLE_TIMEOUT says how long they are waited for.
+	Idle int `json:"idle"`
+	// Active are HTTP requests, streams of gRPC and server-sent events among them.
+	Active int `json:"active"`
+	// Streams are WebSockets, CONNECT and other upgraded requests.
+	Streams int `json:"streams"`
+	// TCP are connections of which Envoy does not speak the protocol.
+	TCP int `json:"tcp"`
 }
 
 // Attempt is one hand-off, as one side saw it.

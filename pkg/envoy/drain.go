@@ -25,6 +25,9 @@ type DrainPlan struct {
 	// least Minimum (EXIT_ON_ZERO_ACTIVE_CONNECTIONS, MINIMUM_DRAIN_DURATION).
 	UntilIdle bool
 	Minimum   time.Duration
+	// IdleTimeout ends it with UntilIdle also when for so long nothing but idle HTTP connections has
+	// been left; 0: they are waited for as well.
+	IdleTimeout time.Duration
 }
 
 // Drain closes Envoy's listeners to new work and lets what it has finish. It
@@ -44,24 +47,29 @@ func (s *Supervisor) Drain(cut context.Context, plan DrainPlan, log *slog.Logger
 	}
 	log.Info("draining", "for", wait, "untilIdle", plan.UntilIdle)
 	if sleep(cut, wait, gone) && plan.UntilIdle {
-		drainUntilIdle(cut, s.cfg.Admin, gone, log)
+		drainUntilIdle(cut, s.cfg.Admin, gone, plan.IdleTimeout, log)
 	}
 }
 
 // drainUntilIdle returns when Envoy has no connection of the application's left
-// to serve. It has no deadline of its own: the pod's grace period is the cap.
-func drainUntilIdle(cut context.Context, admin *Admin, gone <-chan struct{}, log *slog.Logger) {
+// to serve, or none but idle ones for idleTimeout. It has no deadline of its own: the
+// pod's grace period is the cap.
+func drainUntilIdle(cut context.Context, admin *Admin, gone <-chan struct{}, idleTimeout time.Duration, log *slog.Logger) {
+	idle := idleness{limit: idleTimeout}
 	for failures := 0; failures < maxPollErrors; {
-		n, err := activeConnections(cut, admin)
+		l, err := applicationLoad(cut, admin)
 		switch {
 		case err != nil:
 			failures++
 			log.Warn("count Envoy's connections", "err", err)
-		case n == 0:
+		case l.Connections == 0:
+			return
+		case idle.over(l, time.Now()):
+			log.Info("only idle connections are left, and they are closed", "connections", l.Connections, "for", idleTimeout)
 			return
 		default:
 			failures = 0
-			log.Debug("waiting for connections to end", "connections", n)
+			log.Debug("waiting for connections to end", "connections", l.Connections, "idle", l.Idle, "known", l.Known)
 		}
 		if !sleep(cut, connectionPoll, gone) {
 			return
@@ -95,40 +103,51 @@ func (s *Supervisor) Connections(ctx context.Context) (int, error) {
 	return int(reply.Connections), err
 }
 
-// AwaitIdle returns when no connection is left, when Envoy is gone, or when ctx ends.
-// left is told the number whenever they were counted.
-func (s *Supervisor) AwaitIdle(ctx context.Context, left func(int), log *slog.Logger) {
+// AwaitIdle returns when no connection is left, when for idleTimeout (0: never) none but idle ones has been,
+// when Envoy is gone, or when ctx ends. left is told what there is whenever that was counted.
+func (s *Supervisor) AwaitIdle(ctx context.Context, idleTimeout time.Duration, left func(Load), log *slog.Logger) {
 	gone := s.Exited()
+	idle := idleness{limit: idleTimeout}
 	for sleep(ctx, connectionPoll, gone) {
-		n, err := s.Connections(ctx)
+		l, err := s.Load(ctx)
 		if err != nil {
 			log.Debug("count Envoy's connections", "err", err)
 			continue
 		}
-		left(n)
-		if n == 0 {
+		left(l)
+		if l.Connections == 0 {
+			return
+		}
+		if idle.over(l, time.Now()) {
+			log.Info("only idle connections are left, and they are closed", "connections", l.Connections, "for", idleTimeout)
 			return
 		}
 	}
 }
 
-// activeConnections counts downstream connections of the application's traffic:
-// admin, statistics and internal listeners do not hold a drain up.
-func activeConnections(ctx context.Context, admin *Admin) (uint64, error) {
+// applicationLoad is what Envoy serves of the application's traffic: admin, statistics and internal
+// listeners do not hold a drain up.
+func applicationLoad(ctx context.Context, admin *Admin) (Load, error) {
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
-	stats, err := admin.stats(ctx, "", `^listener\..*downstream_cx_active$`)
+	stats, err := admin.stats(ctx, "", `^(listener\..*downstream_cx_active|`+kindStats+"|"+useStats+")$")
 	if err != nil {
-		return 0, err
+		return Load{}, err
 	}
-	var n uint64
+	connections := 0
 	for name, value := range stats {
-		if !ownListener(name) {
-			n += value
+		switch {
+		case strings.HasPrefix(name, "listener.") && !ownListener(name):
+			connections += int(value)
+		case strings.HasPrefix(name, statsHTTP):
+			delete(stats, name)
 		}
 	}
-	return n, nil
+	return loadOf(connections, stats), nil
 }
+
+// statsHTTP is the prefix of the HTTP connection manager on the port of Envoy's statistics (package bootstrap).
+const statsHTTP = "http.stats."
 
 // ownListener tells listeners of the proxy itself, and per-worker duplicates, by their stat name.
 func ownListener(stat string) bool {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -107,7 +108,7 @@ func (s *Sidecar) newEnvoy() error {
 		StatsPort: c.StatsPort, StatsLoopbackOnly: c.StatsLoopbackOnly,
 		IPv4: c.IPv4, IPv6: c.IPv6, ProxyMark: c.ProxyMark, DNSServer: s.resolver.addr, LogJSON: c.LogJSON, RuntimeValues: c.RuntimeValues,
 		StatsMatcher: bootstrap.StatsMatcher{
-			Prefixes: c.StatsInclusionPrefixes, Suffixes: c.StatsInclusionSuffixes, Regexps: c.StatsInclusionRegexps,
+			Prefixes: c.StatsInclusionPrefixes, Suffixes: c.StatsInclusionSuffixes, Regexps: slices.Concat(c.StatsInclusionRegexps, drainStats(c)),
 		},
 		ExtraStatTags: c.ExtraStatTags, OutlierLogPath: c.OutlierLogPath,
 		ConnectionStats:          c.ExitOnZeroActiveConnections,
@@ -156,6 +157,15 @@ func (s *Sidecar) envoyOptions(override string, hotRestart []string) envoy.Optio
 		FileFlushInterval: c.FileFlushInterval, FileFlushMinSizeKB: c.FileFlushMinSizeKB,
 		HotRestart: hotRestart,
 	}
+}
+
+// drainStats are the statistics that a drain needs which somebody can watch, or that idle connections end.
+func drainStats(c *config.Config) []string {
+	idle := c.DrainIdleTimeout > 0
+	if c.HandoffDir == "" && !(idle && c.ExitOnZeroActiveConnections) {
+		return nil
+	}
+	return envoy.LoadStats(idle)
 }
 
 // readOverride returns what Envoy merges over its bootstrap, with the node's

@@ -46,6 +46,7 @@ func (s *Sidecar) Drain(cut context.Context) {
 		Duration:    s.cfg.TerminationDrainDuration,
 		UntilIdle:   s.cfg.ExitOnZeroActiveConnections,
 		Minimum:     s.cfg.MinimumDrainDuration,
+		IdleTimeout: s.cfg.DrainIdleTimeout,
 	}, s.log)
 }
 
@@ -78,8 +79,9 @@ func (s *Sidecar) Empty(ctx context.Context) {
 
 // Retire lets connections end after a successor took over: Envoy stops accepting and asks its clients
 // to go, and every copy of a socket is closed, so that nobody queues in one. It returns when no connection is
-// left, or at the end of ctx, with Envoy gone. left gets the number of connections now and then, and at the end (final).
-func (s *Sidecar) Retire(ctx context.Context, left func(n int, final bool)) {
+// left, when for DrainIdleTimeout none but idle ones has been, or at the end of ctx, with Envoy gone. left gets what there
+// still is now and then, and at the end (final).
+func (s *Sidecar) Retire(ctx context.Context, left func(l envoy.Load, final bool)) {
 	s.endWork()
 	s.suspend()
 	s.Envoy.Release()
@@ -88,9 +90,9 @@ func (s *Sidecar) Retire(ctx context.Context, left func(n int, final bool)) {
 	}
 	s.Sockets.Close()
 	s.log.Info("draining after the hand-off")
-	s.Envoy.AwaitIdle(ctx, func(n int) { left(n, false) }, s.log)
-	if n, err := s.Envoy.Connections(context.Background()); err == nil {
-		left(n, true)
+	s.Envoy.AwaitIdle(ctx, s.cfg.DrainIdleTimeout, func(l envoy.Load) { left(l, false) }, s.log)
+	if l, err := s.Envoy.Load(context.Background()); err == nil {
+		left(l, true)
 	}
 	s.End()
 }
@@ -107,7 +109,7 @@ func (s *Sidecar) Abandon() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), abandonGrace)
 	defer cancel()
-	s.Retire(ctx, func(int, bool) {})
+	s.Retire(ctx, func(envoy.Load, bool) {})
 }
 
 // endStream closes Envoy's configuration stream: an Envoy that ends warns of one that is open, as of a fault.

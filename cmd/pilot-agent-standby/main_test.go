@@ -35,7 +35,7 @@ func TestCommand(t *testing.T) {
 		"--help":                        "",
 	}
 	for line, want := range tests {
-		if got := command(strings.Fields(line)); got != want {
+		if got, _ := command(strings.Fields(line)); got != want {
 			t.Errorf("command(%q) = %q, want %q", line, got, want)
 		}
 	}
@@ -61,8 +61,16 @@ func TestStandby(t *testing.T) {
 			t.Errorf("%q, %v", out, err)
 		}
 	})
-	t.Run("other commands", func(t *testing.T) {
-		for _, args := range []string{"wait --for=drained", "request POST quitquitquit", "request POST /drain", "upgrade-status -o json", "istio-iptables -p 15001", ""} {
+	t.Run("other commands", func(t *testing.T) { testElsewhere(t, bin) })
+	t.Run("help", func(t *testing.T) {
+		for _, args := range []string{"", "help", "--help"} {
+			if out, err := exec.Command(bin, strings.Fields(args)...).Output(); err != nil || !strings.Contains(string(out), "empty image") {
+				t.Errorf("%q: %v, output %q", args, err, out)
+			}
+		}
+	})
+	t.Run("hooks", func(t *testing.T) {
+		for _, args := range []string{"wait --for=drained", "request POST quitquitquit", "request --debug-port 15020 POST /drain", "--log_output_level info request POST drain body"} {
 			if out, err := exec.Command(bin, strings.Fields(args)...).CombinedOutput(); err != nil || len(out) != 0 {
 				t.Errorf("%q: %v, output %q", args, err, out)
 			}

@@ -113,7 +113,10 @@ func (f *Files) answered(refused *xds.RejectedError) {
 	if refused != nil {
 		missing := refused.Missing()
 		fault := f.lost(missing)
-		if slices.Contains(missing, build.OutboundListener) || slices.Contains(missing, build.InboundListener) {
+		capture := func(id xds.ID) bool {
+			return id.Type == build.ListenerType && (id.Name == build.OutboundListener || id.Name == build.InboundListener)
+		}
+		if slices.ContainsFunc(missing, capture) {
 			fault = refused
 		}
 		if fault != nil {
@@ -130,14 +133,14 @@ func (f *Files) answered(refused *xds.RejectedError) {
 
 // lost says which of the missing resources the generation before has, nil when it has none, or
 // when this one serves already. A newcomer may lack what its predecessor lacks as well.
-func (f *Files) lost(missing []string) error {
+func (f *Files) lost(missing []xds.ID) error {
 	before := f.before.Load()
 	if before == nil {
 		return nil
 	}
 	for _, url := range build.Types() {
 		for _, r := range before.Resources[url] {
-			if slices.Contains(missing, r.Name) {
+			if slices.Contains(missing, xds.ID{Type: url, Name: r.Name}) {
 				return fmt.Errorf("what the generation before serves is refused by Envoy: %q", r.Name)
 			}
 		}

@@ -21,9 +21,13 @@ func TestReadyWithoutWhatIsRefused(t *testing.T) {
 		build.ListenerType: {{Name: build.OutboundListener}, {Name: "10.0.0.1_80"}},
 	}}
 	refused := func(kept bool, names ...string) *xds.RejectedError {
-		r := &xds.RejectedError{Resources: names, Reasons: names}
+		r := &xds.RejectedError{Reasons: names}
+		for _, name := range names {
+			kind, name, _ := strings.Cut(name, " ")
+			r.Resources = append(r.Resources, xds.ID{Type: map[string]string{"cluster": build.ClusterType, "listener": build.ListenerType}[kind], Name: name})
+		}
 		if kept {
-			r.Kept = names
+			r.Kept = r.Resources
 		}
 		return r
 	}
@@ -33,14 +37,16 @@ func TestReadyWithoutWhatIsRefused(t *testing.T) {
 		reason  string // "" when it is ready
 	}{
 		"nothing":                       {inherited, nil, ""},
-		"cold":                          {nil, refused(false, "10.0.0.1_80"), ""},
-		"cold, outbound":                {nil, refused(false, build.OutboundListener), build.OutboundListener},
-		"cold, inbound":                 {nil, refused(false, "10.0.0.1_80", build.InboundListener), build.InboundListener},
-		"a change of outbound":          {nil, refused(true, build.OutboundListener), ""},
-		"the one before lacks it too":   {inherited, refused(false, "10.0.0.2_80", "outbound|80||b"), ""},
-		"the one before has a listener": {inherited, refused(false, "10.0.0.2_80", "10.0.0.1_80"), "10.0.0.1_80"},
-		"the one before has a cluster":  {inherited, refused(false, "outbound|80||a"), "outbound|80||a"},
-		"a change of what it has":       {inherited, refused(true, "10.0.0.1_80"), ""},
+		"cold":                          {nil, refused(false, "listener 10.0.0.1_80"), ""},
+		"cold, outbound":                {nil, refused(false, "listener "+build.OutboundListener), build.OutboundListener},
+		"cold, inbound":                 {nil, refused(false, "listener 10.0.0.1_80", "listener "+build.InboundListener), build.InboundListener},
+		"a cluster of outbound's name":  {nil, refused(false, "cluster "+build.OutboundListener), ""},
+		"a change of outbound":          {nil, refused(true, "listener "+build.OutboundListener), ""},
+		"the one before lacks it too":   {inherited, refused(false, "listener 10.0.0.2_80", "cluster outbound|80||b"), ""},
+		"the one before has a listener": {inherited, refused(false, "listener 10.0.0.2_80", "listener 10.0.0.1_80"), "10.0.0.1_80"},
+		"a cluster of that name":        {inherited, refused(false, "cluster 10.0.0.1_80"), ""},
+		"the one before has a cluster":  {inherited, refused(false, "cluster outbound|80||a"), "outbound|80||a"},
+		"a change of what it has":       {inherited, refused(true, "listener 10.0.0.1_80"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inForce, ready := false, &status.Readiness{}

@@ -205,13 +205,13 @@ func together(refused, still *xds.RejectedError) *xds.RejectedError {
 		still = &xds.RejectedError{}
 	}
 	all := *refused
-	for _, name := range still.Resources {
-		if !slices.Contains(refused.Resources, name) {
-			all.Resources = append(slices.Clip(all.Resources), name)
+	for _, id := range still.Resources {
+		if !slices.Contains(refused.Resources, id) {
+			all.Resources = append(slices.Clip(all.Resources), id)
 		}
 	}
 	lacks := setOf(still.Missing())
-	all.Kept = slices.DeleteFunc(slices.Clone(all.Resources), func(name string) bool { return lacks[name] })
+	all.Kept = slices.DeleteFunc(slices.Clone(all.Resources), func(id xds.ID) bool { return lacks[id] })
 	return &all
 }
 

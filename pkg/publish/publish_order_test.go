@@ -130,11 +130,11 @@ func TestRefusalKeepsWhatIsInForce(t *testing.T) {
 		body    string  // what Envoy was given last for that address
 		sets    int
 	}{
-		"Envoy keeps a version": {one(x, "2"), []error{&xds.RejectedError{Resources: []string{x + "_80"}, Kept: []string{x + "_80"}}}, x, "2", 1},
-		"another address":       {one(y, "2"), []error{&xds.RejectedError{Resources: []string{y + "_80"}}}, x, "1", 1},
-		"a new Envoy":           {one(x, "2"), []error{&xds.RejectedError{Resources: []string{x + "_80"}}, nil}, x, "1", 2},
+		"Envoy keeps a version": {one(x, "2"), []error{keeps(x + "_80")}, x, "2", 1},
+		"another address":       {one(y, "2"), []error{refuses(y + "_80")}, x, "1", 1},
+		"a new Envoy":           {one(x, "2"), []error{refuses(x + "_80"), nil}, x, "1", 2},
 		"nothing is left": {one(x, "2"), []error{
-			&xds.RejectedError{Resources: []string{x + "_80"}}, &xds.RejectedError{Resources: []string{x + "_80"}},
+			refuses(x + "_80"), refuses(x + "_80"),
 		}, "", "1", 2},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -190,7 +190,7 @@ func TestNewEnvoyIsAskedAgain(t *testing.T) {
 		go func() { s.p.Run(ctx); close(done) }()
 		s.change()
 		synctest.Wait()
-		s.applied <- &xds.RejectedError{Resources: []string{"10.0.0.1_80"}, Reasons: []string{"the port is taken"}}
+		s.applied <- because("the port is taken", "10.0.0.1_80")
 		renewed <- struct{}{}
 		synctest.Wait()
 		if got := s.answered("a.example"); len(got) != 0 || len(s.answered("b.example")) != 1 {

@@ -250,7 +250,7 @@ func TestReturningHostEndsTheDelay(t *testing.T) {
 func TestRefusedHostStaysUnknown(t *testing.T) {
 	s := newStage()
 	s.next(output(map[string]string{"a.example": "240.240.0.1", "b.example": "240.240.0.2"}))
-	s.applied <- &xds.RejectedError{Resources: []string{"240.240.0.1_80"}}
+	s.applied <- refuses("240.240.0.1_80")
 	s.publish(t.Context())
 	if !slices.Equal(s.nowNames(), []string{"b.example"}) {
 		t.Errorf("names are %v, want only the host whose listener Envoy took", s.nowNames())
@@ -262,7 +262,7 @@ func TestRefusedHostBelowAWildcard(t *testing.T) {
 	s := newStage()
 	out := output(map[string]string{"*.example": "240.240.0.1", "a.example": "240.240.0.2", "b.other": "240.240.0.3"})
 	s.next(out)
-	s.applied <- &xds.RejectedError{Resources: []string{"240.240.0.2_80", "outbound|80||b.other"}}
+	s.applied <- refuses("240.240.0.2_80", "outbound|80||b.other")
 	s.publish(t.Context())
 	if want := []string{"*.example", "a.example" + forwarded}; !slices.Equal(s.nowNames(), want) {
 		t.Errorf("names are %v, want %v", s.nowNames(), want)
@@ -287,7 +287,7 @@ func TestRefusedResourceIsTriedAgain(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
-		s.applied <- &xds.RejectedError{Resources: []string{"240.240.0.1_80"}, Reasons: []string{"port taken"}}
+		s.applied <- because("port taken", "240.240.0.1_80")
 		go func() { s.p.Run(ctx); close(done) }()
 		s.change()
 		synctest.Wait()

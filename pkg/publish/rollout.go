@@ -32,14 +32,14 @@ type rollout struct {
 	good    Snapshot  // what Envoy used of the configuration that it reached last
 	// standIns are earlier versions, which Envoy took, of what it refuses and has in no version:
 	// it was started anew, or is another release.
-	standIns map[string]xds.Resource
+	standIns map[xds.ID]xds.Resource
 	delayed  []delayedRemoval
 }
 
 // delayedRemoval is a resource that Envoy used and that is not wanted any more, kept while clients
 // may still hold an answer that leads to it. One that is wanted again stays until Envoy uses it.
 type delayedRemoval struct {
-	typeURL  string
+	id       xds.ID
 	shared   bool         // it belongs to no host in particular
 	resource xds.Resource // in the version that Envoy used
 	until    time.Time    // zero while DNS gives such answers
@@ -64,14 +64,14 @@ func (r *rollout) want(snap *Snapshot, now time.Time) {
 // needs what Envoy lacks keeps the answer that it had, if that still leads somewhere: it needs only
 // what Envoy had before, or what is delayed.
 func (r *rollout) applied(refused *xds.RejectedError, now time.Time) {
-	used, lacks := r.wanted.Resources, map[string]bool(nil)
+	used, lacks := r.wanted.Resources, map[xds.ID]bool(nil)
 	if refused != nil {
 		used, lacks = r.used(refused)
 	}
 	needed, earlier := make(map[string]bool), make(map[string]bool)
-	each(r.wanted.Resources, lacks, func(m xds.Resource) { needed[owner(m.Name)] = true })
-	for name := range r.versions(lacks) {
-		earlier[owner(name)] = true
+	each(r.wanted.Resources, lacks, func(id xds.ID, _ xds.Resource) { needed[owner(id.Name)] = true })
+	for id := range r.versions(lacks) {
+		earlier[owner(id.Name)] = true
 	}
 	r.release(needed, earlier)
 	r.good, r.reached = Snapshot{Resources: used, Hosts: r.wanted.Hosts}, true
@@ -82,19 +82,19 @@ func (r *rollout) applied(refused *xds.RejectedError, now time.Time) {
 // used is what Envoy uses of the wanted resources: of those that it refuses the earlier version
 // that it had before, if it kept one. Of a resource that it lacks there is none, or one of a
 // configuration that was given up on the way, which nobody can give it again.
-func (r *rollout) used(refused *xds.RejectedError) (used xds.Snapshot, lacks map[string]bool) {
+func (r *rollout) used(refused *xds.RejectedError) (used xds.Snapshot, lacks map[xds.ID]bool) {
 	refuses := setOf(refused.Resources)
 	earlier := r.versions(refuses)
 	lacks, used = setOf(refused.Missing()), make(xds.Snapshot, len(r.wanted.Resources))
 	for url, wanted := range r.wanted.Resources {
 		var out []xds.Resource
 		for _, m := range wanted {
-			if refuses[m.Name] {
-				version, known := earlier[m.Name]
+			if id := (xds.ID{Type: url, Name: m.Name}); refuses[id] {
+				version, known := earlier[id]
 				if !known {
-					lacks[m.Name] = true
+					lacks[id] = true
 				}
-				if lacks[m.Name] {
+				if lacks[id] {
 					continue
 				}
 				m = version
@@ -106,36 +106,36 @@ func (r *rollout) used(refused *xds.RejectedError) (used xds.Snapshot, lacks map
 	return used, lacks
 }
 
-// versions are the resources of names that Envoy had before, or whose removal is delayed.
-func (r *rollout) versions(names map[string]bool) map[string]xds.Resource {
-	versions := make(map[string]xds.Resource)
+// versions are those resources of ids that Envoy had before, or whose removal is delayed.
+func (r *rollout) versions(ids map[xds.ID]bool) map[xds.ID]xds.Resource {
+	versions := make(map[xds.ID]xds.Resource)
 	for _, l := range r.delayed {
-		if names[l.resource.Name] {
-			versions[l.resource.Name] = l.resource
+		if ids[l.id] {
+			versions[l.id] = l.resource
 		}
 	}
-	each(r.good.Resources, names, func(m xds.Resource) { versions[m.Name] = m })
+	each(r.good.Resources, ids, func(id xds.ID, m xds.Resource) { versions[id] = m })
 	return versions
 }
 
 // standIn puts earlier versions in the place of what is missing, and says whether it had any.
-func (r *rollout) standIn(missing []string) bool {
+func (r *rollout) standIn(missing []xds.ID) bool {
 	lacks := setOf(missing)
 	r.standIns = r.versions(lacks)
-	each(r.wanted.Resources, lacks, func(m xds.Resource) {
-		if bytes.Equal(r.standIns[m.Name].Body, m.Body) {
-			delete(r.standIns, m.Name) // it is what Envoy refuses
+	each(r.wanted.Resources, lacks, func(id xds.ID, m xds.Resource) {
+		if bytes.Equal(r.standIns[id].Body, m.Body) {
+			delete(r.standIns, id) // it is what Envoy refuses
 		}
 	})
 	return len(r.standIns) > 0
 }
 
-// each visits the resources that have one of names.
-func each(resources xds.Snapshot, names map[string]bool, visit func(xds.Resource)) {
-	for _, list := range resources {
+// each visits those resources that are among ids.
+func each(resources xds.Snapshot, ids map[xds.ID]bool, visit func(xds.ID, xds.Resource)) {
+	for url, list := range resources {
 		for _, m := range list {
-			if names[m.Name] {
-				visit(m)
+			if id := (xds.ID{Type: url, Name: m.Name}); ids[id] {
+				visit(id, m)
 			}
 		}
 	}
@@ -151,7 +151,7 @@ func (r *rollout) snapshot(now time.Time) xds.Snapshot {
 	for url, list := range snap {
 		snap[url] = slices.Clone(list)
 		for i, m := range list {
-			if s, ok := r.standIns[m.Name]; ok {
+			if s, ok := r.standIns[xds.ID{Type: url, Name: m.Name}]; ok {
 				snap[url][i] = s
 			}
 		}
@@ -164,12 +164,13 @@ func (r *rollout) withDelayed(resources xds.Snapshot) xds.Snapshot {
 	out := maps.Clone(resources)
 	names := map[string]map[string]bool{}
 	for _, l := range r.delayed {
-		if names[l.typeURL] == nil {
-			names[l.typeURL] = namesOf(resources[l.typeURL])
-			out[l.typeURL] = slices.Clip(out[l.typeURL]) // the first addition copies it
+		url := l.id.Type
+		if names[url] == nil {
+			names[url] = namesOf(resources[url])
+			out[url] = slices.Clip(out[url]) // the first addition copies it
 		}
-		if !names[l.typeURL][l.resource.Name] {
-			out[l.typeURL] = append(out[l.typeURL], l.resource)
+		if !names[url][l.id.Name] {
+			out[url] = append(out[url], l.resource)
 		}
 	}
 	return out
@@ -197,13 +198,13 @@ func (r *rollout) delayRemovals(snap *Snapshot) {
 	for url, used := range r.good.Resources {
 		names := namesOf(snap.Resources[url])
 		for _, l := range r.delayed {
-			if l.typeURL == url {
-				names[l.resource.Name] = true
+			if l.id.Type == url {
+				names[l.id.Name] = true
 			}
 		}
 		for _, m := range used {
 			if !names[m.Name] {
-				r.delayed = append(r.delayed, delayedRemoval{typeURL: url, shared: !hosts[owner(m.Name)], resource: m})
+				r.delayed = append(r.delayed, delayedRemoval{id: xds.ID{Type: url, Name: m.Name}, shared: !hosts[owner(m.Name)], resource: m})
 			}
 		}
 	}
@@ -216,7 +217,7 @@ func (r *rollout) dropReturned() {
 	}
 	for url, list := range r.good.Resources {
 		uses := namesOf(list)
-		r.delayed = slices.DeleteFunc(r.delayed, func(l delayedRemoval) bool { return l.typeURL == url && uses[l.resource.Name] })
+		r.delayed = slices.DeleteFunc(r.delayed, func(l delayedRemoval) bool { return l.id.Type == url && uses[l.id.Name] })
 	}
 }
 
@@ -243,16 +244,16 @@ func (r *rollout) startTimers(now time.Time) {
 	owners := ownersOf(inUse)
 	for i := range r.delayed {
 		l := &r.delayed[i]
-		if l.until.IsZero() && !owners[owner(l.resource.Name)] && (r.reached || !l.shared) {
+		if l.until.IsZero() && !owners[owner(l.id.Name)] && (r.reached || !l.shared) {
 			l.until = now.Add(r.keep)
 		}
 	}
 }
 
-func setOf(names []string) map[string]bool {
-	set := make(map[string]bool, len(names))
-	for _, name := range names {
-		set[name] = true
+func setOf(ids []xds.ID) map[xds.ID]bool {
+	set := make(map[xds.ID]bool, len(ids))
+	for _, id := range ids {
+		set[id] = true
 	}
 	return set
 }

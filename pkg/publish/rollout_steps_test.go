@@ -63,12 +63,43 @@ func says(listeners, hosts string) *Snapshot {
 	return snap
 }
 
-func refuses(names ...string) *xds.RejectedError { return &xds.RejectedError{Resources: names} }
+// refuses is a refusal of listeners, or of the clusters that have an Istio name.
+func refuses(names ...string) *xds.RejectedError {
+	refused := &xds.RejectedError{}
+	for _, name := range names {
+		id := xds.ID{Type: listenerType, Name: name}
+		if strings.Contains(name, "||") {
+			id.Type = clusterType
+		}
+		refused.Resources = append(refused.Resources, id)
+	}
+	return refused
+}
+
+// keeps is a refusal of changes: Envoy has an earlier version of each.
+func keeps(names ...string) *xds.RejectedError {
+	refused := refuses(names...)
+	refused.Kept = refused.Resources
+	return refused
+}
+
+// because is a refusal with Envoy's reason.
+func because(reason string, names ...string) *xds.RejectedError {
+	refused := refuses(names...)
+	refused.Reasons = []string{reason}
+	return refused
+}
+
+// with adds the clusters "name=body" to a snapshot.
+func with(clusters string, snap *Snapshot) *Snapshot {
+	snap.Resources[clusterType] = says(clusters, "").Resources[listenerType]
+	return snap
+}
 
 // TestRolloutSteps looks, after a few steps, at what Envoy is given, what DNS answers and what a
 // successor would start with.
 func TestRolloutSteps(t *testing.T) {
-	const a, b = "10.0.0.1_80", "10.0.0.2_80"
+	const a, b, shared = "10.0.0.1_80", "10.0.0.2_80", "outbound|80||name"
 	both, hosts := a+"=1 "+b+"=1", "a=10.0.0.1 b=10.0.0.2"
 	for name, tc := range map[string]struct {
 		play                     func(o *one)
@@ -136,9 +167,21 @@ func TestRolloutSteps(t *testing.T) {
 			o.wants(says(a+"=1", "a=10.0.0.1"))
 			o.uses(nil)
 			o.wants(says(a+"=2", "a=10.0.0.1"))
-			o.standIn([]string{a})
+			o.standIn(refuses(a).Resources)
 			o.wants(says(a+"=3", "a=10.0.0.1"))
 		}, a + "=3", "a=10.0.0.1", a + "=1"},
+		"a refused cluster is not the listener of its name": {func(o *one) {
+			o.wants(with(shared+"=c1", says(shared+"=l1", "")))
+			o.uses(nil)
+			o.wants(with(shared+"=c2", says(shared+"=l2", "")))
+			o.uses(keeps(shared))
+		}, shared + "=c2 " + shared + "=l2", "", shared + "=c1 " + shared + "=l2"},
+		"an earlier version stands in for one of its type": {func(o *one) {
+			o.wants(with(shared+"=c1", says(shared+"=l1", "")))
+			o.uses(nil)
+			o.wants(with(shared+"=c2", says(shared+"=l2", "")))
+			o.standIn(refuses(shared).Resources)
+		}, shared + "=c1 " + shared + "=l2", "", shared + "=c1 " + shared + "=l1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newOne()

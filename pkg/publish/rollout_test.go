@@ -275,14 +275,15 @@ func (e *paperEnvoy) step(given xds.Snapshot, version int) {
 
 func (e *paperEnvoy) verdict(given xds.Snapshot) *xds.RejectedError {
 	refused := &xds.RejectedError{}
-	for i, list := range [][]xds.Resource{given[clusterType], given[listenerType]} {
-		for _, r := range list {
+	for i, url := range []string{clusterType, listenerType} {
+		for _, r := range given[url] {
 			if !strings.Contains(string(r.Body), "bad") {
 				continue
 			}
-			refused.Resources = append(refused.Resources, r.Name)
+			id := xds.ID{Type: url, Name: r.Name}
+			refused.Resources = append(refused.Resources, id)
 			if _, has := e.has[i][r.Name]; has {
-				refused.Kept = append(refused.Kept, r.Name)
+				refused.Kept = append(refused.Kept, id)
 			}
 		}
 	}

@@ -29,12 +29,12 @@ func TestEveryRefusalHasAName(t *testing.T) {
 				Clusters:  []xds.Resource{resource("good", newCluster("good", upstream(t, "here")))},
 				Listeners: []xds.Resource{resource("last", newListener("last", "127.0.0.1", port, "good", false))},
 			}
-			var want []string
+			var want []xds.ID
 			for _, r := range refused.Clusters {
-				want = append(want, r.Name)
+				want = append(want, xds.ID{Type: clusterType, Name: r.Name})
 			}
 			for _, r := range refused.Listeners {
-				want = append(want, r.Name)
+				want = append(want, xds.ID{Type: listenerType, Name: r.Name})
 			}
 			snap.Clusters = append(snap.Clusters, refused.Clusters...)
 			snap.Listeners = append(snap.Listeners, refused.Listeners...)
@@ -46,8 +46,8 @@ func TestEveryRefusalHasAName(t *testing.T) {
 				t.Errorf("Envoy refuses %q and lacks %q, want %q", rejected.Resources, rejected.Missing(), want)
 			}
 			for i, reason := range rejected.Reasons[:min(len(want), 10)] {
-				if !strings.Contains(reason, fmt.Sprintf("%q: ", want[i])) || strings.HasSuffix(reason, ": ") {
-					t.Errorf("no reason for %s: %q", want[i], reason)
+				if !strings.Contains(reason, fmt.Sprintf("%q: ", want[i].Name)) || strings.HasSuffix(reason, ": ") {
+					t.Errorf("no reason for %s: %q", want[i].Name, reason)
 				}
 			}
 			if got := ask(t, port); got != "here" {

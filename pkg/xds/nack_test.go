@@ -48,7 +48,7 @@ func TestRefusedIsSentAgain(t *testing.T) {
 			t.Fatalf("got %q, want what was refused once more", got)
 		}
 		c.nack(resp, "Error adding/updating listener(s) l: cannot bind '127.0.0.1:80': Address already in use")
-		if rejected := refusedIn(t, applied(t, s, version)); !slices.Equal(rejected.Resources, []string{"l"}) {
+		if rejected := refusedIn(t, applied(t, s, version)); !slices.Equal(rejected.Resources, listeners("l")) || !slices.Equal(rejected.Kept, listeners("l")) {
 			t.Errorf("got %+v", rejected)
 		}
 		c.nothing() // not in the same push
@@ -64,12 +64,15 @@ func TestRefusedIsSentAgain(t *testing.T) {
 
 // TestBlamedBy has messages of Envoy 1.40.
 func TestBlamedBy(t *testing.T) {
-	names := []string{"svc-1", "svc-10", "outbound|80||a", "outbound|80||a.b", "ok"}
+	names := []string{"svc-1", "svc-10", "outbound|80||a", "outbound|80||a.b", "ok", "with: colon"}
 	for message, want := range map[string]string{
 		"Error adding/updating cluster(s) outbound|80||a: Didn't find a registered implementation for 'nope' with type URL: '', outbound|80||a.b: no": "outbound|80||a outbound|80||a.b",
 		"Error adding/updating listener(s) svc-10: malformed IP address: not an ip\n":                                                                 "svc-10",
 		"Error adding/updating listener(s) svc-10: a\nsvc-1: error adding listener '127.0.0.1:0': no filter chains specified\n":                       "svc-1 svc-10",
-		"Unable to unpack as envoy.config.cluster.v3.Cluster: goo.gle/debugstr  \ntype_url: \"ok\"":                                                   "",
+		"Error adding/updating listener(s) with: colon: no":                                                                                           "with: colon",
+		"Error adding/updating listener(s) svc-1: a,svc-10: b":                                                                                        "svc-1 svc-10",
+		"Cannot take cluster(s) ok: no": "",
+		"Unable to unpack as envoy.config.cluster.v3.Cluster: goo.gle/debugstr  \ntype_url: \"ok\"": "",
 	} {
 		blamed := blamedBy(message, names)
 		if got := strings.Join(slices.Sorted(maps.Keys(blamed)), " "); got != want {
@@ -120,13 +123,13 @@ func TestNACKWithoutName(t *testing.T) {
 		}
 	}
 	rejected := refusedIn(t, applied(t, s, version))
-	if !slices.Equal(rejected.Resources, []string{"l4"}) || len(rejected.Missing()) != 0 || !slices.Equal(rejected.Reasons, []string{`Listener "l4": l4 is bad`}) {
+	if !slices.Equal(rejected.Resources, listeners("l4")) || len(rejected.Missing()) != 0 || !slices.Equal(rejected.Reasons, []string{`Listener "l4": l4 is bad`}) {
 		t.Errorf("got %+v, want l4 alone, of which Envoy keeps an earlier version", rejected)
 	}
 	// It would refuse that one for ever, and is not asked again; but still it has not taken it.
 	version = s.Set(pair{Listeners: list("l1", "l2", "l3=3", "l4=2")}.snapshot())
 	c.expect("Listener +l3")
-	if rejected := refusedIn(t, applied(t, s, version)); !slices.Equal(rejected.Resources, []string{"l4"}) {
+	if rejected := refusedIn(t, applied(t, s, version)); !slices.Equal(rejected.Resources, listeners("l4")) {
 		t.Errorf("got %+v", rejected)
 	}
 	version = s.Set(pair{Listeners: list("l1", "l2", "l3=3", "l4=3")}.snapshot())
@@ -158,10 +161,31 @@ func TestNACKKeepsTheOrder(t *testing.T) {
 	refused("Listener +z")
 	refused("Listener +a")
 	c.expect("Listener +b +c +d")
-	if rejected := refusedIn(t, applied(t, s, version)); !slices.Equal(rejected.Resources, []string{"a", "z"}) {
+	if rejected := refusedIn(t, applied(t, s, version)); !slices.Equal(rejected.Resources, listeners("a", "z")) {
 		t.Errorf("got %+v", rejected)
 	}
 	c.nothing()
+}
+
+// TestNACKNamesTheType: a cluster and a listener may have one name.
+func TestNACKNamesTheType(t *testing.T) {
+	s, c := start(t, pair{list("a"), list("a")})
+	version := s.Set(pair{list("a=2"), list("a=2")}.snapshot())
+	c.expect("Cluster +a")
+	c.nack(c.next(), "Error adding/updating listener(s) a: no")
+	if rejected := refusedIn(t, applied(t, s, version)); !slices.Equal(rejected.Resources, listeners("a")) || !slices.Equal(rejected.Kept, listeners("a")) {
+		t.Errorf("got %+v, want the listener", rejected)
+	}
+}
+
+func clusters(names ...string) []ID  { return ids(clusterType, names) }
+func listeners(names ...string) []ID { return ids(listenerType, names) }
+
+func ids(url string, names []string) (ids []ID) {
+	for _, name := range names {
+		ids = append(ids, ID{url, name})
+	}
+	return ids
 }
 
 func refusedIn(t *testing.T, err error) *RejectedError {
@@ -185,8 +209,8 @@ func TestNACKCutShort(t *testing.T) {
 	}
 	c.nack(resp, "Error adding/updating cluster(s) c: neither")
 	rejected := refusedIn(t, applied(t, s, version))
-	if want := []string{"b", "c", "d"}; !slices.Equal(rejected.Resources, want) || !slices.Equal(rejected.Missing(), want) {
-		t.Errorf("got %+v, want %q", rejected, want)
+	if want := clusters("b", "c", "d"); !slices.Equal(rejected.Resources, want) || !slices.Equal(rejected.Missing(), want) {
+		t.Errorf("got %+v, want %v", rejected, want)
 	}
 }
 
@@ -200,7 +224,7 @@ func TestNACKOfMany(t *testing.T) {
 	version := s.Set(pair{Clusters: list(names...)}.snapshot())
 	c.nack(c.next(), "Error adding/updating cluster(s) "+strings.Join(names, ": "+strings.Repeat("x", 2*maxReason)+", ")+": no")
 	rejected := refusedIn(t, applied(t, s, version))
-	if !slices.Equal(rejected.Resources, names) || len(rejected.Reasons) != maxReasons+1 || rejected.Reasons[maxReasons] != "and 20 more" {
+	if !slices.Equal(rejected.Resources, clusters(names...)) || len(rejected.Reasons) != maxReasons+1 || rejected.Reasons[maxReasons] != "and 20 more" {
 		t.Errorf("%d resources, reasons %q", len(rejected.Resources), rejected.Reasons)
 	}
 	if len(rejected.Error()) > 2*maxReasons*maxReason {
@@ -212,7 +236,7 @@ func TestNACKOfMany(t *testing.T) {
 func TestNACKThenNewEnvoy(t *testing.T) {
 	s, path := startServer(t)
 	s.Set(pair{Clusters: list("a=1")}.snapshot())
-	for i, missing := range [][]string{nil, {"a"}} {
+	for i, missing := range [][]ID{nil, clusters("a")} {
 		c := connect(t, path)
 		c.subscribe(clusterType)
 		if i == 0 {
@@ -241,7 +265,7 @@ func TestNACKThenNewEnvoy(t *testing.T) {
 			}
 		}
 		if !slices.Equal(rejected.Missing(), missing) {
-			t.Errorf("Envoy %d lacks %q, want %q", i, rejected.Missing(), missing)
+			t.Errorf("Envoy %d lacks %v, want %v", i, rejected.Missing(), missing)
 		}
 		c.close()
 		for deadline := time.Now().Add(patience); connected(s); {
@@ -296,8 +320,8 @@ func FuzzNACK(f *testing.F) {
 		}
 		if got := st.rejected(); got == nil && len(want) > 0 {
 			t.Fatalf("nothing is refused, want %q", want)
-		} else if slices.Sort(want); got != nil && !slices.Equal(got.Missing(), want) {
-			t.Fatalf("refused are %q, want %q", got.Missing(), want)
+		} else if slices.Sort(want); got != nil && !slices.Equal(got.Missing(), clusters(want...)) {
+			t.Fatalf("refused are %v, want %q", got.Missing(), want)
 		}
 		for name, it := range sub.known {
 			if it.held {

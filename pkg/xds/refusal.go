@@ -26,11 +26,11 @@ const (
 // in force.
 type RejectedError struct {
 	version uint64
-	// Resources are the names of all that Envoy refuses, in the order of their types.
-	Resources []string
+	// Resources are all that Envoy refuses, in the order of their types.
+	Resources []ID
 	// Kept are those of Resources of which Envoy has an earlier version, the one that it
 	// took last. The others it does not have at all.
-	Kept []string
+	Kept []ID
 	// Reasons are Envoy's, each with the kind and the name of the resource; at most ten.
 	Reasons []string
 }
@@ -40,12 +40,12 @@ func (e *RejectedError) Error() string {
 }
 
 // Missing are those of Resources that Envoy does not have in any version.
-func (e *RejectedError) Missing() []string {
-	kept := make(map[string]bool, len(e.Kept))
-	for _, name := range e.Kept {
-		kept[name] = true
+func (e *RejectedError) Missing() []ID {
+	kept := make(map[ID]bool, len(e.Kept))
+	for _, id := range e.Kept {
+		kept[id] = true
 	}
-	return slices.DeleteFunc(slices.Clone(e.Resources), func(name string) bool { return kept[name] })
+	return slices.DeleteFunc(slices.Clone(e.Resources), func(id ID) bool { return kept[id] })
 }
 
 // rejection is why Envoy refused a resource.
@@ -185,9 +185,9 @@ func (st *stream) rejected() *RejectedError {
 			if !known {
 				continue // removed in this push
 			}
-			e.Resources = append(e.Resources, name)
+			e.Resources = append(e.Resources, ID{url, name})
 			if it.held {
-				e.Kept = append(e.Kept, name)
+				e.Kept = append(e.Kept, ID{url, name})
 			}
 			if len(e.Resources) <= maxReasons {
 				e.Reasons = append(e.Reasons, fmt.Sprintf("%s %q: %s", kindOf(url), name, sub.rejected[name].reason))

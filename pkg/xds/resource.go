@@ -17,6 +17,9 @@ type Resource struct {
 	version uint64
 }
 
+// ID names one resource of a snapshot: a cluster and a route may have one name.
+type ID struct{ Type, Name string }
+
 // NewResource makes a resource of body, which it keeps.
 func NewResource(name string, body []byte) Resource {
 	h := fnv.New64a()

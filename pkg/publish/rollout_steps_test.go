@@ -170,6 +170,11 @@ func TestRolloutSteps(t *testing.T) {
 			o.standIn(refuses(a).Resources)
 			o.wants(says(a+"=3", "a=10.0.0.1"))
 		}, a + "=3", "a=10.0.0.1", a + "=1"},
+		"Envoy keeps what it had of a configuration that was given up": {func(o *one) {
+			o.wants(says(a+"=1", "a=10.0.0.1"))
+			o.wants(says(a+"=2", "a=10.0.0.1"))
+			o.uses(keeps(a))
+		}, a + "=2", "", ""},
 		"a refused cluster is not the listener of its name": {func(o *one) {
 			o.wants(with(shared+"=c1", says(shared+"=l1", "")))
 			o.uses(nil)
@@ -182,6 +187,35 @@ func TestRolloutSteps(t *testing.T) {
 			o.wants(with(shared+"=c2", says(shared+"=l2", "")))
 			o.standIn(refuses(shared).Resources)
 		}, shared + "=c1 " + shared + "=l2", "", shared + "=c1 " + shared + "=l1"},
+		"two types share a name": {func(o *one) {
+			o.wants(with("x=c", says("x=l", "")))
+			o.uses(nil)
+			o.wants(says("x=l", "")) // the cluster goes
+			o.uses(nil)
+			o.wants(says("", "")) // the listener, too
+		}, "x=c x=l", "", "x=c x=l"},
+		"what a new Envoy lacks is not kept for it": {func(o *one) {
+			o.wants(says(a+"=1", "a=10.0.0.1"))
+			o.uses(nil)
+			o.wants(says(a+"=2", "a=10.0.0.1"))
+			o.uses(refuses(a))
+			o.wants(says("", ""))
+		}, "", "", ""},
+		"a host that keeps its answer keeps its cluster": {func(o *one) {
+			o.wants(with("outbound|80||a=1", says(a+"=1", "a=10.0.0.1")))
+			o.uses(nil)
+			o.wants(with("outbound|81||a=1", says(b+"=1", "a=10.0.0.2")))
+			o.uses(refuses(b))
+			o.now = o.now.Add(keepForTest)
+		}, "outbound|81||a=1 outbound|80||a=1 " + b + "=1 " + a + "=1", "a=10.0.0.1", "outbound|81||a=1 outbound|80||a=1 " + a + "=1"},
+		"it keeps it no longer than its answer": {func(o *one) {
+			o.wants(with("outbound|80||a=1", says(a+"=1", "a=10.0.0.1")))
+			o.uses(nil)
+			o.wants(with("outbound|81||a=1", says(b+"=1", "a=10.0.0.2")))
+			o.uses(refuses(b))
+			o.uses(nil)
+			o.now = o.now.Add(keepForTest)
+		}, "outbound|81||a=1 " + b + "=1", "a=10.0.0.2", "outbound|81||a=1 " + b + "=1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newOne()
@@ -197,5 +231,33 @@ func TestRolloutSteps(t *testing.T) {
 				t.Errorf("in force is %q with the hosts %v, want %q, %q", got, inForce.Hosts, tc.inForce, tc.answered)
 			}
 		})
+	}
+}
+
+// TestExpiry: a removed resource goes in its time, whichever was removed before.
+func TestExpiry(t *testing.T) {
+	const a, b, c = "10.0.0.1_80", "10.0.0.2_80", "10.0.0.3_80"
+	o := newOne()
+	o.wants(says(a+"=1 "+b+"=1 "+c+"=1", "a=10.0.0.1 b=10.0.0.2 c=10.0.0.3"))
+	o.uses(nil)
+	first := o.now.Add(keepForTest)
+	o.wants(says("10.0.0.4_80=1 10.0.0.5_80=1", "a=10.0.0.4 c=10.0.0.5")) // b is not answered from here on
+	if got := o.expiry(); !got.Equal(first) {
+		t.Errorf("the first goes at %v, want %v", got, first)
+	}
+	o.now = o.now.Add(keepForTest / 3)
+	o.uses(nil) // a and c have other answers from here on
+	if got := o.expiry(); !got.Equal(first) {
+		t.Errorf("with later ones before and behind it, the first goes at %v, want %v", got, first)
+	}
+	o.now = first
+	o.snapshot(o.now)
+	if got, want := o.expiry(), first.Add(keepForTest/3); !got.Equal(want) {
+		t.Errorf("the next go at %v, want %v", got, want)
+	}
+	o.now = o.now.Add(keepForTest)
+	o.snapshot(o.now)
+	if got := o.expiry(); !got.IsZero() {
+		t.Errorf("nothing is kept, and something goes at %v", got)
 	}
 }

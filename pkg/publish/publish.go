@@ -106,17 +106,15 @@ func (p *Publisher) Published() *Snapshot { return p.shown.Load() }
 
 // Run publishes what Next has each time that Changed says so, until ctx ends.
 func (p *Publisher) Run(ctx context.Context) {
-	var expire, retry <-chan time.Time
 	if p.wanted != nil { // inherited, or interrupted
 		p.bring(ctx)
-		expire, _ = p.timers()
 	}
 	for ctx.Err() == nil {
 		if p.newer {
 			p.publish(ctx)
-			expire, retry = p.timers()
 			continue
 		}
+		expire, retry := p.timers()
 		select {
 		case <-ctx.Done():
 			return
@@ -132,7 +130,6 @@ func (p *Publisher) Run(ctx context.Context) {
 			p.send()
 			p.show()
 		}
-		expire, retry = p.timers()
 	}
 }
 

@@ -305,6 +305,31 @@ func TestRefusedResourceIsTriedAgain(t *testing.T) {
 	})
 }
 
+// TestInheritedIsTriedAgain: what Envoy refuses of what the generation before had is tried again, though the
+// files say nothing yet.
+func TestInheritedIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		s.p.Inherit(output(map[string]string{"a.example": "240.240.0.1"}))
+		s.applied <- because("port taken", "240.240.0.1_80")
+		go func() { s.p.Run(ctx); close(done) }()
+		synctest.Wait()
+		if len(s.nowNames()) != 0 {
+			t.Errorf("names are %v while Envoy refuses the listener", s.nowNames())
+		}
+		s.applied <- nil // the port is free now
+		time.Sleep(2 * retryRefused)
+		synctest.Wait()
+		if !slices.Equal(s.nowNames(), []string{"a.example"}) {
+			t.Errorf("names are %v after Envoy took the listener", s.nowNames())
+		}
+		cancel()
+		<-done
+	})
+}
+
 func TestBuildFailureKeepsWhatIsThere(t *testing.T) {
 	s := newStage()
 	s.p.Next = func() (*Snapshot, error) { return nil, errors.New("no") }

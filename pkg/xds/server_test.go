@@ -99,7 +99,11 @@ func TestBodies(t *testing.T) {
 	s.Set(pair{Clusters: list("a=\x00\xffnot protobuf")}.snapshot())
 	c := connect(t, path)
 	c.subscribe(clusterType)
-	r := c.expect("Cluster +a").Resources[0]
+	resp := c.expect("Cluster +a")
+	if resp.SystemVersionInfo != "1" {
+		t.Errorf("the version is %q", resp.SystemVersionInfo)
+	}
+	r := resp.Resources[0]
 	if string(r.Resource.Value) != "\x00\xffnot protobuf" || r.Resource.TypeUrl != clusterType || r.Version == "" {
 		t.Errorf("got %v", r)
 	}
@@ -117,6 +121,7 @@ func TestSendFirst(t *testing.T) {
 func TestNothingBeforeFirstSet(t *testing.T) {
 	s, path := startServer(t)
 	c := connect(t, path)
+	c.settle("a type that is not served") // of that there is nothing, whatever comes
 	c.subscribe(clusterType)
 	c.nothing()
 	if !connected(s) {
@@ -289,6 +294,29 @@ func TestChunks(t *testing.T) {
 	c.expect("Listener")
 	if err := applied(t, s, version); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRemovedGoesLast: Envoy has what is new, whose responses are several, before anything goes.
+func TestRemovedGoesLast(t *testing.T) {
+	s, c := start(t, pair{nil, list("old")})
+	large := strings.Repeat("x", maxResponse/2)
+	s.Set(pair{nil, list("a="+large, "b="+large)}.snapshot())
+	for _, want := range []string{"Listener +a", "Listener +b -old"} {
+		c.expect(want)
+	}
+}
+
+// TestStats counts four responses, of which Envoy refuses one.
+func TestStats(t *testing.T) {
+	s, c := start(t, pair{list("a", "b"), nil}) // two responses
+	version := s.Set(pair{list("a=2"), nil}.snapshot())
+	c.nack(c.next(), "Error adding/updating cluster(s) a: no")
+	c.expect("Cluster -b")
+	refusedIn(t, applied(t, s, version))
+	want := Stats{Streams: 1, Requests: 6, Responses: 4, Resources: 4, Pushes: 2, NACKs: 1}
+	if got := s.Stats(); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 

@@ -273,7 +273,7 @@ func (st *stream) sendParts(sub *subscription) (sent bool, err error) {
 		if len(changed)+len(removed) == 0 {
 			continue // no longer asked for
 		}
-		if err := st.respond(sub, firstOnes(changed, st.server.first), removed); err != nil {
+		if err := st.respond(sub, changed, removed); err != nil {
 			return sent, err
 		}
 		sent = true

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 
 	"understudy.mesh/hotrestart"
 	hotenvoy "understudy.mesh/hotrestart/envoy"
@@ -96,6 +98,50 @@ func TestPublishesAfterATakeBack(t *testing.T) {
 		reply, err := dns.Exchange(query, p.cfg.DNSAddrs[0].String())
 		return err == nil && len(reply.Answer) == 1 && strings.HasSuffix(reply.Answer[0].String(), "10.1.2.4")
 	})
+}
+
+// TestReuseportIsUnrestrictedAfterATakeBack: a newcomer with fewer workers had the kernel keep connections from
+// the others, which serve again.
+func TestReuseportIsUnrestrictedAfterATakeBack(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	a := p.start("a")
+	a.settles(handoff.RoleServing)
+	c := p.newcomer(a, "c")
+	var taken hotrestart.Sockets
+	defer taken.Close()
+	if err := c.Sockets(t.Context(), &taken); err != nil {
+		t.Fatal(err)
+	}
+	address := "tcp://" + p.listen
+	first, err := taken.Copy(hotrestart.EnvoySocketName(address, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(first)
+	given, err := taken.Dup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer given.Close()
+	second, err := unix.Dup(first) // as if of another worker
+	if err == nil {
+		err = given.AddDescriptor(hotrestart.EnvoySocketName(address, 1), second)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := hotrestart.RestrictReuseport(given, &taken); n != 1 || err != nil {
+		t.Fatalf("%d listeners restricted, %v", n, err)
+	}
+	if _, err := c.Ready(t.Context(), &taken); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	a.becomes(handoff.RoleServing)
+	if err := unix.SetsockoptInt(first, unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("asked to remove the restriction, the kernel says %v, want that there is none", err)
+	}
 }
 
 // TestStartsInPlaceOfOneThatLeaves: whoever was asked to stop is no reason to stand by, however new it is.

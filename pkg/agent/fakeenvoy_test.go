@@ -250,6 +250,7 @@ func (f *fakeEnvoy) listen(fd int) (net.Listener, error) {
 		controlErr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
 		return errors.Join(err, controlErr)
 	}}
+	config.SetMultipathTCP(false) // Envoy's are none, and the kernel takes no reuseport program for those
 	return config.Listen(context.Background(), "tcp", f.Listen)
 }
 

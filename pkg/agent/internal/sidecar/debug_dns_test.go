@@ -31,6 +31,13 @@ import (
 // a server that knows every name but those of gone.example.
 func dnsPart(t *testing.T) (s *Sidecar, addr string) {
 	t.Helper()
+	s, addr, _ = dnsPartWith(t, "")
+	return s, addr
+}
+
+// dnsPartWith has more in its resolv.conf, and a clock that forward sets forward.
+func dnsPartWith(t *testing.T, more string) (s *Sidecar, addr string, forward func(time.Duration)) {
+	t.Helper()
 	listen := func() (*net.UDPConn, *net.TCPListener) {
 		udp, tcp, err := dnsproxy.Listen([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")})
 		if err != nil {
@@ -51,24 +58,24 @@ func dnsPart(t *testing.T) (s *Sidecar, addr string) {
 	go up.ActivateAndServe()
 	t.Cleanup(func() { up.Shutdown(); tcp.Close() })
 	conf := filepath.Join(t.TempDir(), "resolv.conf")
-	if err := os.WriteFile(conf, []byte(fmt.Sprintf("nameserver [127.0.0.1]:%d\n", udp.LocalAddr().(*net.UDPAddr).Port)), 0o600); err != nil {
+	if err := os.WriteFile(conf, []byte(fmt.Sprintf("nameserver [127.0.0.1]:%d\n%s", udp.LocalAddr().(*net.UDPAddr).Port, more)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	vips, err := vip.Open(vip.Config{V4: netip.MustParsePrefix("240.240.0.0/24")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Hardly any time goes by: what is cached stays.
-	began, ticks := time.Now(), new(atomic.Int64)
-	now := func() time.Time { return began.Add(time.Duration(ticks.Add(1)) * time.Microsecond) }
-	server, err := dnsproxy.New(dnsproxy.Config{Upstream: upstream.Config{ResolvConf: conf}, Now: now})
+	// Hardly any time goes by by itself: what is cached stays.
+	began, passed := time.Now(), new(atomic.Int64)
+	now := func() time.Time { return began.Add(time.Duration(passed.Add(int64(time.Microsecond)))) }
+	server, err := dnsproxy.New(dnsproxy.Config{Upstream: upstream.Config{ResolvConf: conf}, Domain: "default.svc.cluster.local", Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}
 	udp, tcp = listen()
 	serving := server.Start([]*net.UDPConn{udp}, []*net.TCPListener{tcp})
 	t.Cleanup(func() { serving.Close(t.Context()) })
-	return &Sidecar{dns: server, vips: vips}, tcp.Addr().String()
+	return &Sidecar{dns: server, vips: vips}, tcp.Addr().String(), func(d time.Duration) { passed.Add(int64(d)) }
 }
 
 func askDNS(t *testing.T, network, addr, name string, qtype uint16) *dns.Msg {

@@ -125,11 +125,11 @@ func TestNewcomerIsAskedItself(t *testing.T) {
 	p.start("a").settles(handoff.RoleServing)
 	b := p.start("b", envoyThat(func(f *fakeEnvoy) { f.Unready = true }))
 	waitFor(t, "the newcomer to start its Envoy", func() bool { return b.current() != nil })
-	w := httptest.NewRecorder()
-	b.current().Status.Local().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz/ready", nil))
-	if got := w.Body.String(); w.Code != http.StatusServiceUnavailable || !strings.Contains(got, "envoy: waiting") {
-		t.Errorf("%d %q, want what it waits for", w.Code, got)
-	}
+	waitFor(t, "the newcomer to say that it waits for its Envoy", func() bool { // which is noted once it is started
+		w := httptest.NewRecorder()
+		b.current().Status.Local().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz/ready", nil))
+		return w.Code == http.StatusServiceUnavailable && strings.Contains(w.Body.String(), "envoy: waiting")
+	})
 }
 
 // questions are one for each port, and each kind of answer; each is asked on a connection of its own.

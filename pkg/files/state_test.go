@@ -32,7 +32,7 @@ func someSnapshot() *publish.Snapshot {
 }
 
 // sameSnapshot compares as Envoy does: no body is an empty one.
-var sameSnapshot = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(bytes.Equal)}
+var sameSnapshot = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(bytes.Equal), cmp.AllowUnexported(xds.Resource{})}
 
 func TestSnapshotRoundTrip(t *testing.T) {
 	for name, want := range map[string]*publish.Snapshot{"empty": {Resources: xds.Snapshot{}}, "some": someSnapshot()} {

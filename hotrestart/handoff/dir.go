@@ -30,7 +30,7 @@ const (
 	// lookTimeout bounds the questions about a generation's role; a live one answers from
 	// a goroutine of its own.
 	lookTimeout = 2 * time.Second
-	// backlogPause is how long a full backlog is let be, and a generation that broke off.
+	// backlogPause is the time between two attempts to reach a generation whose backlog is full, or that broke off.
 	backlogPause = 10 * time.Millisecond
 )
 
@@ -50,8 +50,8 @@ type Dir struct {
 // OpenDir opens this user's own directory in the hand-off directory at path, and makes
 // it when it is not there. path may belong to anybody and be open to all, such as an
 // emptyDir (0777, or 2777 with fsGroup). The own directory must be a directory, no
-// link, and belong to this uid; a mode that lets others in (as fsGroup makes it) is put
-// right. me is the generation that will use it. The caller closes the Dir.
+// link, and belong to this uid; a mode that lets others in (fsGroup sets one) is corrected.
+// me is the generation that will use it. The caller closes the Dir.
 func OpenDir(path string, me Identity) (*Dir, error) {
 	if err := me.validate(); err != nil {
 		return nil, fmt.Errorf("open hand-off directory %s: %w", path, err)
@@ -81,7 +81,7 @@ func openOwn(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the agent's own hand-off directory: %w", err)
 	}
-	// Once more, on what was opened: the path may have changed hands meanwhile.
+	// Check again what was opened: the path may lead elsewhere since.
 	err = onDescriptor(file, func(fd int) error { return unix.Fstat(fd, &stat) })
 	if err == nil {
 		err = checkOwn(path, &stat)
@@ -251,8 +251,8 @@ func (d *Dir) openAt(name string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// locked tells whether somebody holds the lock file; one that cannot be judged counts
-// as held. The question takes a shared lock, so that two who ask do not mislead each other.
+// locked tells whether somebody holds the lock file; one that cannot be opened counts
+// as held. It tries a shared lock, so that two that ask at once do not find each other's.
 func (d *Dir) locked(name string) bool {
 	file, err := d.openAt(name, unix.O_RDONLY)
 	if err != nil {
@@ -272,7 +272,7 @@ func (d *Dir) remove(id string) error {
 func (d *Dir) removeAbandoned(name string) {
 	info, err := os.Lstat(filepath.Join(d.path, name))
 	if err == nil && time.Since(info.ModTime()) > newGrace && !d.locked(name) {
-		d.unlink(name) // it is in nobody's way; the next one tries again
+		d.unlink(name) // an error does no harm: the next call tries again
 	}
 }
 
@@ -305,7 +305,7 @@ func (d *Dir) take() (_ *place, err error) {
 		return nil, err
 	}
 	err = onDescriptor(p.lock, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
-	if err == nil { // a link and no rename: an ID that is in use must not be taken away from its owner
+	if err == nil { // link(2), for rename(2) would replace the file of an ID that is in use
 		err = onDescriptor(d.file, func(dir int) error {
 			return unix.Linkat(dir, temporary, dir, d.me.ID+lockSuffix, 0)
 		})
@@ -326,7 +326,7 @@ func (d *Dir) take() (_ *place, err error) {
 	if p.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"}); err != nil {
 		return nil, err
 	}
-	p.listener.SetUnlinkOnClose(false) // leave does, in its order
+	p.listener.SetUnlinkOnClose(false) // leave removes it, before the lock
 	return p, os.Chmod(path, generationMode)
 }
 

@@ -13,16 +13,16 @@ import (
 )
 
 const (
-	// maxGreeting is how many connections may be silent at once. One more, and the oldest
-	// of them is closed: a newcomer speaks as soon as it is connected, so that no number
-	// of silent ones can keep it out.
+	// maxGreeting bounds the connections that have said nothing yet; the oldest is closed for
+	// one more. A newcomer speaks as soon as it is connected, so no number of silent ones
+	// keeps it out.
 	maxGreeting = 64
-	// maxWatchers is how many may follow the role; a pod has three generations at most
-	// for long. Others get one answer.
+	// maxWatchers bounds those that follow the role; others get one answer. A pod hardly
+	// ever has more than three generations.
 	maxWatchers = 16
 	// maxDetails leaves room for the rest of a report in one frame.
 	maxDetails = 48 << 10
-	// acceptPause is how long a server that has run out of descriptors lets be.
+	// acceptPause is the time between two attempts to accept, without descriptors for one.
 	acceptPause = 100 * time.Millisecond
 )
 
@@ -61,8 +61,8 @@ const (
 	// Ready: the newcomer accepts on every socket; let go and answer with Release, within
 	// 10 s, keeping copies of everything.
 	Ready EventKind = "ready"
-	// Settled: the newcomer held out for the 2 s of its probation; drop the copies, drain,
-	// and say by Drained how that goes.
+	// Settled: the newcomer passed its probation, 2 s; drop the copies, drain, and say by
+	// Drained how that goes.
 	Settled EventKind = "settled"
 	// Ended: the hand-off is over, and Event.Err says why. After Ready and before Settled,
 	// serve again from the copies, whatever was let go.
@@ -113,7 +113,7 @@ func (s *Server) SetReport(r Report) error {
 	defer s.mu.Unlock()
 	s.report = r
 	for _, w := range s.watchers {
-		w.tell(command{act: actReport}) // when its queue is full, it is about to be told anyway
+		w.tell(command{act: actReport}) // a full queue has a report in it, which will be this one
 	}
 	return nil
 }

@@ -37,7 +37,7 @@ func (n *Newcomer) run(ctx context.Context) {
 	}
 }
 
-// ownWords prefers what the peer said last to the bare fact, met in sending, that it is gone.
+// ownWords prefers the peer's last message to the error of a send, which says only that it is gone.
 func (n *Newcomer) ownWords(err error) error {
 	if !errors.Is(err, ErrLost) {
 		return err
@@ -86,7 +86,7 @@ func (n *Newcomer) receive(ctx context.Context, f frame) error {
 	return nil
 }
 
-// greet refuses whom nobody needs to think about, and asks the owner about the rest.
+// greet refuses a newcomer that examine rejects, and asks the owner about any other.
 func (n *Newcomer) greet(ctx context.Context, f frame) error {
 	n.server.spoke(n)
 	hello, err := decodeHead[helloHead](f)
@@ -105,6 +105,7 @@ func (n *Newcomer) greet(ctx context.Context, f frame) error {
 	return nil
 }
 
+// examine says why a newcomer cannot take over, whatever the owner thinks of it; nil when it can.
 func (n *Newcomer) examine(hello helloHead) *RefusedError {
 	me := n.server.me
 	var err error
@@ -136,8 +137,8 @@ func (n *Newcomer) reportTo(f frame) error {
 	return nil
 }
 
-// obey does what the owner said. What comes too late, because the peer or a deadline
-// was faster, is dropped: an event has told, or will.
+// obey does what the owner said. It drops what comes after the peer, or a deadline, has ended
+// the stage: an event has told the owner, or will.
 func (n *Newcomer) obey(c command) error {
 	to, err := n.stage.next(did(c.act))
 	if err != nil {
@@ -227,8 +228,7 @@ type violation struct{ err error }
 func (v *violation) Error() string { return v.err.Error() }
 func (v *violation) Unwrap() error { return v.err }
 
-// end is the one way out: the peer learns why, the owner learns it, and the
-// place is free for the next one.
+// end ends the session: it tells the peer and the owner why, and makes room for the next newcomer.
 func (n *Newcomer) end(ctx context.Context, why error) {
 	var fault *violation
 	if errors.As(why, &fault) && n.stage != parentGreeting {

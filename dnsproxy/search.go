@@ -14,21 +14,21 @@ import (
 )
 
 // searching is the first handler for a client that does not walk resolv.conf's search
-// list itself: it does that for it, and answers once. What it looks up on the way is in
-// the cache, as anybody's questions are.
+// list itself: it walks the list, and answers once. What it looks up on the way is
+// cached like any other question.
 //
-// A name is tried as it is, and below a search domain only when it does not exist: an
-// answer of "try again" is none, or another server than the one that is meant would
-// answer while its own has a bad moment. A name of a single label is tried as it is
-// last, as resolv.conf(5) says of names with fewer dots than ndots, which is 1: no host
-// has such a name (RFC 7085), and the root servers need not hear it. More of ndots is
-// not followed: to ask for api.example.com below each domain first is what this spares.
+// A name is tried as it is, and below a search domain only when it does not exist: SERVFAIL
+// does not say so, and going on would lead to another server while the one that is meant
+// fails for a moment. A name of a single label is tried as it is last, as resolv.conf(5)
+// says of names with fewer dots than ndots, which is 1: no host has such a name (RFC 7085),
+// and the root servers need not hear it. A larger ndots is ignored: asking for
+// api.example.com below each domain first is what this avoids.
 type searching struct {
 	domains atomic.Pointer[[][]byte] // in wire form without the root
 	next    *cache.Cache
 }
 
-// searched is told resolv.conf's search domains.
+// searched takes resolv.conf's search domains.
 func (h *searching) searched(domains []string) {
 	list := make([][]byte, 0, len(domains))
 	for _, domain := range domains {

@@ -54,7 +54,7 @@ type udpBatch struct {
 }
 
 // newUDPBatch prepares conn. A socket that is bound to no address in particular
-// is told to say which one was asked: a reply from any other is none to its client.
+// is to say which one was asked: a client ignores a reply from any other.
 func newUDPBatch(conn *net.UDPConn) (*udpBatch, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

@@ -85,7 +85,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// searched is told resolv.conf's search domains.
+// searched takes resolv.conf's search domains.
 func (s *Server) searched(domains []string) {
 	s.localhost.Searched(domains)
 	s.tables.searched(domains)

@@ -49,11 +49,10 @@ func (h *tables) swap(t *table.Table) {
 	h.once.Do(func() { close(h.first) })
 }
 
-// searched is told resolv.conf's search domains. A resolver makes a name of the mesh
-// into one below the first of them before all others, so that it has its answer at
-// once if that one is answered here. Names below any other domain, and below a first
-// one that is not the pod's own, are other people's: db.corp.example is not the host
-// db, and no resolver asks for it on the way to that.
+// searched takes resolv.conf's search domains. A resolver tries a name of the mesh
+// below the first of them before all others, and has its answer at once if that name
+// is answered here. Names below any other domain, and below a first one that is not
+// the pod's own, are other people's: db.corp.example is not the host db.
 func (h *tables) searched(domains []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -122,10 +121,8 @@ func (h *tables) await(ctx context.Context, q *wire.Query) *table.Table {
 	return h.current.Load()
 }
 
-// exists sees that a name of the table is never denied: an upstream that does
-// not know the name knows of no such record either. Its failures stay what
-// they are: "try again" must not become "there is none", or a mail client
-// would take a lost MX for a missing one.
+// exists makes NODATA of an upstream's NXDOMAIN for a name of the table, which exists.
+// A failure stays one: as NODATA it would tell a mail client that there is no MX.
 func (h *tables) exists(q *wire.Query, f found, a wire.Answer) wire.Answer {
 	if !f.known || len(a.Msg) < wire.HeaderLen || wire.RcodeOf(a.Msg) != wire.RcodeNXDomain {
 		return a

@@ -13,8 +13,8 @@ const (
 	// maxConns is the contract's number of TCP connections at once.
 	maxConns = 256
 
-	// connQuiet is how long a connection must have said nothing to be closed for
-	// another: whoever speaks more often has a question on its way at any time.
+	// connQuiet is how long a connection must have been silent to be closed for another:
+	// a client that asks more often may have a question on its way at any time.
 	connQuiet = time.Second
 )
 
@@ -37,7 +37,7 @@ func (s *Server) admit(taking context.Context, c *tcpConn) {
 		}
 		select {
 		case <-freed:
-		case <-time.After(connQuiet / 10): // silence is told by no channel
+		case <-time.After(connQuiet / 10): // nothing tells that another has been silent for long
 		case <-taking.Done():
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"understudy.mesh/dnsproxy/internal/wire"
 )
 
-// ask asks for what the cache did not have, or waits for who does.
+// ask asks for what the cache did not have, or waits for the flight that does so already.
 func (h *Cache) ask(ctx context.Context, q *wire.Query, m Miss, via *Flights) wire.Answer {
 	key := string(appendKey(nil, q))
 	f, first := via.join(key)
@@ -27,7 +27,7 @@ func (h *Cache) ask(ctx context.Context, q *wire.Query, m Miss, via *Flights) wi
 	return h.lead(ctx, q, m, via, f, key)
 }
 
-// lead does what f is for. A leader that has waited in vain leaves the rest to a task.
+// lead asks f's question and lands f. If the answer is late, a task waits for it and lands f.
 func (h *Cache) lead(ctx context.Context, q *wire.Query, m Miss, via *Flights, f *flight, key string) wire.Answer {
 	began := h.health.Clock()
 	a := h.fetch(ctx, q, m, via, key)
@@ -65,7 +65,7 @@ func (h *Cache) fetch(ctx context.Context, q *wire.Query, m Miss, via *Flights, 
 	if !denied {
 		a = h.next.Serve(ctx, q, &via.Transport)
 	}
-	if !denied || !wire.Good(a) { // that is kept as what it is, the answer about A
+	if !denied || !wire.Good(a) { // a denial is kept as the answer about A already
 		h.settle(ctx, key, a, began)
 	}
 	return a
@@ -77,15 +77,15 @@ func (h *Cache) settle(ctx context.Context, key string, a wire.Answer, began int
 	case a.Late != nil || a.Pending: // not yet known
 	case wire.Good(a):
 		h.put(key, a)
-	case ctx.Err() != nil: // it was we who gave up
-	case h.health.EndedAfter(began): // what failed then says nothing about now
+	case ctx.Err() != nil: // given up here: no failure
+	case h.health.EndedAfter(began): // servers are back since it was asked
 	default:
 		h.fail(key, a)
 	}
 }
 
-// deniedAgain asks for A before AAAA, together with whoever asks for A, where there
-// was no such name when somebody last did. False: it is there now, or was then.
+// deniedAgain asks for A before AAAA, in the flight of those that ask for A, if the last
+// answer about A was that there is no such name. False: it was not, or is not any more.
 func (h *Cache) deniedAgain(ctx context.Context, q *wire.Query, m Miss, via *Flights) (wire.Answer, bool) {
 	if m.denial == nil {
 		return wire.Answer{}, false
@@ -116,8 +116,8 @@ func (h *Cache) renew(q *wire.Query, denial *entry, via *Flights) bool {
 	return true
 }
 
-// freshOr asks, and returns the old answer when that fails or takes long;
-// the question goes on then, for the next who asks.
+// freshOr asks, and returns the old answer when that fails or takes long; then the
+// question goes on, for the next query.
 func (h *Cache) freshOr(ctx context.Context, q *wire.Query, m Miss, via *Flights) wire.Answer {
 	own, e, began := *q, m.entry, h.health.Clock()
 	got := make(chan wire.Answer, 1)

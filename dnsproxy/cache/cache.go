@@ -160,8 +160,8 @@ func (h *Cache) put(key string, a wire.Answer) {
 	h.failures.remove(hash)
 }
 
-// fail notes that nobody could answer: at the entry that there is, so that it
-// is given beyond its end, or else for a short time.
+// fail notes that nobody could answer: in the entry, if there is one, which is then
+// given beyond its end, or else as a failure kept for a short time.
 func (h *Cache) fail(key string, a wire.Answer) {
 	if h.off {
 		return

@@ -8,13 +8,13 @@ import (
 	"understudy.mesh/dnsproxy/upstream"
 )
 
-// Flights are the questions that are on their way, by the cache's key: who asks the same
-// waits for the same answer. A flight goes on when the query that began it has waited for
-// as long as it may; the client's next one, as resolvers ask twice, finds it there.
+// Flights are the questions that are on their way, by the cache's key: queries that ask the same
+// wait for one answer. A flight goes on when the query that began it has waited for as long as
+// it may, for the client's next one: resolvers ask twice.
 type Flights struct {
 	Transport upstream.Transport
-	// ExplainOnly is for a question that is looked at and not served: it counts as no hit, and
-	// begins nothing that others would go without when it ends.
+	// ExplainOnly is for a question of Explain's: it counts as no hit, and begins nothing that
+	// other queries would wait for.
 	ExplainOnly bool
 
 	mu   sync.Mutex
@@ -23,8 +23,8 @@ type Flights struct {
 
 type flight struct {
 	landed chan struct{} // closed once answer is set
-	answer wire.Answer   // whoever follows makes a copy of its message
-	// followers is how many joined it: where none did, nobody needs a copy.
+	answer wire.Answer   // followers copy its message
+	// followers is how many joined it: without one no copy is made.
 	followers int
 }
 

@@ -78,7 +78,7 @@ func (h *Cache) kept(q *wire.Query, dst []byte, via *Flights, e *entry) (wire.An
 func (h *Cache) prefetch(q *wire.Query, via *Flights, e *entry) {
 	d := h.denial(q)
 	switch {
-	case d != nil && d.age(h.now()) < d.ttl: // and so is this, when e has ended
+	case d != nil && d.age(h.now()) < d.ttl: // it answers for e when e has ended
 	case h.renew(q, d, via):
 		h.prefetches.Add(1)
 	default:
@@ -92,12 +92,10 @@ func (h *Cache) failure(q *wire.Query, dst []byte, f *failureEntry) wire.Answer 
 	return wire.Answer{Msg: wire.AppendReply(dst, q, 0, f.rcode), Source: wire.SourceFailure, Server: f.server}
 }
 
-// Resolvers ask for A and AAAA together, and with each search domain; nearly all of
-// those names do not exist. That A does not says so of AAAA, too (RFC 2308 section 5),
-// which saves the upstream nearly half of what an application's lookups cost it.
-
-// denial returns what is kept about the A of q, which asks for AAAA, if it is that
-// there is no such name, of whatever age.
+// denial returns what is kept about the A of q, which asks for AAAA, if it is that there is no
+// such name, of whatever age: there is no AAAA either then (RFC 2308 section 5). Resolvers ask for
+// both, with each search domain, and nearly all of those names do not exist: this saves the
+// upstream nearly half of an application's questions.
 func (h *Cache) denial(q *wire.Query) *entry {
 	if q.Type != wire.TypeAAAA {
 		return nil

@@ -6,7 +6,7 @@ import (
 	"understudy.mesh/dnsproxy/internal/wire"
 )
 
-// Find looks q's name up. A host that is forwarded is found by nobody.
+// Find looks q's name up. It does not find a host that is forwarded.
 func (t *Table) Find(q *wire.Query) (Match, bool) {
 	name := q.Name()
 	if len(name) == 1 { // no table has the root
@@ -17,7 +17,7 @@ func (t *Table) Find(q *wire.Query) (Match, bool) {
 }
 
 // Answer answers the types that a table has of a name it knows. The others
-// are for the upstream to answer. Who asks for ANY gets records of one type
+// are for the upstream to answer. ANY is answered with records of one type
 // (RFC 8482 section 4.1): the upstream would deny those that there are.
 func (m Match) Answer(q *wire.Query, dst []byte, ttl uint32) (wire.Answer, bool) {
 	var list []byte

@@ -9,10 +9,9 @@ import (
 	"understudy.mesh/dnsproxy/internal/wire"
 )
 
-// Localhost answers the names that are this host's whoever asks and whatever anybody
-// says of them: localhost, all below it, and what resolvers make of these with a search
-// domain. They need no server and no table (RFC 6761 section 6.3), and have no type but
-// addresses.
+// Localhost answers the names that always are this host's: localhost, all below it, and
+// what resolvers make of these with a search domain. They need no server and no table
+// (RFC 6761 section 6.3), and have no type but addresses.
 type Localhost struct {
 	name   []byte // in wire form without the root
 	addrs  addrs  // 127.0.0.1 and ::1
@@ -28,7 +27,7 @@ func NewLocalhost(ttl uint32) *Localhost {
 	return h
 }
 
-// Searched is told resolv.conf's search domains.
+// Searched takes resolv.conf's search domains.
 func (h *Localhost) Searched(domains []string) {
 	var list [][]byte
 	for _, domain := range domains {

@@ -39,8 +39,8 @@ const (
 	// has a socket for every try.
 	maxLate = 128
 
-	// slowTrust is how long a server that fails is believed to be merely slow
-	// after it has answered.
+	// slowTrust is how long after its last answer a server that fails counts as
+	// merely slow.
 	slowTrust = time.Minute
 
 	// minTries is how many tries, one after the other, must fit into the
@@ -158,8 +158,8 @@ func (p plan) failing() bool {
 
 // budget is the time that a query has, from the first question on: a little less
 // than a client waits, so that it gets the answer or hears that there is none.
-// With `options timeout:1 attempts:2` that is two seconds. Who sets
-// DNS_FORWARD_TIMEOUT to more has clients that wait longer.
+// With `options timeout:1 attempts:2` that is two seconds. A DNS_FORWARD_TIMEOUT
+// above it means clients that wait longer.
 func (f *Forwarder) budget(p *plan) time.Duration {
 	patience := clientPatience
 	if p.Timeout > 0 {
@@ -177,10 +177,10 @@ func (f *Forwarder) Patience(q *wire.Query) time.Duration {
 	return f.timeLeft(&p, q)
 }
 
-// heard is how long the answer to one try is listened to: as long as the client's
-// own resolver would, all its tries together, for that takes the answer to the
-// first when it comes after the second was sent. Who sets DNS_FORWARD_TIMEOUT to
-// less than the default wants to hear nothing later than that.
+// heard is how long the answer to one try is listened to: as long as all tries of
+// the client's own resolver take together, since it takes the answer to the first
+// one even after it has sent the second. A DNS_FORWARD_TIMEOUT below the default
+// is the limit for answers, too.
 func (f *Forwarder) heard(p *plan) time.Duration {
 	if f.timeout < defaultTimeout {
 		return f.timeout
@@ -188,8 +188,8 @@ func (f *Forwarder) heard(p *plan) time.Duration {
 	return max(clientTries*clientPatience, f.budget(p))
 }
 
-// timeLeft is what is left of q's budget, or time for a try: who has it held for
-// longer has clients that wait longer.
+// timeLeft is what is left of q's budget, or time for one try, whichever is longer: where
+// queries are held for that long, clients wait longer.
 func (f *Forwarder) timeLeft(p *plan, q *wire.Query) time.Duration {
 	return max(f.budget(p)-q.Held, f.tryTime(p))
 }
@@ -210,8 +210,7 @@ func (f *Forwarder) Look() { f.plan() }
 
 // plan returns whom to ask now, in order: the file's, or any with `options
 // rotate`, but those that are slow and then those that fail come last. A faster
-// server does not overtake one that is fast enough: the order in the file is
-// somebody's will.
+// server does not overtake one that is fast enough: the file's order was chosen.
 func (f *Forwarder) plan() plan {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -253,8 +253,8 @@ func (r *hedgedQuery) drop(t *try) {
 	r.running = slices.DeleteFunc(r.running, func(other *try) bool { return other == t })
 }
 
-// overtaken tells the servers that winner's answer came before theirs, though
-// they had been asked so long before that they should have been first.
+// overtaken tells the servers that winner's answer came before theirs, though they were
+// asked long before.
 func (r *hedgedQuery) overtaken(winner *try) {
 	for _, t := range r.running {
 		if t.u != winner.u && winner.sent.Sub(t.sent) >= minPatience {
@@ -263,8 +263,8 @@ func (r *hedgedQuery) overtaken(winner *try) {
 	}
 }
 
-// late ends the try for its query, whose time is up. Where a server that is asked
-// may merely be slow, it goes on for the query after, and delivers what becomes of it.
+// late ends the tries for their query, whose time is up. If one of the servers may merely be
+// slow, they go on for the client's next query, and the answer's Late delivers what comes.
 func (r *hedgedQuery) late(ctx context.Context) wire.Answer {
 	a, now := r.worst, r.f.now()
 	slow := ctx.Err() == nil &&
@@ -291,8 +291,8 @@ func (r *hedgedQuery) late(ctx context.Context) wire.Answer {
 	return a
 }
 
-// linger waits for the tries that run, and calls off the others when one has answered.
-// Meanwhile nobody else asks the same: where servers fail, it sees whether they are back.
+// linger waits for the tries that run, and calls off the others when one has answered. No other
+// query asks the same meanwhile, so it also tries whether servers that fail are back.
 func (r *hedgedQuery) linger(ctx context.Context) wire.Answer {
 	defer r.callOff()
 	back := r.f.Health.end()
@@ -326,7 +326,7 @@ func (r *hedgedQuery) linger(ctx context.Context) wire.Answer {
 	return r.worst
 }
 
-// callOff ends what runs, and has nobody read results any more.
+// callOff ends the tries that run; results are not read any more.
 func (r *hedgedQuery) callOff() {
 	for _, t := range r.running {
 		t.cancel()
@@ -352,7 +352,7 @@ func (r *hedgedQuery) end(ctx context.Context) {
 	r.via.tasks.Go(func() { r.watch(ctx, r.via.lives.Done()) })
 }
 
-// watch records how the watched tries have ended, unless that is sooner.
+// watch records how the watched tries end, until ended is closed.
 func (r *hedgedQuery) watch(ctx context.Context, ended <-chan struct{}) {
 	defer r.callOff()
 	for len(r.running) > 0 {

@@ -36,8 +36,8 @@ func (f *Forwarder) forward(ctx context.Context, q *wire.Query, via *Transport) 
 	return r.run(ctx)
 }
 
-// probe sends a copy of q to servers that are slow or fail and were long not
-// asked, while others are well. Nobody waits for what they say; it is for their health.
+// probe sends a copy of q to servers that are slow or fail, if they have not been asked
+// for long and others are well. Nobody waits for the answers: they show how the servers are.
 func (f *Forwarder) probe(p *plan, q *wire.Query, via *Transport) {
 	if f.Health.down.Load() {
 		return // they are asked anyway

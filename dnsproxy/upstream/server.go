@@ -119,8 +119,8 @@ func (u *server) hedge() {
 
 // done counts how a try ended that began then, and returns the state before and
 // after. Whether the server answered is what matters: SERVFAIL and REFUSED are
-// about a name, not about the server's health. Nor is a try that fails news of
-// a server that has answered since it began.
+// about a name, not about the server's health. A try that fails does not count
+// either, if the server has answered another since it began.
 func (u *server) done(began time.Time, rtt time.Duration, err error) (was, is state) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -154,11 +154,11 @@ func (u *server) done(began time.Time, rtt time.Duration, err error) (was, is st
 	return was, u.state
 }
 
-// overtaken counts a try that has no answer yet although another server has
-// answered that was asked later, as err says. That makes a server slow, and not
-// failing: the other one may be fast. watch says that the try must go on until its
-// end, which is told to done and then to unwatch: for else how long an answer
-// takes would never be known, and patience would stay too short for it.
+// overtaken counts a try that has no answer yet although another server, asked
+// later, has answered, as err says. That makes a server slow, and not failing: the
+// other one may be fast. watch says that the try must go on until its end, for done
+// and then unwatch: otherwise it would never be known how long an answer takes, and
+// patience would stay too short for it.
 func (u *server) overtaken(at time.Time, err error) (watch bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -171,7 +171,7 @@ func (u *server) overtaken(at time.Time, err error) (watch bool) {
 	return watch
 }
 
-// unwatch is told that the try which overtaken had go on has ended.
+// unwatch notes that the try which overtaken made go on has ended.
 func (u *server) unwatch() {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -26,7 +26,7 @@ const (
 // and as a rule only one ever, for its port, which the kernel picks at random, is
 // half of what a forger must guess (RFC 5452 section 9.2). To open and close them
 // is a third of what a forwarded query costs, though; so under load a question
-// takes any of those that have had their answer. Who forges blindly gains nothing by
+// takes any of those that have had their answer. A blind forger gains nothing by
 // that: as many ports as before wait for an answer, each for one id, and a socket
 // to which something came before its question is not used.
 type sockets struct {
@@ -114,7 +114,7 @@ func (s *sockets) release(d *datagram, good bool) (kept bool) {
 	return true
 }
 
-// sweep closes the idle sockets that nobody will use again, and comes back for the others.
+// sweep closes the idle sockets that will not be used again, and runs again for the others.
 func (s *sockets) sweep() {
 	now := time.Now()
 	s.mu.Lock()
@@ -136,8 +136,8 @@ func (s *sockets) sweep() {
 	}
 }
 
-// end has nobody wait for an answer any more, and closes the idle sockets. Those that
-// carry a question are closed by done.
+// end ends every wait for an answer, and closes the idle sockets. Those that carry a
+// question are closed by done.
 func (s *sockets) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

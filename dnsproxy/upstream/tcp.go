@@ -171,7 +171,7 @@ func (c *stream) read() {
 	}
 }
 
-// busy says whether anybody uses c; where not, nobody gets it any more.
+// busy says whether c is used; if not, it takes c out.
 func (c *stream) busy() bool {
 	c.set.mu.Lock()
 	defer c.set.mu.Unlock()

@@ -46,7 +46,7 @@ var execute = map[roles.Do]step{
 	roles.Unfollow:   plain((*Agent).unfollow),
 	roles.Promote:    onEvent((*Agent).sayPromoted),
 	roles.StepIn:     onEvent((*Agent).sayStepIn),
-	roles.NoteServes: plain(func(a *Agent) { a.shownSuccessor("", true) }),
+	roles.NoteServes: plain(func(a *Agent) { a.update(func(s *shown) { s.successorServes = true }) }),
 
 	roles.StartCold:            toServe((*Agent).startCold),
 	roles.DropSidecar:          plain(func(a *Agent) { a.adopt(nil) }),
@@ -81,12 +81,14 @@ var execute = map[roles.Do]step{
 	roles.Retire:           plain((*Agent).retire),
 	roles.ForgetNewcomer:   plain(func(a *Agent) { a.loop.handOff.newcomer = nil }),
 
-	roles.NotePredecessor:        onEvent(func(a *Agent, e event) { a.setPredecessor(&e.drained) }),
+	roles.NotePredecessor:        onEvent(func(a *Agent, e event) { a.update(func(s *shown) { s.predecessor = &e.drained }) }),
 	roles.NotePredecessorDrained: plain(func(a *Agent) { a.log.Info("the generation before has drained") }),
-	roles.ShowDrain:              onEvent(func(a *Agent, e event) { a.showLeft(e.drained.Left, waitsFor(e.load)) }),
-	roles.TellNewcomer:           onEvent((*Agent).tellNewcomer),
-	roles.EndDrain:               onEvent((*Agent).endDrain),
-	roles.HurryDrains:            plain((*Agent).hurryDrains),
+	roles.ShowDrain: onEvent(func(a *Agent, e event) {
+		a.update(func(s *shown) { s.left, s.drain = e.drained.Left, waitsFor(e.load) })
+	}),
+	roles.TellNewcomer: onEvent((*Agent).tellNewcomer),
+	roles.EndDrain:     onEvent((*Agent).endDrain),
+	roles.HurryDrains:  plain((*Agent).hurryDrains),
 
 	roles.AwaitSuccessor: plain((*Agent).awaitSuccessor),
 	roles.SayPostponed:   plain((*Agent).sayPostponed),

@@ -24,7 +24,7 @@ const (
 func (a *Agent) retire() {
 	a.finishAttempt(resultSuccess, nil)
 	successor := a.loop.handOff.newcomer.Identity().ID
-	a.shownSuccessor(successor, false)
+	a.update(func(s *shown) { s.successor, s.successorServes = successor, false })
 	a.followSuccessor(successor)
 	s := a.loop.sidecar
 	ctx, hurry := context.WithDeadline(a.loop.ctx, a.drainDeadline(time.Now()))
@@ -73,7 +73,7 @@ func (a *Agent) endDrain(e event) {
 		if a.loop.Role != handoff.RoleHandingOff { // else they are what the next newcomer knows
 			a.loop.handOff.counted = nil
 		}
-		a.showLeft(0, nil)
+		a.update(func(s *shown) { s.left, s.drain = 0, nil })
 	}
 	if a.loop.Retiring == 0 {
 		a.loop.drains.hurry = nil

@@ -60,5 +60,5 @@ func (a *Agent) watch(s *sidecar.Sidecar) {
 // adopt makes s the agent's, and shows it; nil: it has none.
 func (a *Agent) adopt(s *sidecar.Sidecar) {
 	a.loop.sidecar = s
-	a.showSidecar(s)
+	a.update(func(shown *shown) { shown.sidecar = s })
 }

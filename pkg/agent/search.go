@@ -139,7 +139,7 @@ func (a *Agent) unfollow() {
 }
 
 func (a *Agent) followFound(e event) {
-	a.shownSuccessor(e.peer.ID, false)
+	a.update(func(s *shown) { s.successor, s.successorServes = e.peer.ID, false })
 	a.followSuccessor(e.peer.ID)
 }
 
@@ -149,10 +149,10 @@ func (a *Agent) sayStandBy(e event) {
 
 func (a *Agent) sayStepIn(e event) {
 	a.log.Info("the generation that served is gone, or serves no more", "err", e.err)
-	a.shownSuccessor("", false)
+	a.update(func(s *shown) { s.successorServes = false })
 }
 
 func (a *Agent) sayPromoted(event) {
 	a.log.Warn("nobody serves: this generation starts again")
-	a.shownSuccessor("", false)
+	a.update(func(s *shown) { s.successorServes = false })
 }

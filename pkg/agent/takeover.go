@@ -104,7 +104,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	}
 	clear(client.State()) // the client lives until the generation before has drained, and would keep it
 	s.Start()
-	a.showSidecar(s)
+	a.update(func(shown *shown) { shown.sidecar = s })
 	t := &succession{client: client, sidecar: s, begun: begun}
 	err = t.comeIntoForce(ctx)
 	hopeless := envoy.Hopeless(err) && !sidecar.IsClosed(client.Lost())
@@ -124,7 +124,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	s.Sockets.UnrestrictReuseport()
 	a.giveUp(ctx, client, err)
 	s.Abandon()
-	a.showSidecar(nil)
+	a.update(func(shown *shown) { shown.sidecar = nil })
 	if hopeless {
 		err = fmt.Errorf("this agent's Envoy cannot take over from generation %s, which serves on: %v", id, err) //nolint:errorlint // its status is not the agent's
 		return event{kind: roles.Hopeless, err: err}
@@ -245,7 +245,7 @@ func (t *succession) awaitProbation(ctx context.Context) error {
 // followDrain reports how the drain of the generation before goes, until it has ended.
 // What the Envoy before went on to count goes to s.
 func (a *Agent) followDrain(client *handoff.Client, s *sidecar.Sidecar) {
-	a.setPredecessor(&handoff.Drained{})
+	a.update(func(s *shown) { s.predecessor = &handoff.Drained{} })
 	a.spawn(func(ctx context.Context) (event, bool) {
 		defer client.Close()
 		for {

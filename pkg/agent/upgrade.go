@@ -24,21 +24,21 @@ func (a *Agent) current() *sidecar.Sidecar {
 	return a.shown.sidecar
 }
 
-// showSidecar makes s the one that commands, metrics and the other generations are told of.
-func (a *Agent) showSidecar(s *sidecar.Sidecar) {
+// update changes what commands, metrics and the other generations are told.
+func (a *Agent) update(change func(*shown)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.shown.sidecar = s
+	change(&a.shown)
 }
 
 // show publishes the loop's role, and returns whether it is another than before.
 func (a *Agent) show() (changed bool) {
-	a.mu.Lock()
 	role := a.loop.Role
-	if changed = role != a.shown.role; changed {
-		a.shown.role, a.shown.since = role, time.Now()
-	}
-	a.mu.Unlock()
+	a.update(func(s *shown) {
+		if changed = role != s.role; changed {
+			s.role, s.since = role, time.Now()
+		}
+	})
 	if a.server != nil {
 		a.showOthers(role)
 	}
@@ -97,9 +97,8 @@ func generationStatus(i handoff.Identity) control.GenerationStatus {
 }
 
 func (a *Agent) beginAttempt(with string, takingOver bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.shown.attempt = &control.Attempt{At: time.Now(), With: with, TakingOver: takingOver, Result: resultRunning}
+	attempt := control.Attempt{At: time.Now(), With: with, TakingOver: takingOver, Result: resultRunning}
+	a.update(func(s *shown) { s.attempt = &attempt })
 }
 
 // finishAttempt notes how the hand-off ended.
@@ -147,32 +146,11 @@ func reasonClass(result string, takingOver bool, err error) string {
 	return "other"
 }
 
-func (a *Agent) shownSuccessor(id string, serves bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if id != "" {
-		a.shown.successor = id
-	}
-	a.shown.successorServes = serves
-}
-
-func (a *Agent) showLeft(connections int, drain *control.Drain) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.shown.left, a.shown.drain = connections, drain
-}
-
 // predecessorDrained tells whether a generation before this one has drained already.
 func (a *Agent) predecessorDrained() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.shown.predecessor != nil && a.shown.predecessor.Done
-}
-
-func (a *Agent) setPredecessor(d *handoff.Drained) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.shown.predecessor = d
 }
 
 // roleStatus is what `wait` asks for.

@@ -34,9 +34,9 @@ func (a *Agent) lookLater(pause time.Duration) {
 	})
 }
 
-// survey asks every other generation for its role and judges the foremost of those that
-// serve or are about to. One that does not answer counts as dead: whether it is shows in
-// its ports.
+// survey asks every other generation for its role and compares itself with the foremost of those
+// that serve or are about to. One that does not answer counts as dead; if it lives, it has its
+// ports, and this generation fails to bind them.
 func (a *Agent) survey(ctx context.Context, replaced bool) event {
 	if a.dir == nil {
 		return event{kind: roles.FoundNobody}
@@ -78,8 +78,8 @@ func (a *Agent) survey(ctx context.Context, replaced bool) event {
 	return event{kind: roles.FoundOlder, peer: first.Identity, reason: verdict.Reason}
 }
 
-// importance orders roles by how near they are to serving; 0 are those that never will
-// while somebody else does.
+// importance orders roles by how near they are to serving; 0: they do not serve while somebody
+// else does.
 func importance(r handoff.Role) int {
 	switch r {
 	case handoff.RoleServing, handoff.RoleHandingOff:

@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	// watchPause is how long one that cannot be watched is left alone: it is gone by then, or
-	// has a share of the processor again.
+	// watchPause is the time until a generation that cannot be watched is looked at again: it is
+	// gone by then, or has had time to run.
 	watchPause = 100 * time.Millisecond
-	// reliefTime is how long it serves on for one that could take over although it is
-	// older: a standby does within milliseconds, or is being stopped as well.
+	// reliefTime bounds how long a stop waits for an older generation to take over: a standby
+	// does so within milliseconds, unless it is being stopped as well.
 	reliefTime = 2 * time.Second
 )
 
@@ -48,8 +48,8 @@ func (a *Agent) awaitSuccessor() {
 }
 
 // successors tells whether one of the other generations is a newer one that is about to take over
-// from this one (newer), and whether there is any other that might (relief): one that lives and
-// does not answer, for one, which is a newer one again as soon as it gets a share of the processor.
+// from this one (newer), and whether any other might (relief). One that does not answer might: it
+// may be a newer one that gets no time to run.
 func (a *Agent) successors(ctx context.Context) (seen []handoff.Neighbour, newer, relief bool) {
 	if a.dir == nil || sidecar.IsClosed(a.noDrain) {
 		return nil, false, false
@@ -72,8 +72,8 @@ func (a *Agent) successors(ctx context.Context) (seen []handoff.Neighbour, newer
 }
 
 // awaitChange returns when a generation is not any more as it was seen, when patience is over, or when
-// a stop need not wait any more; false at the end of ctx. One that starts meanwhile and takes over
-// speaks by itself.
+// a stop need not wait any more; false at the end of ctx. A generation that starts meanwhile need not
+// be looked for: it connects.
 func (a *Agent) awaitChange(ctx context.Context, seen []handoff.Neighbour, patience <-chan time.Time) bool {
 	var watching sync.WaitGroup
 	defer watching.Wait()

@@ -16,9 +16,11 @@ import (
 )
 
 const (
-	// deathTimeout is what the lock of a generation whose connection has ended may take to go as
-	// well: the kernel closes the one file after the other, some thousand at most. deathPoll is how
-	// often it is looked at meanwhile.
+	// deathTimeout bounds the time between the end of a generation's connection and that of its
+	// lock: the kernel closes one file of a process after the other, some thousand at most.
+	// deathPoll is how often the lock is looked at meanwhile. Nothing tells of its end: flock(2)
+	// waits for it, but for ever, if the generation lives; inotify(7) tells of the close before the
+	// lock goes; and a process in another container has no PID here.
 	deathTimeout = time.Second
 	deathPoll    = 5 * time.Millisecond
 	// acceptTimeout bounds the time between Envoy's admin saying that it serves and Envoy
@@ -44,7 +46,7 @@ func (a *Agent) takeOver(e event) {
 	})
 }
 
-// finishTakeOver: everything is here for good.
+// finishTakeOver: this generation serves for good.
 func (a *Agent) finishTakeOver(e event) {
 	e.sidecar.PassProbation()
 	a.adopt(e.sidecar)
@@ -132,8 +134,8 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	return event{kind: roles.FailedToTake, err: err}
 }
 
-// giveUp tells the generation before why, which is none of what this one met when it
-// was asked to stop.
+// giveUp tells the generation before why. The error of one that was asked to stop comes of that,
+// and is not told.
 func (a *Agent) giveUp(ctx context.Context, client *handoff.Client, why error) {
 	code, reason := handoff.AbortFailed, why.Error()
 	if ctx.Err() != nil {
@@ -202,8 +204,8 @@ func (t *succession) whyLost(ctx context.Context) error {
 	return cmp.Or(err, handoff.ErrLost)
 }
 
-// commit begins to serve beside the generation before, and has that let go. Between
-// the two somebody reads every socket at any moment.
+// commit begins to serve beside the generation before, and then has that release its listeners:
+// at any moment somebody reads every socket.
 func (a *Agent) commit(ctx context.Context, t *succession) error {
 	s := t.sidecar
 	if err := s.Accept(); err != nil {
@@ -219,8 +221,8 @@ func (a *Agent) commit(ctx context.Context, t *succession) error {
 	return t.awaitProbation(ctx)
 }
 
-// awaitProbation makes the take-over final, unless what took over does not live that long: the
-// generation before, which is whole, is better than an Envoy that crashes.
+// awaitProbation makes the take-over final, unless this generation's Envoy ends before: then the one
+// before serves again.
 func (t *succession) awaitProbation(ctx context.Context) error {
 	probation, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -19,7 +19,7 @@ const (
 	stateStats = "stats"
 )
 
-// statsTimeout bounds how long the counters of Envoy may take: a newcomer waits for them.
+// statsTimeout bounds how long the counters of Envoy may take: a successor waits for them.
 const statsTimeout = time.Second
 
 // Inheritance is what a generation has from the one before: its sockets, and what it
@@ -107,7 +107,7 @@ func (s *Sidecar) counters(ctx context.Context) (*envoy.Counters, error) {
 	return s.Envoy.Counters(ctx)
 }
 
-// fit leaves out of what a newcomer is told what does not fit into a hand-off: it starts without rather
+// fit leaves out of what a successor is told what does not fit into a hand-off: it starts without rather
 // than not at all.
 func (s *Sidecar) fit(state handoff.State) handoff.State {
 	for name, size := range state.Fit(stateStats, stateCache, files.StateResources) {

@@ -13,7 +13,8 @@ const (
 	// next attempt waits for it.
 	abandonGrace = 5 * time.Second
 	// lastGrace is how long what Envoy serves at the end of an ordinary stop may take, when nobody
-	// new reaches it any more: time for a request. lastPoll is how often it is asked.
+	// new reaches it any more: time for a request. lastPoll is how often it is asked: Envoy counts
+	// its connections only when it is, and the kernel tells of no queue that it is empty.
 	lastGrace = time.Second
 	lastPoll  = 50 * time.Millisecond
 	// streamGrace is how long Envoy has to see that its configuration stream was closed, before it is ended:

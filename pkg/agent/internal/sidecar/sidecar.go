@@ -54,7 +54,8 @@ type Sidecar struct {
 	publishing func()         // ends the publisher and waits for it; nil while there is none
 }
 
-// World is what of its surroundings a sidecar depends on.
+// World is what of its surroundings a sidecar depends on: a part of agent.World, which cannot embed it, since
+// its callers cannot name a type of an internal package.
 type World struct {
 	Environ        []string // is handed on to Envoy
 	Stdout, Stderr *os.File // become Envoy's

@@ -154,11 +154,11 @@ func TestRefusedNewcomer(t *testing.T) {
 	}
 }
 
-// withHungEnvoy is an image whose Envoy does nothing.
+// withHungEnvoy is an image whose Envoy does nothing but say which hot restarts it can take part in.
 func withHungEnvoy(t *testing.T, p *pod, image lab.Image) lab.Image {
 	t.Helper()
 	path := filepath.Join(p.Dir, "envoy")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\nexec sleep infinity\n"), 0o755); err != nil {
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n[ \"$1\" = --hot-restart-version ] && echo 11.104 && exit\nexec sleep infinity\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return lab.Image{Name: image.Name + ", with an Envoy that hangs", Agent: image.Agent, Envoy: path}

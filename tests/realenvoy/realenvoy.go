@@ -111,7 +111,7 @@ func (p *Process) Stats(ctx context.Context, filter string) (map[string]uint64, 
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("Envoy's statistics: %s", response.Status)
+		return nil, fmt.Errorf("the statistics of Envoy: %s", response.Status)
 	}
 	stats := map[string]uint64{}
 	lines := bufio.NewScanner(response.Body)

@@ -3,7 +3,6 @@ package bootstrap
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -16,9 +15,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"understudy.mesh/internal/unixsock"
+	"understudy.mesh/tests/golden"
 )
-
-var update = flag.Bool("update", false, "write the goldens of this run")
 
 // marshalText gives the text of the file that `envoy -c` reads, as indented JSON.
 func marshalText(b *bootstrapv3.Bootstrap) ([]byte, error) {
@@ -92,19 +90,7 @@ func TestGoldens(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			path := filepath.Join("testdata", name+".json")
-			if *update {
-				if err := os.WriteFile(path, got, 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if string(got) != string(want) {
-				t.Errorf("differs from %s (run with -update and look at the diff):\n%s", path, got)
-			}
+			golden.Check(t, filepath.Join("testdata", name+".json"), string(got))
 		})
 	}
 }

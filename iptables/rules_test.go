@@ -1,22 +1,18 @@
 package iptables_test
 
 import (
-	"flag"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"understudy.mesh/iptables"
 	"understudy.mesh/iptables/rule"
 	"understudy.mesh/tests/capture"
+	"understudy.mesh/tests/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 func TestGolden(t *testing.T) {
 	for _, g := range capture.Golden {
@@ -32,22 +28,7 @@ func TestGolden(t *testing.T) {
 				{Name: "ip6tables-restore", Data: iptables.Render(rules, rule.IPv6)},
 				{Name: "nft", Data: iptables.RenderNative(rules)},
 			}})
-			path := filepath.Join("testdata", "golden", g.Name+".txtar")
-			if *update {
-				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(path, got, 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if d := cmp.Diff(string(want), string(got)); d != "" {
-				t.Errorf("-want +got:\n%s", d)
-			}
+			golden.Check(t, filepath.Join("testdata", "golden", g.Name+".txtar"), string(got))
 		})
 	}
 }

@@ -1,37 +1,24 @@
 package main
 
 import (
-	"flag"
 	"fmt"
-	"os"
 	"regexp"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/tests/golden"
 )
-
-var update = flag.Bool("update", false, "write testdata/commands.golden anew")
 
 // TestCommandsStay compares all commands with their flags, variables and defaults with those that manifests and scripts
 // may use. The flags of the settings table are in docs/settings.md.
 func TestCommandsStay(t *testing.T) {
 	var text strings.Builder
 	describe(&text, newRootCommand(&cli.Env{}))
-	const golden = "testdata/commands.golden"
-	if *update {
-		if err := os.WriteFile(golden, []byte(text.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if diff := cmp.Diff(string(want), text.String()); err != nil || diff != "" {
-		t.Errorf("%v (-want +got):\n%s", err, diff)
-	}
+	golden.Check(t, "testdata/commands.golden", text.String())
 }
 
 func describe(w *strings.Builder, cmd *cobra.Command) {

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"flag"
 	"fmt"
 	"maps"
 	"net/http"
@@ -12,14 +11,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
 	"understudy.mesh/hotrestart/handoff"
+	"understudy.mesh/tests/golden"
 )
-
-var update = flag.Bool("update", false, "write testdata/metrics.golden anew")
 
 // TestMetricsStay compares the agent's own metrics, each with its type and labels, with those that dashboards and
 // alerts may use. Those of the process and of Go are the client library's.
@@ -56,14 +53,5 @@ func TestMetricsStay(t *testing.T) {
 		line := fmt.Sprintf("%s %s {%s}", name, strings.ToLower(families[name].GetType().String()), strings.Join(slices.Sorted(maps.Keys(labels)), ", "))
 		fmt.Fprintln(&text, strings.TrimSuffix(line, " {}"))
 	}
-	const golden = "testdata/metrics.golden"
-	if *update {
-		if err := os.WriteFile(golden, []byte(text.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if diff := cmp.Diff(string(want), text.String()); err != nil || diff != "" {
-		t.Errorf("%v (-want +got):\n%s", err, diff)
-	}
+	golden.Check(t, "testdata/metrics.golden", text.String())
 }

@@ -2,27 +2,23 @@ package sidecar
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 
 	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/pkg/control"
+	"understudy.mesh/tests/golden"
 )
-
-var update = flag.Bool("update", false, "write testdata/dns_pages.golden anew")
 
 // TestDNSPagesStay compares the form of the DNS pages with that which commands of other releases, and people's
 // scripts, read: the name of each field and the kind of its values, over all elements.
@@ -77,16 +73,7 @@ func TestDNSPagesStay(t *testing.T) {
 		noteForm(fields, "", page)
 		fmt.Fprintf(&text, "%s %s%s\n  %s\n", p.method, p.path, p.query, strings.Join(slices.Sorted(maps.Keys(fields)), "\n  "))
 	}
-	const golden = "testdata/dns_pages.golden"
-	if *update {
-		if err := os.WriteFile(golden, []byte(text.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if diff := cmp.Diff(string(want), text.String()); err != nil || diff != "" {
-		t.Errorf("%v (-want +got):\n%s", err, diff)
-	}
+	golden.Check(t, "testdata/dns_pages.golden", text.String())
 }
 
 // noteForm notes where in v there are values, and of which kind.

@@ -282,52 +282,34 @@ func TestRefusedHostBelowAWildcard(t *testing.T) {
 }
 
 func TestRefusedResourceIsTriedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStage()
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		s.next(output(map[string]string{"a.example": "240.240.0.1"}))
-		s.applied <- because("port taken", "240.240.0.1_80")
-		go func() { s.p.Run(ctx); close(done) }()
-		s.change()
-		synctest.Wait()
-		if len(s.nowNames()) != 0 {
-			t.Errorf("names are %v while Envoy refuses the listener", s.nowNames())
-		}
-		s.applied <- nil // the port is free now
-		time.Sleep(2 * retryRefused)
-		synctest.Wait()
-		if !slices.Equal(s.nowNames(), []string{"a.example"}) {
-			t.Errorf("names are %v after Envoy took the listener", s.nowNames())
-		}
-		cancel()
-		<-done
-	})
-}
-
-// TestInheritedIsTriedAgain: what Envoy refuses of what the generation before had is tried again, though the
-// files say nothing yet.
-func TestInheritedIsTriedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStage()
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		s.p.Inherit(output(map[string]string{"a.example": "240.240.0.1"}))
-		s.applied <- because("port taken", "240.240.0.1_80")
-		go func() { s.p.Run(ctx); close(done) }()
-		synctest.Wait()
-		if len(s.nowNames()) != 0 {
-			t.Errorf("names are %v while Envoy refuses the listener", s.nowNames())
-		}
-		s.applied <- nil // the port is free now
-		time.Sleep(2 * retryRefused)
-		synctest.Wait()
-		if !slices.Equal(s.nowNames(), []string{"a.example"}) {
-			t.Errorf("names are %v after Envoy took the listener", s.nowNames())
-		}
-		cancel()
-		<-done
-	})
+	want := output(map[string]string{"a.example": "240.240.0.1"})
+	for name, begin := range map[string]func(s *stage){
+		"of the files":             func(s *stage) { s.next(want); s.change() },
+		"of the generation before": func(s *stage) { s.p.Inherit(want) }, // while the files say nothing yet
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStage()
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan struct{})
+				begin(s)
+				s.applied <- because("port taken", "240.240.0.1_80")
+				go func() { s.p.Run(ctx); close(done) }()
+				synctest.Wait()
+				if len(s.nowNames()) != 0 {
+					t.Errorf("names are %v while Envoy refuses the listener", s.nowNames())
+				}
+				s.applied <- nil // the port is free now
+				time.Sleep(2 * retryRefused)
+				synctest.Wait()
+				if !slices.Equal(s.nowNames(), []string{"a.example"}) {
+					t.Errorf("names are %v after Envoy took the listener", s.nowNames())
+				}
+				cancel()
+				<-done
+			})
+		})
+	}
 }
 
 func TestBuildFailureKeepsWhatIsThere(t *testing.T) {

@@ -21,18 +21,14 @@ const (
 // fail ends the life with err. Commands that wait for this agent hear of it from now on.
 func (a *Agent) fail(err error) {
 	a.loop.err = err
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.shown.failure = err.Error()
+	a.update(func(s *shown) { s.failure = err.Error() })
 }
 
 // answerRole tells a command this agent's role, or why it is about to end.
 func (a *Agent) answerRole(w http.ResponseWriter, _ *http.Request) {
 	status := a.roleStatus()
 	sidecar.WriteJSON(w, status)
-	a.mu.Lock()
-	a.shown.asked = time.Now()
-	a.mu.Unlock()
+	a.update(func(s *shown) { s.asked = time.Now() })
 	if status.Failed {
 		a.toldOnce.Do(func() { close(a.told) })
 	}
@@ -70,10 +66,8 @@ func (a *Agent) hearWaitFailed(w http.ResponseWriter, r *http.Request) {
 
 // noteWaitFailed keeps what a `wait` said as it failed; "" takes it back.
 func (a *Agent) noteWaitFailed(reason string) {
-	a.mu.Lock()
-	changed := reason != a.shown.waitFailed
-	a.shown.waitFailed = reason
-	a.mu.Unlock()
+	changed := false
+	a.update(func(s *shown) { changed, s.waitFailed = reason != s.waitFailed, reason })
 	if changed && a.world.Explain != nil {
 		a.world.Explain(reason)
 	}

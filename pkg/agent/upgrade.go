@@ -114,7 +114,8 @@ func (a *Agent) finishAttempt(result string, err error) {
 	if err != nil {
 		finished.Reason = err.Error()
 	}
-	if a.shown.attempt = &finished; finished.TakingOver {
+	a.shown.attempt = &finished
+	if finished.TakingOver {
 		a.shown.notTaken = ""
 		if result != resultSuccess {
 			a.shown.notTaken = finished.Reason

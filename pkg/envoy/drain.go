@@ -62,10 +62,7 @@ func drainUntilIdle(cut context.Context, admin *Admin, gone <-chan struct{}, idl
 		case err != nil:
 			failures++
 			log.Warn("count Envoy's connections", "err", err)
-		case l.Connections == 0:
-			return
-		case idle.over(l, time.Now()):
-			log.Info("only idle connections are left, and they are closed", "connections", l.Connections, "for", idleTimeout)
+		case idle.drained(l, log):
 			return
 		default:
 			failures = 0
@@ -115,11 +112,7 @@ func (s *Supervisor) AwaitIdle(ctx context.Context, idleTimeout time.Duration, l
 			continue
 		}
 		left(l)
-		if l.Connections == 0 {
-			return
-		}
-		if idle.over(l, time.Now()) {
-			log.Info("only idle connections are left, and they are closed", "connections", l.Connections, "for", idleTimeout)
+		if idle.drained(l, log) {
 			return
 		}
 	}

@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"context"
+	"log/slog"
 	"strings"
 	"time"
 )
@@ -90,6 +91,18 @@ type idleness struct {
 	limit time.Duration // 0: idle connections are waited for like all others
 	since time.Time     // zero: something else is left
 	total int           // of the last Load
+}
+
+// drained tells whether a drain is over with what is left now: nothing, or what it does not wait for.
+func (i *idleness) drained(l Load, log *slog.Logger) bool {
+	if l.Connections == 0 {
+		return true
+	}
+	over := i.over(l, time.Now())
+	if over {
+		log.Info("only idle connections are left, and they are closed", "connections", l.Connections, "for", i.limit)
+	}
+	return over
 }
 
 // over takes in what is left now, and tells whether that moment has come limit ago. Of connections that were

@@ -80,14 +80,11 @@ func lock(ctx context.Context, c Config) (unlock func(), err error) {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the cluster's directory: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(c.Dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	unlock, err = build.Lock(ctx, filepath.Join(c.Dir, "lock"), func() { c.Say("waiting for another make cluster or cluster-down here") })
 	if err != nil {
 		return nil, fmt.Errorf("lock the cluster: %w", err)
 	}
-	if err := build.Lock(ctx, f, func() { c.Say("waiting for another make cluster or cluster-down here") }); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock the cluster: %w", err), f.Close())
-	}
-	return func() { _ = f.Close() }, nil
+	return unlock, nil
 }
 
 // ensureRunning starts the node, or finds it running. started is that it was begun, also if that failed.
@@ -269,10 +266,8 @@ func missing(dir string) error {
 		lack("the CNI plugins, as " + strings.Join(plugins, " or ") + " (Debian package containernetworking-plugins)")
 	}
 	lack(group(dir).Missing())
-	for _, module := range []struct{ name, file string }{{"br_netfilter", "/proc/sys/net/bridge"}} {
-		if !isFile(module.file) && exec.Command("modprobe", module.name).Run() != nil {
-			lack(module.file + ": the kernel's module " + module.name)
-		}
+	if bridge := "/proc/sys/net/bridge"; !isFile(bridge) && exec.Command("modprobe", "br_netfilter").Run() != nil {
+		lack(bridge + ": the kernel's module br_netfilter")
 	}
 	if len(lacks) == 0 {
 		return nil

@@ -215,21 +215,30 @@ func isComplete(dir string, p Project) bool {
 
 // lock lets one process at a time build a project into the cache.
 func (b Builder) lock(ctx context.Context, p Project) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(b.Cache, p.Name+".lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	unlock, err = Lock(ctx, filepath.Join(b.Cache, p.Name+".lock"), func() { b.Say("waiting for another build of " + p.Name) })
 	if err != nil {
 		return nil, fmt.Errorf("lock the cache of programs: %w", err)
 	}
-	if err := Lock(ctx, f, func() { b.Say("waiting for another build of " + p.Name) }); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock the cache of programs: %w", err), f.Close())
-	}
-	return func() { _ = f.Close() }, nil
+	return unlock, nil
 }
 
 // lockEvery is the pause between two attempts to get a lock: the kernel's wait cannot be ended by a context.
 const lockEvery = 200 * time.Millisecond
 
-// Lock takes a file's lock, which goes with the file's end. waiting is called once, when somebody else has it.
-func Lock(ctx context.Context, f *os.File, waiting func()) error {
+// Lock takes the lock of the file at path, which it makes, until unlock is called or this process ends. waiting is called
+// once, when somebody else has it.
+func Lock(ctx context.Context, path string, waiting func()) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(ctx, f, waiting); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+func flock(ctx context.Context, f *os.File, waiting func()) error {
 	tick := time.NewTicker(lockEvery)
 	defer tick.Stop()
 	for first := true; ; first = false {

@@ -1,8 +1,9 @@
 // Command bench measures the agent against what it stands beside: its DNS against unbound and a
 // raw UDP echo, its start and memory against Envoy alone with the same resources, its capture
 // rules against one bare iptables-restore, its hot upgrade against a cold start and against the load
-// before it, or against the limit that it must keep. Both sides of every ratio are measured in turn in the
-// same run, and medians are shown. Whatever captures or is loaded lives in namespaces of its own.
+// before it, or against the limit that it must keep, and what a push of a real istiod costs it against
+// Istio's own agent. Both sides of every ratio are measured in turn in the same run, and medians are
+// shown. Whatever captures or is loaded lives in namespaces of its own.
 //
 // It needs root, bin/pilot-agent, bin/envoy, dnsperf and unbound; `make bench` brings them.
 package main
@@ -29,6 +30,7 @@ type settings struct {
 	entries  int           // ServiceEntries of the agent
 	only     string        // the sections to run, separated by commas; "" for all
 	out      string        // directory of the JSON files
+	cache    string        // directory of Istio's programs
 	echo     string        // run as the echo server on this address instead
 	load     bool          // make the load whose configuration is on standard input instead
 }
@@ -38,8 +40,9 @@ func parse() settings {
 	flag.IntVar(&s.rounds, "rounds", 5, "how often each measurement is repeated; medians are shown")
 	flag.DurationVar(&s.duration, "duration", 3*time.Second, "how long one DNS load takes")
 	flag.IntVar(&s.entries, "entries", 1000, "number of ServiceEntries")
-	flag.StringVar(&s.only, "only", "", "sections to run: dns,start,iptables,vips,upgrade (default: all)")
+	flag.StringVar(&s.only, "only", "", "sections to run: dns,start,iptables,vips,upgrade,istiod (default: all)")
 	flag.StringVar(&s.out, "out", "bench/out", "directory of the JSON files")
+	flag.StringVar(&s.cache, "cache", ".cluster/cache", "directory of Istio's programs, which are built when they are not there")
 	flag.StringVar(&s.echo, "echo", "", "serve raw UDP echoes on this address, and do nothing else")
 	flag.BoolVar(&s.load, "load", false, "make the load whose configuration is on standard input, and do nothing else")
 	flag.Parse()
@@ -76,7 +79,7 @@ func main() {
 	}{
 		{"dns", benchDNS}, {"start", benchStart}, {"iptables", benchIptables}, {"iptables-many", benchIptablesMany},
 		{"vips", benchVIPs}, {"upgrade-start", benchUpgradeStart}, {"upgrade-load", benchUpgradeLoad},
-		{"upgrade-crash", benchUpgradeCrash}, {"upgrade-memory", benchUpgradeMemory},
+		{"upgrade-crash", benchUpgradeCrash}, {"upgrade-memory", benchUpgradeMemory}, {"istiod", benchIstiod},
 	} {
 		if !s.wants(section.name) {
 			continue

@@ -159,8 +159,14 @@ func (p *slotPod) clear(t lab.T) {
 		s.Kill()
 	}
 	waitGone(t, p.Lab)
+	clearVolumes(t, p.slots)
+	p.version = 0
+}
+
+// clearVolumes forgets whatever an agent has left, so that the next one starts cold.
+func clearVolumes(t lab.T, s *lab.Slots) {
 	for _, v := range lab.Volumes() {
-		dir := p.slots.VolumePath(v.Name, 0)
+		dir := s.VolumePath(v.Name, 0)
 		entries, err := os.ReadDir(dir)
 		for _, e := range entries {
 			err = os.RemoveAll(filepath.Join(dir, e.Name()))
@@ -169,7 +175,6 @@ func (p *slotPod) clear(t lab.T) {
 			t.Fatalf("clear volume %s: %v", v.Name, err)
 		}
 	}
-	p.version = 0
 }
 
 // pss is the proportional memory of every process of the pod, in MiB.

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"syscall"
+	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -97,9 +98,34 @@ type Config struct {
 	// ConnectionStats keeps downstream_cx_active of every listener, which a drain that
 	// waits for the last connection needs.
 	ConnectionStats bool
+	// HistogramBuckets are the limits of the buckets of histograms, by prefix of their names.
+	HistogramBuckets map[string][]float64
+	// StatsFlushInterval is how often statistics go to where they are sent, 0 is Envoy's
+	// default; StatsEvictionInterval, a multiple of it, how often those that were not used
+	// are dropped, 0 is never.
+	StatsFlushInterval, StatsEvictionInterval time.Duration
+	// MetricsService and Statsd are where statistics are sent; the zero value is nowhere.
+	// MetricsService has TLS under Istiod only.
+	MetricsService Service
+	Statsd         netip.AddrPort
+	// Istiod is what istiod's resources need; nil is another control plane.
+	Istiod *Istiod
 	// MaxDownstreamConnections bounds the connections of all listeners together; 0 is
 	// Istio's default, 2147483647, which is to say no bound.
 	MaxDownstreamConnections uint64
+}
+
+// Proto returns the node as Envoy says it to a control plane, but for what it adds of itself. The error names what of the
+// metadata is no JSON.
+func (n Node) Proto() (*corev3.Node, error) {
+	metadata, err := structpb.NewStruct(n.Metadata)
+	if err != nil {
+		return nil, fmt.Errorf("Node.Metadata: %w", err)
+	}
+	return &corev3.Node{
+		Id: n.ID, Cluster: n.Cluster, Metadata: metadata,
+		Locality: &corev3.Locality{Region: n.Region, Zone: n.Zone, SubZone: n.SubZone},
+	}, nil
 }
 
 // Build makes the bootstrap. It reads and changes nothing; its errors name the
@@ -108,9 +134,9 @@ func Build(c Config) (*bootstrapv3.Bootstrap, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	metadata, err := structpb.NewStruct(c.Node.Metadata)
+	node, err := c.Node.Proto()
 	if err != nil {
-		return nil, fmt.Errorf("Node.Metadata: %w", err)
+		return nil, err
 	}
 	stats, err := statsConfig(c)
 	if err != nil {
@@ -120,13 +146,12 @@ func Build(c Config) (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &bootstrapv3.Bootstrap{
-		Node: &corev3.Node{
-			Id:       c.Node.ID,
-			Cluster:  c.Node.Cluster,
-			Metadata: metadata,
-			Locality: &corev3.Locality{Region: c.Node.Region, Zone: c.Node.Zone, SubZone: c.Node.SubZone},
-		},
+	manager, err := clusterManager(c)
+	if err != nil {
+		return nil, err
+	}
+	b := &bootstrapv3.Bootstrap{
+		Node: node,
 		Admin: &bootstrapv3.Admin{
 			Address:               pipe(c.AdminPath, adminSocketMode),
 			ProfilePath:           profilePath,
@@ -138,13 +163,19 @@ func Build(c Config) (*bootstrapv3.Bootstrap, error) {
 		// A pod has many clusters and uses few: their statistics are made when they are
 		// first needed.
 		DeferredStatOptions: &bootstrapv3.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
-		ClusterManager:      clusterManager(c),
+		StatsSinks:          statsSinks(c),
+		//lint:ignore SA1019 listeners of istiod's that name no tracer have this one
+		Tracing:             tracing(c),
+		ClusterManager:      manager,
 		OverloadManager:     overload,
-		DynamicResources:    dynamicResources(),
+		DynamicResources:    dynamicResources(c),
 		StaticResources:     staticResources(c),
+		BootstrapExtensions: extensions(c),
 
 		TypedDnsResolverConfig: DNSResolver(c.DNSServer),
-	}, nil
+	}
+	setStatsTimes(b, c)
+	return b, nil
 }
 
 // MarshalBinary gives the file that `envoy -c` reads; its name has to end in .pb. Equal messages give
@@ -172,7 +203,16 @@ func (c *Config) check() error {
 	if c.Node.ID == "" || c.Node.Cluster == "" {
 		errs = append(errs, fmt.Errorf("Node.ID %q and Node.Cluster %q: Envoy asks for both with xDS", c.Node.ID, c.Node.Cluster))
 	}
-	for _, p := range []struct{ name, path string }{{"AdminPath", c.AdminPath}, {"XDSPath", c.XDSPath}} {
+	sockets := []struct{ name, path string }{{"AdminPath", c.AdminPath}, {"XDSPath", c.XDSPath}}
+	if c.Istiod != nil {
+		sockets = append(sockets, struct{ name, path string }{"Istiod.SDSPath", c.Istiod.SDSPath})
+		if c.Istiod.FilesPath != "" {
+			sockets = append(sockets, struct{ name, path string }{"Istiod.FilesPath", c.Istiod.FilesPath})
+		}
+	} else if c.MetricsService.secure() {
+		errs = append(errs, errors.New("MetricsService.TLS without Istiod: there is nobody to ask for certificates"))
+	}
+	for _, p := range sockets {
 		if p.path == "" {
 			errs = append(errs, fmt.Errorf("%s is empty: want the path of a Unix socket", p.name))
 		} else if err := unixsock.CheckPath(p.path); err != nil {
@@ -204,9 +244,10 @@ func logConfig(asJSON bool) *bootstrapv3.Bootstrap_ApplicationLogConfig {
 }
 
 // clusterManager holds what concerns all clusters; nil when nothing does.
-func clusterManager(c Config) *bootstrapv3.ClusterManager {
-	if c.ProxyMark == 0 && c.OutlierLogPath == "" {
-		return nil
+func clusterManager(c Config) (*bootstrapv3.ClusterManager, error) {
+	concerned := c.ProxyMark != 0 || c.OutlierLogPath != "" || c.Istiod != nil && (c.Istiod.SelfDiscovery || c.Istiod.LoadStats != "")
+	if !concerned {
+		return nil, nil
 	}
 	m := &bootstrapv3.ClusterManager{}
 	// Every upstream connection carries the mark. What goes on to the application needs none:
@@ -223,10 +264,15 @@ func clusterManager(c Config) *bootstrapv3.ClusterManager {
 	if c.OutlierLogPath != "" {
 		m.OutlierDetection = &bootstrapv3.ClusterManager_OutlierDetection{EventLogPath: c.OutlierLogPath}
 	}
-	return m
+	if c.Istiod != nil {
+		if err := addIstiodManager(c, m); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
 }
 
-func dynamicResources() *bootstrapv3.Bootstrap_DynamicResources {
+func dynamicResources(c Config) *bootstrapv3.Bootstrap_DynamicResources {
 	ads := func() *corev3.ConfigSource {
 		return &corev3.ConfigSource{
 			ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
@@ -236,18 +282,18 @@ func dynamicResources() *bootstrapv3.Bootstrap_DynamicResources {
 			InitialFetchTimeout: durationpb.New(0),
 		}
 	}
+	api := corev3.ApiConfigSource_DELTA_GRPC
+	if c.Istiod != nil && c.Istiod.StateOfTheWorld {
+		api = corev3.ApiConfigSource_GRPC
+	}
 	return &bootstrapv3.Bootstrap_DynamicResources{
 		CdsConfig: ads(),
 		LdsConfig: ads(),
 		AdsConfig: &corev3.ApiConfigSource{
-			ApiType:                   corev3.ApiConfigSource_DELTA_GRPC,
+			ApiType:                   api,
 			TransportApiVersion:       corev3.ApiVersion_V3,
 			SetNodeOnFirstMessageOnly: true,
-			GrpcServices: []*corev3.GrpcService{{
-				TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
-					EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: xdsClusterName},
-				},
-			}},
+			GrpcServices:              []*corev3.GrpcService{envoyGRPC(xdsClusterName)},
 		},
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"understudy.mesh/internal/unixsock"
 	"understudy.mesh/tests/golden"
+	"understudy.mesh/tests/realenvoy"
 )
 
 // marshalText gives the text of the file that `envoy -c` reads, as indented JSON.
@@ -136,7 +137,7 @@ func TestFormsAgree(t *testing.T) {
 // TestEnvoyAccepts has a real Envoy validate every case, in both forms, and fails on
 // any word of deprecation or of an unknown runtime flag.
 func TestEnvoyAccepts(t *testing.T) {
-	envoy := envoyBinary(t)
+	envoy := realenvoy.Path(t, "..")
 	for name, c := range cases() {
 		for suffix, marshal := range map[string]func(*bootstrapv3.Bootstrap) ([]byte, error){".json": marshalText, ".pb": MarshalBinary} {
 			t.Run(name+suffix, func(t *testing.T) {
@@ -176,15 +177,18 @@ func TestBuildRefuses(t *testing.T) {
 		config Config
 		want   string
 	}{
-		"no node":          {with(func(c *Config) { c.Node.ID = "" }), "Node.ID"},
-		"no admin":         {with(func(c *Config) { c.AdminPath = "" }), "AdminPath is empty"},
-		"long xds path":    {with(func(c *Config) { c.XDSPath = long }), "has 108 bytes"},
-		"one socket":       {with(func(c *Config) { c.XDSPath = c.AdminPath }), "two sockets"},
-		"no family":        {with(func(c *Config) { c.IPv4 = false }), "neither IPv4 nor IPv6"},
-		"metadata":         {with(func(c *Config) { c.Node.Metadata = map[string]any{"a": make(chan int)} }), "Node.Metadata"},
-		"regexp":           {with(func(c *Config) { c.StatsMatcher.Regexps = []string{"("} }), `Regexps "("`},
-		"empty prefix":     {with(func(c *Config) { c.StatsMatcher.Prefixes = []string{""} }), "empty prefix"},
-		"connection limit": {with(func(c *Config) { c.RuntimeValues = map[string]string{MaxConnectionsKey: "many"} }), `"many"`},
+		"no node":                 {with(func(c *Config) { c.Node.ID = "" }), "Node.ID"},
+		"no admin":                {with(func(c *Config) { c.AdminPath = "" }), "AdminPath is empty"},
+		"long xds path":           {with(func(c *Config) { c.XDSPath = long }), "has 108 bytes"},
+		"one socket":              {with(func(c *Config) { c.XDSPath = c.AdminPath }), "two sockets"},
+		"no family":               {with(func(c *Config) { c.IPv4 = false }), "neither IPv4 nor IPv6"},
+		"metadata":                {with(func(c *Config) { c.Node.Metadata = map[string]any{"a": make(chan int)} }), "Node.Metadata"},
+		"regexp":                  {with(func(c *Config) { c.StatsMatcher.Regexps = []string{"("} }), `Regexps "("`},
+		"empty prefix":            {with(func(c *Config) { c.StatsMatcher.Prefixes = []string{""} }), "empty prefix"},
+		"no SDS":                  {with(func(c *Config) { c.Istiod = &Istiod{} }), "Istiod.SDSPath is empty"},
+		"nobody for certificates": {with(func(c *Config) { c.MetricsService = Service{Host: "m", Port: 1, TLS: "SIMPLE"} }), "MetricsService.TLS without Istiod"},
+		"load reports":            {with(func(c *Config) { c.Istiod = &Istiod{SDSPath: "/s", LoadStats: `{"a":1}`} }), "ISTIO_META_LOAD_STATS_CONFIG_JSON"},
+		"connection limit":        {with(func(c *Config) { c.RuntimeValues = map[string]string{MaxConnectionsKey: "many"} }), `"many"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := Build(tc.config); err == nil || !strings.Contains(err.Error(), tc.want) {
@@ -202,18 +206,33 @@ func TestLongestSocketPath(t *testing.T) {
 	}
 }
 
-// envoyBinary finds a real Envoy. Where CI is set there has to be one.
-func envoyBinary(t *testing.T) string {
-	t.Helper()
-	path := os.Getenv("ENVOY_BINARY")
-	if path == "" {
-		path, _ = filepath.Abs("../bin/envoy")
+// TestExternalSecrets: where another server has the workload's certificate, Envoy gets only what is in files of this one.
+func TestExternalSecrets(t *testing.T) {
+	b, err := Build(with(func(c *Config) {
+		c.Istiod = &Istiod{SDSPath: "/spire", FilesPath: "/ours", SecureStatsPort: 15091}
+		c.MetricsService = Service{Host: "m", Port: 1, TLS: "MUTUAL", Certificate: "/c", Key: "/k", CA: "/ca"}
+	}))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := os.Stat(path); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("no Envoy: %v (make envoy)", err)
+	paths := map[string]string{}
+	for _, c := range b.GetStaticResources().GetClusters() {
+		for _, e := range c.GetLoadAssignment().GetEndpoints() {
+			paths[c.GetName()] = e.GetLbEndpoints()[0].GetEndpoint().GetAddress().GetPipe().GetPath()
 		}
-		t.Skipf("no Envoy: %v (make envoy)", err)
 	}
-	return path
+	if paths["sds-grpc"] != "/spire" || paths["sds-files-grpc"] != "/ours" {
+		t.Errorf("sockets %v", paths)
+	}
+	text, err := protojson.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"default": "sds-grpc", "ROOTCA": "sds-grpc", "file-cert:/c~/k": "sds-files-grpc", "file-root:/ca": "sds-files-grpc"} {
+		_, config, found := strings.Cut(strings.ReplaceAll(string(text), " ", ""), `"name":"`+name+`","sdsConfig":`)
+		_, cluster, _ := strings.Cut(config, `"clusterName":"`)
+		if cluster, _, _ = strings.Cut(cluster, `"`); !found || cluster != want {
+			t.Errorf("%s is asked of %q, want %s", name, cluster, want)
+		}
+	}
 }

@@ -74,6 +74,7 @@ func beContainer(t *testing.T) {
 		reason, _ := io.ReadAll(r.Body)
 		told <- string(reason)
 	})
+	mux.HandleFunc(control.StatusPrefix+"/drain", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Method, " drained") })
 	mux.HandleFunc(control.StatusPrefix+"/x", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Method) })
 	go http.Serve(l, mux)
 	for _, uid := range []uint32{0, 1337} {
@@ -82,6 +83,8 @@ func beContainer(t *testing.T) {
 			{"wait --for=drained", ""},
 			{"upgrade-status", "Hot upgrade is off: no hand-off directory"},
 			{"request --debug-port=15020 POST x", "POST"},
+			{"request --debug-port=15099 POST x", "POST"},
+			{"request POST drain", "POST drained"},
 			{"dns lookup aliyun.com", "source:    vip"},
 			{"dns table", "aliyun.com        VIP       240.240.1.2"},
 			{"dns cache aliyun.com -o json", `"name": "www.example.",`},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -9,6 +10,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/platform"
 )
 
 // maxSettingsFile bounds the mesh file and the downward API's files; the API
@@ -24,15 +28,38 @@ func interfaceAddrs() []netip.Addr {
 		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 {
 			continue
 		}
-		list, _ := i.Addrs()
-		for _, a := range list {
-			prefix, err := netip.ParsePrefix(a.String())
-			if addr := prefix.Addr().Unmap(); err == nil && !addr.IsLinkLocalUnicast() && !addr.IsLoopback() {
-				addrs = append(addrs, addr)
-			}
+		addrs = append(addrs, addrsOf(i)...)
+	}
+	return addrs
+}
+
+// addrsOf are an interface's, without loopback and link-local ones.
+func addrsOf(i net.Interface) (addrs []netip.Addr) {
+	list, _ := i.Addrs()
+	for _, a := range list {
+		prefix, err := netip.ParsePrefix(a.String())
+		if addr := prefix.Addr().Unmap(); err == nil && !addr.IsLinkLocalUnicast() && !addr.IsLoopback() {
+			addrs = append(addrs, addr)
 		}
 	}
 	return addrs
+}
+
+// namedAddrs are those of the interface with a name.
+func namedAddrs(name string) ([]netip.Addr, error) {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return nil, err
+	}
+	return addrsOf(*i), nil
+}
+
+// askPlatform asks a cloud's metadata server.
+func askPlatform(ctx context.Context) func(name string, ipv4 bool, static map[string]string) (config.Platform, error) {
+	return func(name string, ipv4 bool, static map[string]string) (config.Platform, error) {
+		info, err := platform.Ask(ctx, name, platform.Machine{IPv4: ipv4, Static: static})
+		return config.Platform(info), err
+	}
 }
 
 // readSettingsFile reads a file of a bounded size.

@@ -23,8 +23,8 @@ import (
 
 const (
 	// The garbage collector's percentages: fast while the agent starts, as the pod waits for
-	// it, and then small, as its memory is multiplied by the number of pods. $GOGC overrides
-	// both.
+	// it, and then small, as its memory is multiplied by the number of pods. Under istiod it is
+	// Envoy that the pod waits for, and small from the first. $GOGC overrides both.
 	startGCPercent   = 100
 	settledGCPercent = 50
 )
@@ -54,20 +54,23 @@ func newProxyCommand(e *cli.Env) *cobra.Command {
 func proxy(e *cli.Env, cmd *cobra.Command, role config.Role) error {
 	started := time.Now()
 	settled := debug.FreeOSMemory
-	if !slices.ContainsFunc(e.Environ, func(kv string) bool { return strings.HasPrefix(kv, "GOGC=") }) {
+	tuned := slices.ContainsFunc(e.Environ, func(kv string) bool { return strings.HasPrefix(kv, "GOGC=") })
+	if !tuned {
 		debug.SetGCPercent(startGCPercent)
 		settled = func() {
 			debug.SetGCPercent(settledGCPercent)
 			debug.FreeOSMemory()
 		}
 	}
-	cfg, warnings, err := config.Load(config.Sources{
-		Role: role, Version: currentBuild().Version,
-		Flags: cli.GivenSettings(cmd), Environ: e.Environ, NodeIPs: interfaceAddrs(),
-		ReadFile: readSettingsFile, IsDir: isDir,
-	})
+	cfg, warnings, err := loadSettings(e, cmd, role)
 	if err != nil {
 		return err
+	}
+	if !tuned && cfg.ConfigDir == "" {
+		debug.SetGCPercent(settledGCPercent)
+	}
+	if cfg.MemoryLimit > 0 {
+		debug.SetMemoryLimit(cfg.MemoryLimit)
 	}
 	if e.TerminationLog != "" { // it may be set in a file, too
 		e.TerminationLog = cfg.TerminationLog
@@ -79,9 +82,6 @@ func proxy(e *cli.Env, cmd *cobra.Command, role config.Role) error {
 	defer out.Close()
 	log := logging.New(out, logging.Options{JSON: cfg.LogJSON, Levels: cfg.LogLevels})
 	announce(logging.For(log, "agent"), cfg, warnings)
-	if cfg.ConfigDir == "" {
-		return fmt.Errorf("istiod at %s: this release runs on files only: give --configDir (or UNDERSTUDY_CONFIG_DIR) a directory with ServiceEntry YAML", cfg.DiscoveryAddress)
-	}
 	if err := e.ExplainCrash(); err != nil {
 		log.Warn("the container's status will not show a panic", "err", err)
 	}
@@ -100,6 +100,15 @@ func proxy(e *cli.Env, cmd *cobra.Command, role config.Role) error {
 		return &cli.StatusError{Status: exit.Status, Err: err}
 	}
 	return err
+}
+
+// loadSettings reads the settings of a proxy from everywhere.
+func loadSettings(e *cli.Env, cmd *cobra.Command, role config.Role) (*config.Config, []config.Warning, error) {
+	return config.Load(config.Sources{
+		Role:  role,
+		Flags: cli.GivenSettings(cmd), Environ: e.Environ, NodeIPs: interfaceAddrs(), AddrsOf: namedAddrs,
+		ReadFile: readSettingsFile, IsDir: isDir, MemoryLimit: memoryLimit("/"), Platform: askPlatform(cmd.Context()),
+	})
 }
 
 // announce writes the first lines of the log: version, mode, every setting that is not at

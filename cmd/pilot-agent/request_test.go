@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -16,6 +17,7 @@ import (
 func TestRequest(t *testing.T) {
 	for _, tc := range []struct {
 		name       string
+		method     string // POST
 		code       int
 		body       string
 		fails      error
@@ -23,7 +25,8 @@ func TestRequest(t *testing.T) {
 		err        string
 	}{
 		{name: "an answer", code: 200, body: "ok\n", out: "ok\n"},
-		{name: "not found is no error", code: 404, body: "404 page not found", out: "404 page not found"},
+		{name: "not found is no error for who asks", method: "GET", code: 404, body: "404 page not found", out: "404 page not found"},
+		{name: "not found is an error for a hook", code: 404, body: "404 page not found", out: "404 page not found", err: "POST /drain: HTTP status code 404"},
 		{name: "an error of the agent's", code: 500, body: "no", out: "no", err: "POST /drain: HTTP status code 500"},
 		{name: "a standby", fails: control.ErrStandby,
 			notes: "pilot-agent: POST /drain was not sent: this container's agent stands by, the pod's other container serves\n"},
@@ -31,7 +34,7 @@ func TestRequest(t *testing.T) {
 			err: "send POST /drain: ask the agent for /role: HTTP status code 500: oops"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r := control.Request{Port: 15020, Method: "POST", Path: "/drain", Body: "x"}
+			r := control.Request{Port: 15020, Method: cmp.Or(tc.method, "POST"), Path: "/drain", Body: "x"}
 			var out, notes bytes.Buffer
 			var sent []control.Request
 			err := request(t.Context(), func(_ context.Context, r control.Request) (*http.Response, error) {

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/cmd/pilot-agent/internal/configcmd"
 	"understudy.mesh/cmd/pilot-agent/internal/dnscmd"
 	"understudy.mesh/cmd/pilot-agent/internal/doctor"
 	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
@@ -31,8 +32,9 @@ func newRootCommand(e *cli.Env) *cobra.Command {
 		newWaitCommand(e),
 		newRequestCommand(e),
 		newUpgradeStatusCommand(e),
+		configcmd.New(e),
 		dnscmd.New(e),
-		doctor.New(e, host),
+		doctor.New(e, host, loadSettings),
 		iptablescmd.New(e, host, doctor.Check),
 		iptablescmd.NewClean(e, host, doctor.Check),
 		newVersionCommand(e),

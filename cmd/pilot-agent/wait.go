@@ -59,6 +59,9 @@ If no container of the pod has an agent, the URL is polled instead.`,
 			if err := o.validate(); err != nil {
 				return err
 			}
+			if !o.urlGiven {
+				defer e.Client().Waiting(cmd.Context())()
+			}
 			return newWaiter(e, o).wait(cmd.Context())
 		},
 	}

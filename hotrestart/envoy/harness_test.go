@@ -19,6 +19,7 @@ import (
 
 	"understudy.mesh/hotrestart"
 	hotenvoy "understudy.mesh/hotrestart/envoy"
+	"understudy.mesh/tests/freeport"
 	"understudy.mesh/tests/realenvoy"
 )
 
@@ -231,12 +232,7 @@ func (g *generation) fetch(listen ...string) *hotrestart.Sockets {
 // freeAddress is one that nobody listens on.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", freeport.Get(t))
 }
 
 // load makes requests, each on a connection of its own, until it is stopped.

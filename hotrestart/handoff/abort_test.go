@@ -51,6 +51,11 @@ func TestAbortIsUnderstoodByReleasesWithoutCodes(t *testing.T) {
 			}
 		}
 	}
+	for reason, want := range map[string]string{"": words, "its Envoy died": words + ": its Envoy died"} {
+		if got := newAbort(AbortStopping, reason).Reason; got != want {
+			t.Errorf("%q is sent as %q, want %q", reason, got, want)
+		}
+	}
 }
 
 // Both sides send a code: the newcomer that gives up, and the old generation that sends one away.

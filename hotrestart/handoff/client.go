@@ -27,21 +27,25 @@ type Client struct {
 	stage    stage
 	parent   Identity
 	protocol uint8
+	takes    []string // as files
 	state    State
+	files    Files
 }
 
 // dialOptions are what tests change.
 type dialOptions struct {
 	timing    timing
 	protocols protocolRange
+	files     []string
 	watch     func(sent bool, raw []byte, fds int)
 }
 
 // Dial asks the generation id for a hand-off to dir's own, and returns once that is
 // granted and the state has come. Nothing has changed on either side then; Close undoes
-// it. When ctx is cancelled, the other side is told that this one was asked to stop.
-func Dial(ctx context.Context, dir *Dir, id string) (*Client, error) {
-	return dial(ctx, dir, id, dialOptions{timing: defaultTiming(), protocols: ownProtocols()})
+// it. When ctx is cancelled, the other side is told that this one was asked to stop. files are the components that the
+// caller takes as files.
+func Dial(ctx context.Context, dir *Dir, id string, files ...string) (*Client, error) {
+	return dial(ctx, dir, id, dialOptions{timing: defaultTiming(), protocols: ownProtocols(), files: files})
 }
 
 func dial(ctx context.Context, dir *Dir, id string, o dialOptions) (*Client, error) {
@@ -49,7 +53,7 @@ func dial(ctx context.Context, dir *Dir, id string, o dialOptions) (*Client, err
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{link: newLink(conn, o.timing, o.protocols.min, o.watch), timing: o.timing, stage: childGreeting}
+	c := &Client{link: newLink(conn, o.timing, o.protocols.min, o.watch), timing: o.timing, stage: childGreeting, takes: o.files}
 	err = c.greet(ctx, dir.me, o.protocols)
 	if err == nil {
 		err = c.load(ctx)
@@ -65,7 +69,7 @@ func dial(ctx context.Context, dir *Dir, id string, o dialOptions) (*Client, err
 }
 
 func (c *Client) greet(ctx context.Context, me Identity, protocols protocolRange) error {
-	if err := c.say(msgHello, helloHead{protocols.min, protocols.max, me}); err != nil {
+	if err := c.say(msgHello, helloHead{protocols.min, protocols.max, me, c.takes}); err != nil {
 		return err
 	}
 	return c.collect(ctx, c.timing.decide+c.timing.slack, func(f frame) (bool, error) {
@@ -96,10 +100,18 @@ func (c *Client) Lost() <-chan struct{} { return c.link.ended }
 // this one to warm up with. It is never nil, and belongs to the caller.
 func (c *Client) State() State { return c.state }
 
+// Files are the components of that state which came as files. They are the caller's, who closes them.
+func (c *Client) Files() Files { return c.files }
+
 // load reads the state, which follows the welcome.
 func (c *Client) load(ctx context.Context) (err error) {
 	defer explain(&err, "get its state")
 	var reader stateReader
+	defer func() {
+		if c.files = reader.files; err != nil {
+			c.files.Close()
+		}
+	}()
 	return c.collect(ctx, c.timing.hold, func(f frame) (done bool, err error) {
 		if f.kind == msgState {
 			return false, reader.add(f)
@@ -139,6 +151,7 @@ func (c *Client) Ready(ctx context.Context, into *hotrestart.Sockets) (state Sta
 	var sockets socketReader
 	defer func() { err = errors.Join(err, sockets.fresh.Close()) }()
 	var states stateReader
+	defer func() { states.files.Close() }() // what changes late is small
 	err = c.collect(ctx, c.timing.release+c.timing.slack, func(f frame) (done bool, err error) {
 		switch f.kind {
 		case msgSockets:
@@ -175,6 +188,7 @@ func (c *Client) Commit(ctx context.Context) (err error) {
 func (c *Client) Next(ctx context.Context) (drained Drained, news State, err error) {
 	defer explain(&err, "follow the old generation's drain")
 	var reader stateReader
+	defer func() { reader.files.Close() }()
 	err = c.collect(ctx, 0, func(f frame) (done bool, err error) {
 		switch f.kind {
 		case msgState:

@@ -76,6 +76,7 @@ type oldGeneration struct {
 	server  *Server
 	sockets *hotrestart.Sockets
 	state   State
+	files   Files // given with the state
 	late    State // what Release adds
 	news    State // what the first word of the drain brings
 	seen    chan told
@@ -161,7 +162,7 @@ func (o *oldGeneration) agree(e Event) {
 	var err error
 	switch e.Kind {
 	case Arrived:
-		err = e.Newcomer.Accept(o.state)
+		err = e.Newcomer.Accept(o.state, o.files)
 	case WantSockets:
 		err = e.Newcomer.Give(o.sockets)
 	case Ready:

@@ -55,7 +55,7 @@ func TestHostilePeers(t *testing.T) {
 	old := startParent(t, path, "old", func(o *oldGeneration) {
 		o.server.timing.frame, o.server.timing.hello = 200*time.Millisecond, 200*time.Millisecond
 	})
-	hello := encode(t, msgHello, helloHead{1, 1, testIdentity("bad")}, 0)
+	hello := encode(t, msgHello, helloHead{1, 1, testIdentity("bad"), nil}, 0)
 	withSockets := func(n int, kind messageKind, announced int) func(*net.UnixConn) {
 		return func(c *net.UnixConn) {
 			files := make([]int, n)
@@ -79,7 +79,7 @@ func TestHostilePeers(t *testing.T) {
 		"4 GiB":                 func(c *net.UnixConn) { c.Write(huge) },
 		"no JSON":               func(c *net.UnixConn) { c.Write(append(bytes.Clone(hello[:len(hello)-1]), '!')) },
 		"a wrong type":          func(c *net.UnixConn) { c.Write(encode(t, msgHello, map[string]any{"min": "one"}, 0)) },
-		"an evil id":            func(c *net.UnixConn) { c.Write(encode(t, msgHello, helloHead{1, 1, Identity{ID: "../../x"}}, 0)) },
+		"an evil id":            func(c *net.UnixConn) { c.Write(encode(t, msgHello, helloHead{1, 1, Identity{ID: "../../x"}, nil}, 0)) },
 		"the wrong message":     func(c *net.UnixConn) { c.Write(encode(t, msgReady, emptyHead{}, 0)) },
 		"a parent's message":    func(c *net.UnixConn) { c.Write(encode(t, msgReleased, emptyHead{}, 0)) },
 		"descriptors":           withSockets(3, msgHello, 3),
@@ -280,7 +280,7 @@ func playStranger(t *testing.T, socket string) {
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(patience))
-	conn.Write(encode(t, msgHello, helloHead{1, currentProtocol, testIdentity("stranger")}, 0)) // which fails where it is sent away at once
+	conn.Write(encode(t, msgHello, helloHead{1, currentProtocol, testIdentity("stranger"), nil}, 0)) // which fails where it is sent away at once
 	n, err := conn.Read(make([]byte, 1))
 	fmt.Println("STRANGER heard", n, "bytes", err)
 }
@@ -337,7 +337,7 @@ func writeAndListen(conn *net.UnixConn, data []byte) {
 
 // FuzzHandoffFrames feeds bytes to a server's session and to a client's step.
 func FuzzHandoffFrames(f *testing.F) {
-	f.Add(encode(f, msgHello, helloHead{1, 1, testIdentity("new")}, 0))
+	f.Add(encode(f, msgHello, helloHead{1, 1, testIdentity("new"), nil}, 0))
 	f.Add(encode(f, msgInquire, inquireHead{true}, 0))
 	f.Add(append(encode(f, msgPing, emptyHead{}, 0), encode(f, 99, emptyHead{}, 0)...))
 	f.Add(append(encode(f, msgWelcome, welcomeHead{1, testIdentity("old")}, 0), encode(f, msgStateEnd, stateEndHead{0}, 0)...))

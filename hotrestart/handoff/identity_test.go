@@ -29,6 +29,7 @@ func TestNewer(t *testing.T) {
 		{"ALT 0, the live one is older", at("7", "0", 20), at("1", "0", 10), true, "7 is newer than the live 1", ""},
 		{"ALT 0 twice", at("1", "0", 20), at("1", "0", 10), true, "started later", ""},
 		{"both zero is a first start", at("0", "0", 20), at("0", "0", 10), true, "started later", ""},
+		{"both zero, the live one is newer", at("0", "0", 20), at("1", "0", 10), false, "0 is older than the live 1", ""},
 		{"VERSION > ALT, but the live VERSION is above", at("5", "1", 20), at("8", "4", 10), false, "5 is older than the live 8", "--takeover=force"},
 		{"unset", at("", "", 20), at("", "", 10), true, "started later", ""},
 		{"unset, earlier", at("", "", 10), at("", "", 20), false, "started earlier", ""},

@@ -147,7 +147,7 @@ func (l *link) dispatch(f frame) error {
 	case !f.kind.known():
 		f.closeDescriptors()
 		return l.send(msgUnknown, unknownHead{uint8(f.kind)})
-	case f.kind != msgSockets && len(f.fds) > 0:
+	case f.kind != msgSockets && f.kind != msgState && len(f.fds) > 0:
 		return fmt.Errorf("read %s: it carries %d descriptors", f.kind, len(f.fds))
 	}
 	select {

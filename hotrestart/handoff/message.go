@@ -15,7 +15,7 @@ const (
 	msgHello      messageKind = 1  // child: who I am, which protocols I speak
 	msgWelcome    messageKind = 2  // parent: who I am, the protocol from here on
 	msgRefused    messageKind = 3  // parent: why not; then it closes
-	msgState      messageKind = 4  // parent: one part of one component's state (body)
+	msgState      messageKind = 4  // parent: one part of one component's state (body), or all of it (a descriptor)
 	msgStateEnd   messageKind = 5  // parent: that was all
 	msgWant       messageKind = 6  // child: I am able to serve, give me the sockets
 	msgSockets    messageKind = 7  // parent: up to 64 sockets, names of some that are gone
@@ -60,6 +60,8 @@ type (
 		Min      uint8    `json:"min"`
 		Max      uint8    `json:"max"`
 		Identity Identity `json:"identity"`
+		// Files are the components that the child takes as a descriptor. The first releases send none, and take none.
+		Files []string `json:"files,omitempty"`
 	}
 	welcomeHead struct {
 		Protocol uint8    `json:"protocol"`

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,7 @@ type Newcomer struct {
 	probationEnds time.Time // valid from parentProbation on
 
 	identity Identity // set before Arrived
+	takes    []string // as files; set before Arrived
 	protocol uint8
 
 	settled atomic.Bool
@@ -38,16 +40,18 @@ type Newcomer struct {
 	over bool // nobody takes commands any more
 }
 
-// command is one thing that the owner wants done. It owns its sockets.
+// command is one thing that the owner wants done. It owns its sockets and files.
 type command struct {
 	act     act
 	state   State
+	files   Files
 	sockets *hotrestart.Sockets
 	refusal *RefusedError
 	drained Drained
 }
 
 func (c command) drop() {
+	c.files.Close()
 	if c.sockets != nil {
 		c.sockets.Close() // copies: whatever fails here, the owner has the sockets
 	}
@@ -71,13 +75,18 @@ func newNewcomer(s *Server, conn *net.UnixConn) *Newcomer {
 // Identity says who it is.
 func (n *Newcomer) Identity() Identity { return n.identity }
 
-// Accept answers Arrived: the newcomer is welcome, and gets state to warm itself with.
-// It fails when state is too large (State.Fit). The bytes must not be changed afterwards.
-func (n *Newcomer) Accept(state State) error {
+// Takes says whether the newcomer takes a component as a file.
+func (n *Newcomer) Takes(component string) bool { return slices.Contains(n.takes, component) }
+
+// Accept answers Arrived: the newcomer is welcome, and gets state to warm itself with, and
+// those of files that it takes. It fails when state is too large (State.Fit). The bytes must
+// not be changed afterwards; the files are the newcomer's from here on.
+func (n *Newcomer) Accept(state State, files Files) error {
 	if err := state.check(); err != nil {
+		files.Close()
 		return err
 	}
-	return n.tell(command{act: actAccept, state: state})
+	return n.tell(command{act: actAccept, state: state, files: files})
 }
 
 // Refuse sends the newcomer away, at any time before Settled, for the reason given.

@@ -96,7 +96,7 @@ func (n *Newcomer) greet(ctx context.Context, f frame) error {
 	if err != nil {
 		return &violation{err}
 	}
-	n.identity = hello.Identity
+	n.identity, n.takes = hello.Identity, hello.Files
 	if refusal := n.examine(hello); refusal != nil {
 		return n.sendAway(msgRefused, refusal)
 	}
@@ -149,7 +149,7 @@ func (n *Newcomer) obey(c command) error {
 	n.stage = to
 	switch c.act {
 	case actAccept:
-		return n.welcome(c.state)
+		return n.welcome(c.state, c.files)
 	case actRefuse:
 		if from == parentDeciding {
 			return n.sendAway(msgRefused, c.refusal)
@@ -164,7 +164,7 @@ func (n *Newcomer) obey(c command) error {
 			return n.link.send(msgReport, n.server.currentReport())
 		}
 		if len(c.state) > 0 {
-			if err := sendState(n.link, c.state); err != nil {
+			if err := sendState(n.link, c.state, 0); err != nil {
 				return err
 			}
 		}
@@ -173,19 +173,23 @@ func (n *Newcomer) obey(c command) error {
 	return nil
 }
 
-func (n *Newcomer) welcome(state State) error {
+func (n *Newcomer) welcome(state State, files Files) error {
 	if err := n.link.send(msgWelcome, welcomeHead{n.protocol, n.server.me}); err != nil {
 		return err
 	}
 	n.link.setVersion(n.protocol)
-	return sendState(n.link, state)
+	sent, err := sendFiles(n.link, files, n.Takes)
+	if err != nil {
+		return err
+	}
+	return sendState(n.link, state, sent)
 }
 
 func (n *Newcomer) release(c command) error {
 	if err := n.given.sendSockets(n.link, c.sockets); err != nil {
 		return err
 	}
-	if err := sendState(n.link, c.state); err != nil {
+	if err := sendState(n.link, c.state, 0); err != nil {
 		return err
 	}
 	n.probationEnds = time.Now().Add(n.server.timing.probation)

@@ -81,8 +81,8 @@ func checkName(name string) error {
 	return nil
 }
 
-// sendState writes s in parts, sorted by name, and the end mark.
-func sendState(l *link, s State) error {
+// sendState writes s in parts, sorted by name, and the end mark; files have been written before.
+func sendState(l *link, s State, files int) error {
 	for _, name := range slices.Sorted(maps.Keys(s)) {
 		data := s[name]
 		for first := true; first || len(data) > 0; first = false {
@@ -97,22 +97,30 @@ func sendState(l *link, s State) error {
 			}
 		}
 	}
-	return l.send(msgStateEnd, stateEndHead{len(s)})
+	return l.send(msgStateEnd, stateEndHead{len(s) + files})
 }
 
 // stateReader puts the parts together again.
 type stateReader struct {
 	state State
+	files Files
 	total int
 }
 
 func (r *stateReader) add(f frame) error {
 	head, err := decodeHead[stateHead](f)
-	if err != nil {
-		return err
+	if err == nil {
+		err = checkName(head.Component)
 	}
-	if err := checkName(head.Component); err != nil {
+	if err == nil && len(r.state)+len(r.files) > maxComponents {
+		err = fmt.Errorf("more than %d components", maxComponents)
+	}
+	if err != nil {
+		f.closeDescriptors()
 		return fmt.Errorf("read state: %w", err)
+	}
+	if len(f.fds) > 0 {
+		return r.addFile(head.Component, f)
 	}
 	if r.state == nil {
 		r.state = State{}
@@ -122,9 +130,6 @@ func (r *stateReader) add(f frame) error {
 		return fmt.Errorf("read state of %s: more than %d bytes, or %d in all", head.Component, maxComponent, maxState)
 	}
 	r.state[head.Component] = append(r.state[head.Component], f.body...)
-	if len(r.state) > maxComponents {
-		return fmt.Errorf("read state: more than %d components", maxComponents)
-	}
 	return nil
 }
 
@@ -134,8 +139,8 @@ func (r *stateReader) end(f frame) (State, error) {
 	if err != nil {
 		return nil, err
 	}
-	if head.Components != len(r.state) {
-		return nil, fmt.Errorf("read state: %d components came, %d were sent", len(r.state), head.Components)
+	if came := len(r.state) + len(r.files); head.Components != came {
+		return nil, fmt.Errorf("read state: %d components came, %d were sent", came, head.Components)
 	}
 	if r.state == nil {
 		return State{}, nil

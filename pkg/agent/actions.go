@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"errors"
+	"time"
 
 	"understudy.mesh/pkg/agent/internal/roles"
 	"understudy.mesh/pkg/agent/internal/sidecar"
@@ -51,13 +52,14 @@ var execute = map[roles.Do]step{
 	roles.StartCold:            toServe((*Agent).startCold),
 	roles.DropSidecar:          plain(func(a *Agent) { a.adopt(nil) }),
 	roles.TakeOver:             onEvent((*Agent).takeOver),
-	roles.CancelTakeOver:       plain(func(a *Agent) { a.loop.taking() }),
+	roles.CancelTakeOver:       plain(func(a *Agent) { a.loop.taking(nil) }),
 	roles.FinishTakeOver:       onEvent((*Agent).finishTakeOver),
 	roles.AdoptOrphanedSockets: onEvent((*Agent).adoptOrphanedSockets),
 	roles.ReportRefused:        reportFailed(resultRefused, (*Agent).sayRefused),
 	roles.ReportLost:           reportFailed(resultFailure, (*Agent).sayLost),
 	roles.ReportFailed:         reportFailed(resultFailure, (*Agent).sayFailed),
 	roles.ReportHopeless:       reportFailed(resultFailure, (*Agent).sayHopeless),
+	roles.ReportCutOff:         reportFailed(resultFailure, (*Agent).sayCutOff),
 	roles.SayRetry: func(a *Agent, e event, action roles.Action) *event {
 		a.log.Error("this generation cannot serve again yet", "err", e.err, "next", action.Pause)
 		return nil
@@ -69,7 +71,7 @@ var execute = map[roles.Do]step{
 	roles.UnrestrictReuseport: onSidecar(func(s *sidecar.Sidecar) { s.Sockets.UnrestrictReuseport() }),
 	roles.ReadyOn:             onSidecar(func(s *sidecar.Sidecar) { s.Ready.On() }),
 	roles.ReadyOff:            onSidecar(func(s *sidecar.Sidecar) { s.Unready() }),
-	roles.GiveMemoryBack:      plain(func(a *Agent) { a.world.Settled() }),
+	roles.GiveMemoryBack:      plain((*Agent).giveMemoryBack),
 
 	roles.Reject:           (*Agent).reject,
 	roles.Refuse:           (*Agent).refuse,
@@ -98,6 +100,13 @@ var execute = map[roles.Do]step{
 	roles.Finish:         plain(func(*Agent) {}), // the loop looks
 	roles.Fail:           onEvent(func(a *Agent, e event) { a.fail(cmp.Or(e.err, errServersEnded)) }),
 }
+
+// giveBackAfter is how long whoever reported that a sidecar has gone, and the loop, may still refer to it.
+const giveBackAfter = 200 * time.Millisecond
+
+// giveMemoryBack does so when nothing refers any more to what has gone. At once the collector would still find it, and would look
+// again only after two minutes: nothing else makes an idle agent collect.
+func (a *Agent) giveMemoryBack() { time.AfterFunc(giveBackAfter, a.world.Settled) }
 
 // errServersEnded is why the life is over where nothing else says so.
 var errServersEnded = errors.New("the agent's servers ended")

@@ -26,7 +26,8 @@ func New(cfg *config.Config, world World) (_ *Agent, err error) {
 	a := &Agent{
 		cfg: cfg, world: world, log: world.Log("agent"), me: identity(cfg, world),
 		events: make(chan event, eventQueue), quit: make(chan struct{}), noDrain: make(chan struct{}), told: make(chan struct{}),
-		shown: shown{upgrades: map[[2]string]int{}},
+		cutOff: make(chan struct{}),
+		shown:  shown{upgrades: map[[2]string]int{}},
 	}
 	defer func() {
 		if err != nil {
@@ -37,6 +38,9 @@ func New(cfg *config.Config, world World) (_ *Agent, err error) {
 		return nil, err
 	}
 	if err := sidecar.CheckCapability(cfg); err != nil {
+		return nil, err
+	}
+	if err := sidecar.CheckCompliance(cfg); err != nil {
 		return nil, err
 	}
 	a.control, err = control.Listen()

@@ -2,18 +2,23 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
+	"os"
 	"time"
 
-	"understudy.mesh/pkg/agent/internal/sidecar"
 	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/status"
 )
 
 const (
 	// farewellTime is how long an agent that ends stays for a `wait` to hear why: the two ask every half second, and
 	// one that has not asked for so long does not wait.
 	farewellTime = 2 * time.Second
+	// cutOffTime is what is left to a newcomer whose hook was cut off, to come into force: many do so in less than a second.
+	// A kubelet or a container runtime that is restarted takes longer until it looks at containers.
+	cutOffTime = 200 * time.Millisecond
 	// maxWaitReason bounds what is read of a reason.
 	maxWaitReason = 4 << 10
 )
@@ -26,10 +31,10 @@ func (a *Agent) fail(err error) {
 
 // answerRole tells a command this agent's role, or why it is about to end.
 func (a *Agent) answerRole(w http.ResponseWriter, _ *http.Request) {
-	status := a.roleStatus()
-	sidecar.WriteJSON(w, status)
+	role := a.roleStatus()
+	status.WriteJSON(w, role)
 	a.update(func(s *shown) { s.asked = time.Now() })
-	if status.Failed {
+	if role.Failed {
 		a.toldOnce.Do(func() { close(a.told) })
 	}
 }
@@ -48,6 +53,21 @@ func (a *Agent) farewell(ctx context.Context) {
 	case <-ctx.Done():
 	case <-time.After(farewellTime):
 	}
+}
+
+// errCutOff is why a newcomer ends whose hook was cut off.
+var errCutOff = errors.New("the postStart hook was cut off before this generation served: a kubelet that is restarted would count this container as ready, and runs the hook of the next one")
+
+// attendWait looks after a `wait` of this container until it ends. One that did not end by itself was the postStart hook, whose
+// kubelet or container runtime has ended: the next kubelet runs no hook for a container that it finds, and reports it as ready.
+func (a *Agent) attendWait(w http.ResponseWriter, r *http.Request) {
+	ends := context.AfterFunc(r.Context(), func() { _ = http.NewResponseController(w).SetReadDeadline(time.Now()) })
+	defer ends()
+	if _, err := io.Copy(io.Discard, r.Body); err == nil || errors.Is(err, os.ErrDeadlineExceeded) { // then this agent ends
+		return
+	}
+	a.update(func(s *shown) { s.asked = time.Time{} }) // nobody is left who would hear a farewell
+	time.AfterFunc(cutOffTime, func() { a.cutOffOnce.Do(func() { close(a.cutOff) }) })
 }
 
 // hearWaitFailed notes that a `wait` of this container failed. If it is the postStart hook, the kubelet ends the container

@@ -21,7 +21,8 @@ func (a *Agent) refuse(e event, action roles.Action) *event {
 
 // welcome tells a newcomer that it may take over, and all that warms it.
 func (a *Agent) welcome(e event, _ roles.Action) *event {
-	if err := e.newcomer.Accept(a.loop.sidecar.ExportState()); err != nil {
+	s := a.loop.sidecar
+	if err := e.newcomer.Accept(s.ExportState(), s.ExportFiles(e.newcomer.Takes)); err != nil {
 		a.warnUnlessLost(err)
 		return nil
 	}

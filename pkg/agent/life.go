@@ -65,6 +65,9 @@ type Agent struct {
 	// told is closed when a command has heard that this agent ends.
 	told     chan struct{}
 	toldOnce sync.Once
+	// cutOff is closed when a postStart hook was cut off.
+	cutOff     chan struct{}
+	cutOffOnce sync.Once
 
 	lives atomic.Int64 // how many sidecars there were
 
@@ -98,11 +101,11 @@ type loop struct {
 	err error // why the life is over, unless that was asked for
 
 	sidecar  *sidecar.Sidecar
-	taking   func()    // ends the attempt to take over; nil: there was none
-	follow   *follower // of the generation that serves instead
-	handOff  handOff   // to a newcomer
-	cutDrain func()    // ends the ordinary drain; nil: there was none
-	drains   drains    // after hand-offs
+	taking   context.CancelCauseFunc // ends the attempt to take over; nil: there was none
+	follow   *follower               // of the generation that serves instead
+	handOff  handOff                 // to a newcomer
+	cutDrain func()                  // ends the ordinary drain; nil: there was none
+	drains   drains                  // after hand-offs
 
 	ctx      context.Context // ends with the life
 	children sync.WaitGroup  // goroutines that report events

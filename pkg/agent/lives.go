@@ -28,7 +28,7 @@ func (a *Agent) newSidecar(inherited *sidecar.Inheritance) (*sidecar.Sidecar, er
 	}
 	world := sidecar.World{
 		Environ: a.world.Environ, Stdout: a.world.Stdout, Stderr: a.world.Stderr, DataDir: a.world.dataDir,
-		FileLimit: a.world.FileLimit, Started: a.world.Started, Log: a.world.Log,
+		FileLimit: a.world.FileLimit, Started: a.world.Started, GiveBack: a.world.Settled, Log: a.world.Log,
 	}
 	return sidecar.New(a.cfg, world, id, sidecar.Hooks{
 		Samples: a.upgradeSamples, Quit: a.quitAtOnce, Drain: a.drainEnvoy,

@@ -22,7 +22,7 @@ func (a *Agent) runRoles(asked, base context.Context) error {
 	}
 	a.tell()
 	a.handle(event{kind: roles.LookAgain})
-	stop, quit := asked.Done(), (<-chan struct{})(a.quit)
+	stop, quit, cutOff := asked.Done(), (<-chan struct{})(a.quit), (<-chan struct{})(a.cutOff)
 	for !a.loop.Over {
 		select {
 		case <-stop:
@@ -31,6 +31,9 @@ func (a *Agent) runRoles(asked, base context.Context) error {
 		case <-quit:
 			quit = nil
 			a.handle(event{kind: roles.QuitAsked})
+		case <-cutOff:
+			cutOff = nil
+			a.handle(event{kind: roles.HookCutOff, sidecar: a.current(), err: errCutOff})
 		case e := <-handoffs:
 			a.handle(event{kind: e.Kind, newcomer: e.Newcomer, err: e.Err})
 		case e := <-a.events:
@@ -114,7 +117,7 @@ func (a *Agent) describe(e event) roles.Event {
 // leave ends everything that the life has begun.
 func (a *Agent) leave(cancel func(), handoffs <-chan handoff.Event) {
 	if a.loop.taking != nil {
-		a.loop.taking()
+		a.loop.taking(a.loop.err)
 	}
 	cancel()
 	a.unfollow()

@@ -9,13 +9,14 @@ import (
 	"understudy.mesh/pkg/agent/internal/roles"
 	"understudy.mesh/pkg/agent/internal/sidecar"
 	"understudy.mesh/pkg/agent/internal/sockets"
+	"understudy.mesh/pkg/config"
 )
 
 // bareAgent has a loop that nobody runs.
 func bareAgent(t *testing.T, role handoff.Role) *Agent {
 	a := &Agent{
-		world: World{Settled: func() {}}, log: slog.New(slog.DiscardHandler), me: handoff.Identity{ID: "me"},
-		events: make(chan event, eventQueue), noDrain: make(chan struct{}),
+		cfg: &config.Config{}, world: World{Settled: func() {}}, log: slog.New(slog.DiscardHandler), me: handoff.Identity{ID: "me"},
+		events: make(chan event, eventQueue), noDrain: make(chan struct{}), quit: make(chan struct{}), told: make(chan struct{}),
 	}
 	a.loop.ctx, a.loop.Role = t.Context(), role
 	a.shown.role = role

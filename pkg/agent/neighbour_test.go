@@ -75,7 +75,7 @@ func (n *neighbour) agree(t *testing.T, e handoff.Event) {
 	var err error
 	switch e.Kind {
 	case handoff.Arrived:
-		err = e.Newcomer.Accept(handoff.State{})
+		err = e.Newcomer.Accept(handoff.State{}, nil)
 	case handoff.WantSockets:
 		err = e.Newcomer.Give(n.sockets)
 	case handoff.Ready:

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -23,26 +22,29 @@ import (
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/control"
+	"understudy.mesh/tests/freeport"
 )
 
 // pod is where the generations of one test meet. Their Envoys are not real (fakeEnvoy);
-// everything else is.
+// everything else is, so a test with a pod takes real time: in a bubble of testing/synctest no time passes while
+// somebody waits for a process or a socket. What needs neither is tested in bubbles (times_test.go).
 type pod struct {
 	t       *testing.T
 	cfg     config.Config
 	listen  string // of the Envoys
 	handoff string
 	data    string
+	settled func() // World.Settled
 }
 
 func newPod(t *testing.T) *pod {
 	t.Helper()
-	ports := freePorts(t, 6)
+	ports := freeport.GetN(t, 6)
 	binary, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &pod{t: t, listen: fmt.Sprintf("127.0.0.1:%d", ports[0]), handoff: t.TempDir(), data: t.TempDir()}
+	p := &pod{t: t, listen: fmt.Sprintf("127.0.0.1:%d", ports[0]), handoff: t.TempDir(), data: t.TempDir(), settled: func() {}}
 	loopback := netip.MustParseAddr("127.0.0.1")
 	p.cfg = config.Config{
 		Role: config.Sidecar, PodNamespace: "default", IPv4: true, NodeIPs: []netip.Addr{loopback}, InstanceIP: loopback,
@@ -66,31 +68,6 @@ func shortDir(t *testing.T) string {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
-
-// freePorts are ports that nothing listened on a moment ago, all different. The kernel
-// gives them to no client (net.ipv4.ip_local_port_range), and no other test gets them.
-func freePorts(t *testing.T, n int) (ports []uint16) {
-	t.Helper()
-	for range 1000 {
-		port := uint16(20000 + rand.N(12000))
-		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
-		if err != nil {
-			continue
-		}
-		l.Close()
-		if _, taken := portsInUse.LoadOrStore(port, true); !taken {
-			ports = append(ports, port)
-		}
-		if len(ports) == n {
-			return ports
-		}
-	}
-	t.Fatal("no free ports")
-	return nil
-}
-
-// portsInUse are those that tests of this process have.
-var portsInUse sync.Map
 
 // member is one generation in a pod.
 type member struct {
@@ -189,7 +166,7 @@ func (p *pod) start(name string, settings ...setting) *member {
 	m := &member{pod: p, name: name, ended: make(chan struct{}), log: roles}
 	a, err := New(&cfg, World{
 		Version: "test", Environ: f.environ(), Stdout: os.Stdout, Stderr: os.Stderr, dataDir: p.data,
-		Started: time.Now(), Settled: func() {}, Log: func(string) *slog.Logger { return log },
+		Started: time.Now(), Settled: p.settled, Log: func(string) *slog.Logger { return log },
 		Explain: func(reason string) { m.explained.Store(reason) },
 	})
 	if err != nil {

@@ -38,10 +38,10 @@ var errSidecarEnded = errors.New("the sidecar ended")
 func (a *Agent) takeOver(e event) {
 	a.log.Info("taking over", "from", e.peer.ID, "because", e.reason)
 	a.beginAttempt(e.peer.ID, true)
-	ctx, cancel := context.WithCancel(a.loop.ctx)
+	ctx, cancel := context.WithCancelCause(a.loop.ctx)
 	a.loop.taking = cancel
 	a.spawn(func(context.Context) (event, bool) {
-		defer cancel()
+		defer cancel(nil)
 		return a.attempt(ctx, e.peer.ID), true
 	})
 }
@@ -72,6 +72,10 @@ func (a *Agent) sayHopeless(event, roles.Action) {
 	a.log.Error("no further attempt would take over: this agent ends, and the generation before serves on")
 }
 
+func (a *Agent) sayCutOff(event, roles.Action) {
+	a.log.Error("nobody waits for this newcomer any more: it ends, and the generation before serves on")
+}
+
 func (a *Agent) sayFailed(e event, action roles.Action) {
 	a.log.Error("the take-over failed: the generation before serves on", "err", e.err, "next", action.Pause)
 }
@@ -88,18 +92,20 @@ type succession struct {
 // is ended when it fails.
 func (a *Agent) attempt(ctx context.Context, id string) event {
 	begun := time.Now()
-	client, err := handoff.Dial(ctx, a.dir, id)
+	client, err := handoff.Dial(ctx, a.dir, id, sidecar.TakesFiles(a.cfg)...)
 	if err != nil {
 		return event{kind: roles.FailedToTake, err: err}
 	}
 	given := new(hotrestart.Sockets)
 	if err := client.Sockets(ctx, given); err != nil {
+		client.Files().Close()
 		a.giveUp(ctx, client, err)
 		return event{kind: roles.FailedToTake, err: errors.Join(err, given.Close())}
 	}
 	a.log.Debug("the generation before has told and given what it has", "bytes", client.State().Size(),
 		"sockets", len(given.Names()), "after", time.Since(begun))
-	s, err := a.newSidecar(&sidecar.Inheritance{Sockets: given, State: client.State()})
+	s, err := a.newSidecar(&sidecar.Inheritance{Sockets: given, State: client.State(), Files: client.Files()})
+	client.Files().Close() // they are read
 	if err != nil {
 		a.giveUp(ctx, client, err)
 		return event{kind: roles.SidecarEnded, err: errors.Join(err, given.Close())}
@@ -138,8 +144,10 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 // and is not told.
 func (a *Agent) giveUp(ctx context.Context, client *handoff.Client, why error) {
 	code, reason := handoff.AbortFailed, why.Error()
-	if ctx.Err() != nil {
+	if cause := context.Cause(ctx); errors.Is(cause, context.Canceled) {
 		code, reason = handoff.AbortStopping, ""
+	} else if cause != nil { // the life is over for it
+		reason = cause.Error()
 	}
 	if err := client.Abort(code, reason); err != nil {
 		a.log.Debug("the generation before could not be told", "err", err)
@@ -174,6 +182,8 @@ func (t *succession) comeIntoForce(ctx context.Context) error {
 	s := t.sidecar
 	select {
 	case <-s.InForce():
+	case err := <-s.Unfit():
+		return err
 	case <-s.Done():
 		return cmp.Or(s.Err(), errSidecarEnded)
 	case <-t.client.Lost():

@@ -263,8 +263,9 @@ func (a *Agent) controlHandler() http.Handler {
 	mux.Handle(control.StatusPrefix+"/", http.StripPrefix(control.StatusPrefix, a.ofSidecar(func(s *sidecar.Sidecar) http.Handler { return s.Status.Local() })))
 	mux.Handle(control.AdminPrefix+"/", http.StripPrefix(control.AdminPrefix, a.ofSidecar(func(s *sidecar.Sidecar) http.Handler { return s.Status.LocalAdmin() })))
 	mux.HandleFunc(control.RolePath, a.answerRole)
+	mux.HandleFunc(http.MethodPost+" "+control.WaitingPath, a.attendWait)
 	mux.HandleFunc(http.MethodPost+" "+control.WaitFailedPath, a.hearWaitFailed)
-	mux.HandleFunc(control.UpgradePath, func(w http.ResponseWriter, r *http.Request) { sidecar.WriteJSON(w, a.upgradeStatus(r.Context())) })
+	mux.HandleFunc(control.UpgradePath, func(w http.ResponseWriter, r *http.Request) { status.WriteJSON(w, a.upgradeStatus(r.Context())) })
 	return mux
 }
 

@@ -14,6 +14,10 @@ const (
 	// tproxyMark is what Istio marks connections to the application with in TPROXY mode;
 	// the next number marks the pod's calls to itself.
 	tproxyMark = 1337
+	// envoyFlushInterval is how often Envoy flushes statistics unless it is told.
+	envoyFlushInterval = 5 * time.Second
+	// maxLastGoodAge bounds for how long a policy may be unknown to an Envoy that starts without istiod.
+	maxLastGoodAge = 24 * time.Hour
 	// maxSocketName is the longest name, with its directory of a generation, that a
 	// socket under configPath has, the slash before it not counted.
 	maxSocketName = 40
@@ -40,6 +44,14 @@ func (l *loader) check(c *Config) {
 		source, key := l.origin("interceptionMode")
 		l.warn(source, key, "nothing is captured, and Envoy gets only what is sent to its ports 15001 and 15006: no listener is bound to a service's port, as Istio would; want REDIRECT or TPROXY")
 	}
+	if c.LastGoodAge > maxLastGoodAge {
+		l.reject("lastGoodAge", c.LastGoodAge.String(), "want at most 24h: what istiod has forbidden meanwhile is unknown to an Envoy that starts with it")
+	}
+	l.checkServices(c)
+	l.checkCertificate(c)
+	if c.CustomConfigFile != "" && c.BootstrapOverride != "" {
+		l.reject("bootstrapOverride", c.BootstrapOverride, "want none beside customConfigFile: write it in there")
+	}
 	if c.LogTarget == "" {
 		l.reject("logTarget", "", "want stdout, stderr or a file")
 	}
@@ -64,6 +76,12 @@ func (l *loader) checkPorts(c *Config) {
 	}
 	claim(c.AdminPort, "proxyAdminPort", "Envoy's admin interface (proxyAdminPort)")
 	claim(c.StatsPort, "prometheusPort", "Envoy's statistics (ENVOY_PROMETHEUS_PORT)")
+	if c.ConfigDir == "" && c.SecureStatsPort != 0 {
+		claim(c.SecureStatsPort, "secureMetricsPort", "Envoy's statistics over mutual TLS (ENVOY_SECURE_METRICS_PORT)")
+	}
+	if c.ConfigDir == "" && c.SecureMergedStatsPort != 0 {
+		claim(c.SecureMergedStatsPort, "secureMergedMetricsPort", "the merged metrics over mutual TLS (ENVOY_SECURE_MERGED_METRICS_PORT)")
+	}
 	if c.DNSCapture && len(c.DNSAddrs) > 0 {
 		claim(c.DNSAddrs[0].Port(), "dnsProxyAddr", "the DNS server (DNS_PROXY_ADDR)")
 	}

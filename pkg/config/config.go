@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"time"
 
+	"understudy.mesh/internal/compliance"
 	"understudy.mesh/pkg/logging"
 )
 
@@ -56,15 +57,28 @@ const (
 // Sources is what main read of the world for Load.
 type Sources struct {
 	Role    Role
-	Version string            // of the agent: the node metadata ISTIO_VERSION
 	Flags   map[string]string // only those that the command line sets, by name without dashes
 	Environ []string          // "KEY=value", as os.Environ
 	NodeIPs []netip.Addr      // of the interfaces: up, neither loopback nor link-local
+	// AddrsOf are the addresses of an interface, by its name; nil means that there is none.
+	AddrsOf func(name string) ([]netip.Addr, error)
 	// ReadFile reads the mesh file and the downward API's files, and fails as os.ReadFile
 	// does: a file that does not exist counts as empty. It must bound what it reads.
 	ReadFile func(path string) ([]byte, error)
+	// MemoryLimit is what the agent's control group, with Envoy in it, may have, in bytes; 0 is no limit.
+	MemoryLimit int64
+	// Platform asks a cloud where the machine is; nil means nobody can be asked. static are
+	// variables that spare the question.
+	Platform func(name string, ipv4 bool, static map[string]string) (Platform, error)
 	// IsDir says whether path is a directory; nil means no directory is there.
 	IsDir func(path string) bool
+}
+
+// Platform is what a cloud says of the machine: the same fields, in the same order, as
+// platform.Info.
+type Platform struct {
+	Region, Zone string
+	Metadata     map[string]string
 }
 
 // Config is the effective configuration. Settings names the source of each field that
@@ -77,6 +91,7 @@ type Config struct {
 	PodUID                                string // "" is unknown
 	InstanceIP, HostIP                    netip.Addr
 	NodeIPs                               []netip.Addr // InstanceIP first, then Sources.NodeIPs; loopback when there is none
+	ExcludeInterfaces                     []string     // whose addresses NodeIPs leaves out
 	DualStack                             bool
 	Interception                          Interception
 	ProxyMark                             uint32 // of the sockets of Envoy and the agent; 0 is none
@@ -88,12 +103,47 @@ type Config struct {
 	ConfigDir        string // "" is istiod at DiscoveryAddress
 	AllowIgnored     bool
 	DiscoveryAddress string // host:port
-	RegistryOnly     bool   // refuse outbound traffic to unknown destinations
-	AccessLogFile    string // "" is none
-	AccessLogFormat  string // "" is Envoy's default format
-	AccessLogJSON    bool
-	ConnectTimeout   time.Duration
-	DetectionTimeout time.Duration // 0 waits for ever
+	// ControlPlaneMutualTLS is controlPlaneAuthPolicy: istiod is reached over TLS.
+	ControlPlaneMutualTLS bool
+	XDSRootCA             string // a file, "SYSTEM", or "" for what Istio's agent looks for
+	IstiodSAN             string // "" follows from DiscoveryAddress
+	ProvCert              string // a directory; "" is none
+	FileMountedCerts      bool
+	FirstPartyJWT         bool
+	ClusterID             string
+	XDSHeaders            map[string]string // of the variables XDS_HEADER_*
+	KeepaliveInterval     time.Duration
+	KeepaliveTimeout      time.Duration
+	TrustBundles          bool          // ask istiod for further roots
+	MaxResponse           uint32        // bytes of one response of istiod's
+	LastGood              bool          // keep what istiod has said on disk
+	LastGoodAge           time.Duration // how old that may be at a start
+	RegistryOnly          bool          // refuse outbound traffic to unknown destinations
+	AccessLogFile         string        // "" is none
+	AccessLogFormat       string        // "" is Envoy's default format
+	AccessLogJSON         bool
+	ConnectTimeout        time.Duration
+	DetectionTimeout      time.Duration // 0 waits for ever
+
+	// The workload's certificate.
+	TrustDomain                string
+	CAAddress                  string            // host:port; "" is DiscoveryAddress
+	CAProvider                 string            // Citadel
+	CARootCA                   string            // a file, "SYSTEM", or "" for what CertProvider says
+	CertProvider               string            // "custom", "none", or any other for the mesh's own roots
+	CAHeaders                  map[string]string // of the variables CA_HEADER_*
+	CertSigner                 string            // "" is the authority's own
+	CertLifetime               time.Duration
+	CertGrace, CertGraceJitter float64 // parts of the lifetime, 0 to 1
+	RSABits                    int
+	ECCAlgorithm, ECCCurve     string // ECCAlgorithm is ECDSA, or "" for RSA
+	PKCS8Key                   bool
+	OutputCerts                string // a directory; "" is none
+	FileDebounce               time.Duration
+	CACRL                      bool
+	KeepCertificate            bool          // over a restart of the container
+	InKubernetes               bool          // as the variables of its containers say
+	OldRoots                   time.Duration // negative: as long as a certificate of theirs
 
 	// The hot upgrade.
 	HandoffDir           string        // "" is no hot upgrade
@@ -107,10 +157,12 @@ type Config struct {
 	// Envoy.
 	BinaryPath, ConfigPath string
 	ServiceCluster         string
+	TracingServiceName     string // how ServiceCluster follows from the pod's labels; "" is unset
 	ProxyLogLevel          string // one level
 	ProxyComponentLogLevel string // "component:level,..." or ""
 	Concurrency            int    // 0 lets Envoy use every core
 	CPULimit               int    // cores; 0 is none
+	MemoryLimit            int64  // of the agent alone, in bytes, soft; 0 is none
 	SkipDeprecatedLogs     bool
 	CoreDump               bool
 	BootstrapOverride      string // path of a file
@@ -134,9 +186,33 @@ type Config struct {
 	RestartHung                          bool // kill an Envoy that hangs, and start another
 	TerminationLog                       string
 
+	// What Envoy's bootstrap has besides.
+	CustomConfigFile                 string // is the bootstrap; "" is the agent's own
+	Tracer                           Tracer
+	ZipkinAddress, DatadogAddress    string // of Tracer
+	AccessLogService, MetricsService Service
+	MetricsServiceAddress            string // of MetricsService
+	StatsdAddress                    string // host:port, "" is none
+	StatsCompression                 bool
+	StatsHistogramBuckets            map[string][]float64 // by prefix
+	StatsFlushInterval               time.Duration        // 0 is Envoy's
+	StatsEvictionInterval            time.Duration        // 0 is never
+	SecureStatsPort                  uint16               // 0 is none
+	SecureMergedStatsPort            uint16               // 0 is none
+	DeltaXDS                         bool
+	MetadataDiscovery                bool   // of peers
+	SelfDiscovery                    bool   // of the workload's own endpoints
+	LoadStats                        string // JSON, "" is none
+	IdentitySocketFile               string
+	ReadinessProbe                   string // JSON, "" is none
+	CloudPlatform                    string // aws, azure or gcp; "" or none is none
+	CompliancePolicy                 compliance.Policy
+	StripFragment                    bool
+
 	// The agent's servers.
 	StatusPort, ReadyPort uint16 // StatusPort 0 is no status server besides ReadyPort
 	StatsPort, AdminPort  uint16
+	ReadyProxyProtocol    bool // ReadyPort takes the PROXY protocol, too
 	MetricsLoopbackOnly   bool // the agent's /metrics and /stats/prometheus
 	StatsLoopbackOnly     bool // Envoy's StatsPort
 	MergeEnvoyStats       bool
@@ -157,6 +233,7 @@ type Config struct {
 	DNSCache              bool
 	DNSPrefetch           bool
 	DNSHedge              bool
+	IstioCompat           bool // what Istio's agent has not is off
 	LogLevels             logging.Levels
 	LogJSON               bool
 	LogTarget             string // stdout, stderr or a path

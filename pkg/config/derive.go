@@ -7,8 +7,14 @@ import (
 	"strings"
 )
 
+// memoryShare is the agent's part, one of so many, of what its control group may have. The other is Envoy's, which holds the same
+// configuration and in a larger form: an agent that lives within no half would not have left Envoy enough, and to make a smaller
+// one's collector run all the time would help nobody.
+const memoryShare = 2
+
 // derive fills what follows from other settings.
 func (l *loader) derive(c *Config) {
+	l.adoptToken(c)
 	l.deriveAddresses(c)
 	if !l.isSet("domain") || c.Domain == "" {
 		c.Domain = c.PodNamespace + ".svc.cluster.local"
@@ -26,6 +32,10 @@ func (l *loader) derive(c *Config) {
 		c.Concurrency = c.CPULimit
 		l.derived("concurrency", c.Concurrency)
 	}
+	if !l.isSet("memoryLimit") && l.src.MemoryLimit > 0 {
+		c.MemoryLimit = l.src.MemoryLimit / memoryShare
+		l.derived("memoryLimit", c.MemoryLimit)
+	}
 	if !l.isSet("connectionLimit") && c.NodeConnectionLimit > 0 {
 		c.ConnectionLimit = c.NodeConnectionLimit
 		l.derived("connectionLimit", c.ConnectionLimit)
@@ -40,7 +50,50 @@ func (l *loader) derive(c *Config) {
 	}
 	// Istio captures the DNS of sidecars; a gateway asks for the server itself.
 	c.DNSCapture = (c.DNSCapture && c.Role == Sidecar) || c.DNSServer
+	c.ExtraStatTags = l.extraStatTags()
+	l.beCompatible(c)
+	l.deriveServices(c)
+	l.askPlatform(c)
+	c.XDSHeaders = l.headers(xdsHeaderPrefix)
+	l.deriveCertificate(c)
 	l.deriveNode(c)
+	overrideFiles(c)
+}
+
+// beCompatible turns off what Istio's agent does not do and nobody asked for by a setting of its own: whoever looks for the cause of
+// a difference has one switch for all. What comes besides that a user of Istio would not expect of the agent belongs here.
+func (l *loader) beCompatible(c *Config) {
+	if !c.IstioCompat {
+		return
+	}
+	for name, on := range map[string]*bool{
+		"dnsCache": &c.DNSCache, "dnsPrefetch": &c.DNSPrefetch, "dnsHedge": &c.DNSHedge, "keepCertificate": &c.KeepCertificate,
+		"lastGood": &c.LastGood,
+	} {
+		if !l.isSet(name) {
+			*on = false
+			l.derived(name, false)
+		}
+	}
+	if !l.isSet("dnsStale") {
+		c.DNSStale = 0
+		l.derived("dnsStale", c.DNSStale)
+	}
+}
+
+// extraStatTags unites those of ProxyConfig and of the annotation, as Istio's agent does.
+func (l *loader) extraStatTags() (all []string) {
+	given, _ := l.proxy["extraStatTags"].([]any)
+	for _, tag := range given {
+		all = append(all, tag.(string)) // the API's type, which was checked
+	}
+	own, _ := parseList(l.annotations["sidecar.istio.io/extraStatTags"]) // its setting has read it
+	for _, tag := range own {
+		if !slices.Contains(all, tag) {
+			all = append(all, tag)
+		}
+	}
+	return slices.DeleteFunc(all, func(tag string) bool { return tag == "" })
 }
 
 // perAddress puts each of the pod's addresses in place of {pod_ip}, as Istio's agent does.
@@ -58,13 +111,31 @@ func perAddress(list []string, ips []netip.Addr, spell func(netip.Addr) string) 
 	return all
 }
 
+// excludedAddrs are those of the interfaces that are left out. One that is not there is named: it may
+// come later, and its address would not be left out then.
+func (l *loader) excludedAddrs(c *Config) (all []netip.Addr) {
+	for _, name := range c.ExcludeInterfaces {
+		if l.src.AddrsOf == nil {
+			return nil
+		}
+		addrs, err := l.src.AddrsOf(name)
+		if err != nil {
+			source, key := l.origin("excludeInterfaces")
+			l.warn(source, key, shown(name)+": "+err.Error())
+		}
+		all = append(all, addrs...)
+	}
+	return all
+}
+
 // deriveAddresses orders the pod's addresses as Istio does and finds its families.
 func (l *loader) deriveAddresses(c *Config) {
 	if c.InstanceIP.IsValid() {
 		c.NodeIPs = append(c.NodeIPs, c.InstanceIP)
 	}
+	excluded := l.excludedAddrs(c)
 	for _, ip := range l.src.NodeIPs {
-		if ip = ip.Unmap(); ip.IsValid() && !slices.Contains(c.NodeIPs, ip) {
+		if ip = ip.Unmap(); ip.IsValid() && !slices.Contains(c.NodeIPs, ip) && !slices.Contains(excluded, ip) {
 			c.NodeIPs = append(c.NodeIPs, ip)
 		}
 	}
@@ -76,50 +147,4 @@ func (l *loader) deriveAddresses(c *Config) {
 	if len(c.DNSAddrs) > 1 && !c.IPv6 { // localhost and the wildcard stand for both families
 		c.DNSAddrs = slices.DeleteFunc(c.DNSAddrs, func(a netip.AddrPort) bool { return a.Addr().Is6() })
 	}
-}
-
-// deriveNode builds the identity that Envoy sends to the control plane, by the rules of
-// Istio's agent (pilot/cmd/pilot-agent, pkg/bootstrap).
-func (l *loader) deriveNode(c *Config) {
-	m := l.nodeMetadata(c)
-	labels, _ := m["LABELS"].(map[string]any)
-	c.Node = Node{
-		ID: strings.Join([]string{
-			string(c.Role), c.NodeIPs[0].String(), c.PodName + "." + c.PodNamespace, c.Domain,
-		}, "~"),
-		Cluster:  clusterName(c, labels, m),
-		Metadata: m,
-	}
-	c.Node.Region, c.Node.Zone, c.Node.SubZone = locality(labels)
-}
-
-// clusterName is the service cluster where one was set, else the name by which the
-// pod's labels call its workload.
-func clusterName(c *Config, labels, metadata map[string]any) string {
-	if c.ServiceCluster != "" && c.ServiceCluster != defaultServiceCluster {
-		return c.ServiceCluster
-	}
-	for _, label := range []string{"app", "app.kubernetes.io/name", "service.istio.io/canonical-name"} {
-		if name, _ := labels[label].(string); name != "" {
-			return name + "." + c.PodNamespace
-		}
-	}
-	if name, _ := metadata["WORKLOAD_NAME"].(string); name != "" {
-		return name + "." + c.PodNamespace
-	}
-	return defaultServiceCluster + "." + c.PodNamespace
-}
-
-// locality reads region/zone/subzone from the pod's labels; the older label may write
-// dots, as a label's value cannot hold a slash.
-func locality(labels map[string]any) (region, zone, subZone string) {
-	text, _ := labels["topology.istio.io/locality"].(string)
-	if text == "" {
-		text, _ = labels["istio-locality"].(string)
-	}
-	if !strings.Contains(text, "/") {
-		text = strings.ReplaceAll(text, ".", "/")
-	}
-	parts := append(strings.SplitN(text, "/", 3), "", "")
-	return parts[0], parts[1], parts[2]
 }

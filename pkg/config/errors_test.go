@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"understudy.mesh/pkg/config/document"
 )
 
 // TestProblems has one case for each way to be wrong: the line must name the source,
@@ -28,6 +30,9 @@ func TestProblems(t *testing.T) {
 		{"parts of a second", env("UNDERSTUDY_DNS_TTL=1500ms"), `environment: UNDERSTUDY_DNS_TTL="1.5s": want whole seconds, at least 1s...`},
 		{"no TTL", env("UNDERSTUDY_DNS_TTL=0s"), `environment: UNDERSTUDY_DNS_TTL="0s": want whole seconds, at least 1s...`},
 		{"seconds", env("TERMINATION_DRAIN_DURATION_SECONDS=5s"), `environment: TERMINATION_DRAIN_DURATION_SECONDS="5s": want a whole number of seconds...`},
+		{"memory without a unit of Go's", env("GOMEMLIMIT=1G"), `environment: GOMEMLIMIT="1G": want a number of bytes such as 134217728 or 128MiB, or off`},
+		{"memory beyond all", env("GOMEMLIMIT=9000000000TiB"), `environment: GOMEMLIMIT="9000000000TiB": want a number of bytes...`},
+		{"configuration of the day before yesterday", env("UNDERSTUDY_LAST_GOOD_AGE=25h"), `environment: UNDERSTUDY_LAST_GOOD_AGE="25h0m0s": want at most 24h...`},
 		{"count", flag("concurrency", "-1"), `command line: --concurrency="-1": want a whole number...`},
 		{"cores", env("ISTIO_CPU_LIMIT=many"), `environment: ISTIO_CPU_LIMIT="many": want a number of cores...`},
 		{"not a number of cores", env("ISTIO_CPU_LIMIT=NaN"), `environment: ISTIO_CPU_LIMIT="NaN": want a number of cores...`},
@@ -38,6 +43,16 @@ func TestProblems(t *testing.T) {
 		{"Envoy's level", flag("proxyLogLevel", "verbose"), `command line: --proxyLogLevel="verbose": "verbose" is not one of trace...`},
 		{"only component levels", flag("proxyLogLevel", "misc:error"), `command line: --proxyLogLevel="misc:error": want a level besides...`},
 		{"Envoy's components", flag("proxyComponentLogLevel", "error"), `command line: --proxyComponentLogLevel="error": want component:level parts...`},
+		{"lifetime", env("SECRET_TTL=30y"), `environment: SECRET_TTL="30y": want a duration from 0s to 87600h0m0s, such as 24h`},
+		{"no lifetime", env("SECRET_TTL=10ms"), `environment: SECRET_TTL="10ms": want at least 1s...`},
+		{"ratio", env("SECRET_GRACE_PERIOD_RATIO=2"), `environment: SECRET_GRACE_PERIOD_RATIO="2": want a number from 0 to 1...`},
+		{"not a ratio", env("SECRET_GRACE_PERIOD_RATIO_JITTER=NaN"), `environment: SECRET_GRACE_PERIOD_RATIO_JITTER="NaN": want a number from 0 to 1...`},
+		{"old roots", env("UNDERSTUDY_OLD_ROOTS=never"), `environment: UNDERSTUDY_OLD_ROOTS="never": want leaf, or a duration from 0s...`},
+		{"keep", env("UNDERSTUDY_KEEP_CERTIFICATE=always"), `environment: UNDERSTUDY_KEEP_CERTIFICATE="always": want off or auto`},
+		{"another CA", env("CA_PROVIDER=GoogleCA"), `environment: CA_PROVIDER="GoogleCA": want Citadel...`},
+		{"signature algorithm", env("ECC_SIGNATURE_ALGORITHM=ED25519"), `environment: ECC_SIGNATURE_ALGORITHM="ED25519": want ECDSA...`},
+		{"short key", env("WORKLOAD_RSA_KEY_SIZE=1024"), `environment: WORKLOAD_RSA_KEY_SIZE="1024": want 2048 to 8192 bits`},
+		{"two certificates for istiod", Sources{Environ: []string{"PROV_CERT=/p", "FILE_MOUNTED_CERTS=true"}}, `environment: PROV_CERT="/p": want none beside FILE_MOUNTED_CERTS...`},
 		{"regexp", file(annotationsFile, `sidecar.istio.io/statsInclusionRegexps="a("`), `annotation: sidecar.istio.io/statsInclusionRegexps="a(": want regular expressions...`},
 		{"empty path", flag("binaryPath", ""), `command line: --binaryPath: want a path`},
 		{"long path", flag("configPath", long), `command line: --configPath="` + long + `": 67 bytes, want at most 66: a Unix socket's path holds 107 bytes...`},
@@ -56,7 +71,7 @@ func TestProblems(t *testing.T) {
 		{"PROXY_CONFIG syntax", env("PROXY_CONFIG={"), `PROXY_CONFIG: ProxyConfig: want YAML or JSON: ...`},
 		{"PROXY_CONFIG twice", env("PROXY_CONFIG=statusPort: 1\nstatusPort: 2"), `PROXY_CONFIG: ProxyConfig: want YAML or JSON: yaml: unmarshal errors: line 2: key "statusPort" already set in map`},
 		{"PROXY_CONFIG list", env("PROXY_CONFIG=[1]"), `PROXY_CONFIG: ProxyConfig: want a map of settings...`},
-		{"PROXY_CONFIG size", env("PROXY_CONFIG=" + strings.Repeat("#", maxInput+1)), `PROXY_CONFIG: ProxyConfig: 1048577 bytes, want at most 1048576`},
+		{"PROXY_CONFIG size", env("PROXY_CONFIG=" + strings.Repeat("#", document.MaxBytes+1)), `PROXY_CONFIG: ProxyConfig: 1048577 bytes, want at most 1048576`},
 		{"PROXY_CONFIG map of messages", env("PROXY_CONFIG=tracing: {customTags: {a: 1}}"), `PROXY_CONFIG: tracing.customTags.a="1": want a map of settings`},
 		{"PROXY_CONFIG field in a map", env("PROXY_CONFIG=tracing: {customTags: {a: {literal: {value: 1}}}}"), `PROXY_CONFIG: tracing.customTags.a.literal.value="1": want a string (in quotes)`},
 		{"PROXY_CONFIG list of messages", file(meshPath, "extensionProviders: [1, {name: 2}]"), meshPath + `: extensionProviders[0]="1": want a map of settings...`},
@@ -144,18 +159,20 @@ func TestWarnings(t *testing.T) {
 		{"no capture", Sources{Environ: []string{"PROXY_CONFIG=interceptionMode: NONE"}},
 			[]string{"PROXY_CONFIG: interceptionMode: nothing is captured, and Envoy gets only what is sent to its ports 15001 and 15006: no listener is bound to a service's port, as Istio would; want REDIRECT or TPROXY"}},
 		{"old flags are silent", Sources{Flags: map[string]string{"dnsRefreshRate": "300s", "stsPort": "0"}}, nil},
-		{"but not what Istio puts into its bootstrap", Sources{Flags: map[string]string{"zipkinAddress": "z:9411", "statsdUdpAddress": "s:1"}, Environ: []string{"PROXY_CONFIG=zipkinAddress: z:9411"}},
-			[]string{"PROXY_CONFIG: zipkinAddress: has no effect: tracing is configured by the control plane", "command line: --statsdUdpAddress: has no effect: statistics are scraped, not pushed"}},
-		{"fields of ProxyConfig that nothing reads, once", Sources{ReadFile: files(map[string]string{meshPath: "defaultConfig: {tracing: {sampling: 5}}"}),
-			Environ: []string{"PROXY_CONFIG=tracing: {zipkin: {address: z}}\nconnectionSettings: {httpIdleTimeout: 5s, globalDownstreamConnectionLimit: 7}\nextraStatTags: [a]\nproxyMetadata: {A: b}\nimage: {imageType: x}"}},
-			[]string{meshPath + ": defaultConfig.tracing: has no effect yet", "PROXY_CONFIG: connectionSettings.httpIdleTimeout: has no effect yet"}},
+		{"but not what only istiod's resources use", Sources{Flags: map[string]string{"configDir": "x", "zipkinAddress": "z:9411", "statsdUdpAddress": "s:1"}, Environ: []string{"PROXY_CONFIG=zipkinAddress: 'z:9411'"}},
+			[]string{"PROXY_CONFIG: zipkinAddress: has no effect with --configDir"}},
+		{"tracers that Envoy has no more", Sources{Environ: []string{"PROXY_CONFIG=tracing: {lightstep: {address: 'l:1'}}"}},
+			[]string{"PROXY_CONFIG: tracing: no spans: Envoy's bootstrap has tracers for zipkin and datadog; for others use a Telemetry resource"}},
+		{"fields of ProxyConfig that nothing reads, once", Sources{Flags: map[string]string{"configDir": "x"}, ReadFile: files(map[string]string{meshPath: "defaultConfig: {tracing: {sampling: 5}}"}),
+			Environ: []string{"PROXY_CONFIG=tracing: {zipkin: {address: 'z:1'}}\nconnectionSettings: {httpIdleTimeout: 5s, globalDownstreamConnectionLimit: 7}\nextraStatTags: [a]\nproxyMetadata: {A: b}\nimage: {imageType: x}"}},
+			[]string{meshPath + ": defaultConfig.tracing: has no effect with --configDir", "PROXY_CONFIG: connectionSettings.httpIdleTimeout: has no effect with --configDir"}},
+		{"under istiod it reads them", Sources{Environ: []string{"PROXY_CONFIG=connectionSettings: {httpIdleTimeout: 5s}", "ISTIO_META_IDLE_TIMEOUT=5s"}}, nil},
 		{"but not one that says nothing", Sources{Environ: []string{"PROXY_CONFIG=tracing: {}\nstatsCompression: false\nsds: {enabled: false}\ncaCertificatesPem: []\navailabilityZone: ''"}}, nil},
-		{"node metadata on which Istio's bootstrap acts", Sources{Environ: []string{"ISTIO_META_IDLE_TIMEOUT=5s", "ISTIO_META_ENABLE_HBONE=false", "ISTIO_META_NETWORK=n", "ISTIO_META_HTTP10="}},
-			[]string{"environment: ISTIO_META_IDLE_TIMEOUT: has no effect: it is only passed on, as metadata of Envoy's node"}},
-		{"annotations of statistics", Sources{ReadFile: files(map[string]string{annotationsFile: "sidecar.istio.io/statsFlushInterval=\"5s\"\nsidecar.istio.io/extraStatTags=\"a\"\n"})},
-			[]string{"annotation: sidecar.istio.io/statsFlushInterval: has no effect: statistics are scraped, not pushed"}},
+		{"node metadata on which istiod acts", Sources{Flags: map[string]string{"configDir": "x"}, Environ: []string{"ISTIO_META_IDLE_TIMEOUT=5s", "ISTIO_META_ENABLE_HBONE=false", "ISTIO_META_NETWORK=n", "ISTIO_META_HTTP10="}},
+			[]string{"environment: ISTIO_META_IDLE_TIMEOUT: has no effect with --configDir"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			tc.src.Environ = append(tc.src.Environ, "ISTIO_META_ISTIO_VERSION=1.32.0")
 			_, warnings := mustLoad(t, tc.src)
 			var got []string
 			for _, w := range warnings {

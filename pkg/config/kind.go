@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"understudy.mesh/internal/compliance"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/logging"
 )
 
@@ -25,12 +27,17 @@ const (
 	Bool                             // bool
 	Switch                           // bool: on or off
 	Duration                         // time.Duration, in Go's notation; not negative
+	Lifetime                         // time.Duration, at most ten years
+	KeepMode                         // bool: whether auto
+	RootsLife                        // time.Duration; negative for leaf
+	Ratio                            // float64, 0 to 1
 	Seconds                          // time.Duration, as a whole number of seconds
 	Port                             // uint16, not 0
 	PortOrOff                        // uint16
 	Count                            // int, not negative
 	Cores                            // int: a number of cores, rounded up
 	Size                             // uint32
+	Memory                           // int64: bytes, with a unit of Go's if any; math.MaxInt64 for off
 	IP                               // netip.Addr
 	HostPort                         // string, host:port
 	ListenAddrs                      // []netip.AddrPort
@@ -40,8 +47,17 @@ const (
 	JSONObject                       // string: a JSON object
 	TrafficPolicy                    // bool: whether REGISTRY_ONLY
 	LogEncoding                      // bool: whether JSON
+	TracerKind                       // Tracer: ProxyConfig.tracing in JSON
+	ServiceKind                      // Service: a RemoteService of Istio's API in JSON
+	ProbeKind                        // string: ProxyConfig.readinessProbe in JSON, "" for an empty one
+	BucketMap                        // map[string][]float64: a JSON object
+	CloudName                        // string: aws, azure, gcp, none
+	JWTPolicy                        // bool: whether first-party-jwt
+	AuthPolicy                       // bool: whether MUTUAL_TLS
 	TakeoverMode                     // Takeover
 	HungAction                       // bool: whether restart
+	CompatMode                       // bool: whether istio
+	CompliancePolicy                 // compliance.Policy
 	Limit                            // uint32, 1 to 2147483647
 	InterceptionMode                 // Interception
 	Mark                             // uint32, not 0: decimal, or hexadecimal after 0x
@@ -61,12 +77,17 @@ var kinds = [...]struct {
 	Bool:             {"bool", typed(parseBool)},
 	Switch:           {"on/off", typed(parseSwitch)},
 	Duration:         {"duration", typed(parseDuration)},
+	Lifetime:         {"duration", typed(parseLifetime)},
+	KeepMode:         {"enum", oneOf("off", "auto")},
+	RootsLife:        {"duration", typed(parseRootsLife)},
+	Ratio:            {"number", typed(parseRatio)},
 	Seconds:          {"seconds", typed(parseSeconds)},
 	Port:             {"port", typed(parsePort)},
 	PortOrOff:        {"port", number[uint16](0, math.MaxUint16, "want a port from 1 to 65535, or 0 to turn it off")},
 	Count:            {"number", number[int](0, maxCount, fmt.Sprintf("want a whole number from 0 to %d", maxCount))},
 	Cores:            {"cores", typed(parseCores)},
 	Size:             {"number", number[uint32](0, math.MaxUint32, "want a whole number")},
+	Memory:           {"bytes", typed(parseMemory)},
 	IP:               {"ip", typed(parseIP)},
 	HostPort:         {"host:port", typed(parseHostPort)},
 	ListenAddrs:      {"host:port", typed(parseListenAddrs)},
@@ -76,14 +97,23 @@ var kinds = [...]struct {
 	JSONObject:       {"json", typed(parseJSON)},
 	TrafficPolicy:    {"enum", oneOf("ALLOW_ANY", "REGISTRY_ONLY")},
 	LogEncoding:      {"enum", oneOf("TEXT", "JSON")},
+	TracerKind:       {"json", typed(parseTracer)},
+	ServiceKind:      {"json", typed(parseService)},
+	ProbeKind:        {"json", typed(parseProbe)},
+	BucketMap:        {"json", typed(parseBuckets)},
+	CloudName:        {"enum", typed(parseCloud)},
+	JWTPolicy:        {"enum", oneOf("third-party-jwt", "first-party-jwt")},
+	AuthPolicy:       {"enum", oneOf("NONE", "MUTUAL_TLS")},
 	TakeoverMode:     {"enum", typed(parseTakeover)},
 	HungAction:       {"enum", oneOf("report", "restart")},
+	CompatMode:       {"enum", oneOf("none", "istio")},
+	CompliancePolicy: {"enum", typed(compliance.Parse)},
 	Limit:            {"number", number[uint32](1, math.MaxInt32, "want a whole number, 1 to 2147483647")},
 	InterceptionMode: {"string", typed(parseInterception)},
 	Mark:             {"string", typed(parseMark)},
 	LogLevels:        {"levels", typed(logging.ParseLevels)},
-	EnvoyLevels:      {"levels", typed(parseEnvoyLevels)},
-	EnvoyComponents:  {"levels", typed(parseEnvoyComponents)},
+	EnvoyLevels:      {"levels", typed(checkedText(contract.CheckEnvoyLevels))},
+	EnvoyComponents:  {"levels", typed(checkedText(contract.CheckEnvoyComponents))},
 }
 
 // String is the word for a kind in --help and on the reference page.
@@ -165,6 +195,34 @@ func parseDuration(text string) (time.Duration, error) {
 	return d, nil
 }
 
+// maxLifetime bounds the life of a certificate: that of a root, which a leaf's cannot exceed.
+const maxLifetime = 10 * 365 * 24 * time.Hour
+
+func parseLifetime(text string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 || d > maxLifetime {
+		return 0, fmt.Errorf("want a duration from 0s to %s, such as 24h", maxLifetime)
+	}
+	return d, nil
+}
+
+// parseRootsLife reads leaf as a negative duration.
+func parseRootsLife(text string) (time.Duration, error) {
+	if text == "leaf" {
+		return -1, nil
+	}
+	d, err := parseLifetime(text)
+	return d, remedy(err, fmt.Sprintf("want leaf, or a duration from 0s to %s, such as 1h", maxLifetime))
+}
+
+func parseRatio(text string) (float64, error) {
+	r, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(r >= 0 && r <= 1) {
+		return 0, errors.New("want a number from 0 to 1, such as 0.5")
+	}
+	return r, nil
+}
+
 func parseSeconds(text string) (time.Duration, error) {
 	n, err := strconv.ParseUint(text, 10, 32)
 	d := time.Duration(n) * time.Second
@@ -197,6 +255,24 @@ func parseCores(text string) (int, error) {
 		return 0, errors.New("want a number of cores, such as 2 or 1500m")
 	}
 	return int(math.Ceil(v / unit)), nil
+}
+
+// parseMemory reads what Go's runtime takes as $GOMEMLIMIT (runtime/debug.SetMemoryLimit).
+func parseMemory(text string) (int64, error) {
+	if text == "off" {
+		return math.MaxInt64, nil
+	}
+	number, shift := strings.TrimSuffix(text, "B"), 0
+	for i, unit := range []string{"Ki", "Mi", "Gi", "Ti"} {
+		if digits, ok := strings.CutSuffix(text, unit+"B"); ok {
+			number, shift = digits, 10*(i+1)
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n < 0 || n > math.MaxInt64>>shift {
+		return 0, errors.New("want a number of bytes such as 134217728 or 128MiB, or off")
+	}
+	return n << shift, nil
 }
 
 func parseIP(text string) (netip.Addr, error) {

@@ -25,7 +25,7 @@ func TestConnectionLimit(t *testing.T) {
 		"too many":     {environ: []string{variable + "2147483648"}, problem: "1 to 2147483647"},
 		"none at all":  {environ: []string{sourceProxyConfig + "={connectionSettings: {globalDownstreamConnectionLimit: 0}}"}, problem: "1 to 2147483647"},
 	} {
-		cfg, warnings, err := Load(Sources{Environ: tc.environ})
+		cfg, warnings, err := Load(Sources{Environ: append(tc.environ, "ISTIO_META_ISTIO_VERSION=1.32.0")})
 		if tc.problem != "" {
 			if err == nil || !strings.Contains(err.Error(), tc.problem) {
 				t.Errorf("%s: %v, want %s", name, err, tc.problem)

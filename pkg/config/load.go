@@ -25,10 +25,13 @@ func Load(src Sources) (*Config, []Warning, error) {
 	cfg := l.assign()
 	l.derive(cfg)
 	l.check(cfg)
+	if cfg.ConfigDir != "" {
+		l.warnings = append(l.warnings, l.unacted...)
+	}
 	if len(l.problems) > 0 {
 		return nil, l.warnings, errors.Join(l.problems...)
 	}
-	cfg.effective = l.effective()
+	cfg.effective = l.effective(cfg.ConfigDir == "")
 	return cfg, l.warnings, nil
 }
 
@@ -57,11 +60,11 @@ func (c *Config) Spelled(name string) string {
 	return name
 }
 
-func (l *loader) effective() []Value {
+func (l *loader) effective(istiod bool) []Value {
 	var out []Value
 	for _, s := range l.table {
 		r, ok := l.values[s.name]
-		if !ok || s.Effect != Effective {
+		if !ok || s.Effect > UnderIstiod || s.Effect == UnderIstiod && !istiod {
 			continue
 		}
 		text := display(r.value)
@@ -79,6 +82,9 @@ func display(v any) string {
 	case string:
 		return v
 	case time.Duration:
+		if v < 0 { // only of RootsLife
+			return "leaf"
+		}
 		return v.String()
 	case []string, map[string]string:
 		b, err := json.Marshal(v)

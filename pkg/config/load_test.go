@@ -2,6 +2,7 @@ package config
 
 import (
 	"io/fs"
+	"math"
 	"net/netip"
 	"strings"
 	"testing"
@@ -36,7 +37,7 @@ func mustLoad(t *testing.T, src Sources) (*Config, []Warning) {
 }
 
 func TestDefaults(t *testing.T) {
-	cfg, warnings := mustLoad(t, Sources{})
+	cfg, warnings := mustLoad(t, Sources{Environ: []string{"ISTIO_META_ISTIO_VERSION=1.32.0"}})
 	if len(warnings) != 0 {
 		t.Errorf("warnings %v, want none", warnings)
 	}
@@ -177,11 +178,11 @@ func TestManualManifest(t *testing.T) {
 			"controlPlaneAuthPolicy": "NONE", "dnsRefreshRate": "300s", "statusPort": "15021",
 			"trust-domain": "cluster.local", "controlPlaneBootstrap": "false",
 		},
-		Environ: []string{"POD_NAME=sleep-1", "POD_NAMESPACE=shop", "INSTANCE_IP=10.0.0.9"},
+		Environ: []string{"POD_NAME=sleep-1", "POD_NAMESPACE=shop", "ISTIO_META_ISTIO_VERSION=1.32.0", "INSTANCE_IP=10.0.0.9"},
 		NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("fd00::9")},
 	})
-	if len(warnings) != 1 || warnings[0].key != "--zipkinAddress" {
-		t.Errorf("warnings %v, want one, of tracing", warnings)
+	if len(warnings) > 0 || cfg.Tracer.String() != "zipkin zipkin.istio-system:9411" {
+		t.Errorf("warnings %v, want none; tracer %s", warnings, cfg.Tracer)
 	}
 	if cfg.StatusPort != 15021 || cfg.ReadyPort != 15021 || cfg.Concurrency != 2 {
 		t.Errorf("ports %d, %d, concurrency %d", cfg.StatusPort, cfg.ReadyPort, cfg.Concurrency)
@@ -230,6 +231,12 @@ func TestDerived(t *testing.T) {
 		{"pod UID", Sources{Environ: []string{"POD_UID=6f7c"}}, func(c *Config) any { return c.PodUID }, "6f7c"},
 		{"pod UID unknown", Sources{}, func(c *Config) any { return c.PodUID }, ""},
 		{"CPU limit", Sources{Environ: []string{"ISTIO_CPU_LIMIT=1500m"}}, func(c *Config) any { return c.Concurrency }, 2},
+		{"memory: half of the control group's", Sources{MemoryLimit: 128 << 20}, func(c *Config) any { return c.MemoryLimit }, int64(64 << 20)},
+		{"memory: no limit", Sources{}, func(c *Config) any { return c.MemoryLimit }, int64(0)},
+		{"memory: what is set goes before the control group's", Sources{MemoryLimit: 128 << 20, Environ: []string{"GOMEMLIMIT=100MiB"}}, func(c *Config) any { return c.MemoryLimit }, int64(100 << 20)},
+		{"memory: bytes", Sources{Environ: []string{"GOMEMLIMIT=1073741824"}}, func(c *Config) any { return c.MemoryLimit }, int64(1 << 30)},
+		{"memory: bytes with their unit", Sources{Environ: []string{"GOMEMLIMIT=5B"}}, func(c *Config) any { return c.MemoryLimit }, int64(5)},
+		{"memory: off", Sources{MemoryLimit: 128 << 20, Environ: []string{"GOMEMLIMIT=off"}}, func(c *Config) any { return c.MemoryLimit }, int64(math.MaxInt64)},
 		{"concurrency over CPU limit", Sources{Environ: []string{"ISTIO_CPU_LIMIT=4", "PROXY_CONFIG=concurrency: 3"}}, func(c *Config) any { return c.Concurrency }, 3},
 		{"all cores over CPU limit", Sources{Environ: []string{"ISTIO_CPU_LIMIT=4", "PROXY_CONFIG=concurrency: 0"}}, func(c *Config) any { return c.Concurrency }, 0},
 		{"flag concurrency 0 is not set", Sources{Environ: []string{"PROXY_CONFIG=concurrency: 3"}, Flags: map[string]string{"concurrency": "0"}}, func(c *Config) any { return c.Concurrency }, 3},

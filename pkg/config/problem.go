@@ -19,16 +19,8 @@ const (
 	sourceAnnotation  = "annotation"
 )
 
-// errNotText is for bytes that are no text: protobuf, and so Envoy's configuration,
-// holds nothing else.
-var errNotText = errors.New("want UTF-8 text")
-
 // masked stands for the value of a secret.
 const masked = "(masked)"
-
-// maxInput bounds PROXY_CONFIG, the mesh file and each file of the downward API:
-// Kubernetes itself allows annotations 256 KiB and a ConfigMap 1 MiB.
-const maxInput = 1 << 20
 
 // maxShownValue bounds the part of a wrong value that an error repeats, so that one
 // record stays one readable line; no setting that is typed by hand is longer.

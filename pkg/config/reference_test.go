@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"strings"
+
+	"understudy.mesh/pkg/contract"
 )
 
 // referenceHead opens the reference page.
@@ -12,7 +14,7 @@ For whoever configures the agent: the names, default and meaning of each setting
 The page is made from the table in ` + "`pkg/config`" + ` by ` + "`go generate ./pkg/config`" + `; do not edit it.
 
 Precedence, from low to high: default; mesh config file (` + "`--meshConfig`" + `, its ` + "`defaultConfig`" + ` is a
-ProxyConfig); the variable ` + "`PROXY_CONFIG`" + `; the pod's annotation ` + "`" + proxyConfigAnnotation + "`" + ` and then its
+ProxyConfig); the variable ` + "`PROXY_CONFIG`" + `; the pod's annotation ` + "`" + contract.ConfigAnnotation + "`" + ` and then its
 other annotations; entries of ` + "`proxyMetadata`" + ` that are spelled like a variable; variables of the environment;
 flags. ` + "`proxyMetadata`" + ` is merged key by key, every other field is replaced whole. An empty variable is not set
 (only ` + "`UNDERSTUDY_HANDOFF_DIR`" + ` is: it turns the hot upgrade off).
@@ -71,6 +73,8 @@ func (s Setting) meaning() string {
 		text += " (secret)"
 	}
 	switch s.Effect {
+	case UnderIstiod:
+		text += ". No effect with " + "`--configDir`" + ", and a warning"
 	case NoEffect:
 		text += ". No effect: " + s.why
 	case Warned:

@@ -5,11 +5,13 @@ import "strings"
 // Effect says what becomes of a setting.
 type Effect int
 
-// An Effective setting fills a Config field. The two others are read and checked, so
-// that manifests of other agents and of older releases work, and change nothing;
-// a Warned one says so in the log.
+// An Effective setting fills a Config field. UnderIstiod is for one that is effective under
+// istiod, which itself may be the one that acts on it, and is warned of with configDir. The two
+// others are read and checked, so that manifests of other agents and of older releases work,
+// and change nothing; a Warned one says so in the log.
 const (
 	Effective Effect = iota
+	UnderIstiod
 	NoEffect
 	Warned
 )
@@ -61,12 +63,16 @@ func Settings() []Setting {
 	}{
 		{"The pod", podSettings()},
 		{"The control plane and the mesh", meshSettings()},
+		{"The way to istiod", istiodSettings()},
+		{"The workload's certificate", certificateSettings()},
 		{"Envoy", envoySettings()},
+		{"What Envoy sends and shows", append(bootstrapSettings(), extensionSettings()...)},
 		{"Draining and ending", lifeSettings()},
 		{"Hot upgrade", upgradeSettings()},
 		{"The agent's servers", serverSettings()},
 		{"DNS", dnsSettings()},
 		{"The log", logSettings()},
+		{"Metadata of Envoy's node, for istiod", metadataSettings()},
 		{"Accepted without effect", acceptedSettings()},
 	} {
 		for _, s := range chapter.rows {

@@ -57,10 +57,10 @@ func TestTable(t *testing.T) {
 		if s.Doc == "" || s.name == "" || s.group == "" {
 			t.Errorf("%+v: name, doc and group must not be empty", s)
 		}
-		if (s.Effect != Effective || s.field == "") == (s.why == "") {
+		if s.Effect != UnderIstiod && (s.Effect != Effective || s.field == "") == (s.why == "") {
 			t.Errorf("%s: a row without effect or field, and no other, says why", s.name)
 		}
-		if s.Effect != Effective && s.field != "" {
+		if s.Effect > UnderIstiod && s.field != "" {
 			t.Errorf("%s has a field and no effect", s.name)
 		}
 		checkKind(t, s)
@@ -72,7 +72,8 @@ func checkKind(t *testing.T, s Setting) {
 	t.Helper()
 	text := s.Default
 	if text == "" {
-		text = map[Kind]string{IP: "::1", Size: "1", Count: "1", Cores: "1", StringMap: "{}", JSONObject: "{}", Duration: "1s", Bool: "true", PortOrOff: "0", Mark: "1", Limit: "1"}[s.Kind]
+		text = map[Kind]string{IP: "::1", Size: "1", Memory: "1", Count: "1", Cores: "1", StringMap: "{}", JSONObject: "{}", Duration: "1s", Bool: "true", PortOrOff: "0", Mark: "1", Limit: "1",
+			HostPort: "a:1", TracerKind: "{}", ServiceKind: "{}", ProbeKind: "{}", BucketMap: "{}", CloudName: "none"}[s.Kind]
 	}
 	value, err := s.Kind.parse(text)
 	if err != nil {

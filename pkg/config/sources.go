@@ -10,10 +10,10 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
-)
 
-// proxyConfigAnnotation of the pod carries a ProxyConfig.
-const proxyConfigAnnotation = "proxy.istio.io/config"
+	"understudy.mesh/pkg/config/document"
+	"understudy.mesh/pkg/contract"
+)
 
 // Files that a pod manifest mounts, relative to the working directory as in Istio.
 const (
@@ -39,9 +39,11 @@ type loader struct {
 	labels      map[string]string
 	proxy       map[string]any // the ProxyConfig of all sources, for the node metadata
 	metadata    map[string]metadatum
+	platform    Platform
 	values      map[string]resolved
 	problems    []error
 	warnings    []Warning
+	unacted     []Warning       // that count where no istiod acts on the setting
 	warned      map[string]bool // settings without effect that were warned of, and fields of ProxyConfig
 }
 
@@ -76,7 +78,7 @@ func newLoader(src Sources) *loader {
 func (l *loader) set(s Setting, kind Kind, text, source, key string) {
 	value, err := kind.parse(text)
 	if !utf8.ValidString(text) {
-		err = errNotText
+		err = document.ErrNotText
 	}
 	if err != nil {
 		if s.secret && text != "" {
@@ -85,14 +87,27 @@ func (l *loader) set(s Setting, kind Kind, text, source, key string) {
 		l.problem(source, key, text, err.Error())
 		return
 	}
-	if s.Effect == Warned && source != sourceDefault && text != "" && text != "false" {
-		l.warnOnce(s.name, source, key, "has no effect: "+s.why)
+	if source != sourceDefault && text != "" && text != "false" {
+		switch s.Effect {
+		case Warned:
+			l.warnOnce(s.name, source, key, "has no effect: "+s.why)
+		case UnderIstiod:
+			l.warnFilesOnce(s.name, source, key)
+		}
 	}
 	l.values[s.name] = resolved{value: value, source: source}
 }
 
 func (l *loader) problem(source, key, value, remedy string) {
 	l.problems = append(l.problems, &problem{source: source, key: key, value: value, remedy: remedy})
+}
+
+// hasProblem tells whether something is wrong with a key already.
+func (l *loader) hasProblem(source, key string) bool {
+	return slices.ContainsFunc(l.problems, func(err error) bool {
+		p, ok := err.(*problem)
+		return ok && p.source == source && p.key == key
+	})
 }
 
 func (l *loader) warn(source, key, message string) {
@@ -117,6 +132,14 @@ func (l *loader) warnOnce(name, source, key, message string) {
 	if !l.warned[name] {
 		l.warned[name] = true
 		l.warn(source, key, message)
+	}
+}
+
+// warnFilesOnce warns of what only istiod would act on, once it is known that there is none.
+func (l *loader) warnFilesOnce(name, source, key string) {
+	if !l.warned[name] {
+		l.warned[name] = true
+		l.unacted = append(l.unacted, Warning{source: source, key: key, message: "has no effect with --configDir"})
 	}
 }
 
@@ -145,7 +168,7 @@ func (l *loader) meshFile() {
 		l.problem(path, "mesh config", "", fmt.Sprintf("want a readable file: %v", err))
 		return
 	}
-	tree, err := parseDocument(data)
+	tree, err := document.Parse(data)
 	if err != nil {
 		l.problem(path, "mesh config", "", err.Error())
 		return
@@ -158,7 +181,7 @@ func (l *loader) meshFile() {
 
 // proxyConfig reads one ProxyConfig in YAML or JSON; text "" is none.
 func (l *loader) proxyConfig(source, text string) {
-	tree, err := parseDocument([]byte(text))
+	tree, err := document.Parse([]byte(text))
 	if err != nil {
 		l.problem(source, "ProxyConfig", "", err.Error())
 		return
@@ -170,20 +193,20 @@ func (l *loader) proxyConfig(source, text string) {
 // MeshConfig, and reports the rest: a wrong type as a problem, an unknown field as a
 // warning. A field that Istio's API has dropped is known as long as the table has it.
 func (l *loader) checked(msg proto.Message, tree map[string]any, source string) map[string]any {
-	f := fields{
-		known: func(path string) bool {
+	f := document.Fields{
+		Known: func(path string) bool {
 			name := strings.TrimPrefix(path, "defaultConfig.")
 			return slices.ContainsFunc(l.table, func(s Setting) bool { return s.proxy == name })
 		},
-		unknown: func(path string) { l.warn(source, path, "unknown field, ignored") },
-		wrong: func(path, value, want string) {
+		Unknown: func(path string) { l.warn(source, path, "unknown field, ignored") },
+		Wrong: func(path, value, want string) {
 			if strings.Contains(strings.ToLower(path), "token") { // tracing.lightstep.accessToken
 				value = masked
 			}
 			l.problem(source, path, value, want)
 		},
 	}
-	return f.check(msg.ProtoReflect(), tree, "")
+	return f.Check(msg.ProtoReflect(), tree)
 }
 
 // mergeProxy lets a checked ProxyConfig override what lower sources said: field by
@@ -191,6 +214,12 @@ func (l *loader) checked(msg proto.Message, tree map[string]any, source string) 
 func (l *loader) mergeProxy(tree map[string]any, source, prefix string) {
 	l.fromTree(tree, source, prefix, func(s Setting) string { return s.proxy })
 	l.nameUnread(tree, source, prefix, "")
+	if tree["serviceCluster"] != nil { // of these two a ProxyConfig has one
+		delete(l.proxy, "tracingServiceName")
+	}
+	if tree["tracingServiceName"] != nil {
+		delete(l.proxy, "serviceCluster")
+	}
 	for key, value := range tree {
 		if key != "proxyMetadata" {
 			l.proxy[key] = value
@@ -198,7 +227,7 @@ func (l *loader) mergeProxy(tree map[string]any, source, prefix string) {
 		}
 		entries, _ := value.(map[string]any)
 		for name, text := range entries {
-			l.metadata[name] = metadatum{textOf(text), source + " " + prefix + "proxyMetadata"}
+			l.metadata[name] = metadatum{document.Text(text), source + " " + prefix + "proxyMetadata"}
 		}
 	}
 }
@@ -210,9 +239,9 @@ func (l *loader) fromTree(tree map[string]any, source, prefix string, path func(
 		if path(s) == "" {
 			continue
 		}
-		value, ok := lookup(tree, strings.Split(path(s), "."))
+		value, ok := document.Lookup(tree, strings.Split(path(s), "."))
 		if ok && value != "" {
-			l.set(s, s.Kind, textOf(value), source, prefix+path(s))
+			l.set(s, s.Kind, document.Text(value), source, prefix+path(s))
 		}
 	}
 }
@@ -222,7 +251,7 @@ func (l *loader) fromTree(tree map[string]any, source, prefix string, path func(
 func (l *loader) podAnnotations() {
 	l.annotations = l.downward(annotationsFile)
 	l.labels = l.downward(labelsFile)
-	l.proxyConfig("annotation "+proxyConfigAnnotation, l.annotations[proxyConfigAnnotation])
+	l.proxyConfig("annotation "+contract.ConfigAnnotation, l.annotations[contract.ConfigAnnotation])
 	for _, s := range l.table {
 		if text := l.annotations[s.annotation]; s.annotation != "" && text != "" {
 			l.set(s, s.Kind, text, sourceAnnotation, s.annotation)
@@ -239,7 +268,7 @@ func (l *loader) downward(path string) map[string]string {
 		l.problem(path, "downward API", "", fmt.Sprintf("want a readable file: %v", err))
 		return nil
 	}
-	entries, err := parseDownward(data)
+	entries, err := document.ParseDownward(data)
 	if err != nil {
 		l.problem(path, "downward API", "", err.Error())
 	}

@@ -1,13 +1,17 @@
 package config
 
+import "understudy.mesh/pkg/contract"
+
 func serverSettings() []Setting {
 	return []Setting{
-		{name: "statusPort", Flag: "statusPort", annotation: "status.sidecar.istio.io/port", proxy: "statusPort", Kind: PortOrOff, Default: "15020", field: "StatusPort",
+		{name: "statusPort", Flag: "statusPort", annotation: contract.StatusPortAnnotation, proxy: "statusPort", Kind: PortOrOff, Default: "15020", field: "StatusPort",
 			Doc: "Port of the agent's status server; 0 turns it off"},
 		{name: "proxyAdminPort", Flag: "proxyAdminPort", proxy: "proxyAdminPort", Kind: Port, Default: "15000", field: "AdminPort",
 			Doc: "Loopback port of Envoy's admin interface, served by the agent"},
 		{name: "readyPort", Env: "ENVOY_STATUS_PORT", Kind: Port, Default: "15021", field: "ReadyPort",
 			Doc: "Port of /healthz/ready for the kubelet"},
+		{name: "readyProxyProtocol", Env: "ENVOY_STATUS_PORT_ENABLE_PROXY_PROTOCOL", Kind: Bool, Default: "false", field: "ReadyProxyProtocol",
+			Doc: "Take connections to readyPort with the PROXY protocol's header as well as without"},
 		{name: "prometheusPort", Env: "ENVOY_PROMETHEUS_PORT", Kind: Port, Default: "15090", field: "StatsPort",
 			Doc: "Port of Envoy's own Prometheus statistics"},
 		{name: "metricsLocalhostAccessOnly", Env: "METRICS_LOCALHOST_ACCESS_ONLY", Kind: Bool, Default: "false", field: "MetricsLoopbackOnly",

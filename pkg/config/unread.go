@@ -7,10 +7,11 @@ import (
 
 // othersFields are fields of ProxyConfig that are not for the agent: the injector acts on them, or
 // they only say who the proxy is. proxyMetadata is read by itself.
-var othersFields = [...]string{"proxyMetadata", "holdApplicationUntilProxyStarts", "image", "readinessProbe", "meshId"}
+var othersFields = [...]string{"proxyMetadata", "holdApplicationUntilProxyStarts", "image", "meshId"}
 
-// nameUnread warns of every field of a checked ProxyConfig on which nothing acts: each by itself
-// where other fields of the same message are read, else the message as a whole.
+// nameUnread warns of every field of a checked ProxyConfig on which nothing acts without istiod, to
+// which the node tells them all: each by itself where other fields of the same message are read, else
+// the message as a whole.
 func (l *loader) nameUnread(tree map[string]any, source, prefix, at string) {
 	for _, key := range sortedKeys(tree) {
 		path, value := at+key, tree[key]
@@ -21,7 +22,7 @@ func (l *loader) nameUnread(tree map[string]any, source, prefix, at string) {
 		case below && isMap:
 			l.nameUnread(sub, source, prefix, path+".")
 		default:
-			l.warnOnce("ProxyConfig."+path, source, prefix+path, "has no effect yet")
+			l.warnFilesOnce("ProxyConfig."+path, source, prefix+path)
 		}
 	}
 }

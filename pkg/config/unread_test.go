@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/types"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -56,8 +57,7 @@ func readsConfig(pkg *packages.Package, file string) bool {
 	if !strings.HasSuffix(pkg.PkgPath, "/pkg/config") {
 		return true
 	}
-	base := filepath.Base(file)
-	return base == "derive.go" || base == "metadata.go"
+	return slices.Contains([]string{"derive.go", "node.go", "metadata.go", "proxyconfig.go", "services.go", "platform.go"}, filepath.Base(file))
 }
 
 // noteReads adds the fields of Config that a file selects other than to assign them.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.mesh/hotrestart/handoff"
+	"understudy.mesh/pkg/contract"
 )
 
 const (
@@ -72,6 +73,44 @@ func (c *Client) Role(ctx context.Context, url string) (s RoleStatus, err error)
 		err = c.foreign()
 	}
 	return s, err
+}
+
+// Waiting shows this container's own agent that a `wait` waits, until done is called or ctx ends: its end by itself. An agent
+// of a release that does not look at that does no harm.
+func (c *Client) Waiting(ctx context.Context) (done func()) {
+	waits, end := context.WithCancel(ctx)
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		_ = patiently(waits, func() error {
+			// The first byte makes the transport send the head.
+			body := io.MultiReader(strings.NewReader("\n"), untilDone{waits})
+			req, err := http.NewRequestWithContext(context.WithoutCancel(ctx), http.MethodPost, "http://agent"+WaitingPath, body)
+			if err != nil {
+				return err
+			}
+			resp, err := c.control.Do(req)
+			if err == nil {
+				err = resp.Body.Close()
+			}
+			return err
+		})
+	}()
+	return func() {
+		end()
+		select {
+		case <-told:
+		case <-time.After(closeTimeout):
+		}
+	}
+}
+
+// untilDone is an empty body that ends with a context.
+type untilDone struct{ ctx context.Context }
+
+func (u untilDone) Read([]byte) (int, error) {
+	<-u.ctx.Done()
+	return 0, io.EOF
 }
 
 // WaitFailed tells this container's own agent why a `wait` failed. An agent of a release that does not listen to that
@@ -153,7 +192,7 @@ func (c *Client) send(ctx context.Context, r Request) (*http.Response, error) {
 		return nil, ErrStandby
 	}
 	prefix := StatusPrefix
-	if r.Port == 15000 || r.Port == 15004 {
+	if r.Port == contract.AdminPort || r.Port == contract.DebugPort {
 		prefix = AdminPrefix
 	}
 	return do(ctx, c.control, r.Method, "http://agent"+prefix+r.Path, r.Body)
@@ -161,7 +200,7 @@ func (c *Client) send(ctx context.Context, r Request) (*http.Response, error) {
 
 // statusPorts are where an agent's status server can be: Istio's port, and that of ASM's
 // manifests (--statusPort 15021).
-var statusPorts = [...]int{15020, 15021}
+var statusPorts = [...]int{contract.StatusPort, contract.ReadyPort}
 
 // OpenStatus asks for a page of the status server; any status but 200 is an error. The
 // caller closes it.

@@ -130,6 +130,7 @@ func Serve(ctx context.Context, l *Listener, handler http.Handler, log *slog.Log
 	}
 	srv := &http.Server{
 		Handler:           handler,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: headerTimeout,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}

@@ -13,10 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.mesh/internal/unixsock"
+	"understudy.mesh/pkg/contract"
 )
-
-// proxyUID is the user that Istio's manifests run the proxy's container as.
-const proxyUID = 1337
 
 // ErrNoAgent says that no agent of this process's mount namespace listens.
 var ErrNoAgent = errors.New("no agent runs in this container")
@@ -55,10 +53,10 @@ func (h *owner) isTrustedByRoot() bool {
 	}
 	theirs, err := os.Readlink(h.proc("ns/mnt"))
 	if err != nil {
-		return errors.Is(err, fs.ErrPermission) && h.cred.Uid == proxyUID
+		return errors.Is(err, fs.ErrPermission) && h.cred.Uid == contract.ProxyUID
 	}
 	ours, err := os.Readlink("/proc/self/ns/mnt")
-	return err == nil && ours == theirs && (h.cred.Uid == proxyUID || h.isThisProgram())
+	return err == nil && ours == theirs && (h.cred.Uid == contract.ProxyUID || h.isThisProgram())
 }
 
 // isThisProgram tells whether the owner runs a file of root's with this program's name.

@@ -17,6 +17,8 @@ const (
 	RolePath = "/role"
 	// UpgradePath answers an [UpgradeStatus] as JSON.
 	UpgradePath = "/upgrade"
+	// WaitingPath is a POST whose body lasts as long as a `wait` waits. One that is killed has no time to end it.
+	WaitingPath = "/waiting"
 	// WaitFailedPath is a POST of why a `wait` failed, as text.
 	WaitFailedPath = "/wait-failed"
 )

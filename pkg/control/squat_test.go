@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.mesh/pkg/contract"
 )
 
 // asSquatter makes the test binary a process that takes names, for a test as another user.
@@ -201,7 +203,7 @@ func TestWhomRootBelieves(t *testing.T) {
 		want    bool
 	}{
 		{"another program", "", 1000, false},
-		{"the proxy's user", "", proxyUID, true},
+		{"the proxy's user", "", contract.ProxyUID, true},
 		{"this program", "/proc/self/exe", 1000, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -8,22 +8,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"understudy.mesh/tests/realenvoy"
 )
 
-func envoyBinary(t *testing.T) string {
-	t.Helper()
-	path := os.Getenv("ENVOY_BINARY")
-	if path == "" {
-		path, _ = filepath.Abs("../../bin/envoy")
-	}
-	if _, err := os.Stat(path); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("no Envoy: %v (make envoy)", err)
-		}
-		t.Skipf("no Envoy: %v (make envoy)", err)
-	}
-	return path
-}
+// root is the repository.
+const root = "../.."
 
 // await polls a until its Envoy is live.
 func await(t *testing.T, a *Admin, p *Process) {
@@ -65,7 +55,7 @@ func TestWithoutSharedMemory(t *testing.T) {
 	dir := t.TempDir()
 	args := append([]string{
 		"--mount", "--propagation", "private", "/bin/sh", "-c",
-		`mount -t tmpfs -o ro none /dev/shm && ! touch /dev/shm/x 2>/dev/null && exec "$0" "$@"`, envoyBinary(t),
+		`mount -t tmpfs -o ro none /dev/shm && ! touch /dev/shm/x 2>/dev/null && exec "$0" "$@"`, realenvoy.Path(t, root),
 	}, Args(Options{ConfigPath: bootstrapFile(t, dir), Concurrency: 1})...)
 	p, err := startProcess(Command{Path: "/usr/bin/unshare", Args: args})
 	if err != nil {
@@ -95,7 +85,7 @@ func TestRealArguments(t *testing.T) {
 		Concurrency: 1, LocalIPv6: true, SkipDeprecatedLogs: true, CoreDump: true,
 		OverrideYAML: `{"node": {"id": "overridden", "cluster": "c"}}`, FileFlushMinSizeKB: 4,
 	})
-	p, err := startProcess(Command{Path: envoyBinary(t), Args: args, Stdout: output, Stderr: output})
+	p, err := startProcess(Command{Path: realenvoy.Path(t, root), Args: args, Stdout: output, Stderr: output})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -254,6 +254,8 @@ type Config struct {
 	// Inherits tells whether the sockets are those of a generation that may still serve;
 	// nil: they are not.
 	Inherits func() bool
+	// NoHotRestart is why no Envoy may take part in a hot restart; nil: each that can, does.
+	NoHotRestart error
 	// DropSockets is called before an Envoy is started that takes no part in hot restarts and
 	// binds for itself; nil: nothing is to be done.
 	DropSockets func()

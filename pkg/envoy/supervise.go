@@ -52,9 +52,13 @@ type Supervisor struct {
 
 // NewSupervisor returns a supervisor that has started nothing.
 func NewSupervisor(cfg Config) *Supervisor {
-	return &Supervisor{
+	s := &Supervisor{
 		cfg: cfg, launcher: &launcher{cfg: cfg, version: usualVersion}, node: pressure{files: pressureFiles[:]},
 	}
+	if cfg.NoHotRestart != nil {
+		s.launcher.disable(cfg.NoHotRestart)
+	}
+	return s
 }
 
 // Run starts Envoy again and again until Stop is called (nil), or until it is

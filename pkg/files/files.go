@@ -4,7 +4,6 @@ package files
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -58,6 +57,9 @@ type Files struct {
 	// before is what the Envoy of the generation before uses, until this one serves; nil for a
 	// cold start, and if that generation does not say precisely.
 	before atomic.Pointer[publish.Snapshot]
+	// ended is closed when Run has: what is in force then stays.
+	ended   context.Context
+	endedBy context.CancelFunc
 }
 
 // New checks c, and reads and starts nothing.
@@ -67,6 +69,7 @@ func New(c Config) (*Files, error) {
 		return nil, err
 	}
 	f := &Files{c: c, log: c.Log("agent"), source: source, builder: build.New(c.Options), latest: latest{changed: make(chan struct{}, 1)}}
+	f.ended, f.endedBy = context.WithCancel(context.Background())
 	f.publisher = publish.New(publish.Config{
 		Changed: f.latest.changed, Next: f.next, Envoy: c.Envoy, Names: c.Names,
 		TTL: c.TTL, Log: f.log, Answered: f.answered,
@@ -80,6 +83,7 @@ func New(c Config) (*Files, error) {
 
 // Run reads and watches the files until ctx ends. It fails when their first state cannot be served.
 func (f *Files) Run(ctx context.Context) error {
+	defer context.AfterFunc(ctx, f.endedBy)()
 	registry, err := f.source.Load()
 	if err != nil {
 		return err
@@ -88,8 +92,13 @@ func (f *Files) Run(ctx context.Context) error {
 	return f.source.Run(ctx, f.latest.put)
 }
 
-// Publish brings what the files say into force until ctx ends; then all stays as it is.
-func (f *Files) Publish(ctx context.Context) { f.publisher.Run(ctx) }
+// Publish brings what the files say into force until ctx, or that of Run, ends; then all stays as it is.
+func (f *Files) Publish(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(f.ended, cancel)()
+	f.publisher.Run(ctx)
+}
 
 // next is what the files say now.
 func (f *Files) next() (*publish.Snapshot, error) {
@@ -148,8 +157,17 @@ func (f *Files) lost(missing []xds.ID) error {
 	return nil
 }
 
+// Unfit is nil: a newcomer that lacks something is not ready.
+func (f *Files) Unfit() <-chan error { return nil }
+
+// Suspends is true: of two that give VIPs, each might give another.
+func (f *Files) Suspends() bool { return true }
+
 // Served says that this generation has begun to serve: what it lacks then is not for the one before to serve.
 func (f *Files) Served() { f.before.Store(nil) }
+
+// Keep writes nothing: the files are there.
+func (f *Files) Keep() {}
 
 // latest holds the newest registry; what was not taken yet is replaced.
 type latest struct {
@@ -176,10 +194,7 @@ func (l *latest) again() {
 // DebugPages are pages of the status port, for loopback only.
 func (f *Files) DebugPages() map[string]http.Handler {
 	return map[string]http.Handler{debugFiles: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		_ = enc.Encode(f.source.Report()) // fails when the client has gone
+		status.WriteJSON(w, f.source.Report())
 	})}
 }
 

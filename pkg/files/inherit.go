@@ -1,6 +1,7 @@
 package files
 
 import (
+	"io"
 	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -54,10 +55,13 @@ func (f *Files) ExportLast() map[string][]byte {
 	return map[string][]byte{stateVIPs: f.c.VIPs.Export()}
 }
 
+// ExportFiles has none: what a successor is told fits into State.
+func (f *Files) ExportFiles() map[string]func(io.Writer) error { return nil }
+
 // Import takes over what the generation before exported: Envoy starts with the resources that it had
 // last, and what the files say then is a change of these. What cannot be read is left out; the files
 // say it as well. It must be called before Publish.
-func (f *Files) Import(state map[string][]byte) {
+func (f *Files) Import(state map[string][]byte, _ func(component string) io.Reader) {
 	if data, ok := state[StateResources]; ok {
 		snap, exact, err := unmarshalSnapshot(data)
 		if err != nil {

@@ -16,8 +16,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"syscall"
+
+	"understudy.mesh/internal/atomicfile"
 )
 
 const (
@@ -209,25 +210,12 @@ func (s *Store) Rewrite(snapshot []byte) error {
 	return nil
 }
 
-// replace renames a new file over the old one: whoever reads it, another agent that shares the
-// directory included, sees a whole one.
-func replace(path string, data []byte) (info os.FileInfo, err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return nil, err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		info, err = f.Stat()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return nil, err
-	}
-	return info, nil
+// replace puts data in place of a file.
+func replace(path string, data []byte) (os.FileInfo, error) {
+	return atomicfile.Replace(path, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
 }
 
 // same tells whether two descriptions are of one file with one length.

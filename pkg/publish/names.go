@@ -60,6 +60,33 @@ func (n *names) change() (set []table.Host, gone []string) {
 // withheld counts the wanted hosts that have an address, and are not answered.
 func (n *names) withheld() int { return answering(n.hosts) - answering(n.answered) }
 
+// Names is names for a control plane that has its resources from elsewhere. The zero value has no host.
+type Names struct{ names names }
+
+// Want makes hosts, each name once, what is to be answered. Hosts that are not among them lose their names now.
+func (n *Names) Want(hosts []table.Host) { n.names.want(byName(hosts)) }
+
+// Release notes that Envoy uses what the wanted hosts lead to, but for those that wait, which keep the answer that they
+// had.
+func (n *Names) Release(waits func(table.Host) bool) {
+	lacked := make(map[string]bool)
+	for _, h := range n.names.hosts {
+		if waits(h) {
+			lacked[h.Name] = true
+		}
+	}
+	n.names.release(lacked, nil)
+}
+
+// Change returns what has become different in what DNS answers since it was called last.
+func (n *Names) Change() (set []table.Host, gone []string) { return n.names.change() }
+
+// Answered are the hosts that DNS answers, as Change told it last. They must not be changed.
+func (n *Names) Answered() []table.Host { return n.names.told }
+
+// Withheld counts the wanted hosts that have an address, and are not answered.
+func (n *Names) Withheld() int { return n.names.withheld() }
+
 // answering counts the hosts that have an address.
 func answering(hosts []table.Host) (n int) {
 	for _, h := range hosts {

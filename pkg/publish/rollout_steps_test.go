@@ -234,6 +234,33 @@ func TestRolloutSteps(t *testing.T) {
 	}
 }
 
+// TestWantedStaysAsItIs: what Envoy is given for now changes nothing of the snapshot that is wanted, which is given
+// again once Envoy may take it.
+func TestWantedStaysAsItIs(t *testing.T) {
+	const a, b = "10.0.0.1_80", "10.0.0.2_80"
+	for name, tc := range map[string]struct{ before, given string }{
+		"an earlier version stands in": {a + "=1", a + "=1"},
+		"a removal is delayed":         {a + "=1 " + b + "=1", a + "=1 " + b + "=1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOne()
+			o.wants(says(tc.before, ""))
+			o.uses(nil)
+			wanted := says(a+"=2", "")
+			list := slices.Grow(wanted.Resources[listenerType], 1)
+			wanted.Resources[listenerType] = list
+			o.wants(wanted)
+			o.standIn(refuses(a).Resources)
+			if got := words(o.snapshot(o.now)); got != tc.given {
+				t.Errorf("Envoy is given %q, want %q", got, tc.given)
+			}
+			if got, behind := words(wanted.Resources), list[:2][1].Name; got != a+"=2" || behind != "" {
+				t.Errorf("the snapshot has become %q, with %q behind it", got, behind)
+			}
+		})
+	}
+}
+
 // TestExpiry: a removed resource goes in its time, whichever was removed before.
 func TestExpiry(t *testing.T) {
 	const a, b, c = "10.0.0.1_80", "10.0.0.2_80", "10.0.0.3_80"

@@ -49,11 +49,12 @@ func (d destination) hostPort(port uint16) string { return netip.AddrPortFrom(d.
 // dial connects to addr from the source address that capture knows as
 // forwarded inbound traffic, so that a probe is not captured again and an
 // application can tell it from its own. ::6 exists only once the capture rules
-// are in place; without it there is no capture to avoid, and any source does.
+// are in place; without it there is no capture to avoid, and any source does, as
+// for a host beyond the machine (EINVAL), where no loopback address leads.
 func (d destination) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: appDialTimeout, LocalAddr: &net.TCPAddr{IP: d.source.AsSlice()}}
 	conn, err := dialer.DialContext(ctx, network, addr)
-	if errors.Is(err, syscall.EADDRNOTAVAIL) {
+	if errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EINVAL) {
 		dialer.LocalAddr = nil
 		conn, err = dialer.DialContext(ctx, network, addr)
 	}

@@ -22,12 +22,12 @@ type appProbes struct {
 	log     *slog.Logger
 }
 
-func newAppProbes(data []byte, dest destination, http2 bool, log *slog.Logger) (*appProbes, error) {
-	probers, err := parseProbers(data)
+func newAppProbes(c *Config, dest destination) (*appProbes, error) {
+	probers, err := parseProbers(c.AppProbers)
 	if err != nil {
 		return nil, err
 	}
-	return &appProbes{probers: probers, dest: dest, client: probeClient(dest, http2), log: log}, nil
+	return &appProbes{probers: probers, dest: dest, client: probeClient(dest, c.HTTP2Probing, c.Compliance), log: c.Log}, nil
 }
 
 // ServeHTTP implements [http.Handler]: 400 for a path without a probe, the
@@ -50,7 +50,7 @@ func (a *appProbes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case p.HTTPGet != nil:
 		err = a.http(ctx, w, r, p.HTTPGet)
 	case p.TCPSocket != nil:
-		err = a.tcp(ctx, p.TCPSocket)
+		err = a.tcp(ctx, a.dest.hostPort(uint16(p.TCPSocket.Port)))
 	default:
 		err = a.grpc(ctx, r.UserAgent(), p.GRPC)
 	}
@@ -60,11 +60,11 @@ func (a *appProbes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// tcp succeeds when the port accepts a connection.
-func (a *appProbes) tcp(ctx context.Context, t *tcpSocket) error {
-	conn, err := a.dest.dial(ctx, "tcp", a.dest.hostPort(uint16(t.Port)))
+// tcp succeeds when addr accepts a connection.
+func (a *appProbes) tcp(ctx context.Context, addr string) error {
+	conn, err := a.dest.dial(ctx, "tcp", addr)
 	if err != nil {
-		return fmt.Errorf("probe TCP port %d of the application: %w", t.Port, err)
+		return fmt.Errorf("probe TCP of the application: %w", err)
 	}
 	if err := conn.Close(); err != nil {
 		a.log.Debug("close the connection of a TCP probe", "error", err)

@@ -11,6 +11,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+
+	"understudy.mesh/internal/compliance"
 )
 
 const (
@@ -29,7 +31,9 @@ var hopByHop = []string{
 
 // probeClient makes one connection a probe, checks no certificate (kubelet
 // does not either), and knows no HTTP proxy.
-func probeClient(dest destination, http2 bool) *http.Client {
+func probeClient(dest destination, http2 bool, policy compliance.Policy) *http.Client {
+	secure := &tls.Config{InsecureSkipVerify: true}
+	policy.Restrict(secure)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(http2)
@@ -39,7 +43,7 @@ func probeClient(dest destination, http2 bool) *http.Client {
 			DisableKeepAlives:  true,
 			DisableCompression: true, // the kubelet's Accept-Encoding is passed on, and so is the body
 			Protocols:          protocols,
-			TLSClientConfig:    &tls.Config{InsecureSkipVerify: true},
+			TLSClientConfig:    secure,
 		},
 		CheckRedirect: sameHost,
 	}

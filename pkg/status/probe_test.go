@@ -2,8 +2,10 @@ package status
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -18,6 +20,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	grpcstatus "google.golang.org/grpc/status"
+
+	"understudy.mesh/internal/compliance"
 )
 
 const probePath = "/app-health/app/readyz"
@@ -168,6 +172,25 @@ func TestHTTPSProbe(t *testing.T) {
 		newServer(t, c).Local().ServeHTTP(w, kubelet())
 		if w.Code != 200 || w.Body.String() != want {
 			t.Errorf("HTTP/2 %v: %d %q, want %q", http2, w.Code, w.Body, want)
+		}
+	}
+}
+
+// TestHTTPSProbeComplies: to an application without what a policy demands there is no connection.
+func TestHTTPSProbeComplies(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	srv.TLS = &tls.Config{MaxVersion: tls.VersionTLS12}
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.StartTLS()
+	defer srv.Close()
+	for policy, want := range map[compliance.Policy]int{"": 200, compliance.FIPS2: 200, compliance.PQC: 500} {
+		c := testConfig(t)
+		c.Compliance = policy
+		c.AppProbers = []byte(`{"` + probePath + `":{"httpGet":{"scheme":"https","port":` + portOf(t, srv.Listener.Addr()) + `}}}`)
+		w := httptest.NewRecorder()
+		newServer(t, c).Local().ServeHTTP(w, kubelet())
+		if w.Code != want {
+			t.Errorf("%q: %d %q, want %d", policy, w.Code, w.Body, want)
 		}
 	}
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"understudy.mesh/internal/compliance"
 )
 
 // Config is everything that a [Server] needs, except for the sockets: those
@@ -48,11 +50,13 @@ type Config struct {
 	AppProbers            []byte // JSON of ISTIO_KUBE_APP_PROBERS; empty: no probes
 	PrometheusAnnotations []byte // JSON of ISTIO_PROMETHEUS_ANNOTATIONS; empty: no scrape of the app
 
-	PodIPs               []netip.Addr // the first one is where probes go
-	LegacyLocalhostProbe bool         // they go to localhost instead
-	HTTP2Probing         bool         // HTTPS probes may use HTTP/2
-	MetricsLoopbackOnly  bool         // /metrics and /stats/prometheus only from loopback
-	Profiling            bool         // serve /debug/pprof
+	PodIPs               []netip.Addr      // the first one is where probes go
+	LegacyLocalhostProbe bool              // they go to localhost instead
+	HTTP2Probing         bool              // HTTPS probes may use HTTP/2
+	Compliance           compliance.Policy // that their TLS keeps
+	ProxyProtocol        bool              // the readiness port takes connections with that protocol's header, too
+	MetricsLoopbackOnly  bool              // /metrics and /stats/prometheus only from loopback
+	Profiling            bool              // serve /debug/pprof
 
 	// Debug are pages for loopback only, by path ("/debug/configz"); a path
 	// that ends in "/" stands for everything below it.
@@ -86,7 +90,7 @@ func New(c Config) (*Server, error) {
 	s := &Server{cfg: c, log: c.Log}
 	dest := newDestination(c.PodIPs, c.LegacyLocalhostProbe)
 	var err error
-	if s.probes, err = newAppProbes(c.AppProbers, dest, c.HTTP2Probing, c.Log); err != nil {
+	if s.probes, err = newAppProbes(&c, dest); err != nil {
 		return nil, err
 	}
 	targets, err := parseScrapeTargets(c.PrometheusAnnotations, c.Ports)

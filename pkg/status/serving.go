@@ -55,6 +55,11 @@ type Serving struct {
 func (s *Server) Start(l Listeners) *Serving {
 	v := &Serving{log: s.log, failed: make(chan error, len(l.Status)+len(l.Probe)+len(l.Admin))}
 	v.requests, v.cut = context.WithCancel(context.Background())
+	if s.cfg.ProxyProtocol && len(l.Probe) > 0 {
+		l.Probe = behindProxies(l.Probe)
+	} else if s.cfg.ProxyProtocol { // one port is both
+		l.Status = behindProxies(l.Status)
+	}
 	v.serve(s.statusHandler(s.guard()), l.Status)
 	v.serve(s.probeHandler(), l.Probe)
 	v.serve(s.adminHandler(s.guard()), l.Admin)

@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+
+	"understudy.mesh/pkg/contract"
 )
 
 // annotationsSource names the environment variable in errors.
@@ -22,7 +24,8 @@ const (
 // the agent or Envoy has them: a scrape of them would merge what is merged
 // already, without end.
 func reservedPorts() []uint16 {
-	return []uint16{15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090}
+	return []uint16{contract.AdminPort, contract.OutboundPort, contract.DebugPort, contract.InboundPort, contract.TunnelPort,
+		contract.StatusPort, contract.ReadyPort, contract.DNSPort, contract.StatsPort}
 }
 
 // annotations is what the injector makes of the pod's prometheus.io/*

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"understudy.mesh/pkg/xds"
+	"understudy.mesh/tests/freeport"
 )
 
 // TestEveryRefusalHasAName: Envoy refuses resources in several forms, most of which name
@@ -24,7 +25,7 @@ func TestEveryRefusalHasAName(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			p := newProxy(t)
 			p.launch(p.bootstrap(nil), false)
-			port := freePort(t)
+			port := freeport.Get(t)
 			snap := pair{
 				Clusters:  []xds.Resource{resource("good", newCluster("good", upstream(t, "here")))},
 				Listeners: []xds.Resource{resource("last", newListener("last", "127.0.0.1", port, "good", false))},

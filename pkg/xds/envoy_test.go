@@ -26,6 +26,7 @@ import (
 	"understudy.mesh/bootstrap"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/xds"
+	"understudy.mesh/tests/freeport"
 	"understudy.mesh/tests/realenvoy"
 )
 
@@ -42,25 +43,13 @@ type proxy struct {
 	dir     string
 }
 
-func envoyBinary(t testing.TB) string {
-	t.Helper()
-	path := os.Getenv("ENVOY_BINARY")
-	if path == "" {
-		path, _ = filepath.Abs("../../bin/envoy")
-	}
-	if _, err := os.Stat(path); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("no Envoy: %v (make envoy)", err)
-		}
-		t.Skipf("no Envoy: %v (make envoy)", err)
-	}
-	return path
-}
+// root is the repository.
+const root = "../.."
 
 // newProxy makes directory, server and client; launch starts Envoy.
 func newProxy(t *testing.T) *proxy {
 	t.Helper()
-	envoyBinary(t)
+	realenvoy.Path(t, root)
 	dir := t.TempDir()
 	l, err := net.Listen("unix", filepath.Join(dir, "xds"))
 	if err != nil {
@@ -87,7 +76,7 @@ func (p *proxy) bootstrap(change func(*bootstrapv3.Bootstrap)) *bootstrapv3.Boot
 	b, err := bootstrap.Build(bootstrap.Config{
 		Node:      bootstrap.Node{ID: "sidecar~127.0.0.1~a.b~c", Cluster: "test"},
 		AdminPath: filepath.Join(p.dir, "admin"), XDSPath: filepath.Join(p.dir, "xds"),
-		StatsPort: freePort(p.t), StatsLoopbackOnly: true, IPv4: true,
+		StatsPort: freeport.Get(p.t), StatsLoopbackOnly: true, IPv4: true,
 	})
 	if err != nil {
 		p.t.Fatal(err)
@@ -118,7 +107,7 @@ func (p *proxy) launch(b *bootstrapv3.Bootstrap, text bool) {
 		p.t.Fatal(err)
 	}
 	defer output.Close()
-	p.process = realenvoy.Start(p.t, filepath.Join(p.dir, "admin"), output, envoyBinary(p.t),
+	p.process = realenvoy.Start(p.t, filepath.Join(p.dir, "admin"), output, realenvoy.Path(p.t, root),
 		envoy.Args(envoy.Options{ConfigPath: path, Concurrency: 1, DrainDuration: time.Second})...)
 	p.t.Cleanup(func() {
 		p.process.Stop()
@@ -159,16 +148,6 @@ func (p *proxy) stats(filter string) map[string]uint64 {
 		p.t.Fatal(err)
 	}
 	return stats
-}
-
-func freePort(t testing.TB) uint16 {
-	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return uint16(l.Addr().(*net.TCPAddr).Port)
 }
 
 // upstream is a server that says its name and closes.
@@ -255,7 +234,7 @@ func resource(name string, m proto.Message) xds.Resource {
 func TestServesAndUpdates(t *testing.T) {
 	p := newProxy(t)
 	first, second, third := upstream(t, "first"), upstream(t, "second"), upstream(t, "third")
-	port1, port2 := freePort(t), freePort(t)
+	port1, port2 := freeport.Get(t), freeport.Get(t)
 	listeners := []xds.Resource{
 		resource("l1", newListener("l1", "127.0.0.1", port1, "c1", false)),
 		resource("l2", newListener("l2", "127.0.0.1", port2, "c2", true)),
@@ -296,7 +275,7 @@ func TestServesAndUpdates(t *testing.T) {
 // neighbour is in force, and the repair is.
 func TestRefusedAndRepaired(t *testing.T) {
 	p := newProxy(t)
-	port, other := freePort(t), freePort(t)
+	port, other := freeport.Get(t), freeport.Get(t)
 	c := resource("c", newCluster("c", upstream(t, "here")))
 	good := resource("good", newListener("good", "127.0.0.1", other, "c", false))
 	p.server.Set(pair{Clusters: []xds.Resource{c}}.snapshot())
@@ -326,7 +305,7 @@ func TestRefusedAndRepaired(t *testing.T) {
 // TestDrainLeavesOutboundAndStats: a drain of what comes in closes nothing else.
 func TestDrainLeavesOutboundAndStats(t *testing.T) {
 	p := newProxy(t)
-	in, out := freePort(t), freePort(t)
+	in, out := freeport.Get(t), freeport.Get(t)
 	p.server.Set(pair{
 		Clusters: []xds.Resource{resource("c", newCluster("c", upstream(t, "here")))},
 		Listeners: []xds.Resource{

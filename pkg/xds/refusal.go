@@ -176,14 +176,11 @@ func trim(reason string) string { return strings.Trim(strings.TrimSuffix(reason,
 func (st *stream) rejected() *RejectedError {
 	e := &RejectedError{version: st.pushed.version}
 	for _, url := range st.server.order {
-		sub := st.subs[url]
-		if sub == nil {
-			continue
-		}
+		sub := st.subs[url] // a push is complete once Envoy has asked for each type
 		for _, name := range slices.Sorted(maps.Keys(sub.rejected)) {
 			it, known := sub.known[name]
 			if !known {
-				continue // removed in this push
+				continue // no longer asked for
 			}
 			e.Resources = append(e.Resources, ID{url, name})
 			if it.held {

@@ -21,47 +21,17 @@ import (
 	"net"
 	"slices"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/encoding"
-	protocodec "google.golang.org/grpc/encoding/proto"
-	"google.golang.org/grpc/keepalive"
-)
-
-const (
-	// maxRequest bounds a request of Envoy's. The largest is the first one of a new
-	// stream: it has name and version of every resource, about 100 bytes each, so that
-	// this is enough for 160,000. (gRPC's default, 4 MiB, is Istio's.)
-	maxRequest = 16 << 20
-	// maxStreams bounds the streams of one connection; Envoy opens one.
-	maxStreams = 16
-	// keepaliveTime and keepaliveTimeout find an Envoy that is stopped; keepaliveMin is
-	// how often Envoy may do the same to us. The values are Istio's.
-	keepaliveTime    = 30 * time.Second
-	keepaliveTimeout = 10 * time.Second
-	keepaliveMin     = 15 * time.Second
-	// connBuffer is the size of gRPC's read buffer and of its write buffer for each
-	// connection, which it allocates at 32 KiB and keeps: a system call on a Unix socket
-	// is cheap, an agent's memory is multiplied by the number of pods.
-	connBuffer = 4 << 10
 )
 
 // Server serves the latest snapshot to every Envoy that connects. It is made by New.
 type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 
-	listener net.Listener
-	grpc     *grpc.Server
-	log      *slog.Logger
-	counters counters
-	order    []string       // see New
-	first    []string       // see SendFirst
-	ending   chan struct{}  // closed by End
-	once     sync.Once      // closes ending
-	reading  sync.WaitGroup // those who wait for a request
+	*transport
+
+	order []string // see New
 
 	mu      sync.Mutex
 	current *state               // nil until the first Set
@@ -87,56 +57,27 @@ type progress struct {
 // expected to ask for all of them. Of any other type it hears that there is nothing.
 func New(l net.Listener, order []string, log *slog.Logger) *Server {
 	s := &Server{
-		listener: l,
-		order:    order,
-		log:      log,
-		streams:  make(map[*stream]progress),
-		changed:  make(chan struct{}),
-		ending:   make(chan struct{}),
-		renewed:  make(chan struct{}, 1),
-		grpc: grpc.NewServer(
-			grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protocodec.Name)}),
-			grpc.MaxRecvMsgSize(maxRequest),
-			grpc.MaxConcurrentStreams(maxStreams),
-			grpc.ReadBufferSize(connBuffer),
-			grpc.WriteBufferSize(connBuffer),
-			grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
-			grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMin, PermitWithoutStream: true}),
-			grpc.WaitForHandlers(true),
-		),
+		transport: newTransport(l, log),
+		order:     order,
+		streams:   make(map[*stream]progress),
+		changed:   make(chan struct{}),
+		renewed:   make(chan struct{}, 1),
 	}
-	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.grpc, s)
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.sock, s)
 	return s
 }
-
-// SendFirst has the resources of these names come before all others of their type in a
-// response. Envoy keeps its listeners in the order in which it got them, and stops them in that
-// order: one that hands connections on must stop before those that take them
-// (ListenerManagerImpl::stopListeners). It must be called before Run.
-func (s *Server) SendFirst(names ...string) { s.first = names }
 
 // Run serves until ctx ends, and returns once every stream is closed and every
 // goroutine gone: nil when ctx was cancelled, else why it could not serve. It closes
 // the listener. A server runs once.
 func (s *Server) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, s.grpc.Stop)
-	err := s.grpc.Serve(s.listener)
-	stop()
-	s.grpc.Stop() // waits for the handlers, also when AfterFunc called it first
-	s.reading.Wait()
+	err := s.sock.Run(ctx)
 	s.mu.Lock()
 	s.stopped = true
 	s.broadcast()
 	s.mu.Unlock()
-	if ctx.Err() != nil {
-		return nil
-	}
-	return fmt.Errorf("serve xDS on %s: %w", s.listener.Addr(), err)
+	return err
 }
-
-// End closes every stream in good order (gRPC status OK), those too that are opened afterwards: an Envoy that
-// is about to end warns of a stream that breaks off, and says nothing of one that was closed.
-func (s *Server) End() { s.once.Do(func() { close(s.ending) }) }
 
 // Set makes snap the desired state and gives its version, which is higher than that of
 // every earlier one. It does not wait for anyone; see Applied. It keeps the resources'
@@ -236,12 +177,12 @@ func (s *Server) Connected() (connected bool, changed <-chan struct{}) {
 }
 
 // DeltaAggregatedResources serves one stream; gRPC calls it.
-func (s *Server) DeltaAggregatedResources(conn discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+func (s *Server) DeltaAggregatedResources(conn envoyStream) error {
 	st := newStream(s, conn)
 	s.counters.streams.Add(1)
 	s.report(st, progress{waiting: notAsked(s.order[0])})
 	defer s.forget(st)
-	return st.serve()
+	return st.run(s.receive(conn))
 }
 
 // desired is the newest state, nil before the first Set.
@@ -269,29 +210,4 @@ func (s *Server) forget(st *stream) {
 func (s *Server) broadcast() {
 	close(s.changed)
 	s.changed = make(chan struct{})
-}
-
-type counters struct {
-	streams, requests, responses, resources, pushes, nacks atomic.Uint64
-}
-
-// Stats are counters since the server was made.
-type Stats struct {
-	// Streams were opened by Envoy, Requests came on them, and Responses went.
-	Streams, Requests, Responses uint64
-	// Resources were sent or removed by name.
-	Resources uint64
-	// Pushes were completed: every response to it answered.
-	Pushes uint64
-	// NACKs are responses that Envoy refused.
-	NACKs uint64
-}
-
-// Stats gives the counters.
-func (s *Server) Stats() Stats {
-	c := &s.counters
-	return Stats{
-		Streams: c.streams.Load(), Requests: c.requests.Load(), Responses: c.responses.Load(),
-		Resources: c.resources.Load(), Pushes: c.pushes.Load(), NACKs: c.nacks.Load(),
-	}
 }

@@ -208,11 +208,15 @@ func TestDisconnect(t *testing.T) {
 	if err := applied(t, s, version); err != nil {
 		t.Fatal(err)
 	}
+	is, changed := s.Connected()
 	c.close()
-	for deadline := time.Now().Add(patience); connected(s); {
-		if time.Now().After(deadline) {
-			t.Fatal("still connected")
-		}
+	select {
+	case <-changed:
+	case <-time.After(patience):
+		t.Fatal("who waits for a change is not told")
+	}
+	if !is || connected(s) {
+		t.Fatalf("connected before: %v, after: %v", is, connected(s))
 	}
 	if why := notApplied(t, s, version); !strings.Contains(why, "no Envoy is connected") {
 		t.Error(why)
@@ -389,6 +393,54 @@ func TestDuplicatesAreLeftOut(t *testing.T) {
 	}
 }
 
+// TestSnapshotStaysTheCallers: whoever gives it may go on to use and change its slices.
+func TestSnapshotStaysTheCallers(t *testing.T) {
+	s, path := startServer(t)
+	given := list("b", "a", "c")
+	s.Set(pair{Clusters: given}.snapshot())
+	if got := describeNames(given); got != "b a c" {
+		t.Errorf("it has become %q", got)
+	}
+	given[0] = list("d")[0]
+	c := connect(t, path)
+	c.subscribe(clusterType)
+	c.expect("Cluster +a +b +c")
+}
+
+func describeNames(resources []Resource) string {
+	var names []string
+	for _, r := range resources {
+		names = append(names, r.Name)
+	}
+	return strings.Join(names, " ")
+}
+
+// TestWhatIsLeftOutIsLogged, for Envoy will not miss it.
+func TestWhatIsLeftOutIsLogged(t *testing.T) {
+	const routeType = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+	for name, tc := range map[string]struct {
+		snapshot Snapshot
+		want     string
+	}{
+		"nothing":      {pair{list("a"), list("a")}.snapshot(), ""}, // a name of two types
+		"a second one": {pair{list("dup", "b", "dup"), nil}.snapshot(), "dup"},
+		"another type": {Snapshot{routeType: list("r")}, routeType},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			var log strings.Builder
+			New(l, order, slog.New(slog.NewTextHandler(&log, nil))).Set(tc.snapshot)
+			if lines := strings.Count(log.String(), "left out"); !strings.Contains(log.String(), tc.want) || (lines == 1) != (tc.want != "") {
+				t.Errorf("logged %q, want a line with %q", log.String(), tc.want)
+			}
+		})
+	}
+}
+
 // TestAppliedAfterStop: nobody waits for a server that is gone.
 func TestAppliedAfterStop(t *testing.T) {
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
@@ -396,10 +448,16 @@ func TestAppliedAfterStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := New(l, order, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	_, changed, _, _ := s.look(1) // as who waits already
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if err := s.Run(ctx); err != nil {
 		t.Errorf("Run: %v", err)
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("who waits is not woken")
 	}
 	if err := s.Applied(t.Context(), 1); err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
@@ -420,7 +478,8 @@ func FuzzVersion(f *testing.F) {
 
 // TestEnd closes streams in good order, and each that an Envoy opens afterwards: it says nothing of those.
 func TestEnd(t *testing.T) {
-	s, c := start(t, pair{list("a"), list("l")})
+	s, path := startServer(t)
+	c := connect(t, path)
 	s.End()
 	s.End()
 	for range 3 {
@@ -430,6 +489,6 @@ func TestEnd(t *testing.T) {
 		if c.ended != io.EOF { // as a client sees the gRPC status OK
 			t.Errorf("the stream ends with %v, want it closed in good order", c.ended)
 		}
-		c = connect(t, s.listener.Addr().String())
+		c = connect(t, path)
 	}
 }

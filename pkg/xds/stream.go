@@ -30,7 +30,7 @@ const idle phase = -1
 // stream is one Envoy. Everything in it belongs to the goroutine of run.
 type stream struct {
 	server *Server
-	conn   discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	conn   envoyStream
 	log    *slog.Logger
 	woken  chan struct{} // a token when a newer state may be there
 
@@ -43,7 +43,7 @@ type stream struct {
 	progress progress
 }
 
-func newStream(s *Server, conn discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) *stream {
+func newStream(s *Server, conn envoyStream) *stream {
 	return &stream{
 		server: s, conn: conn, log: s.log, phase: idle,
 		woken: make(chan struct{}, 1),
@@ -59,26 +59,6 @@ func (st *stream) wake() {
 	}
 }
 
-// serve runs the stream until it ends, or the server does.
-func (st *stream) serve() error {
-	requests := make(chan *discoveryv3.DeltaDiscoveryRequest)
-	st.server.reading.Go(func() {
-		defer close(requests)
-		for {
-			req, err := st.conn.Recv() // fails, too, once run has returned
-			if err != nil {
-				return
-			}
-			select {
-			case requests <- req:
-			case <-st.conn.Context().Done():
-				return
-			}
-		}
-	})
-	return st.run(requests)
-}
-
 // run is the stream's state machine. It ends when requests is closed, when the server ends, or when
 // nothing can be sent any more.
 func (st *stream) run(requests <-chan *discoveryv3.DeltaDiscoveryRequest) error {
@@ -88,12 +68,11 @@ func (st *stream) run(requests <-chan *discoveryv3.DeltaDiscoveryRequest) error 
 			if !ok {
 				return nil
 			}
-			st.server.counters.requests.Add(1)
 			if err := st.handle(req); err != nil {
 				return err
 			}
 		case <-st.woken:
-		case <-st.server.ending:
+		case <-st.server.sock.Ending():
 			return nil
 		}
 		if err := st.advance(); err != nil {

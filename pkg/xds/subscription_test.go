@@ -70,7 +70,7 @@ func (s *subscriber) takes(want string, changed []Resource, removed []string) (n
 
 // kept are the names that Envoy refuses and has an earlier version of.
 func (s *subscriber) kept() (names []string) {
-	st := &stream{server: &Server{order: order}, subs: map[string]*subscription{clusterType: s.subscription}, pushed: s.st}
+	st := &stream{server: &Server{order: []string{clusterType}}, subs: map[string]*subscription{clusterType: s.subscription}, pushed: s.st}
 	if refused := st.rejected(); refused != nil {
 		for _, id := range refused.Kept {
 			names = append(names, id.Name)
@@ -135,6 +135,13 @@ func TestSubscription(t *testing.T) {
 			s.leaves(wildcard)
 			s.is("a=2")
 			s.gets("")
+		},
+		"what goes, goes in the order of its names": func(t *testing.T) {
+			s := subscribed(t, nil)
+			s.is("a", "b", "c", "d", "e", "f")
+			s.accept(s.gets("+a +b +c +d +e +f"))
+			s.is()
+			s.gets("-a -b -c -d -e -f")
 		},
 		"a part of a refused response is what is still asked for": func(t *testing.T) {
 			s := subscribed(t, []string{"a", "b", "c"})

@@ -76,8 +76,7 @@ func (k *kept) mustClose(t *testing.T) {
 // keepHTTP2 does one request over HTTP/2, and keeps the connection.
 func keepHTTP2(t *testing.T, n *lab.Namespace, addr string) {
 	t.Helper()
-	transport := &http.Transport{Protocols: new(http.Protocols), DialContext: n.Dial}
-	transport.Protocols.SetUnencryptedHTTP2(true)
+	transport := n.HTTP2()
 	t.Cleanup(transport.CloseIdleConnections)
 	resp, err := (&http.Client{Transport: transport, Timeout: lab.Deadline}).Get("http://" + addr + "/")
 	if err != nil {
@@ -118,23 +117,16 @@ func busyKinds() []busy {
 			return func() error { return echo(c, r) }, c.Close
 		}},
 		{"gRPC", control.Drain{Active: 1}, func(t *testing.T, n *lab.Namespace) (check, end func() error) {
-			transport := &http.Transport{Protocols: new(http.Protocols), DialContext: n.Dial}
-			transport.Protocols.SetUnencryptedHTTP2(true)
-			in, out := io.Pipe()
-			req, err := http.NewRequest(http.MethodPost, "http://"+lab.PodIP+":7001/echo.Echo/Stream", in)
+			in, out, err := openGRPC(n)
 			must(t, err)
-			req.Header.Set("Content-Type", "application/grpc")
-			resp, err := transport.RoundTrip(req)
-			must(t, err)
-			return func() error { return echo(out, resp.Body) }, func() error {
-				return errors.Join(out.Close(), resp.Body.Close())
-			}
+			return func() error { return echo(in, out) }, func() error { return errors.Join(in.Close(), out.Close()) }
 		}},
 		{"long request", control.Drain{Active: 1}, func(t *testing.T, n *lab.Namespace) (check, end func() error) {
 			c := dial(t, n, lab.PodIP+":7000")
-			send(t, c, "GET /poll HTTP/1.1\r\nHost: app\r\n\r\n")
+			send(t, c, "PUT / HTTP/1.1\r\nHost: app\r\nContent-Length: 1\r\n\r\n")
 			return nothing, func() error {
-				_ = c.SetDeadline(time.Now().Add(streamWindow))
+				send(t, c, "x")
+				_ = c.SetDeadline(time.Now().Add(lab.Deadline))
 				resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 				if err == nil && resp.StatusCode != http.StatusOK {
 					err = fmt.Errorf("status %s", resp.Status)

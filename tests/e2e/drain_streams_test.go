@@ -85,6 +85,10 @@ func serveStreams1(c net.Conn) {
 	case req.URL.Path == "/poll":
 		<-time.After(streamWindow / 2)
 		fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+	case req.Method == http.MethodPut: // answered once the client has sent all of it
+		if _, err := io.Copy(io.Discard, req.Body); err == nil {
+			fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		}
 	default: // server-sent events, until the client goes
 		fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
 		for {
@@ -138,21 +142,25 @@ func tunnel(n *lab.Namespace, kind, head string, want int) stream {
 	}}
 }
 
+// openGRPC begins a gRPC stream: what is written to in comes back from out.
+func openGRPC(n *lab.Namespace) (in io.WriteCloser, out io.ReadCloser, err error) {
+	body, in := io.Pipe()
+	req, err := http.NewRequest(http.MethodPost, "http://"+lab.PodIP+":7001/echo.Echo/Stream", body)
+	if err != nil {
+		return nil, nil, err
+	}
+	req.Header.Set("Content-Type", "application/grpc")
+	resp, err := n.HTTP2().RoundTrip(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	return in, resp.Body, nil
+}
+
 func grpcStream(n *lab.Namespace) stream {
 	return stream{"gRPC", func() (func() error, error) {
-		transport := &http.Transport{Protocols: new(http.Protocols), DialContext: n.Dial}
-		transport.Protocols.SetUnencryptedHTTP2(true)
-		in, out := io.Pipe()
-		req, err := http.NewRequest(http.MethodPost, "http://"+lab.PodIP+":7001/echo.Echo/Stream", in)
-		if err != nil {
-			return nil, err
-		}
-		req.Header.Set("Content-Type", "application/grpc")
-		resp, err := transport.RoundTrip(req)
-		if err != nil {
-			return nil, err
-		}
-		return func() error { defer resp.Body.Close(); defer out.Close(); return echoes(out, resp.Body) }, nil
+		in, out, err := openGRPC(n)
+		return func() error { defer out.Close(); defer in.Close(); return echoes(in, out) }, err
 	}}
 }
 

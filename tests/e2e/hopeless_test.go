@@ -42,8 +42,8 @@ func TestHopelessNewcomers(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: manualWait})
-			load := startLoad(t, p)
+			p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: manualWait, MaxRestartPeriod: lab.QuickRestarts})
+			load := startLoadAt(t, p, lab.PodIP)
 			image := lab.Image{Name: "proxy:bad", Agent: p.newer.Agent}
 			if tc.content != "" {
 				image.Envoy = filepath.Join(p.Dir, "bad-envoy")
@@ -59,6 +59,7 @@ func TestHopelessNewcomers(t *testing.T) {
 				t.Errorf("it took %v to say why", took)
 			}
 			p.kubelet.Log.WaitFor(t, "(?s)(istio-proxy-2: Ended: proxy:bad, exit status 1.*){2}") // started again, it ends again
+			p.leavesService(t)
 			p.waitRole(t, 0, roleServing)
 			if message := p.slot(1).Agent().Message(); strings.Contains(message, "\n") || len(message) > 4096 {
 				t.Errorf("the message is no line: %q", message)
@@ -99,7 +100,7 @@ func TestFailedWaitExplains(t *testing.T) {
 	t.Parallel()
 	hook := []string{"/bin/sh", "-c", "/usr/local/bin/pilot-agent wait --timeoutSeconds 4"}
 	p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: hook})
-	load := startLoad(t, p)
+	load := startLoadAt(t, p, lab.PodIP)
 	p.kruise.Upgrade(p.scripted(t, "proxy:hangs", "exec sleep infinity\n"))
 	p.kubelet.Log.WaitFor(t, "istio-proxy-2: FailedPostStartHook after ([4-9]|[1-9][0-9]+)[.]")
 	p.kubelet.Log.WaitFor(t, "istio-proxy-2: Ended: proxy:hangs, exit status 1: stopped before this agent was ever ready: `wait` failed: timeout waiting for Envoy proxy to become ready[.] "+

@@ -97,10 +97,9 @@ func (l *countingListener) Accept() (net.Conn, error) {
 // http2 does a request over HTTP/2 with prior knowledge, and demands that it arrives as proto.
 func http2(t *testing.T, n *lab.Namespace, addr, proto string) {
 	t.Helper()
-	client := n.Client()
-	transport := client.Transport.(*http.Transport)
-	transport.Protocols = new(http.Protocols)
-	transport.Protocols.SetUnencryptedHTTP2(true)
+	transport := n.HTTP2()
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: lab.Deadline}
 	resp, err := client.Get("http://" + addr + "/h2")
 	if err != nil {
 		t.Errorf("HTTP/2 to %s: %v", addr, err)

@@ -132,10 +132,7 @@ func TestManualSidecarSet(t *testing.T) {
 			})
 			p.probes = []string{lab.HealthPort} // --statusPort 15021: the agent's server is there alone
 			p.older.Name, p.empty.Name = c.Image, c.UpgradeStrategy.HotUpgradeEmptyImage
-			p.kubelet = lab.NewKubelet(t, p.slots, lab.KubeletOptions{
-				PostStart: c.Lifecycle.PostStart.Exec.Command, PreStop: c.Lifecycle.PreStop.Exec.Command})
-			p.kruise = lab.NewKruise(t, p.kubelet, p.older, p.empty)
-			p.kruise.WaitUpgraded(t)
+			p.inject(t, lab.KubeletOptions{PostStart: c.Lifecycle.PostStart.Exec.Command, PreStop: c.Lifecycle.PreStop.Exec.Command})
 			p.mustServe(t, 0, p.older)
 			load := startLoad(t, p)
 			p.kruise.Upgrade(p.newer)

@@ -1,11 +1,13 @@
 package e2e_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -45,17 +47,33 @@ func TestKruisePostStartSkipped(t *testing.T) {
 	}
 }
 
+// hastyHookGrace is the grace period where a hook fails at once: its container may be stopped before its agent has a handler for SIGTERM, without
+// which the first process of a PID namespace does not get it.
+const hastyHookGrace = 5 * time.Second
+
+// leavesService waits until the pod's Service refuses clients, because a slot is not ready.
+func (p *slotPod) leavesService(t *testing.T) {
+	t.Helper()
+	lab.Eventually(t, lab.Deadline, "the Service refuses clients", func() error {
+		if err := answers(p.Out, "http://"+lab.ServiceIP+":8080/"); !errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("it does not: %w", cmp.Or(err, errors.New("it answered")))
+		}
+		return nil
+	})
+}
+
 // TestKruisePostStartFails is a hook that fails before the new generation serves: the kubelet kills
 // its container again and again, and the old one does not notice. Then the hook is mended.
 func TestKruisePostStartFails(t *testing.T) {
 	t.Parallel()
 	hook := []string{"/bin/sh", "-c", "test ! -e /config/fail && exec /usr/local/bin/pilot-agent wait"}
-	p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: hook, BackOff: 100 * time.Millisecond})
-	load := startLoad(t, p)
+	p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: hook, Grace: hastyHookGrace, MaxRestartPeriod: lab.QuickRestarts})
+	load := startLoadAt(t, p, lab.PodIP)
 	fail := filepath.Join(p.slots.HostConfig, "fail")
 	must(t, os.WriteFile(fail, nil, 0o644))
 	p.kruise.Upgrade(p.newer)
 	p.kubelet.Log.WaitFor(t, "(?s)istio-proxy-2: FailedPostStartHook.*istio-proxy-2: FailedPostStartHook")
+	p.leavesService(t)
 	must(t, os.Remove(fail))
 	p.kruise.WaitUpgraded(t)
 	p.mustServe(t, 1, p.newer)
@@ -67,10 +85,10 @@ func TestKruisePostStartFails(t *testing.T) {
 func TestKruisePostStartFailsLate(t *testing.T) {
 	t.Parallel()
 	hook := []string{"/bin/sh", "-c", "/usr/local/bin/pilot-agent wait && test ! -e /config/fail"}
-	p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: hook, BackOff: 100 * time.Millisecond})
+	p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: hook, MaxRestartPeriod: lab.QuickRestarts})
 	fail := filepath.Join(p.slots.HostConfig, "fail")
 	must(t, os.WriteFile(fail, nil, 0o644))
-	load := startLoad(t, p)
+	load := startLoadAt(t, p, lab.PodIP)
 	p.kruise.Upgrade(p.newer)
 	p.kubelet.Log.WaitFor(t, "istio-proxy-2: FailedPostStartHook")
 	must(t, os.Remove(fail))
@@ -84,9 +102,11 @@ func TestKruisePostStartFailsLate(t *testing.T) {
 func TestKruiseImageMissing(t *testing.T) {
 	t.Parallel()
 	p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: manualWait})
-	before := startLoad(t, p)
+	before := startLoadAt(t, p, lab.PodIP)
 	p.kruise.Upgrade(lab.Image{Name: "proxy:nowhere", Missing: true})
 	p.kubelet.Log.WaitFor(t, "istio-proxy-2: Failed: ErrImagePull")
+	p.leavesService(t)
+	p.address = lab.PodIP
 	must(t, p.flows())
 	before.check(t)
 
@@ -98,8 +118,32 @@ func TestKruiseImageMissing(t *testing.T) {
 	after := startLoad(t, p)
 	p.kruise.Upgrade(p.newer)
 	p.kruise.WaitUpgraded(t)
+	p.address = lab.ServiceIP
 	p.mustServe(t, p.kruise.Working(), p.newer)
 	after.check(t)
+}
+
+// TestKruiseSwitchedTooOften is what docs/upgrade.md says of many switches in quick succession: the fourth of a new pod comes to an image
+// that its slot had before, and waits, although nothing has failed. The pod leaves its Service meanwhile; the old generation serves on.
+func TestKruiseSwitchedTooOften(t *testing.T) {
+	t.Parallel()
+	p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: manualWait})
+	before := startLoad(t, p)
+	for _, image := range []lab.Image{p.newer, p.older, p.newer} {
+		p.kruise.Upgrade(image)
+		p.kruise.WaitUpgraded(t)
+	}
+	before.check(t)
+	during := startLoadAt(t, p, lab.PodIP)
+	p.kruise.Upgrade(p.older)
+	p.kubelet.Log.WaitFor(t, "(?s)istio-proxy-1: Ended: proxy:empty, exit status 0\n.*istio-proxy-1: CrashLoopBackOff: proxy:older")
+	p.leavesService(t)
+	if status, _ := p.kubelet.Status(); status[0].Waiting != "CrashLoopBackOff" {
+		t.Errorf("the status of the slot that waits: %+v", status[0])
+	}
+	p.kruise.WaitUpgraded(t)
+	p.mustServe(t, 0, p.older)
+	during.check(t)
 }
 
 // TestKruiseResetEarly stops the old slot in the moment in which the new one is started, before
@@ -163,8 +207,8 @@ func (p *slotPod) upgradeHalf(t *testing.T) {
 // Its hooks do not touch the generation that serves. When that one is gone, the pod serves again.
 func TestKruiseOldRestarted(t *testing.T) {
 	t.Parallel()
-	p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: manualWait})
-	load := startLoad(t, p)
+	p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: manualWait, MaxRestartPeriod: lab.QuickRestarts})
+	load := startLoadAt(t, p, lab.PodIP)
 	p.upgradeHalf(t)
 	for range 2 {
 		at := p.kubelet.Log.Len()
@@ -203,10 +247,11 @@ func TestKruiseNewEnvoyFails(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			hook := []string{"/bin/sh", "-c", "/usr/local/bin/pilot-agent wait --timeoutSeconds 4"}
-			p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: hook, Grace: 3 * time.Second, BackOff: 100 * time.Millisecond})
-			load := startLoad(t, p)
+			p := newKruisePod(t, lab.SlotsOptions{}, lab.KubeletOptions{PostStart: hook, Grace: 3 * time.Second, MaxRestartPeriod: lab.QuickRestarts})
+			load := startLoadAt(t, p, lab.PodIP)
 			p.kruise.Upgrade(p.scripted(t, "proxy:bad", tc.script))
 			p.kubelet.Log.WaitFor(t, "istio-proxy-2: FailedPostStartHook")
+			p.leavesService(t)
 			p.waitRole(t, 0, roleServing) // the next attempt begins soon
 			eventually(t, "the old agent says what became of the attempt", func() error {
 				attempt, err := p.lastAttempt(0)

@@ -1,9 +1,7 @@
 package e2e_test
 
 import (
-	"encoding/json"
 	"fmt"
-	"net/http"
 	"net/netip"
 	"os"
 	"regexp"
@@ -29,24 +27,7 @@ const changes = 100
 // envoyStats returns Envoy's counters and gauges that match a regular expression.
 func envoyStats(t *testing.T, p *pod, filter string) map[string]int {
 	t.Helper()
-	status, body, err := p.Pod.Get("http://127.0.0.1:15000/stats?format=json&filter=" + filter)
-	if err != nil || status != http.StatusOK {
-		t.Fatalf("Envoy's statistics: %d, %v", status, err)
-	}
-	var page struct {
-		Stats []struct {
-			Name  string
-			Value json.RawMessage
-		}
-	}
-	must(t, json.Unmarshal([]byte(body), &page))
-	stats := map[string]int{}
-	for _, s := range page.Stats {
-		if n, err := strconv.Atoi(string(s.Value)); err == nil {
-			stats[s.Name] = n
-		}
-	}
-	return stats
+	return p.EnvoyStats(t, filter)
 }
 
 // TestDelta changes one ServiceEntry with a VIP among many, and looks at what Envoy got: the

@@ -36,7 +36,6 @@ func TestBadStart(t *testing.T) {
 		{name: "two wrong at once", agent: lab.AgentOptions{Env: []string{"DNS_FORWARD_TIMEOUT=long", "ISTIO_META_DNS_CAPTURE=perhaps"}}, code: 1, words: []string{"DNS_FORWARD_TIMEOUT", "ISTIO_META_DNS_CAPTURE", "perhaps"}},
 		{name: "PROXY_CONFIG is no YAML", agent: lab.AgentOptions{Env: []string{"PROXY_CONFIG={"}}, code: 1, words: []string{"PROXY_CONFIG"}},
 		{name: "PROXY_CONFIG with a wrong type", agent: lab.AgentOptions{Env: []string{"PROXY_CONFIG={drainDuration: [1]}"}}, code: 1, words: []string{"PROXY_CONFIG", "drainDuration"}},
-		{name: "no configuration directory given", agent: lab.AgentOptions{ConfigDir: "-"}, code: 1, words: []string{"configDir"}},
 		{name: "no such directory", agent: lab.AgentOptions{ConfigDir: "/config/nowhere"}, code: 1, words: []string{"/config/nowhere"}},
 		{name: "a file as directory", agent: lab.AgentOptions{ConfigDir: "/etc/passwd"}, code: 1, words: []string{"/etc/passwd"}},
 		{name: "no Envoy", container: lab.ContainerOptions{Envoy: noEnvoy}, code: 1, words: []string{lab.EnvoyPath}},

@@ -37,6 +37,13 @@ type load struct {
 // startLoad begins; the test fails when anything failed until check or the test's end.
 func startLoad(t *testing.T, p *slotPod) *load {
 	t.Helper()
+	return startLoadAt(t, p, p.address)
+}
+
+// startLoadAt is startLoad with clients from outside that connect to another address: the pod's own, when a slot that fails is to take the
+// pod out of its Service.
+func startLoadAt(t *testing.T, p *slotPod, address string) *load {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &load{cancel: cancel, done: map[string]int{}, failed: map[string]int{}}
 	vip := (&pod{Lab: p.Lab}).vip(t, "http.example", dns.TypeA)
@@ -46,7 +53,7 @@ func startLoad(t *testing.T, p *slotPod) *load {
 		do    func() error
 	}
 	sources := []source{
-		{"inbound", inboundEvery, func() error { return answers(p.Out, "http://"+lab.PodIP+":8080/") }},
+		{"inbound", inboundEvery, func() error { return answers(p.Out, "http://"+address+":8080/") }},
 		{"outbound", outboundEvery, func() error { return answers(p.Pod, "http://"+vip.String()+"/") }},
 		{"DNS", dnsEvery, func() error { return resolves(p.Pod) }},
 		{"admin", probeEvery, func() error { return answers(p.Pod, "http://127.0.0.1:"+lab.AdminPort+"/ready") }},

@@ -29,6 +29,8 @@ type slotPod struct {
 	slots   *lab.Slots
 	kubelet *lab.Kubelet // nil without Kruise
 	kruise  *lab.Kruise
+	// address is where clients connect to: the pod's own, and with Kruise its Service's, which has the pod while that is ready.
+	address string
 	// older and newer are two releases: the same agent with two versions of Envoy. empty is the standby's.
 	older, newer, empty lab.Image
 	// probes are the ports whose readiness the load asks for.
@@ -46,7 +48,7 @@ func newSlotPod(t *testing.T, o lab.SlotsOptions) *slotPod {
 	lab.ServeHTTP(t, l.Pod.Listen(t, "[::]:8080"), "app")
 	lab.ServeTCP(l.Pod.Listen(t, "[::]:9000"), lab.Echo)
 	l.Capture(t)
-	p := &slotPod{Lab: l, dns: server, slots: l.NewSlots(t, o), probes: []string{lab.StatusPort, lab.HealthPort},
+	p := &slotPod{Lab: l, dns: server, address: lab.PodIP, slots: l.NewSlots(t, o), probes: []string{lab.StatusPort, lab.HealthPort},
 		older: lab.Image{Name: "proxy:older", Agent: lab.AgentBinary(t), Envoy: lab.OtherEnvoyBinary(t)},
 		newer: lab.Image{Name: "proxy:newer", Agent: lab.AgentBinary(t), Envoy: lab.EnvoyBinary(t)},
 		empty: lab.Image{Name: "proxy:empty", Agent: lab.StandbyBinary(t)},
@@ -59,11 +61,21 @@ func newSlotPod(t *testing.T, o lab.SlotsOptions) *slotPod {
 func newKruisePod(t *testing.T, o lab.SlotsOptions, k lab.KubeletOptions) *slotPod {
 	t.Helper()
 	p := newSlotPod(t, o)
+	p.inject(t, k)
+	return p
+}
+
+// inject lets Kruise inject the older image, and waits until that serves whoever connects to the pod's Service.
+func (p *slotPod) inject(t *testing.T, k lab.KubeletOptions) {
+	t.Helper()
+	k.ReadinessProbe = "http://" + lab.PodIP + ":8080/"
 	p.kubelet = lab.NewKubelet(t, p.slots, k)
 	p.kruise = lab.NewKruise(t, p.kubelet, p.older, p.empty)
+	lab.NewService(t, p.kubelet)
+	p.address = lab.ServiceIP
 	p.kruise.WaitUpgraded(t)
 	p.waitReady(t)
-	return p
+	lab.Eventually(t, settleWithin, "the Service has the pod", p.flows)
 }
 
 func (p *slotPod) slot(i int) *lab.Slot { return p.slots.List[i] }
@@ -121,7 +133,7 @@ func (p *slotPod) mustServe(t *testing.T, slot int, image lab.Image) {
 
 // flows does one request of each kind.
 func (p *slotPod) flows() error {
-	return errors.Join(answers(p.Out, "http://"+lab.PodIP+":8080/"), resolves(p.Pod))
+	return errors.Join(answers(p.Out, "http://"+p.address+":8080/"), resolves(p.Pod))
 }
 
 // onlyOneServes looks at all slots and returns the one that serves, when it is the only one and

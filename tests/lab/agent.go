@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -44,7 +43,7 @@ type AgentOptions struct {
 	// Caps are the agent's capabilities. Without a UID it is root then, with the group
 	// AgentUID, as Istio's pod template has it in TPROXY mode.
 	Caps []string
-	// ConfigDir is --configDir; the container's ConfigMount/mesh when "". "-" leaves the flag out.
+	// ConfigDir is --configDir; the container's ConfigMount/mesh when "".
 	ConfigDir string
 	// Files is the hard limit of open files; 0 leaves it as it is.
 	Files int
@@ -61,6 +60,8 @@ type Agent struct {
 	pid1 bool
 	lab  *Lab
 	done chan struct{} // closed once it was reaped and its log is whole
+	// ended is when it was reaped, to be read once done is closed.
+	ended time.Time
 	// termination is the host path of a slot's /dev/termination-log.
 	termination string
 }
@@ -150,9 +151,7 @@ func (c *Container) StartAgent(t T, o AgentOptions) *Agent {
 			t.Fatalf("lab: make the configuration directory: %v", err)
 		}
 	}
-	if o.ConfigDir != "-" {
-		argv = append(argv, "--configDir", o.ConfigDir)
-	}
+	argv = append(argv, "--configDir", o.ConfigDir)
 	a := &Agent{Container: c, Log: newLog(), lab: c.lab, pid1: o.PID1, done: make(chan struct{})}
 	as := As{UID: uid, Caps: o.Caps, Env: append(environment(), o.Env...)}
 	if len(o.Caps) > 0 && o.UID == 0 {
@@ -198,6 +197,7 @@ func (a *Agent) start(uid int, run func() error) error {
 	}()
 	go func() {
 		_ = a.cmd.Wait()
+		a.ended = time.Now()
 		select {
 		case <-copied: // the log is whole
 		case <-time.After(logDelay):
@@ -297,11 +297,14 @@ func (a *Agent) Ready() error {
 
 // Client returns an HTTP client whose connections come from inside the namespace.
 func (n *Namespace) Client() *http.Client {
-	transport := &http.Transport{
-		DialContext:       func(ctx context.Context, network, addr string) (net.Conn, error) { return n.Dial(ctx, network, addr) },
-		DisableKeepAlives: true,
-	}
-	return &http.Client{Transport: transport, Timeout: Deadline}
+	return &http.Client{Transport: &http.Transport{DialContext: n.Dial, DisableKeepAlives: true}, Timeout: Deadline}
+}
+
+// HTTP2 returns a transport of HTTP/2 with prior knowledge whose connections come from inside the namespace.
+func (n *Namespace) HTTP2() *http.Transport {
+	transport := &http.Transport{DialContext: n.Dial, Protocols: new(http.Protocols)}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	return transport
 }
 
 // Get fetches a URL with a literal address from inside the namespace.

@@ -80,7 +80,8 @@ func TestKruise(t *testing.T) {
 // that restarts.
 func TestKubelet(t *testing.T) {
 	hook := []string{"/bin/sh", "-c", "test -e /config/go && exec sleep $(cat /config/go)"}
-	b := newBed(t, lab.KubeletOptions{PostStart: hook, BackOff: 100 * time.Millisecond})
+	// A hook that fails at once may have its container stopped before that has a handler for SIGTERM, which PID 1 needs to get it.
+	b := newBed(t, lab.KubeletOptions{PostStart: hook, Grace: 2 * time.Second, MaxRestartPeriod: lab.QuickRestarts})
 	b.kubelet.Log.WaitFor(t, "(?s)FailedPostStartHook.*FailedPostStartHook.*FailedPostStartHook")
 	hooksTake(t, b, "0")
 	b.kruise.WaitUpgraded(t)

@@ -21,6 +21,7 @@ type PodObject struct {
 type ContainerStatus struct {
 	Image   string // of the container, which may not yet be what the pod asks for
 	Running bool   // and so ready: the manual's SidecarSet has no probes
+	Waiting string // why none runs, as the kubelet says it: CrashLoopBackOff, ImagePullBackOff
 	Starts  int    // how often one was created
 }
 
@@ -28,21 +29,26 @@ type ContainerStatus struct {
 type KubeletOptions struct {
 	// PostStart and PreStop are exec handlers of both slots; none when empty.
 	PostStart, PreStop []string
+	// ReadinessProbe is the URL that the application's container is asked at, from outside; it is always ready when empty. The slots have no probe.
+	ReadinessProbe string
 	// Grace is terminationGracePeriodSeconds: Kubernetes' 30 s when 0.
 	Grace time.Duration
-	// BackOff is how long the second restart of a container waits; every further one waits
-	// twice as long. The first one does not. 1 s when 0, where the kubelet has 10 s.
-	BackOff time.Duration
+	// MaxRestartPeriod is the setting crashLoopBackOff.maxContainerRestartPeriod, the longest wait before a container is started again,
+	// and the first one where that would be longer: Kubernetes' 300 s when 0. QuickRestarts is for tests of many rounds.
+	MaxRestartPeriod time.Duration
 }
 
+// QuickRestarts is the least MaxRestartPeriod that Kubernetes allows.
+const QuickRestarts = time.Second
+
 const (
-	defaultGrace   = 30 * time.Second
-	defaultBackOff = time.Second
-	maxBackOff     = 16 * time.Second
+	defaultGrace = 30 * time.Second
 	// minGrace is what SIGTERM gets after a preStop hook that took the whole grace period.
 	minGrace = 2 * time.Second
 	// resync is how long the kubelet sleeps when nothing happens.
 	resync = time.Second
+
+	eventTime = "15:04:05.000" // in Kubelet.Log
 )
 
 // Kubelet stands in for the kubelet of the pod's node: one goroutine, as a pod has one worker, that
@@ -56,48 +62,50 @@ const (
 //     moment (a change of an annotation alone restarts nothing), and run the postStart hook to its end,
 //     meanwhile doing nothing else for the pod. When the hook fails, the container is killed as above.
 //
-// A container that ends is started again (restartPolicy Always), with a back-off that begins anew with every image.
+// A container that ends is started again (restartPolicy Always). How long that waits depends on how often the slot had the same image
+// in the last ten minutes: see backOff. What else the kubelet does by the clock is not here: the back-off of pulls, which is as long, and
+// the jitter of its rounds, up to half of a wait.
 type Kubelet struct {
 	// Log has a line for every event, as `kubectl get events`.
 	Log *Log
 
 	slots   *Slots
 	options KubeletOptions
-	done    chan struct{}
 	wake    chan struct{}
 
-	work sync.Mutex // held by whoever changes containers
+	work    sync.Mutex // held by whoever changes containers
+	backOff *backOff   // guarded by work
 
 	mu        sync.Mutex // guards what follows
 	pod       PodObject
 	status    []ContainerStatus
-	published chan struct{} // closed, and replaced, whenever status was published
+	probed    bool          // the application's container is ready
+	published chan struct{} // closed, and replaced, whenever status was published or probed has changed
 	starts    []int
-	backOff   map[string]*backOff
+	waiting   []string // ContainerStatus.Waiting of the next status
 	skipHooks bool
 	down      bool
-}
-
-// backOff is the kubelet's memory of one container with one image.
-type backOff struct {
-	delay time.Duration
-	until time.Time
 }
 
 // NewKubelet starts a kubelet for the slots of a pod. Until the first Update it has nothing to do.
 func NewKubelet(t T, slots *Slots, o KubeletOptions) *Kubelet {
 	t.Helper()
-	o.Grace, o.BackOff = cmp.Or(o.Grace, defaultGrace), cmp.Or(o.BackOff, defaultBackOff)
+	o.Grace, o.MaxRestartPeriod = cmp.Or(o.Grace, defaultGrace), cmp.Or(o.MaxRestartPeriod, maxRestartPeriod)
 	ctx, cancel := context.WithCancel(context.Background())
+	n := len(slots.List)
 	k := &Kubelet{
-		Log: newLog(), slots: slots, options: o, done: make(chan struct{}), wake: make(chan struct{}, 1),
-		status: make([]ContainerStatus, len(slots.List)), published: make(chan struct{}), starts: make([]int, len(slots.List)),
-		backOff: map[string]*backOff{}, pod: PodObject{Annotations: map[string]string{}},
+		Log: newLog(), slots: slots, options: o, wake: make(chan struct{}, 1),
+		status: make([]ContainerStatus, n), published: make(chan struct{}), starts: make([]int, n),
+		waiting: make([]string, n), backOff: newBackOff(o.MaxRestartPeriod), pod: PodObject{Annotations: map[string]string{}},
 	}
-	go k.run(ctx)
+	var workers sync.WaitGroup
+	if k.probed = o.ReadinessProbe == ""; !k.probed {
+		workers.Go(func() { k.probe(ctx) })
+	}
+	workers.Go(func() { k.run(ctx) })
 	t.Cleanup(func() {
 		cancel()
-		<-k.done
+		workers.Wait()
 		if t.Failed() {
 			t.Logf("what the kubelet and Kruise did:\n%s", k.Log)
 		}
@@ -106,7 +114,6 @@ func NewKubelet(t T, slots *Slots, o KubeletOptions) *Kubelet {
 }
 
 func (k *Kubelet) run(ctx context.Context) {
-	defer close(k.done)
 	for ctx.Err() == nil {
 		k.publish()
 		k.work.Lock()
@@ -133,7 +140,7 @@ func (k *Kubelet) poke() {
 }
 
 func (k *Kubelet) event(slot int, format string, args ...any) {
-	_, _ = fmt.Fprintf(k.Log, "%s %s: %s\n", time.Now().Format("15:04:05.000"), k.slots.List[slot].Name, fmt.Sprintf(format, args...))
+	_, _ = fmt.Fprintf(k.Log, "%s %s: %s\n", time.Now().Format(eventTime), k.slots.List[slot].Name, fmt.Sprintf(format, args...))
 }
 
 // Update changes the pod's resource.
@@ -182,8 +189,12 @@ func (k *Kubelet) publish() {
 	defer k.mu.Unlock()
 	for i, s := range k.slots.List {
 		image, running := s.Running()
-		k.status[i] = ContainerStatus{Image: image.Name, Running: running, Starts: k.starts[i]}
+		k.status[i] = ContainerStatus{Image: image.Name, Running: running, Waiting: k.waiting[i], Starts: k.starts[i]}
 	}
+	k.announce()
+}
+
+func (k *Kubelet) announce() {
 	close(k.published)
 	k.published = make(chan struct{})
 }
@@ -191,52 +202,53 @@ func (k *Kubelet) publish() {
 // sync does one round and reports whether it did anything.
 func (k *Kubelet) sync(ctx context.Context) (changed bool) {
 	pod := k.Pod()
+	type start struct {
+		slot  int
+		ended time.Time // the container before
+	}
+	var starts []start
 	for i, wanted := range pod.Images {
-		if image, running := k.slots.List[i].Running(); running && image.Name != wanted.Name {
+		image, running := k.slots.List[i].Running()
+		// The kubelet judges by what it knew as the round began. If the round kills a container itself, the last one that has ended is the one before.
+		if next := (start{i, k.slots.List[i].lastEnd()}); !running {
+			starts = append(starts, next)
+		} else if image.Name != wanted.Name {
 			k.event(i, "Killing: definition changed from %s to %s", image.Name, wanted.Name)
 			k.kill(ctx, i)
-			changed = true
+			starts, changed = append(starts, next), true
 		}
 	}
-	for i := range pod.Images {
-		if _, running := k.slots.List[i].Running(); !running && k.due(ctx, i) {
-			k.start(ctx, i)
+	for _, next := range starts {
+		if k.due(ctx, next.slot, next.ended) {
+			k.start(ctx, next.slot)
 			changed = true
 		}
 	}
 	return changed
 }
 
-// due reports whether a container may be started now, and notes the attempt.
-func (k *Kubelet) due(ctx context.Context, i int) bool {
+// due reports whether a container may be started now, and counts the attempt.
+func (k *Kubelet) due(ctx context.Context, i int, ended time.Time) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.down || ctx.Err() != nil {
 		return false
 	}
-	key := fmt.Sprintf("%d %s", i, k.pod.Images[i].Name)
-	b := k.backOff[key]
-	switch {
-	case b == nil: // the first start; the first restart does not wait either
-		k.backOff[key] = &backOff{}
-	case time.Now().Before(b.until):
-		time.AfterFunc(time.Until(b.until), k.poke)
-		return false
-	case b.delay == 0:
-		b.delay = k.options.BackOff
-	default:
-		b.delay = min(2*b.delay, maxBackOff)
+	image := k.pod.Images[i]
+	wait, ok := k.backOff.start(fmt.Sprintf("%d %s", i, image.Name), ended)
+	if ok {
+		return true
 	}
-	return true
-}
-
-// ended begins the back-off of a container that has ended, or could not be started.
-func (k *Kubelet) ended(i int, image Image) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if b := k.backOff[fmt.Sprintf("%d %s", i, image.Name)]; b != nil {
-		b.until = time.Now().Add(b.delay)
+	time.AfterFunc(wait, k.poke)
+	reason := "CrashLoopBackOff"
+	if image.Missing {
+		reason = "ImagePullBackOff"
 	}
+	if k.waiting[i] != reason {
+		k.event(i, "%s: %s, for %v", reason, image.Name, wait.Round(time.Millisecond))
+	}
+	k.waiting[i] = reason
+	return false
 }
 
 // start creates a container and runs its postStart hook.
@@ -251,24 +263,22 @@ func (k *Kubelet) create(i int) bool {
 	image := pod.Images[i]
 	if image.Missing {
 		k.event(i, "Failed: ErrImagePull: %s", image.Name)
-		k.ended(i, image)
 		return false
 	}
 	version, alt := pod.Annotations[versionAnnotation(s.Name)], pod.Annotations[versionAltAnnotation(s.Name)]
 	if err := s.Start(image, "SIDECARSET_VERSION="+version, "SIDECARSET_VERSION_ALT="+alt); err != nil {
 		k.event(i, "Failed: %v", err)
-		k.ended(i, image)
 		return false
 	}
 	k.mu.Lock()
 	k.starts[i]++
+	k.waiting[i] = ""
 	k.mu.Unlock()
 	life := s.Agent()
 	k.event(i, "Started: %s, VERSION=%s ALT=%s, pid %d", image.Name, version, alt, life.PID())
 	go func() {
 		<-life.Done()
 		k.event(i, "Ended: %s, %v%s", image.Name, life.cmd.ProcessState, withColon(life.Message()))
-		k.ended(i, image)
 		k.poke()
 	}()
 	return true
@@ -346,6 +356,7 @@ func (k *Kubelet) RestartNode(ctx context.Context, together bool) error {
 	if err := k.slots.loseMemory(); err != nil {
 		return err
 	}
+	k.backOff = newBackOff(k.options.MaxRestartPeriod)
 	k.setDown(false)
 	defer k.poke()
 	if !together {

@@ -64,6 +64,7 @@ type Slot struct {
 	mu      sync.Mutex // guards what follows
 	command []string   // after pilot-agent
 	life    *Agent
+	ended   time.Time // the life before
 	image   Image
 	lives   int
 }
@@ -141,6 +142,9 @@ func (s *Slot) Start(image Image, env ...string) error {
 	err = a.start(AgentUID, func() error { return s.slots.lab.Pod.Do(a.cmd.Start) })
 	if err != nil {
 		return fmt.Errorf("start %s in %s: %w", image.Name, s.Name, err)
+	}
+	if s.life != nil {
+		s.ended = s.life.ended
 	}
 	s.life = a
 	return a.awaitExec()
@@ -237,6 +241,16 @@ func (s *Slot) Running() (image Image, running bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.image, s.life != nil && s.life.running()
+}
+
+// lastEnd is when the last container that has ended did; zero when none has.
+func (s *Slot) lastEnd() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.life == nil || s.life.running() {
+		return s.ended
+	}
+	return s.life.ended
 }
 
 // ErrStopped says that there is no container to execute a command in.

@@ -19,6 +19,7 @@ import (
 
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/xds"
+	"understudy.mesh/tests/realenvoy"
 )
 
 // testOptions are those of a pod with both families, DNS capture and VIPs.
@@ -138,22 +139,8 @@ func readable(t testing.TB, m proto.Message) string {
 	return string(text)
 }
 
-// envoyBinary finds the real Envoy, and skips the test where there is none, but never in CI.
-func envoyBinary(t testing.TB) string {
-	t.Helper()
-	path := os.Getenv("ENVOY_BINARY")
-	if path == "" {
-		path = filepath.Join("..", "..", "..", "bin", "envoy")
-	}
-	path, err := filepath.Abs(path)
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		needs(t, "a real Envoy: run make envoy, or set ENVOY_BINARY")
-	}
-	return path
-}
+// root is the repository.
+const root = "../../.."
 
 // needs skips a test whose surroundings are missing; in CI that is a failure.
 func needs(t testing.TB, what string) {
@@ -184,7 +171,7 @@ func bootstrapFile(t testing.TB, out *Output) string {
 // validate has the real Envoy check out, and fails on any warning: each would be logged 10,000 times.
 func validate(t testing.TB, out *Output) {
 	t.Helper()
-	cmd := exec.Command(envoyBinary(t), "--mode", "validate", "-c", bootstrapFile(t, out), "-l", "warning")
+	cmd := exec.Command(realenvoy.Path(t, root), "--mode", "validate", "-c", bootstrapFile(t, out), "-l", "warning")
 	text, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("envoy --mode validate: %v\n%s", err, text)

@@ -11,6 +11,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	caresv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/network/dns_resolver/cares/v3"
 	"github.com/miekg/dns"
+	"understudy.mesh/tests/realenvoy"
 )
 
 const dynamicConfig = `
@@ -52,7 +53,7 @@ func TestLiveDynamic(t *testing.T) {
 	if os.Geteuid() != 0 {
 		needs(t, "root, to make a network namespace")
 	}
-	envoy := envoyBinary(t)
+	envoy := realenvoy.Path(t, root)
 	enterNamespace(t)
 	web(t, "10.99.0.1:80", "found")
 	web(t, "10.99.0.1:8081", "static")

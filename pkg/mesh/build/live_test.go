@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.mesh/pkg/mesh/internal/document"
+	"understudy.mesh/tests/realenvoy"
 )
 
 // envoyGroup is the group that the rules below let pass, as Istio's let uid 1337 pass.
@@ -92,7 +93,7 @@ func TestLive(t *testing.T) {
 	if os.Geteuid() != 0 {
 		needs(t, "root, to make a network namespace")
 	}
-	envoy := envoyBinary(t)
+	envoy := realenvoy.Path(t, root)
 	enterNamespace(t)
 	serveAll(t)
 	for _, registryOnly := range []bool{false, true} {

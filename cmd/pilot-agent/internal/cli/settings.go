@@ -32,7 +32,11 @@ func AddSettings(fs *pflag.FlagSet, global bool) {
 			continue
 		}
 		doc := s.Doc
-		if s.Effect != config.Effective {
+		switch s.Effect {
+		case config.Effective:
+		case config.UnderIstiod:
+			doc += " (without effect with --configDir)"
+		default:
 			doc += " (accepted without effect)"
 		}
 		if s.Env != "" {

@@ -22,8 +22,7 @@ import (
 	"understudy.mesh/pkg/control"
 )
 
-// timeout bounds one request to the agent: a lookup may wait for one upstream server after
-// another.
+// timeout bounds the look-up of one name's addresses: it may wait for one upstream server after another.
 const timeout = 30 * time.Second
 
 // New returns the command.
@@ -34,32 +33,32 @@ func New(e *cli.Env) *cobra.Command {
 	}
 	cmd.AddCommand(
 		newLookupCommand(e),
-		newCommand(e, "table [NAME]", "List the names that the agent answers itself", &question{page: control.DNSTablePath, print: printHosts}),
+		newCommand(e, "table [NAME]", "List the names that the agent answers itself", &cli.Page{Path: control.DNSTablePath, Print: printHosts}),
 		newCommand(e, "cache [NAME]", "List the content of the cache: answers, last used first, and then failures",
-			&question{page: control.DNSCachePath, print: printCache}),
+			&cli.Page{Path: control.DNSCachePath, Print: printCache}),
 		newCommand(e, "flush [NAME]", "Remove answers and failures from the cache, so that they are asked for again",
-			&question{page: control.DNSFlushPath, method: http.MethodPost, print: printFlushed}),
+			&cli.Page{Path: control.DNSFlushPath, Method: http.MethodPost, Print: printFlushed}),
 		newCommand(e, "vips [NAME]", "List the virtual addresses that hosts have, and those that they had",
-			&question{page: control.DNSVIPsPath, print: func(out io.Writer, in *json.Decoder) error { return vipView{time.Now()}.print(out, in) }}),
+			&cli.Page{Path: control.DNSVIPsPath, Print: func(out io.Writer, in *json.Decoder) error { return vipView{time.Now()}.print(out, in) }}),
 		newCommand(e, "upstreams", "List the DNS servers that the agent forwards to, and their state",
-			&question{page: control.DNSUpstreamsPath, print: func(out io.Writer, in *json.Decoder) error { return upstreamView{time.Now()}.print(out, in) }}),
+			&cli.Page{Path: control.DNSUpstreamsPath, Print: func(out io.Writer, in *json.Decoder) error { return upstreamView{time.Now()}.print(out, in) }}),
 	)
 	return cmd
 }
 
 func newLookupCommand(e *cli.Env) *cobra.Command {
 	var qtype string
-	q := &question{page: control.DNSLookupPath, print: printExplanation}
+	q := &cli.Page{Path: control.DNSLookupPath, Print: printExplanation}
 	cmd := newCommand(e, "lookup NAME", "Show what the agent would answer for a name, and where the answer comes from", q)
 	cmd.Args = cobra.ExactArgs(1)
-	cmd.PreRun = func(*cobra.Command, []string) { q.query.Set("type", qtype) }
+	cmd.PreRun = func(*cobra.Command, []string) { q.Query.Set("type", qtype) }
 	cmd.Flags().StringVarP(&qtype, "type", "t", "A", "record type: A, AAAA, SRV, TXT ...")
 	return cmd
 }
 
 // newCommand returns a command that asks q, of a name if its use has one.
-func newCommand(e *cli.Env, use, short string, q *question) *cobra.Command {
-	q.query = url.Values{}
+func newCommand(e *cli.Env, use, short string, q *cli.Page) *cobra.Command {
+	q.Query = url.Values{}
 	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
 	if strings.HasSuffix(use, "[NAME]") {
 		cmd.Args = cobra.MaximumNArgs(1)
@@ -68,57 +67,17 @@ func newCommand(e *cli.Env, use, short string, q *question) *cobra.Command {
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 1 {
-			q.query.Set("name", args[0])
+			q.Query.Set("name", args[0])
 		}
-		return q.ask(cmd.Context(), e.Client().OpenStatus, e.Stdout)
+		return q.Ask(cmd.Context(), e.Client().OpenStatus, e.Stdout)
 	}
-	q.output.AddFlag(cmd, "o")
+	q.Output.AddFlag(cmd, "o")
 	return cmd
-}
-
-// question is a request for one of the agent's pages about DNS.
-type question struct {
-	page   string
-	method string // "" is GET
-	query  url.Values
-	output cli.Output
-	// print writes the page as text, without all of it in memory.
-	print func(io.Writer, *json.Decoder) error
-}
-
-// Opener is [control.Client.OpenStatus].
-type Opener func(ctx context.Context, method, path string) (io.ReadCloser, error)
-
-// ask opens the page and prints it while it arrives.
-func (q question) ask(ctx context.Context, open Opener, out io.Writer) error {
-	if err := q.output.Check(); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	path := q.page
-	if len(q.query) > 0 {
-		path += "?" + q.query.Encode()
-	}
-	answer, err := open(ctx, cmp.Or(q.method, http.MethodGet), path)
-	if err != nil {
-		return err
-	}
-	defer answer.Close()
-	if q.output.IsJSON() {
-		_, err = io.Copy(out, answer)
-	} else {
-		err = q.print(out, json.NewDecoder(answer))
-	}
-	if err != nil {
-		return fmt.Errorf("read the agent's answer: %w", err)
-	}
-	return nil
 }
 
 // Addresses asks the agent for a name's addresses, as `dns lookup` does, and where they come
 // from.
-func Addresses(ctx context.Context, open Opener, name string) (addrs []netip.Addr, source string, err error) {
+func Addresses(ctx context.Context, open cli.Opener, name string) (addrs []netip.Addr, source string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for _, qtype := range []string{"A", "AAAA"} {

@@ -100,7 +100,7 @@ SERVER             STATE    IN USE  REQUESTS  FAILURES  HEDGES  OVERTAKEN  LATEN
 }
 
 // answers is an agent that answers one page, and notes what it was asked.
-func answers(body string, asked *[]string) Opener {
+func answers(body string, asked *[]string) cli.Opener {
 	return func(_ context.Context, method, path string) (io.ReadCloser, error) {
 		*asked = append(*asked, method+" "+path)
 		return io.NopCloser(strings.NewReader(body)), nil
@@ -113,8 +113,8 @@ func TestDNSCommands(t *testing.T) {
 			t.Run(page+" "+output, func(t *testing.T) {
 				var out bytes.Buffer
 				var asked []string
-				q := question{page: page, query: url.Values{"name": {"a b"}}, output: cli.Output(output), print: a.print}
-				if err := q.ask(t.Context(), answers(a.page, &asked), &out); err != nil {
+				q := cli.Page{Path: page, Query: url.Values{"name": {"a b"}}, Output: cli.Output(output), Print: a.print}
+				if err := q.Ask(t.Context(), answers(a.page, &asked), &out); err != nil {
 					t.Fatal(err)
 				}
 				if diff := cmp.Diff(want, out.String()); diff != "" {
@@ -174,8 +174,8 @@ func TestDNSErrors(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var asked []string
-			q := question{page: control.DNSTablePath, output: "table", print: printHosts}
-			if err := q.ask(t.Context(), answers(tc.page, &asked), io.Discard); err == nil || err.Error() != tc.want {
+			q := cli.Page{Path: control.DNSTablePath, Output: "table", Print: printHosts}
+			if err := q.Ask(t.Context(), answers(tc.page, &asked), io.Discard); err == nil || err.Error() != tc.want {
 				t.Errorf("error %v\n want %s", err, tc.want)
 			}
 			if want := "GET " + control.DNSTablePath; !slices.Equal(asked, []string{want}) {

@@ -19,32 +19,9 @@ import (
 	"understudy.mesh/dnsproxy/vip"
 )
 
-// each decodes the elements of a JSON list one by one.
-func each[T any](in *json.Decoder, do func(T)) error {
-	if err := expect(in, '['); err != nil {
-		return err
-	}
-	for in.More() {
-		var v T
-		if err := in.Decode(&v); err != nil {
-			return err
-		}
-		do(v)
-	}
-	return expect(in, ']')
-}
-
-func expect(in *json.Decoder, want json.Delim) error {
-	got, err := in.Token()
-	if err == nil && got != want {
-		err = fmt.Errorf("%q where %q should be", fmt.Sprint(got), want)
-	}
-	return err
-}
-
 func printHosts(w io.Writer, in *json.Decoder) error {
 	r := cli.NewTable(w, "NAME", "SOURCE", "ADDRESSES")
-	err := each(in, func(h table.Host) {
+	err := cli.Each(in, func(h table.Host) {
 		source := "addresses"
 		switch {
 		case h.VIP:
@@ -67,7 +44,7 @@ func join(addrs []netip.Addr) string {
 
 func printCache(w io.Writer, in *json.Decoder) error {
 	r := cli.NewTable(w, "NAME", "TYPE", "FLAGS", "ANSWER", "STATE", "LEFT", "HITS", "BYTES", "SERVER")
-	err := each(in, func(c cache.Entry) {
+	err := cli.Each(in, func(c cache.Entry) {
 		state := "fresh"
 		switch {
 		case c.Failure:
@@ -91,7 +68,7 @@ type vipView struct{ now time.Time }
 func (v vipView) print(w io.Writer, in *json.Decoder) error {
 	var pool vip.Stats
 	r := cli.NewTable(w, "HOST", "ADDRESSES", "STATE")
-	if err := expect(in, '{'); err != nil {
+	if err := cli.Expect(in, '{'); err != nil {
 		return err
 	}
 	for in.More() {
@@ -100,7 +77,7 @@ func (v vipView) print(w io.Writer, in *json.Decoder) error {
 		case "pool":
 			err = in.Decode(&pool)
 		case "vips":
-			err = each(in, func(a vip.VIP) { r.Add(a.Host, join(a.Addrs), v.state(a)) })
+			err = cli.Each(in, func(a vip.VIP) { r.Add(a.Host, join(a.Addrs), v.state(a)) })
 		default: // of a later release
 			err = in.Decode(new(json.RawMessage))
 		}
@@ -108,7 +85,7 @@ func (v vipView) print(w io.Writer, in *json.Decoder) error {
 			return err
 		}
 	}
-	if err := cmp.Or(expect(in, '}'), r.End()); err != nil {
+	if err := cmp.Or(cli.Expect(in, '}'), r.End()); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(w, "\nUsed: %d of %d. Kept back, as their host left: %d.\n", pool.Assigned, pool.Capacity, pool.Quarantined)
@@ -136,7 +113,7 @@ type upstreamView struct{ now time.Time }
 
 func (v upstreamView) print(w io.Writer, in *json.Decoder) error {
 	r := cli.NewTable(w, "SERVER", "STATE", "IN USE", "REQUESTS", "FAILURES", "HEDGES", "OVERTAKEN", "LATENCY", "LAST ERROR")
-	err := each(in, func(u upstream.Stats) {
+	err := cli.Each(in, func(u upstream.Stats) {
 		use, latency, last := "no", "", u.Error
 		if u.InUse {
 			use = "yes"

@@ -1,5 +1,5 @@
-// Package doctor owns `pilot-agent doctor`: it finds what is wrong with a pod's capture, and
-// why a connection goes where it does.
+// Package doctor owns `pilot-agent doctor`: it finds what is wrong with a pod's capture and with
+// its way to istiod, and why a connection goes where it does.
 package doctor
 
 import (
@@ -9,12 +9,12 @@ import (
 	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
 )
 
-// New returns the command.
-func New(e *cli.Env, host iptablescmd.Host) *cobra.Command {
+// New returns the command. load reads the settings that a proxy here would have.
+func New(e *cli.Env, host iptablescmd.Host, load Load) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Find out what is wrong with a pod's capture, and why a connection goes where it does",
+		Short: "Find out what is wrong with a pod's capture or its way to istiod, and why a connection goes where it does",
 	}
-	cmd.AddCommand(newCaptureCommand(e, host), newTraceCommand(e, host))
+	cmd.AddCommand(newCaptureCommand(e, host), newTraceCommand(e, host), newIstiodCommand(e, load))
 	return cmd
 }

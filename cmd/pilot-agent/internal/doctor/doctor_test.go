@@ -18,6 +18,7 @@ import (
 	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
 	"understudy.mesh/iptables/inspect"
 	"understudy.mesh/iptables/rule"
+	"understudy.mesh/pkg/config"
 	"understudy.mesh/tests/capture"
 )
 
@@ -158,6 +159,11 @@ func TestCaptureGiven(t *testing.T) {
 	}
 }
 
+// loadGiven reads the settings of the command line alone.
+func loadGiven(_ *cli.Env, cmd *cobra.Command, role config.Role) (*config.Config, []config.Warning, error) {
+	return config.Load(config.Sources{Role: role, Flags: cli.GivenSettings(cmd), IsDir: func(string) bool { return true }})
+}
+
 // doctorIn runs a command line of doctor or istio-iptables as main does.
 func doctorIn(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
@@ -165,7 +171,7 @@ func doctorIn(t *testing.T, args ...string) (status int, stdout, stderr string) 
 	e := &cli.Env{Environ: []string{"DRY_RUN="}, Stdout: &out, Stderr: &errs}
 	root := &cobra.Command{Use: "pilot-agent", SilenceUsage: true, SilenceErrors: true}
 	cli.AddSettings(root.PersistentFlags(), true)
-	root.AddCommand(New(e, iptablescmd.ThisHost()), iptablescmd.New(e, iptablescmd.ThisHost(), Check))
+	root.AddCommand(New(e, iptablescmd.ThisHost(), loadGiven), iptablescmd.New(e, iptablescmd.ThisHost(), Check))
 	return e.Run(t.Context(), root, args), out.String(), errs.String()
 }
 

@@ -144,6 +144,17 @@ func giveUp(s *State, e Event) []Action {
 	return do(ReportHopeless, Fail)
 }
 
+// cutOff: the hook of this generation is gone with its kubelet, and the next kubelet reports the container as ready. So a newcomer
+// that cannot serve yet ends, as it does when its hook fails: its slot must not count as ready while another one serves.
+func cutOff(s *State, e Event) []Action {
+	hasPredecessor := s.taking || s.failures > 0
+	if !hasPredecessor || e.InForce || s.Stopping || s.Settled || s.Retiring > 0 {
+		return nil
+	}
+	s.Over = true
+	return do(ReportCutOff, Fail)
+}
+
 // stopStarting: nothing serves here yet, so that nothing has to be drained.
 func stopStarting(s *State, e Event) []Action {
 	s.Stopping = true

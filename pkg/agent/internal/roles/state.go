@@ -31,6 +31,7 @@ const (
 	TookOver        // everything is here for good
 	FailedToTake    // the generation before serves on
 	Hopeless        // so it does, and no further attempt would end otherwise
+	HookCutOff      // nobody waits for this generation any more, and the kubelet is about to count it as ready
 	Welcomed        // the newcomer knows that it may take over
 	CannotServe     // the sockets cannot be had, or not be served
 	SidecarEnded    // by itself
@@ -48,7 +49,7 @@ const (
 var names = [kinds]string{
 	FoundNobody: "found nobody", FoundOlder: "found an older one", FoundNewer: "found a newer one", LookAgain: "look again",
 	PeerServes: "the followed one serves", PeerLeaves: "the followed one leaves", PeerGone: "the followed one is gone",
-	InForce: "in force", Learned: "learned of its Envoy", PredecessorDied: "the one before died", TookOver: "took over", FailedToTake: "failed to take over", Hopeless: "cannot take over",
+	InForce: "in force", Learned: "learned of its Envoy", PredecessorDied: "the one before died", TookOver: "took over", FailedToTake: "failed to take over", Hopeless: "cannot take over", HookCutOff: "hook cut off",
 	Welcomed: "welcomed", CannotServe: "cannot serve", SidecarEnded: "sidecar ended", PredecessorNews: "news of the one before",
 	DrainedToStop: "drained to stop", Emptied: "emptied", Retired: "retired", DrainNews: "news of the drain",
 	StopAsked: "stop asked", QuitAsked: "quit asked", NobodyTakesOver: "nobody takes over",
@@ -137,6 +138,7 @@ const (
 	ReportLost
 	ReportFailed
 	ReportHopeless
+	ReportCutOff
 	SayRetry // that it cannot serve now, and tries after Pause
 
 	Accept // on the agent's sockets

@@ -29,6 +29,7 @@ var table = map[handoff.Role]map[Kind]rule{
 		TookOver:        tookOver,
 		FailedToTake:    tryLater,
 		Hopeless:        giveUp,
+		HookCutOff:      cutOff,
 		CannotServe:     cannotServe,
 		SidecarEnded:    sidecarEnded,
 		handoff.Arrived: arrived,

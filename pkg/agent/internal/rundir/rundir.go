@@ -4,7 +4,9 @@
 package rundir
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -26,8 +28,9 @@ const (
 
 // Dir is the directory of one generation.
 type Dir struct {
-	dir  string
-	lock *os.File
+	dir   string
+	lock  *os.File
+	links map[string]string // to sockets of the directory, by the link's path
 }
 
 // New makes a fresh directory, named after id, below configPath, which it creates when
@@ -86,23 +89,97 @@ func (d *Dir) HotRestartSockets() string { return filepath.Join(d.dir, "hr") }
 // XDSSocket is where Envoy gets its resources.
 func (d *Dir) XDSSocket() string { return filepath.Join(d.dir, "xds.sock") }
 
-// ListenXDS binds the socket from which this generation's Envoy gets its
-// resources. The directory is 0700, the socket 0600.
-func (d *Dir) ListenXDS() (net.Listener, error) {
-	l, err := net.Listen("unix", d.XDSSocket())
+// SDSSocket is where Envoy gets its secrets. It is not where Istio has it: there the next generation would take it for
+// another's.
+func (d *Dir) SDSSocket() string { return filepath.Join(d.dir, "sds.sock") }
+
+// clientsSocket is where xDS clients other than Envoy are served.
+func (d *Dir) clientsSocket() string { return filepath.Join(d.dir, "apps.sock") }
+
+// ListenXDS binds the socket from which this generation's Envoy gets its resources.
+func (d *Dir) ListenXDS() (net.Listener, error) { return listen("XDS", d.XDSSocket()) }
+
+// ListenClients binds the socket at which xDS clients other than Envoy are served.
+func (d *Dir) ListenClients() (net.Listener, error) { return listen("clients' XDS", d.clientsSocket()) }
+
+// ListenSDS binds the socket from which this generation's Envoy gets its secrets.
+func (d *Dir) ListenSDS() (net.Listener, error) { return listen("SDS", d.SDSSocket()) }
+
+// listen binds a socket in the directory, which is 0700; the socket is 0600.
+func listen(what, path string) (net.Listener, error) {
+	l, err := net.Listen("unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("bind the XDS socket: %w", err)
+		return nil, fmt.Errorf("bind the %s socket: %w", what, err)
 	}
-	if err := os.Chmod(d.XDSSocket(), 0o600); err != nil {
+	if err := os.Chmod(path, 0o600); err != nil {
 		l.Close()
-		return nil, fmt.Errorf("restrict the XDS socket: %w", err)
+		return nil, fmt.Errorf("restrict the %s socket: %w", what, err)
 	}
 	return l, nil
+}
+
+// Where Istio's agent has its sockets, the one below configPath, the other below the working directory.
+const (
+	istioXDS = "XDS"
+	istioSDS = "./var/run/secrets/workload-spiffe-uds/socket"
+)
+
+// LinkXDS makes the XDS socket be where Istio's is, for a bootstrap that is not the agent's.
+func (d *Dir) LinkXDS() error { return d.linkXDS(d.XDSSocket()) }
+
+// LinkClients makes the socket of other clients than Envoy be where Istio's is.
+func (d *Dir) LinkClients() error { return d.linkXDS(d.clientsSocket()) }
+
+// linkXDS makes a link that is good in every container that has configPath, wherever that is mounted there.
+func (d *Dir) linkXDS(socket string) error {
+	if err := d.link(filepath.Join(filepath.Base(d.dir), filepath.Base(socket)), filepath.Join(filepath.Dir(d.dir), istioXDS)); err != nil {
+		return fmt.Errorf("link the XDS socket: %w", err)
+	}
+	return nil
+}
+
+// LinkSDS makes the SDS socket be where Istio's is, for the same.
+func (d *Dir) LinkSDS() error {
+	link, err := filepath.Abs(istioSDS)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(link), 0o755)
+	}
+	if err == nil {
+		err = d.link(d.SDSSocket(), link)
+	}
+	if err != nil {
+		return fmt.Errorf("link the SDS socket: %w", err)
+	}
+	return nil
+}
+
+// link puts a link to one of the directory's sockets at a path, in place of what is there.
+func (d *Dir) link(socket, path string) error {
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(socket, fresh); err != nil {
+		return err
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return err
+	}
+	if d.links == nil {
+		d.links = make(map[string]string)
+	}
+	d.links[path] = socket
+	return nil
 }
 
 // Remove deletes everything the generation put on disk.
 func (d *Dir) Remove() error {
 	err := os.RemoveAll(d.dir)
+	for link, socket := range d.links {
+		if target, readErr := os.Readlink(link); readErr == nil && target == socket { // no later generation's
+			err = errors.Join(err, os.Remove(link))
+		}
+	}
 	d.lock.Close()
 	return err
 }

@@ -1,6 +1,7 @@
 package rundir
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -97,5 +98,54 @@ func TestGenerationPathsAreAbsolute(t *testing.T) {
 	}
 	if err := g.Remove(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestLinks: a link is the last generation's, and goes with it, but not with an earlier one.
+func TestLinks(t *testing.T) {
+	t.Chdir(t.TempDir())
+	log := slog.New(slog.DiscardHandler)
+	configPath := t.TempDir()
+	links := []string{filepath.Join(configPath, "XDS"), "var/run/secrets/workload-spiffe-uds/socket"}
+	if err := os.MkdirAll(filepath.Dir(links[1]), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(links[1], nil, 0o600); err != nil { // what a killed agent has left
+		t.Fatal(err)
+	}
+	var dirs []*Dir
+	for _, id := range []string{"first", "second"} {
+		d, err := New(configPath, id, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, socket := range []string{d.XDSSocket(), d.clientsSocket(), d.SDSSocket()} {
+			if err := os.WriteFile(socket, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		link, socket := d.LinkXDS, d.XDSSocket()
+		if id == "second" {
+			link, socket = d.LinkClients, d.clientsSocket()
+		}
+		if err := errors.Join(link(), d.LinkSDS()); err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []string{socket, d.SDSSocket()} {
+			if target, err := filepath.EvalSymlinks(links[i]); err != nil || target != want {
+				t.Errorf("%s: the link %s leads to %q, %v", id, links[i], target, err)
+			}
+		}
+		dirs = append(dirs, d)
+	}
+	for i, want := range []bool{true, false} {
+		if err := dirs[i].Remove(); err != nil {
+			t.Fatal(err)
+		}
+		for _, link := range links {
+			if _, err := os.Lstat(link); (err == nil) != want {
+				t.Errorf("after generation %d has gone: %v", i, err)
+			}
+		}
 	}
 }

@@ -20,7 +20,7 @@ func (s *Sidecar) Accept() (err error) {
 	if l.Status, err = s.Sockets.Listeners(sockets.UseStatus, sockets.StatusPort(s.cfg)); err != nil {
 		return err
 	}
-	if s.cfg.ReadyPort != sockets.StatusPort(s.cfg) {
+	if sockets.HasProbePort(s.cfg) {
 		if l.Probe, err = s.Sockets.Listeners(sockets.UseProbe, s.cfg.ReadyPort); err != nil {
 			return err
 		}
@@ -29,18 +29,16 @@ func (s *Sidecar) Accept() (err error) {
 		return err
 	}
 	f := &listeners{released: make(chan struct{})}
-	if s.dns != nil {
+	if s.names.captured {
 		udp, tcp, err := s.Sockets.DNS()
 		if err != nil {
 			return err
 		}
-		f.dns = s.dns.Start(udp, tcp)
+		f.dns = s.names.dns.Start(udp, tcp)
 	}
 	s.probation.begin()
 	f.status = s.Status.Start(l)
-	s.mu.Lock()
-	s.open = f
-	s.mu.Unlock()
+	s.serving.begin(f)
 	go func() {
 		if err := f.failed(s.base); err != nil {
 			s.fail(err)
@@ -50,32 +48,13 @@ func (s *Sidecar) Accept() (err error) {
 }
 
 // Accepting tells whether it does.
-func (s *Sidecar) Accepting() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.open != nil
-}
+func (s *Sidecar) Accepting() bool { return s.serving.accepts() }
 
-// ReleaseListeners stops accepting, in an instant; what was accepted is served on. Nothing is
-// published until resume.
+// ReleaseListeners stops accepting, in an instant; what was accepted is served on. Where a control
+// plane suspends, nothing is published until Resume.
 func (s *Sidecar) ReleaseListeners() {
-	s.release()
-	s.suspend()
-}
-
-// release stops accepting and lets what was accepted finish in the background.
-func (s *Sidecar) release() {
-	s.mu.Lock()
-	f := s.open
-	s.open = nil
-	s.mu.Unlock()
-	if f == nil {
-		return
+	s.serving.release(s.base)
+	if s.plane.Suspends() {
+		s.publisher.suspend()
 	}
-	close(f.released)
-	f.status.Release()
-	if f.dns != nil {
-		f.dns.Release()
-	}
-	s.closing.Go(func() { f.finish(s.base) })
 }

@@ -30,7 +30,7 @@ func TestAcceptLeavesNothingOpenWhenItFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Sockets.Close()
-	if err := s.newDNS(); err != nil {
+	if s.names, err = openNames(&cfg, s.world); err != nil {
 		t.Fatal(err)
 	}
 	open := descriptors.OpenSockets(t)

@@ -23,6 +23,14 @@ func CheckBinary(path string) error {
 	return nil
 }
 
+// CheckCompliance refuses a policy that this build of the agent cannot keep.
+func CheckCompliance(c *config.Config) error {
+	if err := c.CompliancePolicy.CheckBuild(); err != nil {
+		return fmt.Errorf("%s: %w", c.Spelled("compliancePolicy"), err)
+	}
+	return nil
+}
+
 // capabilityRemedy is what a pod has to say. Kubernetes gives a capability that it adds
 // to root only: a process of another user has it in its bounding set, where it is of no
 // use without a file that has it, too.

@@ -27,16 +27,16 @@ import (
 	"understudy.mesh/pkg/status"
 )
 
-// dnsPart is a sidecar of which there is only DNS: its proxy listens at addr and forwards to
+// dnsPart is the names of a pod with DNS capture: the proxy listens at addr and forwards to
 // a server that knows every name but those of gone.example.
-func dnsPart(t *testing.T) (s *Sidecar, addr string) {
+func dnsPart(t *testing.T) (n *names, addr string) {
 	t.Helper()
-	s, addr, _ = dnsPartWith(t, "")
-	return s, addr
+	n, addr, _ = dnsPartWith(t, "")
+	return n, addr
 }
 
 // dnsPartWith has more in its resolv.conf, and a clock that forward sets forward.
-func dnsPartWith(t *testing.T, more string) (s *Sidecar, addr string, forward func(time.Duration)) {
+func dnsPartWith(t *testing.T, more string) (n *names, addr string, forward func(time.Duration)) {
 	t.Helper()
 	listen := func() (*net.UDPConn, *net.TCPListener) {
 		udp, tcp, err := dnsproxy.Listen([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")})
@@ -75,7 +75,7 @@ func dnsPartWith(t *testing.T, more string) (s *Sidecar, addr string, forward fu
 	udp, tcp = listen()
 	serving := server.Start([]*net.UDPConn{udp}, []*net.TCPListener{tcp})
 	t.Cleanup(func() { serving.Close(t.Context()) })
-	return &Sidecar{dns: server, vips: vips}, tcp.Addr().String(), func(d time.Duration) { passed.Add(int64(d)) }
+	return &names{dns: server, captured: true, vips: vips}, tcp.Addr().String(), func(d time.Duration) { passed.Add(int64(d)) }
 }
 
 func askDNS(t *testing.T, network, addr, name string, qtype uint16) *dns.Msg {
@@ -88,11 +88,11 @@ func askDNS(t *testing.T, network, addr, name string, qtype uint16) *dns.Msg {
 }
 
 // page reads a debug page into a value.
-func page(t *testing.T, s *Sidecar, url string, into any) (code int, body string) {
+func page(t *testing.T, n *names, url string, into any) (code int, body string) {
 	t.Helper()
 	r := httptest.NewRequest(http.MethodGet, url, nil)
 	w := httptest.NewRecorder()
-	s.debugPages()[r.URL.Path].ServeHTTP(w, r)
+	n.debugPages()[r.URL.Path].ServeHTTP(w, r)
 	if w.Code == http.StatusOK {
 		if err := json.Unmarshal(w.Body.Bytes(), into); err != nil {
 			t.Fatalf("%s: %v\n%s", url, err, w.Body)
@@ -102,22 +102,22 @@ func page(t *testing.T, s *Sidecar, url string, into any) (code int, body string
 }
 
 func TestDNSPages(t *testing.T) {
-	s, addr := dnsPart(t)
+	n, addr := dnsPart(t)
 	var hosts []table.Host
-	if code, body := page(t, s, control.DNSTablePath, &hosts); code != http.StatusOK || hosts == nil || len(hosts) != 0 {
+	if code, body := page(t, n, control.DNSTablePath, &hosts); code != http.StatusOK || hosts == nil || len(hosts) != 0 {
 		t.Errorf("before the first table: %d %s", code, body)
 	}
-	if code, body := page(t, s, debugNames, new(map[string]any)); code != http.StatusOK {
+	if code, body := page(t, n, debugNames, new(map[string]any)); code != http.StatusOK {
 		t.Errorf("Istio's page before the first table: %d %s", code, body)
 	}
-	given, err := s.vips.Assign([]string{"a.example", "b.example"})
+	given, err := n.vips.Assign([]string{"a.example", "b.example"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.vips.Assign([]string{"a.example"}); err != nil {
+	if _, err := n.vips.Assign([]string{"a.example"}); err != nil {
 		t.Fatal(err)
 	}
-	s.dns.Swap(table.New([]table.Host{
+	n.dns.Swap(table.New([]table.Host{
 		{Name: "a.example", Addrs: given["a.example"], VIP: true}, {Name: "*.a.example", Addrs: given["a.example"]}, {Name: "ba.example", Addrs: given["b.example"]},
 	}))
 	askDNS(t, "udp", addr, "Www.Plain.example.", dns.TypeA)
@@ -133,48 +133,48 @@ func TestDNSPages(t *testing.T) {
 		"": {"*.a.example", "a.example", "ba.example"}, "A.example.": {"*.a.example", "a.example"}, "ba": {"ba.example"}, "xample": nil,
 	} {
 		hosts = nil
-		page(t, s, control.DNSTablePath+"?name="+filter, &hosts)
+		page(t, n, control.DNSTablePath+"?name="+filter, &hosts)
 		if diff := cmp.Diff(want, names(hosts)); diff != "" {
 			t.Errorf("table of %q: %s", filter, diff)
 		}
 	}
 	var cached []cache.Entry
-	page(t, s, control.DNSCachePath, &cached)
+	page(t, n, control.DNSCachePath, &cached)
 	if len(cached) != 2 || cached[0].Name != "www.plain.example." || cached[0].Rcode != "NOERROR" || !cached[1].Failure || cached[1].Name != "gone.example." {
 		t.Errorf("cache: %+v", cached)
 	}
-	if page(t, s, control.DNSCachePath+"?name=plain.example", &cached); len(cached) != 1 || cached[0].Name != "www.plain.example." {
+	if page(t, n, control.DNSCachePath+"?name=plain.example", &cached); len(cached) != 1 || cached[0].Name != "www.plain.example." {
 		t.Errorf("cache of plain.example: %+v", cached)
 	}
 	var vips struct {
 		Pool vip.Stats `json:"pool"`
 		VIPs []vip.VIP `json:"vips"`
 	}
-	page(t, s, control.DNSVIPsPath, &vips)
+	page(t, n, control.DNSVIPsPath, &vips)
 	if vips.Pool.Assigned != 1 || vips.Pool.Quarantined != 1 || vips.Pool.Capacity != 254 || len(vips.VIPs) != 2 || vips.VIPs[0].Host != "a.example" || vips.VIPs[1].Usable.IsZero() {
 		t.Errorf("VIPs: %+v", vips)
 	}
-	if page(t, s, control.DNSVIPsPath+"?name=b", &vips); vips.Pool.Assigned != 1 || len(vips.VIPs) != 1 || vips.VIPs[0].Host != "b.example" {
+	if page(t, n, control.DNSVIPsPath+"?name=b", &vips); vips.Pool.Assigned != 1 || len(vips.VIPs) != 1 || vips.VIPs[0].Host != "b.example" {
 		t.Errorf("VIPs of b: %+v", vips)
 	}
 	var upstreams []upstream.Stats
-	if page(t, s, control.DNSUpstreamsPath, &upstreams); len(upstreams) != 1 || upstreams[0].Requests < 2 || !upstreams[0].InUse {
+	if page(t, n, control.DNSUpstreamsPath, &upstreams); len(upstreams) != 1 || upstreams[0].Requests < 2 || !upstreams[0].InUse {
 		t.Errorf("upstreams: %+v", upstreams)
 	}
 	var x dnsproxy.Explanation
-	if page(t, s, control.DNSLookupPath+"?name=a.example", &x); x.Source != "vip" {
+	if page(t, n, control.DNSLookupPath+"?name=a.example", &x); x.Source != "vip" {
 		t.Errorf("lookup: %+v", x)
 	}
-	if code, body := page(t, s, control.DNSLookupPath+"?name=a.example&type=x", nil); code != http.StatusBadRequest || !strings.Contains(body, `"X"`) {
+	if code, body := page(t, n, control.DNSLookupPath+"?name=a.example&type=x", nil); code != http.StatusBadRequest || !strings.Contains(body, `"X"`) {
 		t.Errorf("lookup of a type that there is not: %d %s", code, body)
 	}
 }
 
 // Only a POST takes answers out of the cache, and only those that were named.
 func TestDNSFlush(t *testing.T) {
-	s, addr := dnsPart(t)
+	n, addr := dnsPart(t)
 	askDNS(t, "udp", addr, "www.plain.example.", dns.TypeA)
-	if code, body := page(t, s, control.DNSFlushPath, nil); code != http.StatusMethodNotAllowed || !strings.Contains(body, "use POST") {
+	if code, body := page(t, n, control.DNSFlushPath, nil); code != http.StatusMethodNotAllowed || !strings.Contains(body, "use POST") {
 		t.Errorf("GET: %d %s", code, body)
 	}
 	for _, tc := range []struct {
@@ -182,7 +182,7 @@ func TestDNSFlush(t *testing.T) {
 		want  int
 	}{{"?name=other.example", 0}, {"?name=Plain.example", 1}, {"", 0}} {
 		w := httptest.NewRecorder()
-		s.debugPages()[control.DNSFlushPath].ServeHTTP(w, httptest.NewRequest(http.MethodPost, control.DNSFlushPath+tc.query, nil))
+		n.debugPages()[control.DNSFlushPath].ServeHTTP(w, httptest.NewRequest(http.MethodPost, control.DNSFlushPath+tc.query, nil))
 		var got struct{ Flushed int }
 		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got.Flushed != tc.want {
 			t.Errorf("%q: %s, %v, want %d", tc.query, w.Body, err, tc.want)
@@ -192,36 +192,36 @@ func TestDNSFlush(t *testing.T) {
 
 // TestDNSPagesWithoutDNS says what would be needed.
 func TestDNSPagesWithoutDNS(t *testing.T) {
-	s := &Sidecar{}
+	n := &names{}
 	for _, path := range []string{control.DNSLookupPath + "?name=x", control.DNSTablePath, control.DNSCachePath, control.DNSFlushPath, control.DNSVIPsPath, control.DNSUpstreamsPath} {
-		if code, body := page(t, s, path, nil); code != http.StatusNotFound || strings.TrimSpace(body) != noDNS {
+		if code, body := page(t, n, path, nil); code != http.StatusNotFound || strings.TrimSpace(body) != noDNS {
 			t.Errorf("%s: %d %s", path, code, body)
 		}
 	}
-	if samples := s.dnsSamples(); len(samples) != 0 {
+	if samples := n.dnsSamples(); len(samples) != 0 {
 		t.Errorf("metrics without DNS: %v", samples)
 	}
 }
 
 // A page of 100,000 names is whole.
 func TestDNSPageOfManyNames(t *testing.T) {
-	s, _ := dnsPart(t)
+	n, _ := dnsPart(t)
 	hosts := make([]table.Host, 100_000)
 	for i := range hosts {
 		hosts[i] = table.Host{Name: fmt.Sprintf("h%d.example", i), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}}
 	}
-	s.dns.Swap(table.New(hosts))
+	n.dns.Swap(table.New(hosts))
 	var got []table.Host
-	if page(t, s, control.DNSTablePath, &got); len(got) != len(hosts) {
+	if page(t, n, control.DNSTablePath, &got); len(got) != len(hosts) {
 		t.Errorf("%d names, want %d", len(got), len(hosts))
 	}
 }
 
 // scrape returns the value of every series of the DNS metrics, by name and labels.
-func scrape(t *testing.T, s *Sidecar) map[string]float64 {
+func scrape(t *testing.T, n *names) map[string]float64 {
 	t.Helper()
 	registry := prometheus.NewRegistry()
-	for _, read := range []func() []status.Sample{s.dnsSamples, s.vipSamples} {
+	for _, read := range []func() []status.Sample{n.dnsSamples, n.vipSamples} {
 		if err := status.Register(registry, read); err != nil {
 			t.Fatal(err)
 		}
@@ -245,13 +245,13 @@ func scrape(t *testing.T, s *Sidecar) map[string]float64 {
 
 // TestDNSMetrics counts what was asked; Istio's names are among them.
 func TestDNSMetrics(t *testing.T) {
-	s, addr := dnsPart(t)
-	given, err := s.vips.Assign([]string{"a.example"})
+	n, addr := dnsPart(t)
+	given, err := n.vips.Assign([]string{"a.example"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.dns.Swap(table.New([]table.Host{{Name: "a.example", Addrs: given["a.example"], VIP: true}}))
-	before := scrape(t, s)
+	n.dns.Swap(table.New([]table.Host{{Name: "a.example", Addrs: given["a.example"], VIP: true}}))
+	before := scrape(t, n)
 	askDNS(t, "udp", addr, "a.example.", dns.TypeA)
 	askDNS(t, "udp", addr, "x.example.", dns.TypeA)
 	askDNS(t, "tcp", addr, "x.example.", dns.TypeA)
@@ -260,9 +260,9 @@ func TestDNSMetrics(t *testing.T) {
 	for i := range uint16(40) { // types that have no name of their own
 		askDNS(t, "udp", addr, "a.example.", 1000+i)
 	}
-	waitFor(t, "the end of what was answered", func() bool { return s.dns.Stats().Inflight == 0 })
-	after := scrape(t, s)
-	server := "{upstream=" + s.dns.Upstreams()[0].Server.String() + "}"
+	waitFor(t, "the end of what was answered", func() bool { return n.dns.Stats().Inflight == 0 })
+	after := scrape(t, n)
+	server := "{upstream=" + n.dns.Upstreams()[0].Server.String() + "}"
 	for name, want := range map[string]float64{
 		"dns_requests_total": 45, "dns_table_names": 1, "dns_refused_total": 0, "dns_dropped_total": 0, "dns_inflight": 0,
 		"dns_transport_requests_total{transport=udp}": 44, "dns_transport_requests_total{transport=tcp}": 1, "dns_tcp_cut_total": 0,

@@ -23,16 +23,16 @@ import (
 // TestDNSPagesStay compares the form of the DNS pages with that which commands of other releases, and people's
 // scripts, read: the name of each field and the kind of its values, over all elements.
 func TestDNSPagesStay(t *testing.T) {
-	s, addr, forward := dnsPartWith(t, "nameserver [127.0.0.1]:1\nsearch default.svc.cluster.local\n") // nobody listens at port 1
-	given, err := s.vips.Assign([]string{"vip.example", "freed.example"})
+	n, addr, forward := dnsPartWith(t, "nameserver [127.0.0.1]:1\nsearch default.svc.cluster.local\n") // nobody listens at port 1
+	given, err := n.vips.Assign([]string{"vip.example", "freed.example"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.vips.Assign([]string{"vip.example"}); err != nil {
+	if _, err := n.vips.Assign([]string{"vip.example"}); err != nil {
 		t.Fatal(err)
 	}
 	plain := []netip.Addr{netip.MustParseAddr("192.0.2.7")}
-	s.dns.Swap(table.New([]table.Host{
+	n.dns.Swap(table.New([]table.Host{
 		{Name: "vip.example", Addrs: given["vip.example"], VIP: true}, {Name: "*.wild.example", Addrs: plain}, {Name: "left.wild.example", Forwarded: true},
 	}))
 	askDNS(t, "udp", addr, "old.example.", dns.TypeA)
@@ -45,7 +45,7 @@ func TestDNSPagesStay(t *testing.T) {
 	waitFor(t, "the server at which nobody listens to be asked", func() bool {
 		askDNS(t, "udp", addr, "gone.example.", dns.TypeA)
 		forward(2 * time.Minute) // the failure is asked about anew
-		return slices.ContainsFunc(s.dns.Upstreams(), func(u upstream.Stats) bool { return u.Error != "" })
+		return slices.ContainsFunc(n.dns.Upstreams(), func(u upstream.Stats) bool { return u.Error != "" })
 	})
 	askDNS(t, "udp", addr, "gone.example.", dns.TypeA)
 
@@ -64,7 +64,7 @@ func TestDNSPagesStay(t *testing.T) {
 		{http.MethodPost, control.DNSFlushPath, ""},
 	} {
 		w := httptest.NewRecorder()
-		s.debugPages()[p.path].ServeHTTP(w, httptest.NewRequest(p.method, p.path+p.query, nil))
+		n.debugPages()[p.path].ServeHTTP(w, httptest.NewRequest(p.method, p.path+p.query, nil))
 		var page any
 		if err := json.Unmarshal(w.Body.Bytes(), &page); err != nil {
 			t.Fatalf("%s: %v: %s", p.path, err, w.Body)

@@ -2,12 +2,15 @@ package sidecar
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/hotrestart/handoff"
+	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/files"
+	"understudy.mesh/pkg/istiod"
 )
 
 // Components of what a generation tells its successor, besides those of the control plane. A name, once
@@ -23,16 +26,25 @@ const (
 const statsTimeout = time.Second
 
 // Inheritance is what a generation has from the one before: its sockets, and what it
-// knew. It owns the sockets.
+// knew. It owns the sockets; the files are read in New.
 type Inheritance struct {
 	Sockets *hotrestart.Sockets
 	State   handoff.State
+	Files   handoff.Files
+}
+
+// TakesFiles are the components of the generation before that a sidecar with these settings takes as files.
+func TakesFiles(c *config.Config) []string {
+	if c.ConfigDir != "" {
+		return nil
+	}
+	return []string{istiod.StateResources}
 }
 
 // InheritLast takes over what may have changed up to the moment at which the generation
 // before let go.
 func (s *Sidecar) InheritLast(state handoff.State) {
-	s.files.ImportLast(state)
+	s.plane.ImportLast(state)
 	s.adopt(state)
 }
 
@@ -46,7 +58,7 @@ func (s *Sidecar) InheritCounters(state handoff.State) {
 // adopt takes over what is not the control plane's: the DNS cache, and counters.
 func (s *Sidecar) adopt(state handoff.State) {
 	if data, ok := state[stateCache]; ok {
-		if n, err := s.resolver.dns.Cache.Import(data); err != nil {
+		if n, err := s.names.dns.Cache.Import(data); err != nil {
 			s.log.Warn("the DNS cache of the generation before is not taken over", "err", err)
 		} else {
 			s.log.Debug("took the DNS cache over", "answers", n)
@@ -57,15 +69,35 @@ func (s *Sidecar) adopt(state handoff.State) {
 
 // ExportState is what a successor is told as it arrives: all that warms it.
 func (s *Sidecar) ExportState() handoff.State {
-	state := handoff.State(s.files.Export())
-	state[stateCache] = s.resolver.dns.Cache.Export(maxCacheState)
+	state := handoff.State(s.plane.Export())
+	state[stateCache] = s.names.dns.Cache.Export(maxCacheState)
+	if s.identity != nil {
+		maps.Copy(state, s.identity.Export())
+	}
 	return s.fit(state)
+}
+
+// ExportFiles are the parts of that which are large, as far as the successor takes them. They are the caller's.
+func (s *Sidecar) ExportFiles(takes func(component string) bool) handoff.Files {
+	files := handoff.Files{}
+	for component, write := range s.plane.ExportFiles() {
+		if !takes(component) {
+			continue
+		}
+		file, err := handoff.NewFile(component, write)
+		if err != nil {
+			s.log.Warn("the newcomer does without", "err", err)
+			continue
+		}
+		files[component] = file
+	}
+	return files
 }
 
 // ExportLast is what a successor is told as this generation lets go: what must not
 // have changed behind its back since it arrived, and what Envoy has counted.
 func (s *Sidecar) ExportLast(ctx context.Context) (handoff.State, *envoy.Counters) {
-	state := handoff.State(s.files.ExportLast())
+	state := handoff.State(s.plane.ExportLast())
 	if !s.cfg.UpgradeStats {
 		return s.fit(state), nil
 	}
@@ -110,7 +142,7 @@ func (s *Sidecar) counters(ctx context.Context) (*envoy.Counters, error) {
 // fit leaves out of what a successor is told what does not fit into a hand-off: it starts without rather
 // than not at all.
 func (s *Sidecar) fit(state handoff.State) handoff.State {
-	for name, size := range state.Fit(stateStats, stateCache, files.StateResources) {
+	for name, size := range state.Fit(istiod.StateChanges, stateStats, stateCache, files.StateResources) {
 		s.log.Warn("the newcomer does without: too large to be handed over", "component", name, "bytes", size)
 	}
 	return state

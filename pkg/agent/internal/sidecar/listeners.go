@@ -3,6 +3,7 @@ package sidecar
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"understudy.mesh/dnsproxy"
@@ -23,6 +24,43 @@ type listeners struct {
 	dns    *dnsproxy.Serving // nil without DNS capture
 	// released is closed once they were released, which is no failure of its servers.
 	released chan struct{}
+}
+
+// serving is what of its own sockets the sidecar serves.
+type serving struct {
+	mu      sync.Mutex
+	open    *listeners     // nil while it accepts nothing
+	closing sync.WaitGroup // those that were released, until what they accepted is served
+}
+
+// begin: l accepts.
+func (s *serving) begin(l *listeners) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open = l
+}
+
+func (s *serving) accepts() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open != nil
+}
+
+// release stops accepting and lets what was accepted finish in the background, until shortly after base ends.
+func (s *serving) release(base context.Context) {
+	s.mu.Lock()
+	f := s.open
+	s.open = nil
+	s.mu.Unlock()
+	if f == nil {
+		return
+	}
+	close(f.released)
+	f.status.Release()
+	if f.dns != nil {
+		f.dns.Release()
+	}
+	s.closing.Go(func() { f.finish(base) })
 }
 
 // failed returns when a server has, or when they were released, or at the end of ctx (nil).

@@ -32,7 +32,7 @@ func TestLookupsOfResources(t *testing.T) {
 		t.Fatal(err)
 	}
 	const server = "127.0.0.77"
-	s.resolver = &resolver{addr: netip.MustParseAddrPort(server + ":53053")}
+	s.names = &names{resolver: &resolver{addr: netip.MustParseAddrPort(server + ":53053")}}
 	out, err := build.New(s.options()).Build(reg, nil)
 	if err != nil {
 		t.Fatal(err)

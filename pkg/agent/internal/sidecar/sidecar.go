@@ -8,50 +8,46 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync"
-	"sync/atomic"
 	"time"
 
-	"understudy.mesh/dnsproxy"
-	"understudy.mesh/dnsproxy/vip"
+	"understudy.mesh/pkg/agent/internal/identity"
 	"understudy.mesh/pkg/agent/internal/rundir"
 	"understudy.mesh/pkg/agent/internal/sockets"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
-	"understudy.mesh/pkg/files"
+	"understudy.mesh/pkg/istiod"
 	"understudy.mesh/pkg/status"
-	"understudy.mesh/pkg/xds"
 )
 
 // Sidecar is one Envoy with its servers. An agent has at most one that is not draining; a standby has none.
 type Sidecar struct {
 	cfg   *config.Config
 	world World
-	hooks Hooks
 	log   *slog.Logger
-
-	dir       *rundir.Dir
-	Sockets   *sockets.Set
-	Ready     *status.Readiness
-	admin     *envoy.Admin
-	xds       *xds.Server
-	dns       *dnsproxy.Server // nil without DNS capture
-	resolver  *resolver        // of Envoy's own look-ups
-	vips      *vip.Pool
-	Envoy     *envoy.Supervisor
-	files     *files.Files
-	Status    *status.Server
-	stats     *envoy.CounterRelay
-	probation *probation    // nil after a cold start
-	version   atomic.Value  // string: the running Envoy's, once known
-	moved     chan struct{} // holds a token when Envoy's listeners may have changed
-
+	dir   *rundir.Dir
 	life
 
-	mu         sync.Mutex
-	open       *listeners     // nil while it accepts nothing
-	closing    sync.WaitGroup // listeners that were released
-	publishing func()         // ends the publisher and waits for it; nil while there is none
+	// Envoy, and what is known of it.
+	Sockets *sockets.Set
+	Envoy   *envoy.Supervisor
+	admin   *envoy.Admin
+	learner *learner
+	stats   *envoy.CounterRelay
+
+	// What Envoy and DNS are told.
+	xds       feed
+	clients   *istiod.Direct     // nil without istiod
+	identity  *identity.Identity // nil without istiod
+	external  string             // the socket of another server that has the workload's certificate; "" is none
+	plane     controlPlane
+	publisher publisher
+	names     *names
+
+	// What the agent answers on sockets of its own.
+	Ready     *status.Readiness
+	Status    *status.Server
+	probation *probation // nil after a cold start
+	serving   serving
 }
 
 // World is what of its surroundings a sidecar depends on: a part of agent.World, which cannot embed it, since
@@ -62,6 +58,7 @@ type World struct {
 	DataDir        string   // keeps what outlives a restart of the container; "" is Istio's
 	FileLimit      uint64   // how many files Envoy may have open; 0 is no limit, or an unknown one
 	Started        time.Time
+	GiveBack       func() // gives memory back to the system; nil: nobody can
 	Log            func(scope string) *slog.Logger
 }
 
@@ -72,32 +69,28 @@ type Hooks struct {
 	Learned     func() // is told when Envoy's version or sockets are others than before
 }
 
-// publish begins, or goes on, to bring changes into force.
-func (s *Sidecar) publish() {
-	ctx, cancel := context.WithCancel(s.work)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.files.Publish(ctx)
-	}()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.publishing = func() { cancel(); <-done }
+// EnvoyVersion is the running Envoy's, "" while it is not known.
+func (s *Sidecar) EnvoyVersion() string { return s.learner.version() }
+
+// PassProbation: this generation is the one that serves, for good.
+func (s *Sidecar) PassProbation() {
+	s.probation.pass()
+	s.linkClients()
 }
 
-// suspend leaves everything as it is in force now, until the next publish.
-func (s *Sidecar) suspend() {
-	s.mu.Lock()
-	end := s.publishing
-	s.publishing = nil
-	s.mu.Unlock()
-	if end != nil {
-		end()
+// linkClients has xDS clients other than Envoy find this generation where Istio's agent serves them, unless Envoy itself was told
+// to look there.
+func (s *Sidecar) linkClients() {
+	if s.clients == nil || s.cfg.CustomConfigFile != "" {
+		return
+	}
+	if err := s.dir.LinkClients(); err != nil {
+		s.log.Warn("no xDS client but Envoy finds this agent", "err", err)
 	}
 }
 
-// PassProbation: this generation is the one that serves, for good.
-func (s *Sidecar) PassProbation() { s.probation.pass() }
+// Unfit gets why this generation had better not take over, once.
+func (s *Sidecar) Unfit() <-chan error { return s.plane.Unfit() }
 
 // Upgradable says why the sidecar could not be taken over; nil when it can.
 func (s *Sidecar) Upgradable() error {
@@ -112,8 +105,8 @@ func (s *Sidecar) close() {
 	if s.Sockets != nil {
 		s.Sockets.Close()
 	}
-	if s.resolver != nil {
-		s.resolver.close()
+	if s.names != nil {
+		s.names.resolver.close()
 	}
 	if s.admin != nil {
 		s.admin.Close()

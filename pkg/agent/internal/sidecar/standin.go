@@ -9,23 +9,32 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
+
+	"understudy.mesh/pkg/envoy"
 )
 
-// loopback is an address of this pod at which the generation that serves is reached. The socket is the
-// one that this generation had: who accepts from it is who serves. Only a loopback address is not captured.
-func (s *Sidecar) loopback(port uint16) string {
-	return netip.AddrPortFrom(loopback(s.cfg.IPv4), port).String()
+// standIn answers what only an Envoy knows: from this generation's, or, where that has died in the
+// probation, from the generation that serves.
+type standIn struct {
+	admin     *envoy.Admin
+	probation *probation
+	loopback  netip.Addr
+	adminPort uint16
 }
 
-// standIn has the generation that serves answer a request, where this one's probation failed.
-func (s *Sidecar) standIn(w http.ResponseWriter, r *http.Request, port uint16) (answered bool) {
+// address is one of this pod at which the generation that serves is reached. The socket is the
+// one that this generation had: who accepts from it is who serves. Only a loopback address is not captured.
+func (s *standIn) address(port uint16) string { return netip.AddrPortFrom(s.loopback, port).String() }
+
+// relay has the generation that serves answer a request, where this one's probation failed.
+func (s *standIn) relay(w http.ResponseWriter, r *http.Request, port uint16) (answered bool) {
 	// A request with a body cannot be made a second time.
 	if r.ContentLength != 0 || !s.probation.servedElsewhere(r.Context()) {
 		return false
 	}
 	relay := httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
-			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", s.loopback(port), cmp.Or(r.In.Host, s.loopback(port))
+			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", s.address(port), cmp.Or(r.In.Host, s.address(port))
 		},
 		Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true}, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
@@ -36,23 +45,23 @@ func (s *Sidecar) standIn(w http.ResponseWriter, r *http.Request, port uint16) (
 	return true
 }
 
-// serveAdmin relays to the admin of the Envoy that serves.
-func (s *Sidecar) serveAdmin(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP relays to the admin of the Envoy that serves.
+func (s *standIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.admin.Relay(w, r, func(reason string) {
-		if !s.standIn(w, r, s.cfg.AdminPort) {
+		if !s.relay(w, r, s.adminPort) {
 			http.Error(w, reason, http.StatusServiceUnavailable)
 		}
 	})
 }
 
-// envoyStats streams the metrics of the Envoy that serves in Prometheus' text format.
-func (s *Sidecar) envoyStats(ctx context.Context, query string) (io.ReadCloser, string, error) {
+// metrics streams those of the Envoy that serves in Prometheus' text format.
+func (s *standIn) metrics(ctx context.Context, query string) (io.ReadCloser, string, error) {
 	const path = "/stats/prometheus?"
 	body, contentType, err := s.admin.Open(ctx, path+query)
 	if err == nil || !s.probation.servedElsewhere(ctx) {
 		return body, contentType, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.loopback(s.cfg.AdminPort)+path+query, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.address(s.adminPort)+path+query, nil)
 	if err != nil {
 		return nil, "", err
 	}

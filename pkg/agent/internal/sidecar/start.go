@@ -2,17 +2,17 @@ package sidecar
 
 import (
 	"context"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"understudy.mesh/hotrestart"
+	"understudy.mesh/pkg/agent/internal/identity"
 	"understudy.mesh/pkg/agent/internal/rundir"
 	"understudy.mesh/pkg/agent/internal/sockets"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
-	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/status"
-	"understudy.mesh/pkg/xds"
 )
 
 // New checks cfg against the world and takes or binds every socket; it starts
@@ -20,10 +20,9 @@ import (
 // on, unless it fails: what it bound or wrote is undone then.
 func New(cfg *config.Config, world World, id string, h Hooks, inherited *Inheritance) (_ *Sidecar, err error) {
 	s := &Sidecar{
-		cfg: cfg, world: world, hooks: h, log: world.Log("agent"),
+		cfg: cfg, world: world, log: world.Log("agent"),
 		Ready: &status.Readiness{}, stats: &envoy.CounterRelay{},
-		moved: make(chan struct{}, 1),
-		life:  life{inForce: make(chan struct{}), failures: make(chan error, 1), done: make(chan struct{})},
+		life: life{inForce: make(chan struct{}), failures: make(chan error, 1), done: make(chan struct{})},
 	}
 	defer func() {
 		if err != nil {
@@ -43,27 +42,31 @@ func New(cfg *config.Config, world World, id string, h Hooks, inherited *Inherit
 	if s.Sockets, err = sockets.New(cfg, given, s.log); err != nil {
 		return nil, err
 	}
-	listener, err := s.dir.ListenXDS()
-	if err != nil {
+	s.admin = envoy.NewAdmin(s.dir.AdminSocket())
+	s.learner = newLearner(s.Sockets, s.admin, h.Learned, s.log)
+	if s.names, err = openNames(cfg, world); err != nil {
 		return nil, err
 	}
-	s.xds = xds.New(listener, build.Types(), world.Log("xds"))
-	s.xds.SendFirst(build.OutboundListener, build.InboundListener)
-	s.admin = envoy.NewAdmin(s.dir.AdminSocket())
-	if err := s.newDNS(); err != nil {
-		return nil, err
+	if cfg.ConfigDir == "" {
+		if s.external, err = identity.External(cfg, s.log); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.newEnvoy(); err != nil {
 		return nil, err
 	}
-	if err := s.newFiles(); err != nil {
+	if err := s.newControlPlane(); err != nil {
 		return nil, err
 	}
+	s.publisher.publish = s.plane.Publish
 	if inherited != nil {
-		s.files.Import(inherited.State)
+		s.plane.Import(inherited.State, inherited.Files.Open)
+		if s.identity != nil {
+			s.identity.Import(inherited.State)
+		}
 		s.adopt(inherited.State)
 	}
-	return s, s.newStatus()
+	return s, s.newStatus(h)
 }
 
 // Start runs the sidecar until End. Envoy starts first and boots while the files are read.
@@ -75,9 +78,18 @@ func (s *Sidecar) Start() {
 	s.group.Go(func() error { return s.Envoy.Run(s.base) })
 	feed, endFeed := context.WithCancel(context.Background())
 	s.group.Go(func() error { return s.xds.Run(feed) })
-	s.group.Go(func() error { return s.files.Run(s.work) })
-	s.group.Go(func() error { s.followSockets(s.base); return nil })
-	s.group.Go(func() error { return s.resolver.run(s.base) })
+	if s.identity != nil {
+		s.group.Go(func() error { return s.identity.Run(feed) })
+	}
+	if s.clients != nil {
+		s.group.Go(func() error { return s.clients.Run(feed) })
+	}
+	if s.probation == nil {
+		s.linkClients()
+	}
+	s.group.Go(func() error { return s.plane.Run(s.work) })
+	s.group.Go(func() error { s.learner.run(s.base, s.Envoy); return nil })
+	s.group.Go(func() error { return s.names.resolver.run(s.base) })
 	s.group.Go(func() error {
 		select {
 		case err := <-s.failures:
@@ -86,7 +98,7 @@ func (s *Sidecar) Start() {
 			return nil
 		}
 	})
-	s.publish()
+	s.publisher.begin(s.base)
 	go func() {
 		<-s.base.Done() // something failed, or it is over
 		s.endStream()
@@ -94,9 +106,9 @@ func (s *Sidecar) Start() {
 		s.Sockets.Close() // nobody accepts any more: who connects is refused and need not wait
 		endFeed()         // Envoy would warn of a control plane that goes first
 		s.err = s.group.Wait()
-		s.suspend()
-		s.release()
-		s.closing.Wait()
+		s.publisher.suspend()
+		s.serving.release(s.base)
+		s.serving.closing.Wait()
 		s.close()
 		close(s.done)
 	}()
@@ -104,6 +116,21 @@ func (s *Sidecar) Start() {
 
 // Resume undoes ReleaseListeners: a successor failed.
 func (s *Sidecar) Resume() error {
-	s.publish()
+	if s.plane.Suspends() {
+		s.publisher.begin(s.base)
+	}
 	return s.Accept()
+}
+
+// progress is called when Envoy, or a configuration, has come into force.
+func (s *Sidecar) progress() {
+	s.learner.ask()
+	if ready, _ := s.Ready.Check(); !ready {
+		return
+	}
+	s.once.Do(func() {
+		s.plane.Served()
+		s.Status.Started(time.Since(s.world.Started))
+		close(s.inForce)
+	})
 }

@@ -37,7 +37,8 @@ func (s *Sidecar) DrainInbound(ctx context.Context) error {
 func (s *Sidecar) Drain(cut context.Context) {
 	s.Unready()
 	s.endWork()
-	s.vips.Compact() // whoever starts next may be a release that finds no change in a journal
+	s.plane.Keep()
+	s.names.vips.Compact() // whoever starts next may be a release that finds no change in a journal
 	s.Envoy.Release()
 	if !s.Envoy.HasServed() || cut.Err() != nil {
 		return
@@ -84,7 +85,10 @@ func (s *Sidecar) Empty(ctx context.Context) {
 // still is now and then, and at the end (final).
 func (s *Sidecar) Retire(ctx context.Context, left func(l envoy.Load, final bool)) {
 	s.endWork()
-	s.suspend()
+	s.publisher.suspend()
+	if s.identity != nil {
+		s.identity.Retire()
+	}
 	s.Envoy.Release()
 	if err := s.Envoy.StopAccepting(ctx); err != nil {
 		s.log.Warn("Envoy was not told to drain", "err", err)
@@ -102,7 +106,7 @@ func (s *Sidecar) Retire(ctx context.Context, left func(l envoy.Load, final bool
 // the generation before, may finish; whoever connects from now on reaches the latter.
 func (s *Sidecar) Abandon() {
 	s.Envoy.Release() // an Envoy that has died is not started again, beside the one that serves
-	s.release()
+	s.serving.release(s.base)
 	s.probation.fail()
 	if i := s.Envoy.Current(); i == nil || !IsClosed(i.Accepts()) || IsClosed(i.Done()) {
 		s.End()
@@ -116,6 +120,12 @@ func (s *Sidecar) Abandon() {
 // endStream closes Envoy's configuration stream: an Envoy that ends warns of one that is open, as of a fault.
 func (s *Sidecar) endStream() {
 	s.xds.End()
+	if s.clients != nil {
+		s.clients.End()
+	}
+	if s.identity != nil {
+		s.identity.End()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), streamGrace)
 	defer cancel()
 	s.Envoy.AwaitStreamEnd(ctx)

@@ -67,7 +67,7 @@ func New(cfg *config.Config, given *hotrestart.Sockets, log *slog.Logger) (_ *Se
 	if err := s.listen(UseStatus, status.Socket{Port: statusPort, Use: "the status server", Setting: "--statusPort"}); err != nil {
 		return nil, err
 	}
-	if cfg.ReadyPort != statusPort {
+	if HasProbePort(cfg) {
 		if err := s.listen(UseProbe, status.Socket{Port: cfg.ReadyPort, Use: "the kubelet's readiness probe", Setting: "ENVOY_STATUS_PORT"}); err != nil {
 			return nil, err
 		}
@@ -83,6 +83,12 @@ func New(cfg *config.Config, given *hotrestart.Sockets, log *slog.Logger) (_ *Se
 
 // StatusPort is --statusPort; 0 there means that what the kubelet asks is all that is served.
 func StatusPort(cfg *config.Config) uint16 { return cmp.Or(cfg.StatusPort, cfg.ReadyPort) }
+
+// HasProbePort tells whether the kubelet has a port of its own to ask at: it may be the status port, and a bootstrap
+// of somebody else's has a listener there itself.
+func HasProbePort(cfg *config.Config) bool {
+	return cfg.ReadyPort != StatusPort(cfg) && cfg.CustomConfigFile == ""
+}
 
 func tcpName(use Use, port uint16, i int) string {
 	return fmt.Sprintf("agent %s tcp %d %d", use, port, i)

@@ -1,0 +1,68 @@
+package istiod
+
+import (
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
+
+const (
+	// muchGiven is how much of istiod's leaves memory behind that is worth giving back: messages are in it several times on their way.
+	muchGiven = 256 << 10
+	// giveBackAfter is how long istiod has to be quiet before that. A mesh in which something changes all the time goes without.
+	giveBackAfter = 5 * time.Second
+)
+
+// giveBack finds out when there is memory to give back: the collector, which nobody needs once istiod is quiet, would leave half as
+// much again as is in use to the process for good.
+type giveBack struct {
+	after time.Duration // giveBackAfter
+	timer *time.Timer   // nil: nobody wants to know
+	given int           // bytes since the last time
+	pools bool          // what was pooled then is free only now
+}
+
+func (g *giveBack) begin(wanted bool) {
+	if wanted {
+		g.timer = time.NewTimer(g.after)
+		g.timer.Stop()
+	}
+}
+
+// note takes in that istiod has said something.
+func (g *giveBack) note(resp *discoveryv3.DeltaDiscoveryResponse) {
+	if g.timer == nil {
+		return
+	}
+	for _, r := range resp.GetResources() {
+		g.given += len(r.GetResource().GetValue())
+	}
+	if g.given >= muchGiven {
+		g.pools = true
+		g.timer.Reset(g.after)
+	}
+}
+
+// due fires when there is memory to give back.
+func (g *giveBack) due() <-chan time.Time {
+	if g.timer == nil {
+		return nil
+	}
+	return g.timer.C
+}
+
+// done says that memory was given back. Pools of buffers let go of theirs when they have not been used from one time to the next.
+func (g *giveBack) done() {
+	g.given = 0
+	if g.pools {
+		g.pools = false
+		g.timer.Reset(g.after)
+	}
+}
+
+// end leaves no timer behind.
+func (g *giveBack) end() {
+	if g.timer != nil {
+		g.timer.Stop()
+	}
+}

@@ -1,0 +1,171 @@
+package istiod
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/pkg/xds"
+)
+
+// Components of what a generation tells its successor. A released name keeps its meaning: another form of the same thing gets
+// another name.
+const (
+	// StateResources is a file, which xds.Relay.Export writes.
+	StateResources = "xds"
+	// stateNames is what marshalNames writes.
+	stateNames = "names"
+	// stateHealth is a health in JSON.
+	stateHealth = "health"
+	// stateExtensions is a list in JSON: the types of the extensions by which Envoy has taken what it has.
+	stateExtensions = "extensions"
+	// StateChanges is a list of xds.Change in JSON.
+	StateChanges = "changes"
+)
+
+// health is how the stream of the generation before is.
+type health struct {
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since"` // of Connected
+}
+
+// before is what a newcomer has from the generation before.
+type before struct {
+	resources bool // its Envoy starts with that one's
+	connected bool // that one's stream to istiod is open
+	// extensions are those that its Envoy needs for what it has taken, by type.
+	extensions []string
+	served     atomic.Bool // this generation serves: what it lacks is nobody else's to serve
+}
+
+// Export is what a successor is told as it arrives.
+func (i *Istiod) Export() map[string][]byte {
+	state := make(map[string][]byte)
+	now := i.now()
+	if b, err := json.Marshal(health{now.Connected, now.Since}); err == nil { // it cannot fail
+		state[stateHealth] = b
+	}
+	for component, list := range map[string]any{stateExtensions: i.inForce(), StateChanges: i.c.Relay.Changes()} {
+		if b, err := json.Marshal(list); err == nil { // it cannot fail
+			state[component] = b
+		}
+	}
+	if hosts := i.names.answered(); hosts != nil {
+		state[stateNames] = marshalNames(*hosts)
+	}
+	return state
+}
+
+// ExportFiles are the resources, for a successor that knows them.
+func (i *Istiod) ExportFiles() map[string]func(io.Writer) error {
+	return map[string]func(io.Writer) error{StateResources: func(w io.Writer) error { return i.c.Relay.Export(w) }}
+}
+
+// ExportLast tells a successor nothing: by then it has a stream of its own, or nothing has changed.
+func (i *Istiod) ExportLast() map[string][]byte { return map[string][]byte{} }
+
+// Import takes over what the generation before exported: Envoy starts with the resources that it had last, and what istiod says
+// then is a change of these. What cannot be read is left out; istiod says it as well. It must be called before Publish.
+func (i *Istiod) Import(state map[string][]byte, open func(component string) io.Reader) {
+	from := open(StateResources)
+	if from == nil {
+		return // names without their routes lead nowhere
+	}
+	if err := i.c.Relay.Import(from); err != nil {
+		i.log.Warn("Envoy starts without them", "err", err)
+		return
+	}
+	var changes []xds.Change
+	i.before.resources = true
+	i.loop.heard()
+	if b, ok := state[stateHealth]; ok {
+		var h health
+		if err := json.Unmarshal(b, &h); err != nil {
+			i.log.Warn("how the stream of the generation before is, is not known", "err", err)
+		} else if i.before.connected = h.Connected; !h.Connected && !h.Since.IsZero() {
+			i.show(func(s *shown) { s.Since = h.Since })
+		}
+	}
+	for component, list := range map[string]any{stateExtensions: &i.before.extensions, StateChanges: &changes} {
+		if b, ok := state[component]; ok {
+			if err := json.Unmarshal(b, list); err != nil {
+				i.log.Warn("what the generation before tells is left out", "component", component, "err", err)
+			}
+		}
+	}
+	i.c.Relay.Inherit(changes)
+	if b, ok := state[stateNames]; ok && i.names != nil {
+		hosts, err := unmarshalNames(b)
+		if err != nil {
+			i.log.Warn("the names of the generation before are not taken over", "err", err)
+			return
+		}
+		i.names.want(hosts)
+	}
+}
+
+// ImportLast takes nothing over.
+func (i *Istiod) ImportLast(map[string][]byte) {}
+
+// Served says that this generation has begun to serve: what Envoy does not ask for by then it does not need.
+func (i *Istiod) Served() {
+	i.before.served.Store(true)
+	i.c.Relay.Forget()
+}
+
+// newcomer says whether the generation before still serves, and had better go on if this one cannot do the same.
+func (i *Istiod) newcomer() bool { return i.before.resources && !i.before.served.Load() }
+
+// giveUp has a newcomer not take over.
+func (i *Istiod) giveUp(err error) {
+	select {
+	case i.unfit <- err:
+	default: // an earlier one counts
+	}
+}
+
+// named is a host as a successor is told of it.
+type named struct {
+	Name      string       `json:"name"`
+	Addrs     []netip.Addr `json:"addrs,omitempty"`
+	VIP       bool         `json:"vip,omitempty"`
+	Forwarded bool         `json:"forwarded,omitempty"`
+}
+
+func marshalNames(hosts []table.Host) []byte {
+	list := make([]named, len(hosts))
+	for k, h := range hosts {
+		list[k] = named(h)
+	}
+	b, err := json.Marshal(list)
+	if err != nil {
+		return nil // it cannot fail
+	}
+	return b
+}
+
+// unmarshalNames reads what marshalNames wrote, here or in another release.
+func unmarshalNames(b []byte) ([]table.Host, error) {
+	var list []named
+	if err := json.Unmarshal(b, &list); err != nil {
+		return nil, fmt.Errorf("read the names of the generation before: %w", err)
+	}
+	seen := make(map[string]bool, len(list))
+	hosts := make([]table.Host, len(list))
+	for k, h := range list {
+		if h.Name == "" || seen[h.Name] || (len(h.Addrs) == 0) != h.Forwarded {
+			return nil, fmt.Errorf("read the names of the generation before: host %q: %w", h.Name, errHost)
+		}
+		seen[h.Name] = true
+		hosts[k] = table.Host(h)
+	}
+	return hosts, nil
+}
+
+// errHost says that a host is not what it ought to be.
+var errHost = errors.New("without a name, twice, or without an address and not forwarded")

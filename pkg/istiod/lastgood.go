@@ -1,0 +1,153 @@
+package istiod
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"time"
+
+	"understudy.mesh/dnsproxy/table"
+)
+
+const (
+	// storedAfter is how long istiod may take to answer an Envoy that starts before that gets what an agent of this pod has kept.
+	storedAfter = 2 * time.Second
+	// storeEvery is the time between two looks at whether there is something to keep.
+	storeEvery = 10 * time.Second
+	// storeRate is how many bytes a second are written at most in the long run. The file is written as a whole, and there is one for
+	// each pod of a node: in a mesh in which something changes all the time, it is the disk that would have to bear it.
+	storeRate = 128 << 10
+)
+
+// Types that are not kept on a disk: they may have secrets in them.
+const (
+	secretType    = envoyPrefix + "extensions.transport_sockets.tls.v3.Secret"
+	extensionType = envoyPrefix + "config.core.v3.TypedExtensionConfig"
+)
+
+// lastGood keeps what istiod has said over a restart of the container. The zero value keeps nothing.
+type lastGood struct {
+	store   *store
+	after   *time.Timer   // until Envoy gets what was kept; nil: Envoy has not asked yet, or there is no need any more
+	over    bool          // there is none
+	every   time.Duration // storeEvery
+	ticks   *time.Ticker  // between two looks
+	kept    content       // what the file has
+	rest    time.Time     // until then nothing is written
+	failing bool          // nothing could be written the last time
+}
+
+// content is what istiod has said.
+type content struct {
+	given uint64        // responses for Envoy
+	names *[]table.Host // that DNS answers
+}
+
+// overdue fires when istiod has not answered in time.
+func (l *loop) overdue() <-chan time.Time {
+	if l.lastGood.after == nil {
+		return nil
+	}
+	return l.lastGood.after.C
+}
+
+// due fires when it is time for a look.
+func (l *loop) due() <-chan time.Time {
+	if l.lastGood.ticks == nil {
+		return nil
+	}
+	return l.lastGood.ticks.C
+}
+
+// awaitIstiod begins to wait for istiod, once Envoy has said who it is.
+func (l *loop) awaitIstiod() {
+	if g := &l.lastGood; g.store != nil && !g.over && g.after == nil && l.i.c.Relay.Node() != nil {
+		g.after = time.NewTimer(storedAfter)
+	}
+}
+
+// heard says that there is no need for what was kept.
+func (l *loop) heard() { l.lastGood.over, l.lastGood.after = true, nil }
+
+// restore gives Envoy what was kept.
+func (l *loop) restore() {
+	if l.lastGood.over || l.lastGood.store == nil || l.i.c.Relay.Node() == nil {
+		return
+	}
+	l.heard()
+	healthy, err := l.lastGood.store.load(storedKey(l.i.c.Relay.Node(), l.i.c.Dial.Address), time.Now(), l.adopt)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // the first start of the pod
+	case err != nil:
+		l.i.log.Warn("Envoy waits for istiod: what was kept of its configuration is not used", "err", err)
+	default:
+		l.i.log.Warn("istiod does not answer: Envoy starts with what it has said before", "age", time.Since(healthy).Round(time.Second))
+		l.i.show(func(s *shown) {
+			if !s.Connected {
+				s.Since = healthy
+			}
+		})
+	}
+}
+
+// adopt takes over what was kept. Names that cannot be read are left out.
+func (l *loop) adopt(names []byte, resources io.Reader) error {
+	if err := l.i.c.Relay.Import(resources); err != nil {
+		return err
+	}
+	if l.i.names == nil || len(names) == 0 || l.i.names.waiting || l.i.names.begun {
+		return nil
+	}
+	hosts, err := unmarshalNames(names)
+	if err != nil {
+		l.i.log.Warn("DNS waits for istiod: the names that were kept are not used", "err", err)
+		return nil
+	}
+	l.i.names.want(hosts)
+	return nil
+}
+
+// keep writes what Envoy has, if it is what istiod says now.
+func (l *loop) keep() {
+	g, relay := &l.lastGood, l.i.c.Relay
+	if l.stream == nil || l.applied == 0 || !l.succession.over || !relay.Reconciled() {
+		return
+	}
+	var err error
+	switch now := (content{relay.Given(), l.i.names.answered()}); {
+	case now == g.kept && g.store.own():
+		err = g.store.touch(time.Now())
+	case time.Now().Before(g.rest):
+		return // the file grows old meanwhile
+	default:
+		head := storedHead{Key: storedKey(relay.Node(), l.i.c.Dial.Address)}
+		if now.names != nil {
+			head.Names = marshalNames(*now.names)
+		}
+		err = g.store.save(head, func(w io.Writer) error { return relay.Export(w, secretType, extensionType) })
+		if err == nil {
+			g.kept = now
+		}
+		g.rest = time.Now().Add(restAfter(g.store.size()))
+	}
+	if err != nil {
+		g.kept = content{}
+		if !g.failing { // its words have a name that is another each time
+			l.i.log.Warn("what istiod says is not kept for a restart of the container", "err", err)
+		}
+	}
+	g.failing = err != nil
+}
+
+// keepNow does so whenever the last time was.
+func (l *loop) keepNow() {
+	if l.lastGood.store != nil {
+		l.lastGood.rest = time.Time{}
+		l.keep()
+	}
+}
+
+// restAfter is how long nothing is written after a file of this size.
+func restAfter(size int64) time.Duration {
+	return time.Duration(float64(size) / storeRate * float64(time.Second))
+}

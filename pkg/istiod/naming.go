@@ -1,0 +1,194 @@
+package istiod
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+
+	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/pkg/istiod/internal/wire"
+	"understudy.mesh/pkg/publish"
+)
+
+const (
+	// patience is how long a name whose addresses other clients reach, too, waits for Envoy: without it, traffic to it is
+	// traffic to an unknown destination, as it was before.
+	patience = 2 * time.Second
+	// warmingPoll is how often Envoy is asked whether what it acknowledged is in force, in the long run; warmingFirst is the first
+	// pause, which doubles until then: mostly it is in force at once, and a pod that starts is not ready before.
+	warmingPoll  = 50 * time.Millisecond
+	warmingFirst = 4 * time.Millisecond
+)
+
+// naming brings the names of istiod's tables into force: one that is new appears once Envoy uses what came before it, one
+// that goes does so at once. A nil naming has none, and never anything to do.
+type naming struct {
+	c   *Config
+	log *slog.Logger
+
+	names    publish.Names
+	begun    bool          // a table has been published
+	number   uint64        // of the relay's response that was the last one before the newest table
+	waiting  bool          // for Envoy
+	patience time.Duration // see there
+	patient  *time.Timer   // until the names that need not wait any longer appear; nil: they have, or nothing waits
+	polled   uint64        // the number for which Envoy is being asked; 0: it is not
+	warm     chan bool     // gets whether Envoy uses all that it has taken
+	used     bool          // it does, as of the newest table
+	// told is what DNS answers, for whoever wants to know it besides the loop; nil: nothing yet.
+	told atomic.Pointer[[]table.Host]
+}
+
+// take takes in a table.
+func (n *naming) take(resp *discoveryv3.DeltaDiscoveryResponse) error {
+	for _, r := range resp.GetResources() { // there is one
+		hosts, err := wire.Names(r.GetResource().GetValue(), n.c.Pod)
+		if err != nil {
+			return err
+		}
+		n.want(n.virtual(hosts))
+		if n.begun { // before the first table DNS holds queries, which an empty one would end
+			n.tell()
+		}
+	}
+	return nil
+}
+
+// want makes hosts what is to be answered, once Envoy has answered for what came before them.
+func (n *naming) want(hosts []table.Host) {
+	n.names.Want(hosts)
+	n.number, n.waiting, n.used = n.c.Relay.Given(), true, false
+	if n.patient == nil {
+		n.patient = time.NewTimer(n.patience)
+	}
+}
+
+// tell has DNS answer what it is to answer now.
+func (n *naming) tell() (set []table.Host, gone []string) {
+	set, gone = n.names.Change()
+	n.c.Names(set, gone)
+	told := n.names.Answered()
+	n.told.Store(&told)
+	return set, gone
+}
+
+// answered is what DNS answers, nil before the first table; another change gives another pointer. Any goroutine may call it.
+func (n *naming) answered() *[]table.Host {
+	if n == nil {
+		return nil
+	}
+	return n.told.Load()
+}
+
+// virtual marks the hosts whose addresses lead nowhere but to Envoy.
+func (n *naming) virtual(hosts []table.Host) []table.Host {
+	for i, h := range hosts {
+		for _, a := range h.Addrs {
+			for _, p := range n.c.VIPs {
+				hosts[i].VIP = hosts[i].VIP || p.Contains(a)
+			}
+		}
+	}
+	return hosts
+}
+
+// step does what can be done now.
+func (n *naming) step(ctx context.Context) {
+	if n == nil || !n.waiting || !n.c.Relay.Answered(n.number) {
+		return
+	}
+	if n.used {
+		n.waiting, n.patient = false, nil
+		n.publish(func(table.Host) bool { return false })
+	} else if n.polled == 0 {
+		n.poll(ctx)
+	}
+}
+
+// overdue has those names appear that need not wait any longer.
+func (n *naming) overdue() {
+	n.patient = nil
+	n.publish(func(h table.Host) bool { return h.VIP })
+}
+
+// publish answers the wanted names, but for those that wait.
+func (n *naming) publish(waits func(table.Host) bool) {
+	n.names.Release(waits)
+	set, gone := n.tell()
+	n.log.Debug("names of istiod", "set", len(set), "gone", len(gone), "withheld", n.names.Withheld())
+	n.begun = true
+}
+
+// poll asks Envoy, beside the loop, whether it uses what it has taken.
+func (n *naming) poll(ctx context.Context) {
+	n.polled = n.number + 1 // the first table may come before any response
+	go func() {
+		for pause := warmingFirst; ; pause = min(2*pause, warmingPoll) {
+			clusters, listeners, err := n.c.Warming(ctx)
+			if err == nil && clusters == 0 && listeners == 0 {
+				n.warm <- true
+				return
+			}
+			select {
+			case <-ctx.Done():
+				n.warm <- false
+				return
+			case <-time.After(pause):
+			}
+		}
+	}()
+}
+
+// settled gets what poll has found.
+func (n *naming) settled() <-chan bool {
+	if n == nil {
+		return nil
+	}
+	return n.warm
+}
+
+// note takes it in. A table that came meanwhile may stand behind responses that Envoy was not asked about.
+func (n *naming) note(used bool) {
+	n.used = used && n.polled == n.number+1
+	n.polled = 0
+}
+
+// late fires when names need not wait any longer.
+func (n *naming) late() <-chan time.Time {
+	if n == nil || n.patient == nil {
+		return nil
+	}
+	return n.patient.C
+}
+
+// rest waits for the poll, whose context has ended.
+func (n *naming) rest() {
+	if n != nil && n.polled != 0 {
+		n.note(<-n.warm)
+	}
+}
+
+// Pod is whose names are answered in their short forms.
+type Pod = wire.Pod
+
+// bundleType is the configuration of proxies, of which istiod sends the roots that the mesh trusts besides those of its authority.
+const bundleType = typePrefix + "istio.mesh.v1alpha1.ProxyConfig"
+
+// takeBundle passes on the roots of a response. Those that are none are left out, which is no reason to refuse the others.
+func (l *loop) takeBundle(resp *discoveryv3.DeltaDiscoveryResponse) error {
+	for _, r := range resp.GetResources() { // there is one, or nothing has changed
+		var config meshv1alpha1.ProxyConfig
+		if err := r.GetResource().UnmarshalTo(&config); err != nil {
+			return fmt.Errorf("the roots of the mesh: %w", err)
+		}
+		if err := l.i.c.Bundle(config.GetCaCertificatesPem()); err != nil {
+			l.i.log.Error("a root that istiod adds is left out: see caCertificates of the MeshConfig", "err", err)
+		}
+	}
+	return nil
+}

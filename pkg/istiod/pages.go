@@ -1,0 +1,58 @@
+package istiod
+
+import (
+	"net/http"
+	"strings"
+
+	"understudy.mesh/pkg/status"
+	"understudy.mesh/pkg/xds"
+)
+
+const (
+	// debugPage shows the stream to istiod, and what Envoy says of each type of resources.
+	debugPage = "/debug/istiod"
+	// ConfigLogPage is what istiod has changed of Envoy's configuration, oldest first, as a list of [xds.Change] in JSON; with
+	// ?name=N only of resources whose names contain N.
+	ConfigLogPage = "/debug/config_log"
+	// resyncPage is a POST that has everything fetched anew.
+	resyncPage = "/debug/resync"
+)
+
+// DebugPages are pages of the status port, for loopback only.
+func (i *Istiod) DebugPages() map[string]http.Handler {
+	return map[string]http.Handler{
+		debugPage: http.HandlerFunc(i.statusPage), ConfigLogPage: http.HandlerFunc(i.configLog), resyncPage: http.HandlerFunc(i.fetchAnew),
+	}
+}
+
+func (i *Istiod) statusPage(w http.ResponseWriter, _ *http.Request) {
+	status.WriteJSON(w, struct {
+		shown
+		// Application is how the application is, as istiod was told.
+		Application string  `json:"application,omitempty"`
+		Clients     clients `json:"clients"`
+		// Lacking is how many resources need each of the extensions that Envoy lacks.
+		Lacking map[string]int        `json:"lackingExtensions,omitempty"`
+		Types   map[string]xds.Status `json:"types"`
+	}{i.now(), i.health.String(), i.c.Clients.clients(), i.lacking.counts(), i.c.Relay.Status()})
+}
+
+// configLog writes a change on each line.
+func (i *Istiod) configLog(w http.ResponseWriter, r *http.Request) {
+	name := r.FormValue("name")
+	status.WriteList(w, "", i.c.Relay.Changes(), func(c xds.Change) bool { return strings.Contains(c.Name, name) })
+}
+
+// fetchAnew asks for another stream. It does not wait for what that brings.
+func (i *Istiod) fetchAnew(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		http.Error(w, "fetch everything anew from istiod: method "+r.Method+"; use POST", http.StatusMethodNotAllowed)
+		return
+	}
+	select {
+	case i.resync <- struct{}{}:
+	default: // it is asked for already
+	}
+	w.Write([]byte("OK\n"))
+}

@@ -1,0 +1,199 @@
+package xds
+
+import (
+	"testing"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// edsCluster is "name=body" of a cluster that gets its endpoints by another name, or by its own; revision makes its bytes differ.
+func edsCluster(name, endpoints, revision string) string {
+	field := func(b []byte, number protowire.Number, value string) []byte {
+		return protowire.AppendString(protowire.AppendTag(b, number, protowire.BytesType), value)
+	}
+	var config []byte
+	if endpoints != "" {
+		config = field(nil, fieldEDSServiceName, endpoints)
+	}
+	const altStatName = 28
+	return name + "=" + string(field(field(nil, fieldClusterEDS, string(config)), altStatName, revision))
+}
+
+// relayed is a relay whose Envoy has, and has taken, a cluster with endpoints, a cluster without, a listener and a route.
+func relayed(t *testing.T) (*relaying, *client) {
+	t.Helper()
+	r := startRelay(t)
+	envoy := connect(t, r.path)
+	envoy.subscribe(clusterType)
+	r.told("Cluster first")
+	r.give(clusterType, edsCluster("a", "", "1"), "b=")
+	envoy.expect("Cluster +a +b")
+	envoy.subscribe(endpointType, "a")
+	r.told("Cluster ack n1", "ClusterLoadAssignment first +a")
+	r.give(endpointType, "a=1")
+	envoy.expect("ClusterLoadAssignment +a")
+	envoy.subscribe(listenerType)
+	r.told("ClusterLoadAssignment ack n2", "Listener first")
+	r.give(listenerType, "l=1")
+	envoy.expect("Listener +l")
+	envoy.subscribe(routeURL, "r")
+	r.told("Listener ack n3", "RouteConfiguration first +r")
+	r.give(routeURL, "r=1")
+	envoy.expect("RouteConfiguration +r")
+	r.told("RouteConfiguration ack n4")
+	return r, envoy
+}
+
+// again is another stream of the upstream.
+func (r *relaying) again() {
+	r.t.Helper()
+	r.Begin()
+	r.told("Cluster first held:a held:b", "ClusterLoadAssignment first +a held:a", "Listener first held:l", "RouteConfiguration first +r held:r")
+}
+
+func (r *relaying) mustHaveSuppressed(want uint64) {
+	r.t.Helper()
+	if got := r.Stats().Suppressed; got != want {
+		r.t.Errorf("%d resources were suppressed, want %d", got, want)
+	}
+}
+
+// TestReconcile: an upstream that comes back and says the same is acknowledged at once, and Envoy hears nothing of it.
+func TestReconcile(t *testing.T) {
+	r, envoy := relayed(t)
+	r.again()
+	if r.Reconciled() {
+		t.Error("reconciled before the upstream has said anything")
+	}
+	r.give(clusterType, edsCluster("a", "", "1"), "b=")
+	r.give(endpointType, "a=1")
+	r.give(listenerType, "l=1")
+	r.told("Cluster ack n5", "ClusterLoadAssignment ack n6", "Listener ack n7")
+	if r.Reconciled() {
+		t.Error("reconciled before the upstream has said anything of routes")
+	}
+	r.give(routeURL, "r=1")
+	r.told("RouteConfiguration ack n8")
+	envoy.nothing()
+	r.mustHaveSuppressed(5)
+	if !r.Reconciled() {
+		t.Error("not reconciled")
+	}
+	r.give(clusterType, "b=") // the second response is as the upstream wants it
+	envoy.expect("Cluster +b")
+	r.told("Cluster ack n9")
+}
+
+// TestReconcileSendsDifferences: what is new, changed or gone arrives, and of a type that is sent whole what is left out is gone.
+func TestReconcileSendsDifferences(t *testing.T) {
+	r, envoy := relayed(t)
+	r.again()
+	r.give(clusterType, edsCluster("a", "", "1"), "c=new")
+	envoy.expect("Cluster +c -b")
+	r.give(endpointType, "-a")
+	envoy.expect("ClusterLoadAssignment -a")
+	r.give(listenerType, "-l", "-unknown")
+	envoy.expect("Listener -l")
+	r.told("Cluster ack n5", "ClusterLoadAssignment ack n6", "Listener ack n7")
+	r.Begin()
+	r.told("Cluster first held:a held:c", "ClusterLoadAssignment first +a", "Listener first", "RouteConfiguration first +r held:r")
+	r.give(endpointType, "-a") // Envoy was told
+	r.told("ClusterLoadAssignment ack n8")
+	envoy.nothing()
+}
+
+// TestReconcileSendsWhatEnvoyWaitsFor: endpoints after their cluster and routes after a listener, changed or not; and what Envoy
+// has not taken.
+func TestReconcileSendsWhatEnvoyWaitsFor(t *testing.T) {
+	t.Run("endpoints", func(t *testing.T) {
+		r, envoy := relayed(t)
+		r.again()
+		r.give(clusterType, edsCluster("a", "", "2"), "b=")
+		envoy.expect("Cluster +a")
+		r.give(endpointType, "a=1")
+		envoy.expect("ClusterLoadAssignment +a")
+		r.mustHaveSuppressed(1) // b: they were not sent for being late
+	})
+	t.Run("endpoints of before", func(t *testing.T) {
+		r, envoy := relayed(t)
+		r.give(clusterType, edsCluster("other", "a", "2"))
+		envoy.expect("Cluster +other")
+		r.told("Cluster ack n5")
+		r.Begin()
+		r.told("Cluster first held:a held:b held:other", "ClusterLoadAssignment first +a held:a", "Listener first held:l", "RouteConfiguration first +r held:r")
+		r.give(endpointType, "a=1")
+		envoy.expect("ClusterLoadAssignment +a")
+		r.mustHaveSuppressed(0)
+	})
+	t.Run("routes", func(t *testing.T) {
+		r, envoy := relayed(t)
+		r.again()
+		r.give(listenerType, "l=1", "m=1")
+		envoy.expect("Listener +m")
+		r.give(routeURL, "r=1")
+		envoy.expect("RouteConfiguration +r")
+	})
+	t.Run("routes of a listener on its way", func(t *testing.T) {
+		r, envoy := relayed(t)
+		r.give(listenerType, "m=1")
+		envoy.next()
+		r.Begin()
+		r.told("Cluster first held:a held:b", "ClusterLoadAssignment first +a held:a", "Listener first held:l held:m", "RouteConfiguration first +r held:r")
+		r.give(routeURL, "r=1")
+		envoy.expect("RouteConfiguration +r")
+	})
+	t.Run("refused", func(t *testing.T) {
+		r, envoy := relayed(t)
+		r.give(clusterType, "b=bad")
+		envoy.nack(envoy.next(), "Error adding/updating cluster(s) b: bad lb")
+		r.told("Cluster nack n5 Error adding/updating cluster(s) b: bad lb")
+		r.again()
+		r.give(clusterType, edsCluster("a", "", "1"), "b=")
+		envoy.expect("Cluster +b")
+	})
+	t.Run("another version is on its way", func(t *testing.T) {
+		r, envoy := relayed(t)
+		r.give(clusterType, "b=2")
+		r.again()
+		r.give(clusterType, edsCluster("a", "", "1"), "b=")
+		envoy.expect("Cluster +b")
+		envoy.expect("Cluster +b")
+	})
+	t.Run("not answered", func(t *testing.T) {
+		r, envoy := relayed(t)
+		envoy.close()
+		again := connect(t, r.path)
+		again.subscribe(clusterType)
+		again.next()
+		r.again()
+		r.give(clusterType, edsCluster("a", "", "1"), "b=")
+		again.expect("Cluster +a +b")
+		r.told("Cluster ack n5")
+	})
+}
+
+// TestEndpointsOfChangedCluster: endpoints that do not follow their cluster are sent again.
+func TestEndpointsOfChangedCluster(t *testing.T) {
+	r, envoy := relayed(t)
+	r.give(clusterType, edsCluster("a", "", "2"))
+	envoy.expect("Cluster +a")
+	envoy.expect("ClusterLoadAssignment +a")
+	r.told("Cluster ack n5")
+	envoy.nothing()
+}
+
+// TestReconcileOfAnotherStream: an Envoy that opens another stream says what it has, and that does not reach it again.
+func TestReconcileOfAnotherStream(t *testing.T) {
+	r, envoy := relayed(t)
+	envoy.close()
+	again := connect(t, r.path)
+	again.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: endpointType, ResourceNamesSubscribe: []string{"a"},
+		InitialResourceVersions: map[string]string{"a": versionText(NewResource("a", []byte("1")).version)}})
+	again.subscribe(endpointType, "other")
+	r.told("ClusterLoadAssignment +other")
+	r.Begin()
+	r.told("Cluster first held:a held:b", "ClusterLoadAssignment first +a +other held:a", "Listener first held:l", "RouteConfiguration first +r held:r")
+	r.give(endpointType, "a=1", "other=1")
+	again.expect("ClusterLoadAssignment +other")
+}

@@ -1,0 +1,289 @@
+package xds
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// relayStream is one Envoy that is connected to a relay. Relay.mu guards it, but for conn.
+type relayStream struct {
+	relay  *Relay
+	conn   envoyStream
+	number uint64 // of the relay's streams, from 1
+
+	interests map[string]*interest // by type URL
+	nonce     uint64
+	queue     []queued
+	bytes     int           // of the queue's resources
+	queued    chan struct{} // holds a token when the queue has something
+	replaced  chan struct{} // closed when another stream has taken this one's place
+
+	// unmatched are the endpoints, by name, of clusters that were sent after them: Envoy waits for them.
+	unmatched map[string]struct{}
+	late      *time.Timer // runs until they are sent again
+	waiting   bool        // it runs
+}
+
+// queued is a response that is to be sent.
+type queued struct {
+	resp  *discoveryv3.DeltaDiscoveryResponse
+	bytes int
+}
+
+// interest is what one Envoy asks for of a type, and the responses for which it has not answered, by nonce.
+type interest struct {
+	wildcard bool
+	names    map[string]struct{}
+	inflight map[string]flight
+}
+
+// flight is a response on its way: what is in it, and whose it is.
+type flight struct {
+	receipts  []receipt // ascending
+	resources []Resource
+	removed   map[string]entry // as they were
+}
+
+func (i interest) in(name string) bool {
+	_, named := i.names[name]
+	return named || i.wildcard
+}
+
+func newRelayStream(r *Relay, conn envoyStream) *relayStream {
+	st := &relayStream{
+		relay: r, conn: conn, interests: make(map[string]*interest),
+		queued: make(chan struct{}, 1), replaced: make(chan struct{}),
+		unmatched: make(map[string]struct{}), late: time.NewTimer(endpointsLate),
+	}
+	st.late.Stop()
+	return st
+}
+
+// replace ends the stream; the caller holds Relay.mu.
+func (st *relayStream) replace() { close(st.replaced) }
+
+// waitsFor says whether Envoy has been sent something of a type for which it has not answered.
+func (st *relayStream) waitsFor(url string) bool {
+	sub := st.interests[url]
+	return sub != nil && len(sub.inflight) > 0
+}
+
+func (st *relayStream) room() bool { return len(st.queue) < maxQueued && st.bytes < maxQueuedBytes }
+
+// errReplaced is what the older of two streams hears.
+var errReplaced = errors.New("another stream was opened on this socket")
+
+// serve reads and writes until the stream, or the relay, ends. Reading never waits for writing.
+func (st *relayStream) serve() error {
+	requests := st.relay.receive(st.conn)
+	written := make(chan error, 1)
+	end := make(chan struct{})
+	defer close(end)
+	st.relay.sock.Go(func() { written <- st.write(end) })
+	for {
+		select {
+		case req, ok := <-requests:
+			if !ok {
+				return nil
+			}
+			st.relay.handle(st, req)
+		case <-st.late.C:
+			st.relay.overdue(st)
+		case err := <-written:
+			return err
+		case <-st.replaced:
+			return errReplaced
+		case <-st.relay.sock.Ending():
+			return nil
+		}
+	}
+}
+
+// write sends what is queued until end is closed. One that waits for Envoy is released by the end of the stream.
+func (st *relayStream) write(end <-chan struct{}) error {
+	for {
+		select {
+		case <-st.queued:
+		case <-end:
+			return nil
+		}
+		for {
+			resp := st.head()
+			if resp == nil {
+				break
+			}
+			if err := st.conn.Send(resp); err != nil {
+				return fmt.Errorf("send to Envoy: %w", err)
+			}
+			st.sent()
+		}
+	}
+}
+
+// head is the response to be sent next; nil: there is none.
+func (st *relayStream) head() *discoveryv3.DeltaDiscoveryResponse {
+	st.relay.mu.Lock()
+	defer st.relay.mu.Unlock()
+	if len(st.queue) == 0 {
+		return nil
+	}
+	return st.queue[0].resp
+}
+
+// sent takes the head off the queue.
+func (st *relayStream) sent() {
+	st.relay.mu.Lock()
+	defer st.relay.mu.Unlock()
+	st.bytes -= st.queue[0].bytes
+	st.queue = slices.Delete(st.queue, 0, 1)
+	st.relay.counters.responses.Add(1)
+	st.relay.wake()
+}
+
+// handle takes in one request: an ACK or NACK, a change of subscription, or both.
+func (r *Relay) handle(st *relayStream, req *discoveryv3.DeltaDiscoveryRequest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if req.GetNode() != nil {
+		r.node = req.GetNode()
+	}
+	url := req.GetTypeUrl()
+	l := r.ledgers[url]
+	if l == nil {
+		l = newLedger()
+		r.ledgers[url] = l
+	}
+	sub := st.interests[url]
+	first := sub == nil
+	if first {
+		sub = &interest{names: make(map[string]struct{}), inflight: make(map[string]flight), wildcard: len(req.GetResourceNamesSubscribe()) == 0}
+		st.interests[url] = sub
+		if sub.wildcard {
+			l.subscribe(wildcard)
+		}
+		l.retain(req.GetInitialResourceVersions(), st.number)
+	} else {
+		r.answer(st, l, sub, req)
+	}
+	st.subscribe(url, l, sub, req, first)
+	r.wake()
+}
+
+// subscribe changes what Envoy asks for, and answers at once with what the ledger has of it. Whoever asks for a resource by
+// name gets it, even when it was sent before: Envoy may have dropped it since.
+func (st *relayStream) subscribe(url string, l *ledger, sub *interest, req *discoveryv3.DeltaDiscoveryRequest, first bool) {
+	asked := interest{names: make(map[string]struct{}), wildcard: sub.wildcard && first}
+	for _, name := range req.GetResourceNamesSubscribe() {
+		l.subscribe(name)
+		if name == wildcard {
+			sub.wildcard, asked.wildcard = true, true
+			continue
+		}
+		sub.names[name], asked.names[name] = struct{}{}, struct{}{}
+	}
+	for _, name := range req.GetResourceNamesUnsubscribe() {
+		delete(sub.names, name)
+		if name == wildcard {
+			sub.wildcard = false
+		}
+		l.unsubscribe(name)
+	}
+	resources, removed := l.missing(asked, req.GetInitialResourceVersions())
+	if len(resources)+len(removed) == 0 && !(asked.wildcard && l.complete) {
+		return
+	}
+	gone := make(map[string]entry, len(removed))
+	for _, name := range removed {
+		gone[name] = entry{}
+	}
+	st.respond(url, l, sub, resources, gone)
+}
+
+// answer matches a request with the response that it answers, if it does.
+func (r *Relay) answer(st *relayStream, l *ledger, sub *interest, req *discoveryv3.DeltaDiscoveryRequest) {
+	f, ok := sub.inflight[req.GetResponseNonce()]
+	if !ok {
+		return // not an answer, or one that nobody waits for
+	}
+	delete(sub.inflight, req.GetResponseNonce())
+	l.answers++
+	refusal := ""
+	if detail := req.GetErrorDetail(); detail != nil {
+		refusal = detail.GetMessage()
+		if refusal == "" {
+			refusal = "Envoy gives no reason"
+		}
+		r.counters.nacks.Add(1)
+		r.log.Warn("Envoy refused a response, or a part of it", "kind", kindOf(req.GetTypeUrl()), "resources", len(f.resources), "message", shorten(refusal))
+		l.refuse(f, refusal, st.number)
+	} else {
+		r.counters.pushes.Add(1)
+		l.take(f.resources, st.number)
+	}
+	r.resolve(l, f.receipts, refusal)
+}
+
+// resolve has the upstream told what became of its responses, if it still is the one that gave them.
+func (r *Relay) resolve(l *ledger, receipts []receipt, refusal string) {
+	for _, receipt := range receipts {
+		if receipt.session == r.session {
+			l.upstream.answers = append(l.upstream.answers, Answer{receipt.nonce, refusal})
+		}
+	}
+}
+
+// pass sends on what of a response this Envoy asks for. If that is nothing of some, it has it, or another Envoy wanted it.
+func (st *relayStream) pass(url string, l *ledger, resources []Resource, removed map[string]entry, some bool) {
+	sub := st.interests[url]
+	if sub == nil {
+		return // it will ask, and is served from the ledger
+	}
+	resources = slices.DeleteFunc(resources, func(r Resource) bool { return !sub.in(r.Name) })
+	for name := range removed {
+		if !sub.in(name) {
+			delete(removed, name)
+		}
+	}
+	if some && len(resources)+len(removed) == 0 {
+		st.relay.resolve(l, l.unsent, "")
+		l.unsent = nil
+		return
+	}
+	st.respond(url, l, sub, resources, removed)
+}
+
+// respond queues a response, which stands for all of the ledger's that were not sent yet.
+func (st *relayStream) respond(url string, l *ledger, sub *interest, resources []Resource, removed map[string]entry) {
+	st.nonce++
+	nonce := strconv.FormatUint(st.nonce, 10)
+	resp := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: url, Nonce: nonce, SystemVersionInfo: strconv.FormatUint(st.relay.given, 10)}
+	q := queued{resp: resp}
+	resources = firstOnes(resources, st.relay.first)
+	for _, r := range resources {
+		resp.Resources = append(resp.Resources, &discoveryv3.Resource{
+			Name: r.Name, Version: versionText(r.version), Resource: &anypb.Any{TypeUrl: url, Value: r.Body},
+		})
+		q.bytes += len(r.Name) + len(r.Body)
+	}
+	for name := range removed {
+		resp.RemovedResources = append(resp.RemovedResources, name)
+	}
+	slices.SortFunc(resp.RemovedResources, strings.Compare)
+	st.note(url, resources)
+	sub.inflight[nonce] = flight{receipts: l.unsent, resources: resources, removed: removed}
+	l.unsent = nil
+	st.relay.counters.resources.Add(uint64(len(resources) + len(removed)))
+	st.queue = append(st.queue, q)
+	st.bytes += q.bytes
+	select {
+	case st.queued <- struct{}{}:
+	default:
+	}
+}

@@ -1,8 +1,9 @@
-// Command sidecar-injector puts the agent into pods. In this release it only
-// says its version.
+// Command sidecar-injector puts the agent into pods. In this release it does so
+// in files, and explains what it would do.
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,19 +24,30 @@ const (
 // errMissing marks what a later release will have.
 var errMissing = errors.New("not in this release")
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+// failure is what went wrong on a right command line.
+type failure struct{ error }
+
+// runtimeError marks an error as one that is not the command line's.
+func runtimeError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return failure{err}
+}
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 // run is main with the world passed in; it returns the exit status.
-func run(args []string, stdout, stderr io.Writer) int {
-	root := command()
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := command(stdin)
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.Execute()
+	err := root.ExecuteContext(context.Background())
 	switch {
 	case err == nil:
 		return 0
-	case errors.Is(err, errMissing):
+	case errors.Is(err, errMissing), errors.As(err, new(failure)):
 		fmt.Fprintf(stderr, "sidecar-injector: %v\n", err)
 		return exitError
 	default:
@@ -44,7 +56,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 }
 
-func command() *cobra.Command {
+func command(stdin io.Reader) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "sidecar-injector",
 		Short:         "Puts the agent into pods",
@@ -65,10 +77,8 @@ func command() *cobra.Command {
 			return err
 		},
 	})
+	root.AddCommand(newExplainCommand(stdin), newInjectCommand(stdin), newServeCommand(), newImportCommand(stdin))
 	for use, short := range map[string]string{
-		"serve":      "Serve the admission webhook",
-		"inject":     "Inject into the workloads of a file",
-		"explain":    "Say whether and how a workload would be injected",
 		"sidecarset": "Print the settings as an OpenKruise SidecarSet",
 		"restart":    "Restart the workloads of a namespace",
 	} {

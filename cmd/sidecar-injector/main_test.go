@@ -2,9 +2,17 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"strings"
 	"testing"
 )
+
+// TestMain keeps the commands from asking the cluster of whoever runs the tests.
+func TestMain(m *testing.M) {
+	_ = os.Setenv("KUBECONFIG", "/nonexistent")
+	_ = os.Unsetenv("KUBERNETES_SERVICE_HOST")
+	os.Exit(m.Run())
+}
 
 func TestRun(t *testing.T) {
 	tests := []struct {
@@ -15,9 +23,15 @@ func TestRun(t *testing.T) {
 	}{
 		{"version", 0, "client version: " + version + "\n", ""},
 		{"--help", 0, "sidecar-injector [command]", ""},
-		{"serve", 1, "", "serve: not in this release"},
-		{"inject -f pod.yaml", 1, "", "inject: not in this release"},
-		{"explain -f -", 1, "", "explain: not in this release"},
+		{"serve --tls-key-file key", 2, "", "--tls-cert-file"},
+		{"serve --kubeconfig /nonexistent", 1, "", "/nonexistent"},
+		{"serve --log_output_level loud", 2, "", "loud"},
+		{"inject -f /nowhere.yaml", 1, "", "/nowhere.yaml"},
+		{"explain", 2, "", "flag -f: give a file"},
+		{"explain -f -", 1, "", "there is no workload in it"},
+		{"explain -f missing.yaml", 1, "", "missing.yaml"},
+		{"explain -f - -o yaml", 2, "", `flag -o: "yaml": give json`},
+		{"explain -f - --expect yes", 2, "", `flag --expect: "yes": give inject or skip`},
 		{"sidecarset -n ns", 1, "", "sidecarset: not in this release"},
 		{"restart -n ns --dry-run", 1, "", "restart: not in this release"},
 		{"", 2, "", "a command is required"},
@@ -27,7 +41,7 @@ func TestRun(t *testing.T) {
 	}
 	for _, tt := range tests {
 		var stdout, stderr bytes.Buffer
-		status := run(strings.Fields(tt.args), &stdout, &stderr)
+		status := run(strings.Fields(tt.args), strings.NewReader(""), &stdout, &stderr)
 		if status != tt.status || !strings.Contains(stdout.String(), tt.stdout) || !strings.Contains(stderr.String(), tt.stderr) {
 			t.Errorf("%q: %d, %q, %q", tt.args, status, stdout.String(), stderr.String())
 		}

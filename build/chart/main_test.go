@@ -1,0 +1,71 @@
+package main
+
+import (
+	"flag"
+	"os"
+	"strings"
+	"testing"
+)
+
+const (
+	chart    = "../../deploy/chart"
+	manifest = "../../deploy/sidecar-injector.yaml"
+)
+
+var update = flag.Bool("update", false, "write the manifests anew")
+
+// TestManifestsAreTheCharts: what kubectl applies is what Helm installs.
+func TestManifestsAreTheCharts(t *testing.T) {
+	got, err := render(chart, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.WriteFile(manifest, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("deploy/sidecar-injector.yaml is not what deploy/chart renders to: go -C build/chart test . -update, and read the difference")
+	}
+}
+
+// TestValues: each value reaches its place, and nothing is there that was not asked for.
+func TestValues(t *testing.T) {
+	plain, err := render(chart, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		values map[string]any
+		want   []string
+	}{
+		"profile":    {map[string]any{"profile": map[string]any{"dns": map[string]any{"capture": true}}}, []string{"  dns:\n    capture: true\n"}},
+		"default":    {map[string]any{"defaultRevision": false}, []string{"- --default-revision=false\n"}},
+		"tags":       {map[string]any{"revisionTags": []any{"a", "b"}}, []string{"- --revision-tags=a,b\n"}},
+		"recreate":   {map[string]any{"recreateConfiguration": true}, []string{"name: sidecar-injector-recreate\nrules:\n", "verbs: [create]"}},
+		"tls":        {map[string]any{"tls": map[string]any{"secret": "own"}}, []string{"secretName: own", "--tls-cert-file=", "--tls-key-file=", "--tls-ca-file=", "mountPath: /etc/sidecar-injector/tls"}},
+		"arguments":  {map[string]any{"extraArgs": []any{"--log_as_json"}}, []string{"- --log_as_json\n"}},
+		"nodes":      {map[string]any{"nodeSelector": map[string]any{"a": "b"}, "tolerations": []any{map[string]any{"operator": "Exists"}}}, []string{"nodeSelector:\n        a: b\n", "tolerations:\n        - operator: Exists\n"}},
+		"images":     {map[string]any{"image": "r/i:1", "imagePullSecrets": []any{map[string]any{"name": "s"}}, "replicaCount": 3}, []string{`image: "r/i:1"`, "imagePullSecrets:\n        - name: s\n", "replicas: 3"}},
+		"no profile": {map[string]any{"profile": nil}, nil},
+	} {
+		got, err := render(chart, tt.values)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(got, want) || strings.Contains(plain, want) && want != "verbs: [create]" {
+				t.Errorf("%s: %q is there: %v, and without the value: %v", name, want, strings.Contains(got, want), strings.Contains(plain, want))
+			}
+		}
+		if name == "no profile" && strings.Contains(got, "\nkind: SidecarProfile\n") {
+			t.Error("a profile was made")
+		}
+	}
+}

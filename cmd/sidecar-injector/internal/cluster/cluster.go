@@ -1,0 +1,121 @@
+// Package cluster owns what the commands ask an API server: a pod, its namespace and the settings that count there. It only reads.
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"understudy.mesh/cmd/sidecar-injector/internal/offline"
+	"understudy.mesh/pkg/inject"
+	"understudy.mesh/pkg/profile"
+)
+
+// answerLimit is how long the API server may take for one object: somebody waits at a terminal.
+const answerLimit = 15 * time.Second
+
+// Cluster is a way to an API server.
+type Cluster struct{ client *rest.RESTClient }
+
+// Open returns the way that a kubeconfig says; "" is the one that kubectl takes. It asks nothing yet.
+func Open(kubeconfig string) (*Cluster, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{}).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("reach the API server: %w", err)
+	}
+	config.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
+	client, err := rest.UnversionedRESTClientFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("reach the API server: %w", err)
+	}
+	return &Cluster{client}, nil
+}
+
+// get reads one object as JSON; nil if there is none.
+func (c *Cluster) get(ctx context.Context, path ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	escaped := make([]string, len(path))
+	for i, part := range path {
+		escaped[i] = url.PathEscape(part)
+	}
+	text, err := c.client.Get().AbsPath(escaped...).SetHeader("Accept", "application/json").DoRaw(ctx)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	return text, err
+}
+
+// Pod is a pod as a workload, with its namespace.
+func (c *Cluster) Pod(ctx context.Context, namespace, name string) (offline.Workload, inject.Namespace, error) {
+	text, err := c.get(ctx, "api", "v1", "namespaces", namespace, "pods", name)
+	if err == nil && text == nil {
+		err = errors.New("there is none of that name")
+	}
+	var w offline.Workload
+	if err == nil {
+		w, err = offline.NewWorkload(text)
+	}
+	if err != nil {
+		return offline.Workload{}, inject.Namespace{}, fmt.Errorf("read pod %s/%s: %w", namespace, name, err)
+	}
+	in, err := c.namespace(ctx, namespace)
+	if err == nil && in == nil {
+		err = fmt.Errorf("read namespace %s: there is none of that name", namespace)
+	}
+	if err != nil {
+		return offline.Workload{}, inject.Namespace{}, err
+	}
+	return w, inject.Namespace{Name: namespace, Labels: in.Labels, Annotations: in.Annotations}, nil
+}
+
+// IsNone reports whether an error of Open says that there is no kubeconfig, and no cluster around.
+func IsNone(err error) bool { return err != nil && clientcmd.IsEmptyConfig(errors.Unwrap(err)) }
+
+// Labels are a namespace's; none if it is not there.
+func (c *Cluster) Labels(ctx context.Context, namespace string) (map[string]string, error) {
+	in, err := c.namespace(ctx, namespace)
+	if err != nil || in == nil {
+		return nil, err
+	}
+	return in.Labels, nil
+}
+
+// namespace reads one; nil if it is not there.
+func (c *Cluster) namespace(ctx context.Context, name string) (*corev1.Namespace, error) {
+	text, err := c.get(ctx, "api", "v1", "namespaces", name)
+	if err == nil && text == nil {
+		return nil, nil
+	}
+	in := new(corev1.Namespace)
+	if err == nil {
+		err = json.Unmarshal(text, in)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read namespace %s: %w", name, err)
+	}
+	return in, nil
+}
+
+// AddProfile reads the settings of a namespace, if it has some.
+func (c *Cluster) AddProfile(ctx context.Context, profiles *offline.Profiles, namespace string) error {
+	text, err := c.get(ctx, "apis", profile.Group, profile.Version, "namespaces", namespace, "sidecarprofiles", profile.Name)
+	if err == nil && text != nil {
+		err = profiles.Add(text)
+	}
+	if err != nil {
+		return fmt.Errorf("read SidecarProfile %s/%s: %w", namespace, profile.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,253 @@
+package offline
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	yamlv3 "go.yaml.in/yaml/v3"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"understudy.mesh/pkg/inject"
+	"understudy.mesh/pkg/profile"
+)
+
+// Workload is an object that makes pods, or a pod.
+type Workload struct {
+	Kind, Name string
+	Namespace  string // "": the object does not say
+	Pod        *corev1.Pod
+
+	apiVersion string
+	template   []byte // the pod, or its template, as JSON
+	at         string // its place in the document, as a JSON pointer
+}
+
+// Patch is the JSON patch of the workload's template, in a namespace; nil if there is nothing to do.
+func (w Workload) Patch(s *profile.Settings, namespace inject.Namespace) (ops []byte, warnings []string, err error) {
+	env := inject.Environment{Namespace: namespace}
+	if w.Kind != "Pod" {
+		env.Workload = inject.Workload{APIVersion: w.apiVersion, Kind: w.Kind, Name: w.Name}
+	}
+	return inject.Patch(w.template, s, env)
+}
+
+// ReadWorkloads reads the objects of a file that have a pod template, however deep in a List. Others are left out. A key
+// that is there twice is an error: which one Kubernetes takes, users do not know.
+func ReadWorkloads(file string, stdin io.Reader) ([]Workload, error) {
+	documents, err := read(file, stdin)
+	if err != nil {
+		return nil, err
+	}
+	var found []Workload
+	for _, d := range documents {
+		more, err := d.workloads()
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, more...)
+	}
+	return found, nil
+}
+
+// workloads are those of one document.
+func (d document) workloads() ([]Workload, error) {
+	var whole any
+	err := yamlv3.Unmarshal(d.text, &whole) // finds keys that are there twice, and lets a merged one be there again
+	text := []byte(nil)
+	if err == nil {
+		text, err = yaml.YAMLToJSON(d.text) // as kubectl does
+	}
+	if err != nil {
+		return nil, d.errorf("%s", d.lines(profile.YAMLError(err).Error()))
+	}
+	found, err := workloads(text, "")
+	if err != nil {
+		return nil, d.errorf("%w", err)
+	}
+	return found, nil
+}
+
+// object is what tells whether there is a pod template in an object.
+type object struct {
+	APIVersion string            `json:"apiVersion"`
+	Kind       string            `json:"kind"`
+	Metadata   metav1.ObjectMeta `json:"metadata"`
+	Items      []json.RawMessage `json:"items"`
+	Spec       json.RawMessage   `json:"spec"`
+}
+
+// workloads are those of an object, which is at a place of a document.
+func workloads(text []byte, at string) ([]Workload, error) {
+	var o object
+	if json.Unmarshal(text, &o) != nil {
+		return nil, nil // no object of Kubernetes
+	}
+	if strings.HasSuffix(o.Kind, "List") {
+		var all []Workload
+		for i, item := range o.Items {
+			more, err := workloads(item, fmt.Sprintf("%s/items/%d", at, i))
+			if err != nil {
+				return nil, fmt.Errorf("items[%d]: %w", i, err)
+			}
+			all = append(all, more...)
+		}
+		return all, nil
+	}
+	raw, below, err := podTemplate(o, text)
+	if raw == nil || err != nil {
+		return nil, err
+	}
+	var template corev1.PodTemplateSpec
+	if err := json.Unmarshal(raw, &template); err != nil {
+		return nil, fmt.Errorf("%s %q: %w", o.Kind, o.Metadata.Name, err)
+	}
+	pod := &corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec}
+	pod.Namespace = o.Metadata.Namespace
+	name := o.Metadata.Name
+	if name == "" {
+		name = o.Metadata.GenerateName
+	}
+	return []Workload{{o.Kind, name, o.Metadata.Namespace, pod, o.APIVersion, raw, at + below}}, nil
+}
+
+// podTemplate is an object's, and its place in that; nil if it has none.
+func podTemplate(o object, text []byte) (raw json.RawMessage, below string, err error) {
+	var spec struct {
+		Template    json.RawMessage `json:"template"`
+		JobTemplate struct {
+			Spec struct {
+				Template json.RawMessage `json:"template"`
+			} `json:"spec"`
+		} `json:"jobTemplate"`
+	}
+	below = "/spec/template"
+	if o.Kind == "Pod" {
+		spec.Template, below = text, ""
+	} else if json.Unmarshal(o.Spec, &spec) != nil {
+		return nil, "", nil // a kind whose template is something else
+	}
+	if spec.Template == nil {
+		spec.Template, below = spec.JobTemplate.Spec.Template, "/spec/jobTemplate/spec/template"
+	}
+	var probe struct {
+		Spec struct {
+			Containers []any `json:"containers"`
+		} `json:"spec"`
+	}
+	if spec.Template == nil || json.Unmarshal(spec.Template, &probe) != nil || len(probe.Spec.Containers) == 0 {
+		return nil, "", nil // of an ExternalSecret, for one
+	}
+	return spec.Template, below, nil
+}
+
+// NewWorkload is one object that has a pod template, or is a pod, as JSON.
+func NewWorkload(text []byte) (Workload, error) {
+	found, err := workloads(text, "")
+	if err == nil && len(found) != 1 {
+		err = errors.New("want one object with a pod template")
+	}
+	if err != nil {
+		return Workload{}, err
+	}
+	return found[0], nil
+}
+
+// EachObject calls do with each object of a file, as JSON.
+func EachObject(file string, stdin io.Reader, do func(text []byte) error) error {
+	documents, err := read(file, stdin)
+	if err != nil {
+		return err
+	}
+	for _, d := range documents {
+		text, err := yaml.YAMLToJSONStrict(d.text)
+		if err != nil {
+			return d.errorf("%s", d.lines(profile.YAMLError(err).Error()))
+		}
+		if err := do(text); err != nil {
+			return d.errorf("%w", err)
+		}
+	}
+	return nil
+}
+
+// document is one of a file's.
+type document struct {
+	file          string
+	number, first int    // from 1: which it is, and its first line
+	mark          []byte // what separates it from the one before
+	text          []byte
+}
+
+func (d document) errorf(format string, args ...any) error {
+	return fmt.Errorf("%s, document %d: %w", d.file, d.number, fmt.Errorf(format, args...))
+}
+
+var lineNumber = regexp.MustCompile(`\bline (\d+)`)
+
+// lines turns the parser's lines of a document into the file's.
+func (d document) lines(message string) string {
+	return lineNumber.ReplaceAllStringFunc(message, func(s string) string {
+		n, err := strconv.Atoi(strings.TrimPrefix(s, "line "))
+		if err != nil {
+			return s
+		}
+		return fmt.Sprintf("line %d", n+d.first-1)
+	})
+}
+
+// read parts a file into its documents; empty ones do not count.
+func read(file string, stdin io.Reader) ([]document, error) {
+	data, err := readFile(file, stdin)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(split(file, data), document.empty), nil
+}
+
+// split parts a file into all its documents, so that their marks and texts together are the file.
+func split(file string, data []byte) []document {
+	var documents []document
+	d := document{file: file, number: 1, first: 1}
+	line := 0
+	for text := range bytes.Lines(data) {
+		line++
+		after, is := bytes.CutPrefix(text, []byte("---"))
+		rest := bytes.TrimSpace(after)
+		if !is || len(rest) > 0 && len(bytes.TrimLeft(after, " \t")) == len(after) { // ---- is text
+			d.text = append(d.text, text...)
+			continue
+		}
+		documents = append(documents, d)
+		next := document{file: file, number: d.number, first: line + 1, mark: text}
+		if !d.empty() {
+			next.number++
+		}
+		if len(rest) > 0 && rest[0] != '#' { // the document begins in this line
+			next.mark, next.text, next.first = text[:len(text)-len(after)], after, line
+		}
+		d = next
+	}
+	return append(documents, d)
+}
+
+func (d document) empty() bool { return len(bytes.TrimSpace(withoutComments(d.text))) == 0 }
+
+// withoutComments is a document without lines that are comments.
+func withoutComments(text []byte) []byte {
+	var out []byte
+	for line := range bytes.Lines(text) {
+		if !bytes.HasPrefix(bytes.TrimSpace(line), []byte("#")) {
+			out = append(out, line...)
+		}
+	}
+	return out
+}

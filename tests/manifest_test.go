@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/profile"
 )
 
 // manifest is as much of a ConfigMap, Pod or Istio resource as is looked at.
@@ -79,6 +80,14 @@ func TestManifestsAreWhatTheyClaim(t *testing.T) {
 				}
 			case kind == "v1 Pod":
 				checkPod(t, where, m)
+			case kind == profile.Group+"/"+profile.Version+" "+profile.Kind:
+				if p, err := profile.Decode([]byte(m.text)); err != nil {
+					t.Errorf("%s: %v", where, err)
+				} else if err := p.Validate(p.Namespace); err != nil {
+					t.Errorf("%s: %v", where, err)
+				}
+			case kind == "batch/v1 Job":
+				checkMounts(t, where, podOf(t, where, m))
 			case kind == "monitoring.coreos.com/v1 PrometheusRule":
 				checkAlerts(t, where, m)
 			case strings.HasPrefix(m.APIVersion, "networking.istio.io/"):
@@ -190,11 +199,30 @@ func checkIstioResource(t *testing.T, where string, m manifest) {
 // checkPod looks at what a reader would stumble over: a mount of no volume, an image that no stage makes.
 func checkPod(t *testing.T, where string, m manifest) {
 	t.Helper()
-	var spec podSpec
-	if err := json.Unmarshal(m.Spec, &spec); err != nil {
-		t.Errorf("%s: %v", where, err)
-		return
+	spec := podOf(t, where, m)
+	checkMounts(t, where, spec)
+	if len(spec.Containers) == 0 || spec.Containers[0].Name != "istio-proxy" {
+		t.Errorf("%s: istio-proxy is not the first container, so nothing waits for it", where)
 	}
+}
+
+// podOf is what a Pod, or the template of a Job, says of the pod.
+func podOf(t *testing.T, where string, m manifest) (spec podSpec) {
+	t.Helper()
+	var job struct{ Template struct{ Spec podSpec } }
+	err := json.Unmarshal(m.Spec, &spec)
+	if m.Kind == "Job" {
+		err = json.Unmarshal(m.Spec, &job)
+		spec = job.Template.Spec
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", where, err)
+	}
+	return spec
+}
+
+func checkMounts(t *testing.T, where string, spec podSpec) {
+	t.Helper()
 	volumes := make(map[string]bool)
 	for _, v := range spec.Volumes {
 		volumes[v.Name] = true
@@ -206,9 +234,6 @@ func checkPod(t *testing.T, where string, m manifest) {
 			}
 		}
 	}
-	if len(spec.Containers) == 0 || spec.Containers[0].Name != "istio-proxy" {
-		t.Errorf("%s: istio-proxy is not the first container, so nothing waits for it", where)
-	}
 }
 
 // podCommands is the agent's command lines in the manifests: arguments of its image, and hooks.
@@ -216,13 +241,10 @@ func podCommands(t *testing.T) []agentCommand {
 	t.Helper()
 	var commands []agentCommand
 	for where, m := range manifests(t, allBlocks(t, "yaml")) {
-		var spec podSpec
-		if m.Kind != "Pod" {
+		if m.Kind != "Pod" && m.Kind != "Job" {
 			continue
 		}
-		if err := json.Unmarshal(m.Spec, &spec); err != nil {
-			t.Fatalf("%s: %v", where, err)
-		}
+		spec := podOf(t, where, m)
 		for _, c := range append(spec.InitContainers, spec.Containers...) {
 			if strings.HasPrefix(c.Image, "understudy/proxy") {
 				commands = append(commands, agentCommand{where + ", " + c.Name, c.Args})

@@ -290,3 +290,27 @@ func anchors(t *testing.T, document string) []string {
 	}
 	return names
 }
+
+// TestExtensionsInPapers: docs/istiod.md names each extension that a default istiod asks for and a stock Envoy lacks, as a real one was
+// seen to do (tests/cluster/pods/doctor_test.go), and no other.
+func TestExtensionsInPapers(t *testing.T) {
+	var lacking []string
+	for line := range strings.Lines(readRepoFile(t, "tests/cluster/pods/testdata/default-istiod.golden")) {
+		if name, istios := strings.CutPrefix(strings.TrimSpace(line), "istio "); istios {
+			lacking = append(lacking, name)
+		}
+	}
+	row := regexp.MustCompile("(?m)^\\| (`[a-z_.0-9]+\\.[A-Z][A-Za-z]+`.*?) \\|")
+	for _, page := range []string{"docs/istiod.md", "docs/istiod.zh.md"} {
+		var named []string
+		for _, m := range row.FindAllStringSubmatch(readRepoFile(t, page), -1) {
+			for name := range strings.SplitSeq(m[1], ", ") {
+				named = append(named, strings.Trim(name, "`"))
+			}
+		}
+		slices.Sort(named)
+		if !slices.Equal(named, lacking) || len(named) == 0 {
+			t.Errorf("%s names the extensions %q, want %q", page, named, lacking)
+		}
+	}
+}

@@ -100,8 +100,14 @@ func TestGoTestsInPapers(t *testing.T) {
 // buildAgent is the path of a pilot-agent made from this tree.
 func buildAgent(t *testing.T) string {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "pilot-agent")
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-tags", "vtprotobuf", "-o", binary, "./cmd/pilot-agent")
+	return buildCommand(t, "pilot-agent")
+}
+
+// buildCommand is the path of a command made from this tree.
+func buildCommand(t *testing.T, name string) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), name)
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-tags", "vtprotobuf,grpcnotrace", "-o", binary, "./cmd/"+name)
 	cmd.Dir = repoRoot(t)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", cmd, err, out)
@@ -174,14 +180,19 @@ func shownCommands(t *testing.T) []agentCommand {
 
 // TestFlagsInPapers looks for each flag that stands alone in code, such as `--verify`, in the help of every command.
 func TestFlagsInPapers(t *testing.T) {
-	agent := buildAgent(t)
 	var help strings.Builder
-	for _, command := range []string{"proxy", "wait", "request", "upgrade-status", "dns lookup", "dns cache", "doctor capture", "doctor trace", "istio-iptables"} {
-		out, err := exec.Command(agent, append(strings.Fields(command), "--help")...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("pilot-agent %s --help: %v\n%s", command, err, out)
+	for program, commands := range map[string][]string{
+		"pilot-agent":      {"proxy", "wait", "request", "upgrade-status", "dns lookup", "dns cache", "doctor capture", "doctor trace", "istio-iptables"},
+		"sidecar-injector": {"serve", "inject", "explain", "import"},
+	} {
+		binary := buildCommand(t, program)
+		for _, command := range commands {
+			out, err := exec.Command(binary, append(strings.Fields(command), "--help")...).CombinedOutput()
+			if err != nil {
+				t.Fatalf("%s %s --help: %v\n%s", program, command, err, out)
+			}
+			help.Write(out)
 		}
-		help.Write(out)
 	}
 	inBothLanguages(t, 20, "flags", func(document string) int {
 		found := regexp.MustCompile("`(--?[a-zA-Z][a-zA-Z_-]*)[^`]*`").FindAllStringSubmatch(prose(t, document), -1)
@@ -230,11 +241,12 @@ func TestSettingsInPapers(t *testing.T) {
 	}
 	known := readRepoFile(t, "docs/settings.md") + strings.NewReplacer("$", "`", "]", "`", ",", "`").Replace(string(help))
 	ofIstiosAPI := []string{"DNS_ROUND_ROBIN", "DYNAMIC_DNS", "HTTP_PROXY", "REGISTRY_ONLY"}
+	const ofIstiod = "PILOT_"
 	variable := regexp.MustCompile("`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)[`=]|(UNDERSTUDY_[A-Z_]+[A-Z])")
 	inBothLanguages(t, 25, "variables", func(document string) int {
 		found := variable.FindAllStringSubmatch(readRepoFile(t, document), -1)
 		for _, f := range found {
-			if name := f[1] + f[2]; !strings.Contains(known, "`"+name+"`") && !slices.Contains(ofIstiosAPI, name) {
+			if name := f[1] + f[2]; !strings.Contains(known, "`"+name+"`") && !slices.Contains(ofIstiosAPI, name) && !strings.HasPrefix(name, ofIstiod) {
 				t.Errorf("%s: no setting has the variable %s", document, name)
 			}
 		}
@@ -254,7 +266,13 @@ func TestMetricsInPapers(t *testing.T) {
 				t.Errorf("%s: the agent has no metric %s", document, metric[0])
 			}
 		}
-		return len(found)
+		injectors := regexp.MustCompile(`sidecar_injection_([a-z_]+[a-z])`).FindAllStringSubmatch(readRepoFile(t, document), -1)
+		for _, metric := range injectors {
+			if !strings.Contains(sources, `"`+metric[1]+`"`) {
+				t.Errorf("%s: the injector has no metric %s", document, metric[0])
+			}
+		}
+		return len(found) + len(injectors)
 	})
 }
 

@@ -41,8 +41,8 @@ func parseRequest(args []string) (getRequest, error) {
 		switch {
 		case is:
 			port, err := strconv.Atoi(value)
-			if err != nil || ports(port) == nil {
-				return r, errors.New("--debug-port: " + value + ": give 15000, 15004, 15020 or 15021")
+			if err != nil || port < 1 || port > maxPort { // --statusPort may be any
+				return r, errors.New("--debug-port: " + value + ": give a port from 1 to 65535, such as 15000, 15020 or 15021")
 			}
 			r.port = port
 		case strings.HasPrefix(args[i], "-"): // another flag
@@ -72,7 +72,9 @@ const (
 	readyPort  = 15021 // the status server's, too, in ASM's manifests
 )
 
-// ports are where a generation may answer what is meant for a port of Istio's; nil for one that is none.
+const maxPort = 65535
+
+// ports are where a generation may answer what is meant for a port.
 func ports(port int) []int {
 	switch port {
 	case adminPort, 15004:
@@ -80,7 +82,7 @@ func ports(port int) []int {
 	case statusPort, readyPort:
 		return []int{port, statusPort + readyPort - port}
 	}
-	return nil
+	return []int{port}
 }
 
 // answer has the generation that serves answer a GET, prints that, and returns the exit status.

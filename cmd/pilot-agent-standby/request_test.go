@@ -41,7 +41,7 @@ func testElsewhere(t *testing.T, bin string) {
 			t.Errorf("%q: exit status %d, output %q", args, status, out)
 		}
 	}
-	for _, args := range []string{"request", "request GET", "request GET clusters --debug-port 22", "request GET clusters --debug-port", "request GET a\r\nb"} {
+	for _, args := range []string{"request", "request GET", "request GET clusters --debug-port 65536", "request GET clusters --debug-port", "request GET a\r\nb"} {
 		if status, out, errs := outcome(t, bin, nil, strings.Split(args, " ")...); status != exitUsage || out != "" || strings.Count(errs, "\n") != 1 {
 			t.Errorf("%q: exit status %d, output %q, %q; want %d and one line", args, status, out, errs, exitUsage)
 		}
@@ -81,6 +81,7 @@ func testRequest(t *testing.T, bin string) {
 			w.Write(make([]byte, 3<<20)) // in chunks
 		}
 	})
+	serve(t, "127.0.0.1:15099", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a status port of its own") })
 	serve(t, "[::1]:15021", func(w http.ResponseWriter, r *http.Request) { // a pod of IPv6 alone, with ASM's status port
 		switch r.URL.Path {
 		case "/missing":
@@ -105,6 +106,7 @@ func testRequest(t *testing.T, bin string) {
 		{args: "--log_output_level info request --debug-port=15004 GET /clusters", out: "GET /clusters"},
 		{args: "request GET long", out: "GET /long", size: 3<<20 + len("GET /long")},
 		{args: "request GET healthz/ready --debug-port 15020", out: "status of /healthz/ready"},
+		{args: "request --debug-port=15099 GET x", out: "a status port of its own"},
 		{args: "request GET missing --debug-port 15021", out: "404 page not found\n"},
 		{args: "request GET broken --debug-port 15021", status: exitError, out: "it is broken\n", errs: "HTTP status code 503"},
 		{args: "request GET cut --debug-port 15021", status: exitError, out: "part", errs: "ends early"},

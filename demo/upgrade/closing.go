@@ -55,10 +55,10 @@ func (st *story) evidence(r load.Report) {
 	}
 	first := failed[0]
 	from := first.Time.Add(-time.Duration(first.Milliseconds * float64(time.Millisecond)))
-	st.title("Around the first failure (%s to %s UTC)", from.UTC().Format("15:04:05.000"), first.Time.UTC().Format("15:04:05.000"))
+	st.Title("Around the first failure (%s to %s UTC)", from.UTC().Format("15:04:05.000"), first.Time.UTC().Format("15:04:05.000"))
 	for _, slot := range st.pod.slots.List {
-		st.say(slot.Name + ":")
-		st.print(between(slot.Log.String(), from.Add(-evidenceSpan), first.Time.Add(evidenceSpan)))
+		st.Say(slot.Name + ":")
+		st.Print(between(slot.Log.String(), from.Add(-evidenceSpan), first.Time.Add(evidenceSpan)))
 	}
 }
 
@@ -101,6 +101,6 @@ func (st *story) keepLogs(r load.Report, failed bool) (err error) {
 			return err
 		}
 	}
-	st.say("all logs: " + dir)
+	st.Say("all logs: " + dir)
 	return nil
 }

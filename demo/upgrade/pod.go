@@ -67,8 +67,11 @@ func newPod(t lab.T, s settings) *pod {
 	}
 	p.slots = p.NewSlots(t, lab.SlotsOptions{Args: args})
 	p.slots.Write(t, "shop.yaml", shopEntry)
-	// A negative back-off is none: no container here fails, and a soak restarts them a thousand times.
-	p.kubelet = lab.NewKubelet(t, p.slots, lab.KubeletOptions{PostStart: postStart, Grace: s.drain + graceMargin, BackOff: -1})
+	// A soak does in an hour what a pod of a cluster, which has the kubelet's default, does in years.
+	p.kubelet = lab.NewKubelet(t, p.slots, lab.KubeletOptions{
+		PostStart: postStart, ReadinessProbe: "http://" + lab.PodIP + ":" + appHTTP + "/", Grace: s.drain + graceMargin, MaxRestartPeriod: lab.QuickRestarts,
+	})
+	lab.NewService(t, p.kubelet)
 	return p
 }
 
@@ -77,7 +80,10 @@ func (p *pod) start(t lab.T) {
 	empty := lab.Image{Name: "proxy:empty", Agent: lab.StandbyBinary(t)}
 	p.kruise = lab.NewKruise(t, p.kubelet, p.image(t, 0), empty)
 	p.kruise.WaitUpgraded(t)
-	lab.Eventually(t, lab.Deadline, "the pod is ready", p.slots.List[0].Agent().Ready)
+	lab.Eventually(t, lab.Deadline, "the Service has the pod", func() error {
+		_, _, err := p.Out.Get("http://" + lab.ServiceIP + ":" + appHTTP + "/")
+		return err
+	})
 	addrs, err := p.Pod.Lookup(shopHost, dns.TypeA)
 	if err != nil || len(addrs) == 0 {
 		t.Fatalf("%s has no address in the pod: %v", shopHost, err)

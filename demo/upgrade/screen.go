@@ -3,72 +3,39 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
+	"understudy.mesh/demo/screen"
 	"understudy.mesh/tests/load"
 )
 
-// screen writes the narration, and a line a second of what is measured.
-type screen struct {
-	out io.Writer
+// narrator writes the narration, and a line a second of what is measured.
+type narrator struct {
+	*screen.Screen
 
 	mu     sync.Mutex
-	bold   string
-	dim    string
-	plain  string
 	events int // how much of the kubelet's log was shown
 }
 
-func newScreen(out *os.File, noColor bool) *screen {
-	s := &screen{out: out}
-	if info, err := out.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 && !noColor {
-		s.bold, s.dim, s.plain = "\x1b[1m", "\x1b[2m", "\x1b[0m"
-	}
-	return s
-}
-
-func (s *screen) title(format string, args ...any) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	fmt.Fprintf(s.out, "\n%s%s%s\n", s.bold, fmt.Sprintf(format, args...), s.plain)
-}
-
-func (s *screen) say(lines ...string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, line := range lines {
-		fmt.Fprintf(s.out, "  %s\n", line)
-	}
-}
-
-// print writes a table as it is, indented.
-func (s *screen) print(text string) {
-	s.say(strings.Split(strings.TrimRight(text, "\n"), "\n")...)
-}
-
 // showEvents shows what the kubelet and Kruise have done since the last call.
-func (s *screen) showEvents(log string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for line := range strings.Lines(log[s.events:]) {
-		fmt.Fprintf(s.out, "  %s%s%s\n", s.dim, strings.TrimRight(line, "\n"), s.plain)
+func (n *narrator) showEvents(log string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for line := range strings.Lines(log[n.events:]) {
+		n.Faint(strings.TrimRight(line, "\n"))
 	}
-	s.events = len(log)
+	n.events = len(log)
 }
 
 const (
-	headFormat = "  %5s  %6s %7s %10s  %6s %5s  %13s  %-20s  %s\n"
-	lineFormat = "  %5s  %6.0f %7d %7.0f ms  %6.0f %5d  %13d  %-20s  %s\n"
+	headFormat = "%5s  %6s %7s %10s  %6s %5s  %13s  %-20s  %s"
+	lineFormat = "%5s  %6.0f %7d %7.0f ms  %6.0f %5d  %13d  %-20s  %s"
 )
 
-func (s *screen) head() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	fmt.Fprintf(s.out, s.bold+headFormat+s.plain, "time", "req/s", "failed", "p99", "dns/s", "lost", "failed probes", "serves", "")
+func (n *narrator) head() {
+	n.Strong(fmt.Sprintf(headFormat, "time", "req/s", "failed", "p99", "dns/s", "lost", "failed probes", "serves", ""))
 }
 
 // sample is what was measured in one second.
@@ -79,7 +46,7 @@ type sample struct {
 
 // live shows the traffic every second (in a soak, every minute) until ctx ends, and keeps the samples.
 type live struct {
-	screen  *screen
+	screen  *narrator
 	traffic *traffic
 	watcher *watcher
 	began   time.Time
@@ -129,10 +96,8 @@ func (l *live) line(ctx context.Context, r load.Report) {
 	queries, lastQueries := counts(r, isDNS)
 	probes, _ := counts(r, isProbe)
 	elapsed := time.Since(l.began).Round(time.Second)
-	l.screen.mu.Lock()
-	defer l.screen.mu.Unlock()
-	fmt.Fprintf(l.screen.out, lineFormat, clock(elapsed), perSecond(lastRequests, r.Interval), requests.Failures(),
-		inMilliseconds(lastRequests.Latency.Quantile(0.99)), perSecond(lastQueries, r.Interval), queries.Failures(), probes.Failures(), serves, doing)
+	l.screen.Say(fmt.Sprintf(lineFormat, clock(elapsed), perSecond(lastRequests, r.Interval), requests.Failures(),
+		inMilliseconds(lastRequests.Latency.Quantile(0.99)), perSecond(lastQueries, r.Interval), queries.Failures(), probes.Failures(), serves, doing))
 }
 
 func perSecond(c load.Counts, seconds float64) float64 {

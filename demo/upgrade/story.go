@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"understudy.mesh/demo/screen"
 	"understudy.mesh/tests/lab"
 	"understudy.mesh/tests/load"
 )
@@ -15,7 +16,7 @@ import (
 // story is one run.
 type story struct {
 	settings
-	*screen
+	*narrator
 	pod     *pod
 	traffic *traffic
 	watcher *watcher
@@ -28,13 +29,13 @@ var errFailed = errors.New("FAILED")
 
 // tell tells the story from the beginning to the end.
 func tell(ctx context.Context, t lab.T, s settings) error {
-	st := &story{settings: s, screen: newScreen(os.Stdout, os.Getenv("NO_COLOR") != ""), traffic: newTraffic()}
+	st := &story{settings: s, narrator: &narrator{Screen: screen.New(os.Stdout, os.Getenv("NO_COLOR") != "")}, traffic: newTraffic()}
 	began := time.Now()
 	st.thePod(t)
 	st.theLoad(t)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	st.live = &live{screen: st.screen, traffic: st.traffic, watcher: st.watcher, began: time.Now(), soak: s.soak}
+	st.live = &live{screen: st.narrator, traffic: st.traffic, watcher: st.watcher, began: time.Now(), soak: s.soak}
 	if s.soak {
 		st.head()
 	}
@@ -50,10 +51,10 @@ func tell(ctx context.Context, t lab.T, s settings) error {
 }
 
 func (st *story) thePod(t lab.T) {
-	st.title("1. A pod with two slots")
+	st.Title("1. A pod with two slots")
 	st.pod = newPod(t, st.settings)
 	p := st.pod
-	st.say("Two containers as OpenKruise makes them: each with its own mount, PID and /dev/shm namespaces, a read-only",
+	st.Say("Two containers as OpenKruise makes them: each with its own mount, PID and /dev/shm namespaces, a read-only",
 		"root, uid 1337 and no capabilities; one network namespace, one hand-off directory, one /etc/istio/proxy.",
 		fmt.Sprintf("postStart of both: /bin/sh -c %q; --upgradeDrainDuration %v.", postStart[2], st.drain),
 		fmt.Sprintf("Slot 1 gets pilot-agent with Envoy %s, slot 2 the empty image (pilot-agent-standby).", p.release(0).version))
@@ -63,8 +64,8 @@ func (st *story) thePod(t lab.T) {
 }
 
 func (st *story) theLoad(t lab.T) {
-	st.title("2. Load")
-	st.say(fmt.Sprintf("From outside, to the application: %d requests/s, with those below, as new and kept HTTP/1.1 connections,", st.rate),
+	st.Title("2. Load")
+	st.Say(fmt.Sprintf("From outside, to the application: %d requests/s, with those below, as new and kept HTTP/1.1 connections,", st.rate),
 		"HTTP/2, and streams over HTTP/2 and TCP that are echoed message by message and live for "+st.life.String()+".",
 		fmt.Sprintf("From the application: HTTP/1.1 to %s by its VIP %s, and %d DNS queries/s,", shopHost, st.pod.vip, st.dnsRate),
 		"each sent once, over UDP and TCP. Probes: 15000, 15020, 15021.",
@@ -76,8 +77,8 @@ func (st *story) theLoad(t lab.T) {
 // theUpgrades makes them, one after another. Requests that fail end a soak.
 func (st *story) theUpgrades(ctx context.Context, t lab.T) error {
 	if !st.soak {
-		st.title("3. %d upgrades", st.upgrades)
-		st.say("Each as the controller and the kubelet do it: the empty slot's container is killed, and made anew from",
+		st.Title("3. %d upgrades", st.upgrades)
+		st.Say("Each as the controller and the kubelet do it: the empty slot's container is killed, and made anew from",
 			"the new image; it takes over; its postStart hook returns; the old slot's container is stopped, drains, and is",
 			"replaced by the empty image. The next upgrade goes the other way.")
 		st.head()
@@ -130,7 +131,7 @@ func (st *story) upgrade(ctx context.Context, t lab.T, n int) error {
 	p := st.pod
 	c := &change{number: n, old: p.kruise.Working(), new: 1 - p.kruise.Working(), from: p.release(n - 1), to: p.release(n)}
 	if !st.soak {
-		st.title("Upgrade %d of %d: Envoy %s in slot %d -> Envoy %s in slot %d", n, st.upgrades, c.from.version, c.old+1, c.to.version, c.new+1)
+		st.Title("Upgrade %d of %d: Envoy %s in slot %d -> Envoy %s in slot %d", n, st.upgrades, c.from.version, c.old+1, c.to.version, c.new+1)
 	}
 	st.watcher.begin(c)
 	p.kruise.Upgrade(p.image(t, n))
@@ -156,9 +157,9 @@ func (st *story) upgrade(ctx context.Context, t lab.T, n int) error {
 func (st *story) closing(began time.Time, upgrades error) error {
 	r, err := st.traffic.stop()
 	if !st.soak {
-		st.title("4. What came of it")
+		st.Title("4. What came of it")
 	}
-	st.print(r.String() + "\n" + upgradeTable(st.changes, st.live, st.soak))
+	st.Print(r.String() + "\n" + upgradeTable(st.changes, st.live, st.soak))
 	st.evidence(r)
 	requests, queries, probes := sum(r, isRequest), sum(r, isDNS), sum(r, isProbe)
 	failed := r.Failures() > 0 || upgrades != nil || err != nil
@@ -167,7 +168,7 @@ func (st *story) closing(began time.Time, upgrades error) error {
 	if st.soak {
 		what = "soak"
 	}
-	st.title("%s: %d upgrades in %v; %d requests, %d failed; %d DNS queries, %d lost; %d probes, %d failed",
+	st.Title("%s: %d upgrades in %v; %d requests, %d failed; %d DNS queries, %d lost; %d probes, %d failed",
 		what, len(st.changes), time.Since(began).Round(time.Second), requests.OK+requests.Failures(), requests.Failures(),
 		queries.OK+queries.Failures(), queries.Failures(), probes.OK+probes.Failures(), probes.Failures())
 	if err == nil && r.Failures() > 0 {

@@ -21,16 +21,16 @@ const probeRate = 20
 // closeWithin bounds the end of the clients: the requests that are in flight.
 const closeWithin = 15 * time.Second
 
-// outside are the clients of the pod.
+// outside are the clients of the pod: those of the application connect to its Service, and so see whether the pod is ready.
 func outside(s settings) load.Config {
-	url, rate := "http://"+lab.PodIP+":"+appHTTP+"/", float64(s.rate)
+	url, rate := "http://"+lab.ServiceIP+":"+appHTTP+"/", float64(s.rate)
 	life := load.Duration(s.life)
 	return load.Config{Source: "outside", Flows: append(dense(s, "in", url, "", "server=app"), []load.Flow{
 		{Name: "in: http/1.1, new", Kind: load.HTTP1New, Target: url, Rate: .30 * rate, Workers: 16, Want: "server=app"},
 		{Name: "in: http/1.1, kept", Kind: load.HTTP1Keep, Target: url, Rate: .20 * rate, Workers: 16, Want: "server=app"},
 		{Name: "in: http/2", Kind: load.HTTP2, Target: url, Rate: .15 * rate, Workers: 16, Want: "server=app"},
 		{Name: "in: http/2 streams", Kind: load.H2Stream, Target: url + load.EchoPath[1:], Rate: .05 * rate, Workers: 20, Life: life},
-		{Name: "in: tcp streams", Kind: load.TCPStream, Target: lab.PodIP + ":" + appEcho, Rate: .10 * rate, Workers: 20, Life: life},
+		{Name: "in: tcp streams", Kind: load.TCPStream, Target: lab.ServiceIP + ":" + appEcho, Rate: .10 * rate, Workers: 20, Life: life},
 		{Name: "probe 15020", Kind: load.Probe, Target: "http://" + lab.PodIP + ":" + lab.StatusPort + "/healthz/ready", Rate: probeRate},
 		{Name: "probe 15021", Kind: load.Probe, Target: "http://" + lab.PodIP + ":" + lab.HealthPort + "/healthz/ready", Rate: probeRate},
 	}...)}

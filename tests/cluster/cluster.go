@@ -3,7 +3,7 @@
 //
 // # How tests use it
 //
-// `make test-cluster` starts the cluster (a running one is taken as it is), runs the tests below tests/cluster/pods, and takes
+// `make test-cluster` starts the cluster (a running one is taken as it is), runs the tests of tests/cluster/pods and tests/cluster/webhook, and takes
 // the cluster down if it has started it. `make cluster` leaves it running, and then the tests of one kind are
 //
 //	UNDERSTUDY_CLUSTER=$PWD/.cluster go test -tags vtprotobuf,grpcnotrace -count=1 -v -run TestFirstPod ./tests/cluster/pods/
@@ -179,6 +179,7 @@ const (
 	ControllerManager = node.ControllerManager
 	CoreDNS           = node.CoreDNS
 	Istiod            = node.Istiod
+	DefaultIstiod     = node.DefaultIstiod // serves at DefaultIstiodAddress
 )
 
 // Stop ends a component with a signal, and returns when it has ended; it stays down until Start.

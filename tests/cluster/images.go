@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -26,6 +27,7 @@ const (
 	ProxyV2  = "understudy/proxy:v2"  // with the older Envoy
 	ProxyDev = "understudy/proxy:dev" // README's
 	Empty    = "understudy/empty:v1"
+	Injector = "understudy/injector:dev" // of deploy/
 	// Curl has sh, sleep, curl and the program of load; Nginx is a server of load, which answers "server=nginx" on port 80
 	// and echoes on 9000.
 	Curl  = "curlimages/curl:latest"
@@ -67,7 +69,7 @@ func (c *Cluster) Digest(name string) string { return c.registry().Digest(name) 
 
 // importImages makes this checkout's images known to the node.
 func (c Config) importImages(ctx context.Context, cluster *Cluster) error {
-	images, err := c.makeImages(filepath.Join(cluster.state(), node.PKI, "world-ca.crt"))
+	images, err := c.makeImages(cluster)
 	if err != nil {
 		return fmt.Errorf("make the images of the cluster: %w", err)
 	}
@@ -84,14 +86,14 @@ func (c Config) importImages(ctx context.Context, cluster *Cluster) error {
 }
 
 // makeImages returns those that `make images` has made, and others made of them.
-func (c Config) makeImages(authority string) ([]Image, error) {
+func (c Config) makeImages(cluster *Cluster) ([]Image, error) {
 	made := func(name string) string { return filepath.Join(c.Root, "bin", "images", name) }
-	images := []Image{{ProxyV1, made("proxy")}, {Empty, made("empty")}}
+	images := []Image{{ProxyV1, made("proxy")}, {Empty, made("empty")}, {Injector, made("injector")}}
 	proxy, err := readImage(made("proxy"))
 	if err != nil {
 		return nil, err
 	}
-	world, err := os.ReadFile(authority)
+	world, err := os.ReadFile(filepath.Join(cluster.state(), node.PKI, "world-ca.crt"))
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +117,7 @@ func (c Config) makeImages(authority string) ([]Image, error) {
 		base        []v1.Layer
 		description oci.Image
 	}{
-		{name: ProxyV2, from: proxy, description: oci.Image{Layers: layer("the older Envoy", program("/usr/local/bin/envoy", older))}},
+		{name: ProxyV2, from: proxy, description: oci.Image{Layers: layer("the older Envoy", program(OlderEnvoy, older), link(Envoy, OlderEnvoy))}},
 		{name: ProxyDev, from: proxy},
 		{name: pause, description: oci.Image{
 			Layers: layer("pause", program("/pause", filepath.Join(c.Dir, "pause"))), Entrypoint: []string{"/pause"}, User: "65535:65535",
@@ -131,17 +133,26 @@ func (c Config) makeImages(authority string) ([]Image, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", image.name, err)
 		}
-		index, err := oci.Index(built)
-		if err != nil {
+		if err := cluster.write(image.name, built); err != nil {
 			return nil, fmt.Errorf("%s: %w", image.name, err)
 		}
-		dir := filepath.Join(c.Dir, "images", strings.NewReplacer("/", "-", ":", "-").Replace(image.name))
-		if err := oci.WriteLayout(dir, image.name, index); err != nil {
-			return nil, err
-		}
-		images = append(images, Image{image.name, dir})
+		images = append(images, Image{image.name, cluster.layout(image.name)})
 	}
 	return images, nil
+}
+
+// layout is where an image that is made for the cluster alone is written.
+func (c *Cluster) layout(name string) string {
+	return filepath.Join(c.dir, "images", strings.NewReplacer("/", "-", ":", "-").Replace(name))
+}
+
+// write writes an image for this machine's architecture into its layout.
+func (c *Cluster) write(name string, image v1.Image) error {
+	index, err := oci.Index(image)
+	if err != nil {
+		return err
+	}
+	return oci.WriteLayout(c.layout(name), name, index)
 }
 
 // layer is one layer of some files.
@@ -151,6 +162,10 @@ func layer(comment string, files ...oci.File) []oci.Layer {
 
 func program(path, source string) oci.File {
 	return oci.File{Path: path, Mode: 0o755, Source: source}
+}
+
+func link(path, to string) oci.File {
+	return oci.File{Path: path, Mode: fs.ModeSymlink, Link: to}
 }
 
 // assemble puts the layers of a description over another image, whose configuration stays but for a label that tells the two

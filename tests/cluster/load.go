@@ -58,7 +58,7 @@ func (n *Namespace) Load(t lab.T, from Where, flows ...load.Flow) *Load {
 			t.Fatalf("%v", err)
 		}
 	} else {
-		pid = n.processOf(t, from.pod, from.container)
+		pid = n.Process(t, from.pod, from.container)
 	}
 	// Not the process namespace: a signal then reaches it.
 	l := &Load{process: enter(context.Background(), pid, []string{"--net", "--mount"}, os.Environ(), program, "-config", "-"), done: make(chan struct{})}
@@ -103,6 +103,21 @@ func (l *Load) Report() load.Report {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.last
+}
+
+// Await returns when each flow has so many more answers than it has now.
+func (l *Load) Await(t lab.T, limit time.Duration, n uint64) {
+	t.Helper()
+	before := l.Report()
+	lab.Eventually(t, limit, fmt.Sprintf("%d more requests of each flow", n), func() error {
+		report := l.Report()
+		for _, flow := range report.Flows {
+			if done := flow.Total.OK - before.Flow(flow.Name).Total.OK; done < n {
+				return fmt.Errorf("%d so far; the load:\n%v", done, report)
+			}
+		}
+		return nil
+	})
 }
 
 // Stop ends the load and returns what it has counted in all.

@@ -64,7 +64,11 @@ func (c *Cluster) whole() error {
 		return err
 	}
 	var errs []error
-	for _, name := range []Component{Containerd, APIServer, ControllerManager, Kubelet, CoreDNS} {
+	components := []Component{Containerd, APIServer, ControllerManager, Kubelet, CoreDNS}
+	if c.hasIstiod() {
+		components = append(components, Istiod)
+	}
+	for _, name := range components {
 		errs = append(errs, c.Start(ctx, name))
 	}
 	return errors.Join(errs...)

@@ -1,11 +1,14 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"understudy.mesh/tests/cluster/internal/node"
+	"understudy.mesh/tests/cluster/internal/registry"
 	"understudy.mesh/tests/lab"
 )
 
@@ -159,8 +162,8 @@ func (n *Namespace) Pods(t lab.T, selector string) []Pod {
 	return pods
 }
 
-// processOf is a process of a container's present life, by the number that the machine has for it.
-func (n *Namespace) processOf(t lab.T, pod, container string) int {
+// Process is the first process of a container's present life, by the number that the machine has for it. Numbers grow.
+func (n *Namespace) Process(t lab.T, pod, container string) int {
 	t.Helper()
 	id := n.Pod(t, pod).Containers[container].ID
 	if id == "" {
@@ -170,5 +173,34 @@ func (n *Namespace) processOf(t lab.T, pod, container string) int {
 	if err != nil || len(pids) == 0 {
 		t.Fatalf("find a process of container %s of pod %s: %v, %v", container, pod, pids, err)
 	}
-	return pids[0]
+	return slices.Min(pids)
+}
+
+// ContainersOf are the IDs of the containers of an image that containerd has. The API server knows of one only when its
+// postStart hook is done. There must be one.
+func (c *Cluster) ContainersOf(t lab.T, image string) []string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
+	defer cancel()
+	cmd, err := c.Command(ctx, node.BinDir+"/ctr", "--namespace", "k8s.io", "containers", "list", "--quiet", "image=="+registry.Qualify(image))
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	out, err := cmd.Output()
+	ids := strings.Fields(string(out))
+	if err != nil || len(ids) == 0 {
+		t.Fatalf("list the containers of %s: %v, %q", image, err, out)
+	}
+	return ids
+}
+
+// AwaitEnd waits until a container has no process any more. It needs no component of the node.
+func (c *Cluster) AwaitEnd(t lab.T, limit time.Duration, id string) {
+	t.Helper()
+	lab.Eventually(t, limit, "container "+id+" ends", func() error {
+		if pids, err := group(c.dir).Processes(id); err == nil && len(pids) > 0 { // an error: its group is gone
+			return fmt.Errorf("it has the processes %v", pids)
+		}
+		return nil
+	})
 }

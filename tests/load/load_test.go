@@ -272,6 +272,14 @@ func TestGoodServersFailNothing(t *testing.T) {
 	}
 }
 
+// TestServerTellsTheClient of its address, which a proxy in between may have made another one.
+func TestServerTellsTheClient(t *testing.T) {
+	target := "http://" + serve(t, serveNamed("app")) + ClientPath
+	if f := runOne(t, 3, Flow{Kind: HTTP1New, Target: target, Want: "client=127.0.0.1\n"}); f.Total.OK != 3 {
+		t.Errorf("%+v", f)
+	}
+}
+
 // TestStreamsLiveAsLongAsTheyShould demands that streams end by themselves, and are opened again.
 func TestStreamsLiveAsLongAsTheyShould(t *testing.T) {
 	web, echo := serve(t, serveNamed("app")), serve(t, ServeEcho)

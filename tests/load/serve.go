@@ -12,8 +12,11 @@ import (
 )
 
 const (
-	// EchoPath is where the HTTP server sends back what it gets, as it comes.
-	EchoPath = "/echo"
+	// EchoPath is where the HTTP server sends back what it gets, as it comes; ClientPath is where it says from which address
+	// it is asked; PeerPath is where it says whom a proxy before it knows the client as.
+	EchoPath   = "/echo"
+	ClientPath = "/client"
+	PeerPath   = "/peer"
 	// Streams of h2-stream are many on few connections; net/http's default is 250.
 	maxStreams = 10_000
 	// How long a server that is to end waits for the requests that it has.
@@ -23,12 +26,20 @@ const (
 // ServeHTTP serves HTTP/1.1, and HTTP/2 with prior knowledge, until ctx is done; requests that it
 // is at work on then, it finishes; connections that it has accepted and not read from, net/http drops, so
 // that a server which is to be replaced under load is not this one. Every path answers 200 with
-// "server=NAME\n" as the body, but EchoPath, which is for h2-stream.
+// "server=NAME\n" as the body, but EchoPath, which is for h2-stream, ClientPath, which answers "client=ADDRESS\n", and PeerPath, which
+// answers with what a proxy says of the client's certificate.
 func ServeHTTP(ctx context.Context, ln net.Listener, name string) error {
 	mux := http.NewServeMux()
 	body := []byte("server=" + name + "\n")
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) })
 	mux.HandleFunc(EchoPath, echoHTTP)
+	mux.HandleFunc(ClientPath, func(w http.ResponseWriter, r *http.Request) {
+		address, _, _ := net.SplitHostPort(r.RemoteAddr) // net/http's own, and whole
+		_, _ = fmt.Fprintf(w, "client=%s\n", address)
+	})
+	mux.HandleFunc(PeerPath, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprintf(w, "peer=%s\n", r.Header.Get("X-Forwarded-Client-Cert"))
+	})
 	server := &http.Server{Handler: mux, Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams}}
 	server.Protocols.SetHTTP1(true)
 	server.Protocols.SetUnencryptedHTTP2(true)

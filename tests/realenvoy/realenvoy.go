@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -122,4 +123,21 @@ func (p *Process) Stats(ctx context.Context, filter string) (map[string]uint64, 
 		}
 	}
 	return stats, lines.Err()
+}
+
+// Path is where the Envoy is that tests run: ENVOY_BINARY, else bin/envoy below root, the repository. Without one
+// the test is skipped, and fails where nothing may be skipped.
+func Path(t testing.TB, root string) string {
+	t.Helper()
+	path := os.Getenv("ENVOY_BINARY")
+	if path == "" {
+		path, _ = filepath.Abs(filepath.Join(root, "bin/envoy"))
+	}
+	if _, err := os.Stat(path); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("no Envoy: %v (make envoy, or set ENVOY_BINARY)", err)
+		}
+		t.Skipf("no Envoy: %v (make envoy, or set ENVOY_BINARY)", err)
+	}
+	return path
 }

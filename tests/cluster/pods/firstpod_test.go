@@ -17,13 +17,19 @@ const podLimit = 2 * time.Minute
 // readmeBlocks are the code blocks of a language in a section of the README, in order.
 func readmeBlocks(t *testing.T, section, language string) []string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(lab.RepoRoot(t), "README.md"))
+	return blocksOf(t, "README.md", section, language)
+}
+
+// blocksOf are the code blocks of a language in a section of a document, in order.
+func blocksOf(t *testing.T, document, section, language string) []string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(lab.RepoRoot(t), document))
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, rest, found := strings.Cut(string(text), "\n## "+section+"\n")
 	if !found {
-		t.Fatalf("README.md has no section %q", section)
+		t.Fatalf("%s has no section %q", document, section)
 	}
 	rest, _, _ = strings.Cut(rest, "\n## ")
 	var blocks []string

@@ -3,6 +3,7 @@
 package pods
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"testing"
@@ -13,7 +14,11 @@ import (
 // shared is the one cluster of all tests here.
 var shared *cluster.Cluster
 
+// long is that the tests run as well that take longer than a commit may.
+var long = flag.Bool("long", false, "run the long forms as well")
+
 func TestMain(m *testing.M) {
+	flag.Parse()
 	dir := os.Getenv("UNDERSTUDY_CLUSTER")
 	if dir == "" {
 		fmt.Println("no cluster, no tests of it: make test-cluster")

@@ -74,11 +74,20 @@ func Projects() []Project {
 	}}
 }
 
-// Istiod is the control plane of Istio, for a node that is asked for it.
+// Istiod is the control plane of Istio and the tool of its users, for a node that is asked for them.
 func Istiod() Project {
 	return Project{
-		Name: "istiod", module: "istio.io/istio", Long: 4 * time.Minute, tags: "vtprotobuf,disable_pgv",
-		packages: []string{"istio.io/istio/pilot/cmd/pilot-discovery"}, Binaries: []string{"pilot-discovery"},
+		Name: "istiod", module: "istio.io/istio", Long: 6 * time.Minute, tags: "vtprotobuf,disable_pgv",
+		packages: []string{"istio.io/istio/pilot/cmd/pilot-discovery", "istio.io/istio/istioctl/cmd/istioctl"},
+		Binaries: []string{"pilot-discovery", "istioctl"},
+	}
+}
+
+// IstioAgent is the agent that Understudy stands in for, of the same release.
+func IstioAgent() Project {
+	return Project{
+		Name: "istio-agent", module: "istio.io/istio", Long: 4 * time.Minute, tags: "vtprotobuf,disable_pgv",
+		packages: []string{"istio.io/istio/pilot/cmd/pilot-agent"}, Binaries: []string{"pilot-agent"},
 	}
 }
 
@@ -169,7 +178,11 @@ func (p Project) arguments(version string) []string {
 
 // compile builds into a directory beside, which gets its name when all is there.
 func (b Builder) compile(ctx context.Context, p Project, version, dir string) error {
-	out, err := os.MkdirTemp(b.Cache, "building-")
+	cache, err := filepath.Abs(b.Cache) // go build runs in another directory
+	if err != nil {
+		return err
+	}
+	out, err := os.MkdirTemp(cache, "building-")
 	if err != nil {
 		return err
 	}
@@ -197,6 +210,20 @@ func (b Builder) compile(ctx context.Context, p Project, version, dir string) er
 	}
 	_ = os.RemoveAll(dir) // what somebody left incomplete
 	return os.Rename(out, dir)
+}
+
+// ModuleDir is where the source is of a module that a project's go.mod requires; root is the repository's.
+func ModuleDir(ctx context.Context, root string, p Project, module string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module)
+	cmd.Dir = filepath.Join(root, Modules, p.Name)
+	cmd.Env = append(os.Environ(), "GOFLAGS=", "GOWORK=off")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("find the module %s: %w: %s", module, err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return string(bytes.TrimSpace(out)), nil
 }
 
 func environWithout(names ...string) []string {

@@ -88,6 +88,20 @@ func TestBuiltOnce(t *testing.T) {
 	}
 }
 
+// TestRelativeCache builds into a cache that is named from the working directory, as make names it; go build has another one.
+func TestRelativeCache(t *testing.T) {
+	b, p, _ := checkout(t, hello)
+	t.Chdir(b.Root)
+	b.Root, b.Cache = ".", "cache"
+	dir, err := b.Build(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !isComplete(dir, p) {
+		t.Errorf("no program in %s", dir)
+	}
+}
+
 // TestBuildFails wants the compiler's words, and nothing in the cache.
 func TestBuildFails(t *testing.T) {
 	b, p, _ := checkout(t, "package main\n\nfunc main() { undefinedName() }\n")

@@ -13,7 +13,7 @@ import (
 // Component is one program of the node.
 type Component string
 
-// The components. All but Istiod are started with the node.
+// The components. All but the istiods are started with the node.
 const (
 	Outside           Component = "world"
 	Etcd              Component = "etcd"
@@ -25,6 +25,7 @@ const (
 	KubeProxy         Component = "kube-proxy"
 	CoreDNS           Component = "coredns"
 	Istiod            Component = "istiod"
+	DefaultIstiod     Component = "istiod-default"
 )
 
 // program is how a component is started, and how one sees that it serves.
@@ -40,7 +41,7 @@ func key(name string) string        { return filepath.Join(stateMount, PKI, name
 func kubeconfig(name string) string { return key(name + ".kubeconfig") }
 
 // onRequest are the programs that are started when somebody asks for them.
-func onRequest() []program { return []program{istiod()} }
+func onRequest() []program { return []program{istiod(), defaultIstiod()} }
 
 // phases are the programs in the order of their start: those of one phase at once, the next when all of them serve.
 func phases(c Config) [][]program {
@@ -159,9 +160,25 @@ func istiod() program {
 		},
 		env: []string{
 			"POD_NAME=istiod-0", "POD_NAMESPACE=istio-system", "CLUSTER_ID=Kubernetes", "REVISION=default", "PILOT_CERT_PROVIDER=istiod",
-			"PILOT_ENABLE_METADATA_EXCHANGE=false", "PILOT_ENABLE_ALPN_FILTER=false", "PILOT_ENABLE_IP_AUTOALLOCATE=false",
+			"PILOT_ENABLE_METADATA_EXCHANGE=false", "ISTIO_MULTIROOT_MESH=true", "PILOT_ENABLE_ALPN_FILTER=false", "PILOT_ENABLE_IP_AUTOALLOCATE=false",
 		},
 		ready: answers("http://127.0.0.1:18080/ready"),
+	}
+}
+
+// DefaultIstiodPort is where that istiod serves proxies over TLS.
+const DefaultIstiodPort = "25012"
+
+// defaultIstiod is another one for the same mesh, at other ports, with nothing switched off.
+func defaultIstiod() program {
+	return program{
+		name: DefaultIstiod,
+		argv: []string{
+			binary("pilot-discovery"), "discovery", "--kubeconfig", kubeconfig("admin"), "--httpAddr", ":28080", "--secureGRPCAddr", ":" + DefaultIstiodPort,
+			"--grpcAddr", "", "--monitoringAddr", ":25014", "--httpsAddr", ":25017", "--meshConfig", filepath.Join(stateMount, Istio, DefaultMesh),
+		},
+		env:   []string{"POD_NAME=istiod-1", "POD_NAMESPACE=istio-system", "CLUSTER_ID=Kubernetes", "REVISION=default", "PILOT_CERT_PROVIDER=istiod"},
+		ready: answers("http://127.0.0.1:28080/ready"),
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -59,6 +60,8 @@ const (
 	Registry   = "registry"
 	KubeletDir = "kubelet.d" // drop-ins of the kubelet's configuration, *.conf
 	Istio      = "istio"     // what istiod reads
+	// DefaultMesh is the mesh configuration of the other istiod there.
+	DefaultMesh = "default-mesh.yaml"
 )
 
 // Config is what the node is told when it starts.
@@ -89,6 +92,9 @@ type Step struct {
 // Init is the first process of the node. It starts runCommand (the command line of Run) with the file progress as its fourth
 // one, adopts and reaps what others leave behind, and returns when Run's process has ended.
 func Init(c Config, runCommand []string, progress *os.File) error {
+	if err := checkNamespace(); err != nil {
+		return err
+	}
 	lock, err := holdLock(c.State)
 	if err != nil {
 		return err
@@ -111,6 +117,19 @@ func Init(c Config, runCommand []string, progress *os.File) error {
 			return fmt.Errorf("the node's own process ended (exit status %d, signal %v)", status.ExitStatus(), status.Signal())
 		}
 	}
+}
+
+// checkNamespace refuses a process that is not in a new process namespace, so not in a node: it would mount over the
+// machine's own directories. In a new one /proc is still the machine's, in which a process has another number than its own.
+func checkNamespace() error {
+	inProc, err := os.Readlink("/proc/self")
+	if err != nil {
+		return fmt.Errorf("look whether this is a node: %w", err)
+	}
+	if inProc == strconv.Itoa(os.Getpid()) {
+		return errors.New("this is the machine itself, not a node: make cluster starts one in namespaces of its own")
+	}
+	return nil
 }
 
 // holdLock takes the lock that says that there is a node, for as long as this process lives: a record lock, of which anybody
@@ -149,6 +168,9 @@ func Running(state string) (pid int, err error) {
 // Run is the node: it makes everything ready, tells each step to progress, and then keeps the components running until ctx
 // ends. It ends with an error when a step fails, or when nobody reads the steps any more before it is ready.
 func Run(ctx context.Context, c Config, progress io.WriteCloser) error {
+	if err := checkNamespace(); err != nil {
+		return err
+	}
 	steps := json.NewEncoder(progress)
 	s := newSupervisor(c)
 	err := start(ctx, c, s, func(done string) error { return steps.Encode(Step{Done: done}) })

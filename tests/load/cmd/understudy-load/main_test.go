@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"net"
 	"net/http/httptest"
@@ -19,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"understudy.mesh/tests/freeport"
 	"understudy.mesh/tests/load"
 )
 
@@ -138,16 +140,12 @@ func TestExitStatus(t *testing.T) {
 	}
 	defer l.Close()
 	taken := l.Addr().String()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = free.Close()
+	free := fmt.Sprintf("127.0.0.1:%d", freeport.Get(t))
 	for _, tt := range []struct {
 		args []string
 		want int
 	}{
-		{[]string{"-requests", "1", "-flow", "kind=http1-new target=http://" + free.Addr().String()}, exitFailed},
+		{[]string{"-requests", "1", "-flow", "kind=http1-new target=http://" + free}, exitFailed},
 		{[]string{"-flow", "kind=http1-new"}, exitUsage},
 		{[]string{"-colour"}, exitUsage},
 		{[]string{"run", "walk"}, exitUsage},

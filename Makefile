@@ -113,8 +113,8 @@ lint: ## gofmt, go vet, staticcheck, and shellcheck where it is installed
 	@if command -v shellcheck >/dev/null; then shellcheck -x build/*.sh build/kubectl tests/cluster/gomod/k8s/update.sh demo/*.sh .ci/run; fi
 
 .PHONY: crd
-crd: ## deploy/crd of the types of pkg/profile, and the manifests that have it
-	$(GO) tool -modfile=build/crd/go.mod controller-gen crd:generateEmbeddedObjectMeta=false paths=./pkg/profile output:crd:stdout >deploy/crd/sidecarprofiles.yaml
+crd: ## deploy/chart/crds of the types of pkg/profile, and the manifests that have it
+	$(GO) tool -modfile=build/crd/go.mod controller-gen crd:generateEmbeddedObjectMeta=false paths=./pkg/profile output:crd:stdout >deploy/chart/crds/sidecarprofiles.yaml
 	$(GO) -C build/chart run . -chart ../../deploy/chart >deploy/sidecar-injector.yaml
 
 fmt: ## gofmt every file

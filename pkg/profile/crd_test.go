@@ -19,7 +19,7 @@ type schema struct {
 
 // The CustomResourceDefinition is made of the types by make crd: it has their fields and no other, each with a description.
 func TestCustomResourceDefinitionHasTheTypesFields(t *testing.T) {
-	data, err := os.ReadFile("../../deploy/crd/sidecarprofiles.yaml")
+	data, err := os.ReadFile("../../deploy/chart/crds/sidecarprofiles.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,7 @@
 // One type, Spec, is a layer of settings as somebody wrote it and also the outcome of a merge. A field that is absent (nil)
 // inherits; an explicit "" or [] is a value. So no field may be of a type that cannot tell the two apart.
 //
-// The markers (+kubebuilder) and comments of the fields become deploy/crd: make crd.
+// The markers (+kubebuilder) and comments of the fields become deploy/chart/crds: make crd.
 // +groupName=understudy.mesh
 // +versionName=v1alpha1
 package profile

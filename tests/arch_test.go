@@ -119,8 +119,8 @@ var layers = []layer{
 	{path: "pkg/publish", module: []string{"dnsproxy", "pkg/xds"}},
 	// istio.io/api: the request for a certificate. fsnotify: certificates in files.
 	{path: "pkg/security", module: []string{"internal/grpcsock", "pkg/status"}, outside: append([]string{"istio.io/api", "github.com/fsnotify/fsnotify"}, grpcTypes...)},
-	// grpc: the health check of an application's gRPC probe.
-	{path: "pkg/status", module: []string{"pkg/contract"}, outside: []string{"github.com/prometheus", "google.golang.org/grpc"}},
+	// grpc: the health check of an application's gRPC probe. compress: zstd, which the standard library lacks.
+	{path: "pkg/status", module: []string{"pkg/contract"}, outside: []string{"github.com/klauspost/compress", "github.com/prometheus", "google.golang.org/grpc"}},
 	{path: "pkg/wasm", outside: []string{"oras.land/oras-go/v2"}},
 	{path: "pkg/xds", module: []string{"internal/grpcsock"}, outside: append([]string{"istio.io/api", "sigs.k8s.io/yaml"}, grpcTypes...)},
 

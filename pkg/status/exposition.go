@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 const (
@@ -90,47 +92,95 @@ func acceptText(accept string) string {
 	return cmp.Or(strings.Join(keep, ","), "text/plain;version=0.0.4")
 }
 
-// acceptsGzip reports whether the client asks for gzip (RFC 9110, 12.5.3).
-func acceptsGzip(h http.Header) bool {
+// The content codings of a merged answer.
+const (
+	codingZstd     = "zstd" // RFC 8878
+	codingGzip     = "gzip"
+	codingIdentity = "identity"
+)
+
+// coding is the one that the client likes best of those there are (RFC 9110, 12.5.3); of two that it likes as much, zstd.
+func coding(h http.Header) string {
+	best, liked := codingIdentity, 0.0
 	for _, value := range h.Values("Accept-Encoding") {
-		for coding := range strings.SplitSeq(value, ",") {
-			name, params, _ := strings.Cut(coding, ";")
-			if !strings.EqualFold(strings.TrimSpace(name), "gzip") {
+		for choice := range strings.SplitSeq(value, ",") {
+			name, params, _ := strings.Cut(choice, ";")
+			name = strings.ToLower(strings.TrimSpace(name))
+			if name != codingZstd && name != codingGzip {
 				continue
 			}
-			weight, isWeight := strings.CutPrefix(strings.TrimSpace(params), "q=")
-			q, err := strconv.ParseFloat(weight, 64)
-			return !isWeight || (err == nil && q > 0)
+			if q := weight(params); q > liked || q == liked && q > 0 && name == codingZstd {
+				best, liked = name, q
+			}
 		}
 	}
-	return false
+	return best
+}
+
+// weight is how much a client wants what it names with these parameters: 1 unless it says so, 0 if it does not say so well.
+func weight(params string) float64 {
+	q, isWeight := strings.CutPrefix(strings.TrimSpace(params), "q=")
+	if !isWeight {
+		return 1
+	}
+	f, _ := strconv.ParseFloat(q, 64)
+	return f
 }
 
 // output is the body of a merged answer: buffered, and compressed where that
 // was asked for.
 type output struct {
 	*bufio.Writer
-	gzip *gzip.Writer // nil: not compressed
+	to         http.ResponseWriter
+	compressor compressor // nil: not compressed
 }
 
-// newOutput sets the headers that go with the encoding.
+// compressor is what both codings have in common.
+type compressor interface {
+	io.WriteCloser
+	Flush() error
+}
+
+// newOutput sets the headers that go with the coding.
 func newOutput(w http.ResponseWriter, r *http.Request) *output {
 	w.Header().Add("Vary", "Accept-Encoding")
-	if !acceptsGzip(r.Header) {
-		return &output{Writer: bufio.NewWriter(w)}
-	}
-	w.Header().Set("Content-Encoding", "gzip")
+	o := &output{to: w}
 	// Metrics are so repetitive that the fastest level makes them ten times
 	// smaller; the others cost several times the CPU and the memory.
-	z, _ := gzip.NewWriterLevel(w, gzip.BestSpeed) // an error is about the level
-	return &output{Writer: bufio.NewWriter(z), gzip: z}
+	// The errors are about the settings.
+	switch name := coding(r.Header); name {
+	case codingZstd:
+		o.compressor, _ = zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+			zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(zstdWindow))
+		w.Header().Set("Content-Encoding", name)
+	case codingGzip:
+		o.compressor, _ = gzip.NewWriterLevel(w, gzip.BestSpeed)
+		w.Header().Set("Content-Encoding", name)
+	default:
+		o.Writer = bufio.NewWriter(w)
+		return o
+	}
+	o.Writer = bufio.NewWriter(o.compressor)
+	return o
 }
 
-// close writes out what is buffered. An error is the client's, which is gone.
+// zstdWindow is how far back zstd looks for what is repeated: enough for metrics, and a small part of the 4 MiB that it takes by default.
+const zstdWindow = 128 << 10
+
+// send sends what there is so far. An error is the client's, which is gone, as in close.
+func (o *output) send() error {
+	err := o.Flush()
+	if o.compressor != nil {
+		err = errors.Join(err, o.compressor.Flush())
+	}
+	return errors.Join(err, http.NewResponseController(o.to).Flush())
+}
+
+// close sends the rest.
 func (o *output) close() error {
 	err := o.Flush()
-	if o.gzip != nil {
-		err = errors.Join(err, o.gzip.Close())
+	if o.compressor != nil {
+		err = errors.Join(err, o.compressor.Close())
 	}
-	return err
+	return errors.Join(err, http.NewResponseController(o.to).Flush())
 }

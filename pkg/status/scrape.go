@@ -92,13 +92,14 @@ func (s *scraper) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", format)
 	out := newOutput(w, r)
 	s.writeAgent(ctx, out)
+	_ = out.send() // at once, however slow Envoy is; close has the error again
 	for _, src := range append([]*source{envoy}, apps...) {
 		s.write(ctx, out, src)
 	}
 	if format != textFormat {
 		out.WriteString(openMetricsEnd + "\n")
 	}
-	if err := errors.Join(out.close(), rc.Flush()); err != nil {
+	if err := out.close(); err != nil {
 		s.log.Debug("send merged metrics", "error", err)
 	}
 }

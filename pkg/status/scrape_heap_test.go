@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 // heavyEnvoy makes up the given number of series as it is read, and measures
@@ -47,7 +49,7 @@ func liveHeap() uint64 {
 // 100,000 series are 13 MB of text, of which nothing may be held (istio#32386).
 func TestMergeBoundedHeap(t *testing.T) {
 	const series, bound = 100_000, 4 << 20
-	for _, coding := range []string{"identity", "gzip"} {
+	for _, coding := range []string{codingIdentity, codingGzip, codingZstd} {
 		envoy := &heavyEnvoy{series: series, every: series / 10}
 		url := run(t, withEnvoy(testConfig(t), envoy, nil))
 		req, err := http.NewRequest(http.MethodGet, url+"/stats/prometheus", nil)
@@ -63,10 +65,14 @@ func TestMergeBoundedHeap(t *testing.T) {
 			t.Fatal(err)
 		}
 		body := io.Reader(resp.Body)
-		if coding == "gzip" {
-			if body, err = gzip.NewReader(resp.Body); err != nil {
-				t.Fatal(err)
-			}
+		switch coding {
+		case codingGzip:
+			body, err = gzip.NewReader(resp.Body)
+		case codingZstd:
+			body, err = zstd.NewReader(resp.Body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 		lines := 0
 		for scan := bufio.NewScanner(body); scan.Scan(); {

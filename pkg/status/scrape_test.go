@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
@@ -317,23 +318,74 @@ func TestMergeAgentFails(t *testing.T) {
 	}
 }
 
-func TestMergeGzip(t *testing.T) {
-	url := run(t, withEnvoy(testConfig(t), strings.NewReader("envoy_x 1\n"), nil))
-	resp, body := get(t, url+"/metrics", "Accept-Encoding", "deflate, gzip;q=0.5")
-	if resp.Header.Get("Content-Encoding") != "gzip" {
-		t.Fatalf("Content-Encoding %q", resp.Header.Get("Content-Encoding"))
+func TestMergeCompresses(t *testing.T) {
+	plain := map[string]func(io.Reader) (io.Reader, error){
+		codingGzip: func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) },
+		codingZstd: func(r io.Reader) (io.Reader, error) { return zstd.NewReader(r) },
 	}
-	z, err := gzip.NewReader(strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
+	for accept, want := range map[string]string{"deflate, gzip;q=0.5": codingGzip, "gzip, zstd": codingZstd} {
+		url := run(t, withEnvoy(testConfig(t), strings.NewReader("envoy_x 1\n"), nil))
+		resp, body := get(t, url+"/metrics", "Accept-Encoding", accept)
+		if got := resp.Header.Get("Content-Encoding"); got != want {
+			t.Fatalf("%q: Content-Encoding is %q, want %q", accept, got, want)
+		}
+		r, err := plain[want](strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(r)
+		if err != nil || !strings.HasSuffix(string(text), "envoy_x 1\n") {
+			t.Errorf("%q: %v; ends in %q", accept, err, text[max(0, len(text)-20):])
+		}
 	}
-	plain, err := io.ReadAll(z)
-	if err != nil || !strings.HasSuffix(string(plain), "\nenvoy_x 1\n") {
-		t.Errorf("%v; ends in %q", err, plain[max(0, len(plain)-20):])
+}
+
+func TestCoding(t *testing.T) {
+	for header, want := range map[string]string{
+		"": codingIdentity, "br": codingIdentity, "gzip": codingGzip, "GZIP;q=1.0": codingGzip, "gzip;q=0": codingIdentity, "gzip; q=0.0": codingIdentity,
+		"gzip;q=x": codingIdentity, "zstd": codingZstd, "gzip,zstd": codingZstd, "zstd, gzip": codingZstd, "zstd;q=0.5, gzip": codingGzip,
+		"zstd;q=0, gzip;q=0.1": codingGzip, "zstd;q=0": codingIdentity,
+	} {
+		if got := coding(http.Header{"Accept-Encoding": {header}}); got != want {
+			t.Errorf("%q: got %s, want %s", header, got, want)
+		}
 	}
-	for header, want := range map[string]bool{"": false, "gzip": true, "GZIP;q=1.0": true, "gzip;q=0": false, "gzip; q=0.0": false, "br": false, "gzip;q=x": false} {
-		if got := acceptsGzip(http.Header{"Accept-Encoding": {header}}); got != want {
-			t.Errorf("acceptsGzip(%q) = %v", header, got)
+}
+
+// A scraper has what there is while Envoy is still at work on the rest.
+func TestMergeStreams(t *testing.T) {
+	for _, accept := range []string{codingIdentity, codingGzip, codingZstd} {
+		slow, envoy := io.Pipe()
+		url := run(t, withEnvoy(testConfig(t), slow, nil))
+		sent := make(chan error, 1)
+		received := make(chan struct{})
+		go func() {
+			_, err := io.WriteString(envoy, "envoy_x 1\n")
+			<-received
+			envoy.Close()
+			sent <- err
+		}()
+		r, err := http.NewRequest(http.MethodGet, url+"/metrics", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Accept-Encoding", accept)
+		r.Header.Set(timeoutHeader, fmt.Sprint(maxScrapeTimeout.Seconds()))
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: maxScrapeTimeout / 2}
+		resp, err := client.Do(r)
+		if err != nil {
+			t.Fatalf("%s: %v", accept, err)
+		}
+		if _, err := io.ReadFull(resp.Body, make([]byte, 1)); err != nil {
+			t.Errorf("%s: the first byte: %v", accept, err)
+		}
+		close(received)
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			t.Errorf("%s: the rest: %v", accept, err)
+		}
+		resp.Body.Close()
+		if err := <-sent; err != nil {
+			t.Error(err)
 		}
 	}
 }

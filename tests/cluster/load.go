@@ -2,12 +2,14 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"time"
 
@@ -44,9 +46,17 @@ type Load struct {
 // loadEnds is how long a load may take to end, with the requests that it is at work on.
 const loadEnds = time.Minute
 
+// patience is how long a request may take, unless its flow says otherwise: longer than a busy machine may stand still, and shorter
+// than what is lost.
+const patience = load.Duration(20 * time.Second)
+
 // Load starts flows of traffic. They end with Stop, or with the test.
 func (n *Namespace) Load(t lab.T, from Where, flows ...load.Flow) *Load {
 	t.Helper()
+	flows = slices.Clone(flows)
+	for i := range flows {
+		flows[i].Timeout = cmp.Or(flows[i].Timeout, patience)
+	}
 	config, err := json.Marshal(load.Config{Flows: flows})
 	if err != nil {
 		t.Fatalf("write the load's configuration: %v", err)

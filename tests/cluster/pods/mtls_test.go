@@ -94,10 +94,9 @@ func TestHotUpgradeMutualTLS(t *testing.T) {
 	ns.Wait(t, podLimit, "condition=Ready", "pod/"+app)
 	host := "nginx." + ns.Name + ".svc.cluster.local"
 	awaitPeer(t, ns, host)
-	traffic := ns.Load(t, cluster.FromPod(app, app), patiently([]load.Flow{
-		{Name: "new", Kind: load.HTTP1New, Target: "http://" + host + "/", Want: "server=nginx", Rate: 50},
-		{Name: "kept", Kind: load.HTTP1Keep, Target: "http://" + host + "/", Want: "server=nginx", Rate: 25},
-	})...)
+	traffic := ns.Load(t, cluster.FromPod(app, app),
+		load.Flow{Name: "new", Kind: load.HTTP1New, Target: "http://" + host + "/", Want: "server=nginx", Rate: 50},
+		load.Flow{Name: "kept", Kind: load.HTTP1Keep, Target: "http://" + host + "/", Want: "server=nginx", Rate: 25})
 	awaitRequests(t, traffic, enough)
 
 	before := serialOf(t, ns, p.name, slots[p.serving])

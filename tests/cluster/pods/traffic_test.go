@@ -16,29 +16,18 @@ const shop = "shop.world.test"
 // streamLife is how long a stream of the traffic lasts: less than any drain here.
 const streamLife = load.Duration(3 * time.Second)
 
-// patience is how long a request may take: longer than a busy machine may stand still, and shorter than what is lost.
-const patience = load.Duration(20 * time.Second)
-
-// patiently gives the flows patience.
-func patiently(flows []load.Flow) []load.Flow {
-	for i := range flows {
-		flows[i].Timeout = patience
-	}
-	return flows
-}
-
 // toPod is traffic from the node to the pod's own address.
 func (p *twoSlots) toPod(t *testing.T) []load.Flow {
 	t.Helper()
 	ip := p.ns.Pod(t, p.name).IP
 	url := "http://" + ip + "/"
-	return patiently([]load.Flow{
+	return []load.Flow{
 		{Name: "pod, new", Kind: load.HTTP1New, Target: url, Rate: 25, Want: "server=nginx"},
 		{Name: "pod, kept", Kind: load.HTTP1Keep, Target: url, Rate: 25, Want: "server=nginx"},
 		{Name: "pod, h2", Kind: load.HTTP2, Target: url, Rate: 25, Want: "server=nginx"},
 		{Name: "pod, h2 streams", Kind: load.H2Stream, Target: url[:len(url)-1] + load.EchoPath, Rate: 20, Life: streamLife},
 		{Name: "pod, tcp streams", Kind: load.TCPStream, Target: ip + ":9000", Rate: 20, Life: streamLife},
-	})
+	}
 }
 
 // settled is how many requests in a row a flow through a Service makes before a test counts: kube-proxy follows the endpoints some
@@ -58,11 +47,11 @@ func toServices(t *testing.T, ns *cluster.Namespace) []load.Flow {
 	ns.Get(t, &inside, "service", "nginx")
 	ns.Get(t, &node, "service", "nginx-node")
 	clusterIP, nodePort := "http://"+inside.Spec.ClusterIP+"/", fmt.Sprintf("http://%s:%d/", cluster.NodeAddress, node.Spec.Ports[0].NodePort)
-	flows := patiently([]load.Flow{
+	flows := []load.Flow{
 		{Name: "ClusterIP, new", Kind: load.HTTP1New, Target: clusterIP, Rate: 25, Want: "server=nginx"},
 		{Name: "ClusterIP, kept", Kind: load.HTTP1Keep, Target: clusterIP, Rate: 20, Want: "server=nginx"},
 		{Name: "NodePort, new", Kind: load.HTTP1New, Target: nodePort, Rate: 25, Want: "server=nginx"},
-	})
+	}
 	lab.Eventually(t, stepLimit, "the Services lead to the pod", func() error {
 		l := ns.Load(t, cluster.FromNode(), flows...)
 		lab.Eventually(t, stepLimit, "each flow has been answered for some seconds", func() error {
@@ -97,7 +86,7 @@ func (p *twoSlots) startTraffic(t *testing.T, besides ...load.Flow) traffic {
 	t.Helper()
 	return traffic{
 		p.ns.Load(t, cluster.FromNode(), append(p.toPod(t), besides...)...),
-		p.ns.Load(t, cluster.FromPod(p.name, application), patiently(append(outbound(), outboundToo()...))...),
+		p.ns.Load(t, cluster.FromPod(p.name, application), append(outbound(), outboundToo()...)...),
 	}
 }
 

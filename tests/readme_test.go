@@ -182,7 +182,7 @@ func shownCommands(t *testing.T) []agentCommand {
 func TestFlagsInPapers(t *testing.T) {
 	var help strings.Builder
 	for program, commands := range map[string][]string{
-		"pilot-agent":      {"proxy", "wait", "request", "upgrade-status", "dns lookup", "dns cache", "doctor capture", "doctor trace", "istio-iptables"},
+		"pilot-agent":      {"proxy", "wait", "request", "upgrade-status", "dns lookup", "dns cache", "doctor capture", "doctor trace", "istio-iptables", "wasm verify"},
 		"sidecar-injector": {"serve", "inject", "explain", "import"},
 	} {
 		binary := buildCommand(t, program)
@@ -327,6 +327,7 @@ var shownOutput = map[string][]string{
 		"(assumed)", "lands at ", " by interface ", "not captured", "decided by ", "because: ", "excluded outbound port",
 	},
 	"docs/dns.md":     {"OVERTAKEN", "LAST ERROR", "used for ", "for others in ", "Used: ", "Kept back, as their host left: "},
+	"docs/wasm.md":    {"proxy-wasm ABI ", "functions of the host: ", "it starts in Envoy ", "sha256: "},
 	"docs/operate.md": {"the configuration files are not in force yet", "the DNS table is not ready yet", "Envoy is starting"},
 }
 

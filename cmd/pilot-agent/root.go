@@ -10,6 +10,7 @@ import (
 	"understudy.mesh/cmd/pilot-agent/internal/dnscmd"
 	"understudy.mesh/cmd/pilot-agent/internal/doctor"
 	"understudy.mesh/cmd/pilot-agent/internal/iptablescmd"
+	"understudy.mesh/cmd/pilot-agent/internal/wasmcmd"
 )
 
 // run executes e.Args and returns the exit status.
@@ -37,6 +38,7 @@ func newRootCommand(e *cli.Env) *cobra.Command {
 		doctor.New(e, host, loadSettings),
 		iptablescmd.New(e, host, doctor.Check),
 		iptablescmd.NewClean(e, host, doctor.Check),
+		wasmcmd.New(e, loadSettings),
 		newVersionCommand(e),
 	)
 	return root

@@ -1,0 +1,17 @@
+package wasm
+
+import "understudy.mesh/tests/proxywasm"
+
+// RefusedError is for tests from outside.
+type RefusedError = refusedError
+
+// HostFunctions are those that Check takes, in the modules in which it takes them.
+func HostFunctions() (all []proxywasm.Import) {
+	for _, name := range hostFunctions {
+		all = append(all, proxywasm.Import{Module: "env", Name: name})
+	}
+	for _, name := range wasiFunctions {
+		all = append(all, proxywasm.Import{Module: "wasi_snapshot_preview1", Name: name}, proxywasm.Import{Module: "wasi_unstable", Name: name})
+	}
+	return all
+}

@@ -1,121 +1,50 @@
 package inject
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"understudy.mesh/pkg/profile"
+	"understudy.mesh/tests/policytable"
 )
-
-// row is one of the manual's table: which boxes are ticked, and what becomes of pods inside the gate: y, n, or - where the
-// row has no selectors.
-type row struct {
-	boxes                               string
-	gate                                string // which namespaces: not-disabled or enabled
-	yes, no, never, always, nothingSaid byte
-}
-
-// oracle is the table as users have it.
-var oracle = []row{
-	{"A", "not-disabled", 'y', 'n', '-', '-', 'n'},
-	{"AC", "not-disabled", 'y', 'n', 'n', 'y', 'n'},
-	{"B", "enabled", 'y', 'n', '-', '-', 'y'},
-	{"BC", "enabled", 'y', 'n', 'n', 'y', 'y'},
-	{"AB", "not-disabled", 'y', 'n', '-', '-', 'y'},
-	{"ABC", "not-disabled", 'y', 'n', 'n', 'y', 'y'},
-	{"C", "enabled", 'y', 'n', 'n', 'y', 'n'},
-	{"", "enabled", 'y', 'n', '-', '-', 'n'},
-}
 
 func policyOf(boxes string) Policy {
 	p := Policy{Namespace: "understudy-system", Tags: []string{"prod"}}
-	p.EnableNamespacesByDefault = new(strings.Contains(boxes, "A"))
-	p.AutoInjectByAnnotation = new(strings.Contains(boxes, "B"))
-	if strings.Contains(boxes, "C") {
-		exists := func(key string) metav1.LabelSelector {
-			return metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: key, Operator: metav1.LabelSelectorOpExists}}}
-		}
-		p.NeverInjectSelector = []metav1.LabelSelector{exists("other"), exists("never")}
-		p.AlwaysInjectSelector = []metav1.LabelSelector{exists("always")}
+	if err := json.Unmarshal([]byte(policytable.Row{Boxes: boxes}.Injection()), &p.Injection); err != nil {
+		panic(err) // of a constant
 	}
 	return p
 }
 
-// admits says by the oracle whether a namespace's label opens the gate.
-func (r row) admits(label string) bool {
-	if r.gate == "enabled" {
-		return label == "enabled"
-	}
-	return label != "disabled"
-}
-
-// wants says by the oracle what becomes of a pod, and by which kind of rule.
-func (r row) wants(namespace, label, annotation string, never, always bool) (inject bool, rule string) {
-	said := label
-	if label == "absent" {
-		said = annotation
-	}
-	said = strings.ToLower(strings.TrimSpace(said))
-	opens := r.admits(namespace) || namespace == "absent" && strings.TrimSpace(strings.ToLower(label)) == "true"
-	selectors := strings.Contains(r.boxes, "C")
-	switch {
-	case namespace == "disabled":
-		return false, "namespace-disabled"
-	case !opens:
-		return false, "namespace-not-selected"
-	case said == "false":
-		return r.no == 'y', "pod-says-no"
-	case said == "true":
-		return r.yes == 'y', "pod-says-yes"
-	case never && selectors:
-		return r.never == 'y', "never-selector[1]"
-	case always && selectors:
-		return r.always == 'y', "always-selector[0]"
-	}
-	if strings.Contains(r.boxes, "B") {
-		return r.nothingSaid == 'y', "policy-on"
-	}
-	return r.nothingSaid == 'y', "policy-off"
-}
-
 // Every row, with every label of the namespace, everything that a pod may say, and every selector that may match.
 func TestDecideIsTheManualsTable(t *testing.T) {
-	values := []string{"absent", "true", "false", "true ", " False", "TRUE", "yes", ""}
-	both := []bool{false, true}
+	values := []string{policytable.Absent, "true", "false", "true ", " False", "TRUE", "yes", ""}
 	n := 0
-	for _, r := range oracle {
-		for _, namespace := range []string{"absent", "enabled", "disabled", "other", "Enabled", ""} {
-			for _, label := range values {
-				for _, annotation := range values {
-					for _, never := range both {
-						for _, always := range both {
-							n++
-							pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{}, Annotations: map[string]string{}}}
-							set(pod.Labels, LabelInject, label)
-							set(pod.Annotations, LabelInject, annotation)
-							if never {
-								pod.Labels["never"] = "x"
-							}
-							if always {
-								pod.Labels["always"] = ""
-							}
-							ns := Namespace{Name: "shop", Labels: map[string]string{}}
-							set(ns.Labels, LabelInjection, namespace)
-							want, rule := r.wants(namespace, label, annotation, never, always)
-							if v := Decide(policyOf(r.boxes), ns, pod); v.Inject != want || v.Rule != rule {
-								t.Fatalf("boxes %q, namespace %q, label %q, annotation %q, never %v, always %v: %v, want %v by %s",
-									r.boxes, namespace, label, annotation, never, always, v, want, rule)
-							}
-						}
-					}
-				}
+	for _, r := range policytable.Rows() {
+		policytable.Every([]string{policytable.Absent, "enabled", "disabled", "other", "Enabled", ""}, values, values, func(p policytable.Pod) {
+			n++
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{}, Annotations: map[string]string{}}}
+			set(pod.Labels, LabelInject, p.Label)
+			set(pod.Annotations, LabelInject, p.Annotation)
+			if p.Never {
+				pod.Labels["never"] = "x"
 			}
-		}
+			if p.Always {
+				pod.Labels["always"] = ""
+			}
+			ns := Namespace{Name: "shop", Labels: map[string]string{}}
+			set(ns.Labels, LabelInjection, p.Namespace)
+			want, rule := r.Wants(p)
+			v := Decide(policyOf(r.Boxes), ns, pod)
+			if v.Inject != want || v.Rule != rule || (len(v.Warnings) > 0) != p.Warned() {
+				t.Fatalf("boxes %q, %+v: %+v, want %v by %s, warned %v", r.Boxes, p, v, want, rule, p.Warned())
+			}
+		})
 	}
 	if n != 8*6*8*8*4 {
 		t.Errorf("%d cases", n)
@@ -123,7 +52,7 @@ func TestDecideIsTheManualsTable(t *testing.T) {
 }
 
 func set(m map[string]string, key, value string) {
-	if value != "absent" {
+	if value != policytable.Absent {
 		m[key] = value
 	}
 }

@@ -1,5 +1,6 @@
 // Package apiserver owns an API server with its etcd and no node: for tests of what the API server itself does (admission,
-// conditions in CEL, server-side apply), which need no pod that runs. It is the program of the cluster, on ports of its own.
+// conditions in CEL, server-side apply), which need no pod that runs. It is the program of the cluster, on ports of its own. Controllers are
+// missing as well, so a namespace has no service account but those that a test makes.
 package apiserver
 
 import (
@@ -76,8 +77,7 @@ func (s *Server) Up(t testing.TB) {
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file="+key("sa.pub"), "--service-account-signing-key-file="+key("sa.key"),
 		"--client-ca-file="+key("ca.crt"), "--tls-cert-file="+key("apiserver.crt"), "--tls-private-key-file="+key("apiserver.key"),
-		// Nobody makes the service accounts of namespaces here.
-		"--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount")
+		"--authorization-mode=RBAC")
 	client, err := kubernetes.NewForConfig(s.Config)
 	if err != nil {
 		t.Fatalf("%v", err)

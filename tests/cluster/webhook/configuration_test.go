@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"understudy.mesh/pkg/inject"
 	"understudy.mesh/tests/freeport"
 	"understudy.mesh/tests/lab"
 )
@@ -37,7 +38,38 @@ var (
 	}
 	onWindows = func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"kubernetes.io/os": "windows"} }
 	onLinux   = func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: corev1.Linux} }
+	// mirrored is what a kubelet makes of a file.
+	mirrored = func(p *corev1.Pod) {
+		p.Spec.NodeName = "node"
+		metav1.SetMetaDataAnnotation(&p.ObjectMeta, corev1.MirrorPodAnnotationKey, "hash")
+	}
 )
+
+// systemPods are what a cluster needs before it has a mesh: its DNS, its network, istiod, and the injector itself.
+func systemPods(t *testing.T, w *world) map[string]*corev1.Pod {
+	t.Helper()
+	d, err := w.client.AppsV1().Deployments(own).Get(t.Context(), "sidecar-injector", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := d.Spec.Template
+	template.Spec.ServiceAccountName = "" // it need not be there for this
+	return map[string]*corev1.Pod{
+		"kube-system/coredns":              pod(label("k8s-app", "kube-dns")),
+		"kube-public/any":                  pod(),
+		"kube-node-lease/any":              pod(),
+		"local-path-storage/provisioner":   pod(label("app", "local-path-provisioner")),
+		"istio-system/istiod":              pod(label("app", "istiod"), label("istio.io/rev", "default")),
+		"istio-system/istio-cni-node":      pod(label("k8s-app", "istio-cni-node"), hostNetwork),
+		"kube-flannel/kube-flannel":        pod(label("app", "flannel"), hostNetwork),
+		own + "/sidecar-injector":          {ObjectMeta: metav1.ObjectMeta{GenerateName: "sidecar-injector-", Labels: template.Labels, Annotations: template.Annotations}, Spec: template.Spec},
+		own + "/what-does-not-say-no":      pod(),
+		own + "/what-says-yes":             pod(label(inject.LabelInject, "true")),
+		"kube-system/what-says-yes":        pod(label(inject.LabelInject, "true")),
+		"istio-system/what-says-yes":       pod(label(inject.LabelInject, "true")),
+		"local-path-storage/what-says-yes": pod(label(inject.LabelInject, "true")),
+	}
+}
 
 // TestWebhook is the API server with an injector: whom it asks about, by selectors and conditions; and with none that lives: what
 // can be created all the same.
@@ -47,6 +79,9 @@ func TestWebhook(t *testing.T) {
 	arguments := []string{"--url", fmt.Sprintf("https://127.0.0.1:%d/inject", port), "--linger", "0s"}
 	i := w.start(t, program, port, arguments...)
 	w.configuration(t, 4)
+	for _, name := range []string{"istio-system", "local-path-storage", "kube-flannel"} {
+		w.named(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	}
 	enabled, plain := w.namespace(t, "istio-injection=enabled"), w.namespace(t)
 	ours, others := w.namespace(t, "istio.io/rev=understudy"), w.namespace(t, "istio.io/rev=canary")
 	disabled, odd := w.namespace(t, "istio-injection=disabled"), w.namespace(t, "istio-injection=maybe")
@@ -81,6 +116,7 @@ func TestWebhook(t *testing.T) {
 		{"enabled, host network", enabled, pod(hostNetwork), false, false},
 		{"enabled, Windows", enabled, pod(windows), false, false},
 		{"enabled, a node of Windows", enabled, pod(onWindows), false, false},
+		{"enabled, of a kubelet's file", enabled, pod(mirrored), false, false},
 		{"enabled, another revision's pod", enabled, pod(label("istio.io/rev", "canary")), false, false},
 		{"enabled, our revision's pod", enabled, pod(label("istio.io/rev", "understudy")), true, true},
 		{"no label", plain, pod(), false, false},
@@ -107,12 +143,13 @@ func TestWebhook(t *testing.T) {
 	})
 	check(all)
 	_ = i.stop(syscall.SIGKILL)
-	for _, namespace := range []string{"kube-system", "kube-public", "kube-node-lease", own} {
-		if _, err := w.create(namespace, pod(yes)); err != nil {
-			t.Errorf("%s: with all replicas dead: %v", namespace, err)
+	for name, p := range systemPods(t, w) {
+		namespace, _, _ := strings.Cut(name, "/")
+		if injected, err := w.create(namespace, p); err != nil || injected {
+			t.Errorf("%s: with all replicas dead: injected %v, %v", name, injected, err)
 		}
 	}
-	for _, tt := range append(tests[:10:10], all...) { // what the policy does not change
+	for _, tt := range append(tests[:11:11], all...) { // what the policy does not change
 		_, err := w.create(tt.namespace, tt.pod)
 		if asked := err != nil; asked != tt.asked {
 			t.Errorf("%s: with all replicas dead: %v, want asked %v", tt.name, err, tt.asked)

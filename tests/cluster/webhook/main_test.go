@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,9 +21,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/tests/cluster/apiserver"
 	"understudy.mesh/tests/freeport"
 	"understudy.mesh/tests/lab"
@@ -38,14 +41,25 @@ const limit = time.Minute
 type world struct {
 	*apiserver.Server
 	client     kubernetes.Interface
+	dynamic    dynamic.Interface
 	kubeconfig string // the injector's, with the rights of its manifests
-	warnings   *warnings
 }
 
-// warnings are those of the API server's answers.
-type warnings struct{ bytes.Buffer }
+// answer is what the API server made of a pod that it was asked to create, dry.
+type answer struct {
+	pod      *corev1.Pod
+	injected bool
+	warnings []string
+}
 
-func (w *warnings) HandleWarningHeader(_ int, _, text string) { fmt.Fprintln(w, text) }
+// warnings give each request the warnings of its answer. A request has a list for them in its context, under this key.
+type warnings struct{}
+
+func (warnings) HandleWarningHeaderWithContext(ctx context.Context, _ int, _, text string) {
+	if list, ok := ctx.Value(warnings{}).(*[]string); ok {
+		*list = append(*list, text)
+	}
+}
 
 // programs is the cluster's directory, which has etcd, kube-apiserver and kubectl.
 var programs = os.Getenv("UNDERSTUDY_CLUSTER")
@@ -62,11 +76,14 @@ func TestMain(m *testing.M) {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{Server: apiserver.Start(t, programs, t.TempDir()), warnings: &warnings{}}
+	w := &world{Server: apiserver.Start(t, programs, t.TempDir())}
 	config := rest.CopyConfig(w.Config)
-	config.WarningHandler, config.QPS, config.Burst = w.warnings, -1, 0
+	config.WarningHandlerWithContext, config.QPS, config.Burst = warnings{}, -1, 0
 	var err error
 	if w.client, err = kubernetes.NewForConfig(config); err != nil {
+		t.Fatal(err)
+	}
+	if w.dynamic, err = dynamic.NewForConfig(config); err != nil {
 		t.Fatal(err)
 	}
 	manifests, err := os.ReadFile(filepath.Join(lab.RepoRoot(t), "deploy/sidecar-injector.yaml"))
@@ -79,7 +96,20 @@ func newWorld(t *testing.T) *world {
 		return err
 	})
 	w.kubeconfig = w.AccountKubeconfig(t, own, "sidecar-injector")
+	for _, namespace := range []string{"kube-system", "kube-public", "kube-node-lease", own} {
+		w.account(t, namespace)
+	}
 	return w
+}
+
+// account makes what a namespace's pods run as, which otherwise a controller makes.
+func (w *world) account(t *testing.T, namespace string) {
+	t.Helper()
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}
+	lab.Eventually(t, limit, "namespace "+namespace+" has an account", func() error { // the API server makes the system's namespaces in its own time
+		_, err := w.client.CoreV1().ServiceAccounts(namespace).Create(t.Context(), account, metav1.CreateOptions{})
+		return err
+	})
 }
 
 // namespace makes one with labels, "key=value" each.
@@ -90,17 +120,23 @@ func (w *world) namespace(t *testing.T, labels ...string) string {
 		key, value, _ := strings.Cut(label, "=")
 		n.Labels[key] = value
 	}
-	if _, err := w.client.CoreV1().Namespaces().Create(t.Context(), n, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	w.named(t, n)
 	return n.Name
 }
 
-// pod is a small one, changed, that no namespace's PodSecurity refuses. It has the account that the cluster would give it.
+// named makes a namespace.
+func (w *world) named(t *testing.T, n *corev1.Namespace) {
+	t.Helper()
+	if _, err := w.client.CoreV1().Namespaces().Create(t.Context(), n, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.account(t, n.Name)
+}
+
+// pod is a small one, changed, that no namespace's PodSecurity refuses.
 func pod(change ...func(*corev1.Pod)) *corev1.Pod {
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "app-"}, Spec: corev1.PodSpec{
-		ServiceAccountName: "default",
-		SecurityContext:    &corev1.PodSecurityContext{RunAsNonRoot: new(true), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
+		SecurityContext: &corev1.PodSecurityContext{RunAsNonRoot: new(true), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
 		Containers: []corev1.Container{{Name: "app", Image: "app", SecurityContext: &corev1.SecurityContext{
 			AllowPrivilegeEscalation: new(false), Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 		}}},
@@ -121,16 +157,31 @@ func annotation(key, value string) func(*corev1.Pod) {
 
 // create makes a pod, dry, and reports whether it was injected.
 func (w *world) create(namespace string, p *corev1.Pod) (injected bool, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	made, err := w.try(namespace, p)
+	return made.injected, err
+}
+
+// try makes a pod, dry, and returns all that the API server says of it.
+func (w *world) try(namespace string, p *corev1.Pod) (answer, error) {
+	var a answer
+	ctx, cancel := context.WithTimeout(context.WithValue(context.Background(), warnings{}, &a.warnings), limit)
 	defer cancel()
-	made, err := w.client.CoreV1().Pods(namespace).Create(ctx, p, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-	if err != nil {
-		return false, err
+	var err error
+	if a.pod, err = w.client.CoreV1().Pods(namespace).Create(ctx, p, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
+		return a, err
 	}
-	for _, c := range append(made.Spec.Containers, made.Spec.InitContainers...) {
-		injected = injected || c.Name == "istio-proxy"
+	a.injected = a.container(contract.ProxyContainer) != nil
+	return a, nil
+}
+
+// container is one of the pod's, whichever list it is in; nil if there is none.
+func (a answer) container(name string) *corev1.Container {
+	all := slices.Concat(a.pod.Spec.InitContainers, a.pod.Spec.Containers)
+	i := slices.IndexFunc(all, func(c corev1.Container) bool { return c.Name == name })
+	if i < 0 {
+		return nil
 	}
-	return injected, nil
+	return &all[i]
 }
 
 // injector is one replica.

@@ -40,6 +40,9 @@ func TestLongWebhookMemory(t *testing.T) {
 		})
 	}
 	group.Wait()
+	for _, n := range []int{0, 7, 1999} {
+		w.account(t, fmt.Sprintf("many-%d", n))
+	}
 	port := freeport.Get(t)
 	i := w.start(t, build(t), port, "--url", fmt.Sprintf("https://127.0.0.1:%d/inject", port))
 	w.configuration(t, 4)

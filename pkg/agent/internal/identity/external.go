@@ -18,27 +18,51 @@ const (
 	externalDir = "./var/run/secrets/workload-spiffe-uds"
 	// istioSocket is the name that Istio's own agent gives its socket there.
 	istioSocket = "socket"
+	// credentialSocket is where another server has the certificates that a configuration names as sds://NAME; istiod makes the
+	// cluster of it, which asks there (Istio's CredentialNameSocketPath).
+	credentialSocket = "./var/run/secrets/credential-uds/socket"
 )
 
-// External is the socket of another server that has the workload's certificate; "" is none, and the agent obtains it itself.
-// It fails where the settings name a socket that nobody serves.
-func External(c *config.Config, log *slog.Logger) (path string, err error) {
-	path = filepath.Join(externalDir, c.IdentitySocketFile) // config has seen to it that it is a name, not a path
-	info, err := os.Lstat(path)                             // a link is to an agent's own (rundir)
-	switch {
-	case err == nil && info.Mode().Type() != fs.ModeSocket:
-		err = errors.New("no socket")
-	case err == nil:
-		err = sds.Check(path)
-	}
-	switch {
+// Others are the servers of certificates that the pod has besides the agent. The zero value: there are none.
+type Others struct {
+	// Workload is the socket of the one that has the workload's certificate; "": the agent obtains it itself.
+	Workload string
+	// Credentials says that one serves certificates by name, which istiod has to know.
+	Credentials bool
+}
+
+// FindOthers looks for them. It fails where the settings name a socket that nobody serves.
+func FindOthers(c *config.Config, log *slog.Logger) (o Others, err error) {
+	path := filepath.Join(externalDir, c.IdentitySocketFile) // config has seen to it that it is a name, not a path
+	switch err = served(path); {
 	case err == nil:
 		log.Info("another server of this pod has the workload's certificate", "socket", path)
-		return filepath.Abs(path)
+		if o.Workload, err = filepath.Abs(path); err != nil {
+			return Others{}, err
+		}
 	case c.IdentitySocketFile != istioSocket:
-		return "", fmt.Errorf("%s: nobody serves certificates at %s: %w", c.Spelled("workloadIdentitySocketFile"), path, err)
+		return Others{}, fmt.Errorf("%s: nobody serves certificates at %s: %w", c.Spelled("workloadIdentitySocketFile"), path, err)
 	case !errors.Is(err, fs.ErrNotExist):
 		log.Warn("nobody serves certificates at a socket that is there; the agent obtains one itself", "socket", path, "err", err)
 	}
-	return "", nil
+	switch err = served(credentialSocket); {
+	case err == nil:
+		log.Info("another server of this pod has certificates by name", "socket", credentialSocket)
+		o.Credentials = true
+	case !errors.Is(err, fs.ErrNotExist):
+		log.Warn("nobody serves certificates at a socket that is there; istiod is not told of it", "socket", credentialSocket, "err", err)
+	}
+	return o, nil
+}
+
+// served says why nobody serves secrets at a path.
+func served(path string) error {
+	info, err := os.Lstat(path) // a link is to an agent's own (rundir)
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return errors.New("no socket")
+	}
+	return sds.Check(path)
 }

@@ -84,9 +84,9 @@ func TestReadiness(t *testing.T) {
 	expect("after the pod was ready", "")
 }
 
-// TestExternal finds another server that has the workload's certificate, as Istio's agent does, but takes nothing of its own for
+// TestFindOthers finds another server that has the workload's certificate, as Istio's agent does, but takes nothing of its own for
 // another's, and leaves what it finds.
-func TestExternal(t *testing.T) {
+func TestFindOthers(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	custom := settings(t, "WORKLOAD_IDENTITY_SOCKET_FILE=spire")
 	t.Chdir(t.TempDir())
@@ -95,7 +95,8 @@ func TestExternal(t *testing.T) {
 	}
 	expect := func(c *config.Config, wantPath, wantErr string) {
 		t.Helper()
-		path, err := External(c, log)
+		others, err := FindOthers(c, log)
+		path := others.Workload
 		if wantPath != "" {
 			wantPath, _ = filepath.Abs(filepath.Join(externalDir, wantPath))
 		}
@@ -128,6 +129,32 @@ func TestExternal(t *testing.T) {
 	if _, err := os.Lstat(filepath.Join(externalDir, istioSocket)); err != nil {
 		t.Errorf("what somebody else has left is removed: %v", err)
 	}
+}
+
+// TestFindCredentials finds a server that has certificates by name, if it is one.
+func TestFindCredentials(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	c := settings(t)
+	t.Chdir(t.TempDir())
+	expect := func(want bool) {
+		t.Helper()
+		if others, err := FindOthers(c, log); err != nil || others.Credentials != want || others.Workload != "" {
+			t.Errorf("%+v, %v; want %v", others, err, want)
+		}
+	}
+	expect(false)
+	if err := os.MkdirAll(filepath.Dir(credentialSocket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l := listen(t, credentialSocket)
+	server := sds.New(l, nil, nil, log)
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(t.Context()) }()
+	expect(true)
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+	<-ended
+	expect(false) // left by somebody who is gone
 }
 
 // TestHandOver: a successor has its predecessor's certificate, by a name that no release changes.

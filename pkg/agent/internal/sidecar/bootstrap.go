@@ -75,15 +75,17 @@ func (s *Sidecar) writeBootstrap() error {
 }
 
 // nameSecrets says where Envoy gets its secrets. Another server that has the workload's certificate knows nothing of this
-// pod's files: those are the agent's all the same, and istiod is told to have Envoy ask there.
+// pod's files: those are the agent's all the same, and istiod is told to have Envoy ask there; and of one that has others by name.
 func (s *Sidecar) nameSecrets(c *bootstrap.Config) {
 	c.Istiod.SDSPath = s.dir.SDSSocket()
-	if s.external == "" {
-		return
-	}
-	c.Istiod.SDSPath, c.Istiod.FilesPath = s.external, s.dir.SDSSocket()
 	c.Node.Metadata = maps.Clone(c.Node.Metadata)
-	c.Node.Metadata["file-credential"] = "true" // Istio's
+	if s.others.Workload != "" {
+		c.Istiod.SDSPath, c.Istiod.FilesPath = s.others.Workload, s.dir.SDSSocket()
+		c.Node.Metadata["file-credential"] = "true" // Istio's
+	}
+	if s.others.Credentials {
+		c.Node.Metadata["credential"] = "true" // Istio's
+	}
 }
 
 // bootstrapConfig is what of the bootstrap follows from the settings alone.

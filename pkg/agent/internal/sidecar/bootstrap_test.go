@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"understudy.mesh/bootstrap"
+	"understudy.mesh/pkg/agent/internal/identity"
 	"understudy.mesh/pkg/agent/internal/rundir"
 )
 
@@ -19,12 +20,14 @@ func TestNameSecrets(t *testing.T) {
 	for external, want := range map[string][2]string{"": {dir.SDSSocket(), ""}, "/spire": {"/spire", dir.SDSSocket()}} {
 		settings := map[string]any{"NAME": "a"}
 		c := bootstrap.Config{Node: bootstrap.Node{Metadata: settings}, Istiod: &bootstrap.Istiod{}}
-		(&Sidecar{dir: dir, external: external}).nameSecrets(&c)
+		(&Sidecar{dir: dir, others: identity.Others{Workload: external, Credentials: external != ""}}).nameSecrets(&c)
 		if got := [2]string{c.Istiod.SDSPath, c.Istiod.FilesPath}; got != want {
 			t.Errorf("with another server at %q: sockets %q, want %q", external, got, want)
 		}
-		if told := c.Node.Metadata["file-credential"] == "true"; told != (external != "") {
-			t.Errorf("with another server at %q the node is %v", external, c.Node.Metadata)
+		for _, key := range []string{"file-credential", "credential"} {
+			if told := c.Node.Metadata[key] == "true"; told != (external != "") {
+				t.Errorf("with another server at %q the node is %v", external, c.Node.Metadata)
+			}
 		}
 		if len(settings) != 1 {
 			t.Errorf("the settings themselves have changed: %v", settings)

@@ -31,7 +31,7 @@ func (s *Sidecar) newIstiod() error {
 		return err
 	}
 	s.identity, err = identity.New(identity.Config{
-		Settings: s.cfg, Listener: secrets, External: s.external != "",
+		Settings: s.cfg, Listener: secrets, External: s.others.Workload != "",
 		Ready: s.Ready, Served: s.inForce, Changed: s.progress, Log: s.world.Log("security"),
 	})
 	if err != nil {

@@ -38,7 +38,7 @@ type Sidecar struct {
 	xds       feed
 	clients   *istiod.Direct     // nil without istiod
 	identity  *identity.Identity // nil without istiod
-	external  string             // the socket of another server that has the workload's certificate; "" is none
+	others    identity.Others    // that have certificates
 	plane     controlPlane
 	publisher publisher
 	names     *names

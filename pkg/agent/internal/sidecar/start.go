@@ -48,7 +48,7 @@ func New(cfg *config.Config, world World, id string, h Hooks, inherited *Inherit
 		return nil, err
 	}
 	if cfg.ConfigDir == "" {
-		if s.external, err = identity.External(cfg, s.log); err != nil {
+		if s.others, err = identity.FindOthers(cfg, s.log); err != nil {
 			return nil, err
 		}
 	}

@@ -185,6 +185,8 @@ func checkIstioResource(t *testing.T, where string, m manifest) {
 		spec = &v1alpha3.ServiceEntry{}
 	case "WorkloadEntry":
 		spec = &v1alpha3.WorkloadEntry{}
+	case "EnvoyFilter":
+		spec = &v1alpha3.EnvoyFilter{}
 	}
 	version, istio := strings.CutPrefix(m.APIVersion, "networking.istio.io/")
 	if spec == nil || !istio || !slices.Contains([]string{"v1alpha3", "v1beta1", "v1"}, version) {

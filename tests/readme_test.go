@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	networking "istio.io/api/networking/v1alpha3"
 )
 
 func TestReadmeOrder(t *testing.T) {
@@ -241,6 +243,9 @@ func TestSettingsInPapers(t *testing.T) {
 	}
 	known := readRepoFile(t, "docs/settings.md") + strings.NewReplacer("$", "`", "]", "`", ",", "`").Replace(string(help))
 	ofIstiosAPI := []string{"DNS_ROUND_ROBIN", "DYNAMIC_DNS", "HTTP_PROXY", "REGISTRY_ONLY"}
+	for _, names := range []map[string]int32{networking.EnvoyFilter_ApplyTo_value, networking.EnvoyFilter_PatchContext_value, networking.EnvoyFilter_Patch_Operation_value} {
+		ofIstiosAPI = slices.AppendSeq(ofIstiosAPI, maps.Keys(names))
+	}
 	const ofIstiod = "PILOT_"
 	variable := regexp.MustCompile("`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)[`=]|(UNDERSTUDY_[A-Z_]+[A-Z])")
 	inBothLanguages(t, 25, "variables", func(document string) int {

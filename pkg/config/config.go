@@ -119,6 +119,7 @@ type Config struct {
 	LastGood              bool          // keep what istiod has said on disk
 	LastGoodAge           time.Duration // how old that may be at a start
 	RegistryOnly          bool          // refuse outbound traffic to unknown destinations
+	RootNamespace         string        // whose documents are for every namespace
 	AccessLogFile         string        // "" is none
 	AccessLogFormat       string        // "" is Envoy's default format
 	AccessLogJSON         bool

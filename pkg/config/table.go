@@ -62,6 +62,8 @@ func meshSettings() []Setting {
 			Doc: "Mesh config file; it may be missing"},
 		{name: "outboundTrafficPolicy", mesh: "outboundTrafficPolicy.mode", Kind: TrafficPolicy, Default: "ALLOW_ANY", field: "RegistryOnly",
 			Doc: "Outbound traffic to unknown destinations: ALLOW_ANY passes it, REGISTRY_ONLY refuses it"},
+		{name: "rootNamespace", mesh: "rootNamespace", Kind: String, Default: "istio-system", field: "RootNamespace",
+			Doc: "Namespace whose EnvoyFilters are for the pods of every namespace"},
 		{name: "accessLogFile", mesh: "accessLogFile", Kind: String, field: "AccessLogFile",
 			Doc: "File of Envoy's access log, for example /dev/stdout; none unless set"},
 		{name: "accessLogFormat", mesh: "accessLogFormat", Kind: String, field: "AccessLogFormat",

@@ -13,6 +13,7 @@ import (
 
 	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/dnsproxy/vip"
+	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/publish"
@@ -33,8 +34,10 @@ const (
 type Config struct {
 	Dir     string
 	Options mesh.Options
-	VIPs    *vip.Pool
-	Envoy   publish.Envoy
+	// Proxy is whom EnvoyFilters are for.
+	Proxy envoyfilter.Proxy
+	VIPs  *vip.Pool
+	Envoy publish.Envoy
 	// Names publishes what becomes different in what DNS answers; nil without DNS capture.
 	Names func(set []table.Host, gone []string)
 	// TTL is how long a client may keep an answer.
@@ -52,6 +55,7 @@ type Files struct {
 	log       *slog.Logger
 	source    *mesh.Source
 	builder   *build.Builder
+	filters   *filters
 	latest    latest
 	publisher *publish.Publisher
 	// before is what the Envoy of the generation before uses, until this one serves; nil for a
@@ -69,6 +73,7 @@ func New(c Config) (*Files, error) {
 		return nil, err
 	}
 	f := &Files{c: c, log: c.Log("agent"), source: source, builder: build.New(c.Options), latest: latest{changed: make(chan struct{}, 1)}}
+	f.filters = newFilters(c.Proxy, f.log)
 	f.ended, f.endedBy = context.WithCancel(context.Background())
 	f.publisher = publish.New(publish.Config{
 		Changed: f.latest.changed, Next: f.next, Envoy: c.Envoy, Names: c.Names,
@@ -89,6 +94,12 @@ func (f *Files) Run(ctx context.Context) error {
 		return err
 	}
 	f.latest.put(registry)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		f.filters.watch(ctx, f.latest.again)
+	}()
+	defer func() { <-watched }()
 	return f.source.Run(ctx, f.latest.put)
 }
 
@@ -107,10 +118,11 @@ func (f *Files) next() (*publish.Snapshot, error) {
 	if err != nil {
 		f.log.Error("some hosts get no VIP and stay unknown to DNS", "err", err)
 	}
-	out, err := f.builder.Build(registry, vips)
+	out, err := f.builder.Build(registry, vips, f.filters.set(registry.EnvoyFilters()))
 	if err != nil {
 		return nil, err
 	}
+	f.filters.built(out)
 	return &publish.Snapshot{Resources: out.Resources, Hosts: out.Hosts}, nil
 }
 
@@ -194,14 +206,20 @@ func (l *latest) again() {
 // DebugPages are pages of the status port, for loopback only.
 func (f *Files) DebugPages() map[string]http.Handler {
 	return map[string]http.Handler{debugFiles: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		status.WriteJSON(w, f.source.Report())
+		status.WriteJSON(w, report{f.source.Report(), f.filters.report()})
 	})}
+}
+
+// report is what debugFiles shows.
+type report struct {
+	mesh.Report
+	EnvoyFilters []envoyfilter.FilterReport `json:"envoyFilters,omitempty"` // in the order in which they apply
 }
 
 // Samples are the metrics.
 func (f *Files) Samples() []status.Sample {
-	return []status.Sample{{
+	return append(f.filters.samples(), status.Sample{
 		Name: "config_hosts_refused", Help: "Hosts that DNS does not answer because Envoy refused their configuration.",
 		Value: float64(f.publisher.Unknown()), Gauge: true,
-	}}
+	})
 }

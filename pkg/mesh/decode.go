@@ -17,6 +17,7 @@ import (
 const (
 	kindServiceEntry  = "ServiceEntry"
 	kindWorkloadEntry = "WorkloadEntry"
+	kindEnvoyFilter   = "EnvoyFilter"
 	groupNetworking   = "networking.istio.io"
 	groupSecurity     = "security.istio.io"
 )
@@ -116,11 +117,11 @@ func (d *decoder) object(dec *decoded, env envelope, sum uint64) *document.Error
 		}
 		dec.status, dec.err = statusIgnored, &document.Error{Field: "kind", Reason: env.kind + " is not enforced (--allowIgnored)"}
 		return nil
-	case env.kind != kindServiceEntry && env.kind != kindWorkloadEntry:
+	case !used(env.kind):
 		dec.status, dec.err = statusIgnored, &document.Error{Field: "kind", Reason: fmt.Sprintf("%q is not used here", document.Abridge(env.kind))}
 		return nil
-	case group != groupNetworking || !knownVersion(version):
-		return &document.Error{Field: "apiVersion", Reason: fmt.Sprintf("is %q, should be one of %s/{v1,v1beta1,v1alpha3}", document.Abridge(env.apiVersion), groupNetworking)}
+	case group != groupNetworking || !knownVersion(env.kind, version):
+		return &document.Error{Field: "apiVersion", Reason: fmt.Sprintf("is %q, should be %s", document.Abridge(env.apiVersion), apiVersions(env.kind))}
 	case env.name == "":
 		return &document.Error{Field: "metadata.name", Reason: "is missing"}
 	case env.spec == nil:
@@ -136,21 +137,30 @@ func (d *decoder) object(dec *decoded, env envelope, sum uint64) *document.Error
 
 // spec fills in what the kind of o says, from the tree of its spec.
 func (d *decoder) spec(o *object, spec any) (ferr *document.Error) {
-	var m proto.Message = &networking.WorkloadEntry{}
-	if o.kind == kindServiceEntry {
+	var m proto.Message
+	switch o.kind {
+	case kindServiceEntry:
 		m = &networking.ServiceEntry{}
+	case kindWorkloadEntry:
+		m = &networking.WorkloadEntry{}
+	default:
+		m = &networking.EnvoyFilter{}
 	}
 	if ferr = d.Fill(m.ProtoReflect(), spec); ferr != nil {
 		return ferr.In("spec")
+	}
+	if o.sum == ofContent {
+		if o.sum, ferr = d.contentSum(o, m); ferr != nil {
+			return ferr
+		}
 	}
 	switch m := m.(type) {
 	case *networking.ServiceEntry:
 		o.entry, ferr = d.newEntry(m)
 	case *networking.WorkloadEntry:
 		o.workload, ferr = d.newWorkload(m)
-	}
-	if ferr == nil && o.sum == ofContent {
-		o.sum, ferr = d.contentSum(o, m)
+	case *networking.EnvoyFilter:
+		o.filter, ferr = d.newFilter(o, m)
 	}
 	return ferr
 }
@@ -169,7 +179,22 @@ func (d *decoder) contentSum(o *object, spec proto.Message) (uint64, *document.E
 	return maphash.Comparable(d.seed, content{o.key(), o.created, string(text)}), nil
 }
 
-func knownVersion(v string) bool { return v == "v1" || v == "v1beta1" || v == "v1alpha3" }
+// used says whether documents of a kind make resources.
+func used(kind string) bool {
+	return kind == kindServiceEntry || kind == kindWorkloadEntry || kind == kindEnvoyFilter
+}
+
+// knownVersion says whether Istio has a version of a kind; an EnvoyFilter has just one.
+func knownVersion(kind, v string) bool {
+	return v == "v1alpha3" || kind != kindEnvoyFilter && (v == "v1" || v == "v1beta1")
+}
+
+func apiVersions(kind string) string {
+	if kind == kindEnvoyFilter {
+		return groupNetworking + "/v1alpha3"
+	}
+	return "one of " + groupNetworking + "/{v1,v1beta1,v1alpha3}"
+}
 
 // restrictsAccess names what must never be silently ignored: every kind of security.istio.io, these kinds even with a
 // misspelt group, and Sidecar.
@@ -216,7 +241,7 @@ func (d *decoder) envelope(tree any) (env envelope, ferr *document.Error) {
 		keep(&document.Error{Field: "kind", Reason: "is missing"})
 	case env.apiVersion == "":
 		keep(&document.Error{Field: "apiVersion", Reason: "is missing"})
-	case env.kind == kindServiceEntry || env.kind == kindWorkloadEntry:
+	case used(env.kind):
 		keep(unknownKey(fields))
 	}
 	return env, ferr

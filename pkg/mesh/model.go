@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
+
+	"understudy.mesh/pkg/envoyfilter"
 )
 
 // Resolution is how the endpoints of a service are found: the API's ServiceEntry.Resolution, in a byte.
@@ -155,6 +157,7 @@ type object struct {
 	sum             uint64 // of the document's bytes
 	entry           *entry
 	workload        *workload
+	filter          *envoyfilter.Filter
 }
 
 // key identifies an object across files and edits.

@@ -7,16 +7,18 @@ import (
 	"slices"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/mesh/internal/document"
 )
 
 // Registry is the services that a good state of the directory declares: validated, merged by host, compact. It is
 // immutable and safe for concurrent use.
 type Registry struct {
-	services []*Service          // by host
-	bindings []Binding           // see Bindings
-	sum      uint64              // two registries of one Source with the same sum are the same
-	taken    map[netip.Addr]bool // single addresses of Declared
+	services []*Service            // by host
+	bindings []Binding             // see Bindings
+	filters  []*envoyfilter.Filter // see EnvoyFilters
+	sum      uint64                // two registries of one Source with the same sum are the same
+	taken    map[netip.Addr]bool   // single addresses of Declared
 	o        Options
 }
 
@@ -110,6 +112,12 @@ func newRegistry(objects []*object, o Options, seed maphash.Seed, report func(*o
 	for _, s := range r.services {
 		r.sum = a.mix(r.sum, s.Sum)
 	}
+	for _, obj := range objects {
+		if obj.filter != nil {
+			r.filters = append(r.filters, obj.filter)
+			r.sum = a.mix(r.sum, obj.sum)
+		}
+	}
 	for _, p := range r.Declared() {
 		if p.IsSingleIP() {
 			r.taken[p.Addr()] = true
@@ -127,6 +135,9 @@ func (r *Registry) Services() []*Service { return r.services }
 // Bindings returns the listeners of services without a VIP: first those of addresses that the documents give, by address
 // and port, then those of ports on any address.
 func (r *Registry) Bindings() []Binding { return r.bindings }
+
+// EnvoyFilters returns the good EnvoyFilters of all namespaces, oldest first.
+func (r *Registry) EnvoyFilters() []*envoyfilter.Filter { return r.filters }
 
 // needsVIP says whether the documents so far leave the service without an address that one of ours could be.
 func (s *Service) needsVIP(o *Options) bool {

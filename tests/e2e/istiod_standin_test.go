@@ -92,7 +92,7 @@ func resources(t *testing.T, dir string) map[string][]*discoveryv3.Resource {
 		vips[host] = []netip.Addr{next}
 		next = next.Next()
 	}
-	out, err := build.New(o).Build(registry, vips)
+	out, err := build.New(o).Build(registry, vips, nil)
 	must(t, err)
 	all := map[string][]*discoveryv3.Resource{namesType: {{Resource: &anypb.Any{TypeUrl: namesType, Value: nameTable(out.Hosts)}}}}
 	for url, list := range out.Resources {

@@ -2,12 +2,16 @@
 package build
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"google.golang.org/protobuf/proto"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/xds"
 )
@@ -26,6 +30,9 @@ func Types() []string { return []string{ClusterType, ListenerType} }
 type Output struct {
 	Resources xds.Snapshot // the bodies are shared with later outputs: nobody may change them
 	Hosts     []table.Host
+	// Filters are the EnvoyFilters that made it, and Patched what each did; nil without any.
+	Filters *envoyfilter.Set
+	Patched []envoyfilter.Note
 }
 
 // Builder makes Envoy's resources and the names for DNS from registries of one Source. It is not safe for concurrent use.
@@ -34,37 +41,54 @@ type Output struct {
 // not change since the last Build are taken from there, so that the cost is that of the change.
 type Builder struct {
 	o         mesh.Options
-	last, now map[uint64][]xds.Resource // the serialized resources of the last Build by the hash of what they were made from
+	last, now map[uint64]made // what the last Build made, by the hash of what it was made from
+}
+
+// made is serialized resources, and what EnvoyFilters did to them.
+type made struct {
+	resources []xds.Resource
+	patched   []envoyfilter.Note
 }
 
 // New returns a builder that has built nothing yet.
 func New(o mesh.Options) *Builder { return &Builder{o: o} }
 
-// Build makes the resources of a registry and the VIPs of its AutoHosts. A host that wants a VIP and has none in vips
-// gets clusters only: traffic to it is traffic to an unknown destination.
-func (b *Builder) Build(r *mesh.Registry, vips map[string][]netip.Addr) (*Output, error) {
-	m, err := newMaker(b.o)
-	if err != nil {
-		return nil, err
-	}
-	b.last, b.now = b.now, make(map[uint64][]xds.Resource, len(b.now))
+// Build makes the resources of a registry and the VIPs of its AutoHosts, patched by filters. A host that wants a VIP and
+// has none in vips gets clusters only: traffic to it is traffic to an unknown destination. An EnvoyFilter that makes what
+// Envoy would never take is withheld as a whole, as Output.Filters says.
+func (b *Builder) Build(r *mesh.Registry, vips map[string][]netip.Addr, filters *envoyfilter.Set) (*Output, error) {
+	b.last, b.now = b.now, make(map[uint64]made, len(b.now))
 	defer func() { b.last = nil }() // what this build did not use
-	out := &Output{Resources: xds.Snapshot{}, Hosts: r.Hosts(vips)}
-	if err := b.all(m, r, vips, out.Resources); err != nil {
-		return nil, err
+	hosts := r.Hosts(vips)
+	for {
+		m, err := newMaker(b.o)
+		if err != nil {
+			return nil, err
+		}
+		m.filters = filters
+		out := &Output{Resources: xds.Snapshot{}, Hosts: hosts, Filters: filters}
+		err = b.all(m, r, vips, out)
+		var refused *envoyfilter.RefusedError
+		if !errors.As(err, &refused) {
+			return out, err
+		}
+		filters = filters.Without(refused.Filter, refused.Reason)
 	}
-	return out, nil
 }
 
-func (b *Builder) all(m *maker, r *mesh.Registry, vips map[string][]netip.Addr, out xds.Snapshot) error {
+func (b *Builder) all(m *maker, r *mesh.Registry, vips map[string][]netip.Addr, out *Output) error {
 	add := func(url string, sum uint64, make func() []resource) error {
-		msgs, err := b.get(m, sum, make)
-		out[url] = append(out[url], msgs...)
+		if url == ListenerType {
+			sum = mix(sum, m.filters.Sum())
+		}
+		made, err := b.get(m, sum, make)
+		out.Resources[url] = append(out.Resources[url], made.resources...)
+		out.Patched = append(out.Patched, made.patched...)
 		return err
 	}
 	const basics, clusters, listeners, shared = 1, 2, 3, 4 // keep equal sums of different kinds apart
-	out[ClusterType] = make([]xds.Resource, 0, 2*len(r.Services())+8)
-	out[ListenerType] = make([]xds.Resource, 0, 2*len(r.Services())+2)
+	out.Resources[ClusterType] = make([]xds.Resource, 0, 2*len(r.Services())+8)
+	out.Resources[ListenerType] = make([]xds.Resource, 0, 2*len(r.Services())+2)
 	if err := add(ClusterType, mix(basics, clusters), m.basicClusters); err != nil {
 		return err
 	}
@@ -109,25 +133,48 @@ type resource interface {
 	GetName() string
 }
 
-func (b *Builder) get(m *maker, sum uint64, build func() []resource) ([]xds.Resource, error) {
-	if msgs, ok := b.last[sum]; ok {
-		b.now[sum] = msgs
-		return msgs, nil
+func (b *Builder) get(m *maker, sum uint64, build func() []resource) (made, error) {
+	if same, ok := b.last[sum]; ok {
+		b.now[sum] = same
+		return same, nil
+	}
+	if same, ok := b.now[sum]; ok { // of a try that an EnvoyFilter ended
+		return same, nil
 	}
 	resources := build()
 	if m.err != nil {
-		return nil, m.err
+		return made{}, m.err
 	}
-	msgs := make([]xds.Resource, len(resources))
+	out := made{resources: make([]xds.Resource, len(resources))}
 	for i, r := range resources {
-		body, err := marshal(r)
+		notes, err := m.patch(r)
 		if err != nil {
-			return nil, fmt.Errorf("serialize %s: %w", r.GetName(), err)
+			return made{}, err
 		}
-		msgs[i] = xds.NewResource(r.GetName(), body)
+		serialize := marshal
+		if len(notes) > 0 {
+			serialize = marshalAny
+		}
+		body, err := serialize(r)
+		if err != nil {
+			return made{}, fmt.Errorf("serialize %s: %w", r.GetName(), err)
+		}
+		out.resources[i] = xds.NewResource(r.GetName(), body)
+		out.patched = append(out.patched, notes...)
 	}
-	b.now[sum] = msgs
-	return msgs, nil
+	b.now[sum] = out
+	return out, nil
+}
+
+// patch applies the EnvoyFilters to a listener. Chains that refuse connections are no patch's: they keep captured traffic
+// from the agent's own ports, and connections to VIPs from other services.
+func (b *maker) patch(r resource) ([]envoyfilter.Note, error) {
+	l, is := r.(*listenerv3.Listener)
+	if !is {
+		return nil, nil
+	}
+	virtual := l.GetName() == InboundListener || l.GetName() == OutboundListener
+	return b.filters.Patch(l, virtual, func(c *listenerv3.FilterChain) bool { return strings.HasSuffix(c.GetName(), refusing) })
 }
 
 // mix folds v into a running hash. Its inputs are hashes of maphash already, so a multiplication spreads them enough;
@@ -155,5 +202,10 @@ func marshal(m proto.Message) ([]byte, error) {
 	if v, ok := m.(interface{ MarshalVTStrict() ([]byte, error) }); ok {
 		return v.MarshalVTStrict()
 	}
+	return marshalAny(m)
+}
+
+// marshalAny serializes what may have maps of several entries to the same bytes every time.
+func marshalAny(m proto.Message) ([]byte, error) {
 	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/internal/document"
 )
@@ -50,6 +51,7 @@ type maker struct {
 	http1Upstream map[string]*anypb.Any // for services that speak HTTP/1, and
 	http2Upstream map[string]*anypb.Any // HTTP/2
 	dynamicCache  *dynamiccommonv3.DnsCacheConfig
+	filters       *envoyfilter.Set
 	err           error // the first of what could not be serialized: then nothing that was made is whole
 }
 

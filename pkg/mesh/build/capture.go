@@ -1,6 +1,7 @@
 package build
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -18,6 +19,16 @@ import (
 const (
 	OutboundListener = "virtualOutbound"
 	InboundListener  = "virtualInbound"
+)
+
+// Names of filter chains, by which EnvoyFilters pick them; Istio's. Those of chains that close every connection end in
+// refusing.
+const (
+	refusing           = "-blackhole"
+	outboundRest       = OutboundListener + "-catchall-tcp"
+	inboundHTTPRest    = InboundListener + "-catchall-http"
+	inboundRest        = InboundListener
+	inboundRoutePrefix = "inbound|"
 )
 
 // family is one IP family of captured inbound traffic.
@@ -54,11 +65,11 @@ func (b *maker) outbound() *listenerv3.Listener {
 	l.UseOriginalDst = wrapperspb.Bool(true)
 	hole := b.tcpFilter(blackHoleCluster)
 	// A connection to the port itself was never redirected, and would be forwarded to itself for ever.
-	l.FilterChains = []*listenerv3.FilterChain{newChain(portMatch(b.o.OutboundPort), hole)}
+	l.FilterChains = []*listenerv3.FilterChain{named(OutboundListener+refusing, newChain(portMatch(b.o.OutboundPort), hole))}
 	if m := b.matchAll(b.o.VIPRanges); m != nil {
-		l.FilterChains = append(l.FilterChains, newChain(m, hole))
+		l.FilterChains = append(l.FilterChains, named(OutboundListener+refusing, newChain(m, hole)))
 	}
-	l.DefaultFilterChain = newChain(nil, b.unknownFilter())
+	l.DefaultFilterChain = named(outboundRest, newChain(nil, b.unknownFilter()))
 	return l
 }
 
@@ -74,14 +85,38 @@ func (b *maker) inbound() *listenerv3.Listener {
 	l.ListenerFilters = b.inboundFilters(refused)
 	hole := b.tcpFilter(blackHoleCluster)
 	for _, p := range refused {
-		l.FilterChains = append(l.FilterChains, newChain(portMatch(p), hole))
+		l.FilterChains = append(l.FilterChains, named(InboundListener+refusing, newChain(portMatch(p), hole)))
 	}
-	for _, f := range b.inboundFamilies() {
-		recognised := match(f.all)
-		recognised.ApplicationProtocols = cleartextHTTP[:]
-		l.FilterChains = append(l.FilterChains, newChain(recognised, b.inboundHTTP(f.cluster)), newChain(match(f.all), b.tcpFilter(f.cluster)))
+	for _, port := range b.filters.Ports() {
+		if !slices.Contains(refused, port) {
+			l.FilterChains = append(l.FilterChains, b.inboundChains(port)...)
+		}
 	}
+	l.FilterChains = append(l.FilterChains, b.inboundChains(0)...)
 	return l
+}
+
+// inboundChains take the connections to a port, or with 0 to every port that has no chains of its own: an EnvoyFilter for
+// one port needs chains which are that port's. Envoy looks at the port first, so each of them is for all families.
+func (b *maker) inboundChains(port uint16) []*listenerv3.FilterChain {
+	var out []*listenerv3.FilterChain
+	for _, f := range b.inboundFamilies() {
+		recognised, all := match(f.all), match(f.all)
+		recognised.ApplicationProtocols = cleartextHTTP[:]
+		nameHTTP, name, routes := inboundHTTPRest, inboundRest, f.cluster
+		if port != 0 {
+			nameHTTP = listenerName(b.anyAddresses()[0], port)
+			name, routes = nameHTTP, fmt.Sprintf("%s%d||", inboundRoutePrefix, port)
+			recognised.DestinationPort, all.DestinationPort = wrapperspb.UInt32(uint32(port)), wrapperspb.UInt32(uint32(port))
+		}
+		out = append(out, named(nameHTTP, newChain(recognised, b.inboundHTTP(f.cluster, routes))), named(name, newChain(all, b.tcpFilter(f.cluster))))
+	}
+	return out
+}
+
+func named(name string, c *listenerv3.FilterChain) *listenerv3.FilterChain {
+	c.Name = name
+	return c
 }
 
 // refusedPorts returns the ports to which captured traffic is never forwarded: those of the agent and Envoy, which

@@ -48,7 +48,9 @@ func FuzzDocuments(f *testing.F) {
 				t.Errorf("%+v", d)
 			}
 		}
-		checkDistinct(t, build(t, r, o))
+		out := build(t, r, o)
+		checkDistinct(t, out)
+		checkInvariants(t, r, o, out)
 	})
 }
 

@@ -102,16 +102,24 @@ func describe(t *testing.T, out *Output, report mesh.Report) string {
 		}
 		b.WriteString("\n")
 	}
+	for _, f := range out.Filters.Report(out.Patched) {
+		for i, p := range f.Patches {
+			fmt.Fprintf(&b, "filter %s/%s[%d] %s %s: %s %v %s\n", f.Namespace, f.Name, i, p.ApplyTo, p.Operation, p.Result, p.Names, p.Reason)
+		}
+	}
 	for _, h := range out.Hosts {
 		fmt.Fprintf(&b, "host %s %v vip=%v\n", h.Name, h.Addrs, h.VIP)
 	}
 	for _, c := range parseClusters(t, out.Resources[ClusterType]) {
+		if strings.Contains(t.Name(), "/filter") {
+			continue
+		}
 		if strings.HasPrefix(c.Name, "outbound|") || strings.HasSuffix(t.Name(), "/empty") || strings.Contains(t.Name(), "/empty-") {
 			fmt.Fprintf(&b, "cluster %s %s\n", c.Name, readable(t, c))
 		}
 	}
 	for _, l := range parseListeners(t, out.Resources[ListenerType]) {
-		if !strings.HasPrefix(l.Name, "virtual") || strings.Contains(t.Name(), "/empty") {
+		if !strings.HasPrefix(l.Name, "virtual") || strings.Contains(t.Name(), "/empty") || strings.Contains(t.Name(), "/filter") {
 			fmt.Fprintf(&b, "listener %s %s\n", l.Name, readable(t, l))
 		}
 	}

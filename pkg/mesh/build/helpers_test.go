@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/xds"
 	"understudy.mesh/tests/realenvoy"
@@ -88,11 +90,20 @@ func giveVIPs(hosts []string) map[string][]netip.Addr {
 
 func build(t testing.TB, r *mesh.Registry, o mesh.Options) *Output {
 	t.Helper()
-	out, err := New(o).Build(r, giveVIPs(r.AutoHosts()))
+	out, err := New(o).Build(r, giveVIPs(r.AutoHosts()), filterSet(r, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// filterSet is the EnvoyFilters of r for a pod of the manual's details-v1, whose file system has those files.
+func filterSet(r *mesh.Registry, files []string) *envoyfilter.Set {
+	p := envoyfilter.Proxy{
+		Namespace: "default", RootNamespace: "istio-system", Labels: map[string]string{"app": "details", "version": "v1"},
+		Metadata: map[string]any{"ISTIO_VERSION": "1.28.0", "CLUSTER_ID": "Kubernetes"},
+	}
+	return envoyfilter.NewSet(r.EnvoyFilters(), p, func(path string) bool { return slices.Contains(files, path) }, func(*envoyfilter.Filter) string { return "" })
 }
 
 func parseClusters(t testing.TB, msgs []xds.Resource) []*clusterv3.Cluster {

@@ -144,14 +144,15 @@ func (b *maker) unknownHosts() *routev3.VirtualHost {
 	}}}
 }
 
-// inboundHTTP forwards captured requests to the application, which should see what it would see without a proxy.
-func (b *maker) inboundHTTP(cluster string) *listenerv3.Filter {
+// inboundHTTP forwards captured requests to the application, which should see what it would see without a proxy. routes
+// is the name of its route configuration.
+func (b *maker) inboundHTTP(cluster, routes string) *listenerv3.Filter {
 	everything, connect := routeTo(cluster, inboundRetryOn), routeTo(cluster, inboundRetryOn)
 	connect.Match = &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}}
 	m := &hcmv3.HttpConnectionManager{
 		StatPrefix: "inbound_0.0.0.0",
 		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
-			Name: cluster, ValidateClusters: wrapperspb.Bool(false),
+			Name: routes, ValidateClusters: wrapperspb.Bool(false),
 			VirtualHosts: []*routev3.VirtualHost{{
 				Name: "inbound", Domains: []string{"*"}, Routes: []*routev3.Route{connect, everything},
 			}},

@@ -139,6 +139,7 @@ func (d *dispatch) refuseVIPs(scopes []mesh.Scope) {
 	})
 	if m := d.matchAll(free); m != nil {
 		d.append(m, d.tcpFilter(blackHoleCluster))
+		named(OutboundListener+refusing, d.listener.FilterChains[len(d.listener.FilterChains)-1])
 	}
 }
 

@@ -137,7 +137,7 @@ func TestHosts(t *testing.T) {
 	// 240.240.0.1 is dns.x's VIP and pinned.x's address: the document wins, and dns.x keeps its IPv6 VIP only.
 	vips := giveVIPs(r.AutoHosts())
 	checkHosts(t, r.Hosts(vips), "*.own.x=[10.1.0.1 2001:db8::1] dns.x=[2001:2::1]vip own.x=[10.1.0.1 2001:db8::1] pinned.x=[240.240.0.1] static.x=[240.240.0.2 2001:2::2]vip")
-	out, err := New(o).Build(r, vips)
+	out, err := New(o).Build(r, vips, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +192,7 @@ func checkHosts(t *testing.T, hosts []table.Host, want string) {
 // TestNoVIPLeft wants a host whose VIP could not be had to take nothing of anybody else's: not the whole port.
 func TestNoVIPLeft(t *testing.T) {
 	r, _ := load(t, se("a", "a.x", 3306), testOptions())
-	out, err := New(testOptions()).Build(r, map[string][]netip.Addr{})
+	out, err := New(testOptions()).Build(r, map[string][]netip.Addr{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func TestAccessLogFormat(t *testing.T) {
 	}
 	o := testOptions()
 	o.AccessLog = mesh.AccessLog{Path: "/dev/null", Format: "%PROTOCOL%", JSON: true}
-	if _, err := New(o).Build(r, nil); err == nil || !strings.Contains(err.Error(), "accessLogFormat") {
+	if _, err := New(o).Build(r, nil, nil); err == nil || !strings.Contains(err.Error(), "accessLogFormat") {
 		t.Errorf("error %v", err)
 	}
 }

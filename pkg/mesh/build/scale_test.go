@@ -47,7 +47,7 @@ func TestOneOfManyChanges(t *testing.T) {
 	}
 	b := New(testOptions())
 	build := func() *Output {
-		out, err := b.Build(r, giveVIPs(r.AutoHosts()))
+		out, err := b.Build(r, giveVIPs(r.AutoHosts()), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -178,7 +178,7 @@ func BenchmarkChangeOne(b *testing.B) {
 				if r, err = s.Load(); err != nil {
 					b.Fatal(err)
 				}
-				if _, err := all.Build(r, vips); err != nil {
+				if _, err := all.Build(r, vips, nil); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -37,7 +37,7 @@ func TestDetectionTimeoutOfZeroWaitsForEver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := build.New(o).Build(r, nil)
+	out, err := build.New(o).Build(r, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

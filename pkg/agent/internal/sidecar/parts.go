@@ -11,6 +11,7 @@ import (
 	"understudy.mesh/pkg/agent/internal/sockets"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/envoy"
+	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/status"
 )
@@ -46,6 +47,18 @@ func meshOptions(c *config.Config) mesh.Options {
 		o.TransparentMark = iptables.DefaultMark // of istio-iptables, whose -t must say nothing else
 	}
 	return o
+}
+
+// filtered is the pod as EnvoyFilters select it. Its labels are those of the start.
+func filtered(c *config.Config) envoyfilter.Proxy {
+	p := envoyfilter.Proxy{Namespace: c.PodNamespace, RootNamespace: c.RootNamespace, Metadata: c.Node.Metadata, Labels: map[string]string{}}
+	labels, _ := c.Node.Metadata["LABELS"].(map[string]any)
+	for key, value := range labels {
+		if text, is := value.(string); is {
+			p.Labels[key] = text
+		}
+	}
+	return p
 }
 
 // newEnvoy writes the bootstrap and prepares Envoy's start.

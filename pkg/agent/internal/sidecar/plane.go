@@ -110,6 +110,7 @@ func (s *Sidecar) newFiles() error {
 	server.SendFirst(build.OutboundListener, build.InboundListener)
 	c := files.Config{
 		Dir: s.cfg.ConfigDir, Options: s.options(), VIPs: s.names.vips,
+		Proxy: filtered(s.cfg),
 		Envoy: publish.Envoy{
 			Set: server.Set, Applied: server.Applied, Connected: server.Connected, Renewed: server.Renewed(),
 			Warming: s.admin.Warming,

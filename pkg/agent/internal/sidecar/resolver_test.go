@@ -33,7 +33,7 @@ func TestLookupsOfResources(t *testing.T) {
 	}
 	const server = "127.0.0.77"
 	s.names = &names{resolver: &resolver{addr: netip.MustParseAddrPort(server + ":53053")}}
-	out, err := build.New(s.options()).Build(reg, nil)
+	out, err := build.New(s.options()).Build(reg, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

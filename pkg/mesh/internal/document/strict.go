@@ -71,10 +71,14 @@ func (r *Reader) Fill(m protoreflect.Message, tree any) *Error {
 		if found {
 			known++
 		}
-		if v != nil {
-			if ferr := r.setField(m, fd, v); ferr != nil {
-				return ferr.In("." + name)
-			}
+		if v == nil {
+			continue
+		}
+		if one := fd.ContainingOneof(); one != nil && m.WhichOneof(one) != nil {
+			return &Error{"." + name, "is there beside " + m.WhichOneof(one).JSONName() + ", of which only one can be; remove one of the two"}
+		}
+		if ferr := r.setField(m, fd, v); ferr != nil {
+			return ferr.In("." + name)
 		}
 	}
 	if known < len(fields) {
@@ -90,7 +94,7 @@ func (r *Reader) setField(m protoreflect.Message, fd protoreflect.FieldDescripto
 	case fd.IsList():
 		return r.fillList(m.Mutable(fd).List(), fd, v)
 	case fd.Kind() == protoreflect.MessageKind:
-		return r.Fill(m.Mutable(fd).Message(), v)
+		return r.fillMessage(m.Mutable(fd).Message(), v)
 	}
 	value, ferr := r.scalar(fd, v)
 	if ferr == nil {
@@ -107,7 +111,7 @@ func (r *Reader) fillList(list protoreflect.List, fd protoreflect.FieldDescripto
 	for i, item := range items {
 		var ferr *Error
 		if fd.Kind() == protoreflect.MessageKind {
-			ferr = r.Fill(list.AppendMutable().Message(), item)
+			ferr = r.fillMessage(list.AppendMutable().Message(), item)
 		} else {
 			var value protoreflect.Value
 			if value, ferr = r.scalar(fd, item); ferr == nil {
@@ -166,6 +170,12 @@ func (r *Reader) scalar(fd protoreflect.FieldDescriptor, v any) (protoreflect.Va
 			return protoreflect.Value{}, wrongType(v, "a whole number from 0 to 4294967295")
 		}
 		return protoreflect.ValueOfUint32(n), nil
+	case protoreflect.Int32Kind:
+		n, ok := int32Of(v)
+		if !ok {
+			return protoreflect.Value{}, wrongType(v, "a whole number from -2147483648 to 2147483647")
+		}
+		return protoreflect.ValueOfInt32(n), nil
 	case protoreflect.EnumKind:
 		s, _ := v.(string) // the schema of the CRD takes names only
 		known := fd.Enum().Values()
@@ -200,6 +210,16 @@ func uint32Of(v any) (uint32, bool) {
 		return uint32(n), n >= 0 && n <= math.MaxUint32 && n == math.Trunc(n)
 	}
 	return 0, false // int64 and uint64 are for what does not fit an int
+}
+
+func int32Of(v any) (int32, bool) {
+	switch n := v.(type) {
+	case int:
+		return int32(n), n >= math.MinInt32 && n <= math.MaxInt32
+	case float64:
+		return int32(n), n >= math.MinInt32 && n <= math.MaxInt32 && n == math.Trunc(n)
+	}
+	return 0, false
 }
 
 // wrongType says what v is, in one line however long v is.

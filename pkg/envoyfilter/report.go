@@ -1,0 +1,166 @@
+package envoyfilter
+
+import (
+	"fmt"
+	"strings"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	networking "istio.io/api/networking/v1alpha3"
+)
+
+// level is how far a patch came in an object; the nearest miss is the one that tells most.
+type level int
+
+const (
+	levelChain level = iota + 1
+	levelNetwork
+	levelHTTP
+	levelMerge
+)
+
+// mostNamed is how many of the objects that a patch applies to are named: there may be one for each of 10,000 services.
+const mostNamed = 10
+
+// Note is what one patch did to one listener.
+type Note struct {
+	id     int
+	object string // the listener, if it applied there
+	level  level
+	miss   string // where it came nearest, if it did not
+}
+
+// tell notes that a patch applied to the chain at hand, or how near it came.
+func (r *run) tell(e *entry, done bool, l level, miss func() string) {
+	n := r.notes[e]
+	if n == nil {
+		n = &Note{id: e.id}
+		r.notes[e] = n
+	}
+	if done {
+		n.object = r.listener.GetName()
+	} else if n.object == "" && l > n.level {
+		n.level, n.miss = l, miss()
+	}
+}
+
+// place is a filter chain as people look for it.
+func place(l *listenerv3.Listener, c *listenerv3.FilterChain) string {
+	name := c.GetName()
+	if name == "" {
+		return l.GetName()
+	}
+	return l.GetName() + "/" + name
+}
+
+// wanted is the filter that a patch names.
+func wanted(e *entry) string {
+	f := e.match.GetFilterChain().GetFilter()
+	if sub := f.GetSubFilter().GetName(); sub != "" {
+		return sub
+	}
+	if f.GetName() != "" {
+		return f.GetName()
+	}
+	return "filter that " + e.operation.String() + " needs"
+}
+
+// nearby lists the filters that are there instead.
+func nearby[F interface{ GetName() string }](filters []F) string {
+	names := make([]string, len(filters))
+	for i, f := range filters {
+		names[i] = f.GetName()
+	}
+	return "; it has " + strings.Join(names, ", ")
+}
+
+// Result is what became of a patch.
+type Result string
+
+// What may become of a patch.
+const (
+	Applied   Result = "applied"
+	Unmatched Result = "unmatched" // there is no such object
+	Skipped   Result = "skipped"   // it is for other proxies, or has no effect here
+	Pending   Result = "pending"   // it waits for a file
+	Refused   Result = "refused"   // its document is withheld
+)
+
+// PatchReport is what became of one patch, for people.
+type PatchReport struct {
+	ApplyTo   string   `json:"applyTo"`
+	Operation string   `json:"operation"`
+	Result    Result   `json:"result"`           // Applied, Unmatched, Skipped, Pending or Refused
+	Listeners int      `json:"listeners"`        // that it applies to
+	Names     []string `json:"names,omitempty"`  // of the first of them
+	Reason    string   `json:"reason,omitempty"` // why it does not apply, and what is there instead
+}
+
+// FilterReport is what became of one document.
+type FilterReport struct {
+	Namespace string        `json:"namespace"`
+	Name      string        `json:"name"`
+	Patches   []PatchReport `json:"patches"`
+}
+
+// Report says what became of each document, in the order in which they apply. notes are those of all listeners.
+func (s *Set) Report(notes []Note) []FilterReport {
+	if s == nil {
+		return nil
+	}
+	reports := make([]PatchReport, len(s.entries))
+	nearest := make([]level, len(s.entries))
+	for _, n := range notes {
+		r := &reports[n.id]
+		if n.object != "" {
+			if r.Listeners++; r.Listeners <= mostNamed {
+				r.Names = append(r.Names, n.object)
+			}
+			continue
+		}
+		if n.level > nearest[n.id] {
+			nearest[n.id], r.Reason = n.level, n.miss
+		}
+	}
+	out := make([]FilterReport, len(s.members))
+	for i, m := range s.members {
+		out[i] = FilterReport{Namespace: m.Namespace, Name: m.Name, Patches: []PatchReport{}}
+		for _, e := range m.entries {
+			out[i].Patches = append(out[i].Patches, e.report(reports[e.id]))
+		}
+	}
+	return out
+}
+
+func (e *entry) report(r PatchReport) PatchReport {
+	r.ApplyTo, r.Operation = e.applyTo.String(), e.operation.String()
+	switch {
+	case e.owner.refused != "":
+		r.Result, r.Reason = Refused, e.owner.refused
+	case e.state == pending:
+		r.Result, r.Reason = Pending, e.reason
+	case e.state == skipped:
+		r.Result, r.Reason = Skipped, e.reason
+	case r.Listeners > 0:
+		r.Result, r.Reason = Applied, ""
+	case e.applyTo == networking.EnvoyFilter_EXTENSION_CONFIG:
+		r.Result = Applied // to whatever filter names it
+	default:
+		r.Result = Unmatched
+		if r.Reason == "" {
+			r.Reason = e.unmatched()
+		}
+	}
+	return r
+}
+
+// unmatched is why no listener is the one that a patch is for.
+func (e *entry) unmatched() string {
+	text := "no listener of context " + e.context.String()
+	if e.match.GetName() != "" {
+		text += fmt.Sprintf(" has the name %q", e.match.GetName())
+	}
+	if e.match.GetPortNumber() != 0 {
+		text += fmt.Sprintf(" is on port %d", e.match.GetPortNumber())
+	}
+	return text
+}

@@ -1,0 +1,181 @@
+package build
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"github.com/rogpeppe/go-internal/txtar"
+	"google.golang.org/protobuf/proto"
+
+	"understudy.mesh/pkg/envoyfilter"
+	"understudy.mesh/pkg/mesh"
+)
+
+const filteredServices = `apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: web}
+spec: {hosts: [web.x], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [{address: 10.0.0.1}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db}
+spec: {hosts: [db.x], ports: [{number: 81, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [{address: 10.0.0.1}]}
+`
+
+// bufferFilter has a body of at most so many bytes on one outbound port.
+func bufferFilter(name, port, bytes string) string {
+	return `---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: ` + name + `}
+spec:
+  configPatches:
+  - applyTo: HTTP_FILTER
+    match: {context: SIDECAR_OUTBOUND, listener: {portNumber: ` + port + `}}
+    patch:
+      operation: INSERT_FIRST
+      value: {name: b, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer, a: 1, b: 2, maxRequestBytes: ` + bytes + `}}
+`
+}
+
+// TestFilterTransitions goes through none, A, A again, B, none: each change changes the listener that it is about and no
+// other, and what is gone leaves nothing behind.
+func TestFilterTransitions(t *testing.T) {
+	b := New(testOptions())
+	listeners := func(text string) map[string][]byte {
+		r, report := load(t, filteredServices+text, testOptions())
+		for _, d := range report.Documents {
+			if d.Status != "ok" {
+				t.Fatalf("%+v", d)
+			}
+		}
+		out, err := b.Build(r, giveVIPs(r.AutoHosts()), filterSet(r, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := map[string][]byte{}
+		for _, m := range out.Resources[ListenerType] {
+			all[m.Name] = m.Body
+		}
+		return all
+	}
+	last := listeners("")
+	for _, step := range []struct {
+		text    string
+		changed []string
+	}{
+		{bufferFilter("a", "80", "1"), []string{"240.240.0.2_80"}},
+		{bufferFilter("a", "80", "1"), nil},
+		{bufferFilter("renamed", "80", "1"), nil},
+		{bufferFilter("a", "80", "2"), []string{"240.240.0.2_80"}},
+		{bufferFilter("a", "80", "2") + bufferFilter("other", "81", "1"), []string{"240.240.0.1_81"}},
+		{bufferFilter("a", "81", "2"), []string{"240.240.0.1_81", "240.240.0.2_80"}},
+		{bufferFilter("a", "82", "2"), []string{"240.240.0.1_81"}},
+		{"", nil},
+	} {
+		now := listeners(step.text)
+		var changed []string
+		for name, body := range now {
+			if !bytes.Equal(body, last[name]) {
+				changed = append(changed, name)
+			}
+		}
+		if slices.Sort(changed); !slices.Equal(changed, step.changed) || len(now) != len(last) {
+			t.Errorf("%s: changed %v of %d, want %v of %d", step.text, changed, len(now), step.changed, len(last))
+		}
+		last = now
+	}
+	for name, body := range listeners("") {
+		if !bytes.Equal(body, last[name]) {
+			t.Errorf("%s is not as it was before the first filter", name)
+		}
+	}
+}
+
+// TestFilterModule wants a Wasm module's filter in force once its file is there, taken by a real Envoy.
+func TestFilterModule(t *testing.T) {
+	archive, err := txtar.ParseFile("testdata/filter-manual.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	module, err := filepath.Abs("../../envoyfilter/testdata/header.wasm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(archive.Files[0].Data), "/var/local/lib/wasm-filters/example-filter.wasm", module)
+	r, _ := load(t, text, testOptions())
+	out, err := New(testOptions()).Build(r, nil, filterSet(r, []string{module}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := out.Filters.Report(out.Patched)[0].Patches[0]; p.Result != envoyfilter.Applied {
+		t.Errorf("%+v", p)
+	}
+	validate(t, out)
+}
+
+// checkInvariants wants of patched listeners what no EnvoyFilter may change: which there are, where they listen, how their
+// chains are told apart, and the chains that close every connection. Those of one port are the filters' own.
+func checkInvariants(t *testing.T, r *mesh.Registry, o mesh.Options, patched *Output) {
+	t.Helper()
+	plain, err := New(o).Build(r, giveVIPs(r.AutoHosts()), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	skeleton := func(l *listenerv3.Listener) *listenerv3.Listener {
+		l.FilterChains = slices.DeleteFunc(l.FilterChains, func(c *listenerv3.FilterChain) bool {
+			return l.Name == InboundListener && c.GetFilterChainMatch().GetDestinationPort() != nil && !strings.HasSuffix(c.Name, refusing)
+		})
+		for _, c := range append(slices.Clone(l.FilterChains), l.GetDefaultFilterChain()) {
+			if c != nil && !strings.HasSuffix(c.GetName(), refusing) {
+				if len(c.Filters) == 0 {
+					t.Errorf("%s: a chain without a filter", l.Name)
+				}
+				c.Filters = nil
+			}
+		}
+		return l
+	}
+	want, got := parseListeners(t, plain.Resources[ListenerType]), parseListeners(t, patched.Resources[ListenerType])
+	if len(want) != len(got) {
+		t.Fatalf("%d listeners, want %d", len(got), len(want))
+	}
+	for i := range want {
+		if w, g := skeleton(want[i]), skeleton(got[i]); !proto.Equal(w, g) {
+			t.Errorf("%v, want %v", g, w)
+		}
+	}
+}
+
+// TestFilterInvariants holds them for every golden.
+func TestFilterInvariants(t *testing.T) {
+	paths, err := filepath.Glob("testdata/filter-*.txtar")
+	if err != nil || len(paths) == 0 {
+		t.Fatal(paths, err)
+	}
+	for _, path := range paths {
+		archive, err := txtar.ParseFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		for _, f := range archive.Files {
+			if f.Name != "want" {
+				if err := os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		s, _ := newTestSource(t, dir, testOptions())
+		r, err := s.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkInvariants(t, r, testOptions(), build(t, r, testOptions()))
+	}
+}

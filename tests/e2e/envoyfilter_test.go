@@ -1,0 +1,131 @@
+package e2e_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"understudy.mesh/tests/lab"
+)
+
+// manualFilter is the EnvoyFilter of the ASM manual's chapter 4 with the module in a file, for every workload.
+const manualFilter = `apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata:
+  name: details-v1-examplefilter
+  labels:
+    asm-system: 'true'
+    provider: asm
+spec:
+  configPatches:
+  - applyTo: HTTP_FILTER
+    match:
+      context: SIDECAR_INBOUND
+      proxy:
+        proxyVersion: '^1\.*.*'
+      listener:
+        filterChain:
+          filter:
+            name: envoy.filters.network.http_connection_manager
+            subFilter:
+              name: envoy.filters.http.router
+    patch:
+      operation: INSERT_BEFORE
+      value:
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm
+          config:
+            name: example-filter
+            rootId: my_root_id
+            vmConfig:
+              code:
+                local:
+                  filename: %s
+              runtime: envoy.wasm.runtime.v8
+              vmId: example-filter
+              allow_precompiled: true
+        name: envoy.filters.http.wasm
+`
+
+// luaFilter adds a header to the answers of one port of the pod.
+const luaFilter = `apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: lua}
+spec:
+  configPatches:
+  - applyTo: HTTP_FILTER
+    match:
+      context: SIDECAR_INBOUND
+      listener: {portNumber: 8081, filterChain: {filter: {name: envoy.http_connection_manager, subFilter: {name: envoy.router}}}}
+    patch:
+      operation: INSERT_BEFORE
+      value:
+        name: envoy.filters.http.lua
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
+          defaultSourceCode: {inlineString: "function envoy_on_response(h) h:headers():add('x-lua', '%s') end"}
+`
+
+// header asks the pod at a port, and demands the value of a header of the answer; "" is none.
+func header(t *testing.T, p *pod, port, name, want string) error {
+	t.Helper()
+	c := dial(t, p.Out, net.JoinHostPort(lab.PodIP, port))
+	send(t, c, "GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return fmt.Errorf("port %s: %w", port, err)
+	}
+	defer resp.Body.Close()
+	if got := resp.Header.Get(name); got != want || resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("port %s answers %s, with %s %q, want %q", port, resp.Status, name, got, want)
+	}
+	return nil
+}
+
+// TestEnvoyFilter: filters of documents work on the traffic that they are for, come, change and go while the pod serves,
+// with a Wasm module that is late too; a bad one is named, and the others apply.
+func TestEnvoyFilter(t *testing.T) {
+	t.Parallel()
+	const name, module = "example-filter.wasm", "/config/mesh/example-filter.wasm" // as a ConfigMap has it
+	p := newPod(t, podOptions{files: map[string]string{
+		"lua.yaml": fmt.Sprintf(luaFilter, "one"), "wasm.yaml": fmt.Sprintf(manualFilter, module),
+	}})
+	for _, port := range []string{"8080", "8081"} {
+		lab.ServeHTTP(t, p.Pod.Listen(t, "[::]:"+port), "app")
+	}
+	expect := func(what string, demands ...error) {
+		t.Helper()
+		if err := errors.Join(demands...); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	expect("at the start",
+		header(t, p, "8081", "x-lua", "one"), header(t, p, "8080", "x-lua", ""), header(t, p, "8080", "resp-header-demo", ""),
+		configz(p, "pending", module))
+
+	text, err := os.ReadFile("../../pkg/envoyfilter/testdata/header.wasm")
+	must(t, err)
+	p.c.Write(t, name, string(text))
+	eventually(t, "the Wasm filter is in force", func() error { return header(t, p, "8080", "resp-header-demo", "added by our filter") })
+	expect("beside it", header(t, p, "8081", "x-lua", "one"), header(t, p, "8081", "resp-header-demo", "added by our filter"))
+
+	p.c.Write(t, "lua.yaml", fmt.Sprintf(luaFilter, "two"))
+	eventually(t, "the changed filter is in force", func() error { return header(t, p, "8081", "x-lua", "two") })
+
+	p.c.Write(t, "bad.yaml", "apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: bad}\nspec: {configPatches: [{applyTo: HTTP_FILTER, "+
+		"match: {context: SIDECAR_INBOUND}, patch: {operation: ADD, value: {name: late, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer, maxRequestBytes: 1}}}}]}\n")
+	eventually(t, "the bad filter is named", func() error { return configz(p, "refused", "INSERT_BEFORE or INSERT_FIRST") })
+	expect("beside a bad one", header(t, p, "8081", "x-lua", "two"), header(t, p, "8080", "resp-header-demo", "added by our filter"))
+
+	for _, name := range []string{"lua.yaml", "wasm.yaml", "bad.yaml"} {
+		must(t, os.Remove(filepath.Join(p.c.ConfigDir(), name)))
+	}
+	eventually(t, "all filters are gone", func() error {
+		return errors.Join(header(t, p, "8081", "x-lua", ""), header(t, p, "8080", "resp-header-demo", ""))
+	})
+}

@@ -27,6 +27,9 @@ const (
 	prometheusVariable = "ISTIO_PROMETHEUS_ANNOTATIONS"
 )
 
+// dualStackVariable is whether both IP versions are captured, by which agent, capture and istio-cni go alike.
+const dualStackVariable = "ISTIO_DUAL_STACK"
+
 // variables is an environment in its order. A name is in it once.
 type variables []corev1.EnvVar
 
@@ -85,6 +88,9 @@ func (b *builder) proxyEnv(slot string) []corev1.EnvVar {
 	v.add("ISTIO_META_MESH_ID", *s.ControlPlane.MeshID)
 	v.add("TRUST_DOMAIN", *s.ControlPlane.TrustDomain)
 	b.addUsers(&v)
+	if *s.Init.CNI && !v.has(dualStackVariable) { // istio-cni's default is false, that of istio-init and istio-validation true
+		v.add(dualStackVariable, "true")
+	}
 	v.add("TERMINATION_DRAIN_DURATION_SECONDS", strconv.Itoa(int(s.Proxy.TerminationDrainDuration.Seconds())))
 	b.addDNS(&v)
 	for _, name := range slices.Sorted(maps.Keys(b.env.Variables)) {

@@ -131,7 +131,7 @@ const modeAnnotation = "sidecar.istio.io/interceptionMode"
 func (b *builder) annotateCapture() {
 	c := b.settings.Capture
 	const traffic = "traffic.sidecar.istio.io/"
-	const outbound, inbound = traffic + "includeOutboundIPRanges", traffic + "includeInboundPorts"
+	const outbound, inbound, excluded = traffic + "includeOutboundIPRanges", traffic + "includeInboundPorts", traffic + "excludeOutboundPorts"
 	if *c.Mode == profile.None { // a mode that istio-cni does not know
 		if _, users := b.annotations[modeAnnotation]; users {
 			b.warn("annotation %s: istio-cni refuses pods with NONE: say it in a SidecarProfile, as capture.mode", modeAnnotation)
@@ -147,13 +147,13 @@ func (b *builder) annotateCapture() {
 		{inbound, join(c.IncludeInboundPorts)},
 		{traffic + "excludeInboundPorts", join(c.ExcludeInboundPorts)},
 		{traffic + "includeOutboundPorts", join(c.IncludeOutboundPorts)},
-		{traffic + "excludeOutboundPorts", join(c.ExcludeOutboundPorts)},
+		{excluded, join(c.ExcludeOutboundPorts)},
 		{traffic + "excludeInterfaces", strings.Join(c.ExcludeInterfaces, ",")},
 		{"istio.io/reroute-virtual-interfaces", strings.Join(c.RerouteVirtualInterfaces, ",")},
 	} {
 		if _, users := b.annotations[a[0]]; users { // with the floor, which is not the user's to leave out
 			b.annotations[a[0]] = a[1]
-		} else if a[1] != "" || a[0] == outbound || a[0] == inbound { // without these two, istio-cni captures everything
+		} else if a[1] != "" || a[0] == outbound || a[0] == inbound || a[0] == excluded { // without these, istio-cni captures everything but outbound 15020
 			b.annotate(a[0], a[1])
 		}
 	}

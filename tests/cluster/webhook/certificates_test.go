@@ -45,7 +45,7 @@ func (w *world) mended(t *testing.T, namespace, what string) {
 // What an API server cannot do without (caBundle) is back soon.
 func TestWebhookCertificates(t *testing.T) {
 	w := newWorld(t)
-	program, service := build(t), fmt.Sprintf("127.0.0.1:%d", freeport.Get(t))
+	program, service := buildInjector(t), fmt.Sprintf("127.0.0.1:%d", freeport.Get(t))
 	arguments := []string{"--url", "https://" + service + "/inject", "--linger", "3s",
 		"--ca-life", "36s", "--leaf-life", "12s", "--ca-settle", "2s"}
 	first := w.start(t, program, freeport.Get(t), arguments...)

@@ -75,7 +75,7 @@ func systemPods(t *testing.T, w *world) map[string]*corev1.Pod {
 // can be created all the same.
 func TestWebhook(t *testing.T) {
 	w := newWorld(t)
-	program, port := build(t), freeport.Get(t)
+	program, port := buildInjector(t), freeport.Get(t)
 	arguments := []string{"--url", fmt.Sprintf("https://127.0.0.1:%d/inject", port), "--linger", "0s"}
 	i := w.start(t, program, port, arguments...)
 	w.configuration(t, 4)

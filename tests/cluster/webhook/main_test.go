@@ -192,8 +192,8 @@ type injector struct {
 	address string
 }
 
-// build compiles the injector.
-func build(t *testing.T) string {
+// buildInjector compiles the injector.
+func buildInjector(t *testing.T) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "sidecar-injector")
 	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", "vtprotobuf,grpcnotrace", "-o", file, "./cmd/sidecar-injector")

@@ -44,7 +44,7 @@ func TestLongWebhookMemory(t *testing.T) {
 		w.account(t, fmt.Sprintf("many-%d", n))
 	}
 	port := freeport.Get(t)
-	i := w.start(t, build(t), port, "--url", fmt.Sprintf("https://127.0.0.1:%d/inject", port))
+	i := w.start(t, buildInjector(t), port, "--url", fmt.Sprintf("https://127.0.0.1:%d/inject", port))
 	w.configuration(t, 4)
 	w.mended(t, "many-0", "the first pod")
 	l := w.load("many-1999")

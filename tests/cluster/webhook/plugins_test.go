@@ -34,7 +34,7 @@ func (w *world) profile(t *testing.T, namespace, spec string) {
 func TestWebhookAdmission(t *testing.T) {
 	w := newWorld(t)
 	port := freeport.Get(t)
-	i := w.start(t, build(t), port, "--url", fmt.Sprintf("https://127.0.0.1:%d/inject", port), "--linger", "0s")
+	i := w.start(t, buildInjector(t), port, "--url", fmt.Sprintf("https://127.0.0.1:%d/inject", port), "--linger", "0s")
 	w.configuration(t, 4)
 	enabled := w.namespace(t, "istio-injection=enabled")
 	w.mended(t, enabled, "the first pod")

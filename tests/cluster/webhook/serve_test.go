@@ -64,7 +64,7 @@ const smallPod = `{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "a"},
 // who deletes the configuration has switched the injector off, and without an API server pods are judged by what is known.
 func TestWebhookSettings(t *testing.T) {
 	w := newWorld(t)
-	program, port := build(t), freeport.Get(t)
+	program, port := buildInjector(t), freeport.Get(t)
 	i := w.start(t, program, port, "--url", fmt.Sprintf("https://127.0.0.1:%d/inject", port), "--linger", "0s")
 	w.configuration(t, 4)
 	enabled := w.namespace(t, "istio-injection=enabled")

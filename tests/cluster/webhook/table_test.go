@@ -106,7 +106,7 @@ func (w *world) judge(row policytable.Row, p policytable.Pod, namespace string) 
 // may say, and every selector; then the chapter's scenarios, and an injector beside Istio's.
 func TestWebhookTable(t *testing.T) {
 	w := newWorld(t)
-	program, port := build(t), freeport.Get(t)
+	program, port := buildInjector(t), freeport.Get(t)
 	arguments := []string{"--url", fmt.Sprintf("https://127.0.0.1:%d/inject", port), "--linger", "0s"}
 	i := w.start(t, program, port, arguments...)
 	namespaces := map[string]string{policytable.Absent: w.namespace(t)}

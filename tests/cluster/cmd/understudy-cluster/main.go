@@ -28,8 +28,8 @@ understudy-cluster [flags] run COMMAND... start it, run a command with ` + varia
 `
 
 const (
-	// variable tells a test the directory of the cluster that it is to use.
-	variable = "UNDERSTUDY_CLUSTER"
+	// variable tells a test the directory of the cluster that it is to use, programsVariable that of the programs that were built.
+	variable, programsVariable = "UNDERSTUDY_CLUSTER", "UNDERSTUDY_PROGRAMS"
 	// exitInterrupted is what shells return after SIGINT.
 	exitInterrupted = 130
 )
@@ -169,11 +169,15 @@ func run(ctx context.Context, config cluster.Config, argv []string) (err error) 
 	if err != nil {
 		return err
 	}
+	programs, err := filepath.Abs(config.Cache)
+	if err != nil {
+		return err
+	}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	// A go test ends its test with SIGINT; with SIGKILL the test would go on.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = cluster.DownLimit
-	cmd.Env = append(os.Environ(), variable+"="+dir)
+	cmd.Env = append(os.Environ(), variable+"="+dir, programsVariable+"="+programs)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	var exit *exec.ExitError
 	switch err := cmd.Run(); {

@@ -91,6 +91,15 @@ func IstioAgent() Project {
 	}
 }
 
+// IstioCNI is the plugin by which Istio captures a pod's traffic in the place of its init container, of the same release.
+func IstioCNI() Project {
+	return Project{
+		Name: "istio-cni", module: "istio.io/istio", Long: 3 * time.Minute, tags: "vtprotobuf,disable_pgv",
+		packages: []string{"istio.io/istio/cni/cmd/istio-cni"},
+		Binaries: []string{"istio-cni"},
+	}
+}
+
 // Builder builds projects of one checkout into a cache, which other checkouts may use at the same time.
 type Builder struct {
 	// Root is the repository's, Cache the directory of what was built.

@@ -16,7 +16,7 @@ import (
 func TestProjects(t *testing.T) {
 	b := Builder{Root: lab.RepoRoot(t)}
 	keys := map[string]string{}
-	for _, p := range append(Projects(), Istiod()) {
+	for _, p := range append(Projects(), Istiod(), IstioAgent(), IstioCNI()) {
 		version, key, err := b.identify(p)
 		if err != nil {
 			t.Errorf("%s: %v", p.Name, err)

@@ -123,8 +123,8 @@ var layers = []layer{
 	{path: "pkg/security", module: []string{"internal/grpcsock", "pkg/status"}, outside: append([]string{"istio.io/api", "github.com/fsnotify/fsnotify"}, grpcTypes...)},
 	// grpc: the health check of an application's gRPC probe. compress: zstd, which the standard library lacks.
 	{path: "pkg/status", module: []string{"pkg/contract"}, outside: []string{"github.com/klauspost/compress", "github.com/prometheus", "google.golang.org/grpc"}},
-	// oras: the protocol of registries, with their ways to authenticate.
-	{path: "pkg/wasm", outside: []string{"oras.land/oras-go/v2"}},
+	// oras: the protocol of registries, with their ways to authenticate. opencontainers: the types of its API.
+	{path: "pkg/wasm", outside: []string{"oras.land/oras-go/v2", "github.com/opencontainers/image-spec"}},
 	{path: "pkg/xds", module: []string{"internal/grpcsock"}, outside: append([]string{"istio.io/api", "sigs.k8s.io/yaml"}, grpcTypes...)},
 
 	// go-containerregistry: the forms of images, layouts and registries, which containerd, Docker and crane read.

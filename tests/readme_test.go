@@ -184,7 +184,7 @@ func shownCommands(t *testing.T) []agentCommand {
 func TestFlagsInPapers(t *testing.T) {
 	var help strings.Builder
 	for program, commands := range map[string][]string{
-		"pilot-agent":      {"proxy", "wait", "request", "upgrade-status", "dns lookup", "dns cache", "doctor capture", "doctor trace", "istio-iptables", "wasm verify"},
+		"pilot-agent":      {"proxy", "wait", "request", "upgrade-status", "dns lookup", "dns cache", "doctor capture", "doctor trace", "istio-iptables", "wasm verify", "wasm pull", "wasm cache"},
 		"sidecar-injector": {"serve", "inject", "explain", "import"},
 	} {
 		binary := buildCommand(t, program)
@@ -197,7 +197,7 @@ func TestFlagsInPapers(t *testing.T) {
 		}
 	}
 	inBothLanguages(t, 20, "flags", func(document string) int {
-		found := regexp.MustCompile("`(--?[a-zA-Z][a-zA-Z_-]*)[^`]*`").FindAllStringSubmatch(prose(t, document), -1)
+		found := regexp.MustCompile("`(--?[a-zA-Z][a-zA-Z0-9_-]*)[^`]*`").FindAllStringSubmatch(prose(t, document), -1)
 		for _, flag := range found {
 			if !regexp.MustCompile(`(?m)(^|[\s,])` + regexp.QuoteMeta(flag[1]) + `([\s,=[]|$)`).MatchString(help.String()) {
 				t.Errorf("%s: no command has the flag %s", document, flag[1])

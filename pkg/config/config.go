@@ -210,6 +210,17 @@ type Config struct {
 	CompliancePolicy                 compliance.Policy
 	StripFragment                    bool
 
+	// Wasm modules.
+	WasmAllow, WasmInsecureRegistries []string
+	WasmSecretsDir                    string
+	DockerConfig                      string // a directory, "" is none
+	WasmCAFile                        string // "" is none
+	WasmBlockedCIDRs                  []netip.Prefix
+	WasmMirrors                       []string // from=to
+	WasmMaxBinarySize                 uint32
+	WasmModuleExpiry                  time.Duration
+	WasmCheck                         bool
+
 	// The agent's servers.
 	StatusPort, ReadyPort uint16 // StatusPort 0 is no status server besides ReadyPort
 	StatsPort, AdminPort  uint16

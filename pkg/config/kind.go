@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
-	"net/netip"
 	"regexp"
 	"strconv"
 	"strings"
@@ -42,6 +40,7 @@ const (
 	HostPort                         // string, host:port
 	ListenAddrs                      // []netip.AddrPort
 	StringList                       // []string: comma-separated, or a JSON array
+	Prefixes                         // []netip.Prefix: comma-separated, or a JSON array
 	RegexpList                       // []string, each a valid regular expression
 	StringMap                        // map[string]string: a JSON object
 	JSONObject                       // string: a JSON object
@@ -92,6 +91,7 @@ var kinds = [...]struct {
 	HostPort:         {"host:port", typed(parseHostPort)},
 	ListenAddrs:      {"host:port", typed(parseListenAddrs)},
 	StringList:       {"list", typed(parseList)},
+	Prefixes:         {"list", typed(parsePrefixes)},
 	RegexpList:       {"list", typed(parseRegexps)},
 	StringMap:        {"map", typed(parseMap)},
 	JSONObject:       {"json", typed(parseJSON)},
@@ -273,53 +273,6 @@ func parseMemory(text string) (int64, error) {
 		return 0, errors.New("want a number of bytes such as 134217728 or 128MiB, or off")
 	}
 	return n << shift, nil
-}
-
-func parseIP(text string) (netip.Addr, error) {
-	addr, err := netip.ParseAddr(text)
-	return addr.Unmap(), remedy(err, "want an IP address")
-}
-
-func parseHostPort(text string) (string, error) {
-	host, port, err := net.SplitHostPort(text)
-	if err == nil {
-		_, err = parsePort(port)
-	}
-	if err != nil || host == "" || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' }) {
-		return "", errors.New("want host:port, such as istiod.istio-system.svc:15012")
-	}
-	return text, nil
-}
-
-// parseListenAddrs reads one listening address. localhost and the wildcard give both families
-// here; derive drops the one that the pod does not have.
-func parseListenAddrs(text string) ([]netip.AddrPort, error) {
-	want := errors.New("want address:port, such as localhost:15053 or 10.0.0.1:15053")
-	host, portText, err := net.SplitHostPort(text)
-	if err != nil {
-		return nil, want
-	}
-	port, err := parsePort(portText)
-	if err != nil {
-		return nil, want
-	}
-	switch host {
-	case "localhost":
-		return []netip.AddrPort{
-			netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port),
-			netip.AddrPortFrom(netip.IPv6Loopback(), port),
-		}, nil
-	case "":
-		return []netip.AddrPort{
-			netip.AddrPortFrom(netip.IPv4Unspecified(), port),
-			netip.AddrPortFrom(netip.IPv6Unspecified(), port),
-		}, nil
-	}
-	addr, err := netip.ParseAddr(host)
-	if err != nil {
-		return nil, want
-	}
-	return []netip.AddrPort{netip.AddrPortFrom(addr.Unmap(), port)}, nil
 }
 
 func parseList(text string) ([]string, error) {

@@ -71,6 +71,7 @@ func Settings() []Setting {
 		{"Hot upgrade", upgradeSettings()},
 		{"The agent's servers", serverSettings()},
 		{"DNS", dnsSettings()},
+		{"Wasm modules", wasmSettings()},
 		{"The log", logSettings()},
 		{"Metadata of Envoy's node, for istiod", metadataSettings()},
 		{"Accepted without effect", acceptedSettings()},

@@ -25,6 +25,12 @@ func acceptedSettings() []Setting {
 			Doc: "Levels from which records carry a stack trace"},
 		{name: "logCaller", Flag: "log_caller", Kind: String, Effect: NoEffect, why: "records carry no caller", Global: true,
 			Doc: "Scopes whose records name the caller"},
+		{name: "wasmPurgeInterval", Env: "WASM_PURGE_INTERVAL", Kind: Duration, Effect: NoEffect, why: "what is old goes when something else comes or goes",
+			Doc: "How often unused Wasm modules are looked for"},
+		{name: "wasmRequestTimeout", Env: "WASM_HTTP_REQUEST_TIMEOUT", Kind: Duration, Effect: NoEffect, why: "each step of a pull has its own: 5 s to connect, 15 s for an answer, 30 s without a byte",
+			Doc: "Time-out of a request for a Wasm module"},
+		{name: "wasmRequestRetries", Env: "WASM_HTTP_REQUEST_MAX_RETRIES", Kind: Count, Effect: NoEffect, why: "it is tried for as long as the module is wanted",
+			Doc: "How often a Wasm module is asked for"},
 		{name: "vklog", Flag: "vklog", Kind: String, Effect: NoEffect, why: "no Kubernetes client logs here", Global: true,
 			Doc: "Verbosity of the Kubernetes client's log"},
 	}

@@ -62,6 +62,31 @@ func dnsSettings() []Setting {
 	}
 }
 
+func wasmSettings() []Setting {
+	return []Setting{
+		{name: "wasmAllow", Env: "UNDERSTUDY_WASM_ALLOW", Kind: StringList, field: "WasmAllow",
+			Doc: "Registries and servers that modules may come from, each with a path if need be: registry.example.com/filters; all unless set"},
+		{name: "wasmSecretsDir", Env: "UNDERSTUDY_WASM_SECRETS_DIR", Kind: Path, Default: "/etc/istio/wasm-secrets", field: "WasmSecretsDir",
+			Doc: "Directory of the pull secrets: <secret>/.dockerconfigjson"},
+		{name: "dockerConfig", Env: "DOCKER_CONFIG", Kind: String, field: "DockerConfig",
+			Doc: "Directory of a config.json whose credentials open a registry for which a module has no pull secret; no credential helper is run"},
+		{name: "wasmCAFile", Env: "UNDERSTUDY_WASM_CA_FILE", Kind: String, field: "WasmCAFile",
+			Doc: "File of authorities (PEM) of registries, besides the system's"},
+		{name: "wasmInsecureRegistries", Env: "WASM_INSECURE_REGISTRIES", Kind: StringList, field: "WasmInsecureRegistries",
+			Doc: "Registries without TLS, or whose certificate is not checked; * is each"},
+		{name: "wasmBlockedCIDRs", Env: "BLOCKED_CIDRS_IN_WASM_FETCH", Kind: Prefixes, field: "WasmBlockedCIDRs",
+			Doc: "Addresses that are never asked for a module, besides link-local ones and the metadata servers of clouds"},
+		{name: "wasmMirrors", Env: "UNDERSTUDY_WASM_MIRRORS", Kind: StringList, field: "WasmMirrors",
+			Doc: "from=to: images whose names begin with the one are fetched from the other: docker.io=mirror.example.com/hub"},
+		{name: "wasmMaxBinarySize", Env: "ISTIO_WASM_MAX_BINARY_SIZE_BYTES", Kind: Limit, Default: "268435456", field: "WasmMaxBinarySize",
+			Doc: "Largest module in bytes, on the way and unpacked"},
+		{name: "wasmModuleExpiry", Env: "WASM_MODULE_EXPIRY", Kind: Duration, Default: "24h", field: "WasmModuleExpiry",
+			Doc: "How long a module stays in the store that nobody uses"},
+		{name: "wasmCheck", Env: "UNDERSTUDY_WASM_CHECK", Kind: Switch, Default: "on", field: "WasmCheck",
+			Doc: "Have an Envoy try each module before the one that serves gets it; off: its structure is checked all the same"},
+	}
+}
+
 func logSettings() []Setting {
 	return []Setting{
 		{name: "logOutputLevel", Flag: "log_output_level", Kind: LogLevels, Default: "default:info", field: "LogLevels", Global: true,

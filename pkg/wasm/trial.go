@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -141,4 +143,20 @@ func (t Trial) bootstrap() ([]byte, error) {
 			"filterChains": []object{{"filters": filters}},
 		}}},
 	})
+}
+
+// key names a trial, of a module by its hash, and the version of the Envoy: with the same one the outcome is the same.
+func (p Plugin) key(sha256hex, version string) (string, error) {
+	config, err := p.config(sha256hex)
+	if err != nil {
+		return "", err
+	}
+	text, err := json.Marshal([]any{"trial", sha256hex, version, p.Network, config}) // whose maps are in order
+	return hashOf(text), err
+}
+
+// hashOf is the SHA-256 of bytes, in hexadecimal.
+func hashOf(parts ...[]byte) string {
+	sum := sha256.Sum256(slices.Concat(parts...))
+	return hex.EncodeToString(sum[:])
 }

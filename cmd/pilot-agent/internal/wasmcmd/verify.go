@@ -54,11 +54,22 @@ type verifyReport struct {
 // helpers makes what runs an Envoy for a moment, and a directory for it, which the caller removes.
 type helpers func() (*envoy.Helper, string, error)
 
-type verifyOptions struct {
-	output       cli.Output
+// pluginOptions are the flags that say with which configuration a module is tried.
+type pluginOptions struct {
 	pluginConfig string
 	rootID       string
 	network      bool
+}
+
+func (o *pluginOptions) addFlags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.pluginConfig, "plugin-config", "", "file whose text the module is given as its configuration, byte for byte")
+	cmd.Flags().StringVar(&o.rootID, "root-id", "", "root id of the plugin")
+	cmd.Flags().BoolVar(&o.network, "network", false, "try it as a network filter, not as one of HTTP")
+}
+
+type verifyOptions struct {
+	pluginOptions
+	output cli.Output
 }
 
 func newVerifyCommand(e *cli.Env, load Load) *cobra.Command {
@@ -89,36 +100,39 @@ func newVerifyCommand(e *cli.Env, load Load) *cobra.Command {
 	}
 	cli.AddSettings(cmd.Flags(), false)
 	o.output.AddFlag(cmd, "o")
-	cmd.Flags().StringVar(&o.pluginConfig, "plugin-config", "", "file whose text the module is given as its configuration, byte for byte")
-	cmd.Flags().StringVar(&o.rootID, "root-id", "", "root id of the plugin")
-	cmd.Flags().BoolVar(&o.network, "network", false, "try it as a network filter, not as one of HTTP")
+	o.pluginOptions.addFlags(cmd)
 	return cmd
 }
 
 // plugin is the configuration that the module is tried with.
-func (o verifyOptions) plugin() (wasm.Plugin, error) {
-	text := ""
+func (o pluginOptions) plugin() (wasm.Plugin, error) {
+	var text []byte
 	if o.pluginConfig != "" {
-		f, err := os.Open(o.pluginConfig)
-		if err != nil {
+		var err error
+		if text, err = readFile(o.pluginConfig, maxPluginConfig); err != nil {
 			return wasm.Plugin{}, fmt.Errorf("flag --plugin-config: %w", err)
 		}
-		defer f.Close()
-		data, err := io.ReadAll(io.LimitReader(f, maxPluginConfig+1))
-		if err != nil {
-			return wasm.Plugin{}, fmt.Errorf("flag --plugin-config: %w", err)
-		}
-		if len(data) > maxPluginConfig {
-			return wasm.Plugin{}, fmt.Errorf("flag --plugin-config: %s has more than %d bytes", o.pluginConfig, maxPluginConfig)
-		}
-		text = string(data)
 	}
 	type message = map[string]any
 	config, err := json.Marshal(message{
 		"name": "plugin", "rootId": o.rootID,
-		"configuration": message{"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text},
+		"configuration": message{"@type": "type.googleapis.com/google.protobuf.StringValue", "value": string(text)},
 	})
 	return wasm.Plugin{Config: config, Network: o.network}, err
+}
+
+// readFile reads a file of at most so many bytes.
+func readFile(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", path, limit)
+	}
+	return data, err
 }
 
 // verify looks at the frame of a module, and if that is right has an Envoy try it. The error is of the file, not of the module.

@@ -19,9 +19,9 @@ type Load func(e *cli.Env, cmd *cobra.Command, role config.Role) (*config.Config
 func New(e *cli.Env, load Load) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wasm",
-		Short: "Try the modules of Wasm filters",
+		Short: "Fetch and try modules of Wasm filters, and look after the store that has them",
 	}
-	cmd.AddCommand(newVerifyCommand(e, load))
+	cmd.AddCommand(newPullCommand(e, load), newVerifyCommand(e, load), newCacheCommand(e))
 	return cmd
 }
 

@@ -1,0 +1,193 @@
+package wasmcmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/logging"
+	"understudy.mesh/pkg/wasm"
+)
+
+const pullHelp = `Fetches a module as the agent does, has an Envoy try it, and puts it into the pod's store, where the agent finds it.
+REF is the name of an image, or a URL: oci://, http://, https://, file://. A tag is asked for again, whatever the store has.
+It takes the environment of "pilot-agent proxy", for certificates, mirrors and pull secrets.`
+
+const cacheHelp = `Lists the modules in the pod's store, the longest unused first. With --prune it takes away before that what nobody uses,
+but for what was fetched or used within the last ten minutes.`
+
+// maxSecretFile bounds a file with credentials: what the API server takes of a Secret.
+const maxSecretFile = 1 << 20
+
+// storeConfig is what the settings say of the store.
+func storeConfig(cfg *config.Config, dir string, log *slog.Logger) (wasm.Config, error) {
+	mirrors, err := wasm.ParseMirrors(cfg.WasmMirrors)
+	if err != nil {
+		return wasm.Config{}, fmt.Errorf("%s: %w", cfg.Spelled("wasmMirrors"), err)
+	}
+	return wasm.Config{
+		Dir: dir, MaxModule: int64(cfg.WasmMaxBinarySize), MaxAge: cfg.WasmModuleExpiry,
+		SecretsDir: cfg.WasmSecretsDir, DockerConfig: cfg.DockerConfig, CAFile: cfg.WasmCAFile,
+		Allow: cfg.WasmAllow, Insecure: cfg.WasmInsecureRegistries, Blocked: cfg.WasmBlockedCIDRs, Mirrors: mirrors,
+		Compliance: cfg.CompliancePolicy, Log: log,
+	}, nil
+}
+
+type pullOptions struct {
+	pluginOptions
+	output              cli.Output
+	dir, secret, sha256 string
+	wait                time.Duration
+}
+
+func newPullCommand(e *cli.Env, load Load) *cobra.Command {
+	var o pullOptions
+	cmd := &cobra.Command{
+		Use:   "pull REF",
+		Short: "Fetch a module into the pod's store, and say what is wrong if that fails",
+		Long:  pullHelp,
+		Args:  cobra.ExactArgs(1),
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := o.output.Check(); err != nil {
+			return err
+		}
+		m, err := o.pull(e, cmd, load, args[0])
+		if err != nil {
+			return err
+		}
+		if o.output.IsJSON() {
+			return cli.PrintJSON(e.Stdout, m)
+		}
+		fmt.Fprintf(e.Stdout, "sha256: %s\nfile: %s\nbytes: %d\n", m.SHA256, m.Path, m.Size)
+		if m.Digest != "" {
+			fmt.Fprintf(e.Stdout, "manifest: sha256:%s\n", m.Digest)
+		}
+		return nil
+	}
+	cli.AddSettings(cmd.Flags(), false)
+	o.output.AddFlag(cmd, "o")
+	o.pluginOptions.addFlags(cmd)
+	addDirFlag(cmd, &o.dir)
+	cmd.Flags().StringVar(&o.secret, "secret", "", "pull secret: the name of one that is mounted, or a file with a dockerconfigjson (with a / in its name)")
+	cmd.Flags().StringVar(&o.sha256, "sha256", "", "what is wanted: SHA-256 of the module, or of the image's manifest")
+	cmd.Flags().DurationVar(&o.wait, "wait", 0, "go on trying for so long, instead of once")
+	return cmd
+}
+
+func addDirFlag(cmd *cobra.Command, dir *string) {
+	cmd.Flags().StringVar(dir, "dir", wasm.DefaultDir, "directory of the store")
+}
+
+func (o pullOptions) pull(e *cli.Env, cmd *cobra.Command, load Load, ref string) (wasm.Module, error) {
+	cfg, _, err := load(e, cmd, config.Sidecar)
+	if err != nil {
+		return wasm.Module{}, err
+	}
+	log, err := e.Log(cmd)
+	if err != nil {
+		return wasm.Module{}, err
+	}
+	c, err := storeConfig(cfg, o.dir, logging.For(log, "wasm"))
+	if err != nil {
+		return wasm.Module{}, err
+	}
+	src := wasm.Source{URL: ref, SHA256: o.sha256, Policy: wasm.Always, Once: o.wait == 0}
+	if src.Plugin, err = o.plugin(); err != nil {
+		return wasm.Module{}, err
+	}
+	if err := o.readSecret(&src); err != nil {
+		return wasm.Module{}, err
+	}
+	if cfg.WasmCheck {
+		helper, dir, err := newHelper(e, cfg)
+		if err != nil {
+			return wasm.Module{}, fmt.Errorf("make a directory for an Envoy: %w", err)
+		}
+		defer os.RemoveAll(dir)
+		c.Envoy = helper
+	}
+	ctx := cmd.Context()
+	if o.wait > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, o.wait)
+		defer cancel()
+	}
+	return wasm.New(c).Resolve(ctx, src)
+}
+
+// readSecret takes the pull secret from a file, or by its name.
+func (o pullOptions) readSecret(src *wasm.Source) error {
+	if !strings.Contains(o.secret, string(filepath.Separator)) {
+		src.Secret = o.secret
+		return nil
+	}
+	data, err := readFile(o.secret, maxSecretFile)
+	if err != nil {
+		return fmt.Errorf("flag --secret: %w", err)
+	}
+	src.DockerConfig = data
+	return nil
+}
+
+func newCacheCommand(e *cli.Env) *cobra.Command {
+	var output cli.Output
+	var dir string
+	var prune bool
+	cmd := &cobra.Command{
+		Use:   "cache",
+		Short: "List the modules in the pod's store, or take away the unused ones",
+		Long:  cacheHelp,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := output.Check(); err != nil {
+				return err
+			}
+			log, err := e.Log(cmd)
+			if err != nil {
+				return err
+			}
+			store := wasm.New(wasm.Config{Dir: dir, MaxModule: wasm.DefaultMaxModule, Log: logging.For(log, "wasm")})
+			if prune {
+				removed, err := store.Prune()
+				if err != nil {
+					return errors.Join(fmt.Errorf("modules that were taken away: %d", removed), err)
+				}
+			}
+			return showCache(e, store, output)
+		},
+	}
+	output.AddFlag(cmd, "o")
+	addDirFlag(cmd, &dir)
+	cmd.Flags().BoolVar(&prune, "prune", false, "take away what nobody uses")
+	return cmd
+}
+
+func showCache(e *cli.Env, store *wasm.Store, output cli.Output) error {
+	list, err := store.List()
+	if err != nil {
+		return err
+	}
+	if output.IsJSON() {
+		return cli.PrintJSON(e.Stdout, list)
+	}
+	rows := cli.NewTable(e.Stdout, "SHA256", "BYTES", "USED", "FROM")
+	for _, m := range list {
+		used := cli.Briefly(time.Since(m.Used)) + " ago"
+		if m.InUse {
+			used = "now"
+		}
+		rows.Add(m.SHA256, strconv.FormatInt(m.Size, 10), used, strings.Join(m.From, " "))
+	}
+	return rows.End()
+}

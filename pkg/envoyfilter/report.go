@@ -2,6 +2,7 @@ package envoyfilter
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -163,4 +164,42 @@ func (e *entry) unmatched() string {
 		text += fmt.Sprintf(" is on port %d", e.match.GetPortNumber())
 	}
 	return text
+}
+
+// Examples are listeners, by name, of which each patch that applies at all applies to one.
+func (s *Set) Examples(notes []Note) map[string]bool {
+	seen, out := map[int]bool{}, map[string]bool{}
+	for _, n := range notes {
+		if n.object != "" && !seen[n.id] {
+			seen[n.id], out[n.object] = true, true
+		}
+	}
+	return out
+}
+
+// Documents are those in force whose patches apply to a listener; of "", all that are.
+func (s *Set) Documents(notes []Note, listener string) []*Filter {
+	if s == nil {
+		return nil
+	}
+	var out []*Filter
+	for _, m := range s.members {
+		touches := func(n Note) bool { return s.entries[n.id].owner == m && n.object == listener }
+		if m.refused == "" && (listener == "" || slices.ContainsFunc(notes, touches)) {
+			out = append(out, m.Filter)
+		}
+	}
+	return out
+}
+
+// Modules are the files of Wasm modules that a document names, sorted.
+func (f *Filter) Modules() []string {
+	var out []string
+	for _, p := range f.patches {
+		if _, config, _ := parts(p.value); module(config) != "" {
+			out = append(out, module(config))
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }

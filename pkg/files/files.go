@@ -41,8 +41,13 @@ type Config struct {
 	// Names publishes what becomes different in what DNS answers; nil without DNS capture.
 	Names func(set []table.Host, gone []string)
 	// TTL is how long a client may keep an answer.
-	TTL   time.Duration
-	Ready *status.Readiness
+	TTL time.Duration
+	// Check has an Envoy that serves nobody try a bootstrap in JSON, which takes about so many bytes of memory; refused is why
+	// it does not take it, skipped why it was not asked. nil: what EnvoyFilters make is not tried before it is in force.
+	Check func(ctx context.Context, bootstrap []byte, memory int64) (refused, skipped string, err error)
+	// Bootstrap is the file of the one of the Envoy that serves, serialized.
+	Bootstrap string
+	Ready     *status.Readiness
 	// InForce is called each time a configuration of the files is in force.
 	InForce func()
 	// Log makes the logger of a part of the agent.
@@ -73,7 +78,7 @@ func New(c Config) (*Files, error) {
 		return nil, err
 	}
 	f := &Files{c: c, log: c.Log("agent"), source: source, builder: build.New(c.Options), latest: latest{changed: make(chan struct{}, 1)}}
-	f.filters = newFilters(c.Proxy, f.log)
+	f.filters = newFilters(c)
 	f.ended, f.endedBy = context.WithCancel(context.Background())
 	f.publisher = publish.New(publish.Config{
 		Changed: f.latest.changed, Next: f.next, Envoy: c.Envoy, Names: c.Names,
@@ -94,12 +99,12 @@ func (f *Files) Run(ctx context.Context) error {
 		return err
 	}
 	f.latest.put(registry)
-	watched := make(chan struct{})
+	tried := make(chan struct{})
 	go func() {
-		defer close(watched)
-		f.filters.watch(ctx, f.latest.again)
+		defer close(tried)
+		f.filters.run(ctx, f.latest.again)
 	}()
-	defer func() { <-watched }()
+	defer func() { <-tried }()
 	return f.source.Run(ctx, f.latest.put)
 }
 
@@ -118,11 +123,10 @@ func (f *Files) next() (*publish.Snapshot, error) {
 	if err != nil {
 		f.log.Error("some hosts get no VIP and stay unknown to DNS", "err", err)
 	}
-	out, err := f.builder.Build(registry, vips, f.filters.set(registry.EnvoyFilters()))
+	out, err := f.filters.build(f.ended, f.builder, sight{registry, vips})
 	if err != nil {
 		return nil, err
 	}
-	f.filters.built(out)
 	return &publish.Snapshot{Resources: out.Resources, Hosts: out.Hosts}, nil
 }
 
@@ -131,6 +135,10 @@ func (f *Files) next() (*publish.Snapshot, error) {
 // lacks concerns only whoever needs it. But a successor never serves without what the
 // generation before has: that one had better go on.
 func (f *Files) answered(refused *xds.RejectedError) {
+	if f.filters.answered(refused) {
+		f.latest.again() // and Envoy answers again
+		return
+	}
 	if refused != nil {
 		missing := refused.Missing()
 		fault := f.lost(missing)

@@ -2,47 +2,68 @@ package files
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"understudy.mesh/pkg/envoyfilter"
+	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/status"
+	"understudy.mesh/pkg/xds"
 )
 
 // moduleLook is how often the files of Wasm modules that filters name are looked for: a volume may be filled late.
 const moduleLook = time.Second
 
-// filters are the EnvoyFilters of one generation: what of them applies, and what became of each.
+// filters are the EnvoyFilters of one generation: which version of each applies, and what became of it.
+//
+// A version applies once an Envoy that serves nobody has taken it (see trial.go); until then, and if it is refused, the
+// version before does. What the Envoy that serves refuses all the same is withdrawn as well.
 type filters struct {
-	proxy envoyfilter.Proxy
-	log   *slog.Logger
+	c   Config
+	log *slog.Logger
+	// queued holds the newest configuration whose filters are to be tried.
+	queued chan sight
 
-	mu      sync.Mutex      // guards what follows
-	modules map[string]bool // the files that patches name, and whether they were there
-	reports []envoyfilter.FilterReport
-	told    map[string]bool // what was logged and still holds
+	mu    sync.Mutex // guards what follows
+	began bool
+	// tried has Envoy's verdict on versions: "" where it takes it.
+	tried    map[version]string
+	inForce  map[name]*envoyfilter.Filter // the last version of each that the Envoy which serves took
+	good     map[name]*envoyfilter.Filter // the last version of each document that Envoy took
+	admitted map[string]bool              // files of modules with which it did
+	modules  map[string]bool              // the files that patches name, and whether they were there
+	last     *build.Output                // what was built last
+	told     map[string]bool              // what was logged and still holds
 }
 
-func newFilters(p envoyfilter.Proxy, log *slog.Logger) *filters {
-	return &filters{proxy: p, log: log, modules: map[string]bool{}, told: map[string]bool{}}
+// name is a document's across versions.
+type name struct{ namespace, name string }
+
+// version is a document as it is now: its text, and which of the files that it names are there.
+type version struct {
+	sum   uint64
+	files string
 }
 
-// set is what of the documents is to apply.
-func (f *filters) set(all []*envoyfilter.Filter) *envoyfilter.Set {
-	modules := map[string]bool{}
-	set := envoyfilter.NewSet(all, f.proxy, func(path string) bool {
-		modules[path] = isFile(path)
-		return modules[path]
-	}, func(*envoyfilter.Filter) string { return "" })
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.modules = modules
-	return set
+// sight is what the EnvoyFilters are about: one state of the files.
+type sight struct {
+	registry *mesh.Registry
+	vips     map[string][]netip.Addr
+}
+
+func newFilters(c Config) *filters {
+	return &filters{
+		c: c, log: c.Log("agent"), queued: make(chan sight, 1), tried: map[version]string{}, inForce: map[name]*envoyfilter.Filter{},
+		good: map[name]*envoyfilter.Filter{}, admitted: map[string]bool{}, modules: map[string]bool{}, told: map[string]bool{},
+	}
 }
 
 func isFile(path string) bool {
@@ -50,19 +71,142 @@ func isFile(path string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// built notes what became of each document.
-func (f *filters) built(out *build.Output) {
-	reports := out.Filters.Report(out.Patched)
+func versionOf(f *envoyfilter.Filter) version {
+	there := slices.DeleteFunc(f.Modules(), func(path string) bool { return !isFile(path) })
+	return version{f.Sum, strings.Join(there, "\n")}
+}
+
+func nameOf(f *envoyfilter.Filter) name { return name{f.Namespace, f.Name} }
+
+// build makes the resources with the versions that apply. Before anything is in force, what is not tried yet is tried
+// first: a pod must not serve without the filters that guard it. Later, a trial keeps nothing else waiting.
+func (f *filters) build(ctx context.Context, b *build.Builder, now sight) (*build.Output, error) {
+	f.mu.Lock()
+	first := !f.began
+	f.began = true
+	f.mu.Unlock()
+	if first {
+		f.try(ctx, now)
+	}
+	set, untried := f.choose(now.registry.EnvoyFilters())
+	out, err := b.Build(now.registry, now.vips, set)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	f.last = out
+	f.tell()
+	f.mu.Unlock()
+	if untried {
+		select {
+		case <-f.queued: // of an older state
+		default:
+		}
+		f.queued <- now // the only sender
+	}
+	return out, nil
+}
+
+// choose picks the version of each document that applies.
+func (f *filters) choose(all []*envoyfilter.Filter) (set *envoyfilter.Set, untried bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.reports = reports
-	f.tell()
+	tried, good, withheld := map[version]string{}, map[name]*envoyfilter.Filter{}, map[*envoyfilter.Filter]string{}
+	modules := map[string]bool{}
+	var chosen []*envoyfilter.Filter
+	for _, doc := range all {
+		for _, path := range doc.Modules() {
+			modules[path] = isFile(path)
+		}
+		v, before := versionOf(doc), f.good[nameOf(doc)]
+		verdict, known := f.tried[v]
+		if known {
+			tried[v] = verdict
+		}
+		switch {
+		case known && verdict == "":
+			before, chosen = doc, append(chosen, doc)
+		case known:
+			withheld[doc], chosen = verdict, append(chosen, doc)
+		default:
+			untried = true
+		}
+		if before == nil {
+			continue
+		}
+		good[nameOf(doc)] = before
+		if before != doc {
+			chosen = append(chosen, before)
+			tried[versionOf(before)] = ""
+			if verdict != "" {
+				withheld[doc] += "; its version before stays in force"
+			}
+		} else if !known {
+			chosen = append(chosen, doc) // without the file that has come
+		}
+	}
+	f.tried, f.good, f.modules = tried, good, modules
+	return envoyfilter.NewSet(chosen, f.c.Proxy, f.admits(), func(doc *envoyfilter.Filter) string { return withheld[doc] }), untried
+}
+
+// admits says of a module's file whether it is there, and Envoy has taken it. The caller holds mu.
+func (f *filters) admits() func(path string) bool {
+	admitted := maps.Clone(f.admitted)
+	return func(path string) bool { return admitted[path] && isFile(path) }
+}
+
+// answered takes in what Envoy said to what was built last, and says whether a document is withdrawn for it: of those that
+// patched what it refuses, the versions that were never in force.
+func (f *filters) answered(refused *xds.RejectedError) (withdrawn bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.last == nil {
+		return false
+	}
+	inForce := map[name]*envoyfilter.Filter{}
+	for _, doc := range f.last.Filters.Documents(nil, "") {
+		was := f.inForce[nameOf(doc)]
+		listener := f.blamed(doc, refused)
+		if listener == "" || was != nil && was.Sum == doc.Sum {
+			inForce[nameOf(doc)] = doc
+			continue
+		}
+		f.tried[versionOf(doc)], withdrawn = fmt.Sprintf("Envoy refuses %s with it: %s", listener, reasonFor(refused, listener)), true
+		if delete(f.good, nameOf(doc)); was != nil {
+			f.good[nameOf(doc)], inForce[nameOf(doc)] = was, was
+		}
+	}
+	f.inForce = inForce
+	return withdrawn
+}
+
+// blamed is a listener that Envoy refuses and a document patched; "" if there is none.
+func (f *filters) blamed(doc *envoyfilter.Filter, refused *xds.RejectedError) string {
+	if refused == nil {
+		return ""
+	}
+	for _, id := range refused.Resources {
+		if id.Type == build.ListenerType && slices.Contains(f.last.Filters.Documents(f.last.Patched, id.Name), doc) {
+			return id.Name
+		}
+	}
+	return ""
+}
+
+// reasonFor is what Envoy said of a resource.
+func reasonFor(refused *xds.RejectedError, name string) string {
+	for _, reason := range refused.Reasons {
+		if strings.Contains(reason, name) {
+			return reason
+		}
+	}
+	return "it does not say why"
 }
 
 // tell logs each trouble once, and once more when it is over. The caller holds mu.
 func (f *filters) tell() {
 	now := map[string]bool{}
-	for _, r := range f.reports {
+	for _, r := range f.last.Filters.Report(f.last.Patched) {
 		for _, p := range r.Patches {
 			if p.Result == envoyfilter.Applied || p.Result == envoyfilter.Skipped {
 				continue
@@ -90,48 +234,64 @@ func (f *filters) tell() {
 	f.told = now
 }
 
-// watch calls again when a module's file has come or gone, until ctx ends.
-func (f *filters) watch(ctx context.Context, again func()) {
+// run tries what is queued, and looks for the files of modules, until ctx ends. It calls again when either has news.
+func (f *filters) run(ctx context.Context, again func()) {
 	look := time.NewTicker(moduleLook)
 	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case now := <-f.queued:
+			f.try(ctx, now)
+			again()
 		case <-look.C:
-		}
-		f.mu.Lock()
-		modules := f.modules // replaced, never changed
-		f.mu.Unlock()
-		for path, was := range modules {
-			if isFile(path) != was {
+			if f.moved() {
 				again()
-				break
 			}
 		}
 	}
 }
 
+// moved says whether a module's file has come or gone.
+func (f *filters) moved() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for path, was := range f.modules {
+		if isFile(path) != was {
+			return true
+		}
+	}
+	return false
+}
+
 func (f *filters) report() []envoyfilter.FilterReport {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.reports
+	if f.last == nil {
+		return nil
+	}
+	return f.last.Filters.Report(f.last.Patched)
 }
 
 // samples count the patches of each document by what became of them.
 func (f *filters) samples() []status.Sample {
-	var out []status.Sample
+	type key struct {
+		name   string
+		result envoyfilter.Result
+	}
+	counts := map[key]int{}
 	for _, r := range f.report() {
-		results := map[string]int{}
 		for _, p := range r.Patches {
-			results[string(p.Result)]++
+			counts[key{r.Namespace + "/" + r.Name, p.Result}]++
 		}
-		for _, result := range slices.Sorted(maps.Keys(results)) {
-			out = append(out, status.Sample{
-				Name: "envoyfilter_patches", Help: "Patches of an EnvoyFilter by what became of them: applied, unmatched, skipped, pending or refused.",
-				Labels: map[string]string{"name": r.Namespace + "/" + r.Name, "result": result}, Value: float64(results[result]), Gauge: true,
-			})
-		}
+	}
+	var out []status.Sample
+	for k, n := range counts {
+		out = append(out, status.Sample{
+			Name: "envoyfilter_patches", Help: "Patches of an EnvoyFilter by what became of them: applied, unmatched, skipped, pending or refused.",
+			Labels: map[string]string{"name": k.name, "result": string(k.result)}, Value: float64(n), Gauge: true,
+		})
 	}
 	return out
 }

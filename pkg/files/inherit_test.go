@@ -50,7 +50,7 @@ func TestReadyWithoutWhatIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inForce, ready := false, &status.Readiness{}
-			f := &Files{c: Config{Ready: ready, InForce: func() { inForce = true }}}
+			f := &Files{filters: &filters{}, c: Config{Ready: ready, InForce: func() { inForce = true }}}
 			ready.Pending(taskConfig, "files")
 			f.before.Store(tc.before)
 			f.answered(tc.refused)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"understudy.mesh/tests/lab"
@@ -121,6 +122,13 @@ func TestEnvoyFilter(t *testing.T) {
 		"match: {context: SIDECAR_INBOUND}, patch: {operation: ADD, value: {name: late, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer, maxRequestBytes: 1}}}}]}\n")
 	eventually(t, "the bad filter is named", func() error { return configz(p, "refused", "INSERT_BEFORE or INSERT_FIRST") })
 	expect("beside a bad one", header(t, p, "8081", "x-lua", "two"), header(t, p, "8080", "resp-header-demo", "added by our filter"))
+
+	p.c.Write(t, "lua.yaml", fmt.Sprintf(luaFilter, "three') oops ("))
+	eventually(t, "the broken script is named", func() error { return configz(p, "script load error", "its version before stays in force") })
+	expect("beside a broken script", header(t, p, "8081", "x-lua", "two"), header(t, p, "8080", "resp-header-demo", "added by our filter"))
+	if _, stats, err := p.Pod.Get("http://127.0.0.1:15000/stats?filter=update_rejected"); err != nil || !strings.Contains(stats, "listener_manager.lds.update_rejected: 0") {
+		t.Errorf("the Envoy that serves was asked: %v, %s", err, stats)
+	}
 
 	for _, name := range []string{"lua.yaml", "wasm.yaml", "bad.yaml"} {
 		must(t, os.Remove(filepath.Join(p.c.ConfigDir(), name)))

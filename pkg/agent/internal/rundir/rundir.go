@@ -80,6 +80,9 @@ func lockDirectory(dir string) (*os.File, error) {
 // BootstrapFile is where Envoy finds its bootstrap.
 func (d *Dir) BootstrapFile() string { return filepath.Join(d.dir, "envoy.pb") }
 
+// TrialDir is where configurations lie while an Envoy tries them; whoever needs it makes it.
+func (d *Dir) TrialDir() string { return filepath.Join(d.dir, "trial") }
+
 // AdminSocket is where Envoy serves its admin API.
 func (d *Dir) AdminSocket() string { return filepath.Join(d.dir, "admin.sock") }
 

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"understudy.mesh/bootstrap"
+	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/files"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
@@ -115,7 +116,9 @@ func (s *Sidecar) newFiles() error {
 			Set: server.Set, Applied: server.Applied, Connected: server.Connected, Renewed: server.Renewed(),
 			Warming: s.admin.Warming,
 		},
-		TTL: s.cfg.DNSTTL, Ready: s.Ready, InForce: s.progress, Log: s.world.Log,
+		Check:     envoy.NewHelper(envoy.HelperConfig{Binary: s.cfg.BinaryPath, Dir: s.dir.TrialDir(), Environ: s.world.Environ}).Validate,
+		Bootstrap: s.dir.BootstrapFile(),
+		TTL:       s.cfg.DNSTTL, Ready: s.Ready, InForce: s.progress, Log: s.world.Log,
 	}
 	if s.names.captured {
 		c.Names = s.names.update

@@ -1,0 +1,245 @@
+package files
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"understudy.mesh/pkg/envoyfilter"
+	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/pkg/xds"
+)
+
+// trialEnvoy takes everything that has none of its words.
+type trialEnvoy struct {
+	mu            sync.Mutex
+	words         []string
+	skipped       string
+	err           error
+	asked         int
+	lastBootstrap []byte
+}
+
+func (e *trialEnvoy) check(_ context.Context, bootstrap []byte, memory int64) (refused, skipped string, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.asked++
+	e.lastBootstrap = bootstrap
+	for _, w := range e.words {
+		if bytes.Contains(bootstrap, []byte(w)) && e.skipped == "" && e.err == nil {
+			return "there is " + w, "", nil
+		}
+	}
+	if memory < trialMemory {
+		return "", "", fmt.Errorf("%d bytes are no estimate", memory)
+	}
+	return "", e.skipped, e.err
+}
+
+// filterDoc is an EnvoyFilter whose filter has a name.
+func filterDoc(name, filter string) string {
+	return `apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: ` + name + `}
+spec:
+  configPatches:
+  - applyTo: HTTP_FILTER
+    match: {context: SIDECAR_INBOUND}
+    patch: {operation: INSERT_FIRST, value: {name: ` + filter + `, typed_config: {"@type": a/x.Y}}}
+`
+}
+
+// bench is filters with an Envoy to try them, and a directory of documents.
+type bench struct {
+	*filters
+	t       *testing.T
+	envoy   *trialEnvoy
+	dir     string
+	source  *mesh.Source // one, since the sums of documents are its own
+	options mesh.Options
+	builder *build.Builder
+}
+
+func newBench(t *testing.T, words ...string) *bench {
+	b := &bench{t: t, envoy: &trialEnvoy{words: words}, dir: t.TempDir(), options: mesh.Options{
+		Namespace: "default", IPv4: true, InboundPort: 15006, OutboundPort: 15001, ConnectTimeout: time.Second,
+		VIPRanges: []netip.Prefix{netip.MustParsePrefix("240.240.0.0/16")},
+	}}
+	b.filters = newFilters(Config{
+		Options: b.options, Proxy: envoyfilter.Proxy{Namespace: "default", RootNamespace: "istio-system"}, Check: b.envoy.check,
+		Log: func(string) *slog.Logger { return slog.New(slog.DiscardHandler) },
+	})
+	b.builder = build.New(b.options)
+	var err error
+	if b.source, err = mesh.NewSource(b.dir, b.options, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// build makes the resources of documents and says what became of each, by name.
+func (b *bench) build(docs ...string) map[string]string {
+	b.t.Helper()
+	for i, d := range docs {
+		if err := os.WriteFile(filepath.Join(b.dir, fmt.Sprint(i, ".yaml")), []byte(d), 0o644); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	r, err := b.source.Load()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	out, err := b.filters.build(b.t.Context(), b.builder, sight{registry: r})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	listeners := ""
+	for _, l := range out.Resources[build.ListenerType] {
+		listeners += string(l.Body)
+	}
+	got := map[string]string{"listeners": listeners}
+	for _, f := range b.report() {
+		for _, p := range f.Patches {
+			got[f.Name] += string(p.Result) + " " + p.Reason
+		}
+	}
+	return got
+}
+
+// tryQueued does what run does.
+func (b *bench) tryQueued() {
+	b.t.Helper()
+	select {
+	case now := <-b.queued:
+		b.try(b.t.Context(), now)
+	default:
+		b.t.Fatal("nothing is to be tried")
+	}
+}
+
+func (b *bench) want(what string, got bool) {
+	b.t.Helper()
+	if !got {
+		b.t.Error(what)
+	}
+}
+
+// TestTrialFirst wants nothing in force before it was tried, each bad document found among many, and the others in force.
+func TestTrialFirst(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, "bad-one", "bad-two")
+	var docs []string
+	for i := range 9 {
+		docs = append(docs, filterDoc(fmt.Sprint("good-", i), fmt.Sprint("fine-", i)))
+	}
+	docs = slices.Insert(docs, 4, filterDoc("b1", "bad-one"))
+	docs = slices.Insert(docs, 7, filterDoc("b2", "bad-two"))
+	got := b.build(docs...)
+	for i := range 9 {
+		b.want(fmt.Sprint("good-", i, " is in force"), strings.HasPrefix(got[fmt.Sprint("good-", i)], "applied") && strings.Contains(got["listeners"], fmt.Sprint("fine-", i)))
+	}
+	b.want("b1 is refused: "+got["b1"], strings.Contains(got["b1"], "refused Envoy does not take it: there is bad-one"))
+	b.want("b2 is refused: "+got["b2"], strings.Contains(got["b2"], "refused Envoy does not take it: there is bad-two"))
+	b.want("the bad ones are in no listener", !strings.Contains(got["listeners"], "bad-"))
+	asked := b.envoy.asked
+	b.build(docs...)
+	b.want("what was tried is not tried again", b.envoy.asked == asked && len(b.queued) == 0)
+}
+
+// TestTrialLater wants a change in force once it was tried, the version before meanwhile and if it is refused, and what is
+// removed gone at once.
+func TestTrialLater(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, "bad")
+	got := b.build(filterDoc("f", "f-one"))
+	b.want("the first is in force", strings.Contains(got["listeners"], "f-one"))
+
+	got = b.build(filterDoc("f", "f-two"))
+	b.want("the one before stays while the next is tried", strings.Contains(got["listeners"], "f-one") && !strings.Contains(got["listeners"], "f-two"))
+	b.tryQueued()
+	got = b.build(filterDoc("f", "f-two"))
+	b.want("the next is in force", strings.Contains(got["listeners"], "f-two") && !strings.Contains(got["listeners"], "f-one"))
+
+	b.build(filterDoc("f", "bad"))
+	b.tryQueued()
+	got = b.build(filterDoc("f", "bad"))
+	b.want("the one before stays: "+got["f"], strings.Contains(got["listeners"], "f-two") && !strings.Contains(got["listeners"], "bad"))
+	b.want("it is said: "+got["f"], strings.Contains(got["f"], "there is bad; its version before stays in force") && strings.Contains(got["f"], "applied"))
+
+	got = b.build(filterDoc("g", "f-other"))
+	b.want("what is removed is gone", !strings.Contains(got["listeners"], "f-two") && got["f"] == "")
+}
+
+// TestTrialModule wants a Wasm module tried before a filter has it, and its filter out until then.
+func TestTrialModule(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	module := filepath.Join(t.TempDir(), "m.wasm")
+	doc := strings.Replace(filterDoc("w", "wasm-filter"), `{"@type": a/x.Y}`,
+		`{"@type": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm, config: {vm_config: {code: {local: {filename: `+module+`}}}}}`, 1)
+	got := b.build(doc)
+	b.want("it is pending: "+got["w"], strings.HasPrefix(got["w"], "pending"))
+	b.want("nothing has moved", !b.moved())
+	if err := os.WriteFile(module, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.want("it has come", b.moved())
+	got = b.build(doc)
+	b.want("it is tried first", !strings.Contains(got["listeners"], "wasm-filter"))
+	b.tryQueued()
+	b.want("the trial has it", bytes.Contains(b.envoy.lastBootstrap, []byte(module)))
+	got = b.build(doc)
+	b.want("it is in force: "+got["w"], strings.HasPrefix(got["w"], "applied"))
+}
+
+// TestTrialSkipped wants what could not be tried in force all the same.
+func TestTrialSkipped(t *testing.T) {
+	t.Parallel()
+	for _, set := range []func(*trialEnvoy){
+		func(e *trialEnvoy) { e.skipped = "no memory" },
+		func(e *trialEnvoy) { e.err = errors.New("no program") },
+	} {
+		b := newBench(t, "f-one")
+		set(b.envoy)
+		got := b.build(filterDoc("f", "f-one"))
+		b.want("it is in force", strings.Contains(got["listeners"], "f-one"))
+	}
+}
+
+// TestWithdrawn wants a document that Envoy refuses after all taken back, with its reason: the new one, not those which were
+// in force before it, and its version before in its place.
+func TestWithdrawn(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.build(filterDoc("old", "f-one"))
+	b.want("Envoy takes it", !b.answered(nil))
+	b.build(filterDoc("old", "f-one"), filterDoc("new", "f-two"))
+	b.tryQueued()
+	b.build(filterDoc("old", "f-one"), filterDoc("new", "f-two"))
+	refused := &xds.RejectedError{Resources: []xds.ID{{Type: build.ListenerType, Name: build.InboundListener}}, Reasons: []string{"listener virtualInbound: no"}}
+	b.want("the new one is withdrawn", b.answered(refused))
+	got := b.build(filterDoc("old", "f-one"), filterDoc("new", "f-two"))
+	b.want("it is said: "+got["new"], strings.Contains(got["new"], "refused Envoy refuses virtualInbound with it: listener virtualInbound: no"))
+	b.want("the old one stays", strings.HasPrefix(got["old"], "applied") && !strings.Contains(got["listeners"], "f-two"))
+	b.want("what is refused for another reason costs no filter", !b.answered(refused))
+
+	b.answered(nil)
+	b.build(filterDoc("old", "f-three"), filterDoc("new", "f-two"))
+	b.tryQueued()
+	got = b.build(filterDoc("old", "f-three"), filterDoc("new", "f-two"))
+	b.want("the change is in force", strings.Contains(got["listeners"], "f-three"))
+	b.want("the change is withdrawn", b.answered(refused))
+	got = b.build(filterDoc("old", "f-three"), filterDoc("new", "f-two"))
+	b.want("the version before is back: "+got["old"], strings.Contains(got["listeners"], "f-one") && !strings.Contains(got["listeners"], "f-three"))
+}

@@ -1,0 +1,54 @@
+package build
+
+import (
+	"bytes"
+	"fmt"
+
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+// Trial is a bootstrap in JSON by which an Envoy can say whether it takes what the EnvoyFilters made: that of the Envoy
+// which serves, given serialized, as far as filters depend on it, and for each patch one listener that it applies to, and the clusters that those name.
+// It is nil where nothing is patched.
+func (o *Output) Trial(serving []byte) ([]byte, error) {
+	names := o.Filters.Examples(o.Patched)
+	if len(names) == 0 {
+		return nil, nil
+	}
+	base := &bootstrapv3.Bootstrap{}
+	if err := proto.Unmarshal(serving, base); err != nil {
+		return nil, fmt.Errorf("read Envoy's bootstrap: %w", err)
+	}
+	static := &bootstrapv3.Bootstrap_StaticResources{Clusters: base.GetStaticResources().GetClusters(), Secrets: base.GetStaticResources().GetSecrets()}
+	b := &bootstrapv3.Bootstrap{ // what filters can depend on; no file, port or log of the Envoy that serves
+		Node: base.GetNode(), StaticResources: static, DynamicResources: base.GetDynamicResources(), LayeredRuntime: base.GetLayeredRuntime(),
+		TypedDnsResolverConfig: base.GetTypedDnsResolverConfig(), BootstrapExtensions: base.GetBootstrapExtensions(),
+	}
+	var bodies [][]byte
+	for _, r := range o.Resources[ListenerType] {
+		if !names[r.Name] {
+			continue
+		}
+		l := &listenerv3.Listener{}
+		if err := proto.Unmarshal(r.Body, l); err != nil {
+			return nil, fmt.Errorf("read listener %s: %w", r.Name, err)
+		}
+		static.Listeners, bodies = append(static.Listeners, l), append(bodies, r.Body)
+	}
+	all := bytes.Join(bodies, nil)
+	for _, r := range o.Resources[ClusterType] {
+		if !bytes.Contains(all, []byte(r.Name)) {
+			continue
+		}
+		c := &clusterv3.Cluster{}
+		if err := proto.Unmarshal(r.Body, c); err != nil {
+			return nil, fmt.Errorf("read cluster %s: %w", r.Name, err)
+		}
+		static.Clusters = append(static.Clusters, c)
+	}
+	return protojson.Marshal(b)
+}

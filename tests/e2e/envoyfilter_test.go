@@ -2,14 +2,19 @@ package e2e_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"understudy.mesh/tests/lab"
 )
@@ -75,17 +80,83 @@ spec:
 // header asks the pod at a port, and demands the value of a header of the answer; "" is none.
 func header(t *testing.T, p *pod, port, name, want string) error {
 	t.Helper()
-	c := dial(t, p.Out, net.JoinHostPort(lab.PodIP, port))
-	send(t, c, "GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
+	return headers(t.Context(), p.Out, port, map[string]string{name: want})
+}
+
+// headers asks the pod at a port from outside, and demands values of headers of the answer.
+func headers(ctx context.Context, out *lab.Namespace, port string, want map[string]string) error {
+	ctx, cancel := context.WithTimeout(ctx, lab.Deadline)
+	defer cancel()
+	c, err := out.Dial(ctx, "tcp", net.JoinHostPort(lab.PodIP, port))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(lab.Deadline))
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n"); err != nil {
+		return err
+	}
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
 		return fmt.Errorf("port %s: %w", port, err)
 	}
 	defer resp.Body.Close()
-	if got := resp.Header.Get(name); got != want || resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("port %s answers %s, with %s %q, want %q", port, resp.Status, name, got, want)
+	for name, value := range want {
+		if got := resp.Header.Get(name); got != value || resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("port %s answers %s, with %s %q, want %q", port, resp.Status, name, got, value)
+		}
 	}
 	return nil
+}
+
+// TestUpgradeWithFilters: no response is without what the filters add, before, in and after upgrades in both directions.
+func TestUpgradeWithFilters(t *testing.T) {
+	t.Parallel()
+	p := newSlotPod(t, lab.SlotsOptions{})
+	text, err := os.ReadFile("../../pkg/envoyfilter/testdata/header.wasm")
+	must(t, err)
+	p.slots.Write(t, "example-filter.wasm", string(text))
+	p.slots.Write(t, "filters.yaml", documents(fmt.Sprintf(manualFilter, lab.ConfigMount+"/mesh/example-filter.wasm"),
+		strings.Replace(fmt.Sprintf(luaFilter, "on"), "portNumber: 8081", "portNumber: 8080", 1)))
+	p.start(t, 0, p.older, 1, 0)
+	p.mustServe(t, 0, p.older)
+	both := map[string]string{"resp-header-demo": "added by our filter", "x-lua": "on"}
+	must(t, headers(t.Context(), p.Out, "8080", both))
+
+	ctx, stop := context.WithCancel(t.Context())
+	var clients sync.WaitGroup
+	var asked atomic.Int64
+	for range 4 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				if err := headers(context.WithoutCancel(ctx), p.Out, "8080", both); err != nil {
+					t.Error(err)
+					return
+				}
+				asked.Add(1)
+			}
+		})
+	}
+	defer clients.Wait()
+	defer stop()
+	p.start(t, 1, p.newer, 2, 1)
+	p.waitRole(t, 1, roleServing)
+	p.waitRole(t, 0, roleDraining, roleStandby)
+	p.slots.Write(t, "more.yaml", entry("more", "more.example", 80, "HTTP", "DNS")) // the newcomer builds by itself now
+	eventually(t, "the newcomer has it", func() error {
+		_, body, err := p.Pod.Get("http://127.0.0.1:15020/debug/configz")
+		return errors.Join(err, contains(body, "more.yaml", `"result": "applied"`))
+	})
+	before := asked.Load()
+	eventually(t, "it has answered", func() error {
+		if asked.Load() < before+50 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	stop()
+	clients.Wait()
+	t.Logf("%d requests", asked.Load())
 }
 
 // TestEnvoyFilter: filters of documents work on the traffic that they are for, come, change and go while the pod serves,

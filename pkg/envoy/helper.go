@@ -18,6 +18,9 @@ import (
 const (
 	// validateTimeout bounds a run of --mode validate. What takes longer would freeze the main thread of an Envoy that serves for as long.
 	validateTimeout = 30 * time.Second
+	// starvedShare is the part of that time in which an endless loop has surely had a processor: one that had less was kept waiting by
+	// others, and says nothing of what it was to try.
+	starvedShare = 3
 	// versionTimeout bounds a run of --version, which takes 50 ms.
 	versionTimeout = 10 * time.Second
 	// helperNice is the lowest priority there is: a helper has what the Envoy that serves leaves.
@@ -55,7 +58,7 @@ func NewHelper(cfg HelperConfig) *Helper {
 }
 
 // Validate has an Envoy check a bootstrap in JSON, which takes about so many bytes of memory. refused is Envoy's reason if it does not
-// take it, dies of it or is not done within 30 s; skipped is why it was not asked at all. Each is "" if that is not so. The error says
+// take it, dies of it or is not done within 30 s of work; skipped is why it was not asked at all. Each is "" if that is not so. The error says
 // that it could not be asked.
 func (h *Helper) Validate(ctx context.Context, bootstrap []byte, memory int64) (refused, skipped string, err error) {
 	select {
@@ -75,7 +78,7 @@ func (h *Helper) Validate(ctx context.Context, bootstrap []byte, memory int64) (
 	defer os.Remove(path)
 	within, cancel := context.WithTimeout(ctx, h.timeout)
 	defer cancel()
-	out, err := h.run(within, "--mode", "validate", "--config-path", path,
+	out, used, err := h.run(within, "--mode", "validate", "--config-path", path,
 		"--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--log-format", "%v")
 	out = bytes.ReplaceAll(out, []byte("'"+path+"'"), []byte("the configuration"))
 	switch exit := (*exec.ExitError)(nil); {
@@ -83,6 +86,8 @@ func (h *Helper) Validate(ctx context.Context, bootstrap []byte, memory int64) (
 		return "", "", nil
 	case ctx.Err() != nil:
 		return "", "", ctx.Err()
+	case within.Err() != nil && used < h.timeout/starvedShare:
+		return "", fmt.Sprintf("it had a processor for %s of %s: the node is too busy for a try", used.Round(time.Millisecond), h.timeout), nil
 	case within.Err() != nil:
 		return fmt.Sprintf("it was not done after %s: an endless loop, or too much to compile", h.timeout), "", nil
 	case errors.As(err, &exit):
@@ -95,7 +100,7 @@ func (h *Helper) Validate(ctx context.Context, bootstrap []byte, memory int64) (
 func (h *Helper) Version(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
 	defer cancel()
-	out, err := h.run(ctx, "--version")
+	out, _, err := h.run(ctx, "--version")
 	if err != nil {
 		return "", err
 	}
@@ -120,8 +125,9 @@ func (h *Helper) write(bootstrap []byte) (string, error) {
 	return f.Name(), errors.Join(err, f.Close())
 }
 
-// run executes the binary, and returns the end of what it wrote. The thread that forks it stays until it has ended (see startProcess).
-func (h *Helper) run(ctx context.Context, args ...string) ([]byte, error) {
+// run executes the binary, and returns the end of what it wrote, and for how long it had a processor. The thread that forks it stays
+// until it has ended (see startProcess).
+func (h *Helper) run(ctx context.Context, args ...string) (said []byte, used time.Duration, err error) {
 	cmd := exec.CommandContext(ctx, h.cfg.Binary, args...)
 	out := &tail{limit: maxHelperOutput}
 	cmd.Stdout, cmd.Stderr, cmd.Env = out, out, h.cfg.Environ
@@ -129,11 +135,11 @@ func (h *Helper) run(ctx context.Context, args ...string) ([]byte, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {
-		return nil, startError(h.cfg.Binary, err)
+		return nil, 0, startError(h.cfg.Binary, err)
 	}
 	yield(cmd.Process.Pid)
-	err := cmd.Wait()
-	return out.kept, err
+	err = cmd.Wait()
+	return out.kept, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), err
 }
 
 // yield gives a process that has just begun the lowest priority, and makes it the kernel's first victim. Both are always granted; one

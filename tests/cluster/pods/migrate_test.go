@@ -165,7 +165,7 @@ func flowsTo(ns *cluster.Namespace) []load.Flow {
 	return []load.Flow{
 		{Name: "new", Kind: load.HTTP1New, Target: "http://" + host + "/", Want: "server=app", Rate: 30},
 		{Name: "kept", Kind: load.HTTP1Keep, Target: "http://" + host + "/", Want: "server=app", Rate: 20},
-		{Name: "tcp", Kind: load.TCPStream, Target: host + ":9000", Rate: 10, Life: load.Duration(1e9)},
+		{Name: "tcp", Kind: load.TCPStream, Target: host + ":9000", Rate: 20, Life: load.Duration(1e9)},
 	}
 }
 

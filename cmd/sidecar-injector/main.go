@@ -77,9 +77,10 @@ func command(stdin io.Reader) *cobra.Command {
 			return err
 		},
 	})
-	root.AddCommand(newExplainCommand(stdin), newInjectCommand(stdin), newServeCommand(), newImportCommand(stdin), newSidecarSetCommand(stdin))
+	root.AddCommand(newExplainCommand(stdin), newInjectCommand(stdin), newServeCommand(), newImportCommand(stdin))
 	for use, short := range map[string]string{
-		"restart": "Restart the workloads of a namespace",
+		"sidecarset": "Print the settings as an OpenKruise SidecarSet",
+		"restart":    "Restart the workloads of a namespace",
 	} {
 		root.AddCommand(&cobra.Command{
 			Use:                use,

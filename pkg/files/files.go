@@ -63,6 +63,8 @@ type Files struct {
 	filters   *filters
 	latest    latest
 	publisher *publish.Publisher
+	// publishing is the context of Publish, which calls next.
+	publishing context.Context
 	// before is what the Envoy of the generation before uses, until this one serves; nil for a
 	// cold start, and if that generation does not say precisely.
 	before atomic.Pointer[publish.Snapshot]
@@ -113,6 +115,7 @@ func (f *Files) Publish(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(f.ended, cancel)()
+	f.publishing = ctx
 	f.publisher.Run(ctx)
 }
 
@@ -123,9 +126,15 @@ func (f *Files) next() (*publish.Snapshot, error) {
 	if err != nil {
 		f.log.Error("some hosts get no VIP and stay unknown to DNS", "err", err)
 	}
-	out, err := f.filters.build(f.ended, f.builder, sight{registry, vips})
+	out, err := f.filters.build(f.publishing, f.builder, sight{registry, vips})
 	if err != nil {
 		return nil, err
+	}
+	if f.before.Load() != nil { // whose connections this Envoy gets before it is ready
+		if err := f.filters.lost(); err != nil {
+			f.c.Ready.Fail(taskConfig, err)
+			return nil, err
+		}
 	}
 	return &publish.Snapshot{Resources: out.Resources, Hosts: out.Hosts}, nil
 }

@@ -40,6 +40,7 @@ type filters struct {
 	good     map[name]*envoyfilter.Filter // the last version of each document that Envoy took
 	admitted map[string]bool              // files of modules with which it did
 	modules  map[string]bool              // the files that patches name, and whether they were there
+	before   map[string]bool              // namespace/name of those that the generation before has in force
 	last     *build.Output                // what was built last
 	told     map[string]bool              // what was logged and still holds
 }
@@ -191,6 +192,51 @@ func (f *filters) blamed(doc *envoyfilter.Filter, refused *xds.RejectedError) st
 		}
 	}
 	return ""
+}
+
+// export is the documents that Envoy has taken, for a successor.
+func (f *filters) export() []byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var lines []string
+	for n := range f.inForce {
+		lines = append(lines, n.namespace+"/"+n.name)
+	}
+	slices.Sort(lines)
+	return []byte(strings.Join(lines, "\n"))
+}
+
+// inherit takes in what export gave, here or in another release.
+func (f *filters) inherit(lines []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.before = map[string]bool{}
+	for line := range strings.Lines(string(lines)) {
+		f.before[strings.TrimSuffix(line, "\n")] = true
+	}
+}
+
+// lost is why a document that the generation before has in force is not in force here in any version, nil if there is none:
+// what it guards is better served by that one.
+func (f *filters) lost() error {
+	refused, applies := map[string]string{}, map[string]bool{}
+	for _, r := range f.report() {
+		for _, p := range r.Patches {
+			if p.Result == envoyfilter.Refused {
+				refused[r.Namespace+"/"+r.Name] = p.Reason
+			} else {
+				applies[r.Namespace+"/"+r.Name] = true
+			}
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(refused)) {
+		if f.before[name] && !applies[name] {
+			return fmt.Errorf("what the generation before serves is refused here: EnvoyFilter %s: %s", name, refused[name])
+		}
+	}
+	return nil
 }
 
 // reasonFor is what Envoy said of a resource.

@@ -243,3 +243,46 @@ func TestWithdrawn(t *testing.T) {
 	got = b.build(filterDoc("old", "f-three"), filterDoc("new", "f-two"))
 	b.want("the version before is back: "+got["old"], strings.Contains(got["listeners"], "f-one") && !strings.Contains(got["listeners"], "f-three"))
 }
+
+// TestInheritFilters wants a newcomer to say which document its predecessor has in force and it has not; what that one lacks
+// as well, or has in another version here, is none.
+func TestInheritFilters(t *testing.T) {
+	t.Parallel()
+	old := newBench(t, "bad")
+	old.build(filterDoc("kept", "f-one"), filterDoc("lost", "f-two"), filterDoc("never", "bad"))
+	old.answered(nil)
+	state := old.export()
+	if got := string(state); got != "default/kept\ndefault/lost" {
+		t.Fatalf("%q", got)
+	}
+	newcomer := newBench(t, "bad", "f-two")
+	newcomer.inherit(state)
+	newcomer.build(filterDoc("kept", "f-one"), filterDoc("lost", "f-two"), filterDoc("never", "bad"))
+	newcomer.answered(nil)
+	if err := newcomer.lost(); err == nil || !strings.Contains(err.Error(), "default/lost: Envoy does not take it: there is f-two") {
+		t.Error(err)
+	}
+	newcomer.build(filterDoc("kept", "f-one"), filterDoc("lost", "f-three"), filterDoc("never", "bad"))
+	newcomer.tryQueued()
+	newcomer.build(filterDoc("kept", "f-one"), filterDoc("lost", "f-three"), filterDoc("never", "bad"))
+	if err := newcomer.lost(); err != nil {
+		t.Error(err)
+	}
+	newcomer.inherit(nil)
+	newcomer.inherit([]byte("\xff\n\n/\n"))
+	if err := newcomer.lost(); err != nil {
+		t.Error(err)
+	}
+}
+
+// FuzzInheritFilters: the bytes come from another release.
+func FuzzInheritFilters(f *testing.F) {
+	f.Add([]byte("default/a\nb/c"))
+	f.Fuzz(func(t *testing.T, lines []byte) {
+		in := newFilters(Config{Log: func(string) *slog.Logger { return slog.New(slog.DiscardHandler) }})
+		in.inherit(lines)
+		if err := in.lost(); err != nil {
+			t.Error(err)
+		}
+	})
+}

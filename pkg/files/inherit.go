@@ -45,6 +45,7 @@ func (f *Files) Export() map[string][]byte {
 	if snap := f.publisher.Published(); snap != nil {
 		state[StateResources] = marshalSnapshot(snap)
 	}
+	state[stateFilters] = f.filters.export()
 	return state
 }
 
@@ -76,6 +77,7 @@ func (f *Files) Import(state map[string][]byte, _ func(component string) io.Read
 			}
 		}
 	}
+	f.filters.inherit(state[stateFilters])
 	f.ImportLast(state)
 }
 

@@ -20,6 +20,8 @@ const (
 	stateVIPs = "vips"
 	// StateResources is what marshalSnapshot writes.
 	StateResources = "resources"
+	// stateFilters is the EnvoyFilters that Envoy has taken: namespace/name, a line each.
+	stateFilters = "envoyfilters"
 )
 
 // Fields of the serialized resources: clusters and listeners are messages of a name and

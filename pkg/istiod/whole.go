@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc"
 
 	"understudy.mesh/pkg/istiod/internal/wire"
-	"understudy.mesh/pkg/xds"
 )
 
 // wholeStream shows a stream to istiod of whole states (SotW) as one of increments, for an agent that was told to speak that. Of
@@ -79,22 +78,22 @@ func (s *wholeStream) Send(req *discoveryv3.DeltaDiscoveryRequest) error {
 }
 
 // Recv is istiod's next response.
-func (s *wholeStream) Recv() (*xds.Response, error) {
+func (s *wholeStream) Recv() (*discoveryv3.DeltaDiscoveryResponse, error) {
 	resp, err := s.conn.Recv()
 	if err != nil {
 		return nil, err
 	}
 	url := resp.GetTypeUrl()
-	out := &xds.Response{Type: url, Nonce: resp.GetNonce()}
+	out := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: url, Nonce: resp.GetNonce(), SystemVersionInfo: resp.GetVersionInfo()}
 	names := make(map[string]struct{}, len(resp.GetResources()))
 	for _, body := range resp.GetResources() {
-		name := ""
+		r := &discoveryv3.Resource{Version: resp.GetVersionInfo(), Resource: body}
 		if passes(url) {
-			if name = wire.ResourceName(body.GetValue()); name != "" {
-				names[name] = struct{}{}
+			if r.Name = wire.ResourceName(body.GetValue()); r.Name != "" {
+				names[r.Name] = struct{}{}
 			}
 		}
-		out.Add(body.GetTypeUrl(), xds.NewResource(name, body.GetValue()))
+		out.Resources = append(out.Resources, r)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,7 +103,7 @@ func (s *wholeStream) Recv() (*xds.Response, error) {
 	if sendsAll(url) {
 		for _, name := range slices.Sorted(maps.Keys(t.held)) {
 			if _, still := names[name]; !still {
-				out.Removed = append(out.Removed, name)
+				out.RemovedResources = append(out.RemovedResources, name)
 			}
 		}
 		t.held = names

@@ -159,6 +159,32 @@ func TestUpgradeWithFilters(t *testing.T) {
 	t.Logf("%d requests", asked.Load())
 }
 
+// TestUpgradeWouldLoseFilter: an Envoy that does not take a filter which the one before has does not take over from it.
+func TestUpgradeWouldLoseFilter(t *testing.T) {
+	t.Parallel()
+	p := newSlotPod(t, lab.SlotsOptions{})
+	p.slots.Write(t, "filters.yaml", strings.Replace(fmt.Sprintf(luaFilter, "on"), "portNumber: 8081", "portNumber: 8080", 1))
+	p.start(t, 0, p.older, 1, 0)
+	p.mustServe(t, 0, p.older)
+	path := filepath.Join(p.Dir, "envoy-without-lua")
+	must(t, os.WriteFile(path, []byte("#!/bin/sh\ncase \" $* \" in *' --mode validate '*) echo there is no Lua; exit 1;; esac\nexec "+envoyReal+" \"$@\"\n"), 0o755))
+	without := p.newer
+	without.Name, without.Envoy, without.Files = "proxy:without-lua", path, map[string]string{envoyReal: p.newer.Envoy}
+	p.start(t, 1, without, 2, 1)
+	eventually(t, "the newcomer says why it does not take over", func() error {
+		return contains(p.slot(1).Log.String(), "default/lua: Envoy does not take it: there is no Lua")
+	})
+	p.slot(1).Log.WaitFor(t, "Envoy serves")
+	for range 20 { // a newcomer that is ready takes over in less than these
+		must(t, headers(t.Context(), p.Out, "8080", map[string]string{"x-lua": "on"}))
+	}
+	if err := p.inRole(0, "handing-off"); err != nil {
+		t.Error(err)
+	}
+	must(t, os.Remove(filepath.Join(p.slots.HostConfig, "mesh", "filters.yaml"))) // as its owner decides
+	p.waitRole(t, 1, roleServing)
+}
+
 // TestEnvoyFilter: filters of documents work on the traffic that they are for, come, change and go while the pod serves,
 // with a Wasm module that is late too; a bad one is named, and the others apply.
 func TestEnvoyFilter(t *testing.T) {

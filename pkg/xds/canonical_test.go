@@ -1,4 +1,4 @@
-package canonical_test
+package xds_test
 
 import (
 	"testing"
@@ -12,13 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"understudy.mesh/pkg/xds/internal/canonical"
-)
-
-const (
-	clusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
-	listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
-	routeType    = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+	"understudy.mesh/pkg/xds"
 )
 
 // scrambled are bytes of m in which maps have another order than in body, if it has a map that can have one.
@@ -105,10 +99,10 @@ func TestSameInAnotherOrder(t *testing.T) {
 		"no messages":              {clusterType, []byte("\xff1"), []byte("\xff2"), false},
 		"cut off":                  {clusterType, []byte("\n\x05a"), []byte("\n\x05b"), false},
 	} {
-		if got := canonical.Same(tc.url, tc.a, tc.b); got != tc.want {
+		if got := xds.Same(tc.url, tc.a, tc.b); got != tc.want {
 			t.Errorf("%s: %v, want %v", name, got, tc.want)
 		}
-		if !canonical.Same(tc.url, tc.a, tc.a) {
+		if !xds.Same(tc.url, tc.a, tc.a) {
 			t.Errorf("%s: not the same as itself", name)
 		}
 	}
@@ -122,11 +116,11 @@ func FuzzSame(f *testing.F) {
 	}
 	f.Add([]byte("\xca\x01\x0e"+entry("a")+entry("b")), []byte("\xca\x01\x0e"+entry("b")+entry("a")))
 	f.Fuzz(func(t *testing.T, a, b []byte) {
-		got := canonical.Same(clusterType, a, b)
-		if got != canonical.Same(clusterType, b, a) {
+		got := xds.Same(clusterType, a, b)
+		if got != xds.Same(clusterType, b, a) {
 			t.Error("another answer the other way round")
 		}
-		if !canonical.Same(clusterType, a, a) {
+		if !xds.Same(clusterType, a, a) {
 			t.Error("not the same as itself")
 		}
 		var one, two clusterv3.Cluster

@@ -69,12 +69,7 @@ func (t *trip) imageBy(ctx context.Context, image registry.Reference, credential
 		ManifestMediaTypes: []string{typeImage, typeDockerImage, typeIndex, typeDockerIndex},
 		Client: &auth.Client{
 			Client: t.client(), Cache: auth.NewCache(), ClientID: "understudy",
-			Credential: func(_ context.Context, host string) (auth.Credential, error) {
-				if host != image.Host() {
-					return auth.EmptyCredential, nil
-				}
-				return credential, nil
-			},
+			Credential: auth.StaticCredential(image.Host(), credential),
 		},
 	}
 	f := &fetched{}

@@ -458,6 +458,25 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// TestSweepLeavesWhatIsWritten: however long a pull takes, in whatever process.
+func TestSweepLeavesWhatIsWritten(t *testing.T) {
+	s := newStore(t, nil)
+	path := filepath.Join(t.TempDir(), "m")
+	writeFile(t, path, sample(1))
+	other := New(s.cfg)
+	other.now = func() time.Time { return time.Now().Add(time.Hour) }
+	s.step = func(at string) {
+		if at == "written" {
+			if err := other.sweep(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if m, err := resolve(t, s, Source{URL: "file://" + path}); err != nil || m.SHA256 != sum(sample(1)) {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
+
 // asVictim has the test binary write a module, and end by SIGKILL at a step; asDir is where.
 const asVictim, asDir = "UNDERSTUDY_TEST_WASM_STEP", "UNDERSTUDY_TEST_WASM_DIR"
 

@@ -110,6 +110,7 @@ var layers = []layer{
 	{path: "pkg/logging"},
 	// istio.io/api: the document. cncf/xds: TypedStruct, which carries a message whose type is not linked.
 	{path: "pkg/envoyfilter", outside: append([]string{"istio.io/api", "github.com/cncf/xds"}, envoyTypes...)},
+	{path: "pkg/mesh/wasmplugin", module: []string{"pkg/mesh/internal/document", "pkg/wasm"}, outside: []string{"istio.io/api"}},
 	// x/sys: a file of the directory is opened so that a FIFO or a device cannot block.
 	// go.yaml.in: the parser below sigs.k8s.io/yaml, without the way round JSON text.
 	// dns: whom an Envoy asks.

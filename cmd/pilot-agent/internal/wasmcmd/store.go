@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -16,11 +17,13 @@ import (
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/logging"
+	"understudy.mesh/pkg/mesh/wasmplugin"
 	"understudy.mesh/pkg/wasm"
 )
 
 const pullHelp = `Fetches a module as the agent does, has an Envoy try it, and puts it into the pod's store, where the agent finds it.
 REF is the name of an image, or a URL: oci://, http://, https://, file://. A tag is asked for again, whatever the store has.
+With --filename it is the module of each WasmPlugin in that file, which is tried with the plugin's own configuration.
 It takes the environment of "pilot-agent proxy", for certificates, mirrors and pull secrets.`
 
 const cacheHelp = `Lists the modules in the pod's store, the longest unused first. With --prune it takes away before that what nobody uses,
@@ -28,6 +31,9 @@ but for what was fetched or used within the last ten minutes.`
 
 // maxSecretFile bounds a file with credentials: what the API server takes of a Secret.
 const maxSecretFile = 1 << 20
+
+// maxPluginFile bounds a file with WasmPlugins: what a ConfigMap takes of one.
+const maxPluginFile = 1 << 20
 
 // storeConfig is what the settings say of the store.
 func storeConfig(cfg *config.Config, dir string, log *slog.Logger) (wasm.Config, error) {
@@ -47,33 +53,31 @@ type pullOptions struct {
 	pluginOptions
 	output              cli.Output
 	dir, secret, sha256 string
+	filename            string
 	wait                time.Duration
 }
 
 func newPullCommand(e *cli.Env, load Load) *cobra.Command {
 	var o pullOptions
 	cmd := &cobra.Command{
-		Use:   "pull REF",
+		Use:   "pull [REF]",
 		Short: "Fetch a module into the pod's store, and say what is wrong if that fails",
 		Long:  pullHelp,
-		Args:  cobra.ExactArgs(1),
+		Args:  cobra.MaximumNArgs(1),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := o.output.Check(); err != nil {
 			return err
 		}
-		m, err := o.pull(e, cmd, load, args[0])
+		cfg, _, err := load(e, cmd, config.Sidecar)
 		if err != nil {
 			return err
 		}
-		if o.output.IsJSON() {
-			return cli.PrintJSON(e.Stdout, m)
+		wanted, err := o.wanted(args, cfg.PodNamespace)
+		if err != nil {
+			return err
 		}
-		fmt.Fprintf(e.Stdout, "sha256: %s\nfile: %s\nbytes: %d\n", m.SHA256, m.Path, m.Size)
-		if m.Digest != "" {
-			fmt.Fprintf(e.Stdout, "manifest: sha256:%s\n", m.Digest)
-		}
-		return nil
+		return o.pull(e, cmd, cfg, wanted)
 	}
 	cli.AddSettings(cmd.Flags(), false)
 	o.output.AddFlag(cmd, "o")
@@ -81,6 +85,7 @@ func newPullCommand(e *cli.Env, load Load) *cobra.Command {
 	addDirFlag(cmd, &o.dir)
 	cmd.Flags().StringVar(&o.secret, "secret", "", "pull secret: the name of one that is mounted, or a file with a dockerconfigjson (with a / in its name)")
 	cmd.Flags().StringVar(&o.sha256, "sha256", "", "what is wanted: SHA-256 of the module, or of the image's manifest")
+	cmd.Flags().StringVarP(&o.filename, "filename", "f", "", "file with WasmPlugins, instead of REF")
 	cmd.Flags().DurationVar(&o.wait, "wait", 0, "go on trying for so long, instead of once")
 	return cmd
 }
@@ -89,30 +94,55 @@ func addDirFlag(cmd *cobra.Command, dir *string) {
 	cmd.Flags().StringVar(dir, "dir", wasm.DefaultDir, "directory of the store")
 }
 
-func (o pullOptions) pull(e *cli.Env, cmd *cobra.Command, load Load, ref string) (wasm.Module, error) {
-	cfg, _, err := load(e, cmd, config.Sidecar)
-	if err != nil {
-		return wasm.Module{}, err
+// wanted are the modules that the command line asks for, by the names of their plugins; the name of REF is "".
+func (o pullOptions) wanted(args []string, namespace string) ([]wasmplugin.Plugin, error) {
+	if o.filename == "" {
+		if len(args) == 0 {
+			return nil, &cli.UsageError{Err: errors.New("give the module that is to be fetched, or a file with WasmPlugins: --filename")}
+		}
+		src := wasm.Source{URL: args[0], SHA256: o.sha256}
+		var err error
+		if src.Plugin, err = o.plugin(); err == nil {
+			err = o.readSecret(&src)
+		}
+		return []wasmplugin.Plugin{{Source: src}}, err
 	}
+	if len(args) > 0 || o.sha256 != "" || o.pluginOptions != (pluginOptions{}) {
+		return nil, &cli.UsageError{Err: errors.New("flag --filename: a WasmPlugin says itself which module, of which hash and with which configuration")}
+	}
+	data, err := readFile(o.filename, maxPluginFile)
+	if err != nil {
+		return nil, fmt.Errorf("flag --filename: %w", err)
+	}
+	plugins, err := wasmplugin.Read(data, namespace)
+	if err == nil && len(plugins) == 0 {
+		err = errors.New("there is no WasmPlugin in it")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.filename, err)
+	}
+	for i := range plugins {
+		if o.secret != "" {
+			plugins[i].Source.Secret = ""
+			err = errors.Join(err, o.readSecret(&plugins[i].Source))
+		}
+	}
+	return plugins, err
+}
+
+func (o pullOptions) pull(e *cli.Env, cmd *cobra.Command, cfg *config.Config, wanted []wasmplugin.Plugin) error {
 	log, err := e.Log(cmd)
 	if err != nil {
-		return wasm.Module{}, err
+		return err
 	}
 	c, err := storeConfig(cfg, o.dir, logging.For(log, "wasm"))
 	if err != nil {
-		return wasm.Module{}, err
-	}
-	src := wasm.Source{URL: ref, SHA256: o.sha256, Policy: wasm.Always, Once: o.wait == 0}
-	if src.Plugin, err = o.plugin(); err != nil {
-		return wasm.Module{}, err
-	}
-	if err := o.readSecret(&src); err != nil {
-		return wasm.Module{}, err
+		return err
 	}
 	if cfg.WasmCheck {
 		helper, dir, err := newHelper(e, cfg)
 		if err != nil {
-			return wasm.Module{}, fmt.Errorf("make a directory for an Envoy: %w", err)
+			return fmt.Errorf("make a directory for an Envoy: %w", err)
 		}
 		defer os.RemoveAll(dir)
 		c.Envoy = helper
@@ -123,7 +153,35 @@ func (o pullOptions) pull(e *cli.Env, cmd *cobra.Command, load Load, ref string)
 		ctx, cancel = context.WithTimeout(ctx, o.wait)
 		defer cancel()
 	}
-	return wasm.New(c).Resolve(ctx, src)
+	store := wasm.New(c)
+	var errs []error
+	for _, p := range wanted {
+		p.Source.Policy, p.Source.Once = wasm.Always, o.wait == 0
+		m, err := store.Resolve(ctx, p.Source)
+		if err == nil {
+			err = o.show(e.Stdout, p, m)
+		}
+		if err != nil && p.Name != "" {
+			err = fmt.Errorf("WasmPlugin %s/%s: %w", p.Namespace, p.Name, err)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// show prints what was fetched.
+func (o pullOptions) show(w io.Writer, p wasmplugin.Plugin, m wasm.Module) error {
+	if o.output.IsJSON() {
+		return cli.PrintJSON(w, m)
+	}
+	if p.Name != "" {
+		fmt.Fprintf(w, "plugin: %s/%s\n", p.Namespace, p.Name)
+	}
+	fmt.Fprintf(w, "sha256: %s\nfile: %s\nbytes: %d\n", m.SHA256, m.Path, m.Size)
+	if m.Digest != "" {
+		fmt.Fprintf(w, "manifest: sha256:%s\n", m.Digest)
+	}
+	return nil
 }
 
 // readSecret takes the pull secret from a file, or by its name.

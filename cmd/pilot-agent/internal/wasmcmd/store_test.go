@@ -57,6 +57,25 @@ func TestPullAndCache(t *testing.T) {
 	}
 }
 
+// plugin is a WasmPlugin for a module.
+func plugin(name, url string) string {
+	return "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: " + name + "}\nspec: {url: \"" + url + "\", imagePullSecret: none, failStrategy: FAIL_OPEN, pluginConfig: {a: 1}}\n---\n"
+}
+
+func TestPullOfPlugins(t *testing.T) {
+	binary, dir := "--binaryPath="+realenvoy.Path(t, root), "--dir="+filepath.Join(t.TempDir(), "store")
+	good := plugin("good", served(t, proxywasm.Module{}.Bytes()))
+	bad := plugin("bad", served(t, proxywasm.Module{Configure: proxywasm.Refuses}.Bytes()))
+	status, stdout, stderr := runCommand(t, []string{"POD_NAMESPACE=shop"}, "pull", binary, dir, "-f", file(t, "plugins.yaml", []byte(bad+good)))
+	if status != 1 || !strings.Contains(stdout, "plugin: shop/good\nsha256: ") || strings.Contains(stdout, "bad") || !strings.Contains(stderr, "WasmPlugin shop/bad: Envoy does not start it: ") {
+		t.Errorf("%d, %s%s", status, stdout, stderr)
+	}
+	status, stdout, stderr = runCommand(t, nil, "pull", binary, dir, "-f", file(t, "plugin.yaml", []byte(good)), "--secret="+file(t, "secret", []byte(`{"auths":{}}`)))
+	if status != 0 || !strings.Contains(stdout, "plugin: default/good\n") {
+		t.Errorf("%d, %s%s", status, stdout, stderr)
+	}
+}
+
 func TestPullWithoutATry(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "store")
 	url := served(t, proxywasm.Module{Configure: proxywasm.Refuses}.Bytes())
@@ -91,7 +110,13 @@ func TestPullSaysWhatIsWrong(t *testing.T) {
 		{"an address that is blocked", []string{"BLOCKED_CIDRS_IN_WASM_FETCH=127.0.0.0/8"}, []string{url}, 1, "127.0.0.1 is in 127.0.0.0/8"},
 		{"no address", []string{"BLOCKED_CIDRS_IN_WASM_FETCH=localhost"}, []string{url}, 1, "want ranges of addresses"},
 		{"a module that is too large", []string{"ISTIO_WASM_MAX_BINARY_SIZE_BYTES=100"}, []string{url}, 1, "more than 100 bytes"},
-		{"no argument", nil, nil, 2, "accepts 1 arg"},
+		{"no argument", nil, nil, 2, "give the module that is to be fetched"},
+		{"two arguments", nil, []string{url, url}, 2, "accepts at most 1 arg"},
+		{"a file and a module", nil, []string{url, "--filename=a"}, 2, "says itself which module"},
+		{"a file and a configuration", nil, []string{"--root-id=a", "--filename=a"}, 2, "says itself which module"},
+		{"no such file", nil, []string{"--filename=/none"}, 1, "flag --filename: open /none"},
+		{"a file without a plugin", nil, []string{"-f", file(t, "pod.yaml", []byte("kind: Pod"))}, 1, "there is no WasmPlugin in it"},
+		{"a plugin that is bad", nil, []string{"-f", file(t, "bad.yaml", []byte(plugin("bad", "")))}, 1, `document 1, WasmPlugin "bad": spec.url: is missing`},
 		{"another form", nil, []string{url, "-o", "xml"}, 2, "give table or json"},
 	} {
 		args := append([]string{"pull", "--dir=" + filepath.Join(t.TempDir(), "store")}, tc.args...)

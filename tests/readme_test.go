@@ -185,7 +185,7 @@ func TestFlagsInPapers(t *testing.T) {
 	var help strings.Builder
 	for program, commands := range map[string][]string{
 		"pilot-agent":      {"proxy", "wait", "request", "upgrade-status", "dns lookup", "dns cache", "doctor capture", "doctor trace", "istio-iptables", "wasm verify", "wasm pull", "wasm cache"},
-		"sidecar-injector": {"serve", "inject", "explain", "import"},
+		"sidecar-injector": {"serve", "inject", "explain", "import", "sidecarset"},
 	} {
 		binary := buildCommand(t, program)
 		for _, command := range commands {

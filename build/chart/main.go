@@ -1,5 +1,6 @@
-// Command chart renders the Helm chart of the injector as `helm template` does, by Helm's own engine, into the one file that
-// `kubectl apply` takes. It is a module of its own, so that nothing that ships needs what Helm needs.
+// Command chart renders a Helm chart as `helm template` does, by Helm's own engine: that of the injector into the one file that
+// `kubectl apply` takes, and single templates of any other. It is a module of its own, so that nothing that ships needs what Helm
+// needs.
 package main
 
 import (
@@ -8,14 +9,17 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/common/util"
+	v2 "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/engine"
+	"helm.sh/helm/v4/pkg/strvals"
 )
 
 const (
@@ -33,9 +37,20 @@ metadata:
 `
 
 func main() {
-	chart := flag.String("chart", "deploy/chart", "the chart's directory")
+	dir := flag.String("chart", "deploy/chart", "the chart's `directory`")
+	r := installation{values: map[string]any{}}
+	flag.StringVar(&r.release, "release", release, "`name` of the release")
+	flag.StringVar(&r.namespace, "namespace", namespace, "`namespace` of the release")
+	only := flag.String("show-only", "", "print these templates of the chart alone, `a.yaml,b.yaml`, in this order; without it, the whole chart of the injector")
+	flag.Func("set", "a value of the chart, `KEY=VALUE` (repeatable)", func(text string) error { return strvals.ParseInto(text, r.values) })
 	flag.Parse()
-	text, err := render(*chart, nil)
+	var text string
+	var err error
+	if *only == "" {
+		text, err = render(*dir, r.values)
+	} else {
+		text, err = r.show(*dir, strings.Split(*only, ","))
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -43,21 +58,57 @@ func main() {
 	fmt.Print(text)
 }
 
-// render is the namespace, the chart's definitions and its manifests with these values over its own, in the order in which they
+// installation is what a chart is rendered for.
+type installation struct {
+	release, namespace string
+	values             map[string]any // over the chart's own
+}
+
+// render is what the templates of a chart come to, by their paths, which begin with the chart's name.
+func (r installation) render(c *v2.Chart) (map[string]string, error) {
+	options := common.ReleaseOptions{Name: r.release, Namespace: r.namespace, Revision: 1, IsInstall: true}
+	all, err := util.ToRenderValues(c, r.values, options, common.DefaultCapabilities)
+	if err != nil {
+		return nil, fmt.Errorf("read the values of %s: %w", c.Name(), err)
+	}
+	rendered, err := engine.Engine{}.Render(c, all)
+	if err != nil {
+		return nil, fmt.Errorf("render %s: %w", c.Name(), err)
+	}
+	return rendered, nil
+}
+
+// show is some of the templates of the chart in a directory. One that renders to nothing is an error: who names it wants it.
+func (r installation) show(dir string, names []string) (string, error) {
+	c, err := loader.Load(dir)
+	if err != nil {
+		return "", fmt.Errorf("load the chart %s: %w", dir, err)
+	}
+	rendered, err := r.render(c)
+	if err != nil {
+		return "", err
+	}
+	var out strings.Builder
+	for _, name := range names {
+		text := strings.TrimSpace(rendered[path.Join(c.Name(), "templates", name)])
+		if text == "" {
+			return "", fmt.Errorf("-show-only %s: the chart %s has no such template, or nothing comes of it with these values", name, dir)
+		}
+		fmt.Fprintf(&out, "---\n%s\n", text)
+	}
+	return out.String(), nil
+}
+
+// render is the namespace, the injector's definitions and its manifests with these values over its own, in the order in which they
 // can be applied.
 func render(dir string, values map[string]any) (string, error) {
 	c, err := loader.Load(dir)
 	if err != nil {
 		return "", fmt.Errorf("load the chart %s: %w", dir, err)
 	}
-	options := common.ReleaseOptions{Name: release, Namespace: namespace, Revision: 1, IsInstall: true}
-	all, err := util.ToRenderValues(c, values, options, common.DefaultCapabilities)
+	rendered, err := installation{release, namespace, values}.render(c)
 	if err != nil {
-		return "", fmt.Errorf("read the values of %s: %w", dir, err)
-	}
-	rendered, err := engine.Engine{}.Render(c, all)
-	if err != nil {
-		return "", fmt.Errorf("render %s: %w", dir, err)
+		return "", err
 	}
 	documents := []string{namespaceManifest}
 	for _, crd := range c.CRDObjects() {

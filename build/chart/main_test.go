@@ -69,3 +69,23 @@ func TestValues(t *testing.T) {
 		}
 	}
 }
+
+// TestShowOnly: single templates come in the order in which they are named, with the release's values; one that is not there is an error.
+func TestShowOnly(t *testing.T) {
+	r := installation{"other", "elsewhere", map[string]any{"image": "r/i:1"}}
+	text, err := r.show(chart, []string{"deployment.yaml", "configuration.yaml"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	deployment, configuration := strings.Index(text, "\nkind: Deployment\n"), strings.Index(text, "\nkind: MutatingWebhookConfiguration\n")
+	if deployment < 0 || configuration < deployment || !strings.Contains(text, "namespace: elsewhere\n") || !strings.Contains(text, `"r/i:1"`) || strings.Contains(text, "kind: ClusterRole") {
+		t.Errorf("got\n%s", text)
+	}
+	if _, err := r.show(chart, []string{"none.yaml"}); err == nil || !strings.Contains(err.Error(), "-show-only none.yaml") {
+		t.Errorf("of a template that is not there: %v", err)
+	}
+	r.values = map[string]any{"profile": nil}
+	if _, err := r.show(chart, []string{"profile.yaml"}); err == nil {
+		t.Error("a template that renders to nothing passes")
+	}
+}

@@ -77,10 +77,9 @@ func command(stdin io.Reader) *cobra.Command {
 			return err
 		},
 	})
-	root.AddCommand(newExplainCommand(stdin), newInjectCommand(stdin), newServeCommand(), newImportCommand(stdin))
+	root.AddCommand(newExplainCommand(stdin), newInjectCommand(stdin), newServeCommand(), newImportCommand(stdin), newSidecarSetCommand(stdin))
 	for use, short := range map[string]string{
-		"sidecarset": "Print the settings as an OpenKruise SidecarSet",
-		"restart":    "Restart the workloads of a namespace",
+		"restart": "Restart the workloads of a namespace",
 	} {
 		root.AddCommand(&cobra.Command{
 			Use:                use,

@@ -32,7 +32,7 @@ func TestRun(t *testing.T) {
 		{"explain -f missing.yaml", 1, "", "missing.yaml"},
 		{"explain -f - -o yaml", 2, "", `flag -o: "yaml": give json`},
 		{"explain -f - --expect yes", 2, "", `flag --expect: "yes": give inject or skip`},
-		{"sidecarset -n ns", 1, "", "sidecarset: not in this release"},
+		{"sidecarset -n ns --offline", 1, "", "hotUpgrade.emptyImage is empty"},
 		{"restart -n ns --dry-run", 1, "", "restart: not in this release"},
 		{"", 2, "", "a command is required"},
 		{"bogus", 2, "", `unknown command "bogus"`},

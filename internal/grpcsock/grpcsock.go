@@ -18,10 +18,11 @@ const (
 	keepaliveTime    = 30 * time.Second
 	keepaliveTimeout = 10 * time.Second
 	keepaliveMin     = 15 * time.Second
-	// connBuffer is the size of gRPC's read buffer and of its write buffer for each
-	// connection, which it allocates at 32 KiB and keeps: a system call on a Unix socket
-	// is cheap, an agent's memory is multiplied by the number of pods.
-	connBuffer = 4 << 10
+	// readBuffer is the size of gRPC's read buffer for each connection, which it allocates at 32 KiB and keeps: a
+	// system call on a Unix socket is cheap, an agent's memory is multiplied by the number of pods.
+	readBuffer = 4 << 10
+	// writeBuffer is that of its write buffer, which goes back to a pool each time that it is empty.
+	writeBuffer = 64 << 10
 )
 
 // Limits bound what a client may do.
@@ -49,8 +50,8 @@ func New(l net.Listener, what string, limits Limits) *Server {
 			grpc.ForceServerCodecV2(Codec()),
 			grpc.MaxRecvMsgSize(limits.Request),
 			grpc.MaxConcurrentStreams(limits.Streams),
-			grpc.ReadBufferSize(connBuffer),
-			grpc.WriteBufferSize(connBuffer),
+			grpc.ReadBufferSize(readBuffer),
+			grpc.WriteBufferSize(writeBuffer),
 			grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 			grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMin, PermitWithoutStream: true}),
 			grpc.WaitForHandlers(true),

@@ -78,8 +78,8 @@ func (b *builder) proxyEnv(slot string) []corev1.EnvVar {
 	v.add(appsVariable, strings.Join(apps, ","))
 	b.addMetadata(&v)
 	if b.hot {
-		v.field("SIDECARSET_VERSION", "metadata.annotations['"+contract.VersionAnnotation+slot+"']")
-		v.field("SIDECARSET_VERSION_ALT", "metadata.annotations['"+contract.VersionAltAnnotation+slot+"']")
+		v.field(versionVariable, "metadata.annotations['"+contract.VersionAnnotation+slot+"']")
+		v.field(versionAltVariable, "metadata.annotations['"+contract.VersionAltAnnotation+slot+"']")
 	}
 	if len(b.probes) > 0 {
 		v.add(probersVariable, asJSON(b.probes))
@@ -109,11 +109,18 @@ func (b *builder) addMetadata(v *variables) {
 	v.add("ISTIO_META_INTERCEPTION_MODE", string(*s.Capture.Mode))
 	v.addSet(networkVariable, b.network())
 	w := b.workload()
-	v.addSet("ISTIO_META_WORKLOAD_NAME", w.Name)
+	v.addSet(workloadVariable, w.Name)
 	if w.Name != "" && w.APIVersion != "" {
 		v.add("ISTIO_META_OWNER", fmt.Sprintf("kubernetes://apis/%s/namespaces/%s/%ss/%s", w.APIVersion, w.namespace, strings.ToLower(w.Kind), w.Name))
 	}
 }
+
+// Variables that Kruise sets, or takes from elsewhere.
+const (
+	versionVariable    = "SIDECARSET_VERSION"
+	versionAltVariable = "SIDECARSET_VERSION_ALT"
+	workloadVariable   = "ISTIO_META_WORKLOAD_NAME"
+)
 
 // Variables that the webhook's URL may set.
 const (

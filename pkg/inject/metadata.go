@@ -69,6 +69,9 @@ func (b *builder) annotateNew(name, value string) {
 	}
 }
 
+// tlsLabel says that a pod takes mutual TLS.
+const tlsLabel = "security.istio.io/tlsMode"
+
 // maxLabel is how long the value of a label may be.
 const maxLabel = 63
 
@@ -91,7 +94,7 @@ func (b *builder) writeMetadata() {
 	b.label("service.istio.io/canonical-name", name)
 	b.label("service.istio.io/canonical-revision", cmp.Or(said["app.kubernetes.io/version"], said["version"], "latest"))
 	if !b.files() { // where nobody gives it a certificate, a peer that believed this label could not reach the pod
-		b.label("security.istio.io/tlsMode", "istio")
+		b.label(tlsLabel, "istio")
 	}
 	b.label("topology.istio.io/network", b.network())
 

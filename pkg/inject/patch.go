@@ -41,6 +41,15 @@ type builder struct {
 	warnings            []string
 }
 
+func newBuilder(p *podView, s *profile.Settings, env Environment) *builder {
+	b := &builder{pod: p, settings: s, env: env, uid: contract.ProxyUID, gid: contract.ProxyUID, hot: s.Hot()}
+	b.native = *s.Proxy.Native == profile.NativeAlways || *s.Proxy.Native == profile.NativeAuto && env.Native
+	b.labels, b.annotations = map[string]string{}, map[string]string{}
+	maps.Copy(b.labels, p.Metadata.Labels)
+	maps.Copy(b.annotations, p.Metadata.Annotations)
+	return b
+}
+
 // Patch returns the JSON patch that injects a pod, the text of which is raw; nil if there is nothing to do, because it is
 // injected already. It changes nothing of the application's but the leaves of probes and hooks. An error is for the user: nothing is
 // injected then.
@@ -49,11 +58,7 @@ func Patch(raw []byte, s *profile.Settings, env Environment) (ops []byte, warnin
 	if err != nil {
 		return nil, nil, err
 	}
-	b := &builder{pod: p, settings: s, env: env, uid: contract.ProxyUID, gid: contract.ProxyUID, hot: s.Hot()}
-	b.native = *s.Proxy.Native == profile.NativeAlways || *s.Proxy.Native == profile.NativeAuto && env.Native
-	b.labels, b.annotations = map[string]string{}, map[string]string{}
-	maps.Copy(b.labels, p.Metadata.Labels)
-	maps.Copy(b.annotations, p.Metadata.Annotations)
+	b := newBuilder(p, s, env)
 	hash, err := b.hash()
 	if err != nil {
 		return nil, nil, err

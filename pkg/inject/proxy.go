@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -20,6 +21,8 @@ const (
 	readyPath                      = "/healthz/ready"
 )
 
+var errNoImage = errors.New("proxy.image is empty: set it in a SidecarProfile, or the pod's annotation sidecar.istio.io/proxyImage")
+
 // slot is one container of the proxy.
 type slot struct {
 	name  string
@@ -35,7 +38,7 @@ func (b *builder) slots() ([]slot, error) {
 		return nil, err
 	}
 	if *b.settings.Proxy.Image == "" {
-		return nil, fmt.Errorf("proxy.image is empty: set it in a SidecarProfile, or the pod's annotation sidecar.istio.io/proxyImage")
+		return nil, errNoImage
 	}
 	names := []string{contract.ProxyContainer}
 	if b.hot {

@@ -8,7 +8,6 @@ import (
 	"sync"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 
 	"understudy.mesh/pkg/istiod/internal/extension"
 	"understudy.mesh/pkg/xds"
@@ -55,15 +54,15 @@ func (l *lacking) begin(node *corev3.Node) {
 }
 
 // take takes in a response, and returns those extensions that Envoy lacks and that were not returned before.
-func (l *lacking) take(resp *discoveryv3.DeltaDiscoveryResponse) (news []string) {
+func (l *lacking) take(resp *xds.Response) (news []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, name := range resp.GetRemovedResources() {
-		delete(l.resources, xds.ID{Type: resp.GetTypeUrl(), Name: name})
+	for _, name := range resp.Removed {
+		delete(l.resources, xds.ID{Type: resp.Type, Name: name})
 	}
-	for _, r := range resp.GetResources() {
-		id := xds.ID{Type: resp.GetTypeUrl(), Name: r.GetName()}
-		names := l.has.Lacks(r.GetResource().GetValue())
+	for _, r := range resp.Resources {
+		id := xds.ID{Type: resp.Type, Name: r.Name}
+		names := l.has.Lacks(r.Body)
 		if len(names) == 0 {
 			delete(l.resources, id)
 			continue
@@ -100,4 +99,11 @@ func (l *lacking) counts() map[string]int {
 		}
 	}
 	return counts
+}
+
+// lack has the log name the extensions that a response needs and Envoy lacks, each once.
+func (l *loop) lack(resp *xds.Response) {
+	if names := l.i.lacking.take(resp); len(names) > 0 {
+		l.i.log.Warn("istiod's configuration needs extensions that this Envoy lacks: it will refuse what has them", "extensions", strings.Join(names, ","), "remedy", lackRemedy)
+	}
 }

@@ -344,7 +344,7 @@ func (a *agent) pending(want string) {
 // envoy is one that does nothing of its own accord.
 type envoy struct {
 	t      *testing.T
-	stream deltaStream
+	stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 	close  func()
 }
 

@@ -3,7 +3,7 @@ package istiod
 import (
 	"time"
 
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"understudy.mesh/pkg/xds"
 )
 
 const (
@@ -30,14 +30,20 @@ func (g *giveBack) begin(wanted bool) {
 }
 
 // note takes in that istiod has said something.
-func (g *giveBack) note(resp *discoveryv3.DeltaDiscoveryResponse) {
+func (g *giveBack) note(resp *xds.Response) {
+	given := 0
+	for _, r := range resp.Resources {
+		given += len(r.Body)
+	}
+	g.add(given)
+}
+
+// add takes in that so many bytes more are in use no longer, or soon will not be.
+func (g *giveBack) add(bytes int) {
 	if g.timer == nil {
 		return
 	}
-	for _, r := range resp.GetResources() {
-		g.given += len(r.GetResource().GetValue())
-	}
-	if g.given >= muchGiven {
+	if g.given += bytes; g.given >= muchGiven {
 		g.pools = true
 		g.timer.Reset(g.after)
 	}
@@ -65,4 +71,11 @@ func (g *giveBack) end() {
 	if g.timer != nil {
 		g.timer.Stop()
 	}
+}
+
+// release gives memory back: what is in the file need not be there.
+func (l *loop) release() {
+	l.keep()
+	l.giveBack.done()
+	l.i.c.GiveBack()
 }

@@ -63,7 +63,10 @@ func (i *Istiod) Export() map[string][]byte {
 
 // ExportFiles are the resources, for a successor that knows them.
 func (i *Istiod) ExportFiles() map[string]func(io.Writer) error {
-	return map[string]func(io.Writer) error{StateResources: func(w io.Writer) error { return i.c.Relay.Export(w) }}
+	return map[string]func(io.Writer) error{StateResources: func(w io.Writer) error {
+		_, err := i.c.Relay.Export(w)
+		return err
+	}}
 }
 
 // ExportLast tells a successor nothing: by then it has a stream of its own, or nothing has changed.
@@ -137,16 +140,43 @@ type named struct {
 	Forwarded bool         `json:"forwarded,omitempty"`
 }
 
+// marshalNames is a list of these in JSON. There are ten thousand of them, which the encoder of the standard library is slow for.
 func marshalNames(hosts []table.Host) []byte {
-	list := make([]named, len(hosts))
+	b := append(make([]byte, 0, 2+64*len(hosts)), '[')
 	for k, h := range hosts {
-		list[k] = named(h)
+		if k > 0 {
+			b = append(b, ',')
+		}
+		b = appendString(append(b, `{"name":`...), h.Name)
+		for i, addr := range h.Addrs {
+			b = appendString(append(b, [...]string{`,"addrs":[`, `,`}[min(i, 1)]...), addr.String())
+		}
+		if len(h.Addrs) > 0 {
+			b = append(b, ']')
+		}
+		if h.VIP {
+			b = append(b, `,"vip":true`...)
+		}
+		if h.Forwarded {
+			b = append(b, `,"forwarded":true`...)
+		}
+		b = append(b, '}')
 	}
-	b, err := json.Marshal(list)
-	if err != nil {
-		return nil // it cannot fail
+	return append(b, ']')
+}
+
+// appendString appends a string in JSON.
+func appendString(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			quoted, err := json.Marshal(s)
+			if err != nil {
+				return append(b, `""`...) // it cannot fail
+			}
+			return append(b, quoted...)
+		}
 	}
-	return b
+	return append(append(append(b, '"'), s...), '"')
 }
 
 // unmarshalNames reads what marshalNames wrote, here or in another release.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/pkg/istiod/internal/store"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
 )
@@ -102,7 +103,7 @@ func New(c Config) *Istiod {
 	}
 	i.loop = loop{i: i, backoff: newBackoff(), silence: silence, patience: reconcilePatience, giveBack: giveBack{after: giveBackAfter}}
 	if c.LastGood != "" {
-		i.loop.lastGood.store, i.loop.lastGood.every = &store{path: c.LastGood, maxAge: c.LastGoodAge}, storeEvery
+		i.loop.lastGood.store, i.loop.lastGood.every = store.New(c.LastGood, c.LastGoodAge), storeEvery
 	}
 	return i
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/pkg/istiod/internal/store"
+	"understudy.mesh/pkg/xds"
 )
 
 const (
@@ -27,7 +29,7 @@ const (
 
 // lastGood keeps what istiod has said over a restart of the container. The zero value keeps nothing.
 type lastGood struct {
-	store   *store
+	store   *store.Store
 	after   *time.Timer   // until Envoy gets what was kept; nil: Envoy has not asked yet, or there is no need any more
 	over    bool          // there is none
 	every   time.Duration // storeEvery
@@ -75,7 +77,7 @@ func (l *loop) restore() {
 		return
 	}
 	l.heard()
-	healthy, err := l.lastGood.store.load(storedKey(l.i.c.Relay.Node(), l.i.c.Dial.Address), time.Now(), l.adopt)
+	healthy, err := l.lastGood.store.Load(store.Key(l.i.c.Relay.Node(), l.i.c.Dial.Address), time.Now(), l.adopt)
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // the first start of the pod
 	case err != nil:
@@ -110,25 +112,20 @@ func (l *loop) adopt(names []byte, resources io.Reader) error {
 // keep writes what Envoy has, if it is what istiod says now.
 func (l *loop) keep() {
 	g, relay := &l.lastGood, l.i.c.Relay
-	if l.stream == nil || l.applied == 0 || !l.succession.over || !relay.Reconciled() {
+	if g.store == nil || l.stream == nil || l.applied == 0 || !l.succession.over || !relay.Reconciled() {
 		return
 	}
 	var err error
 	switch now := (content{relay.Given(), l.i.names.answered()}); {
-	case now == g.kept && g.store.own():
-		err = g.store.touch(time.Now())
+	case now == g.kept && g.store.Own():
+		err = g.store.Touch(time.Now())
 	case time.Now().Before(g.rest):
 		return // the file grows old meanwhile
 	default:
-		head := storedHead{Key: storedKey(relay.Node(), l.i.c.Dial.Address)}
-		if now.names != nil {
-			head.Names = marshalNames(*now.names)
-		}
-		err = g.store.save(head, func(w io.Writer) error { return relay.Export(w, secretType, extensionType) })
-		if err == nil {
+		if err = l.save(now); err == nil {
 			g.kept = now
 		}
-		g.rest = time.Now().Add(restAfter(g.store.size()))
+		g.rest = time.Now().Add(restAfter(g.store.Size()))
 	}
 	if err != nil {
 		g.kept = content{}
@@ -139,15 +136,44 @@ func (l *loop) keep() {
 	g.failing = err != nil
 }
 
+// save writes what there is. From then on the relay has the resources in the file, and not in memory.
+func (l *loop) save(now content) error {
+	g, relay := &l.lastGood, l.i.c.Relay
+	head := store.Head{Key: store.Key(relay.Node(), l.i.c.Dial.Address)}
+	if now.names != nil {
+		head.Names = marshalNames(*now.names)
+	}
+	var exported xds.Exported
+	begin, err := g.store.Save(head, func(w io.Writer) (err error) {
+		exported, err = relay.Export(w, secretType, extensionType)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	f, err := g.store.Open()
+	if err != nil {
+		return nil // the successor's is in its place already
+	}
+	l.giveBack.add(relay.Release(exported, f, begin))
+	return nil
+}
+
 // keepNow does so whenever the last time was.
 func (l *loop) keepNow() {
-	if l.lastGood.store != nil {
-		l.lastGood.rest = time.Time{}
-		l.keep()
-	}
+	l.lastGood.rest = time.Time{}
+	l.keep()
 }
 
 // restAfter is how long nothing is written after a file of this size.
 func restAfter(size int64) time.Duration {
 	return time.Duration(float64(size) / storeRate * float64(time.Second))
+}
+
+// repair fetches everything anew where Envoy cannot be given what it has asked for again.
+func (l *loop) repair() {
+	if err := l.i.c.Relay.Damaged(); err != nil {
+		l.i.log.Error("everything is fetched anew from istiod, as what was kept of its configuration cannot be read: is the volume of "+l.i.c.LastGood+" in order?", "err", err)
+		l.fetchAnew()
+	}
 }

@@ -2,7 +2,6 @@ package istiod
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -12,13 +11,13 @@ import (
 	"testing"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"understudy.mesh/pkg/istiod/internal/store"
 )
 
 // keeping has an agent keep what istiod says in a file, and look for it at once.
 func keeping(path string) func(*Istiod) {
 	return func(i *Istiod) {
-		i.loop.lastGood.store, i.loop.lastGood.every = &store{path: path, maxAge: time.Hour}, moment
+		i.loop.lastGood.store, i.loop.lastGood.every = store.New(path, time.Hour), moment
 	}
 }
 
@@ -169,7 +168,7 @@ func TestLastGoodAtTheEnd(t *testing.T) {
 			f := startFake(t)
 			path := filepath.Join(t.TempDir(), "istiod.resources")
 			a := newAgent(t, f, func(i *Istiod) {
-				i.loop.lastGood = lastGood{store: &store{path: path, maxAge: time.Hour}, every: time.Hour, rest: time.Now().Add(time.Hour)}
+				i.loop.lastGood = lastGood{store: store.New(path, time.Hour), every: time.Hour, rest: time.Now().Add(time.Hour)}
 			})
 			_, s := a.first(f)
 			s.send(nameTable("t1", "v.example=240.240.0.1"))
@@ -210,95 +209,46 @@ func TestLastGoodIsAnothers(t *testing.T) {
 		}
 	}
 	has("v.example")
-	other := &store{path: path}
-	if err := other.save(storedHead{Key: "other"}, func(io.Writer) error { return nil }); err != nil {
+	other := store.New(path, time.Hour)
+	if _, err := other.Save(store.Head{Key: "other"}, func(io.Writer) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	has("v.example")
 }
 
-// TestLastGoodIsRefused: what is damaged, old or somebody else's is not used.
-func TestLastGoodIsRefused(t *testing.T) {
-	node := &corev3.Node{Id: "a"}
-	key := storedKey(node, "istiod:15012")
-	path := filepath.Join(t.TempDir(), "f")
-	s := &store{path: path, maxAge: 2 * time.Hour}
-	head := storedHead{Key: key, Names: []byte(`[]`)}
-	resources := func(w io.Writer) error { _, err := io.WriteString(w, "resources"); return err }
-	if err := s.save(head, resources); err != nil {
+// TestLastGoodIsDamaged: what an agent has in the file alone, and cannot read again, it fetches anew.
+func TestLastGoodIsDamaged(t *testing.T) {
+	f := startFake(t)
+	path := filepath.Join(t.TempDir(), "istiod.resources")
+	a := newAgent(t, f, keeping(path))
+	e, s := a.first(f)
+	s.send(nameTable("t1", "v.example=240.240.0.1"))
+	a.pending("ready")
+	s.asked("NameTable ack t1")
+	for late := time.Now().Add(deadline); ; time.Sleep(time.Millisecond) {
+		if b, err := os.ReadFile(path); err == nil && bytes.Contains(b, []byte("v.example")) {
+			break
+		}
+		if time.Now().After(late) {
+			t.Fatal("nothing is kept")
+		}
+	}
+	if err := os.Truncate(path, 1); err != nil { // the file itself, and not another one in its place
 		t.Fatal(err)
 	}
-	whole, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	now := time.Now()
-	for name, tc := range map[string]struct {
-		content []byte
-		key     string
-		at      time.Time
-		words   string
-	}{
-		"as it was":         {whole, key, now, ""},
-		"another address":   {whole, storedKey(node, "other:15012"), now, "of another proxy"},
-		"another proxy":     {whole, storedKey(&corev3.Node{Id: "b"}, "istiod:15012"), now, "of another proxy"},
-		"old":               {whole, key, now.Add(-2*time.Hour - time.Minute), "old, at most 2h0m0s"},
-		"not that old":      {whole, key, now.Add(-2*time.Hour + time.Minute), ""},
-		"of the future":     {whole, key, now.Add(time.Hour), "old, at most"},
-		"a bit":             {append([]byte("?"), whole[1:]...), key, now, "damaged"},
-		"cut off":           {whole[:len(whole)-1], key, now, "damaged"},
-		"empty":             {nil, key, now, "damaged"},
-		"only its checksum": {make([]byte, checksumSize), key, now, "damaged"},
-	} {
-		if err := os.WriteFile(path, tc.content, 0o600); err != nil {
+	e.close()
+	e = a.envoy()
+	e.asks(clusterType)
+	s = f.stream()
+	s.asked("Cluster node")
+	s.give(clusterType, "a=1")
+	for { // none at all, first
+		resp, err := e.stream.Recv()
+		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.touch(tc.at); err != nil {
-			t.Fatal(err)
+		if len(resp.GetResources()) == 1 && resp.GetResources()[0].GetName() == "a" {
+			break
 		}
-		got := ""
-		_, err := s.load(tc.key, now, func(names []byte, from io.Reader) error {
-			b, err := io.ReadAll(from)
-			got = string(names) + string(b)
-			return err
-		})
-		if tc.words == "" && (err != nil || got != "[]resources") || tc.words != "" && (err == nil || !strings.Contains(err.Error(), tc.words) || got != "") {
-			t.Errorf("%s: %q, %v", name, got, err)
-		}
-	}
-	if _, err := (&store{path: path + "x"}).load(key, now, nil); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("no file: %v", err)
-	}
-}
-
-// TestStoreFails: what cannot be written, or is too much, leaves the file as it was, and nothing beside it.
-func TestStoreFails(t *testing.T) {
-	dir := t.TempDir()
-	s := &store{path: filepath.Join(dir, "f")}
-	if err := s.save(storedHead{}, func(io.Writer) error { return nil }); err != nil {
-		t.Fatal(err)
-	}
-	before, err := os.ReadFile(s.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fault := errors.New("no more")
-	if err := s.save(storedHead{}, func(io.Writer) error { return fault }); !errors.Is(err, fault) {
-		t.Errorf("got %v", err)
-	}
-	part := make([]byte, maxStored/2)
-	if err := s.save(storedHead{}, func(w io.Writer) error {
-		_, first := w.Write(part)
-		_, second := w.Write(part)
-		return errors.Join(first, second)
-	}); err == nil || !strings.Contains(err.Error(), "more than") {
-		t.Errorf("got %v", err)
-	}
-	after, err := os.ReadFile(s.path)
-	if entries, _ := os.ReadDir(dir); err != nil || !bytes.Equal(before, after) || len(entries) != 1 {
-		t.Errorf("there are %v, %v", entries, err)
-	}
-	if err := (&store{path: filepath.Join(dir, "no", "such")}).save(storedHead{}, nil); err == nil {
-		t.Error("a directory that is not there")
 	}
 }

@@ -94,8 +94,7 @@ func (l *loop) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-l.i.c.Relay.Changed():
-			l.tell()
-			l.progress(ctx)
+			l.changed(ctx)
 		case o := <-l.opening:
 			l.opening = nil
 			l.begin(o)
@@ -119,8 +118,7 @@ func (l *loop) run(ctx context.Context) {
 		case <-l.due():
 			l.keep()
 		case <-l.giveBack.due():
-			l.giveBack.done()
-			l.i.c.GiveBack()
+			l.release()
 		case <-l.i.keeps:
 			l.keepNow()
 		case warm := <-l.i.names.settled():
@@ -175,7 +173,7 @@ func (l *loop) open(ctx context.Context) {
 }
 
 // receives are the stream's channels. Responses are left where they are while those before wait for Envoy.
-func (l *loop) receives() (responses <-chan *discoveryv3.DeltaDiscoveryResponse, ended <-chan error) {
+func (l *loop) receives() (responses <-chan *xds.Response, ended <-chan error) {
 	if l.stream == nil {
 		return nil, nil
 	}
@@ -224,6 +222,10 @@ func (l *loop) lost(err error) {
 // has it or not.
 func (l *loop) resync() {
 	l.i.log.Info("everything is fetched anew from istiod, as somebody asked for")
+	l.fetchAnew()
+}
+
+func (l *loop) fetchAnew() {
 	l.distrusts = true
 	if l.stream != nil {
 		l.stream.close(errResync)
@@ -259,6 +261,13 @@ func (l *loop) pause(err error, age time.Duration) {
 	}
 	l.reason = reason
 	log("no stream to istiod: what Envoy has stays in force", "err", err, "retry", wait.Round(time.Millisecond))
+}
+
+// changed takes in what there is new of the relay.
+func (l *loop) changed(ctx context.Context) {
+	l.repair()
+	l.tell()
+	l.progress(ctx)
 }
 
 // tell passes on what Envoy asks for and says.
@@ -327,8 +336,8 @@ func (l *loop) answer(url, nonce, refusal string) {
 }
 
 // take takes in one response.
-func (l *loop) take(resp *discoveryv3.DeltaDiscoveryResponse) {
-	url, nonce := resp.GetTypeUrl(), resp.GetNonce()
+func (l *loop) take(resp *xds.Response) {
+	url, nonce := resp.Type, resp.Nonce
 	if nonce == "" || nonce == l.nonces[url] { // it cannot be answered, or was
 		l.refuse(url, "a response with the nonce of the one before, or with none")
 		return
@@ -340,8 +349,9 @@ func (l *loop) take(resp *discoveryv3.DeltaDiscoveryResponse) {
 	if len(l.awaited) == 0 {
 		l.silent.Stop()
 	}
-	var err error
+	err := resp.Foreign()
 	switch {
+	case err != nil:
 	case url == namesType && l.i.names != nil:
 		if err = l.i.names.take(resp); err == nil {
 			l.answer(url, nonce, "")
@@ -351,7 +361,9 @@ func (l *loop) take(resp *discoveryv3.DeltaDiscoveryResponse) {
 			l.answer(url, nonce, "")
 		}
 	case passes(url):
-		l.lack(resp)
+		if url != endpointType { // of which there are most, and no extension is in one
+			l.lack(resp)
+		}
 		err = l.i.c.Relay.Give(resp)
 	default:
 		err = errors.New("a type that this agent does not pass on")
@@ -359,13 +371,6 @@ func (l *loop) take(resp *discoveryv3.DeltaDiscoveryResponse) {
 	if err != nil {
 		l.refuse(url, err.Error())
 		l.answer(url, nonce, err.Error())
-	}
-}
-
-// lack has the log name the extensions that a response needs and Envoy lacks, each once.
-func (l *loop) lack(resp *discoveryv3.DeltaDiscoveryResponse) {
-	if names := l.i.lacking.take(resp); len(names) > 0 {
-		l.i.log.Warn("istiod's configuration needs extensions that this Envoy lacks: it will refuse what has them", "extensions", strings.Join(names, ","), "remedy", lackRemedy)
 	}
 }
 

@@ -7,12 +7,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 
 	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/istiod/internal/wire"
 	"understudy.mesh/pkg/publish"
+	"understudy.mesh/pkg/xds"
 )
 
 const (
@@ -45,9 +46,9 @@ type naming struct {
 }
 
 // take takes in a table.
-func (n *naming) take(resp *discoveryv3.DeltaDiscoveryResponse) error {
-	for _, r := range resp.GetResources() { // there is one
-		hosts, err := wire.Names(r.GetResource().GetValue(), n.c.Pod)
+func (n *naming) take(resp *xds.Response) error {
+	for _, r := range resp.Resources { // there is one
+		hosts, err := wire.Names(r.Body, n.c.Pod)
 		if err != nil {
 			return err
 		}
@@ -180,10 +181,10 @@ type Pod = wire.Pod
 const bundleType = typePrefix + "istio.mesh.v1alpha1.ProxyConfig"
 
 // takeBundle passes on the roots of a response. Those that are none are left out, which is no reason to refuse the others.
-func (l *loop) takeBundle(resp *discoveryv3.DeltaDiscoveryResponse) error {
-	for _, r := range resp.GetResources() { // there is one, or nothing has changed
+func (l *loop) takeBundle(resp *xds.Response) error {
+	for _, r := range resp.Resources { // there is one, or nothing has changed
 		var config meshv1alpha1.ProxyConfig
-		if err := r.GetResource().UnmarshalTo(&config); err != nil {
+		if err := proto.Unmarshal(r.Body, &config); err != nil {
 			return fmt.Errorf("the roots of the mesh: %w", err)
 		}
 		if err := l.i.c.Bundle(config.GetCaCertificatesPem()); err != nil {

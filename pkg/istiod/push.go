@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"understudy.mesh/pkg/istiod/internal/extension"
+	"understudy.mesh/pkg/xds"
 )
 
 // push is what istiod answers a pod that asks for all that an Envoy asks for.
@@ -75,16 +76,16 @@ func (p *push) ask(stream *upstream, url string, names ...string) {
 }
 
 // take counts a response, acknowledges it, and asks for what its resources refer to.
-func (p *push) take(stream *upstream, resp *discoveryv3.DeltaDiscoveryResponse) {
-	url := resp.GetTypeUrl()
+func (p *push) take(stream *upstream, resp *xds.Response) {
+	url := resp.Type
 	k := p.kinds[url]
 	if k == nil {
 		k = &kindOfPush{}
 		p.kinds[url] = k
 	}
 	var refers []string
-	for _, r := range resp.GetResources() {
-		body := r.GetResource().GetValue()
+	for _, r := range resp.Resources {
+		body := r.Body
 		k.resources, k.bytes = k.resources+1, k.bytes+len(body)
 		if url != endpointType { // of which there are most, and no extension is in one
 			p.bodies = append(p.bodies, body)
@@ -93,7 +94,7 @@ func (p *push) take(stream *upstream, resp *discoveryv3.DeltaDiscoveryResponse) 
 	}
 	slices.Sort(refers)
 	refers = slices.Compact(refers)
-	stream.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: url, ResponseNonce: resp.GetNonce()})
+	stream.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: url, ResponseNonce: resp.Nonce})
 	known := order()
 	if at := slices.Index(known, url); (url == clusterType || url == listenerType) && p.waits[url] && len(refers) > 0 {
 		p.ask(stream, known[at+1], refers...)

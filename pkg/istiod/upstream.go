@@ -13,10 +13,27 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+
+	"understudy.mesh/internal/grpcsock"
+	"understudy.mesh/pkg/xds"
 )
 
-// deltaStream is a stream to istiod, as gRPC gives it.
-type deltaStream = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+// deltaStream is a stream to istiod.
+type deltaStream interface {
+	Send(*discoveryv3.DeltaDiscoveryRequest) error
+	Recv() (*xds.Response, error)
+	Context() context.Context
+}
+
+// incrementsStream is one of increments, as it mostly is.
+type incrementsStream struct {
+	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+}
+
+func (s incrementsStream) Recv() (*xds.Response, error) {
+	resp := new(xds.Response)
+	return resp, s.RecvMsg(resp)
+}
 
 // upstream is one stream to istiod, on a connection of its own. One goroutine reads and one writes: neither of them can
 // keep the other, or whoever uses the stream, from going on.
@@ -25,7 +42,7 @@ type upstream struct {
 	opened time.Time
 	work   sync.WaitGroup
 
-	responses chan *discoveryv3.DeltaDiscoveryResponse
+	responses chan *xds.Response
 	ended     chan error // gets why it has ended, once
 
 	mu    sync.Mutex
@@ -78,7 +95,8 @@ func open(ctx context.Context, dial *Dial, node *corev3.Node, log *slog.Logger) 
 	c, err := begin(ctx, dial, log, func(ctx context.Context, conn *grpc.ClientConn) (deltaStream, error) {
 		client := discoveryv3.NewAggregatedDiscoveryServiceClient(conn)
 		if !dial.WholeStates {
-			return client.DeltaAggregatedResources(ctx)
+			stream, err := client.DeltaAggregatedResources(ctx, grpc.ForceCodecV2(grpcsock.Codec()))
+			return incrementsStream{stream}, err
 		}
 		stream, err := client.StreamAggregatedResources(ctx)
 		return &wholeStream{ClientStream: stream, conn: stream, types: make(map[string]*wholeType)}, err
@@ -88,7 +106,7 @@ func open(ctx context.Context, dial *Dial, node *corev3.Node, log *slog.Logger) 
 	}
 	u := &upstream{
 		call: c, opened: time.Now(), node: node,
-		responses: make(chan *discoveryv3.DeltaDiscoveryResponse), ended: make(chan error, 1), ready: make(chan struct{}, 1),
+		responses: make(chan *xds.Response), ended: make(chan error, 1), ready: make(chan struct{}, 1),
 	}
 	u.work.Go(u.write)
 	u.work.Go(func() {

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 
 	"understudy.mesh/pkg/istiod/internal/wire"
+	"understudy.mesh/pkg/xds"
 )
 
 // wholeStream shows a stream to istiod of whole states (SotW) as one of increments, for an agent that was told to speak that. Of
@@ -78,22 +79,22 @@ func (s *wholeStream) Send(req *discoveryv3.DeltaDiscoveryRequest) error {
 }
 
 // Recv is istiod's next response.
-func (s *wholeStream) Recv() (*discoveryv3.DeltaDiscoveryResponse, error) {
+func (s *wholeStream) Recv() (*xds.Response, error) {
 	resp, err := s.conn.Recv()
 	if err != nil {
 		return nil, err
 	}
 	url := resp.GetTypeUrl()
-	out := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: url, Nonce: resp.GetNonce(), SystemVersionInfo: resp.GetVersionInfo()}
+	out := &xds.Response{Type: url, Nonce: resp.GetNonce()}
 	names := make(map[string]struct{}, len(resp.GetResources()))
 	for _, body := range resp.GetResources() {
-		r := &discoveryv3.Resource{Version: resp.GetVersionInfo(), Resource: body}
+		name := ""
 		if passes(url) {
-			if r.Name = wire.ResourceName(body.GetValue()); r.Name != "" {
-				names[r.Name] = struct{}{}
+			if name = wire.ResourceName(body.GetValue()); name != "" {
+				names[name] = struct{}{}
 			}
 		}
-		out.Resources = append(out.Resources, r)
+		out.Add(body.GetTypeUrl(), xds.NewResource(name, body.GetValue()))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -103,7 +104,7 @@ func (s *wholeStream) Recv() (*discoveryv3.DeltaDiscoveryResponse, error) {
 	if sendsAll(url) {
 		for _, name := range slices.Sorted(maps.Keys(t.held)) {
 			if _, still := names[name]; !still {
-				out.RemovedResources = append(out.RemovedResources, name)
+				out.Removed = append(out.Removed, name)
 			}
 		}
 		t.held = names

@@ -73,7 +73,11 @@ func give(t *testing.T, relay *xds.Relay, url, nonce string, resources map[strin
 		}
 		resp.Resources = append(resp.Resources, &discoveryv3.Resource{Name: name, Resource: body})
 	}
-	if err := relay.Give(resp); err != nil {
+	in, err := xds.Read(resp)
+	if err == nil {
+		err = relay.Give(in)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 }
@@ -165,7 +169,7 @@ func TestEnvoyOfWholeStates(t *testing.T) {
 			t.Errorf("after the change of a cluster: %q", got)
 		}
 	}
-	if err := relay.Give(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: listenerType, Nonce: "l3", RemovedResources: []string{"m"}}); err != nil {
+	if err := relay.Give(&xds.Response{Type: listenerType, Nonce: "l3", Removed: []string{"m"}}); err != nil {
 		t.Fatal(err)
 	}
 	await(t, relay, listenerType, "l3")

@@ -1,9 +1,7 @@
 package xds
 
 import (
-	"fmt"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 )
@@ -37,32 +35,5 @@ func TestChanges(t *testing.T) {
 		if c.Time.Before(before) || c.Time.After(time.Now()) {
 			t.Errorf("%+v was not then", c)
 		}
-	}
-}
-
-// TestHistoryIsBounded: the last changes stay, however many there were at once.
-func TestHistoryIsBounded(t *testing.T) {
-	var h history
-	long := strings.Repeat("x", 200)
-	for i := range 10 {
-		var changes []Change
-		for k := range 1000 {
-			changes = append(changes, Change{Change: added, Name: fmt.Sprintf("%s-%d-%d", long, i, k)})
-		}
-		h.add(changes)
-	}
-	size := 0
-	for _, c := range h.changes {
-		size += changeBytes + len(c.Name)
-	}
-	if size != h.bytes || size > maxHistory || size < maxHistory-1000 {
-		t.Errorf("%d bytes are kept, and %d counted: want a little less than %d", size, h.bytes, maxHistory)
-	}
-	if last := h.changes[len(h.changes)-1].Name; !strings.HasSuffix(last, "-9-999") {
-		t.Errorf("the last change is %q", last)
-	}
-	h.add([]Change{{Name: strings.Repeat("x", 2*maxHistory)}})
-	if len(h.changes) != 0 || h.bytes != 0 {
-		t.Errorf("%d changes of %d bytes are kept beside one that is too large", len(h.changes), h.bytes)
 	}
 }

@@ -2,11 +2,13 @@ package xds
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -25,42 +27,126 @@ const (
 // maxRecord bounds a record that is read. A resource comes in a response, which has a bound of its own below.
 const maxRecord = 256 << 20
 
+// exportBuffer is how much is written at once, and read at once of what is in a file.
+const exportBuffer = 64 << 10
+
 // Export writes what Envoy has taken, for the relay of the next generation, but for some types. What Envoy refuses, or has not
-// answered for, is not in it.
-func (r *Relay) Export(w io.Writer, without ...string) error {
-	out := bufio.NewWriter(w)
+// answered for, is not in it. It says what is where.
+func (r *Relay) Export(w io.Writer, without ...string) (Exported, error) {
+	out := exporter{to: bufio.NewWriterSize(w, exportBuffer)}
+	var e Exported
 	for _, t := range r.taken(without) {
-		writeRecord(out, appendField(nil, recordType, t.url))
-		for _, m := range t.resources {
-			writeRecord(out, appendField(appendField(nil, recordName, m.Name), recordBody, m.Body))
+		out.record(nil, appendField(nil, recordType, t.url))
+		for i, k := range t.resources {
+			body, err := out.bodyOf(k)
+			if err != nil {
+				return Exported{}, fmt.Errorf("read %s %q again: %w", kindOf(t.url), k.name, err)
+			}
+			out.head = appendField(out.head[:0], recordName, k.name)
+			out.head = protowire.AppendTag(out.head, recordBody, protowire.BytesType)
+			out.head = protowire.AppendVarint(out.head, uint64(k.size))
+			out.record(body, out.head)
+			t.places[i] = uint32(out.at) - k.size
 		}
 		for _, name := range t.absent {
-			writeRecord(out, appendField(nil, recordAbsent, name))
+			out.record(nil, appendField(nil, recordAbsent, name))
 		}
+		e.types = append(e.types, t)
 	}
-	if err := out.Flush(); err != nil { // the first error of all
-		return fmt.Errorf("write the resources of istiod: %w", err)
+	if err := out.to.Flush(); err != nil { // the first error of all
+		return Exported{}, fmt.Errorf("write the resources of istiod: %w", err)
 	}
-	return nil
+	return e, nil
+}
+
+// exporter writes records.
+type exporter struct {
+	to     *bufio.Writer
+	at     int64  // what was written
+	head   []byte // of a record
+	from   *os.File
+	part   []byte // of from, from partAt on
+	partAt int64
+}
+
+// record writes one, which is a head and a body.
+func (o *exporter) record(body, head []byte) {
+	var size [binary.MaxVarintLen64]byte
+	for _, b := range [][]byte{binary.AppendUvarint(size[:0], uint64(len(head)+len(body))), head, body} {
+		n, _ := o.to.Write(b) // Flush has the error
+		o.at += int64(n)
+	}
+}
+
+// bodyOf is valid until it is called again.
+func (o *exporter) bodyOf(k *kept) ([]byte, error) {
+	if k.raw != nil {
+		return k.body(), nil
+	}
+	begin := int64(k.at) - o.partAt
+	if o.from != k.file || begin < 0 || begin+int64(k.size) > int64(len(o.part)) {
+		o.part = slices.Grow(o.part[:0], max(exportBuffer, int(k.size)))
+		n, err := k.file.ReadAt(o.part[:cap(o.part)], int64(k.at))
+		if n < int(k.size) {
+			return nil, cmp.Or(err, io.ErrUnexpectedEOF)
+		}
+		o.from, o.part, o.partAt, begin = k.file, o.part[:n], int64(k.at), 0
+	}
+	body := o.part[begin:][:k.size]
+	if versionOf(body) != k.version {
+		return nil, fmt.Errorf("%s has changed", k.file.Name())
+	}
+	return body, nil
 }
 
 // Taken passes to do the body of each resource that Envoy has taken, which does not change any more.
 func (r *Relay) Taken(do func(body []byte)) {
 	for _, t := range r.taken(nil) {
-		for _, m := range t.resources {
-			do(m.Body)
+		for _, k := range t.resources {
+			if loaded, err := k.load(t.url); err == nil { // else it is no longer, either
+				do(loaded.body())
+			}
 		}
 	}
 }
 
+// Exported is what Export has written.
+type Exported struct{ types []exported }
+
 // exported is one type of resources.
 type exported struct {
 	url       string
-	resources []Resource
+	resources []*kept
+	places    []uint32 // of their bodies
 	absent    []string
 }
 
-// taken is what Envoy has taken. The bodies do not change any more.
+// Release has the relay read the bodies of what it has exported from a file when it needs them again, and keep them in memory no
+// longer. What Export has written begins there at a place. Nothing of the file may change, which closes itself. It returns how many
+// bytes that were.
+func (r *Relay) Release(e Exported, file *os.File, begin int64) (bytes int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, t := range e.types {
+		l := r.ledgers[t.url]
+		for i, k := range t.resources {
+			have, held := l.held[k.name]
+			if !held || have.taken != k {
+				continue // another one by now
+			}
+			released := k.in(file, uint32(begin)+t.places[i])
+			if have.newest == have.taken {
+				have.newest = released
+			}
+			have.taken = released
+			l.held[k.name] = have
+			bytes += len(k.raw)
+		}
+	}
+	return bytes
+}
+
+// taken is what Envoy has taken, in the order in which it lies in a file.
 func (r *Relay) taken(without []string) (all []exported) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -69,20 +155,17 @@ func (r *Relay) taken(without []string) (all []exported) {
 		if !l.complete || !l.wanted() || slices.Contains(without, url) {
 			continue
 		}
-		t := exported{url: url, absent: slices.Collect(maps.Keys(l.absent))}
+		t := exported{url: url, absent: slices.Collect(maps.Keys(l.absent)), resources: make([]*kept, 0, len(l.held))}
 		for _, e := range l.held {
-			if e.taken.version != 0 {
+			if e.taken != nil {
 				t.resources = append(t.resources, e.taken)
 			}
 		}
+		slices.SortFunc(t.resources, func(a, b *kept) int { return cmp.Compare(a.at, b.at) })
+		t.places = make([]uint32, len(t.resources))
 		all = append(all, t)
 	}
 	return all
-}
-
-func writeRecord(out *bufio.Writer, record []byte) {
-	_, _ = out.Write(protowire.AppendVarint(nil, uint64(len(record)))) // Flush has the error
-	_, _ = out.Write(record)
 }
 
 func appendField[T string | []byte](b []byte, number protowire.Number, value T) []byte {
@@ -173,7 +256,7 @@ func importRecord(ledgers map[string]*ledger, l *ledger, record []byte) (*ledger
 		record = record[size:]
 	}
 	if url, is := fields[recordType]; is {
-		l = newLedger()
+		l = newLedger(string(url))
 		l.complete = true
 		ledgers[string(url)] = l
 		return l, nil
@@ -189,8 +272,8 @@ func importRecord(ledgers map[string]*ledger, l *ledger, record []byte) (*ledger
 	case len(name) == 0:
 		return nil, fmt.Errorf("%w: a resource without a name", errRecord)
 	default:
-		m := NewResource(string(name), fields[recordBody])
-		l.held[m.Name] = entry{newest: m, taken: m}
+		k := keep(l.url, NewResource(string(name), fields[recordBody]))
+		l.held[k.name] = entry{newest: k, taken: k}
 	}
 	return l, nil
 }

@@ -12,7 +12,7 @@ import (
 func (r *relaying) exported() []byte {
 	r.t.Helper()
 	var b bytes.Buffer
-	if err := r.Export(&b); err != nil {
+	if _, err := r.Export(&b); err != nil {
 		r.t.Fatal(err)
 	}
 	return b.Bytes()
@@ -90,7 +90,7 @@ func TestImportLate(t *testing.T) {
 	r.give(clusterType, "b=2")
 	envoy.expect("Cluster +b")
 	var state bytes.Buffer
-	if err := before.Export(&state, routeURL); err != nil {
+	if _, err := before.Export(&state, routeURL); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.Import(&state); err != nil {
@@ -158,7 +158,7 @@ func TestImportRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
-	if err := before.Export(failing{}); !errors.Is(err, errFailing) {
+	if _, err := before.Export(failing{}); !errors.Is(err, errFailing) {
 		t.Errorf("export: %v", err)
 	}
 }
@@ -175,7 +175,7 @@ func FuzzImport(f *testing.F) {
 	f.Fuzz(func(t *testing.T, state []byte) {
 		r := &Relay{ledgers: make(map[string]*ledger)}
 		if err := r.Import(bytes.NewReader(state)); err == nil {
-			if err := r.Export(io.Discard); err != nil {
+			if _, err := r.Export(io.Discard); err != nil {
 				t.Error(err)
 			}
 		}

@@ -4,11 +4,14 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"understudy.mesh/pkg/xds/internal/refusal"
 )
 
 // ledger is one type of resources as a relay knows it: what Envoy wants, what the upstream gave, and how much of that
 // Envoy has taken. An Envoy that starts anew is served from it.
 type ledger struct {
+	url      string
 	wildcard bool
 	// names were asked for by name, by any Envoy so far: one that starts anew asks for them again by and by.
 	names map[string]struct{}
@@ -30,9 +33,9 @@ type ledger struct {
 
 // entry is one resource that Envoy has, or is about to have.
 type entry struct {
-	newest Resource // what was given last, unless Envoy refused it
-	taken  Resource // what an Envoy took last; version 0: nothing
-	by     uint64   // the stream of the Envoy that took it
+	newest *kept  // what was given last, unless Envoy refused it
+	taken  *kept  // what an Envoy took last; nil: nothing
+	by     uint64 // the stream of the Envoy that took it
 }
 
 // receipt stands for a response of the upstream, which is to be told what Envoy says of it.
@@ -51,9 +54,9 @@ type upstreamNews struct {
 	answers                []Answer
 }
 
-func newLedger() *ledger {
+func newLedger(url string) *ledger {
 	return &ledger{
-		names: make(map[string]struct{}), held: make(map[string]entry), absent: make(map[string]struct{}), refused: make(map[string]string), lost: make(map[string]struct{}),
+		url: url, names: make(map[string]struct{}), held: make(map[string]entry), absent: make(map[string]struct{}), refused: make(map[string]string), lost: make(map[string]struct{}),
 		upstream: upstreamNews{subscribe: make(map[string]struct{}), unsubscribe: make(map[string]struct{})},
 	}
 }
@@ -104,16 +107,16 @@ func (u *upstreamNews) change(name string, in, other map[string]struct{}) {
 }
 
 // give takes in what the upstream says.
-func (l *ledger) give(resources []Resource, removed []string) {
+func (l *ledger) give(resources []*kept, removed []string) {
 	l.complete = true
-	for _, r := range resources {
-		if !l.wants(r.Name) {
+	for _, k := range resources {
+		if !l.wants(k.name) {
 			continue // and nobody would say that it is gone
 		}
-		e := l.held[r.Name]
-		e.newest = r
-		l.held[r.Name] = e
-		delete(l.absent, r.Name)
+		e := l.held[k.name]
+		e.newest = k
+		l.held[k.name] = e
+		delete(l.absent, k.name)
 	}
 	for _, name := range removed {
 		delete(l.held, name)
@@ -126,16 +129,16 @@ func (l *ledger) give(resources []Resource, removed []string) {
 }
 
 // take notes resources that the Envoy of a stream took.
-func (l *ledger) take(resources []Resource, by uint64) {
-	for _, r := range resources {
-		e, held := l.held[r.Name]
+func (l *ledger) take(resources []*kept, by uint64) {
+	for _, k := range resources {
+		e, held := l.held[k.name]
 		if !held {
 			continue // removed meanwhile
 		}
-		l.held[r.Name] = entry{newest: e.newest, taken: r, by: by}
-		if e.newest.version == r.version {
-			delete(l.refused, r.Name)
-			delete(l.lost, r.Name)
+		l.held[k.name] = entry{newest: e.newest, taken: k, by: by}
+		if e.newest.version == k.version {
+			delete(l.refused, k.name)
+			delete(l.lost, k.name)
 		}
 	}
 }
@@ -143,7 +146,7 @@ func (l *ledger) take(resources []Resource, by uint64) {
 // retain notes what the Envoy of a stream has from an earlier one, by version.
 func (l *ledger) retain(has map[string]string, by uint64) {
 	for name, version := range has {
-		if e := l.held[name]; e.taken.version != 0 && e.taken.version == parseVersion(version) {
+		if e := l.held[name]; e.taken != nil && e.taken.version == parseVersion(version) {
 			e.by = by
 			l.held[name] = e
 		}
@@ -153,39 +156,39 @@ func (l *ledger) retain(has map[string]string, by uint64) {
 // refuse notes that the Envoy of a stream did not take some of a response, or all of it: it keeps what it had.
 func (l *ledger) refuse(f flight, message string, by uint64) {
 	names := make([]string, 0, len(f.resources))
-	for _, r := range f.resources {
-		names = append(names, r.Name)
+	for _, k := range f.resources {
+		names = append(names, k.name)
 	}
-	blamed := blamedBy(message, names)
+	blamed := refusal.BlamedBy(message, names)
 	if len(blamed) == 0 { // the whole response
 		blamed = make(map[string]string, len(names))
 		for _, name := range names {
 			blamed[name] = message
 		}
 		for name, e := range f.removed {
-			if _, again := l.held[name]; !again {
+			if _, again := l.held[name]; !again && e.newest != nil {
 				l.held[name] = e
 			}
 		}
 	}
-	var taken []Resource
-	for _, r := range f.resources {
-		reason, is := blamed[r.Name]
+	var taken []*kept
+	for _, k := range f.resources {
+		reason, is := blamed[k.name]
 		if !is {
-			taken = append(taken, r)
+			taken = append(taken, k)
 			continue
 		}
-		l.refused[r.Name] = shorten(reason)
-		switch e := l.held[r.Name]; {
-		case e.newest.version != r.version: // a newer one is on its way, or it is gone
+		l.refused[k.name] = shorten(reason)
+		switch e, held := l.held[k.name]; {
+		case !held || e.newest.version != k.version: // it is gone, or a newer one is on its way
 		case e.by != by: // it has none
-			delete(l.held, r.Name)
-			if e.taken.version != 0 {
-				l.lost[r.Name] = struct{}{}
+			delete(l.held, k.name)
+			if e.taken != nil {
+				l.lost[k.name] = struct{}{}
 			}
 		default:
 			e.newest = e.taken
-			l.held[r.Name] = e
+			l.held[k.name] = e
 		}
 	}
 	l.take(taken, by)
@@ -200,7 +203,7 @@ func shorten(reason string) string {
 }
 
 // missing is what an Envoy with these resources, by version, lacks of what it asks for, and what it has to lose.
-func (l *ledger) missing(asked interest, has map[string]string) (resources []Resource, removed []string) {
+func (l *ledger) missing(asked interest, has map[string]string) (resources []*kept, removed []string) {
 	for name, e := range l.held {
 		if asked.in(name) && parseVersion(has[name]) != e.newest.version {
 			resources = append(resources, e.newest)
@@ -216,15 +219,15 @@ func (l *ledger) missing(asked interest, has map[string]string) (resources []Res
 			removed = append(removed, name)
 		}
 	}
-	slices.SortFunc(resources, func(a, b Resource) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(resources, func(a, b *kept) int { return strings.Compare(a.name, b.name) })
 	slices.Sort(removed)
 	return resources, removed
 }
 
 // news is what the upstream is to be told; it is told from here on. false: nothing.
-func (l *ledger) news(url string) (n News, some bool) {
+func (l *ledger) news() (n News, some bool) {
 	u := &l.upstream
-	n = News{Type: url, Answers: u.answers}
+	n = News{Type: l.url, Answers: u.answers}
 	u.answers = nil
 	switch {
 	case !u.asked && !l.wanted():
@@ -247,8 +250,7 @@ func (l *ledger) news(url string) (n News, some bool) {
 	for name := range u.unsubscribe {
 		l.drop(name)
 	}
-	clear(u.subscribe)
-	clear(u.unsubscribe)
+	u.told()
 	return n, n.First || len(n.Subscribe)+len(n.Unsubscribe)+len(n.Answers) > 0
 }
 
@@ -270,8 +272,14 @@ func (l *ledger) forgetUpstream() {
 	for name := range u.unsubscribe {
 		l.drop(name)
 	}
-	clear(u.subscribe)
-	clear(u.unsubscribe)
+	u.told()
+}
+
+// told forgets the names that have been told, and their memory: the first ones of a large mesh are all.
+func (u *upstreamNews) told() {
+	if len(u.subscribe)+len(u.unsubscribe) > 0 {
+		u.subscribe, u.unsubscribe = make(map[string]struct{}), make(map[string]struct{})
+	}
 }
 
 func (l *ledger) status() Status {

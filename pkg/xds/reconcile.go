@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"understudy.mesh/pkg/xds/internal/canonical"
 )
 
 // The types of which one refers to another. An Envoy that gets the one waits for the other.
@@ -23,11 +25,11 @@ const endpointsLate = time.Second
 
 // reconcile takes out of the first response on a new stream of the upstream, which knows nothing of those before and sends
 // everything, what Envoy has. What the upstream does not mention of a type of which it sends all is gone.
-func (r *Relay) reconcile(url string, l *ledger, resources []Resource, removed []string) (news []Resource, gone []string) {
+func (r *Relay) reconcile(url string, l *ledger, resources []*kept, removed []string) (news []*kept, gone []string) {
 	if l.wildcard {
 		mentioned := make(map[string]bool, len(resources))
-		for _, m := range resources {
-			mentioned[m.Name] = true
+		for _, k := range resources {
+			mentioned[k.name] = true
 		}
 		removed = slices.DeleteFunc(slices.Sorted(maps.Keys(l.held)), func(name string) bool { return mentioned[name] })
 	}
@@ -37,32 +39,44 @@ func (r *Relay) reconcile(url string, l *ledger, resources []Resource, removed [
 			gone = append(gone, name)
 		}
 	}
-	for _, m := range resources {
-		if !r.has(url, l, m) {
-			news = append(news, m)
+	for _, k := range resources {
+		if !r.has(url, l, k) {
+			news = append(news, k)
 		}
 	}
 	r.counters.suppressed.Add(uint64(len(resources) - len(news)))
 	return news, gone
 }
 
-// has says whether the Envoy that is connected has taken m as it is, and would not miss it.
-func (r *Relay) has(url string, l *ledger, m Resource) bool {
+// has says whether the Envoy that is connected has taken k as it is, and would not miss it.
+func (r *Relay) has(url string, l *ledger, k *kept) bool {
 	if l.upstream.distrusted {
 		return false
 	}
-	e := l.held[m.Name]
-	if _, refused := l.refused[m.Name]; refused || r.stream == nil || e.by != r.stream.number || e.newest.version != e.taken.version || !same(url, e.taken, m) {
+	e, held := l.held[k.name]
+	if _, refused := l.refused[k.name]; !held || refused || r.stream == nil || e.by != r.stream.number || e.taken == nil || e.newest.version != e.taken.version || !means(url, e.taken, k) {
 		return false
 	}
 	switch url {
 	case endpointURL:
-		_, waits := r.stream.unmatched[m.Name]
+		_, waits := r.stream.unmatched[k.name]
 		return !waits
 	case routeURL, extensionURL:
 		return !r.listenersChanged
 	}
 	return true
+}
+
+// means says whether k, which is in memory, means to Envoy what it has taken.
+func means(url string, taken, k *kept) bool {
+	if taken.version == k.version {
+		return true
+	}
+	if taken.size != k.size {
+		return false
+	}
+	loaded, err := taken.load(url)
+	return err == nil && canonical.Same(url, loaded.body(), k.body())
 }
 
 // Distrust has everything passed on that the upstream sends on its next stream, whether Envoy has it or not.
@@ -75,11 +89,11 @@ func (r *Relay) Distrust() {
 }
 
 // note remembers what Envoy waits for once it has got these resources.
-func (st *relayStream) note(url string, resources []Resource) {
+func (st *relayStream) note(url string, resources []*kept) {
 	switch url {
 	case clusterURL:
-		for _, m := range resources {
-			if name := endpointsOf(m); name != "" {
+		for _, k := range resources {
+			if name := endpointsOf(k); name != "" {
 				st.unmatched[name] = struct{}{}
 			}
 		}
@@ -88,8 +102,8 @@ func (st *relayStream) note(url string, resources []Resource) {
 			st.late.Reset(endpointsLate)
 		}
 	case endpointURL:
-		for _, m := range resources {
-			delete(st.unmatched, m.Name)
+		for _, k := range resources {
+			delete(st.unmatched, k.name)
 		}
 	case listenerURL:
 		st.relay.listenersChanged = st.relay.listenersChanged || len(resources) > 0
@@ -105,7 +119,7 @@ func (r *Relay) overdue(st *relayStream) {
 	if sub == nil {
 		return
 	}
-	var stored []Resource
+	var stored []*kept
 	for _, name := range slices.Sorted(maps.Keys(st.unmatched)) {
 		if e, held := l.held[name]; held && sub.in(name) {
 			stored = append(stored, e.newest)
@@ -123,33 +137,13 @@ const (
 )
 
 // endpointsOf is the name of the endpoints that a cluster is without, "" if it has them itself.
-func endpointsOf(cluster Resource) string {
-	config, is := lastField(cluster.Body, fieldClusterEDS)
+func endpointsOf(cluster *kept) string {
+	config, is := canonical.Last(cluster.body(), fieldClusterEDS)
 	if !is {
 		return ""
 	}
-	if name, _ := lastField(config, fieldEDSServiceName); len(name) > 0 {
+	if name, _ := canonical.Last(config, fieldEDSServiceName); len(name) > 0 {
 		return string(name)
 	}
-	return cluster.Name
-}
-
-// lastField is the value of a field that has bytes, of which the last one counts. What is no message has none.
-func lastField(b []byte, wanted protowire.Number) (value []byte, has bool) {
-	for len(b) > 0 {
-		number, kind, size := protowire.ConsumeTag(b)
-		if size < 0 {
-			return nil, false
-		}
-		b = b[size:]
-		if size = protowire.ConsumeFieldValue(number, kind, b); size < 0 {
-			return nil, false
-		}
-		if number == wanted && kind == protowire.BytesType {
-			value, _ = protowire.ConsumeBytes(b)
-			has = true
-		}
-		b = b[size:]
-	}
-	return value, has
+	return cluster.name
 }

@@ -5,16 +5,11 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"understudy.mesh/pkg/xds/internal/refusal"
 )
 
 const (
-	// blaming begins every message of Envoy's that names the resources that it refused, and
-	// says that it took the others of that response (CdsApiHelper, LdsApiImpl). Any other message
-	// refuses the response whole: bytes that are no message, a value against a field's rule.
-	blaming = "Error adding/updating "
-	// truncated ends a message of which Envoy left out what is beyond 4,096 bytes, and so
-	// perhaps names (Config::Utility::truncateGrpcStatusMessage).
-	truncated = "...(truncated)"
 	// maxReason bounds what is kept of a reason: the fault comes first, then the resource's
 	// whole text.
 	maxReason = 512
@@ -68,7 +63,7 @@ func (s *subscription) accept(names []string) {
 
 // refuse takes in a NACK of a response with names.
 func (s *subscription) refuse(names []string, message string) {
-	blamed := blamedBy(message, names)
+	blamed := refusal.BlamedBy(message, names)
 	final := len(blamed) == 0 && len(names) == 1
 	if final {
 		blamed = map[string]string{names[0]: message}
@@ -80,7 +75,7 @@ func (s *subscription) refuse(names []string, message string) {
 		s.rejected[name] = rejection{strings.Clone(reason), final} // not the whole message
 	}
 	rest := slices.DeleteFunc(names, func(name string) bool { _, is := blamed[name]; return is })
-	if len(blamed) > 0 && !strings.HasSuffix(message, truncated) {
+	if len(blamed) > 0 && !strings.HasSuffix(message, refusal.Truncated) {
 		s.accept(rest)
 	} else {
 		s.part(rest)
@@ -111,66 +106,6 @@ func (s *subscription) retry() {
 		}
 	}
 }
-
-// blamedBy returns those of names that message blames, each with its reason. Envoy writes
-// "<name>: <reason>", several of them parted by ", " or a line break.
-func blamedBy(message string, names []string) map[string]string {
-	_, text, found := strings.Cut(message, "(s) ")
-	if !found || !strings.HasPrefix(message, blaming) {
-		return nil
-	}
-	known, longest := make(map[string]bool, len(names)), 0
-	for _, name := range names {
-		known[name] = true
-		longest = max(longest, len(name))
-	}
-	blamed := make(map[string]string)
-	last, begins := "", 0 // the name before, and where its reason begins
-	for at := 0; at < len(text); at = after(text, at) {
-		name := nameAt(text[at:min(len(text), at+longest+len(": "))], known)
-		if name == "" {
-			continue
-		}
-		if last != "" {
-			blamed[last] = trim(text[begins:at])
-		}
-		last, begins = name, at+len(name)+len(": ")
-	}
-	if last != "" {
-		blamed[last] = trim(text[begins:])
-	}
-	return blamed
-}
-
-// after returns where the next name after at may begin.
-func after(text string, at int) int {
-	i := strings.IndexAny(text[at:], ",\n")
-	if i < 0 {
-		return len(text)
-	}
-	at += i + 1
-	if text[at-1] == ',' && at < len(text) && text[at] == ' ' {
-		at++
-	}
-	return at
-}
-
-// nameAt returns the known name with which text begins, "" when there is none. A name may
-// itself have a colon in it.
-func nameAt(text string, known map[string]bool) string {
-	for i := 0; ; {
-		end := strings.Index(text[i:], ": ")
-		if end < 0 {
-			return ""
-		}
-		if i += end; known[text[:i]] {
-			return text[:i]
-		}
-		i++
-	}
-}
-
-func trim(reason string) string { return strings.Trim(strings.TrimSuffix(reason, truncated), ", \n") }
 
 // rejected is what Envoy refuses of the state that was pushed last; nil when it took everything.
 func (st *stream) rejected() *RejectedError {

@@ -13,6 +13,8 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"understudy.mesh/pkg/xds/internal/history"
 )
 
 const (
@@ -34,7 +36,7 @@ type Relay struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 
 	*transport
-	history history
+	history history.History
 
 	mu      sync.Mutex
 	ledgers map[string]*ledger // by type URL
@@ -45,6 +47,7 @@ type Relay struct {
 	// listenersChanged says that Envoy was sent listeners, which may wait for routes, since the upstream's stream began.
 	listenersChanged bool
 	given            uint64        // the upstream's responses so far
+	damaged          error         // see Damaged
 	changed          chan struct{} // see Changed
 }
 
@@ -62,6 +65,11 @@ func (r *Relay) Run(ctx context.Context) error { return r.sock.Run(ctx) }
 
 // DeltaAggregatedResources serves one stream; gRPC calls it.
 func (r *Relay) DeltaAggregatedResources(conn envoyStream) error {
+	return r.accept(incrementsConn{conn})
+}
+
+// accept serves one stream.
+func (r *Relay) accept(conn relayConn) error {
 	st := newRelayStream(r, conn)
 	defer st.late.Stop()
 	r.counters.streams.Add(1)
@@ -144,8 +152,8 @@ func (r *Relay) Take() []News {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []News
-	for url, l := range r.ledgers {
-		if n, some := l.news(url); some {
+	for _, l := range r.ledgers {
+		if n, some := l.news(); some {
 			all = append(all, n)
 		}
 	}
@@ -163,27 +171,30 @@ func (r *Relay) Room() bool {
 var errNotAsked = errors.New("nobody asked for this type")
 
 // Give takes in a response of the upstream and passes it on, but for what Envoy has already of the first one of a type on a new
-// stream. It keeps the resources' bodies. The error says why the whole of it is refused: it is not what the protocol calls a
-// response, and Envoy gets nothing of it.
-func (r *Relay) Give(resp *discoveryv3.DeltaDiscoveryResponse) error {
-	resources := make([]Resource, 0, len(resp.GetResources()))
-	for _, m := range resp.GetResources() {
-		if m.GetName() == "" || m.GetResource().GetTypeUrl() != resp.GetTypeUrl() {
-			return fmt.Errorf("resource %q is of type %q: want a name, and a body of type %q", m.GetName(), m.GetResource().GetTypeUrl(), resp.GetTypeUrl())
+// stream. It keeps the resources. The error says why the whole of it is refused: it is not what the protocol calls a response, and
+// Envoy gets nothing of it.
+func (r *Relay) Give(resp *Response) error {
+	if err := resp.Foreign(); err != nil {
+		return err
+	}
+	resources := make([]*kept, 0, len(resp.Resources))
+	for _, m := range resp.Resources {
+		if m.Name == "" {
+			return fmt.Errorf("a resource of type %q has no name", resp.Type)
 		}
-		resources = append(resources, NewResource(m.GetName(), m.GetResource().GetValue()))
+		resources = append(resources, keep(resp.Type, m))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	l := r.ledgers[resp.GetTypeUrl()]
+	l := r.ledgers[resp.Type]
 	if l == nil {
 		return errNotAsked
 	}
 	r.given++
-	l.unsent = append(l.unsent, receipt{r.given, r.session, resp.GetNonce()})
-	gone, some := resp.GetRemovedResources(), len(resources)+len(resp.GetRemovedResources()) > 0
+	l.unsent = append(l.unsent, receipt{r.given, r.session, resp.Nonce})
+	gone, some := resp.Removed, len(resources)+len(resp.Removed) > 0
 	if l.complete && l.upstream.silent {
-		resources, gone = r.reconcile(resp.GetTypeUrl(), l, resources, gone)
+		resources, gone = r.reconcile(resp.Type, l, resources, gone)
 		some = true // Envoy has an answer
 	}
 	l.upstream.silent, l.upstream.distrusted = false, false
@@ -191,13 +202,68 @@ func (r *Relay) Give(resp *discoveryv3.DeltaDiscoveryResponse) error {
 	for _, name := range gone {
 		removed[name] = l.held[name]
 	}
-	r.history.add(l.changes(resp.GetTypeUrl(), resources, gone, time.Now()))
+	r.note(l, resources, gone)
 	l.give(resources, gone)
 	if r.stream != nil {
-		r.stream.pass(resp.GetTypeUrl(), l, resources, removed, some)
+		r.stream.pass(resp.Type, l, resources, removed, some)
 	}
 	r.wake() // of an answer, where there was nothing to pass on
 	return nil
+}
+
+// Change is what the upstream said of one resource that was not so before.
+type Change = history.Change
+
+// Changes returns what the upstream has changed of what Envoy asks for, oldest first: of the last changes as many as fit in
+// 1 MiB.
+func (r *Relay) Changes() []Change { return r.history.Changes() }
+
+// Inherit puts changes that the generation before has seen before those of this one.
+func (r *Relay) Inherit(before []Change) { r.history.Precede(before) }
+
+// note adds the changes that a response makes of what a ledger has.
+func (r *Relay) note(l *ledger, resources []*kept, gone []string) {
+	now := time.Now()
+	for _, k := range resources {
+		switch e, held := l.held[k.name]; {
+		case !l.wants(k.name):
+		case !held:
+			r.history.Add(now, history.Added, l.url, k.name)
+		case e.newest.version != k.version:
+			r.history.Add(now, history.Changed, l.url, k.name)
+		}
+	}
+	for _, name := range gone {
+		if _, held := l.held[name]; held {
+			r.history.Add(now, history.Removed, l.url, name)
+		}
+	}
+}
+
+// load has resources in memory. One that cannot be read again is held no longer.
+func (r *Relay) load(l *ledger, resources []*kept) []*kept {
+	loaded := make([]*kept, 0, len(resources))
+	for _, k := range resources {
+		in, err := k.load(l.url)
+		if err != nil {
+			delete(l.held, k.name)
+			r.damaged = err
+			r.wake()
+			continue
+		}
+		loaded = append(loaded, in)
+	}
+	return loaded
+}
+
+// Damaged says, once, why a resource that was in a file cannot be given to Envoy; nil: there is none such. The upstream has to give
+// everything again.
+func (r *Relay) Damaged() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := r.damaged
+	r.damaged = nil
+	return err
 }
 
 // Given is the number of the response that was given last; 0: none was.

@@ -69,7 +69,11 @@ func (r *relaying) give(url string, specs ...string) (nonce string) {
 		name, body, _ := strings.Cut(spec, "=")
 		resp.Resources = append(resp.Resources, &discoveryv3.Resource{Name: name, Resource: &anypb.Any{TypeUrl: url, Value: []byte(body)}})
 	}
-	if err := r.Give(resp); err != nil {
+	in, err := Read(resp)
+	if err == nil {
+		err = r.Give(in)
+	}
+	if err != nil {
 		r.t.Fatal(err)
 	}
 	return resp.Nonce
@@ -317,7 +321,11 @@ func TestRelayRefusesWhatIsNoResponse(t *testing.T) {
 		"no body":       cluster(&discoveryv3.Resource{Name: "a"}),
 		"another type":  cluster(&discoveryv3.Resource{Name: "a", Resource: &anypb.Any{TypeUrl: listenerType}}),
 	} {
-		if err := r.Give(resp); err == nil {
+		in, err := Read(resp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Give(in); err == nil {
 			t.Errorf("%s: it was passed on", name)
 		}
 	}

@@ -3,19 +3,18 @@ package xds
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // relayStream is one Envoy that is connected to a relay. Relay.mu guards it, but for conn.
 type relayStream struct {
 	relay  *Relay
-	conn   envoyStream
+	conn   relayConn
 	number uint64 // of the relay's streams, from 1
 
 	interests map[string]*interest // by type URL
@@ -31,9 +30,20 @@ type relayStream struct {
 	waiting   bool        // it runs
 }
 
+// relayConn is a configuration stream of an Envoy.
+type relayConn interface {
+	deltaRequests
+	Send(*reply) error
+}
+
+// incrementsConn is one of an Envoy that asks for increments, as it mostly does.
+type incrementsConn struct{ envoyStream }
+
+func (c incrementsConn) Send(r *reply) error { return c.SendMsg(r.frame()) }
+
 // queued is a response that is to be sent.
 type queued struct {
-	resp  *discoveryv3.DeltaDiscoveryResponse
+	*reply
 	bytes int
 }
 
@@ -47,7 +57,7 @@ type interest struct {
 // flight is a response on its way: what is in it, and whose it is.
 type flight struct {
 	receipts  []receipt // ascending
-	resources []Resource
+	resources []*kept
 	removed   map[string]entry // as they were
 }
 
@@ -56,7 +66,7 @@ func (i interest) in(name string) bool {
 	return named || i.wildcard
 }
 
-func newRelayStream(r *Relay, conn envoyStream) *relayStream {
+func newRelayStream(r *Relay, conn relayConn) *relayStream {
 	st := &relayStream{
 		relay: r, conn: conn, interests: make(map[string]*interest),
 		queued: make(chan struct{}, 1), replaced: make(chan struct{}),
@@ -115,11 +125,11 @@ func (st *relayStream) write(end <-chan struct{}) error {
 			return nil
 		}
 		for {
-			resp := st.head()
-			if resp == nil {
+			next := st.head()
+			if next == nil {
 				break
 			}
-			if err := st.conn.Send(resp); err != nil {
+			if err := st.conn.Send(next); err != nil {
 				return fmt.Errorf("send to Envoy: %w", err)
 			}
 			st.sent()
@@ -128,13 +138,13 @@ func (st *relayStream) write(end <-chan struct{}) error {
 }
 
 // head is the response to be sent next; nil: there is none.
-func (st *relayStream) head() *discoveryv3.DeltaDiscoveryResponse {
+func (st *relayStream) head() *reply {
 	st.relay.mu.Lock()
 	defer st.relay.mu.Unlock()
 	if len(st.queue) == 0 {
 		return nil
 	}
-	return st.queue[0].resp
+	return st.queue[0].reply
 }
 
 // sent takes the head off the queue.
@@ -157,7 +167,7 @@ func (r *Relay) handle(st *relayStream, req *discoveryv3.DeltaDiscoveryRequest) 
 	url := req.GetTypeUrl()
 	l := r.ledgers[url]
 	if l == nil {
-		l = newLedger()
+		l = newLedger(url)
 		r.ledgers[url] = l
 	}
 	sub := st.interests[url]
@@ -240,12 +250,12 @@ func (r *Relay) resolve(l *ledger, receipts []receipt, refusal string) {
 }
 
 // pass sends on what of a response this Envoy asks for. If that is nothing of some, it has it, or another Envoy wanted it.
-func (st *relayStream) pass(url string, l *ledger, resources []Resource, removed map[string]entry, some bool) {
+func (st *relayStream) pass(url string, l *ledger, resources []*kept, removed map[string]entry, some bool) {
 	sub := st.interests[url]
 	if sub == nil {
 		return // it will ask, and is served from the ledger
 	}
-	resources = slices.DeleteFunc(resources, func(r Resource) bool { return !sub.in(r.Name) })
+	resources = slices.DeleteFunc(resources, func(k *kept) bool { return !sub.in(k.name) })
 	for name := range removed {
 		if !sub.in(name) {
 			delete(removed, name)
@@ -260,24 +270,18 @@ func (st *relayStream) pass(url string, l *ledger, resources []Resource, removed
 }
 
 // respond queues a response, which stands for all of the ledger's that were not sent yet.
-func (st *relayStream) respond(url string, l *ledger, sub *interest, resources []Resource, removed map[string]entry) {
+func (st *relayStream) respond(url string, l *ledger, sub *interest, resources []*kept, removed map[string]entry) {
 	st.nonce++
-	nonce := strconv.FormatUint(st.nonce, 10)
-	resp := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: url, Nonce: nonce, SystemVersionInfo: strconv.FormatUint(st.relay.given, 10)}
-	q := queued{resp: resp}
-	resources = firstOnes(resources, st.relay.first)
-	for _, r := range resources {
-		resp.Resources = append(resp.Resources, &discoveryv3.Resource{
-			Name: r.Name, Version: versionText(r.version), Resource: &anypb.Any{TypeUrl: url, Value: r.Body},
-		})
-		q.bytes += len(r.Name) + len(r.Body)
+	resources = st.relay.load(l, resources)
+	q := queued{reply: &reply{
+		url: url, nonce: strconv.FormatUint(st.nonce, 10), version: strconv.FormatUint(st.relay.given, 10),
+		resources: firstOnes(resources, st.relay.first, func(k *kept) string { return k.name }), removed: slices.Sorted(maps.Keys(removed)),
+	}}
+	for _, k := range resources {
+		q.bytes += len(k.raw)
 	}
-	for name := range removed {
-		resp.RemovedResources = append(resp.RemovedResources, name)
-	}
-	slices.SortFunc(resp.RemovedResources, strings.Compare)
 	st.note(url, resources)
-	sub.inflight[nonce] = flight{receipts: l.unsent, resources: resources, removed: removed}
+	sub.inflight[q.nonce] = flight{receipts: l.unsent, resources: resources, removed: removed}
 	l.unsent = nil
 	st.relay.counters.resources.Add(uint64(len(resources) + len(removed)))
 	st.queue = append(st.queue, q)

@@ -2,7 +2,9 @@ package xds
 
 import (
 	"cmp"
-	"hash/fnv"
+	"encoding/binary"
+	"encoding/hex"
+	"hash/maphash"
 	"slices"
 	"strconv"
 )
@@ -13,8 +15,11 @@ type Resource struct {
 	Name string
 	// Body is the serialized message itself, not an Any. It must not change any more.
 	Body []byte
-	// version is a hash of Body, never 0.
+	// version is a hash of Body, never 0, which says something in this process alone.
 	version uint64
+	// raw is the resource as a field of a response, in which Body begins at a place; nil: it has yet to be made.
+	raw []byte
+	at  uint32
 }
 
 // ID names one resource of a snapshot: a cluster and a route may have one name.
@@ -22,18 +27,28 @@ type ID struct{ Type, Name string }
 
 // NewResource makes a resource of body, which it keeps.
 func NewResource(name string, body []byte) Resource {
-	h := fnv.New64a()
-	h.Write(body)
-	// 0 is what a stream believes of a resource whose version it does not know.
-	return Resource{Name: name, Body: body, version: max(h.Sum64(), 1)}
+	return Resource{Name: name, Body: body, version: versionOf(body)}
 }
+
+// versions makes hashes differ from one process to the next: no Envoy outlives its agent.
+var versions = maphash.MakeSeed()
+
+// versionOf is never 0, which is what a stream believes of a resource whose version it does not know.
+func versionOf(body []byte) uint64 { return max(maphash.Bytes(versions, body), 1) }
 
 // Snapshot is a whole desired state: resources by type URL. Their order means nothing.
 type Snapshot map[string][]Resource
 
+// versionDigits is how many a version has on the wire.
+const versionDigits = 16
+
 // versionText and parseVersion are the two directions of a version on the wire, which
 // to Envoy is opaque. What is not of our making is 0: unknown.
-func versionText(v uint64) string { return strconv.FormatUint(v, 16) }
+func versionText(v uint64) string { return string(appendVersionText(nil, v)) }
+
+func appendVersionText(b []byte, v uint64) []byte {
+	return hex.AppendEncode(b, binary.BigEndian.AppendUint64(make([]byte, 0, versionDigits/2), v))
+}
 
 func parseVersion(s string) uint64 {
 	v, err := strconv.ParseUint(s, 16, 64)

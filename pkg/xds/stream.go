@@ -209,7 +209,7 @@ func (st *stream) send(sub *subscription) (sent bool, err error) {
 	var removed []string
 	last := len(st.server.order) - 1
 	if int(st.phase) <= last {
-		changed = firstOnes(sub.changed(st.pushed), st.server.first)
+		changed = firstOnes(sub.changed(st.pushed), st.server.first, func(r Resource) string { return r.Name })
 	}
 	if int(st.phase) >= last {
 		removed = sub.removed(st.pushed)
@@ -232,14 +232,15 @@ func (st *stream) send(sub *subscription) (sent bool, err error) {
 }
 
 // firstOnes moves the resources of the given names to the front.
-func firstOnes(resources []Resource, names []string) []Resource {
-	last := func(r Resource) int {
-		if slices.Contains(names, r.Name) {
-			return 0
+func firstOnes[T any](resources []T, names []string, name func(T) string) []T {
+	place := 0
+	for i, r := range resources {
+		if slices.Contains(names, name(r)) {
+			copy(resources[place+1:i+1], resources[place:i])
+			resources[place] = r
+			place++
 		}
-		return 1
 	}
-	slices.SortStableFunc(resources, func(a, b Resource) int { return last(a) - last(b) })
 	return resources
 }
 

@@ -90,7 +90,7 @@ func TestSubscription(t *testing.T) {
 		"what it has of another stream it keeps when it refuses a change": func(t *testing.T) {
 			s := subscribed(t, nil, "a=1")
 			s.is("a=2", "b=2")
-			s.refuse(s.gets("+a +b"), blaming+"cluster(s) a: no, b: no")
+			s.refuse(s.gets("+a +b"), "Error adding/updating cluster(s) a: no, b: no")
 			if got := s.kept(); !slices.Equal(got, []string{"a"}) {
 				t.Errorf("kept are %q, want a alone", got)
 			}
@@ -99,7 +99,7 @@ func TestSubscription(t *testing.T) {
 			s := subscribed(t, nil, "a=1")
 			s.is("a=2")
 			for range 2 {
-				s.refuse(s.gets("+a"), blaming+"cluster(s) a: no")
+				s.refuse(s.gets("+a"), "Error adding/updating cluster(s) a: no")
 				s.retry()
 			}
 			if got := s.kept(); !slices.Equal(got, []string{"a"}) {

@@ -26,6 +26,9 @@ const (
 // envoyStream is a configuration stream of Envoy's, as gRPC gives it.
 type envoyStream = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 
+// deltaRequests is the reading half of one, or of a stream that is shown as one.
+type deltaRequests = grpcsock.Stream[discoveryv3.DeltaDiscoveryRequest]
+
 // transport is what Server and Relay have in common: gRPC on a Unix socket, and counters.
 type transport struct {
 	sock     *grpcsock.Server
@@ -48,18 +51,18 @@ func (t *transport) SendFirst(names ...string) { t.first = names }
 func (t *transport) End() { t.sock.End() }
 
 // receive gives the requests of a stream; it is closed when the stream has ended.
-func (t *transport) receive(conn envoyStream) <-chan *discoveryv3.DeltaDiscoveryRequest {
+func (t *transport) receive(conn deltaRequests) <-chan *discoveryv3.DeltaDiscoveryRequest {
 	return grpcsock.Receive(t.sock, countedStream{conn, &t.counters})
 }
 
 // countedStream counts its requests, and its end.
 type countedStream struct {
-	envoyStream
+	deltaRequests
 	counters *counters
 }
 
 func (s countedStream) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
-	req, err := s.envoyStream.Recv()
+	req, err := s.deltaRequests.Recv()
 	switch {
 	case err == nil:
 		s.counters.requests.Add(1)

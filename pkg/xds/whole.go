@@ -10,6 +10,8 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"understudy.mesh/pkg/xds/internal/refusal"
 )
 
 // wholeConn is a configuration stream of an Envoy that asks for whole states (SotW), as gRPC gives it.
@@ -17,7 +19,7 @@ type wholeConn = discoveryv3.AggregatedDiscoveryService_StreamAggregatedResource
 
 // StreamAggregatedResources serves one stream of an Envoy that asks for whole states; gRPC calls it.
 func (r *Relay) StreamAggregatedResources(conn wholeConn) error {
-	return r.DeltaAggregatedResources(&wholeStream{ServerStream: conn, conn: conn, first: r.first, types: make(map[string]*wholeType)})
+	return r.accept(&wholeStream{ServerStream: conn, conn: conn, first: r.first, types: make(map[string]*wholeType)})
 }
 
 // wholeStream shows an Envoy that asks for whole states as one that asks for increments. It gets all clusters at each change of
@@ -36,13 +38,13 @@ type wholeStream struct {
 type wholeType struct {
 	names map[string]struct{} // what it asks for
 	// state is what it was sent last, and taken what it took last; both only of types of which all is sent.
-	state, taken map[string]*anypb.Any
+	state, taken map[string]*kept
 	sent         map[string]wholeFlight // by nonce: for what it has not answered
 }
 
 type wholeFlight struct {
-	state   map[string]*anypb.Any // all that was sent
-	changed []string              // what of it was not sent before
+	state   map[string]*kept // all that was sent
+	changed []string         // what of it was not sent before
 }
 
 func sendsAll(url string) bool { return url == clusterURL || url == listenerURL }
@@ -50,7 +52,7 @@ func sendsAll(url string) bool { return url == clusterURL || url == listenerURL 
 func (s *wholeStream) of(url string) *wholeType {
 	t := s.types[url]
 	if t == nil {
-		t = &wholeType{names: make(map[string]struct{}), state: make(map[string]*anypb.Any), taken: make(map[string]*anypb.Any), sent: make(map[string]wholeFlight)}
+		t = &wholeType{names: make(map[string]struct{}), state: make(map[string]*kept), taken: make(map[string]*kept), sent: make(map[string]wholeFlight)}
 		s.types[url] = t
 	}
 	return t
@@ -93,9 +95,9 @@ func (s *wholeStream) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
 // refuse takes in that Envoy did not take all of a response: of what it refused it keeps the version before, which is sent from then
 // on. It tells whether anything is refused that was new in this response.
 func (t *wholeType) refuse(f wholeFlight, message string) (news bool) {
-	blamed := blamedBy(message, slices.Collect(maps.Keys(f.state)))
+	blamed := refusal.BlamedBy(message, slices.Collect(maps.Keys(f.state)))
 	all := len(blamed) == 0
-	taken := make(map[string]*anypb.Any, len(f.state))
+	taken := make(map[string]*kept, len(f.state))
 	for name, body := range f.state {
 		if _, is := blamed[name]; !is && !all {
 			taken[name] = body
@@ -126,35 +128,38 @@ func (t *wholeType) refuse(f wholeFlight, message string) (news bool) {
 }
 
 // Send gives Envoy an increment.
-func (s *wholeStream) Send(resp *discoveryv3.DeltaDiscoveryResponse) error {
-	out := &discoveryv3.DiscoveryResponse{TypeUrl: resp.GetTypeUrl(), Nonce: resp.GetNonce(), VersionInfo: resp.GetSystemVersionInfo()}
-	if !sendsAll(resp.GetTypeUrl()) {
-		for _, r := range resp.GetResources() {
-			out.Resources = append(out.Resources, r.GetResource())
-		}
-		return s.conn.Send(out) // of what is gone Envoy has told by asking no more
+func (s *wholeStream) Send(r *reply) error {
+	out := &discoveryv3.DiscoveryResponse{TypeUrl: r.url, Nonce: r.nonce, VersionInfo: r.version}
+	resources := r.resources // of what is gone Envoy has told by asking no more
+	if sendsAll(r.url) {
+		resources = s.all(r)
 	}
+	for _, k := range resources {
+		out.Resources = append(out.Resources, &anypb.Any{TypeUrl: r.url, Value: k.body()})
+	}
+	return s.conn.Send(out)
+}
+
+// all is what there is with an increment, in the order in which Envoy is to have it.
+func (s *wholeStream) all(r *reply) []*kept {
 	s.mu.Lock()
-	t := s.of(resp.GetTypeUrl())
+	defer s.mu.Unlock()
+	t := s.of(r.url)
 	f := wholeFlight{}
-	for _, r := range resp.GetResources() {
-		t.state[r.GetName()] = r.GetResource()
-		f.changed = append(f.changed, r.GetName())
+	for _, k := range r.resources {
+		t.state[k.name] = k
+		f.changed = append(f.changed, k.name)
 	}
-	for _, name := range resp.GetRemovedResources() {
+	for _, name := range r.removed {
 		delete(t.state, name)
 	}
 	f.state = maps.Clone(t.state)
-	t.sent[resp.GetNonce()] = f
-	s.mu.Unlock()
+	t.sent[r.nonce] = f
 	place := func(name string) int {
 		if slices.Contains(s.first, name) {
 			return 0
 		}
 		return 1
 	}
-	for _, name := range slices.SortedFunc(maps.Keys(f.state), func(a, b string) int { return cmp.Or(place(a)-place(b), strings.Compare(a, b)) }) {
-		out.Resources = append(out.Resources, f.state[name])
-	}
-	return s.conn.Send(out)
+	return slices.SortedFunc(maps.Values(f.state), func(a, b *kept) int { return cmp.Or(place(a.name)-place(b.name), strings.Compare(a.name, b.name)) })
 }

@@ -23,20 +23,20 @@ const IstiodAddress = node.Address + ":15012"
 // DefaultIstiodAddress is where [DefaultIstiod] serves proxies, in the same way.
 const DefaultIstiodAddress = node.Address + ":" + node.DefaultIstiodPort
 
-// istiodObjects lead to istiod: a Service, by the name at which proxies look for it unless they are told another one; and a pod
+// istiodObjects lead to istiod: a Service, by the name at which proxies and the API server look for it unless they are told another one; and a pod
 // in the network of the node, where istiod is a process, since istioctl looks for the pods of istiod and forwards to their ports.
 const istiodObjects = `
 apiVersion: v1
 kind: Service
 metadata: {name: istiod, namespace: ` + IstioNamespace + `}
-spec: {ports: [{name: https-dns, port: 15012}]}
+spec: {ports: [{name: https-dns, port: 15012}, {name: https-webhook, port: 443, targetPort: 15017}]}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: istiod, namespace: ` + IstioNamespace + `, labels: {kubernetes.io/service-name: istiod}}
 addressType: IPv4
 endpoints: [{addresses: [` + node.Address + `]}]
-ports: [{name: https-dns, port: 15012}]
+ports: [{name: https-dns, port: 15012}, {name: https-webhook, port: 15017}]
 ---
 apiVersion: v1
 kind: Pod
@@ -68,12 +68,16 @@ caCertificates:
 // defaultMeshConfig is what Istio's chart writes, as far as it says what proxies do.
 const defaultMeshConfig = "defaultProviders: {metrics: [prometheus]}\nenablePrometheusMerge: true\n"
 
-// StartIstiod adds an istiod to the cluster, or finds it running: its custom resources, its namespace, and its process.
+// StartIstiod adds an istiod to the cluster, or finds it running: its custom resources, its namespace, its process, and the image
+// IstioProxy.
 func (c *Cluster) StartIstiod(ctx context.Context, config Config) error {
 	builder := build.Builder{Root: config.Root, Cache: config.Cache, Say: config.Say}
 	project := build.Istiod()
 	dir, err := builder.Build(ctx, project)
 	if err != nil {
+		return err
+	}
+	if err := c.importIstioProxy(ctx, config, builder); err != nil {
 		return err
 	}
 	mesh := c.istiodMesh()

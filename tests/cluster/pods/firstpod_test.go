@@ -1,6 +1,8 @@
 package pods
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -37,6 +39,24 @@ func blocksOf(t *testing.T, document, section, language string) []string {
 		blocks = append(blocks, block[1])
 	}
 	return blocks
+}
+
+// shell runs commands of a document as who follows it: in a directory, with kubectl for the cluster and the programs of that directory
+// in its PATH. It returns what they print.
+func shell(dir, commands string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*stepLimit)
+	defer cancel()
+	cmd, err := shared.Command(ctx, "bash", "-euo", "pipefail", "-c", "cd "+dir+"\nPATH=$PWD:$PATH\n"+commands)
+	if err != nil {
+		return "", err
+	}
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return string(out), fmt.Errorf("%s%w\n%s%s", commands, err, out, &stderr)
+	}
+	return string(out), nil
 }
 
 // TestFirstPod is README's first pod to the letter: its manifest, and the commands below it.

@@ -3,7 +3,6 @@ package pods
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -44,30 +43,13 @@ spec:
   containers: [{name: sleep, image: curlimages/curl, imagePullPolicy: IfNotPresent, command: [sleep, infinity]}]
 `
 
-// TestInjector is docs/inject.md: its manifests, a namespace with the label, an application that knows nothing of it; and then no
+// TestInjector is docs/inject.md: its commands that install, a namespace with the label, an application that knows nothing of it; and then no
 // injector at all.
 func TestInjector(t *testing.T) {
-	manifest, err := os.ReadFile(filepath.Join(lab.RepoRoot(t), "deploy/sidecar-injector.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx := context.Background() // t's has ended when what is made goes
-	t.Cleanup(func() {
-		// First of all nobody is asked any more.
-		_, err := shared.Kubectl(ctx, nil, "delete", "mutatingwebhookconfiguration", "sidecar-injector", "--ignore-not-found")
-		if err == nil {
-			_, err = shared.Kubectl(ctx, strings.NewReader(string(manifest)), "delete", "--ignore-not-found", "--timeout=2m", "-f", "-")
-		}
-		if err != nil {
-			t.Errorf("the injector is left behind: %v", err)
-		}
-	})
-	lab.Eventually(t, podLimit, "the manifests are applied", func() error { // their kind, and then an object of it
-		_, err := shared.Kubectl(ctx, strings.NewReader(string(manifest)), "apply", "-f", "-")
-		return err
-	})
+	removeInjector(t)
+	ctx := t.Context()
 	const namespace = "understudy-system"
-	if _, err := shared.Kubectl(ctx, nil, "-n", namespace, "rollout", "status", "deployment/sidecar-injector", "--timeout", podLimit.String()); err != nil {
+	if _, err := shell(lab.RepoRoot(t), blocksOf(t, "docs/inject.md", "Install", "sh")[0]); err != nil {
 		state, _ := shared.Kubectl(ctx, nil, "-n", namespace, "describe", "pods")
 		logs, _ := shared.Kubectl(ctx, nil, "-n", namespace, "logs", "-l", "app.kubernetes.io/name=sidecar-injector", "--tail=50")
 		t.Fatalf("%v\n%s\n%s", err, state, logs)
@@ -106,4 +88,21 @@ func TestInjector(t *testing.T) {
 		t.Errorf("without an injector, a pod of kube-system: %v", err)
 	}
 	t.Logf("a pod of kube-system is created in %s", time.Since(began).Round(time.Millisecond))
+}
+
+// removeInjector removes the injector of the manifests when the test ends.
+func removeInjector(t *testing.T) {
+	t.Helper()
+	manifest := filepath.Join(lab.RepoRoot(t), "deploy/sidecar-injector.yaml")
+	ctx := context.Background() // t's has ended by then
+	t.Cleanup(func() {
+		// First of all nobody is asked any more.
+		_, err := shared.Kubectl(ctx, nil, "delete", "mutatingwebhookconfiguration", "sidecar-injector", "--ignore-not-found")
+		if err == nil {
+			_, err = shared.Kubectl(ctx, nil, "delete", "--ignore-not-found", "--timeout=2m", "-f", manifest)
+		}
+		if err != nil {
+			t.Errorf("the injector is left behind: %v", err)
+		}
+	})
 }

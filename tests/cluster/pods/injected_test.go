@@ -124,11 +124,7 @@ func TestInjectedPod(t *testing.T) {
 func injectFile(t *testing.T, ns *cluster.Namespace, profile, application string) string {
 	t.Helper()
 	dir := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-tags", "vtprotobuf,grpcnotrace", "-o", dir+"/sidecar-injector", "./cmd/sidecar-injector")
-	build.Dir = lab.RepoRoot(t)
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	buildInjector(t, dir)
 	writeFile(t, filepath.Join(dir, "profile.yaml"), profile)
 	writeFile(t, filepath.Join(dir, "sleep.yaml"), application)
 	injector := exec.CommandContext(t.Context(), "bash", "-euc", "cat <(./sidecar-injector inject --offline -n "+ns.Name+" --settings profile.yaml -f <(cat sleep.yaml))")
@@ -140,4 +136,14 @@ func injectFile(t *testing.T, ns *cluster.Namespace, profile, application string
 		t.Fatalf("%v\n%s", err, &stderr)
 	}
 	return string(out)
+}
+
+// buildInjector builds sidecar-injector into a directory.
+func buildInjector(t *testing.T, dir string) {
+	t.Helper()
+	build := exec.CommandContext(t.Context(), "go", "build", "-tags", "vtprotobuf,grpcnotrace", "-o", dir+"/sidecar-injector", "./cmd/sidecar-injector")
+	build.Dir = lab.RepoRoot(t)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 }

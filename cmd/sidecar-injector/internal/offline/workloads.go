@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -26,6 +27,7 @@ type Workload struct {
 	Namespace  string // "": the object does not say
 	Pod        *corev1.Pod
 
+	selector   *metav1.LabelSelector // of its pods; nil: it says none
 	apiVersion string
 	template   []byte // the pod, or its template, as JSON
 	at         string // its place in the document, as a JSON pointer
@@ -33,11 +35,45 @@ type Workload struct {
 
 // Patch is the JSON patch of the workload's template, in a namespace; nil if there is nothing to do.
 func (w Workload) Patch(s *profile.Settings, namespace inject.Namespace) (ops []byte, warnings []string, err error) {
+	return inject.Patch(w.template, s, w.environment(namespace))
+}
+
+// SidecarSet is the object by which OpenKruise injects the workload's pods: those of its selector that say that they want it.
+func (w Workload) SidecarSet(api inject.KruiseVersion, s *profile.Settings, namespace inject.Namespace) (*inject.SidecarSet, []string, error) {
+	selector := w.selector.DeepCopy()
+	if selector == nil { // a pod, which has none
+		selector = &metav1.LabelSelector{MatchLabels: maps.Clone(w.Pod.Labels)}
+	}
+	if selector.MatchLabels == nil {
+		selector.MatchLabels = map[string]string{}
+	}
+	selector.MatchLabels[sidecarSetLabel] = "true"
+	name := namespace.Name
+	if w.Name != "" {
+		name += "-" + w.Name
+	}
+	of := inject.SidecarSetOf{API: api, Name: name, Selector: selector, Template: w.template}
+	return inject.NewSidecarSet(of, s, w.environment(namespace))
+}
+
+// AnyWorkload is whatever has a label app, or that value of it, of which nothing else is known.
+func AnyWorkload(app string) Workload {
+	w := Workload{Kind: "Pod", Name: app, Pod: &corev1.Pod{}}
+	if app != "" {
+		w.Pod.Labels = map[string]string{"app": app}
+	}
+	return w
+}
+
+// sidecarSetLabel is how a pod of ASM's manual says that it is to have what the SidecarSet gives.
+const sidecarSetLabel = "sidecarset-injected"
+
+func (w Workload) environment(namespace inject.Namespace) inject.Environment {
 	env := inject.Environment{Namespace: namespace}
 	if w.Kind != "Pod" {
 		env.Workload = inject.Workload{APIVersion: w.apiVersion, Kind: w.Kind, Name: w.Name}
 	}
-	return inject.Patch(w.template, s, env)
+	return env
 }
 
 // ReadWorkloads reads the objects of a file that have a pod template, however deep in a List. Others are left out. A key
@@ -116,7 +152,13 @@ func workloads(text []byte, at string) ([]Workload, error) {
 	if name == "" {
 		name = o.Metadata.GenerateName
 	}
-	return []Workload{{o.Kind, name, o.Metadata.Namespace, pod, o.APIVersion, raw, at + below}}, nil
+	var spec struct {
+		Selector *metav1.LabelSelector `json:"selector"`
+	}
+	if json.Unmarshal(o.Spec, &spec) != nil {
+		spec.Selector = nil // a kind whose selector is something else, as a ReplicationController's
+	}
+	return []Workload{{o.Kind, name, o.Metadata.Namespace, pod, spec.Selector, o.APIVersion, raw, at + below}}, nil
 }
 
 // podTemplate is an object's, and its place in that; nil if it has none.

@@ -118,7 +118,7 @@ func up(ctx context.Context, config cluster.Config) error {
 	fmt.Print(`The cluster runs:
   build/kubectl get pods -A
   build/kubectl apply -f FILE
-Images: understudy/proxy:v1, :v2 (with the older Envoy), :dev, understudy/empty:v1; curlimages/curl, nginx:1.14.2. No other can be pulled.
+Images: understudy/proxy:v1, :v2 (with the older Envoy), :dev, understudy/empty:v1; curlimages/curl, nginx:1.14.2; with an istiod ` + cluster.IstioProxy + `. No other can be pulled.
 Logs: ` + filepath.Join(config.Dir, "node", "log") + `. Its end: make cluster-down
 `)
 	return nil

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -221,18 +222,23 @@ func (b Builder) compile(ctx context.Context, p Project, version, dir string) er
 	return os.Rename(out, dir)
 }
 
-// ModuleDir is where the source is of a module that a project's go.mod requires; root is the repository's.
+// ModuleDir is where the source is of a module that a project's go.mod requires, which is downloaded if it is not there; root is the
+// repository's.
 func ModuleDir(ctx context.Context, root string, p Project, module string) (string, error) {
-	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module)
+	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", module)
 	cmd.Dir = filepath.Join(root, Modules, p.Name)
 	cmd.Env = append(os.Environ(), "GOFLAGS=", "GOWORK=off")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("find the module %s: %w: %s", module, err, bytes.TrimSpace(stderr.Bytes()))
+		return "", fmt.Errorf("find the module %s: %w: %s%s", module, err, out, bytes.TrimSpace(stderr.Bytes())) // -json says it on stdout
 	}
-	return string(bytes.TrimSpace(out)), nil
+	var found struct{ Dir string }
+	if err := json.Unmarshal(out, &found); err != nil || found.Dir == "" {
+		return "", fmt.Errorf("find the module %s: go mod download says %q", module, out)
+	}
+	return found.Dir, nil
 }
 
 func environWithout(names ...string) []string {

@@ -1,4 +1,4 @@
-package xds_test
+package canonical_test
 
 import (
 	"testing"
@@ -12,7 +12,13 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"understudy.mesh/pkg/xds"
+	"understudy.mesh/pkg/xds/internal/canonical"
+)
+
+const (
+	clusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+	routeType    = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 )
 
 // scrambled are bytes of m in which maps have another order than in body, if it has a map that can have one.
@@ -99,10 +105,10 @@ func TestSameInAnotherOrder(t *testing.T) {
 		"no messages":              {clusterType, []byte("\xff1"), []byte("\xff2"), false},
 		"cut off":                  {clusterType, []byte("\n\x05a"), []byte("\n\x05b"), false},
 	} {
-		if got := xds.Same(tc.url, tc.a, tc.b); got != tc.want {
+		if got := canonical.Same(tc.url, tc.a, tc.b); got != tc.want {
 			t.Errorf("%s: %v, want %v", name, got, tc.want)
 		}
-		if !xds.Same(tc.url, tc.a, tc.a) {
+		if !canonical.Same(tc.url, tc.a, tc.a) {
 			t.Errorf("%s: not the same as itself", name)
 		}
 	}
@@ -116,11 +122,11 @@ func FuzzSame(f *testing.F) {
 	}
 	f.Add([]byte("\xca\x01\x0e"+entry("a")+entry("b")), []byte("\xca\x01\x0e"+entry("b")+entry("a")))
 	f.Fuzz(func(t *testing.T, a, b []byte) {
-		got := xds.Same(clusterType, a, b)
-		if got != xds.Same(clusterType, b, a) {
+		got := canonical.Same(clusterType, a, b)
+		if got != canonical.Same(clusterType, b, a) {
 			t.Error("another answer the other way round")
 		}
-		if !xds.Same(clusterType, a, a) {
+		if !canonical.Same(clusterType, a, a) {
 			t.Error("not the same as itself")
 		}
 		var one, two clusterv3.Cluster

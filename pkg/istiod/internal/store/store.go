@@ -1,4 +1,5 @@
-package istiod
+// Package store owns the file in which what istiod has said outlives the container.
+package store
 
 import (
 	"bufio"
@@ -9,7 +10,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc64"
+	"hash"
+	"hash/crc32"
 	"io"
 	"os"
 	"time"
@@ -27,25 +29,29 @@ const (
 	checksumSize = 8
 )
 
-// store is a file with what Envoy has of istiod, for the agent that starts after this one in the same pod, while istiod is away. It
+// Store is a file with what Envoy has of istiod, for the agent that starts after this one in the same pod, while istiod is away. It
 // has a line of JSON, what xds.Relay.Export writes, and a checksum of both. Its time of modification is when istiod could last have
 // told of a change. It is written as a whole: what it has is not in memory twice, and the last writer wins.
-type store struct {
+type Store struct {
 	path string
 	// maxAge is how old what istiod has said may be for an Envoy to start with it: a policy that was made meanwhile is not in it.
 	maxAge time.Duration
 	saved  os.FileInfo // the file that this store has written; nil: none
 }
 
-// storedHead is the first line.
-type storedHead struct {
-	// Key is of the pod and the istiod whose configuration it is.
-	Key   string          `json:"key"`
-	Names json.RawMessage `json:"names,omitempty"` // see marshalNames
+// New returns the one at path, of which nothing is loaded that is older than maxAge. It touches no file.
+func New(path string, maxAge time.Duration) *Store { return &Store{path: path, maxAge: maxAge} }
+
+// Head is the first line of the file.
+type Head struct {
+	// Key is of the pod and the istiod whose configuration it is: see [Key].
+	Key string `json:"key"`
+	// Names are those that DNS answers, in JSON.
+	Names json.RawMessage `json:"names,omitempty"`
 }
 
-// storedKey is the same for the same proxy under the same istiod.
-func storedKey(node *corev3.Node, address string) string {
+// Key is the same for the same proxy under the same istiod.
+func Key(node *corev3.Node, address string) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q ", address, node.GetId())
 	b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(node.GetMetadata()) // what cannot be read makes another key
@@ -53,29 +59,45 @@ func storedKey(node *corev3.Node, address string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// save writes the file.
-func (s *store) save(head storedHead, resources func(io.Writer) error) error {
-	saved, err := atomicfile.Replace(s.path, func(w io.Writer) error { return writeStored(w, head, resources) })
+// Save writes the file, and says where in it the resources begin.
+func (s *Store) Save(head Head, resources func(io.Writer) error) (begin int64, err error) {
+	line, err := json.Marshal(head)
+	if err != nil {
+		return 0, err
+	}
+	line = append(line, '\n')
+	saved, err := atomicfile.Replace(s.path, func(w io.Writer) error { return writeStored(w, line, resources) })
 	if err == nil {
 		s.saved = saved
 	}
-	return err
+	return int64(len(line)), err
 }
 
-func writeStored(f io.Writer, head storedHead, resources func(io.Writer) error) error {
-	sum := crc64.New(crc64.MakeTable(crc64.ECMA))
-	w := &bounded{io.MultiWriter(f, sum), maxStored - checksumSize}
-	line, err := json.Marshal(head)
+// Open opens the file that this store has written last, and fails if another one is in its place.
+func (s *Store) Open() (*os.File, error) {
+	f, err := os.Open(s.path)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := w.Write(append(line, '\n')); err != nil {
+	if info, err := f.Stat(); err != nil || s.saved == nil || !os.SameFile(info, s.saved) {
+		return nil, errors.Join(err, f.Close(), fmt.Errorf("%s: %w", s.path, errStored))
+	}
+	return f, nil
+}
+
+// newSum is Castagnoli's, for which processors have an instruction.
+func newSum() hash.Hash32 { return crc32.New(crc32.MakeTable(crc32.Castagnoli)) }
+
+func writeStored(f io.Writer, line []byte, resources func(io.Writer) error) error {
+	sum := newSum()
+	w := &bounded{io.MultiWriter(f, sum), maxStored - checksumSize}
+	if _, err := w.Write(line); err != nil {
 		return err
 	}
 	if err := resources(w); err != nil {
 		return err
 	}
-	return binary.Write(f, binary.BigEndian, sum.Sum64())
+	return binary.Write(f, binary.BigEndian, uint64(sum.Sum32()))
 }
 
 // bounded fails for more than left bytes.
@@ -91,8 +113,8 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return b.Writer.Write(p)
 }
 
-// size is the file's in bytes, 0 if there is none.
-func (s *store) size() int64 {
+// Size is the file's in bytes, 0 if there is none.
+func (s *Store) Size() int64 {
 	info, err := os.Stat(s.path)
 	if err != nil {
 		return 0
@@ -100,20 +122,20 @@ func (s *store) size() int64 {
 	return info.Size()
 }
 
-// own says whether the file is the one that this store has written last: another generation of the pod writes its own.
-func (s *store) own() bool {
+// Own says whether the file is the one that this store has written last: another generation of the pod writes its own.
+func (s *Store) Own() bool {
 	info, err := os.Stat(s.path)
 	return err == nil && s.saved != nil && os.SameFile(info, s.saved)
 }
 
-// touch says that the file is still what istiod says.
-func (s *store) touch(now time.Time) error { return os.Chtimes(s.path, now, now) }
+// Touch says that the file is still what istiod says.
+func (s *Store) Touch(now time.Time) error { return os.Chtimes(s.path, now, now) }
 
 // errStored says why a file is of no use.
 var errStored = errors.New("not what an agent of this pod has written last")
 
-// load reads the file, if it is of this key and not too old, and says how old it is.
-func (s *store) load(key string, now time.Time, take func(names []byte, resources io.Reader) error) (healthy time.Time, err error) {
+// Load reads the file, if it is of this key and not too old, and says how old it is.
+func (s *Store) Load(key string, now time.Time, take func(names []byte, resources io.Reader) error) (healthy time.Time, err error) {
 	f, err := os.Open(s.path)
 	if err != nil {
 		return time.Time{}, err
@@ -133,7 +155,7 @@ func (s *store) load(key string, now time.Time, take func(names []byte, resource
 	}
 	in := bufio.NewReader(content)
 	line, err := in.ReadBytes('\n')
-	var head storedHead
+	var head Head
 	if err == nil {
 		err = json.Unmarshal(bytes.TrimSpace(line), &head)
 	}
@@ -144,13 +166,13 @@ func (s *store) load(key string, now time.Time, take func(names []byte, resource
 }
 
 // whole compares the checksum.
-func (s *store) whole(f io.ReaderAt, content *io.SectionReader) bool {
-	sum := crc64.New(crc64.MakeTable(crc64.ECMA))
+func (s *Store) whole(f io.ReaderAt, content *io.SectionReader) bool {
+	sum := newSum()
 	if _, err := io.Copy(sum, content); err != nil || content.Size() <= 0 {
 		return false
 	}
 	_, err := content.Seek(0, io.SeekStart)
 	var want [checksumSize]byte
 	_, readErr := f.ReadAt(want[:], content.Size())
-	return err == nil && readErr == nil && binary.BigEndian.Uint64(want[:]) == sum.Sum64()
+	return err == nil && readErr == nil && binary.BigEndian.Uint64(want[:]) == uint64(sum.Sum32())
 }

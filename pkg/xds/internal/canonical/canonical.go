@@ -1,4 +1,6 @@
-package xds
+// Package canonical owns what two messages have to have in common to mean the same: their bytes, but for the order of maps. It reads them as
+// fields on the wire.
+package canonical
 
 import (
 	"bytes"
@@ -12,13 +14,10 @@ import (
 // maxDepth is how far messages within messages are looked into: what istiod sends does not come near it.
 const maxDepth = 100
 
-// same says whether two resources of a type mean the same to Envoy. Their bytes may differ: istiod writes the entries of a map,
+// Same says whether two resources of a type mean the same to Envoy. Their bytes may differ: istiod writes the entries of a map,
 // such as the metadata of a cluster, in any order.
-func same(url string, a, b Resource) bool {
-	if a.version == b.version {
-		return true
-	}
-	return len(a.Body) == len(b.Body) && sameMessage(typeOf(url), a.Body, b.Body, maxDepth)
+func Same(url string, a, b []byte) bool {
+	return len(a) == len(b) && (bytes.Equal(a, b) || sameMessage(typeOf(url), a, b, maxDepth))
 }
 
 // sameMessage compares two messages field by field, and looks only into fields whose bytes differ. Messages of no known kind, and
@@ -29,58 +28,58 @@ func sameMessage(kind protoreflect.MessageDescriptor, a, b []byte, depth int) bo
 	}
 	whole := a
 	for len(a) > 0 && len(b) > 0 {
-		one, two := firstField(a), firstField(b)
-		if len(one.whole) == 0 || len(two.whole) == 0 {
+		one, two := First(a), First(b)
+		if len(one.Whole) == 0 || len(two.Whole) == 0 {
 			return false
 		}
-		if !bytes.Equal(one.whole, two.whole) {
-			field := kind.Fields().ByNumber(one.number)
+		if !bytes.Equal(one.Whole, two.Whole) {
+			field := kind.Fields().ByNumber(one.Number)
 			switch {
-			case field == nil || one.number != two.number || one.value == nil || two.value == nil:
+			case field == nil || one.Number != two.Number || one.Value == nil || two.Value == nil:
 				return false
 			case field.IsMap():
 				var ones, twos [][]byte
-				ones, one.whole = entries(a, one.number)
-				twos, two.whole = entries(b, one.number)
+				ones, one.Whole = entries(a, one.Number)
+				twos, two.Whole = entries(b, one.Number)
 				if !sameEntries(field.Message(), ones, twos, depth) {
 					return false
 				}
-			case !sameMessage(inside(kind, field, whole), one.value, two.value, depth-1):
+			case !sameMessage(inside(kind, field, whole), one.Value, two.Value, depth-1):
 				return false
 			}
 		}
-		a, b = a[len(one.whole):], b[len(two.whole):]
+		a, b = a[len(one.Whole):], b[len(two.Whole):]
 	}
 	return len(a) == len(b)
 }
 
 // sameEntries compares the entries of two maps, which may have any order.
 func sameEntries(kind protoreflect.MessageDescriptor, a, b [][]byte, depth int) bool {
-	byKey := func(x, y []byte) int { return bytes.Compare(firstField(x).whole, firstField(y).whole) }
+	byKey := func(x, y []byte) int { return bytes.Compare(First(x).Whole, First(y).Whole) }
 	slices.SortStableFunc(a, byKey)
 	slices.SortStableFunc(b, byKey)
 	return slices.EqualFunc(a, b, func(x, y []byte) bool { return bytes.Equal(x, y) || sameMessage(kind, x, y, depth-1) })
 }
 
-// rawField is one field of a message on the wire.
-type rawField struct {
-	number       protowire.Number
-	whole, value []byte // with its tag, and, of one that has bytes, without
+// Field is one field of a message on the wire.
+type Field struct {
+	Number       protowire.Number
+	Whole, Value []byte // with its tag, and, of one that has bytes, without
 }
 
-// firstField is the first one of a message; it is empty where there is none.
-func firstField(b []byte) (f rawField) {
+// First is the first one of a message; it is empty where there is none.
+func First(b []byte) (f Field) {
 	number, wire, head := protowire.ConsumeTag(b)
 	if head < 0 {
-		return rawField{}
+		return Field{}
 	}
 	size := protowire.ConsumeFieldValue(number, wire, b[head:])
 	if size < 0 {
-		return rawField{}
+		return Field{}
 	}
-	f = rawField{number: number, whole: b[:head+size]}
+	f = Field{Number: number, Whole: b[:head+size]}
 	if wire == protowire.BytesType {
-		f.value, _ = protowire.ConsumeBytes(f.whole[head:])
+		f.Value, _ = protowire.ConsumeBytes(f.Whole[head:])
 	}
 	return f
 }
@@ -88,9 +87,9 @@ func firstField(b []byte) (f rawField) {
 // entries are those of a map that a message begins with, and all of their bytes in it.
 func entries(b []byte, number protowire.Number) (all [][]byte, whole []byte) {
 	rest := b
-	for f := firstField(rest); f.number == number && f.value != nil; f = firstField(rest) {
-		all = append(all, f.value)
-		rest = rest[len(f.whole):]
+	for f := First(rest); f.Number == number && f.Value != nil; f = First(rest) {
+		all = append(all, f.Value)
+		rest = rest[len(f.Whole):]
 	}
 	return all, b[:len(b)-len(rest)]
 }
@@ -106,7 +105,7 @@ func inside(kind protoreflect.MessageDescriptor, field protoreflect.FieldDescrip
 	if kind.FullName() != anyName || field.Number() == anyType {
 		return field.Message()
 	}
-	url, _ := lastField(message, anyType)
+	url, _ := Last(message, anyType)
 	return typeOf(string(url))
 }
 
@@ -117,4 +116,24 @@ func typeOf(url string) protoreflect.MessageDescriptor {
 		return nil
 	}
 	return kind.Descriptor()
+}
+
+// Last is the value of a field that has bytes, of which the last one counts. What is no message has none.
+func Last(b []byte, wanted protowire.Number) (value []byte, has bool) {
+	for len(b) > 0 {
+		number, kind, size := protowire.ConsumeTag(b)
+		if size < 0 {
+			return nil, false
+		}
+		b = b[size:]
+		if size = protowire.ConsumeFieldValue(number, kind, b); size < 0 {
+			return nil, false
+		}
+		if number == wanted && kind == protowire.BytesType {
+			value, _ = protowire.ConsumeBytes(b)
+			has = true
+		}
+		b = b[size:]
+	}
+	return value, has
 }

@@ -115,7 +115,7 @@ func (w *world) load(namespace string) *load {
 				case <-tick.C:
 				}
 				l.made.Add(1)
-				if injected, err := w.create(namespace, pod()); err != nil || !injected {
+				if made, err := w.once(namespace, pod()); err != nil || !made.injected {
 					l.failed.Add(1)
 					text := time.Now().Format(time.TimeOnly) + ": not injected"
 					if err != nil {

@@ -139,10 +139,11 @@ func TestWebhookIstioCNI(t *testing.T) {
 			if tt.change != nil {
 				changes = append(changes, tt.change)
 			}
-			made, err := w.client.CoreV1().Pods(namespace).Create(t.Context(), pod(changes...), metav1.CreateOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			var made *corev1.Pod
+			lab.Eventually(t, limit, "the pod is created", func() (err error) {
+				made, err = w.client.CoreV1().Pods(namespace).Create(t.Context(), pod(changes...), metav1.CreateOptions{})
+				return err
+			})
 			w.captured(t, plugin, made, tt.lands)
 		})
 	}

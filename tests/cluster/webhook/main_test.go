@@ -161,8 +161,24 @@ func (w *world) create(namespace string, p *corev1.Pod) (injected bool, err erro
 	return made.injected, err
 }
 
-// try makes a pod, dry, and returns all that the API server says of it.
+// try makes a pod, dry, and returns all that the API server says of it. It tries again where the API server has waited in vain for an
+// answer: the machine may stand still for longer than that.
 func (w *world) try(namespace string, p *corev1.Pod) (answer, error) {
+	for began := time.Now(); ; {
+		a, err := w.once(namespace, p)
+		if !unanswered(err) || time.Since(began) > limit {
+			return a, err
+		}
+	}
+}
+
+// unanswered reports whether a pod was refused because the API server has waited in vain.
+func unanswered(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "failed calling webhook") && strings.Contains(err.Error(), context.DeadlineExceeded.Error())
+}
+
+// once is try at the first try.
+func (w *world) once(namespace string, p *corev1.Pod) (answer, error) {
 	var a answer
 	ctx, cancel := context.WithTimeout(context.WithValue(context.Background(), warnings{}, &a.warnings), limit)
 	defer cancel()

@@ -55,7 +55,11 @@ func injected(t *testing.T, mesh string, annotations map[string]string) (*profil
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, _, err := inject.Patch(pod, s, inject.Environment{Namespace: inject.Namespace{Name: "shop"}})
+	read, err := inject.Read(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _, err := read.Patch(s, inject.Environment{Namespace: inject.Namespace{Name: "shop"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,7 +84,7 @@ func (o injectOptions) patch(ctx context.Context, w offline.Workload, found *set
 		say([]string{"not injected: " + verdict.Rule})
 		return nil, nil
 	}
-	settings, warnings, err := inject.Settings(w.Pod, profiles.Layers(namespace.Name))
+	settings, warnings, err := inject.Settings(w.Pod, profiles.Base(namespace.Name))
 	if err != nil {
 		return nil, err
 	}

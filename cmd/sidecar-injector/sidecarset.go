@@ -118,7 +118,7 @@ func (o sidecarSetOptions) sets(ctx context.Context, stdin io.Reader, notes io.W
 	}
 	var sets []*inject.SidecarSet
 	for _, w := range workloads {
-		settings, warnings, err := inject.Settings(w.Pod, profiles.Layers(o.namespace))
+		settings, warnings, err := inject.Settings(w.Pod, profiles.Base(o.namespace))
 		var set *inject.SidecarSet
 		var more []string
 		if err == nil {

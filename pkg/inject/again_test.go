@@ -23,7 +23,7 @@ const (
 
 func inject(t testing.TB, pod []byte, env Environment, layers ...profile.Layer) []byte {
 	t.Helper()
-	ops, _, err := Patch(pod, settingsOf(t, pod, layers...), env)
+	ops, _, err := patchOf(pod, settingsOf(t, pod, layers...), env)
 	if err != nil {
 		t.Fatalf("%v: %s", err, pod)
 	}
@@ -49,7 +49,7 @@ func TestOtherSettings(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := Patch(pod, settingsOf(t, pod, plain), env); err != nil {
+		if _, _, err := patchOf(pod, settingsOf(t, pod, plain), env); err != nil {
 			continue
 		}
 		tried++
@@ -133,7 +133,7 @@ func TestServerDefaults(t *testing.T) {
 	for _, mesh := range []string{plainMesh, otherMesh} {
 		layer, env := layerOf(t, profile.SourceMesh, mesh), Environment{Namespace: Namespace{Name: "shop"}}
 		pod := serverDefaults(t, inject(t, []byte(probedPod), env, layer))
-		if ops, _, err := Patch(pod, settingsOf(t, pod, layer), env); ops != nil || err != nil {
+		if ops, _, err := patchOf(pod, settingsOf(t, pod, layer), env); ops != nil || err != nil {
 			t.Errorf("%s: %s, %v", mesh, ops, err)
 		}
 	}
@@ -194,7 +194,7 @@ func TestOtherWebhook(t *testing.T) {
 		}
 	}
 	text, _ = json.Marshal(again)
-	if ops, _, err := Patch(text, settingsOf(t, text, layer), env); ops != nil || err != nil {
+	if ops, _, err := patchOf(text, settingsOf(t, text, layer), env); ops != nil || err != nil {
 		t.Errorf("a third time: %s, %v", ops, err)
 	}
 }
@@ -203,7 +203,7 @@ func TestOtherWebhook(t *testing.T) {
 func TestForeignStatus(t *testing.T) {
 	for _, status := range []string{`{"revision":"default"}`, `{`, `[]`, `null`} {
 		pod, _ := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{AnnotationStatus: status}}, "spec": map[string]any{"containers": []any{map[string]any{"name": "a"}}}})
-		if ops, _, err := Patch(pod, profile.Resolve(layerOf(t, profile.SourceMesh, plainMesh)), Environment{}); err == nil || !strings.Contains(err.Error(), AnnotationStatus) {
+		if ops, _, err := patchOf(pod, profile.Resolve(layerOf(t, profile.SourceMesh, plainMesh)), Environment{}); err == nil || !strings.Contains(err.Error(), AnnotationStatus) {
 			t.Errorf("%s: %s, %v", status, ops, err)
 		}
 	}

@@ -26,7 +26,7 @@ func BenchmarkPatch(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, _, err := Patch(pod, settings, Environment{}); err != nil {
+				if _, _, err := patchOf(pod, settings, Environment{}); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -41,7 +41,7 @@ func FuzzPatch(f *testing.F) {
 			return
 		}
 		env := Environment{Namespace: Namespace{Name: "shop"}}
-		ops, _, err := Patch(pod, s, env)
+		ops, _, err := patchOf(pod, s, env)
 		if err != nil || ops == nil {
 			return
 		}
@@ -56,7 +56,7 @@ func FuzzPatch(f *testing.F) {
 		if s = settings(injected); s == nil {
 			t.Fatalf("its own annotations are wrong: %s", injected)
 		}
-		again, _, err := Patch(injected, s, env)
+		again, _, err := patchOf(injected, s, env)
 		if err != nil || again != nil {
 			t.Fatalf("again: %v, %s", err, again)
 		}

@@ -67,6 +67,8 @@ func (o *operations) move(from, path string) {
 	o.text = append(o.text, '}')
 }
 
+var escape = strings.NewReplacer("~", "~0", "/", "~1")
+
 // pointer is a path of names and indices (RFC 6901).
 func pointer(parts ...any) string {
 	var b strings.Builder
@@ -76,7 +78,7 @@ func pointer(parts ...any) string {
 		case int:
 			b.WriteString(strconv.Itoa(part))
 		case string:
-			b.WriteString(strings.NewReplacer("~", "~0", "/", "~1").Replace(part))
+			b.WriteString(escape.Replace(part))
 		}
 	}
 	return b.String()

@@ -50,14 +50,10 @@ func newBuilder(p *podView, s *profile.Settings, env Environment) *builder {
 	return b
 }
 
-// Patch returns the JSON patch that injects a pod, the text of which is raw; nil if there is nothing to do, because it is
-// injected already. It changes nothing of the application's but the leaves of probes and hooks. An error is for the user: nothing is
-// injected then.
-func Patch(raw []byte, s *profile.Settings, env Environment) (ops []byte, warnings []string, err error) {
-	p, err := parsePod(raw)
-	if err != nil {
-		return nil, nil, err
-	}
+// Patch returns the JSON patch that injects a pod; nil if there is nothing to do, because it is injected already. It changes nothing
+// of the application's but the leaves of probes and hooks. An error is for the user: nothing is injected then.
+func (pod *Pod) Patch(s *profile.Settings, env Environment) (ops []byte, warnings []string, err error) {
+	p := pod.view
 	b := newBuilder(p, s, env)
 	hash, err := b.hash()
 	if err != nil {
@@ -83,14 +79,16 @@ func Patch(raw []byte, s *profile.Settings, env Environment) (ops []byte, warnin
 
 // hash is of all that the patch is made of besides the pod, and of the pod's annotations that are not settings.
 func (b *builder) hash() (string, error) {
-	spec := b.settings.Spec
-	spec.Injector, spec.Injection = nil, &profile.Injection{InjectedAnnotations: spec.Injection.InjectedAnnotations} // the rest decides, and shapes nothing
+	digest, err := b.settings.Digest()
+	if err != nil {
+		return "", err
+	}
 	text, err := json.Marshal([]any{
-		generation, spec, b.native, b.env.Resize, b.env.Variables, b.env.Namespace.Annotations[openShiftUIDs],
+		generation, digest[:], b.native, b.env.Resize, b.env.Variables, b.env.Namespace.Annotations[openShiftUIDs],
 		b.pod.Metadata.Annotations[userVolumeAnnotation], b.pod.Metadata.Annotations[userVolumeMountAnnotation],
 	})
 	if err != nil {
-		return "", fmt.Errorf("write the settings: %w", err)
+		return "", fmt.Errorf("write what a patch is made of: %w", err)
 	}
 	sum := sha256.Sum256(text)
 	const enough = 8 // of its bytes: it tells settings apart and guards nothing

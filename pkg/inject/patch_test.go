@@ -48,6 +48,15 @@ func settingsOf(t testing.TB, pod []byte, layers ...profile.Layer) *profile.Sett
 	return profile.Resolve(append(own, layers...)...)
 }
 
+// patchOf reads a pod and makes its patch.
+func patchOf(raw []byte, s *profile.Settings, env Environment) (ops []byte, warnings []string, err error) {
+	pod, err := Read(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	return pod.Patch(s, env)
+}
+
 // apply applies a patch as the API server does.
 func apply(t testing.TB, pod, ops []byte) []byte {
 	t.Helper()
@@ -121,12 +130,12 @@ func patched(t *testing.T, file string) outcome {
 		t.Fatal(err)
 	}
 	layers := []profile.Layer{layerOf(t, "namespace shop", string(in["namespace.yaml"])), layerOf(t, profile.SourceMesh, string(in["mesh.yaml"]))}
-	ops, warnings, err := Patch(pod, settingsOf(t, pod, layers...), env)
+	ops, warnings, err := patchOf(pod, settingsOf(t, pod, layers...), env)
 	if err != nil {
 		return outcome{err: err}
 	}
 	injected := apply(t, pod, ops)
-	again, _, err := Patch(injected, settingsOf(t, injected, layers...), env)
+	again, _, err := patchOf(injected, settingsOf(t, injected, layers...), env)
 	if err != nil || again != nil {
 		t.Errorf("%s: injected again: %v, %s", file, err, again)
 	}

@@ -5,12 +5,31 @@ import (
 	"maps"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/json"
 )
 
-// podView is what a patch goes by of a pod. Whatever else is in it stays as it is: it is never written back.
+// Pod is a pod that is read once for all that is asked about it.
+type Pod struct {
+	// Object has what [Decide] and [Settings] go by, and nothing else of the pod.
+	Object *corev1.Pod
+	view   *podView
+}
+
+// Read reads a pod's JSON, which nobody may change afterwards. An error says what is wrong with it.
+func Read(raw []byte) (*Pod, error) {
+	v, err := parsePod(raw)
+	if err != nil {
+		return nil, err
+	}
+	return &Pod{v.object(), v}, nil
+}
+
+// podView is what a decision and a patch go by of a pod. Whatever else is in it stays as it is: it is never written back.
 type podView struct {
+	Kind     string    `json:"kind"`
 	Metadata *metadata `json:"metadata"`
 	Spec     spec      `json:"spec"`
 
@@ -40,6 +59,11 @@ type spec struct {
 	Volumes          []named          `json:"volumes"`
 	ImagePullSecrets []named          `json:"imagePullSecrets"`
 	SecurityContext  *securityContext `json:"securityContext"`
+
+	HostNetwork                   bool              `json:"hostNetwork"`
+	OS                            *corev1.PodOS     `json:"os"`
+	NodeSelector                  map[string]string `json:"nodeSelector"`
+	TerminationGracePeriodSeconds *int64            `json:"terminationGracePeriodSeconds"`
 }
 
 type named struct {
@@ -118,6 +142,25 @@ func parsePod(raw []byte) (*podView, error) {
 		return nil, fmt.Errorf("read the pod: spec.containers: it is empty, or this is no pod")
 	}
 	return &p, nil
+}
+
+// object is the pod as Kubernetes' type, as far as it decides.
+func (p *podView) object() *corev1.Pod {
+	names := func(list []container) (out []corev1.Container) {
+		for _, c := range list {
+			out = append(out, corev1.Container{Name: c.Name})
+		}
+		return out
+	}
+	m, s := p.Metadata, p.Spec
+	return &corev1.Pod{
+		TypeMeta:   metav1.TypeMeta{Kind: p.Kind},
+		ObjectMeta: metav1.ObjectMeta{Name: m.Name, GenerateName: m.GenerateName, Namespace: m.Namespace, Labels: m.Labels, Annotations: m.Annotations},
+		Spec: corev1.PodSpec{
+			HostNetwork: s.HostNetwork, OS: s.OS, NodeSelector: s.NodeSelector, TerminationGracePeriodSeconds: s.TerminationGracePeriodSeconds,
+			InitContainers: names(s.InitContainers), Containers: names(s.Containers),
+		},
+	}
 }
 
 // lists are a pod's two lists of containers by the names of their fields.

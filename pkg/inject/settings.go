@@ -8,11 +8,10 @@ import (
 	"understudy.mesh/pkg/profile"
 )
 
-// Settings are what a pod is injected with, by its annotations and by layers below them, the most specific first. All that is wrong
-// with them is in err.
-func Settings(pod *corev1.Pod, layers []profile.Layer) (settings *profile.Settings, warnings []string, err error) {
+// Settings are what a pod is injected with, by its annotations and by the base below them. All that is wrong with them is in err.
+func Settings(pod *corev1.Pod, base *profile.Base) (settings *profile.Settings, warnings []string, err error) {
 	own, warnings, err := profile.FromAnnotations(userAnnotations(pod.Annotations))
-	settings = profile.Resolve(append(own, layers...)...)
+	settings = base.Resolve(own...)
 	grace := int64(corev1.DefaultTerminationGracePeriodSeconds)
 	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
 		grace = *s

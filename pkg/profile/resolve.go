@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -43,7 +44,27 @@ func Resolve(layers ...Layer) *Settings {
 	m.derived()
 	m.exclusions()
 	m.config()
+	m.out.digest = sync.OnceValues(m.out.sum)
 	return m.out
+}
+
+// Base is the layers that all pods of a namespace have below their own annotations. It is safe for concurrent use.
+type Base struct {
+	layers []Layer
+	alone  func() *Settings // without any above them: most pods say nothing, and settings change once a month
+}
+
+// NewBase returns one of layers, the most specific first.
+func NewBase(layers ...Layer) *Base {
+	return &Base{layers, sync.OnceValue(func() *Settings { return Resolve(layers...) })}
+}
+
+// Resolve merges a pod's own layers over the base, as [Resolve] does.
+func (b *Base) Resolve(own ...Layer) *Settings {
+	if len(own) == 0 {
+		return b.alone()
+	}
+	return Resolve(append(own, b.layers...)...)
 }
 
 // layer is a Layer whose proxy.config is read: what has a field of its own is there.

@@ -1,5 +1,11 @@
 package profile
 
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+)
+
 // Settings are what one pod is injected with: a Spec in which every struct is there, every field that has a default is
 // set, and where each came from. They share memory with the layers: nobody changes them.
 //
@@ -12,6 +18,20 @@ type Settings struct {
 	// sources says for each field's path ("proxy.resources", "proxy.env.NAME") whose word it is: "annotation ...",
 	// "namespace shop", "mesh", "preset asm", "built-in"; several, most specific first, where values are united.
 	sources map[string]string
+	digest  func() ([sha256.Size]byte, error)
+}
+
+// Digest is a hash of all that shapes a pod: settings with which pods come out the same have the same. It is made once.
+func (s *Settings) Digest() ([sha256.Size]byte, error) { return s.digest() }
+
+func (s *Settings) sum() ([sha256.Size]byte, error) {
+	spec := s.Spec
+	spec.Injector, spec.Injection = nil, &Injection{InjectedAnnotations: spec.Injection.InjectedAnnotations} // the rest decides
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return [sha256.Size]byte{}, fmt.Errorf("write the settings: %w", err)
+	}
+	return sha256.Sum256(text), nil
 }
 
 // Hot reports whether the pod gets a second slot.

@@ -3,6 +3,7 @@
 package webhook
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -114,7 +115,12 @@ func read(r *http.Request) (question review, err error) {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return review{}, &badRequest{http.StatusUnsupportedMediaType, fmt.Sprintf("content type %q: want application/json", r.Header.Get("Content-Type"))}
 	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	var text bytes.Buffer
+	if size := r.ContentLength; size > 0 && size <= maxBody {
+		text.Grow(int(size) + bytes.MinRead) // at once, instead of copying it as it grows
+	}
+	_, err = text.ReadFrom(io.LimitReader(r.Body, maxBody+1))
+	body := text.Bytes()
 	switch {
 	case err != nil:
 		return review{}, &badRequest{http.StatusBadRequest, fmt.Sprintf("read the review: %v", err)}

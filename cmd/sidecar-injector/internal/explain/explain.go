@@ -33,14 +33,14 @@ type Report struct {
 }
 
 // Of explains one workload in a namespace.
-func Of(w offline.Workload, policy inject.Policy, namespace inject.Namespace, layers []profile.Layer) Report {
+func Of(w offline.Workload, policy inject.Policy, namespace inject.Namespace, base *profile.Base) Report {
 	verdict := inject.Decide(policy, namespace, w.Pod)
 	r := Report{
 		Kind: w.Kind, Name: w.Name, Namespace: namespace.Name,
 		Inject: verdict.Inject, Rule: verdict.Rule, Overridden: verdict.Overridden, Warnings: verdict.Warnings,
 		Flips: flips(policy, namespace, w.Pod, verdict.Inject),
 	}
-	settings, warnings, err := inject.Settings(w.Pod, layers)
+	settings, warnings, err := inject.Settings(w.Pod, base)
 	r.Settings = settings.Rows()
 	if verdict.Inject && err == nil {
 		var more []string

@@ -57,19 +57,19 @@ func (p *Profiles) Add(text []byte) error {
 	return nil
 }
 
-// Layers are a namespace's settings, the most specific first, without those of the pod's annotations.
-func (p *Profiles) Layers(namespace string) []profile.Layer {
+// Base is a namespace's settings, without those of the pod's annotations.
+func (p *Profiles) Base(namespace string) *profile.Base {
 	layers := []profile.Layer{{Source: profile.SourceMesh, Spec: p.byPlace[""]},
 		{Source: "built-in", Spec: &profile.Spec{Proxy: &profile.Proxy{Image: &p.image}}}}
 	if spec := p.byPlace[namespace]; spec != nil && namespace != "" {
 		layers = append([]profile.Layer{{Source: "namespace " + namespace, Spec: spec}}, layers...)
 	}
-	return layers
+	return profile.NewBase(layers...)
 }
 
 // Policy is the mesh's.
 func (p *Profiles) Policy() inject.Policy {
-	return inject.Policy{Injection: *profile.Resolve(p.Layers("")...).Injection, Namespace: InjectorNamespace}
+	return inject.Policy{Injection: *p.Base("").Resolve().Injection, Namespace: InjectorNamespace}
 }
 
 // maxFile bounds a file of workloads.

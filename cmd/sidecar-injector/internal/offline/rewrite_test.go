@@ -17,7 +17,7 @@ import (
 
 // patchOf is the patch of a workload with the built-in settings.
 func patchOf(w Workload) ([]byte, error) {
-	s, _, err := inject.Settings(w.Pod, []profile.Layer{{Source: profile.SourceMesh, Spec: &profile.Spec{Proxy: &profile.Proxy{Image: new("p")}}}})
+	s, _, err := inject.Settings(w.Pod, profile.NewBase(profile.Layer{Source: profile.SourceMesh, Spec: &profile.Spec{Proxy: &profile.Proxy{Image: new("p")}}}))
 	if err != nil {
 		return nil, err
 	}

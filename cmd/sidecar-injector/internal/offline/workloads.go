@@ -35,7 +35,11 @@ type Workload struct {
 
 // Patch is the JSON patch of the workload's template, in a namespace; nil if there is nothing to do.
 func (w Workload) Patch(s *profile.Settings, namespace inject.Namespace) (ops []byte, warnings []string, err error) {
-	return inject.Patch(w.template, s, w.environment(namespace))
+	pod, err := inject.Read(w.template)
+	if err != nil {
+		return nil, nil, err
+	}
+	return pod.Patch(s, w.environment(namespace))
 }
 
 // SidecarSet is the object by which OpenKruise injects the workload's pods: those of its selector that say that they want it.

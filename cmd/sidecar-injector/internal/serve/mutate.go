@@ -2,7 +2,6 @@ package serve
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -20,10 +19,11 @@ const freshLimit = time.Second
 
 // mutate says what becomes of a pod, by what the caches know.
 func (c *caches) mutate(ctx context.Context, r webhook.Request) (webhook.Result, error) {
-	var pod corev1.Pod
-	if err := json.Unmarshal(r.Pod, &pod); err != nil {
-		return webhook.Result{}, fmt.Errorf("read the pod: %w", err)
+	read, err := inject.Read(r.Pod)
+	if err != nil {
+		return webhook.Result{}, err
 	}
+	pod := read.Object
 	if pod.Kind != "" && pod.Kind != "Pod" {
 		return webhook.Result{}, fmt.Errorf("the object is a %s, want a Pod", pod.Kind)
 	}
@@ -35,20 +35,20 @@ func (c *caches) mutate(ctx context.Context, r webhook.Request) (webhook.Result,
 	if err != nil {
 		return webhook.Result{}, err
 	}
-	namespace, verdict, err := c.decide(ctx, policy.inject, name, &pod)
+	namespace, verdict, err := c.decide(ctx, policy.inject, name, pod)
 	if err != nil {
 		return webhook.Result{}, err
 	}
 	if !verdict.Inject {
 		return webhook.Result{Rule: verdict.Rule, Warnings: verdict.Warnings}, nil
 	}
-	settings, warnings, err := c.settings(name, &pod)
+	settings, warnings, err := c.settings(name, pod)
 	warnings = append(verdict.Warnings, warnings...)
 	if err != nil {
 		return webhook.Result{}, err
 	}
 	modern := c.nodes.modern()
-	patch, more, err := inject.Patch(r.Pod, settings, inject.Environment{
+	patch, more, err := read.Patch(settings, inject.Environment{
 		Namespace: namespace, Native: modern, Resize: modern, Variables: variables(r.Path),
 	})
 	if err != nil {
@@ -89,11 +89,11 @@ func (c *caches) decide(ctx context.Context, policy inject.Policy, name string, 
 
 // settings are those of a pod.
 func (c *caches) settings(namespace string, pod *corev1.Pod) (*profile.Settings, []string, error) {
-	layers, err := c.profiles.layers(namespace)
+	base, err := c.profiles.base(namespace)
 	if err != nil {
 		return nil, nil, err
 	}
-	return inject.Settings(pod, layers)
+	return inject.Settings(pod, base)
 }
 
 // variables are those of the URL's path, cluster/X/net/Y, as Istio has them: "--slash--" stands for a slash.

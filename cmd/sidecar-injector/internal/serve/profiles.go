@@ -12,9 +12,11 @@ import (
 
 // profiles are the settings in force of each namespace. A change that is wrong leaves those before it in force.
 type profiles struct {
-	mu   sync.RWMutex
+	mu   sync.Mutex
 	own  string // the injector's namespace, whose profile is the mesh's
 	held map[string]held
+	// bases are what has been made of them so far, by namespace; "" is of all those that have none of their own.
+	bases map[string]*profile.Base
 }
 
 // held is what is known of one namespace's profile.
@@ -28,13 +30,16 @@ type held struct {
 }
 
 func newProfiles(own string) *profiles {
-	return &profiles{own: own, held: make(map[string]held)}
+	return &profiles{own: own, held: make(map[string]held), bases: make(map[string]*profile.Base)}
 }
 
 // set takes an object as it is now; nil: the namespace has none any more.
 func (p *profiles) set(namespace string, object *unstructured.Unstructured) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if delete(p.bases, namespace); namespace == p.own {
+		clear(p.bases)
+	}
 	if object == nil {
 		delete(p.held, namespace)
 		return
@@ -66,33 +71,49 @@ func readProfile(object *unstructured.Unstructured) (*profile.SidecarProfile, er
 
 // of is what is known of a namespace's profile.
 func (p *profiles) of(namespace string) (held, bool) {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	h, ok := p.held[namespace]
 	return h, ok
 }
 
-// layers are the settings of a namespace and of the mesh, the most specific first. It is an error if one of them has a
-// profile of which no state was ever valid: what its author wants is not known, and nothing else is right.
-func (p *profiles) layers(namespace string) ([]profile.Layer, error) {
+// base is the settings of a namespace and of the mesh. It is an error if one of them has a profile of which no state was ever
+// valid: what its author wants is not known, and nothing else is right.
+func (p *profiles) base(namespace string) (*profile.Base, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var layers []profile.Layer
-	if namespace != p.own {
-		if h, ok := p.of(namespace); ok && h.spec == nil {
-			return nil, fmt.Errorf("the SidecarProfile %s of namespace %s is not valid: %w", profile.Name, namespace, h.err)
-		} else if ok {
-			layers = append(layers, profile.Layer{Source: "namespace " + namespace, Spec: h.spec})
-		}
+	h, has := p.held[namespace]
+	if has = has && namespace != p.own; !has {
+		namespace = ""
 	}
-	mesh, err := p.mesh()
+	if known := p.bases[namespace]; known != nil {
+		return known, nil
+	}
+	switch {
+	case has && h.spec == nil:
+		return nil, fmt.Errorf("the SidecarProfile %s of namespace %s is not valid: %w", profile.Name, namespace, h.err)
+	case has:
+		layers = append(layers, profile.Layer{Source: "namespace " + namespace, Spec: h.spec})
+	}
+	mesh, err := p.meshLocked()
 	if err != nil {
 		return nil, err
 	}
-	return append(layers, profile.Layer{Source: profile.SourceMesh, Spec: mesh}), nil
+	made := profile.NewBase(append(layers, profile.Layer{Source: profile.SourceMesh, Spec: mesh})...)
+	p.bases[namespace] = made
+	return made, nil
 }
 
 // mesh is the mesh's settings; nil is that there are none.
 func (p *profiles) mesh() (*profile.Spec, error) {
-	h, ok := p.of(p.own)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.meshLocked()
+}
+
+func (p *profiles) meshLocked() (*profile.Spec, error) {
+	h, ok := p.held[p.own]
 	if ok && h.spec == nil {
 		return nil, fmt.Errorf("the mesh's SidecarProfile %s/%s is not valid, and no earlier state of it is known: %w", p.own, profile.Name, h.err)
 	}

@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"understudy.mesh/cmd/sidecar-injector/internal/certs"
-	"understudy.mesh/pkg/profile"
 )
 
 func TestOptions(t *testing.T) {
@@ -71,7 +70,7 @@ func TestVariables(t *testing.T) {
 }
 
 // profileOf is an object as a watch brings it.
-func profileOf(t *testing.T, namespace string, generation int64, spec string) *unstructured.Unstructured {
+func profileOf(t testing.TB, namespace string, generation int64, spec string) *unstructured.Unstructured {
 	t.Helper()
 	object := map[string]any{}
 	text := fmt.Sprintf(`{"apiVersion": "understudy.mesh/v1alpha1", "kind": "SidecarProfile", "metadata": {"name": "default", "namespace": %q, "generation": %d}, "spec": %s}`,
@@ -89,11 +88,11 @@ func TestBadSettingsChangeNothing(t *testing.T) {
 	const good, better, bad = `{"proxy": {"logLevel": "debug"}}`, `{"proxy": {"logLevel": "info"}}`, `{"proxy": {"logLevel": "loud"}}`
 	p := newProfiles("own")
 	level := func() string {
-		layers, err := p.layers("shop")
+		base, err := p.base("shop")
 		if err != nil {
 			return "error"
 		}
-		return *profile.Resolve(layers...).Proxy.LogLevel
+		return *base.Resolve().Proxy.LogLevel
 	}
 	steps := []struct {
 		what, namespace, spec string

@@ -27,13 +27,26 @@ func TestTable(t *testing.T) {
 		measured("a", "ms", []float64{2, 1, 3}).against("peer", []float64{4}),
 		measured("b", "MiB", []float64{1234.5}),
 		measured("c", "ms", []float64{2, 9, 3}).largest().against("limit", []float64{9}),
+		measured("d", "ms", []float64{2, 9, 3}).smallest(),
 	})
 	want := "what  agent  unit  against  peer  ratio\n" +
 		"a     2.00   ms    peer     4.00  0.50\n" +
 		"b     1234   MiB                  \n" +
-		"c     9.00   ms    limit    9.00  1.00\n"
+		"c     9.00   ms    limit    9.00  1.00\n" +
+		"d     2.00   ms                   \n"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestBroken(t *testing.T) {
+	half := measured("a", "ms", []float64{2}).against("peer", []float64{4})
+	if err := broken([]result{half, half.atMost(2), half.ratioAtMost(0.5)}); err != nil {
+		t.Error(err)
+	}
+	err := broken([]result{half.atMost(1.9), half.ratioAtMost(0.49)})
+	if want := "a: 2.00 ms, more than 1.90\na: 0.500 of peer's, more than 0.490"; err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,6 +21,9 @@ type result struct {
 	RefValue  float64   `json:"referenceValue,omitempty"` // median of RefSamples
 	Refs      []float64 `json:"referenceSamples,omitempty"`
 	Ratio     float64   `json:"ratio,omitempty"` // Value / RefValue
+	// Most and MostRatio are what Value and Ratio have to keep; 0 is nothing.
+	Most      float64 `json:"most,omitempty"`
+	MostRatio float64 `json:"mostRatio,omitempty"`
 }
 
 // measured makes a result without a peer.
@@ -33,6 +37,14 @@ func (r result) largest() result {
 	return r
 }
 
+// smallest shows the smallest sample instead of the median.
+func (r result) smallest() result {
+	if len(r.Samples) > 0 {
+		r.Value = slices.Min(r.Samples)
+	}
+	return r
+}
+
 // against adds the peer.
 func (r result) against(reference string, samples []float64) result {
 	r.Reference, r.Refs, r.RefValue = reference, samples, median(samples)
@@ -40,6 +52,24 @@ func (r result) against(reference string, samples []float64) result {
 		r.Ratio = r.Value / r.RefValue
 	}
 	return r
+}
+
+// atMost and ratioAtMost make a result fail that is more.
+func (r result) atMost(most float64) result      { r.Most = most; return r }
+func (r result) ratioAtMost(most float64) result { r.MostRatio = most; return r }
+
+// broken is an error that names what is more than it may be.
+func broken(results []result) error {
+	var errs []error
+	for _, r := range results {
+		if r.Most != 0 && r.Value > r.Most {
+			errs = append(errs, fmt.Errorf("%s: %s %s, more than %s", r.What, number(r.Value), r.Unit, number(r.Most)))
+		}
+		if r.MostRatio != 0 && r.Ratio > r.MostRatio {
+			errs = append(errs, fmt.Errorf("%s: %.3f of %s's, more than %.3f", r.What, r.Ratio, r.Reference, r.MostRatio))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func median(samples []float64) float64 {

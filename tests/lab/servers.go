@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -165,4 +166,24 @@ func (ca *CA) Server(t T, hosts ...string) *tls.Config {
 		t.Fatalf("lab: make the certificate of %s: %v", hosts[0], err)
 	}
 	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+}
+
+// ServerFiles writes what Server has to tls.crt and tls.key of a directory, each replaced whole.
+func (ca *CA) ServerFiles(t T, dir string, hosts ...string) {
+	t.Helper()
+	made := ca.Server(t, hosts...).Certificates[0]
+	key, err := x509.MarshalPKCS8PrivateKey(made.PrivateKey)
+	if err != nil {
+		t.Fatalf("lab: encode the key of %s: %v", hosts[0], err)
+	}
+	for name, block := range map[string]*pem.Block{"tls.crt": {Type: "CERTIFICATE", Bytes: made.Certificate[0]}, "tls.key": {Type: "PRIVATE KEY", Bytes: key}} {
+		path := filepath.Join(dir, name)
+		err := os.WriteFile(path+".new", pem.EncodeToMemory(block), 0o600)
+		if err == nil {
+			err = os.Rename(path+".new", path)
+		}
+		if err != nil {
+			t.Fatalf("lab: write the certificate of %s: %v", hosts[0], err)
+		}
+	}
 }

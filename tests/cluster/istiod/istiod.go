@@ -4,6 +4,7 @@
 package istiod
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,9 @@ import (
 	"strings"
 	"time"
 
+	"sigs.k8s.io/yaml"
+
+	"understudy.mesh/tests/cluster/standin"
 	"understudy.mesh/tests/lab"
 )
 
@@ -23,11 +27,14 @@ const (
 	Address = lab.OutIP + ":15012"
 	Host    = "istiod.istio-system.svc"
 
+	// APIAddress is where what stands in for the API server listens, without TLS; InjectAddress is where istiod injects, with TLS.
+	APIAddress    = "127.0.0.1:6443"
+	InjectAddress = "127.0.0.1:15017"
+
 	namespace  = "istio-system"
-	apiAddress = "127.0.0.1:6443"
 	statusAddr = "127.0.0.1:18080"
 	// startLimit is how long a start may take, with ten thousand hosts on a busy machine.
-	startLimit = 2 * time.Minute
+	startLimit = 30 * time.Second
 )
 
 // meshConfig is what a stock Envoy needs besides the switches of the process: no telemetry, whose filter only Istio's own has.
@@ -37,7 +44,8 @@ const meshConfig = "defaultProviders: {}\nenablePrometheusMerge: false\n"
 type Istiod struct {
 	t   lab.T
 	lab *lab.Lab
-	api *api
+	// API is what stands in for the API server. What is put there before Start is in its lists.
+	API *standin.API
 	dir string // what it reads and writes
 
 	binary string
@@ -49,16 +57,16 @@ type Istiod struct {
 // New makes an istiod of a program; it does not run yet. Until t ends it may be started and killed.
 func New(t lab.T, l *lab.Lab, binary string) *Istiod {
 	t.Helper()
-	i := &Istiod{t: t, lab: l, binary: binary, dir: filepath.Join(l.Dir, "istiod"), api: &api{objects: make(map[string]json.RawMessage)}}
+	i := &Istiod{t: t, lab: l, binary: binary, dir: filepath.Join(l.Dir, "istiod"), API: standin.New()}
 	for path, text := range map[string]string{
 		"mesh.yaml":  meshConfig,
-		"kubeconfig": "clusters: [{name: c, cluster: {server: 'http://" + apiAddress + "'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n",
+		"kubeconfig": "clusters: [{name: c, cluster: {server: 'http://" + APIAddress + "'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n",
 	} {
 		i.must(os.MkdirAll(i.config(), 0o755))
 		i.must(os.WriteFile(filepath.Join(i.dir, path), []byte(text), 0o644))
 	}
-	server := &http.Server{Handler: i.api}
-	listener := l.Out.Listen(t, apiAddress)
+	server := &http.Server{Handler: i.API}
+	listener := l.Out.Listen(t, APIAddress)
 	go func() { _ = server.Serve(listener) }() // it ends with Close
 	t.Cleanup(func() { i.Kill(); _ = server.Close() })
 	return i
@@ -84,6 +92,29 @@ func (i *Istiod) Write(name, text string) {
 	temporary := filepath.Join(i.dir, name)
 	i.must(os.WriteFile(temporary, []byte(text), 0o644))
 	i.must(os.Rename(temporary, path))
+}
+
+// Inject has it inject pods, at [InjectAddress], as its own chart has it by default; it is called before Start.
+func (i *Istiod) Inject(p Programs) {
+	i.t.Helper()
+	manifests, err := exec.Command(p.Istioctl, "manifest", "generate", "--manifests", p.charts).Output()
+	i.must(err)
+	for text := range bytes.SplitSeq(manifests, []byte("\n---\n")) {
+		var object struct {
+			Kind     string
+			Metadata struct{ Name string }
+			Data     map[string]string
+		}
+		i.must(yaml.Unmarshal(text, &object))
+		if object.Kind != "ConfigMap" || object.Metadata.Name != "istio-sidecar-injector" {
+			continue
+		}
+		for _, key := range []string{"config", "values"} {
+			i.must(os.WriteFile(filepath.Join(i.dirOf("var/lib/istio/inject"), key), []byte(object.Data[key]), 0o644))
+		}
+		return
+	}
+	i.t.Fatalf("istiod: its chart has no ConfigMap istio-sidecar-injector")
 }
 
 // Start runs it, and returns once it is ready.
@@ -116,13 +147,16 @@ func (i *Istiod) Launch() {
 		"POD_NAME=istiod-0", "POD_NAMESPACE="+namespace, "CLUSTER_ID=Kubernetes", "REVISION=default", "PILOT_CERT_PROVIDER=istiod",
 		"PILOT_ENABLE_METADATA_EXCHANGE=false", "PILOT_ENABLE_ALPN_FILTER=false", "PILOT_ENABLE_IP_AUTOALLOCATE=false", "KUBE_FEATURE_WatchListClient=false",
 		i.binary, "discovery", "--kubeconfig", "kubeconfig", "--configDir", "config", "--meshConfig", "mesh.yaml", "--httpAddr", statusAddr,
-		"--secureGRPCAddr", Address, "--grpcAddr", "", "--monitoringAddr", "127.0.0.1:15014", "--httpsAddr", "127.0.0.1:15017", "--ctrlz_port", "0")
+		"--secureGRPCAddr", Address, "--grpcAddr", "", "--monitoringAddr", "127.0.0.1:15014", "--httpsAddr", InjectAddress, "--ctrlz_port", "0")
 	cmd.Stdout, cmd.Stderr = log, log
 	i.must(cmd.Start())
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
 	i.cmd, i.ended = cmd, ended
 }
+
+// PID is that of its process; it runs.
+func (i *Istiod) PID() int { return i.cmd.Process.Pid }
 
 // Kill ends it at once, if it runs.
 func (i *Istiod) Kill() {
@@ -141,14 +175,17 @@ func (i *Istiod) log() string { return filepath.Join(i.dir, fmt.Sprintf("log-%d"
 
 func (i *Istiod) tail() string {
 	text, _ := os.ReadFile(i.log())
+	os.WriteFile("/tmp/injoffline-istiod.log", text, 0o644)
 	return string(text[max(0, len(text)-4000):])
 }
 
 // Root is the certificate of its authority, in PEM, once it has started.
 func (i *Istiod) Root() []byte {
 	i.t.Helper()
-	root := i.api.secret("istio-ca-secret", "ca-cert.pem")
-	if len(root) == 0 {
+	var secret struct{ Data map[string][]byte }
+	err := json.Unmarshal(i.API.Object("/api/v1/namespaces/"+namespace+"/secrets/istio-ca-secret"), &secret)
+	root := secret.Data["ca-cert.pem"]
+	if err != nil || len(root) == 0 {
 		i.t.Fatalf("istiod: %v", errors.New("it has not written its authority's certificate"))
 	}
 	return root

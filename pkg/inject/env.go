@@ -113,6 +113,9 @@ func (b *builder) addMetadata(v *variables) {
 	if w.Name != "" && w.APIVersion != "" {
 		v.add("ISTIO_META_OWNER", fmt.Sprintf("kubernetes://apis/%s/namespaces/%s/%ss/%s", w.APIVersion, w.namespace, strings.ToLower(w.Kind), w.Name))
 	}
+	if _, said := s.Proxy.Env[releaseVariable]; !said && !b.files() {
+		v.addSet(releaseVariable, b.env.IstioVersion)
+	}
 }
 
 // Variables that Kruise sets, or takes from elsewhere.
@@ -121,6 +124,8 @@ const (
 	versionAltVariable = "SIDECARSET_VERSION_ALT"
 	workloadVariable   = "ISTIO_META_WORKLOAD_NAME"
 )
+
+const releaseVariable = "ISTIO_META_ISTIO_VERSION"
 
 // Variables that the webhook's URL may set.
 const (

@@ -19,6 +19,9 @@ type Environment struct {
 	Native, Resize bool
 	// Variables are those of the webhook's URL (/inject/cluster/X/net/Y), by the proxy's names for them.
 	Variables map[string]string
+	// IstioVersion is the release of the oldest istiod that the pod may get, such as 1.28.1; "": it is not known. Istiod makes what a
+	// proxy of that release takes, and EnvoyFilters select by it, so it has to be no newer than istiod.
+	IstioVersion string
 	// Workload is what makes the pod, if that is known better than by the pod's owner.
 	Workload Workload
 }

@@ -17,7 +17,7 @@ import (
 
 // BenchmarkReview answers a review of a plain pod, and of one with 1,000 variables: all that a pod costs but for TLS.
 func BenchmarkReview(b *testing.B) {
-	c := &caches{options: Options{Namespace: "own"}, profiles: newProfiles("own"), nodes: newNodes(), log: slog.New(slog.DiscardHandler)}
+	c := &caches{options: Options{Namespace: "own"}, profiles: newProfiles("own"), nodes: newNodes(), istiods: newIstiods(nil, slog.New(slog.DiscardHandler)), log: slog.New(slog.DiscardHandler)}
 	synced := func() bool { return true }
 	c.namespaces = watched{store: cache.NewStore(cache.MetaNamespaceKeyFunc), ready: synced}
 	for _, w := range []*watched{&c.sidecarProfiles, &c.configurations, &c.nodeVersions, &c.secret} {

@@ -159,6 +159,8 @@ type caches struct {
 	profiles *profiles
 	policies policies
 	nodes    *nodes
+	istiods  *istiods
+	ask      wake // of the istiods
 
 	namespaces, sidecarProfiles, configurations, nodeVersions, secret watched
 	filled                                                            sync.Once
@@ -167,10 +169,11 @@ type caches struct {
 // newCaches returns caches that are filled once their run goes. keep is called when something has changed of which the keeper
 // makes something, sign when the authority has.
 func newCaches(whole dynamic.Interface, meta metadata.Interface, o Options, log *slog.Logger, keep, sign func()) *caches {
-	c := &caches{options: o, metadata: meta, log: log, profiles: newProfiles(o.Namespace), nodes: newNodes()}
+	c := &caches{options: o, metadata: meta, log: log, profiles: newProfiles(o.Namespace), nodes: newNodes(), ask: newWake()}
+	c.istiods = newIstiods(c.profiles.discoveryAddresses, log)
 	c.namespaces = watching("namespaces", metadataOnly{meta.Resource(namespacesResource)}, &metav1.PartialObjectMetadata{}, "", bare, func(string) {})
 	c.sidecarProfiles = watching("sidecarprofiles", objects{whole.Resource(profilesResource)}, &unstructured.Unstructured{}, "", bare,
-		func(key string) { c.takeProfile(key); keep() })
+		func(key string) { c.takeProfile(key); keep(); c.ask.up() })
 	c.nodeVersions = watching("nodes", objects{whole.Resource(nodesResource)}, &unstructured.Unstructured{}, "", versionOnly,
 		func(name string) { c.nodes.set(name, c.versionOf(name)) })
 	c.configurations = watching("mutatingwebhookconfigurations", objects{whole.Resource(configurationsResource)}, &unstructured.Unstructured{}, "", bare,

@@ -50,6 +50,7 @@ func (c *caches) mutate(ctx context.Context, r webhook.Request) (webhook.Result,
 	modern := c.nodes.modern()
 	patch, more, err := read.Patch(settings, inject.Environment{
 		Namespace: namespace, Native: modern, Resize: modern, Variables: variables(r.Path),
+		IstioVersion: c.istiods.oldest(*settings.ControlPlane.DiscoveryAddress),
 	})
 	if err != nil {
 		return webhook.Result{}, err

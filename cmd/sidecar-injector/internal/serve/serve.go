@@ -115,6 +115,7 @@ func Run(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 		group.Go(func() error { w.run(working); return nil })
 	}
 	group.Go(func() error { s.run(working, sign); return nil })
+	group.Go(func() error { c.istiods.run(working, c.ask); return nil })
 	group.Go(func() error {
 		return lead(ctx, config, o, logging.For(log, "keeper"), func(ctx context.Context) {
 			k := &keeper{options: o, client: whole, caches: c, authority: known, log: logging.For(log, "keeper"), now: time.Now}

@@ -136,3 +136,34 @@ func TestClusterThatDoesNotAnswer(t *testing.T) {
 		t.Errorf("both flags: %d: %s", status, stderr)
 	}
 }
+
+// TestNodesOfAFile: whether the proxy is a native sidecar depends on every node, which the cluster knows, or who asks.
+func TestNodesOfAFile(t *testing.T) {
+	const pod = `{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: a}]}}`
+	node := func(version string) string {
+		return fmt.Sprintf(`{"status": {"nodeInfo": {"kubeletVersion": %q}}}`, version)
+	}
+	with := func(nodes ...string) string {
+		return "--kubeconfig " + apiServer(t, map[string]string{"/api/v1/nodes": `{"items": [` + strings.Join(nodes, ",") + `]}`})
+	}
+	for _, tt := range []struct {
+		flags  string
+		native bool
+	}{
+		{"--offline", false}, {"--offline --kubelet-version v1.33.0", true}, {"--offline --kubelet-version 1.32", false},
+		{with(node("v1.33.1"), node("v1.40.0-gke.1")), true}, {with(node("v1.33.1"), node("v1.32.9")), false}, {with(), false},
+		{with(node("v1.32.9")) + " --kubelet-version v1.35.0", true}, {with(node("unknown")), false},
+	} {
+		status, stdout, stderr := execute(pod, append([]string{"inject", "-f", "-"}, strings.Fields(tt.flags)...)...)
+		if native := strings.Contains(stdout, "restartPolicy: Always"); status != 0 || stderr != "" || native != tt.native {
+			t.Errorf("%s: %d, native %v, want %v: %s", tt.flags, status, native, tt.native, stderr)
+		}
+	}
+	if status, _, stderr := execute(pod, "inject", "-f", "-", "--offline", "--kubelet-version", "new"); status != 2 || !strings.Contains(stderr, `flag --kubelet-version: "new": want a version of Kubernetes, such as v1.33.0`) {
+		t.Errorf("%d: %s", status, stderr)
+	}
+	status, _, stderr := execute(pod, "inject", "-f", "-", "--kubeconfig", apiServer(t, map[string]string{"/api/v1/nodes": "{"}))
+	if status != 0 || !strings.Contains(stderr, "the nodes count as older than Kubernetes 1.33 (--kubelet-version says otherwise): read the nodes: ") {
+		t.Errorf("%d: %s", status, stderr)
+	}
+}

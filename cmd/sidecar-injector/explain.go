@@ -153,7 +153,7 @@ func (o explainOptions) report(ctx context.Context, w offline.Workload, namespac
 	if err != nil {
 		return explain.Report{}, err
 	}
-	return explain.Of(w, profiles.Policy(), namespace, profiles.Base(namespace.Name)), nil
+	return explain.Of(w, profiles.Policy(), namespace, profiles.Base(namespace.Name), found.modern(ctx)), nil
 }
 
 // expected is an error if a report is not as --expect says.

@@ -2,9 +2,11 @@ package main
 
 import (
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
 )
 
@@ -133,11 +135,65 @@ func TestImportOfNothing(t *testing.T) {
 	if status, _, stderr := execute("kind: Pod\n", "import", "-f", "-"); status != 1 || !strings.Contains(stderr, "none of the files has") {
 		t.Errorf("%d: %s", status, stderr)
 	}
-	if status, _, stderr := execute("", "import"); status != 2 || !strings.Contains(stderr, "flag -f") {
+	if status, _, stderr := execute("", "import", "-f", "-", "--revision", "x"); status != 2 || !strings.Contains(stderr, "flags --kubeconfig and --revision") {
+		t.Errorf("%d: %s", status, stderr)
+	}
+	t.Setenv("KUBECONFIG", t.TempDir()+"/none")
+	if status, _, stderr := execute("", "import"); status != 1 || !strings.Contains(stderr, "or give files of Istio's objects: -f FILE") {
+		t.Errorf("%d: %s", status, stderr)
+	}
+	empty := apiServer(t, nil)
+	if status, _, stderr := execute("", "import", "--kubeconfig", empty, "--revision", "canary"); status != 1 || !strings.Contains(stderr, "namespace istio-system of the cluster has no ConfigMap istio-canary or istio-sidecar-injector-canary") {
 		t.Errorf("%d: %s", status, stderr)
 	}
 	bad := istioConfigMap(t, "istio", map[string]string{"mesh": "a: 1\na: 2\n"})
 	if status, _, stderr := execute(bad, "import", "-f", "-"); status != 1 || !strings.Contains(stderr, `ConfigMap istio, key mesh: want YAML: line 2: key "a" already set`) {
 		t.Errorf("%d: %s", status, stderr)
+	}
+}
+
+// asJSON is YAML as the API server writes it.
+func asJSON(t *testing.T, text string) string {
+	t.Helper()
+	out, err := yaml.YAMLToJSON([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// TestImportFromACluster: the same as of files, from where Istio has it; a revision has ConfigMaps of its own.
+func TestImportFromACluster(t *testing.T) {
+	mesh, injector := map[string]string{"mesh": istioMesh}, map[string]string{"values": istioValues, "config": istioInjector}
+	paths := files(t, istioConfigMap(t, "istio", mesh), istioConfigMap(t, "istio-sidecar-injector", injector), istioProxyConfigs)
+	_, want, _ := execute("", "import", "-f", paths[0], "-f", paths[1], "-f", paths[2])
+	for _, suffix := range []string{"", "-canary"} {
+		const maps = "/api/v1/namespaces/istio-system/configmaps/"
+		arguments := []string{"import", "--kubeconfig", apiServer(t, map[string]string{
+			maps + "istio" + suffix:                          asJSON(t, istioConfigMap(t, "istio"+suffix, mesh)),
+			maps + "istio-sidecar-injector" + suffix:         asJSON(t, istioConfigMap(t, "istio-sidecar-injector"+suffix, injector)),
+			"/apis/networking.istio.io/v1beta1/proxyconfigs": asJSON(t, istioProxyConfigs),
+		})}
+		if suffix != "" {
+			arguments = append(arguments, "--revision", strings.TrimPrefix(suffix, "-"))
+		}
+		if status, got, stderr := execute("", arguments...); status != 0 || got != want || want == "" {
+			t.Errorf("%s: %d: %s%s\nwant\n%s", suffix, status, got, stderr, want)
+		}
+	}
+}
+
+// TestImportOfIstiosChart: what the chart makes by default is carried whole, and is what our defaults are.
+func TestImportOfIstiosChart(t *testing.T) {
+	status, imported, stderr := execute("", "import", "-f", "testdata/istio-chart.yaml")
+	if status != 0 || stderr != "" {
+		t.Fatalf("%d: %s", status, stderr)
+	}
+	const pod = "kind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: a}]}\n"
+	_, want, _ := execute(pod, "inject", "-f", "-", "--offline")
+	status, got, stderr := execute(pod, "inject", "-f", "-", "--settings", files(t, imported)[0])
+	hash := regexp.MustCompile(`"understudy.mesh/hash":"\w+"`)
+	if diff := cmp.Diff(hash.ReplaceAllString(want, ""), hash.ReplaceAllString(got, "")); status != 0 || diff != "" {
+		t.Errorf("%d: %s\n%s\nof\n%s", status, stderr, diff, imported)
 	}
 }

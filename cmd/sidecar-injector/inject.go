@@ -89,7 +89,7 @@ func (o injectOptions) patch(ctx context.Context, w offline.Workload, found *set
 		return nil, err
 	}
 	say(warnings)
-	ops, warnings, err := w.Patch(settings, namespace)
+	ops, warnings, err := w.Patch(settings, namespace, found.modern(ctx))
 	say(warnings)
 	return ops, err
 }

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/spf13/pflag"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"understudy.mesh/cmd/sidecar-injector/internal/cluster"
 	"understudy.mesh/cmd/sidecar-injector/internal/offline"
+	"understudy.mesh/pkg/inject"
 )
 
 // settingsFlags say where a command has its settings from.
@@ -19,17 +21,22 @@ type settingsFlags struct {
 	files      []string
 	kubeconfig string
 	offline    bool
+	kubelet    string // the version of the oldest one; "": the cluster says
 }
 
 func (s *settingsFlags) add(f *pflag.FlagSet) {
 	f.StringArrayVar(&s.files, "settings", nil, "file of SidecarProfiles, instead of the cluster's; may be given several times")
 	f.StringVar(&s.kubeconfig, "kubeconfig", "", "how to reach the API server (default: as kubectl does)")
+	f.StringVar(&s.kubelet, "kubelet-version", "", "that of the oldest node, such as v1.33.0 (default: the cluster's; where none is asked, older than that)")
 	f.BoolVar(&s.offline, "offline", false, "ask no cluster: without --settings, the defaults count")
 }
 
 func (s *settingsFlags) check() error {
 	if s.offline && s.kubeconfig != "" {
 		return errors.New("flags --offline and --kubeconfig: give one of them")
+	}
+	if _, ok := inject.ParseKubelet(s.kubelet); s.kubelet != "" && !ok {
+		return fmt.Errorf("flag --kubelet-version: %q: want a version of Kubernetes, such as v1.33.0", s.kubelet)
 	}
 	return nil
 }
@@ -39,6 +46,8 @@ type settings struct {
 	profiles *offline.Profiles
 	cluster  *cluster.Cluster // nil: nobody is asked
 	asked    map[string]bool  // namespaces
+	// modern reports whether every node has a modern kubelet; it asks the cluster once, if anybody wants to know.
+	modern func(context.Context) bool
 }
 
 // open reads the files. Without any, the cluster of the kubeconfig is asked, if there is one and it answers; notes says so if it
@@ -49,6 +58,7 @@ func (s *settingsFlags) open(ctx context.Context, notes io.Writer) (*settings, e
 		return nil, err
 	}
 	found := &settings{profiles: profiles, asked: map[string]bool{}}
+	found.modern = s.kubelets(found, notes)
 	if s.offline || len(s.files) > 0 {
 		return found, nil
 	}
@@ -70,6 +80,24 @@ func (s *settingsFlags) open(ctx context.Context, notes io.Writer) (*settings, e
 		found.cluster = nil
 	}
 	return found, nil
+}
+
+// kubelets returns what knows about every node, by the flag or the cluster. Nodes that cannot be read are taken for old ones.
+func (s *settingsFlags) kubelets(found *settings, notes io.Writer) func(context.Context) bool {
+	var once sync.Once
+	modern, _ := inject.ParseKubelet(s.kubelet)
+	return func(ctx context.Context) bool {
+		once.Do(func() {
+			if s.kubelet != "" || found.cluster == nil {
+				return
+			}
+			var err error
+			if modern, err = found.cluster.Modern(ctx); err != nil {
+				fmt.Fprintf(notes, "the nodes count as older than Kubernetes 1.33 (--kubelet-version says otherwise): %v\n", err)
+			}
+		})
+		return modern
+	}
 }
 
 // ask reads the profile of a namespace of the cluster, once.

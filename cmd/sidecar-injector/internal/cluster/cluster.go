@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -106,6 +108,50 @@ func (c *Cluster) namespace(ctx context.Context, name string) (*corev1.Namespace
 		return nil, fmt.Errorf("read namespace %s: %w", name, err)
 	}
 	return in, nil
+}
+
+// Modern reports whether every node has a kubelet as [inject.ParseKubelet] says; without nodes nothing is known, so it does not.
+func (c *Cluster) Modern(ctx context.Context) (bool, error) {
+	text, err := c.get(ctx, "api", "v1", "nodes")
+	var nodes corev1.NodeList
+	if err == nil && text != nil {
+		err = json.Unmarshal(text, &nodes)
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the nodes: %w", err)
+	}
+	old := slices.ContainsFunc(nodes.Items, func(n corev1.Node) bool {
+		modern, _ := inject.ParseKubelet(n.Status.NodeInfo.KubeletVersion)
+		return !modern
+	})
+	return len(nodes.Items) > 0 && !old, nil
+}
+
+// Istio calls add with what Istio's injector goes by, as JSON: the ConfigMaps of a revision ("" is of none) in its root namespace, and
+// the ProxyConfigs of all namespaces. What is not there is left out.
+func (c *Cluster) Istio(ctx context.Context, root, revision string, add func(text []byte) error) error {
+	for _, path := range [][]string{
+		{"api", "v1", "namespaces", root, "configmaps", Revisioned("istio", revision)},
+		{"api", "v1", "namespaces", root, "configmaps", Revisioned("istio-sidecar-injector", revision)},
+		{"apis", "networking.istio.io", "v1beta1", "proxyconfigs"},
+	} {
+		text, err := c.get(ctx, path...)
+		if err == nil && text != nil {
+			err = add(text)
+		}
+		if err != nil {
+			return fmt.Errorf("read /%s: %w", strings.Join(path, "/"), err)
+		}
+	}
+	return nil
+}
+
+// Revisioned is what Istio's chart calls an object in a revision; "" is that there is none.
+func Revisioned(name, revision string) string {
+	if revision == "" || revision == "default" {
+		return name
+	}
+	return name + "-" + revision
 }
 
 // AddProfile reads the settings of a namespace, if it has some.

@@ -32,8 +32,8 @@ type Report struct {
 	Settings []profile.Row `json:"settings,omitempty"`
 }
 
-// Of explains one workload in a namespace.
-func Of(w offline.Workload, policy inject.Policy, namespace inject.Namespace, base *profile.Base) Report {
+// Of explains one workload in a namespace. modern is that every node has a kubelet as [inject.ParseKubelet] says.
+func Of(w offline.Workload, policy inject.Policy, namespace inject.Namespace, base *profile.Base, modern bool) Report {
 	verdict := inject.Decide(policy, namespace, w.Pod)
 	r := Report{
 		Kind: w.Kind, Name: w.Name, Namespace: namespace.Name,
@@ -44,7 +44,7 @@ func Of(w offline.Workload, policy inject.Policy, namespace inject.Namespace, ba
 	r.Settings = settings.Rows()
 	if verdict.Inject && err == nil {
 		var more []string
-		_, more, err = w.Patch(settings, namespace)
+		_, more, err = w.Patch(settings, namespace, modern)
 		warnings = append(warnings, more...)
 	}
 	if verdict.Inject {

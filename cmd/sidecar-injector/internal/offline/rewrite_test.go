@@ -21,7 +21,7 @@ func patchOf(w Workload) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	ops, _, err := w.Patch(s, inject.Namespace{Name: "shop"})
+	ops, _, err := w.Patch(s, inject.Namespace{Name: "shop"}, false)
 	return ops, err
 }
 

@@ -33,13 +33,14 @@ type Workload struct {
 	at         string // its place in the document, as a JSON pointer
 }
 
-// Patch is the JSON patch of the workload's template, in a namespace; nil if there is nothing to do.
-func (w Workload) Patch(s *profile.Settings, namespace inject.Namespace) (ops []byte, warnings []string, err error) {
+// Patch is the JSON patch of the workload's template, in a namespace; nil if there is nothing to do. modern is that every node has a
+// kubelet as [inject.ParseKubelet] says.
+func (w Workload) Patch(s *profile.Settings, namespace inject.Namespace, modern bool) (ops []byte, warnings []string, err error) {
 	pod, err := inject.Read(w.template)
 	if err != nil {
 		return nil, nil, err
 	}
-	return pod.Patch(s, w.environment(namespace))
+	return pod.Patch(s, w.environment(namespace, modern))
 }
 
 // SidecarSet is the object by which OpenKruise injects the workload's pods: those of its selector that say that they want it.
@@ -57,7 +58,7 @@ func (w Workload) SidecarSet(api inject.KruiseVersion, s *profile.Settings, name
 		name += "-" + w.Name
 	}
 	of := inject.SidecarSetOf{API: api, Name: name, Selector: selector, Template: w.template}
-	return inject.NewSidecarSet(of, s, w.environment(namespace))
+	return inject.NewSidecarSet(of, s, w.environment(namespace, false)) // Kruise changes no resources of the idle slot
 }
 
 // AnyWorkload is whatever has a label app, or that value of it, of which nothing else is known.
@@ -72,8 +73,8 @@ func AnyWorkload(app string) Workload {
 // sidecarSetLabel is how a pod of ASM's manual says that it is to have what the SidecarSet gives.
 const sidecarSetLabel = "sidecarset-injected"
 
-func (w Workload) environment(namespace inject.Namespace) inject.Environment {
-	env := inject.Environment{Namespace: namespace}
+func (w Workload) environment(namespace inject.Namespace, modern bool) inject.Environment {
+	env := inject.Environment{Namespace: namespace, Native: modern, Resize: modern}
 	if w.Kind != "Pod" {
 		env.Workload = inject.Workload{APIVersion: w.apiVersion, Kind: w.Kind, Name: w.Name}
 	}

@@ -47,7 +47,7 @@ func (c *caches) mutate(ctx context.Context, r webhook.Request) (webhook.Result,
 	if err != nil {
 		return webhook.Result{}, err
 	}
-	modern := c.nodes.modern()
+	modern := c.nodes.all()
 	patch, more, err := read.Patch(settings, inject.Environment{
 		Namespace: namespace, Native: modern, Resize: modern, Variables: variables(r.Path),
 		IstioVersion: c.istiods.oldest(*settings.ControlPlane.DiscoveryAddress),

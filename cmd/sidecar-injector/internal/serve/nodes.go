@@ -1,64 +1,41 @@
 package serve
 
 import (
-	"regexp"
-	"strconv"
 	"sync"
+
+	"understudy.mesh/pkg/inject"
 )
 
-// modernMinor is the minor version of Kubernetes 1 from which on kubelets run native sidecars and change the resources of
-// running pods, both without a feature gate.
-const modernMinor = 33
-
-// nodes knows the oldest kubelet without a walk over all nodes for each pod.
+// nodes knows whether every kubelet is modern without a walk over all nodes for each pod.
 type nodes struct {
-	mu    sync.Mutex
-	of    map[string]int // the minor version of each node
-	count map[int]int    // how many nodes have one
+	mu     sync.Mutex
+	modern map[string]bool // by name of the node
+	old    int             // how many are not
 }
 
-func newNodes() *nodes {
-	return &nodes{of: make(map[string]int), count: make(map[int]int)}
-}
+func newNodes() *nodes { return &nodes{modern: make(map[string]bool)} }
 
 // set takes a node's version; "" is that the node is gone.
 func (n *nodes) set(name, version string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if before, ok := n.of[name]; ok {
-		delete(n.of, name)
-		if n.count[before]--; n.count[before] == 0 {
-			delete(n.count, before)
-		}
+	if modern, ok := n.modern[name]; ok && !modern {
+		n.old--
 	}
+	delete(n.modern, name)
 	if version == "" {
 		return
 	}
-	minor := minorVersion(version)
-	n.of[name] = minor
-	n.count[minor]++
+	modern, _ := inject.ParseKubelet(version) // one that says something else may be anything
+	n.modern[name] = modern
+	if !modern {
+		n.old++
+	}
 }
 
-// modern reports whether every node has a kubelet of [modernMinor] or newer. Without nodes nothing is known.
-func (n *nodes) modern() bool {
+// all reports whether every node has a modern kubelet. Without nodes nothing is known.
+func (n *nodes) all() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for minor := range n.count {
-		if minor < modernMinor {
-			return false
-		}
-	}
-	return len(n.count) > 0
-}
-
-var kubernetesVersion = regexp.MustCompile(`^v?1\.(\d{1,4})\b`)
-
-// minorVersion of "v1.33.2-gke.1" is 33; of what is no such version, 0.
-func minorVersion(version string) int {
-	found := kubernetesVersion.FindStringSubmatch(version)
-	if found == nil {
-		return 0
-	}
-	minor, _ := strconv.Atoi(found[1]) // digits
-	return minor
+	return len(n.modern) > 0 && n.old == 0
 }

@@ -45,13 +45,13 @@ func TestOldestKubeletCounts(t *testing.T) {
 		{"a", "v1.37.2", true}, {"b", "v1.33.0-gke.1", true}, {"c", "v1.32.9", false}, {"c", "v1.33.1+k3s1", true},
 		{"d", "unknown", false}, {"d", "", true}, {"e", "v2.1.0", false}, {"e", "v1.100.0", true}, {"a", "", true}, {"b", "", true}, {"c", "", true}, {"e", "", false},
 	}
-	if n.modern() {
+	if n.all() {
 		t.Error("without a node nothing is known")
 	}
 	for _, s := range steps {
 		n.set(s.name, s.version)
-		if n.modern() != s.modern {
-			t.Errorf("after %s %q: %v", s.name, s.version, n.modern())
+		if n.all() != s.modern {
+			t.Errorf("after %s %q: %v", s.name, s.version, n.all())
 		}
 	}
 }

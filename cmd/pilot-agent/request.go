@@ -20,9 +20,6 @@ import (
 // requestTimeout bounds one `request`, as Istio's does.
 const requestTimeout = 60 * time.Second
 
-// drainPath is the agent's own. Envoy's admin API, which has the default port, does not know it.
-const drainPath = "/drain"
-
 func newRequestCommand(e *cli.Env) *cobra.Command {
 	var port int
 	cmd := &cobra.Command{
@@ -36,10 +33,10 @@ func newRequestCommand(e *cli.Env) *cobra.Command {
 		Args: cobra.RangeArgs(2, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if port < 1 || port > math.MaxUint16 { // --statusPort may be any
-				return &cli.UsageError{Err: fmt.Errorf("flag --debug-port: %d: give a port from 1 to %d, such as 15000 (Envoy's admin API) or 15020 (the agent)", port, math.MaxUint16)}
+				return &cli.UsageError{Err: fmt.Errorf("flag --debug-port: %d: give a port from 1 to %d, such as %d (Envoy's admin API) or %d (the agent)", port, math.MaxUint16, contract.AdminPort, contract.StatusPort)}
 			}
 			target := "/" + strings.TrimPrefix(args[1], "/")
-			if target == drainPath && !cmd.Flags().Changed("debug-port") {
+			if target == contract.DrainPath && !cmd.Flags().Changed("debug-port") {
 				port = contract.StatusPort
 			}
 			body := ""
@@ -52,7 +49,7 @@ func newRequestCommand(e *cli.Env) *cobra.Command {
 			return request(ctx, e.Client().Send, r, e.Stdout, e.Stderr)
 		},
 	}
-	cmd.Flags().IntVar(&port, "debug-port", 15000, "port to send the request to: 15000 and 15004 are Envoy's admin API, any other the agent's status port; POST drain goes to that by itself")
+	cmd.Flags().IntVar(&port, "debug-port", contract.AdminPort, "port to send the request to: 15000 and 15004 are Envoy's admin API, any other the agent's status port; POST drain goes to that by itself")
 	return cmd
 }
 

@@ -10,12 +10,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/control"
 )
 
 const (
-	// readyURL is what Istio's `wait` polls, and this one if no container has an agent.
-	readyURL = "http://localhost:15021/healthz/ready"
 	// startAllowance is how long an agent may take to start by default, as in Istio. In a
 	// hot upgrade the drain of the previous generation is added.
 	startAllowance = 60 * time.Second
@@ -69,7 +68,8 @@ If no container of the pod has an agent, the URL is polled instead.`,
 	f.IntVar(&o.timeoutSeconds, "timeoutSeconds", int(startAllowance.Seconds()), "seconds to wait in all; without this flag, the agent's --upgradeDrainDuration is added")
 	f.IntVar(&o.requestTimeoutMillis, "requestTimeoutMillis", 500, "milliseconds to wait for one answer")
 	f.IntVar(&o.periodMillis, "periodMillis", 500, "milliseconds between two requests")
-	f.StringVar(&o.url, "url", readyURL, "poll this URL instead of asking this container's agent")
+	// Istio's `wait` polls this one, and ours if no container has an agent.
+	f.StringVar(&o.url, "url", fmt.Sprintf("http://localhost:%d%s", contract.ReadyPort, contract.ReadyPath), "poll this URL instead of asking this container's agent")
 	f.StringVar(&o.event, "for", forServing, "what to wait for: serving, or drained (the Envoy of every earlier generation has ended)")
 	cli.CompleteFlag(cmd, "for", forServing, forDrained)
 	return cmd

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"unicode/utf8"
+
+	"understudy.mesh/pkg/contract"
 )
 
 // Names of sources, as they appear in problems, warnings and the dump.
@@ -14,7 +16,7 @@ const (
 	sourceDefault     = "default"
 	sourceEnv         = "environment"
 	sourceFlag        = "command line"
-	sourceProxyConfig = "PROXY_CONFIG"
+	sourceProxyConfig = contract.ConfigVariable
 	sourceDerived     = "derived"
 	sourceAnnotation  = "annotation"
 )

@@ -1,5 +1,7 @@
 package config
 
+import "understudy.mesh/pkg/contract"
+
 const (
 	// defaultServiceCluster is the value at which Istio's agent prefers the labels.
 	defaultServiceCluster = "istio-proxy"
@@ -23,15 +25,15 @@ func podSettings() []Setting {
 			Doc: "UID of the pod (metadata.uid of the downward API): generations of two pods never hand over to one another"},
 		{name: "serviceAccount", Env: "SERVICE_ACCOUNT", Kind: String, field: "ServiceAccount",
 			Doc: "Service account of the pod: node metadata"},
-		{name: "istioVersion", Env: "ISTIO_META_ISTIO_VERSION", Kind: String, why: "it is metadata of Envoy's node",
+		{name: "istioVersion", Env: contract.ReleaseVariable, Kind: String, why: "it is metadata of Envoy's node",
 			Doc: "Release of Istio that istiod and EnvoyFilters take Envoy for; " + istioVersion + " unless set"},
 		{name: "instanceIP", Flag: "ip", Env: "INSTANCE_IP", Kind: IP, field: "InstanceIP",
 			Doc: "The pod's first address; the addresses of its interfaces follow it"},
 		{name: "excludeInterfaces", annotation: "traffic.sidecar.istio.io/excludeInterfaces", Kind: StringList, field: "ExcludeInterfaces",
 			Doc: "Interfaces whose addresses are not the pod's; instanceIP is in any case"},
-		{name: "dualStack", Env: "ISTIO_DUAL_STACK", Kind: Bool, Default: "true", field: "DualStack",
+		{name: "dualStack", Env: contract.DualStackVariable, Kind: Bool, Default: "true", field: "DualStack",
 			Doc: "Serve IPv6 too in a pod whose first address is IPv4; give istio-iptables the same"},
-		{name: "interceptionMode", Env: "ISTIO_META_INTERCEPTION_MODE", annotation: "sidecar.istio.io/interceptionMode", proxy: "interceptionMode", Kind: InterceptionMode, Default: string(Redirect), field: "Interception",
+		{name: "interceptionMode", Env: contract.ModeVariable, annotation: contract.ModeAnnotation, proxy: "interceptionMode", Kind: InterceptionMode, Default: string(Redirect), field: "Interception",
 			Doc: "How inbound traffic is captured: REDIRECT, or TPROXY, with which the application sees its clients' addresses and which takes a capability; give istio-iptables the same (-m)"},
 		{name: "proxyMark", Flag: "proxyMark", Env: "PROXY_MARK", Kind: Mark, field: "ProxyMark",
 			Doc: "Mark (SO_MARK) of every socket by which Envoy and the agent reach others, for an application of the same user; takes a capability; give istio-iptables the same (--proxy-mark)"},
@@ -128,7 +130,7 @@ func lifeSettings() []Setting {
 			Doc: "How long Envoy takes to close connections that it drains, such as those of a listener that has changed; at least 1s. Envoy gets the largest of this and of the drains of a stop and of an upgrade"},
 		{name: "parentShutdownDuration", Flag: "parentShutdownDuration", proxy: "parentShutdownDuration", Kind: Duration, Default: "60s", field: "ParentShutdownDuration",
 			Doc: "How long the old Envoy lives on in a hot upgrade; upgradeDrainDuration goes before it"},
-		{name: "terminationDrainDuration", Env: "TERMINATION_DRAIN_DURATION_SECONDS", proxy: "terminationDrainDuration", Kind: Duration, envKind: Seconds, Default: "5s", field: "TerminationDrainDuration",
+		{name: "terminationDrainDuration", Env: contract.DrainVariable, proxy: "terminationDrainDuration", Kind: Duration, envKind: Seconds, Default: "5s", field: "TerminationDrainDuration",
 			Doc: "How long Envoy drains after SIGTERM before it is ended"},
 		{name: "minimumDrainDuration", Env: "MINIMUM_DRAIN_DURATION", Kind: Duration, Default: "5s", field: "MinimumDrainDuration",
 			Doc: "Shortest drain with exitOnZeroActiveConnections"},
@@ -155,9 +157,9 @@ func upgradeSettings() []Setting {
 			Doc: "auto: the newer generation takes over; force: this one does, whatever the numbers of OpenKruise say, such as after a cluster was restored"},
 		{name: "upgradeStats", Env: "UNDERSTUDY_UPGRADE_STATS", Kind: Bool, Default: "true", field: "UpgradeStats",
 			Doc: "Carry the old Envoy's counters and gauges over to the new one"},
-		{name: "sidecarSetVersion", Env: "SIDECARSET_VERSION", Kind: String, field: "SidecarSetVersion",
+		{name: "sidecarSetVersion", Env: contract.VersionVariable, Kind: String, field: "SidecarSetVersion",
 			Doc: "OpenKruise's number of this container's generation; read once, at the start"},
-		{name: "sidecarSetVersionAlt", Env: "SIDECARSET_VERSION_ALT", Kind: String, field: "SidecarSetVersionAlt",
+		{name: "sidecarSetVersionAlt", Env: contract.VersionAltVariable, Kind: String, field: "SidecarSetVersionAlt",
 			Doc: "OpenKruise's number of the other container's generation; read once, at the start"},
 	}
 }

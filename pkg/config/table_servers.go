@@ -22,9 +22,9 @@ func serverSettings() []Setting {
 			Doc: "Add Envoy's statistics to /stats/prometheus"},
 		{name: "profiling", Flag: "profiling", Kind: Bool, Default: "true", field: "Profiling",
 			Doc: "Serve /debug/pprof on the status port, on loopback only"},
-		{name: "appProbers", Env: "ISTIO_KUBE_APP_PROBERS", Kind: JSONObject, field: "AppProbers", secret: true,
+		{name: "appProbers", Env: contract.ProbersVariable, Kind: JSONObject, field: "AppProbers", secret: true,
 			Doc: "The application's probes that the injector rewrote; their headers may carry credentials"},
-		{name: "prometheusAnnotations", Env: "ISTIO_PROMETHEUS_ANNOTATIONS", Kind: JSONObject, field: "PrometheusAnnotations",
+		{name: "prometheusAnnotations", Env: contract.PrometheusVariable, Kind: JSONObject, field: "PrometheusAnnotations",
 			Doc: "Where the application's own metrics are scraped"},
 		{name: "http2Probing", Env: "ISTIO_ENABLE_HTTP2_PROBING", Kind: Bool, Default: "true", field: "HTTP2Probing",
 			Doc: "Let probes of HTTPS applications use HTTP/2"},
@@ -35,11 +35,11 @@ func serverSettings() []Setting {
 
 func dnsSettings() []Setting {
 	return []Setting{
-		{name: "dnsCapture", Env: "ISTIO_META_DNS_CAPTURE", Kind: Bool, Default: "false", field: "DNSCapture",
+		{name: "dnsCapture", Env: contract.DNSCaptureVariable, Kind: Bool, Default: "false", field: "DNSCapture",
 			Doc: "Answer the pod's DNS (sidecars only)"},
 		{name: "dnsServer", Env: "ISTIO_META_ENABLE_DNS_SERVER", Kind: Bool, Default: "false", field: "DNSServer",
 			Doc: "Answer the pod's DNS in every role"},
-		{name: "dnsAutoAllocate", Env: "ISTIO_META_DNS_AUTO_ALLOCATE", Kind: Bool, Default: "false", field: "DNSAutoAllocate",
+		{name: "dnsAutoAllocate", Env: contract.DNSAllocateVariable, Kind: Bool, Default: "false", field: "DNSAutoAllocate",
 			Doc: "Give a virtual address to every ServiceEntry host that has none"},
 		{name: "dnsProxyAddr", Env: "DNS_PROXY_ADDR", Kind: ListenAddrs, Default: "localhost:15053", field: "DNSAddrs",
 			Doc: "Where the DNS server listens; localhost is 127.0.0.1 and, in a pod with IPv6, ::1"},

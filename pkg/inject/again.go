@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"understudy.mesh/pkg/contract"
 )
 
 // slotPlace is where an earlier pass has put a slot, and its environment now.
@@ -53,10 +55,10 @@ func (b *builder) recall() (probers, error) {
 	if err != nil || len(places) == 0 {
 		return nil, err
 	}
-	b.restoreScrape(places[0].value(prometheusVariable))
-	known, err := parseProbers(places[0].value(probersVariable))
+	b.restoreScrape(places[0].value(contract.PrometheusVariable))
+	known, err := parseProbers(places[0].value(contract.ProbersVariable))
 	if err != nil {
-		return nil, fmt.Errorf("container %s, env %s: %w", places[0].path(), probersVariable, err)
+		return nil, fmt.Errorf("container %s, env %s: %w", places[0].path(), contract.ProbersVariable, err)
 	}
 	return known, nil
 }
@@ -69,9 +71,9 @@ func (b *builder) touch(r *recorded) error {
 	if err != nil || len(places) == 0 {
 		return err
 	}
-	known, err := parseProbers(places[0].value(probersVariable))
+	known, err := parseProbers(places[0].value(contract.ProbersVariable))
 	if err != nil {
-		return fmt.Errorf("container %s, env %s: %w", places[0].path(), probersVariable, err)
+		return fmt.Errorf("container %s, env %s: %w", places[0].path(), contract.ProbersVariable, err)
 	}
 	b.rewriteProbes(known)
 	if err := b.mergePrometheus(); err != nil {
@@ -93,26 +95,26 @@ func (b *builder) touch(r *recorded) error {
 func (b *builder) refresh(p slotPlace) {
 	ports, names := b.applicationPorts()
 	var before []containerPort
-	if json.Unmarshal([]byte(p.value(podPortsVariable)), &before) == nil {
+	if json.Unmarshal([]byte(p.value(contract.PodPortsVariable)), &before) == nil {
 		for _, port := range ports {
 			if !slices.Contains(before, port) && !slices.Contains(before, containerPort{Name: port.Name, ContainerPort: port.ContainerPort}) {
 				before = append(before, port)
 			}
 		}
-		b.set(&p, podPortsVariable, asJSON(before))
+		b.set(&p, contract.PodPortsVariable, asJSON(before))
 	}
-	listed := strings.Split(p.value(appsVariable), ",")
+	listed := strings.Split(p.value(contract.AppsVariable), ",")
 	for _, name := range names {
 		if !slices.Contains(listed, name) {
 			listed = append(listed, name)
 		}
 	}
-	b.set(&p, appsVariable, strings.Trim(strings.Join(listed, ","), ","))
+	b.set(&p, contract.AppsVariable, strings.Trim(strings.Join(listed, ","), ","))
 	if len(b.probes) > 0 {
-		b.set(&p, probersVariable, asJSON(b.probes))
+		b.set(&p, contract.ProbersVariable, asJSON(b.probes))
 	}
 	if b.scrape != "" {
-		b.set(&p, prometheusVariable, b.scrape)
+		b.set(&p, contract.PrometheusVariable, b.scrape)
 	}
 }
 

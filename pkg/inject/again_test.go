@@ -11,6 +11,7 @@ import (
 	"github.com/rogpeppe/go-internal/diff"
 	"sigs.k8s.io/yaml"
 
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/profile"
 )
 
@@ -151,7 +152,7 @@ func TestOtherWebhook(t *testing.T) {
 	}
 	ours["image"] = "changed"
 	for _, e := range ours["env"].([]any) {
-		if at(e, "name") == probersVariable {
+		if at(e, "name") == contract.ProbersVariable {
 			e.(map[string]any)["value"] = strings.Replace(at(e, "value").(string), "{", `{"/app-health/z/livez":{"grpc":{"port":1}},`, 1)
 		}
 	}
@@ -183,11 +184,11 @@ func TestOtherWebhook(t *testing.T) {
 		values[at(e, "name").(string)], _ = at(e, "value").(string)
 	}
 	for name, want := range map[string]string{
-		appsVariable:       "a,b",
-		podPortsVariable:   `[{"name":"http","containerPort":8080},{"containerPort":7070}]`,
-		probersVariable:    `{"/app-health/a/livez":{"httpGet":{"path":"/l","port":8080,"scheme":"HTTPS"}},"/app-health/a/readyz":{"tcpSocket":{"port":8080}},"/app-health/a/startupz":{"grpc":{"port":9000}},"/app-health/b/livez":{"httpGet":{"path":"/b","port":7070}},"/app-health/z/livez":{"grpc":{"port":1}}}`,
-		prometheusVariable: `{"scrape":"true","path":"/stats/prometheus","port":"7070"}`,
-		"MINE":             "1",
+		contract.AppsVariable:       "a,b",
+		contract.PodPortsVariable:   `[{"name":"http","containerPort":8080},{"containerPort":7070}]`,
+		contract.ProbersVariable:    `{"/app-health/a/livez":{"httpGet":{"path":"/l","port":8080,"scheme":"HTTPS"}},"/app-health/a/readyz":{"tcpSocket":{"port":8080}},"/app-health/a/startupz":{"grpc":{"port":9000}},"/app-health/b/livez":{"httpGet":{"path":"/b","port":7070}},"/app-health/z/livez":{"grpc":{"port":1}}}`,
+		contract.PrometheusVariable: `{"scrape":"true","path":"/stats/prometheus","port":"7070"}`,
+		"MINE":                      "1",
 	} {
 		if values[name] != want {
 			t.Errorf("%s is %s\nwant %s", name, values[name], want)

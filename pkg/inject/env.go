@@ -19,17 +19,6 @@ import (
 // Workload is what makes a pod: its own name and kind, if nothing does.
 type Workload struct{ APIVersion, Kind, namespace, Name string }
 
-// Variables that a later pass brings up to date.
-const (
-	podPortsVariable   = "ISTIO_META_POD_PORTS"
-	appsVariable       = "ISTIO_META_APP_CONTAINERS"
-	probersVariable    = "ISTIO_KUBE_APP_PROBERS"
-	prometheusVariable = "ISTIO_PROMETHEUS_ANNOTATIONS"
-)
-
-// dualStackVariable is whether both IP versions are captured, by which agent, capture and istio-cni go alike.
-const dualStackVariable = "ISTIO_DUAL_STACK"
-
 // variables is an environment in its order. A name is in it once.
 type variables []corev1.EnvVar
 
@@ -72,26 +61,26 @@ func (b *builder) proxyEnv(slot string) []corev1.EnvVar {
 	v = append(v, corev1.EnvVar{Name: "ISTIO_CPU_LIMIT", ValueFrom: &corev1.EnvVarSource{
 		ResourceFieldRef: &corev1.ResourceFieldSelector{Resource: "limits.cpu"},
 	}})
-	v.add("PROXY_CONFIG", *s.Proxy.Config)
+	v.add(contract.ConfigVariable, *s.Proxy.Config)
 	ports, apps := b.applicationPorts()
-	v.add(podPortsVariable, asJSON(ports))
-	v.add(appsVariable, strings.Join(apps, ","))
+	v.add(contract.PodPortsVariable, asJSON(ports))
+	v.add(contract.AppsVariable, strings.Join(apps, ","))
 	b.addMetadata(&v)
 	if b.hot {
-		v.field(versionVariable, "metadata.annotations['"+contract.VersionAnnotation+slot+"']")
-		v.field(versionAltVariable, "metadata.annotations['"+contract.VersionAltAnnotation+slot+"']")
+		v.field(contract.VersionVariable, "metadata.annotations['"+contract.VersionAnnotation+slot+"']")
+		v.field(contract.VersionAltVariable, "metadata.annotations['"+contract.VersionAltAnnotation+slot+"']")
 	}
 	if len(b.probes) > 0 {
-		v.add(probersVariable, asJSON(b.probes))
+		v.add(contract.ProbersVariable, asJSON(b.probes))
 	}
-	v.addSet(prometheusVariable, b.scrape)
+	v.addSet(contract.PrometheusVariable, b.scrape)
 	v.add("ISTIO_META_MESH_ID", *s.ControlPlane.MeshID)
 	v.add("TRUST_DOMAIN", *s.ControlPlane.TrustDomain)
 	b.addUsers(&v)
-	if *s.Init.CNI && !v.has(dualStackVariable) { // istio-cni's default is false, that of istio-init and istio-validation true
-		v.add(dualStackVariable, "true")
+	if *s.Init.CNI && !v.has(contract.DualStackVariable) { // istio-cni's default is false, that of istio-init and istio-validation true
+		v.add(contract.DualStackVariable, "true")
 	}
-	v.add("TERMINATION_DRAIN_DURATION_SECONDS", strconv.Itoa(int(s.Proxy.TerminationDrainDuration.Seconds())))
+	v.add(contract.DrainVariable, strconv.Itoa(int(s.Proxy.TerminationDrainDuration.Seconds())))
 	b.addDNS(&v)
 	for _, name := range slices.Sorted(maps.Keys(b.env.Variables)) {
 		if !v.has(name) {
@@ -106,31 +95,23 @@ func (b *builder) addMetadata(v *variables) {
 	s := b.settings
 	v.add(clusterVariable, cmp.Or(b.env.Variables[clusterVariable], *s.ControlPlane.ClusterID))
 	v.field("ISTIO_META_NODE_NAME", "spec.nodeName")
-	v.add("ISTIO_META_INTERCEPTION_MODE", string(*s.Capture.Mode))
+	v.add(contract.ModeVariable, string(*s.Capture.Mode))
 	v.addSet(networkVariable, b.network())
 	w := b.workload()
 	v.addSet(workloadVariable, w.Name)
 	if w.Name != "" && w.APIVersion != "" {
 		v.add("ISTIO_META_OWNER", fmt.Sprintf("kubernetes://apis/%s/namespaces/%s/%ss/%s", w.APIVersion, w.namespace, strings.ToLower(w.Kind), w.Name))
 	}
-	if _, said := s.Proxy.Env[releaseVariable]; !said && !b.files() {
-		v.addSet(releaseVariable, b.env.IstioVersion)
+	if _, said := s.Proxy.Env[contract.ReleaseVariable]; !said && !b.files() {
+		v.addSet(contract.ReleaseVariable, b.env.IstioVersion)
 	}
 }
 
-// Variables that Kruise sets, or takes from elsewhere.
+// Variables that the webhook's URL or Kruise may take from elsewhere.
 const (
-	versionVariable    = "SIDECARSET_VERSION"
-	versionAltVariable = "SIDECARSET_VERSION_ALT"
-	workloadVariable   = "ISTIO_META_WORKLOAD_NAME"
-)
-
-const releaseVariable = "ISTIO_META_ISTIO_VERSION"
-
-// Variables that the webhook's URL may set.
-const (
-	clusterVariable = "ISTIO_META_CLUSTER_ID"
-	networkVariable = "ISTIO_META_NETWORK"
+	workloadVariable = "ISTIO_META_WORKLOAD_NAME"
+	clusterVariable  = "ISTIO_META_CLUSTER_ID"
+	networkVariable  = "ISTIO_META_NETWORK"
 )
 
 func (b *builder) network() string {
@@ -158,10 +139,10 @@ func (b *builder) addUsers(v *variables) {
 
 func (b *builder) addDNS(v *variables) {
 	if *b.settings.DNS.AutoAllocate {
-		v.add("ISTIO_META_DNS_AUTO_ALLOCATE", "true")
+		v.add(contract.DNSAllocateVariable, "true")
 	}
 	if *b.settings.DNS.Capture {
-		v.add("ISTIO_META_DNS_CAPTURE", "true")
+		v.add(contract.DNSCaptureVariable, "true")
 	}
 }
 

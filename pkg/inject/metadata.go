@@ -128,31 +128,28 @@ func (b *builder) writeMetadata() {
 	b.ops.fields("/metadata/annotations", now.Annotations, b.annotations)
 }
 
-const modeAnnotation = "sidecar.istio.io/interceptionMode"
-
 // annotateCapture tells istio-cni, which goes by annotations, what istio-init would be told.
 func (b *builder) annotateCapture() {
 	c := b.settings.Capture
-	const traffic = "traffic.sidecar.istio.io/"
-	const outbound, inbound, excluded = traffic + "includeOutboundIPRanges", traffic + "includeInboundPorts", traffic + "excludeOutboundPorts"
+	const outbound, inbound, excluded = contract.IncludeOutboundIPs, contract.IncludeInboundPorts, contract.ExcludeOutboundPorts
 	if *c.Mode == profile.None { // a mode that istio-cni does not know
-		if _, users := b.annotations[modeAnnotation]; users {
-			b.warn("annotation %s: istio-cni refuses pods with NONE: say it in a SidecarProfile, as capture.mode", modeAnnotation)
+		if _, users := b.annotations[contract.ModeAnnotation]; users {
+			b.warn("annotation %s: istio-cni refuses pods with NONE: say it in a SidecarProfile, as capture.mode", contract.ModeAnnotation)
 		}
 		b.annotate(outbound, "")
 		b.annotate(inbound, "")
 		return
 	}
-	b.annotateNew(modeAnnotation, string(*c.Mode))
+	b.annotateNew(contract.ModeAnnotation, string(*c.Mode))
 	for _, a := range [][2]string{
 		{outbound, strings.Join(c.IncludeOutboundIPRanges, ",")},
-		{traffic + "excludeOutboundIPRanges", strings.Join(c.ExcludeOutboundIPRanges, ",")},
+		{contract.ExcludeOutboundIPs, strings.Join(c.ExcludeOutboundIPRanges, ",")},
 		{inbound, join(c.IncludeInboundPorts)},
-		{traffic + "excludeInboundPorts", join(c.ExcludeInboundPorts)},
-		{traffic + "includeOutboundPorts", join(c.IncludeOutboundPorts)},
+		{contract.ExcludeInboundPorts, join(c.ExcludeInboundPorts)},
+		{contract.IncludeOutboundPorts, join(c.IncludeOutboundPorts)},
 		{excluded, join(c.ExcludeOutboundPorts)},
-		{traffic + "excludeInterfaces", strings.Join(c.ExcludeInterfaces, ",")},
-		{"istio.io/reroute-virtual-interfaces", strings.Join(c.RerouteVirtualInterfaces, ",")},
+		{contract.ExcludeInterfaces, strings.Join(c.ExcludeInterfaces, ",")},
+		{contract.RerouteInterfaces, strings.Join(c.RerouteVirtualInterfaces, ",")},
 	} {
 		if _, users := b.annotations[a[0]]; users { // with the floor, which is not the user's to leave out
 			b.annotations[a[0]] = a[1]

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"understudy.mesh/pkg/contract"
 )
 
 // probers are the application's probes and hooks by the path at which the agent carries them out: ISTIO_KUBE_APP_PROBERS.
@@ -35,12 +37,12 @@ func (b *builder) leaves() (all []leaf) {
 					})
 				}
 			}
-			add(c.ReadinessProbe, "/app-health/", "readyz", "readinessProbe")
-			add(c.LivenessProbe, "/app-health/", "livez", "livenessProbe")
-			add(c.StartupProbe, "/app-health/", "startupz", "startupProbe")
+			add(c.ReadinessProbe, contract.ProbePrefix, contract.ReadinessPath, "readinessProbe")
+			add(c.LivenessProbe, contract.ProbePrefix, contract.LivenessPath, "livenessProbe")
+			add(c.StartupProbe, contract.ProbePrefix, contract.StartupPath, "startupProbe")
 			if c.Lifecycle != nil {
-				add(c.Lifecycle.PreStop, "/app-lifecycle/", "prestopz", "lifecycle", "preStop")
-				add(c.Lifecycle.PostStart, "/app-lifecycle/", "poststartz", "lifecycle", "postStart")
+				add(c.Lifecycle.PreStop, contract.HookPrefix, contract.PreStopPath, "lifecycle", "preStop")
+				add(c.Lifecycle.PostStart, contract.HookPrefix, contract.PostStartPath, "lifecycle", "postStart")
 			}
 		}
 	}

@@ -16,7 +16,6 @@ const (
 	portAnnotation    = "prometheus.io/port"
 	pathAnnotation    = "prometheus.io/path"
 	targetsAnnotation = "prometheus.istio.io/scrape-targets"
-	mergedPath        = "/stats/prometheus"
 )
 
 // scrape is ISTIO_PROMETHEUS_ANNOTATIONS: where the agent finds the application's metrics, which it answers with Envoy's and its own.
@@ -66,7 +65,7 @@ func (b *builder) mergePrometheus() error {
 	if s.Scrape+s.Path+s.Port != "" {
 		b.scrape = asJSON(s)
 	}
-	for annotation, value := range map[string]string{scrapeAnnotation: "true", portAnnotation: port, pathAnnotation: mergedPath} {
+	for annotation, value := range map[string]string{scrapeAnnotation: "true", portAnnotation: port, pathAnnotation: contract.MetricsPath} {
 		for _, name := range spelled[unusual.ReplaceAllString(annotation, "_")] {
 			delete(b.annotations, name)
 		}

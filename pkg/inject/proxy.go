@@ -18,7 +18,6 @@ import (
 const (
 	startupPeriod, startupFailures = 1, 600
 	probeTimeout                   = 3
-	readyPath                      = "/healthz/ready"
 )
 
 var errNoImage = errors.New("proxy.image is empty: set it in a SidecarProfile, or the pod's annotation sidecar.istio.io/proxyImage")
@@ -92,7 +91,7 @@ func (b *builder) proxy(name string) *corev1.Container {
 }
 
 func ready(p *corev1.Probe) *corev1.Probe {
-	p.HTTPGet = &corev1.HTTPGetAction{Path: readyPath, Port: intstr.FromInt32(contract.ReadyPort)}
+	p.HTTPGet = &corev1.HTTPGetAction{Path: contract.ReadyPath, Port: intstr.FromInt32(contract.ReadyPort)}
 	p.TimeoutSeconds = probeTimeout
 	return p
 }

@@ -172,7 +172,7 @@ func (b *builder) kruiseSlot(of SidecarSetOf) (sidecarContainer, error) {
 // known is in the pod's label.
 func (b *builder) kruiseEnv(env variables, anyWorkload bool) []corev1.EnvVar {
 	env = slices.DeleteFunc(slices.Clone(env), func(e corev1.EnvVar) bool {
-		return e.Name == versionVariable || e.Name == versionAltVariable || e.Name == appsVariable && e.Value == ""
+		return e.Name == contract.VersionVariable || e.Name == contract.VersionAltVariable || e.Name == contract.AppsVariable && e.Value == ""
 	})
 	at := slices.IndexFunc(env, func(e corev1.EnvVar) bool { return e.Name == clusterVariable })
 	env[at] = corev1.EnvVar{Name: clusterVariable, ValueFrom: &corev1.EnvVarSource{ConfigMapKeyRef: &corev1.ConfigMapKeySelector{

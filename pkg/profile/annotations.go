@@ -23,7 +23,7 @@ type annotation struct {
 
 // annotations is Istio's, the single-purpose ones before proxy.istio.io/config: the first that says something counts.
 func annotations() []annotation {
-	const traffic, probe = "traffic.sidecar.istio.io/", "readiness.status.sidecar.istio.io/"
+	const probe = "readiness.status.sidecar.istio.io/"
 	list := func(name string, field func(*Capture) *[]string) annotation {
 		return text(name, func(s *Spec, v string) error { *field(s.Capture) = splitList(v); return nil })
 	}
@@ -40,16 +40,16 @@ func annotations() []annotation {
 		return text(name, func(s *Spec, v string) error { return truth(field(s.Proxy), strings.ToLower(strings.TrimSpace(v))) })
 	}
 	return []annotation{
-		text("sidecar.istio.io/interceptionMode", func(s *Spec, v string) error { s.Capture.Mode = new(CaptureMode(v)); return nil }),
-		list(traffic+"includeOutboundIPRanges", func(c *Capture) *[]string { return &c.IncludeOutboundIPRanges }),
-		list(traffic+"excludeOutboundIPRanges", func(c *Capture) *[]string { return &c.ExcludeOutboundIPRanges }),
-		ports(traffic+"includeInboundPorts", func(c *Capture) *[]intstr.IntOrString { return &c.IncludeInboundPorts }),
-		ports(traffic+"excludeInboundPorts", func(c *Capture) *[]intstr.IntOrString { return &c.ExcludeInboundPorts }),
-		ports(traffic+"includeOutboundPorts", func(c *Capture) *[]intstr.IntOrString { return &c.IncludeOutboundPorts }),
-		ports(traffic+"excludeOutboundPorts", func(c *Capture) *[]intstr.IntOrString { return &c.ExcludeOutboundPorts }),
-		list(traffic+"excludeInterfaces", func(c *Capture) *[]string { return &c.ExcludeInterfaces }),
-		list("istio.io/reroute-virtual-interfaces", func(c *Capture) *[]string { return &c.RerouteVirtualInterfaces }),
-		list(traffic+"kubevirtInterfaces", func(c *Capture) *[]string { return &c.RerouteVirtualInterfaces }),
+		text(contract.ModeAnnotation, func(s *Spec, v string) error { s.Capture.Mode = new(CaptureMode(v)); return nil }),
+		list(contract.IncludeOutboundIPs, func(c *Capture) *[]string { return &c.IncludeOutboundIPRanges }),
+		list(contract.ExcludeOutboundIPs, func(c *Capture) *[]string { return &c.ExcludeOutboundIPRanges }),
+		ports(contract.IncludeInboundPorts, func(c *Capture) *[]intstr.IntOrString { return &c.IncludeInboundPorts }),
+		ports(contract.ExcludeInboundPorts, func(c *Capture) *[]intstr.IntOrString { return &c.ExcludeInboundPorts }),
+		ports(contract.IncludeOutboundPorts, func(c *Capture) *[]intstr.IntOrString { return &c.IncludeOutboundPorts }),
+		ports(contract.ExcludeOutboundPorts, func(c *Capture) *[]intstr.IntOrString { return &c.ExcludeOutboundPorts }),
+		list(contract.ExcludeInterfaces, func(c *Capture) *[]string { return &c.ExcludeInterfaces }),
+		list(contract.RerouteInterfaces, func(c *Capture) *[]string { return &c.RerouteVirtualInterfaces }),
+		list(contract.RerouteInterfacesByOldName, func(c *Capture) *[]string { return &c.RerouteVirtualInterfaces }),
 		whole(contract.StatusPortAnnotation, func(p *Proxy) **int32 { return &p.StatusPort }),
 		whole(probe+"initialDelaySeconds", func(p *Proxy) **int32 { return &p.Readiness.InitialDelaySeconds }),
 		whole(probe+"periodSeconds", func(p *Proxy) **int32 { return &p.Readiness.PeriodSeconds }),

@@ -125,17 +125,17 @@ var meaning = map[string]struct {
 	field string
 	put   func(s *Spec, value string) error
 }{
-	"ISTIO_META_DNS_CAPTURE":       {"dns.capture", func(s *Spec, v string) error { return truth(&s.DNS.Capture, v) }},
-	"ISTIO_META_DNS_AUTO_ALLOCATE": {"dns.autoAllocate", func(s *Spec, v string) error { return truth(&s.DNS.AutoAllocate, v) }},
-	"TERMINATION_DRAIN_DURATION_SECONDS": {"proxy.terminationDrainDuration", func(s *Spec, v string) error {
+	contract.DNSCaptureVariable:  {"dns.capture", func(s *Spec, v string) error { return truth(&s.DNS.Capture, v) }},
+	contract.DNSAllocateVariable: {"dns.autoAllocate", func(s *Spec, v string) error { return truth(&s.DNS.AutoAllocate, v) }},
+	contract.DrainVariable: {"proxy.terminationDrainDuration", func(s *Spec, v string) error {
 		return duration(&s.Proxy.TerminationDrainDuration, v+"s")
 	}},
-	"ISTIO_META_CLUSTER_ID":        {"controlPlane.clusterID", func(s *Spec, v string) error { keep(&s.ControlPlane.ClusterID, v); return nil }},
-	"ISTIO_META_NETWORK":           {"controlPlane.network", func(s *Spec, v string) error { keep(&s.ControlPlane.Network, v); return nil }},
-	"ISTIO_META_MESH_ID":           {"controlPlane.meshID", func(s *Spec, v string) error { keep(&s.ControlPlane.MeshID, v); return nil }},
-	"TRUST_DOMAIN":                 {"controlPlane.trustDomain", func(s *Spec, v string) error { keep(&s.ControlPlane.TrustDomain, v); return nil }},
-	"CA_ADDR":                      {"controlPlane.caAddress", func(s *Spec, v string) error { keep(&s.ControlPlane.CAAddress, v); return nil }},
-	"ISTIO_META_INTERCEPTION_MODE": {"capture.mode", func(s *Spec, v string) error { keep(&s.Capture.Mode, CaptureMode(v)); return nil }},
+	"ISTIO_META_CLUSTER_ID": {"controlPlane.clusterID", func(s *Spec, v string) error { keep(&s.ControlPlane.ClusterID, v); return nil }},
+	"ISTIO_META_NETWORK":    {"controlPlane.network", func(s *Spec, v string) error { keep(&s.ControlPlane.Network, v); return nil }},
+	"ISTIO_META_MESH_ID":    {"controlPlane.meshID", func(s *Spec, v string) error { keep(&s.ControlPlane.MeshID, v); return nil }},
+	"TRUST_DOMAIN":          {"controlPlane.trustDomain", func(s *Spec, v string) error { keep(&s.ControlPlane.TrustDomain, v); return nil }},
+	"CA_ADDR":               {"controlPlane.caAddress", func(s *Spec, v string) error { keep(&s.ControlPlane.CAAddress, v); return nil }},
+	contract.ModeVariable:   {"capture.mode", func(s *Spec, v string) error { keep(&s.Capture.Mode, CaptureMode(v)); return nil }},
 }
 
 func truth(field **bool, value string) error {

@@ -304,8 +304,8 @@ func (c *checker) env(field string, env map[string]string) {
 
 // ownVariables are what the injector sets and no field is for.
 var ownVariables = []string{"JWT_POLICY", "PILOT_CERT_PROVIDER", "POD_NAME", "POD_NAMESPACE", "POD_UID", "INSTANCE_IP", "SERVICE_ACCOUNT", "HOST_IP",
-	"ISTIO_CPU_LIMIT", "PROXY_CONFIG", "ISTIO_META_POD_PORTS", "ISTIO_META_APP_CONTAINERS", "ISTIO_META_NODE_NAME", "ISTIO_META_WORKLOAD_NAME",
-	"ISTIO_META_OWNER", "SIDECARSET_VERSION", "SIDECARSET_VERSION_ALT", "ISTIO_KUBE_APP_PROBERS", "ISTIO_PROMETHEUS_ANNOTATIONS"}
+	"ISTIO_CPU_LIMIT", contract.ConfigVariable, contract.PodPortsVariable, contract.AppsVariable, "ISTIO_META_NODE_NAME", "ISTIO_META_WORKLOAD_NAME",
+	"ISTIO_META_OWNER", contract.VersionVariable, contract.VersionAltVariable, contract.ProbersVariable, contract.PrometheusVariable}
 
 func (c *checker) seccomp(field string, p corev1.SeccompProfile) {
 	oneOf(c, field+".type", &p.Type, corev1.SeccompProfileTypeRuntimeDefault, corev1.SeccompProfileTypeUnconfined, corev1.SeccompProfileTypeLocalhost)

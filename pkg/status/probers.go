@@ -10,14 +10,17 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"understudy.mesh/pkg/contract"
 )
 
 // probersSource names the environment variable in errors.
-const probersSource = "ISTIO_KUBE_APP_PROBERS"
+const probersSource = contract.ProbersVariable
 
 // proberPath is what the injector makes of a probe (app-health) or of a
 // life-cycle hook (app-lifecycle) of a container.
-var proberPath = regexp.MustCompile(`^/(app-health|app-lifecycle)/[^/]+/(livez|readyz|startupz|prestopz|poststartz)$`)
+var proberPath = regexp.MustCompile("^(" + contract.ProbePrefix + "|" + contract.HookPrefix + ")[^/]+/(" + strings.Join([]string{
+	contract.LivenessPath, contract.ReadinessPath, contract.StartupPath, contract.PreStopPath, contract.PostStartPath}, "|") + ")$")
 
 // prober is one probe as Kubernetes has it; exactly one of the first three is
 // set.

@@ -10,6 +10,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"understudy.mesh/pkg/contract"
 )
 
 // maxPostBody is how much of a POST to /drain or /quitquitquit is looked at;
@@ -27,17 +29,17 @@ func (s *Server) LocalAdmin() http.Handler { return s.adminHandler(guard{trustPe
 // statusHandler routes the status port.
 func (s *Server) statusHandler(g guard) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/healthz/ready", s.readyHandler())
+	mux.Handle(contract.ReadyPath, s.readyHandler())
 	metrics := methods(s.scrape, http.MethodGet, http.MethodHead)
 	if s.cfg.MetricsLoopbackOnly {
 		metrics = g.local(metrics)
 	}
-	mux.Handle("/stats/prometheus", metrics)
+	mux.Handle(contract.MetricsPath, metrics)
 	mux.Handle("/metrics", metrics)
 	mux.Handle("/quitquitquit", g.local(s.ask("quit", s.cfg.Quit)))
-	mux.Handle("/drain", g.local(s.ask("drain", s.cfg.Drain)))
-	mux.Handle("/app-health/", s.probes)
-	mux.Handle("/app-lifecycle/", s.probes)
+	mux.Handle(contract.DrainPath, g.local(s.ask("drain", s.cfg.Drain)))
+	mux.Handle(contract.ProbePrefix, s.probes)
+	mux.Handle(contract.HookPrefix, s.probes)
 	// Every page below /debug/ is for loopback only, those that do not exist
 	// included: a 403 there says nothing of what there is.
 	mux.Handle("/debug/", g.local(s.debugHandler()))
@@ -47,7 +49,7 @@ func (s *Server) statusHandler(g guard) http.Handler {
 // probeHandler routes the kubelet's port: readiness and nothing else.
 func (s *Server) probeHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/healthz/ready", s.readyHandler())
+	mux.Handle(contract.ReadyPath, s.readyHandler())
 	return mux
 }
 

@@ -13,7 +13,7 @@ import (
 )
 
 // annotationsSource names the environment variable in errors.
-const annotationsSource = "ISTIO_PROMETHEUS_ANNOTATIONS"
+const annotationsSource = contract.PrometheusVariable
 
 const (
 	defaultMetricsPort text = "80"       // Istio's, when prometheus.io/port is not set

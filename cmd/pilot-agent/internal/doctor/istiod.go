@@ -14,6 +14,7 @@ import (
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/agent"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/istiod"
@@ -30,9 +31,6 @@ starts an Envoy for a moment, to ask which extensions it has.`
 
 // errIstiod ends a check that has found something: exit status 1.
 var errIstiod = errors.New("istiod does not serve this pod as it should")
-
-// adminPort is where Envoy's admin API is, of the running agent's Envoy or of Istio's.
-const adminPort = 15000
 
 // sharedMemory can be written to in every container, whatever else is read-only.
 const sharedMemory = "/dev/shm"
@@ -86,7 +84,7 @@ func newIstiodCommand(e *cli.Env, load Load) *cobra.Command {
 
 // serverInfo asks the Envoy of the running agent, and where there is none one of the agent's binary.
 func serverInfo(ctx context.Context, send func(context.Context, control.Request) (*http.Response, error), cfg *config.Config) agent.EnvoyInfo {
-	resp, err := send(ctx, control.Request{Port: adminPort, Method: http.MethodGet, Path: "/server_info"})
+	resp, err := send(ctx, control.Request{Port: contract.AdminPort, Method: http.MethodGet, Path: "/server_info"})
 	if err == nil {
 		defer resp.Body.Close()
 		if resp.StatusCode == http.StatusOK {

@@ -14,6 +14,7 @@ import (
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/iptables"
 	"understudy.mesh/iptables/inspect"
+	"understudy.mesh/pkg/contract"
 )
 
 const (
@@ -93,11 +94,11 @@ func settings(o *Options) []setting {
 // switches are the booleans, and the back end.
 func (o *Options) switches() []setting {
 	return []setting{
-		{flag: "redirect-dns", env: []string{"REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"}, doc: "send DNS queries to the agent", boolean: true, set: toggle(&o.Config.DNS.Capture)},
+		{flag: "redirect-dns", env: []string{"REDIRECT_DNS", contract.DNSCaptureVariable}, doc: "send DNS queries to the agent", boolean: true, set: toggle(&o.Config.DNS.Capture)},
 		{flag: "capture-all-dns", env: []string{"CAPTURE_ALL_DNS"}, doc: "with --redirect-dns: queries to any server, not just those of resolv.conf", boolean: true, set: toggle(&o.Config.DNS.All)},
-		{env: []string{"ISTIO_META_DNS_AUTO_ALLOCATE"}, boolean: true, set: toggle(&o.autoAllocate)},
+		{env: []string{contract.DNSAllocateVariable}, boolean: true, set: toggle(&o.autoAllocate)},
 		{flag: "drop-invalid", env: []string{"DROP_INVALID", "INVALID_DROP"}, doc: "drop packets that conntrack calls INVALID", boolean: true, set: toggle(&o.Config.DropInvalid)},
-		{flag: "dual-stack", env: []string{"DUAL_STACK", "ISTIO_DUAL_STACK"}, def: "true", doc: "capture IPv6 too, when the pod's first address is IPv4", boolean: true, set: toggle(&o.dualStack)},
+		{flag: "dual-stack", env: []string{"DUAL_STACK", contract.DualStackVariable}, def: "true", doc: "capture IPv6 too, when the pod's first address is IPv4", boolean: true, set: toggle(&o.dualStack)},
 		{flag: "force-iptables-binary", env: []string{"FORCE_IPTABLES_BINARY"}, doc: "legacy or nft (default: where rules are already, else what is installed, else as --native-nftables)", set: o.setBackend},
 		{flag: "native-nftables", env: []string{"NATIVE_NFTABLES"}, doc: "write the rules by nf_tables itself, without iptables or nft; --force-iptables-binary has no effect then", boolean: true, set: toggle(&o.native)},
 		{flag: "dry-run", short: "n", env: []string{"DRY_RUN"}, doc: "print the rules, change nothing; needs no privilege", boolean: true, always: true, set: toggle(&o.dryRun)},
@@ -184,7 +185,7 @@ func Parse(flags *pflag.FlagSet, environ []string, host Host) (*Options, error) 
 		k, v, _ := strings.Cut(kv, "=")
 		vars[k] = v
 	}
-	shared := []string{"env ISTIO_META_DNS_CAPTURE", "env ISTIO_META_DNS_AUTO_ALLOCATE", "env ISTIO_DUAL_STACK", "env INVALID_DROP", "env ENVOY_USER"}
+	shared := []string{"env " + contract.DNSCaptureVariable, "env " + contract.DNSAllocateVariable, "env " + contract.DualStackVariable, "env INVALID_DROP", "env ENVOY_USER"}
 	o := &Options{Config: iptables.Default(), host: host}
 	var errs []error
 	read := func(always bool) {

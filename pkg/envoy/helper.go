@@ -59,7 +59,7 @@ func NewHelper(cfg HelperConfig) *Helper {
 
 // Validate has an Envoy check a bootstrap in JSON, which takes about so many bytes of memory. refused is Envoy's reason if it does not
 // take it, dies of it or is not done within 30 s of work; skipped is why it was not asked at all. Each is "" if that is not so. The error says
-// that it could not be asked.
+// that it could not be asked, or had too little of a processor to answer: then nothing is known, and another try may do.
 func (h *Helper) Validate(ctx context.Context, bootstrap []byte, memory int64) (refused, skipped string, err error) {
 	select {
 	case h.turn <- struct{}{}:
@@ -87,7 +87,7 @@ func (h *Helper) Validate(ctx context.Context, bootstrap []byte, memory int64) (
 	case ctx.Err() != nil:
 		return "", "", ctx.Err()
 	case within.Err() != nil && used < h.timeout/starvedShare:
-		return "", fmt.Sprintf("it had a processor for %s of %s: the node is too busy for a try", used.Round(time.Millisecond), h.timeout), nil
+		return "", "", fmt.Errorf("it had a processor for %s of %s: the node is too busy for a try", used.Round(time.Millisecond), h.timeout)
 	case within.Err() != nil:
 		return fmt.Sprintf("it was not done after %s: an endless loop, or too much to compile", h.timeout), "", nil
 	case errors.As(err, &exit):

@@ -74,13 +74,13 @@ func TestHelperSaysWhatItFound(t *testing.T) {
 func TestHelperEndsWhatDoesNotEnd(t *testing.T) {
 	h := scripted(t, `while :; do :; done`)
 	h.timeout = 100 * time.Millisecond
-	refused, skipped, err := h.Validate(t.Context(), nil, littleMemory)
-	for end := time.Now().Add(time.Minute); err == nil && refused == "" && strings.Contains(skipped, "too busy") && time.Now().Before(end); {
+	refused, _, err := h.Validate(t.Context(), nil, littleMemory)
+	for end := time.Now().Add(time.Minute); err != nil && strings.Contains(err.Error(), "too busy") && time.Now().Before(end); {
 		h.timeout = min(2*h.timeout, validateTimeout) // the machine is
-		refused, skipped, err = h.Validate(t.Context(), nil, littleMemory)
+		refused, _, err = h.Validate(t.Context(), nil, littleMemory)
 	}
 	if err != nil || !strings.Contains(refused, "an endless loop") {
-		t.Errorf("%q, %q, %v", refused, skipped, err)
+		t.Errorf("%q, %v", refused, err)
 	}
 	h.timeout = validateTimeout
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -99,7 +99,7 @@ func TestHelperStarved(t *testing.T) {
 	h := scripted(t, `exec sleep 600`)
 	h.timeout = 100 * time.Millisecond
 	refused, skipped, err := h.Validate(t.Context(), nil, littleMemory)
-	if err != nil || refused != "" || !strings.Contains(skipped, "of 100ms: the node is too busy") {
+	if err == nil || refused+skipped != "" || !strings.Contains(err.Error(), "of 100ms: the node is too busy") {
 		t.Errorf("%q, %q, %v", refused, skipped, err)
 	}
 }

@@ -117,6 +117,9 @@ func TestPrivateImages(t *testing.T) {
 			if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
 				t.Errorf("by a token %v, with %s: %v; want %q", bearer, tc.why, err, tc.want)
 			}
+			if refusal := tc.want == "401" || tc.want == "credential"; refusal && !refused(err) {
+				t.Errorf("by a token %v, with %s: %v is taken for a trouble of the moment", bearer, tc.why, err)
+			}
 			if err != nil && strings.Contains(err.Error(), "word") {
 				t.Errorf("with %s: the error shows it: %v", tc.why, err)
 			}

@@ -60,6 +60,9 @@ func (t *trip) image(ctx context.Context, image registry.Reference, credential a
 		}
 		f, err = t.imageBy(ctx, image, credential, true)
 	}
+	if errors.Is(err, auth.ErrBasicCredentialNotFound) {
+		err = fmt.Errorf("%w, and no pull secret has credentials for it", &statusError{http.StatusUnauthorized, image.Registry})
+	}
 	return f, err
 }
 

@@ -101,8 +101,32 @@ func (l *lacking) counts() map[string]int {
 	return counts
 }
 
+// earlyResponses are those that have come before Envoy, which names its extensions when it does.
+type earlyResponses struct {
+	waits bool
+	list  []*xds.Response
+}
+
+// meet takes in which extensions Envoy has, once on each stream.
+func (l *loop) meet() {
+	node := l.i.c.Relay.Node()
+	if node == nil || !l.early.waits {
+		return
+	}
+	l.i.lacking.begin(node)
+	early := l.early.list
+	l.early = earlyResponses{}
+	for _, resp := range early {
+		l.lack(resp)
+	}
+}
+
 // lack has the log name the extensions that a response needs and Envoy lacks, each once.
 func (l *loop) lack(resp *xds.Response) {
+	if l.early.waits {
+		l.early.list = append(l.early.list, resp)
+		return
+	}
 	if names := l.i.lacking.take(resp); len(names) > 0 {
 		l.i.log.Warn("istiod's configuration needs extensions that this Envoy lacks: it will refuse what has them", "extensions", strings.Join(names, ","), "remedy", lackRemedy)
 	}

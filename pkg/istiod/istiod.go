@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+
 	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/istiod/internal/store"
 	"understudy.mesh/pkg/status"
@@ -27,6 +29,9 @@ const (
 type Config struct {
 	Dial  Dial
 	Relay *xds.Relay
+	// Node is what Envoy will say that it is, but for what it adds of itself: istiod is asked for clusters and listeners while Envoy
+	// starts. nil: Envoy is waited for.
+	Node *corev3.Node
 	// Warming returns how many clusters and listeners Envoy has taken but does not use yet.
 	Warming func(context.Context) (clusters, listeners uint64, err error)
 	// Vital are the listeners without which the pod has not the traffic that others send it, or none at all.

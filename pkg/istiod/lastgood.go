@@ -63,8 +63,12 @@ func (l *loop) due() <-chan time.Time {
 
 // awaitIstiod begins to wait for istiod, once Envoy has said who it is.
 func (l *loop) awaitIstiod() {
-	if g := &l.lastGood; g.store != nil && !g.over && g.after == nil && l.i.c.Relay.Node() != nil {
-		g.after = time.NewTimer(storedAfter)
+	g := &l.lastGood
+	if g.store == nil || g.over || g.after != nil || l.i.c.Relay.Node() == nil {
+		return
+	}
+	if g.after = time.NewTimer(storedAfter); l.retry != nil { // it could not be reached before Envoy was there
+		l.restore()
 	}
 }
 

@@ -63,6 +63,7 @@ type loop struct {
 	reason     string            // why there is no stream, as was last logged
 	distrusts  bool              // the next stream is for Envoy to get everything
 	vetted     bool              // this generation's Envoy was compared with the one before
+	early      earlyResponses
 }
 
 // opened is how an attempt ended.
@@ -155,11 +156,14 @@ func (l *loop) end() {
 	l.i.names.rest()
 }
 
-// open begins an attempt, if one is due: Envoy has said who it is, and there is no stream.
+// open begins an attempt, if one is due: it is known who Envoy is, and there is no stream.
 func (l *loop) open(ctx context.Context) {
 	node := l.i.c.Relay.Node()
 	if node != nil && l.i.c.MetadataDiscovery {
 		l.i.c.Ready.Done(taskHBONE) // it took its bootstrap
+	}
+	if node == nil {
+		node = l.i.c.Node
 	}
 	if l.stream != nil || l.opening != nil || l.retry != nil || node == nil || !l.succession.calls {
 		return
@@ -195,12 +199,17 @@ func (l *loop) begin(o opened) {
 	l.i.log.Info("connected to istiod", "address", l.i.c.Dial.Address)
 	l.i.show(func(s *shown) { s.Connected, s.Since, s.LastError = true, time.Now(), "" })
 	l.stream, l.nonces, l.awaited, l.named, l.reason = o.stream, make(map[string]string), nil, false, ""
-	l.i.lacking.begin(l.i.c.Relay.Node())
+	l.early = earlyResponses{waits: true}
+	l.meet()
 	if l.distrusts || l.i.c.PassAll {
 		l.i.c.Relay.Distrust()
 	}
 	l.distrusts = false
 	l.i.c.Relay.Begin()
+	if l.early.waits {
+		l.i.c.Relay.Anticipate(clusterType)
+		l.i.c.Relay.Anticipate(listenerType)
+	}
 }
 
 // lost takes in that the stream has ended.
@@ -266,6 +275,7 @@ func (l *loop) pause(err error, age time.Duration) {
 // changed takes in what there is new of the relay.
 func (l *loop) changed(ctx context.Context) {
 	l.repair()
+	l.meet()
 	l.tell()
 	l.progress(ctx)
 }

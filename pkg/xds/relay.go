@@ -147,6 +147,17 @@ func (r *Relay) Begin() {
 	r.wake()
 }
 
+// Anticipate has the upstream asked for all resources of a type, as Envoy will ask: what comes waits for it here.
+func (r *Relay) Anticipate(url string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ledgers[url] == nil {
+		r.ledgers[url] = newLedger(url)
+	}
+	r.ledgers[url].subscribe(wildcard)
+	r.wake()
+}
+
 // Take returns what the upstream is to be told, by type, in no order.
 func (r *Relay) Take() []News {
 	r.mu.Lock()

@@ -78,14 +78,22 @@ func (s *Sidecar) writeBootstrap() error {
 // pod's files: those are the agent's all the same, and istiod is told to have Envoy ask there; and of one that has others by name.
 func (s *Sidecar) nameSecrets(c *bootstrap.Config) {
 	c.Istiod.SDSPath = s.dir.SDSSocket()
-	c.Node.Metadata = maps.Clone(c.Node.Metadata)
 	if s.others.Workload != "" {
 		c.Istiod.SDSPath, c.Istiod.FilesPath = s.others.Workload, s.dir.SDSSocket()
-		c.Node.Metadata["file-credential"] = "true" // Istio's
+	}
+	c.Node = s.node(c.Node)
+}
+
+// node is what Envoy says that it is, whom the settings say to be n.
+func (s *Sidecar) node(n bootstrap.Node) bootstrap.Node {
+	n.Metadata = maps.Clone(n.Metadata)
+	if s.others.Workload != "" {
+		n.Metadata["file-credential"] = "true" // Istio's
 	}
 	if s.others.Credentials {
-		c.Node.Metadata["credential"] = "true" // Istio's
+		n.Metadata["credential"] = "true" // Istio's
 	}
+	return n
 }
 
 // bootstrapConfig is what of the bootstrap follows from the settings alone.

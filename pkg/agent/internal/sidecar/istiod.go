@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"understudy.mesh/bootstrap"
 	"understudy.mesh/iptables"
 	"understudy.mesh/pkg/agent/internal/identity"
 	"understudy.mesh/pkg/agent/internal/reach"
@@ -55,6 +56,11 @@ func (s *Sidecar) newIstiod() error {
 	}
 	if err := s.askHealth(&c); err != nil {
 		return err
+	}
+	if s.cfg.CustomConfigFile == "" && s.cfg.BootstrapOverride == "" { // else Envoy alone knows
+		if c.Node, err = s.node(bootstrap.Node(s.cfg.Node)).Proto(); err != nil {
+			return err
+		}
 	}
 	if s.names.captured {
 		c.Names = s.names.update

@@ -87,10 +87,13 @@ func vitalListeners(c *config.Config) []string {
 	return vital
 }
 
-// warming is how much of what Envoy has taken it does not use yet. One that is starting counts what it has taken as used.
+// warming is how much of what Envoy has taken it does not use yet. One that is starting, which is waited for, counts what it has taken
+// as used.
 func (s *Sidecar) warming(ctx context.Context) (clusters, listeners uint64, err error) {
-	if !s.Envoy.HasServed() {
-		return 0, 1, nil
+	select {
+	case <-s.serves:
+	case <-ctx.Done():
+		return 0, 0, ctx.Err()
 	}
 	return s.admin.Warming(ctx)
 }

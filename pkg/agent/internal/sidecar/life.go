@@ -11,6 +11,8 @@ import (
 type life struct {
 	inForce chan struct{}
 	once    sync.Once // closes inForce
+	serves  chan struct{}
+	begins  sync.Once // closes serves
 
 	group   *errgroup.Group
 	base    context.Context // ends with the sidecar

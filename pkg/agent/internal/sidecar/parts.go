@@ -78,7 +78,7 @@ func (s *Sidecar) newEnvoy() error {
 		},
 		Sockets: s.Sockets.ForEnvoy, Inherits: s.Sockets.Inherits, DropSockets: s.Sockets.DropEnvoySockets, Accepts: s.learner.ask,
 		StartTime: s.world.Started, Log: s.world.Log("envoy"),
-		Admin: s.admin, Ready: s.Ready, Serves: s.progress, RestartHung: c.RestartHung,
+		Admin: s.admin, Ready: s.Ready, Serves: s.begun, RestartHung: c.RestartHung,
 	}
 	if c.CustomConfigFile != "" {
 		supervised.NoHotRestart = fmt.Errorf("its bootstrap is %s, of which the agent does not know what it listens on", c.Spelled("customConfigFile"))

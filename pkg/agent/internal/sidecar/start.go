@@ -22,7 +22,7 @@ func New(cfg *config.Config, world World, id string, h Hooks, inherited *Inherit
 	s := &Sidecar{
 		cfg: cfg, world: world, log: world.Log("agent"),
 		Ready: &status.Readiness{}, stats: &envoy.CounterRelay{},
-		life: life{inForce: make(chan struct{}), failures: make(chan error, 1), done: make(chan struct{})},
+		life: life{inForce: make(chan struct{}), serves: make(chan struct{}), failures: make(chan error, 1), done: make(chan struct{})},
 	}
 	defer func() {
 		if err != nil {
@@ -120,6 +120,12 @@ func (s *Sidecar) Resume() error {
 		s.publisher.begin(s.base)
 	}
 	return s.Accept()
+}
+
+// begun takes in that Envoy serves.
+func (s *Sidecar) begun() {
+	s.begins.Do(func() { close(s.serves) })
+	s.progress()
 }
 
 // progress is called when Envoy, or a configuration, has come into force.

@@ -104,7 +104,7 @@ func newMigration(t *testing.T) *migration {
 	t.Helper()
 	root := lab.RepoRoot(t)
 	m := &migration{dir: t.TempDir()}
-	buildInjector(t, m.dir)
+	linkInjector(t, m.dir)
 	if err := os.Symlink(filepath.Join(root, "deploy"), filepath.Join(m.dir, "deploy")); err != nil {
 		t.Fatal(err)
 	}

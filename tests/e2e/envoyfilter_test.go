@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"understudy.mesh/tests/lab"
 )
 
@@ -233,4 +235,74 @@ func TestEnvoyFilter(t *testing.T) {
 	eventually(t, "all filters are gone", func() error {
 		return errors.Join(header(t, p, "8081", "x-lua", ""), header(t, p, "8080", "resp-header-demo", ""))
 	})
+}
+
+// otherFilters are for what the application calls, and for connections to it.
+const otherFilters = `apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: outbound}
+spec:
+  configPatches:
+  - applyTo: HTTP_FILTER
+    match:
+      context: SIDECAR_OUTBOUND
+      listener: {portNumber: 80, filterChain: {filter: {name: envoy.filters.network.http_connection_manager}}}
+    patch:
+      operation: INSERT_FIRST
+      value:
+        name: mutation
+        config_discovery: {config_source: {ads: {}}, type_urls: [type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation]}
+  - applyTo: EXTENSION_CONFIG
+    patch:
+      operation: ADD
+      value:
+        name: mutation
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation
+          mutations: {response_mutations: [{append: {header: {key: x-outbound, value: "yes"}}}]}
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: inbound}
+spec:
+  configPatches:
+  - applyTo: NETWORK_FILTER
+    match: {context: SIDECAR_INBOUND, listener: {portNumber: 9000}}
+    patch:
+      operation: INSERT_FIRST
+      value:
+        name: envoy.filters.network.rbac
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC
+          stat_prefix: tcp.
+          rules: {action: DENY, policies: {all: {permissions: [{any: true}], principals: [{any: true}]}}}
+`
+
+// TestEnvoyFilterOutbound: an HTTP filter on what the application calls, its configuration by name, and a network filter
+// that closes the connections to one port of the pod and to no other.
+func TestEnvoyFilterOutbound(t *testing.T) {
+	t.Parallel()
+	p := newPod(t, podOptions{files: map[string]string{
+		"filters.yaml": otherFilters, "http.yaml": entry("http", "http.example", 80, "HTTP", "DNS"),
+	}})
+	lab.ServeHTTP(t, p.Out.Listen(t, "198.51.100.11:80"), "http")
+	for _, port := range []string{"9000", "9001"} {
+		lab.ServeTCP(p.Pod.Listen(t, "[::]:"+port), lab.Echo)
+	}
+	c := dial(t, p.Pod, net.JoinHostPort(p.vip(t, "http.example", dns.TypeA).String(), "80"))
+	send(t, c, "GET / HTTP/1.1\r\nHost: http.example\r\nConnection: close\r\n\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	must(t, err)
+	defer resp.Body.Close()
+	if got := resp.Header.Get("x-outbound"); got != "yes" || resp.StatusCode != http.StatusOK {
+		t.Errorf("%s with x-outbound %q", resp.Status, got)
+	}
+	open := dial(t, p.Out, net.JoinHostPort(lab.PodIP, "9001"))
+	send(t, open, "echo")
+	expect(t, open, "echo")
+	denied := dial(t, p.Out, net.JoinHostPort(lab.PodIP, "9000"))
+	_, _ = io.WriteString(denied, "echo")
+	if n, err := denied.Read(make([]byte, 4)); err == nil {
+		t.Errorf("the application was reached: %d bytes", n)
+	}
 }

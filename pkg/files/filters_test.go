@@ -217,6 +217,14 @@ func TestTrialSkipped(t *testing.T) {
 	}
 }
 
+// TestTrialUnsound wants filters in force where a trial fails without them too: it says nothing of them then.
+func TestTrialUnsound(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, build.InboundListener)
+	got := b.build(filterDoc("f", "f-one"))
+	b.want("it is in force: "+got["f"], strings.HasPrefix(got["f"], "applied") && b.envoy.asked == 2)
+}
+
 // TestWithdrawn wants a document that Envoy refuses after all taken back, with its reason: the new one, not those which were
 // in force before it, and its version before in its place.
 func TestWithdrawn(t *testing.T) {

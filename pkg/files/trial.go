@@ -1,6 +1,7 @@
 package files
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"slices"
@@ -27,6 +28,11 @@ func (f *filters) try(ctx context.Context, now sight) {
 		}
 		reason, asked := f.ask(ctx, b, now, fresh)
 		if !asked || reason == "" {
+			f.verdict(fresh, "")
+			return
+		}
+		if why := f.unsound(ctx, b, now); why != "" {
+			f.log.Warn("EnvoyFilters are not tried before they are in force: an Envoy does not take the rest either, without them", "reason", why)
 			f.verdict(fresh, "")
 			return
 		}
@@ -88,11 +94,7 @@ func (f *filters) ask(ctx context.Context, b *build.Builder, now sight, fresh []
 	out, err := b.Build(now.registry, now.vips, set)
 	var bootstrap []byte
 	if err == nil {
-		var serving []byte // none of it can be read where the user brings the bootstrap
-		if text, err := os.ReadFile(f.c.Bootstrap); err == nil {
-			serving = text
-		}
-		bootstrap, err = out.Trial(serving)
+		bootstrap, err = out.Trial(f.serving())
 	}
 	if err != nil || bootstrap == nil {
 		return "", err == nil // what cannot be built is the publisher's to report
@@ -106,6 +108,32 @@ func (f *filters) ask(ctx context.Context, b *build.Builder, now sight, fresh []
 		f.log.Warn("EnvoyFilters are not tried before they are in force", "reason", skipped)
 	}
 	return refused, err == nil && skipped == ""
+}
+
+// serving is the bootstrap of the Envoy that serves; none of it can be read where the user brings it.
+func (f *filters) serving() []byte {
+	text, err := os.ReadFile(f.c.Bootstrap)
+	if err != nil {
+		return nil
+	}
+	return text
+}
+
+// unsound is why a trial without any EnvoyFilter fails too, "" if it does not: then it is not they that are refused.
+func (f *filters) unsound(ctx context.Context, b *build.Builder, now sight) string {
+	out, err := b.Build(now.registry, now.vips, nil)
+	if err != nil {
+		return err.Error()
+	}
+	bootstrap, err := out.Baseline(f.serving())
+	if err != nil {
+		return err.Error()
+	}
+	refused, skipped, err := f.c.Check(ctx, bootstrap, trialMemory)
+	if err != nil {
+		return err.Error()
+	}
+	return cmp.Or(refused, skipped)
 }
 
 // memoryFor is about how many bytes an Envoy takes to try documents.

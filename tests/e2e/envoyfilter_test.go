@@ -79,6 +79,16 @@ spec:
           defaultSourceCode: {inlineString: "function envoy_on_response(h) h:headers():add('x-lua', '%s') end"}
 `
 
+// noDetectionTimeout is a mesh file by which a connection counts as HTTP however long its client, on a busy machine, leaves
+// it silent: after 100 ms it would count as TCP, which passes no HTTP filter. Its name is none of a document's.
+const (
+	meshFile           = "mesh.cfg"
+	noDetectionTimeout = "protocolDetectionTimeout: 0s\n"
+)
+
+// withMeshFile is the argument that has the agent read it.
+var withMeshFile = []string{"--meshConfig", lab.ConfigMount + "/mesh/" + meshFile}
+
 // header asks the pod at a port, and demands the value of a header of the answer; "" is none.
 func header(t *testing.T, p *pod, port, name, want string) error {
 	t.Helper()
@@ -114,7 +124,8 @@ func headers(ctx context.Context, out *lab.Namespace, port string, want map[stri
 // TestUpgradeWithFilters: no response is without what the filters add, before, in and after upgrades in both directions.
 func TestUpgradeWithFilters(t *testing.T) {
 	t.Parallel()
-	p := newSlotPod(t, lab.SlotsOptions{})
+	p := newSlotPod(t, lab.SlotsOptions{Args: withMeshFile})
+	p.slots.Write(t, meshFile, noDetectionTimeout)
 	text, err := os.ReadFile("../../pkg/envoyfilter/testdata/header.wasm")
 	must(t, err)
 	p.slots.Write(t, "example-filter.wasm", string(text))
@@ -164,12 +175,13 @@ func TestUpgradeWithFilters(t *testing.T) {
 // TestUpgradeWouldLoseFilter: an Envoy that does not take a filter which the one before has does not take over from it.
 func TestUpgradeWouldLoseFilter(t *testing.T) {
 	t.Parallel()
-	p := newSlotPod(t, lab.SlotsOptions{})
+	p := newSlotPod(t, lab.SlotsOptions{Args: withMeshFile})
+	p.slots.Write(t, meshFile, noDetectionTimeout)
 	p.slots.Write(t, "filters.yaml", strings.Replace(fmt.Sprintf(luaFilter, "on"), "portNumber: 8081", "portNumber: 8080", 1))
 	p.start(t, 0, p.older, 1, 0)
 	p.mustServe(t, 0, p.older)
 	path := filepath.Join(p.Dir, "envoy-without-lua")
-	must(t, os.WriteFile(path, []byte("#!/bin/sh\ncase \" $* \" in *' --mode validate '*) echo there is no Lua; exit 1;; esac\nexec "+envoyReal+" \"$@\"\n"), 0o755))
+	must(t, os.WriteFile(path, []byte("#!/bin/sh\ncase \" $* \" in *' --mode validate '*) for f; do if grep -qs filters.http.lua -- \"$f\"; then echo there is no Lua; exit 1; fi; done;; esac\nexec "+envoyReal+" \"$@\"\n"), 0o755))
 	without := p.newer
 	without.Name, without.Envoy, without.Files = "proxy:without-lua", path, map[string]string{envoyReal: p.newer.Envoy}
 	p.start(t, 1, without, 2, 1)
@@ -192,8 +204,8 @@ func TestUpgradeWouldLoseFilter(t *testing.T) {
 func TestEnvoyFilter(t *testing.T) {
 	t.Parallel()
 	const name, module = "example-filter.wasm", "/config/mesh/example-filter.wasm" // as a ConfigMap has it
-	p := newPod(t, podOptions{files: map[string]string{
-		"lua.yaml": fmt.Sprintf(luaFilter, "one"), "wasm.yaml": fmt.Sprintf(manualFilter, module),
+	p := newPod(t, podOptions{agent: lab.AgentOptions{Args: withMeshFile}, files: map[string]string{
+		meshFile: noDetectionTimeout, "lua.yaml": fmt.Sprintf(luaFilter, "one"), "wasm.yaml": fmt.Sprintf(manualFilter, module),
 	}})
 	for _, port := range []string{"8080", "8081"} {
 		lab.ServeHTTP(t, p.Pod.Listen(t, "[::]:"+port), "app")

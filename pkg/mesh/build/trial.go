@@ -19,6 +19,16 @@ func (o *Output) Trial(serving []byte) ([]byte, error) {
 	if len(names) == 0 {
 		return nil, nil
 	}
+	return o.trial(serving, names)
+}
+
+// Baseline is a Trial of the listeners that capture, patched or not: made without EnvoyFilters, it tells whether a trial
+// says anything about them.
+func (o *Output) Baseline(serving []byte) ([]byte, error) {
+	return o.trial(serving, map[string]bool{OutboundListener: true, InboundListener: true})
+}
+
+func (o *Output) trial(serving []byte, names map[string]bool) ([]byte, error) {
 	base := &bootstrapv3.Bootstrap{}
 	if err := proto.Unmarshal(serving, base); err != nil {
 		return nil, fmt.Errorf("read Envoy's bootstrap: %w", err)

@@ -21,8 +21,8 @@ const (
 	// starvedShare is the part of that time in which an endless loop has surely had a processor: one that had less was kept waiting by
 	// others, and says nothing of what it was to try.
 	starvedShare = 3
-	// versionTimeout bounds a run of --version, which takes 50 ms.
-	versionTimeout = 10 * time.Second
+	// versionTimeout bounds a run of --version, which takes 50 ms, but comes after everybody else.
+	versionTimeout = 30 * time.Second
 	// helperNice is the lowest priority there is: a helper has what the Envoy that serves leaves.
 	helperNice = 19
 	// helperOOMScore has the kernel end a helper before everything else of the pod (proc_pid_oom_score_adj(5)).

@@ -29,6 +29,7 @@ func scripted(t *testing.T, script string) *Helper {
 
 func TestHelperValidates(t *testing.T) {
 	h := NewHelper(HelperConfig{Binary: realenvoy.Path(t, root), Dir: t.TempDir()})
+	h.timeout = 5 * time.Minute // the machine may be busy
 	refused, skipped, err := h.Validate(t.Context(), []byte(`{"node":{"id":"a","cluster":"b"}}`), littleMemory)
 	if err != nil || skipped != "" || refused != "" {
 		t.Errorf("%q, %q, %v", refused, skipped, err)

@@ -15,7 +15,7 @@ import (
 )
 
 // Rewrite returns a file with the JSON patches made that patch returns for its workloads, nil for one that stays. A document
-// in which nothing is patched stays to the byte; in the others order and comments do.
+// in which nothing is patched stays to the byte; in the others order, comments and blank lines do.
 func Rewrite(file string, stdin io.Reader, patch func(Workload) (ops []byte, err error)) ([]byte, error) {
 	data, err := readFile(file, stdin)
 	if err != nil {
@@ -71,7 +71,7 @@ func (d document) rewrite(patch func(Workload) ([]byte, error)) ([]byte, error) 
 	if len(all) == 0 {
 		return d.text, nil
 	}
-	text, err := edit(d.text, all)
+	text, err := editKeepingBlanks(d.text, all)
 	if err != nil {
 		return nil, d.errorf("%w", err)
 	}
@@ -122,6 +122,9 @@ func expand(n *yaml.Node, budget *int) error {
 		return expand(n, budget)
 	}
 	for _, c := range n.Content {
+		if n.Style&yaml.FlowStyle != 0 && c.Tag == "!!null" {
+			c.Value = "null" // one that is not written would come out as an empty text
+		}
 		if err := expand(c, budget); err != nil {
 			return err
 		}

@@ -67,6 +67,7 @@ var samples = []string{
 	`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"j","annotations":{"a":"true","b":"0x10","c":"a: b"}},"spec":{"containers":[{"name":"a","image":"i","env":[{"name":"N","value":"012"}]}]}}`,
 	"apiVersion: v1\r\nkind: Pod\r\nmetadata:\r\n  name: crlf\r\nspec:\r\n  containers:\r\n  - name: a # c\r\n    image: i\r\n",
 	"kind: Pod\nmetadata: {labels: {app: \"on\", version: 'yes'}}\nspec:\n  containers:\n  - {name: a, livenessProbe: &p {httpGet: {path: /, port: 80}}}\n  - {name: b, livenessProbe: *p}\n",
+	"kind: Pod\nmetadata: {labels: {app: a}}\nspec:\n  containers:\n  - {name: a, image: i, resources: {limits, requests: }}\n",
 	"kind: Job\nspec: {template: {metadata: {labels: , annotations: {}}, spec: {containers: [{name: a, image: i}]}}}\n",
 }
 

@@ -149,7 +149,8 @@ func marshalNames(hosts []table.Host) []byte {
 		}
 		b = appendString(append(b, `{"name":`...), h.Name)
 		for i, addr := range h.Addrs {
-			b = appendString(append(b, [...]string{`,"addrs":[`, `,`}[min(i, 1)]...), addr.String())
+			text, _ := addr.MarshalText() // it cannot fail; "" is of none, as String is not
+			b = appendString(append(b, [...]string{`,"addrs":[`, `,`}[min(i, 1)]...), string(text))
 		}
 		if len(h.Addrs) > 0 {
 			b = append(b, ']')

@@ -320,7 +320,7 @@ func TestNamesOfStateStay(t *testing.T) {
 
 // FuzzNames: whatever another release hands over, what is taken of it can be told again, the same.
 func FuzzNames(f *testing.F) {
-	f.Add([]byte(`[{"name":"\"\\\u00fc","addrs":["fe80::1%\"","1.2.3.4"]}]`))
+	f.Add([]byte(`[{"name":"\"\\\u00fc","addrs":["fe80::1%\"","1.2.3.4","::ffff:1.2.3.4%0",""]}]`))
 	f.Add([]byte(`[{"name":"a.example","addrs":["240.240.0.1","::1"],"vip":true},{"name":"b.example","forwarded":true}]`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		hosts, err := unmarshalNames(b)

@@ -18,9 +18,9 @@ import (
 const (
 	// validateTimeout bounds a run of --mode validate. What takes longer would freeze the main thread of an Envoy that serves for as long.
 	validateTimeout = 30 * time.Second
-	// starvedShare is the part of that time in which an endless loop has surely had a processor: one that had less was kept waiting by
+	// validateWork is for how long of that time an endless loop has surely had a processor: what had one for less was kept waiting by
 	// others, and says nothing of what it was to try.
-	starvedShare = 3
+	validateWork = 10 * time.Second
 	// versionTimeout bounds a run of --version, which takes 50 ms, but comes after everybody else.
 	versionTimeout = 30 * time.Second
 	// helperNice is the lowest priority there is: a helper has what the Envoy that serves leaves.
@@ -39,6 +39,7 @@ type Helper struct {
 	cfg     HelperConfig
 	free    func() (bytes int64, ok bool)
 	timeout time.Duration
+	work    time.Duration // validateWork
 	turn    chan struct{}
 }
 
@@ -54,7 +55,7 @@ type HelperConfig struct {
 
 // NewHelper returns a helper. It starts nothing.
 func NewHelper(cfg HelperConfig) *Helper {
-	return &Helper{cfg: cfg, free: func() (int64, bool) { return freeMemory("/") }, timeout: validateTimeout, turn: make(chan struct{}, 1)}
+	return &Helper{cfg: cfg, free: func() (int64, bool) { return freeMemory("/") }, timeout: validateTimeout, work: validateWork, turn: make(chan struct{}, 1)}
 }
 
 // Validate has an Envoy check a bootstrap in JSON, which takes about so many bytes of memory. refused is Envoy's reason if it does not
@@ -86,7 +87,7 @@ func (h *Helper) Validate(ctx context.Context, bootstrap []byte, memory int64) (
 		return "", "", nil
 	case ctx.Err() != nil:
 		return "", "", ctx.Err()
-	case within.Err() != nil && used < h.timeout/starvedShare:
+	case within.Err() != nil && used < h.work:
 		return "", "", fmt.Errorf("it had a processor for %s of %s: the node is too busy for a try", used.Round(time.Millisecond), h.timeout)
 	case within.Err() != nil:
 		return fmt.Sprintf("it was not done after %s: an endless loop, or too much to compile", h.timeout), "", nil

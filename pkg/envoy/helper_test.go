@@ -75,11 +75,8 @@ func TestHelperSaysWhatItFound(t *testing.T) {
 func TestHelperEndsWhatDoesNotEnd(t *testing.T) {
 	h := scripted(t, `while :; do :; done`)
 	h.timeout = 100 * time.Millisecond
+	h.work = 0 // whatever the machine has left for it
 	refused, _, err := h.Validate(t.Context(), nil, littleMemory)
-	for end := time.Now().Add(time.Minute); err != nil && strings.Contains(err.Error(), "too busy") && time.Now().Before(end); {
-		h.timeout = min(2*h.timeout, validateTimeout) // the machine is
-		refused, _, err = h.Validate(t.Context(), nil, littleMemory)
-	}
 	if err != nil || !strings.Contains(refused, "an endless loop") {
 		t.Errorf("%q, %v", refused, err)
 	}

@@ -33,7 +33,7 @@ func newRequestCommand(e *cli.Env) *cobra.Command {
 		Args: cobra.RangeArgs(2, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if port < 1 || port > math.MaxUint16 { // --statusPort may be any
-				return &cli.UsageError{Err: fmt.Errorf("flag --debug-port: %d: give a port from 1 to %d, such as %d (Envoy's admin API) or %d (the agent)", port, math.MaxUint16, contract.AdminPort, contract.StatusPort)}
+				return &cli.UsageError{Err: fmt.Errorf("flag --debug-port: %d: give a port from 1 to %d, such as 15000 (Envoy's admin API) or 15020 (the agent)", port, math.MaxUint16)}
 			}
 			target := "/" + strings.TrimPrefix(args[1], "/")
 			if target == contract.DrainPath && !cmd.Flags().Changed("debug-port") {

@@ -69,7 +69,7 @@ If no container of the pod has an agent, the URL is polled instead.`,
 	f.IntVar(&o.requestTimeoutMillis, "requestTimeoutMillis", 500, "milliseconds to wait for one answer")
 	f.IntVar(&o.periodMillis, "periodMillis", 500, "milliseconds between two requests")
 	// Istio's `wait` polls this one, and ours if no container has an agent.
-	f.StringVar(&o.url, "url", fmt.Sprintf("http://localhost:%d%s", contract.ReadyPort, contract.ReadyPath), "poll this URL instead of asking this container's agent")
+	f.StringVar(&o.url, "url", contract.ReadyURL, "poll this URL instead of asking this container's agent")
 	f.StringVar(&o.event, "for", forServing, "what to wait for: serving, or drained (the Envoy of every earlier generation has ended)")
 	cli.CompleteFlag(cmd, "for", forServing, forDrained)
 	return cmd

@@ -20,7 +20,8 @@ const (
 // Paths that the agent serves. Behind a prefix comes the container's name, and then a probe's or a hook's own.
 const (
 	ReadyPath   = "/healthz/ready"
-	MetricsPath = "/stats/prometheus" // the proxy's and the application's, merged
+	ReadyURL    = "http://localhost:15021" + ReadyPath // at ReadyPort, for whoever is in the pod
+	MetricsPath = "/stats/prometheus"                  // the proxy's and the application's, merged
 	DrainPath   = "/drain"
 
 	ProbePrefix   = "/app-health/"

@@ -19,8 +19,8 @@ const probersSource = contract.ProbersVariable
 
 // proberPath is what the injector makes of a probe (app-health) or of a
 // life-cycle hook (app-lifecycle) of a container.
-var proberPath = regexp.MustCompile("^(" + contract.ProbePrefix + "|" + contract.HookPrefix + ")[^/]+/(" + strings.Join([]string{
-	contract.LivenessPath, contract.ReadinessPath, contract.StartupPath, contract.PreStopPath, contract.PostStartPath}, "|") + ")$")
+var proberPath = regexp.MustCompile("^(" + contract.ProbePrefix + "|" + contract.HookPrefix + ")[^/]+/(" + contract.LivenessPath + "|" +
+	contract.ReadinessPath + "|" + contract.StartupPath + "|" + contract.PreStopPath + "|" + contract.PostStartPath + ")$")
 
 // prober is one probe as Kubernetes has it; exactly one of the first three is
 // set.

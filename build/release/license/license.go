@@ -26,7 +26,9 @@ var allowed = []string{"0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC
 
 var (
 	licenseFile = regexp.MustCompile(`(?i)^(licen[cs]e|copying|unlicense)([-._].*)?$`)
-	noticeFile  = regexp.MustCompile(`(?i)^notice([-._].*)?$`)
+	// That of a module's documentation: none of it is in a binary.
+	docsFile   = regexp.MustCompile(`(?i)^licen[cs]e[-._]docs?([-._].*)?$`)
+	noticeFile = regexp.MustCompile(`(?i)^notice([-._].*)?$`)
 	// The grant of patents that goes with the licence of Go's own modules.
 	patentsFile = regexp.MustCompile(`^PATENTS$`)
 )
@@ -99,7 +101,7 @@ func (m *Module) read(dir, inner string) error {
 // take adds a file of the module, if it is one of those that are looked for.
 func (m *Module) take(dir, name string) error {
 	base := path.Base(name)
-	isLicense, isNotice := licenseFile.MatchString(base), noticeFile.MatchString(base)
+	isLicense, isNotice := licenseFile.MatchString(base) && !docsFile.MatchString(base), noticeFile.MatchString(base)
 	if !isLicense && !isNotice && !patentsFile.MatchString(base) {
 		return nil
 	}

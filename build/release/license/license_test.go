@@ -48,6 +48,7 @@ func TestFind(t *testing.T) {
 		{"one", map[string]string{"LICENSE": "@MIT", "license.go": "package m", "main.go": "package m"}, []string{"."}, []string{"MIT"}, []string{"LICENSE"}, nil},
 		{"in small letters, with a notice and patents", map[string]string{"license.txt": "@MIT", "NOTICE": "by us", "PATENTS": "granted"},
 			nil, []string{"MIT"}, []string{"PATENTS", "license.txt"}, []string{"NOTICE"}},
+		{"another one for its documentation", map[string]string{"LICENSE": "@MIT", "LICENSE.docs": "all rights reserved"}, nil, []string{"MIT"}, []string{"LICENSE"}, nil},
 		{"one above a linked package, none of another's", map[string]string{"COPYING": "@MIT", "a/b/b.go": "package b", "a/LICENSE": "@MIT", "c/LICENSE": "all rights reserved"},
 			[]string{"a/b"}, []string{"MIT"}, []string{"COPYING", "a/LICENSE"}, nil},
 	} {
@@ -82,6 +83,7 @@ func TestRefused(t *testing.T) {
 		words []string
 	}{
 		{"none", map[string]string{"README": "free to use"}, []string{"no file LICENSE"}},
+		{"one for its documentation alone", map[string]string{"LICENSE.docs": "@MIT"}, []string{"no file LICENSE"}},
 		{"patents alone", map[string]string{"PATENTS": "granted"}, []string{"no file LICENSE"}},
 		{"unknown", map[string]string{"LICENSE": "Whoever uses this buys the author a beer, and writes him a letter about it."}, []string{"LICENSE: unknown", "0 %"}},
 		{"mostly unknown", map[string]string{"LICENSE": "@MIT", "LICENSE.more": "@MIT+" + strings.Repeat("Not for those who build weapons. ", 100)}, []string{"LICENSE.more: unknown"}},

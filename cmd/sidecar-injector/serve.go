@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -20,24 +19,6 @@ import (
 	"understudy.mesh/pkg/inject/webhook"
 	"understudy.mesh/pkg/logging"
 )
-
-const (
-	// gcPercent is how much garbage there may be for what the caches hold, which is little: a review of a large pod leaves megabytes, and
-	// with the default of 100 the collector runs after every few of them.
-	gcPercent = 300
-	// memoryLimit is from where on memory counts for more than time. It is half of what the manifests let the container have.
-	memoryLimit = 128 << 20
-)
-
-// tuneCollector sets what neither $GOGC nor $GOMEMLIMIT does.
-func tuneCollector() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit)
-	}
-}
 
 func newServeCommand() *cobra.Command {
 	var (
@@ -64,7 +45,6 @@ func newServeCommand() *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
-			tuneCollector()
 			log.Info("sidecar-injector", "version", version, "namespace", o.Namespace, "identity", o.Identity)
 			return runtimeError(serve.Run(ctx, config, o, log))
 		},

@@ -103,7 +103,6 @@ func NewSidecarSet(of SidecarSetOf, s *profile.Settings, env Environment) (set *
 	}
 	b := newBuilder(p, s, env)
 	b.native = false // Kruise has no slots among native sidecars
-	b.hot = true
 	b.findIDs()
 	spec, err := b.sidecarSetSpec(of)
 	if err != nil {

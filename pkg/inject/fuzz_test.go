@@ -2,10 +2,13 @@ package inject
 
 import (
 	"encoding/json"
+	"fmt"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"understudy.mesh/pkg/profile"
@@ -59,6 +62,38 @@ func FuzzPatch(f *testing.F) {
 		again, _, err := patchOf(injected, s, env)
 		if err != nil || again != nil {
 			t.Fatalf("again: %v, %s", err, again)
+		}
+	})
+}
+
+// FuzzRead holds that of a pod is read what a decoder makes of its whole text.
+func FuzzRead(f *testing.F) {
+	f.Add([]byte(probedPod))
+	f.Add(inject(f, []byte(probedPod), Environment{}, layerOf(f, profile.SourceMesh, plainMesh)))
+	for _, seed := range []string{
+		`{"kind":"Pod","metadata":{"name":"a","name":"b","Name":"c","managedFields":[{}],"labels":{"a":"b"}},"spec":{"new":{"a":[1]},"os":{"name":"linux","x":1},"containers":[{"name":"a","env":[{"name":"E"}]},null]}}`,
+		`{"metadata":null,"metadata":{},"spec":{"containers":[{"name":1}]}}`, `{"spec":{"containers":{}}}`, `{"spec":{"c\u006fntainers":[{}]}}`, `{"spec":{"containers":[{"securityContext":{"seccompProfile":{"type":"x"},"runAsUser":1.0}}]}}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		read, err := parsePod(raw)
+		var whole podView
+		wantErr := kjson.UnmarshalCaseSensitivePreserveInts(raw, &whole)
+		if wantErr != nil {
+			if want := fmt.Sprintf("read the pod: %v", wantErr); err == nil || err.Error() != want {
+				t.Fatalf("%v, want %s", err, want)
+			}
+			return
+		}
+		if err != nil { // no containers
+			return
+		}
+		if whole.raw, whole.hasMetadata = raw, whole.Metadata != nil; !whole.hasMetadata {
+			whole.Metadata = &metadata{}
+		}
+		if !reflect.DeepEqual(read, &whole) {
+			t.Fatalf("%+v, want %+v", read, &whole)
 		}
 	})
 }

@@ -3,12 +3,15 @@ package inject
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/json"
+
+	"understudy.mesh/pkg/inject/internal/skim"
 )
 
 // Pod is a pod that is read once for all that is asked about it.
@@ -129,12 +132,19 @@ type grpcCheck struct {
 	Service *string `json:"service,omitempty"`
 }
 
+var viewShape = skim.Of(reflect.TypeFor[podView]())
+
 // parsePod reads a pod as the API server and kubectl do: names of fields have a case.
 func parsePod(raw []byte) (*podView, error) {
-	p := podView{raw: raw}
-	if err := json.UnmarshalCaseSensitivePreserveInts(raw, &p); err != nil {
-		return nil, fmt.Errorf("read the pod: %w", err)
+	var p podView
+	kept, _, ok := viewShape.Skim(raw)
+	if !ok || json.UnmarshalCaseSensitivePreserveInts(kept, &p) != nil {
+		p = podView{}
+		if err := json.UnmarshalCaseSensitivePreserveInts(raw, &p); err != nil {
+			return nil, fmt.Errorf("read the pod: %w", err)
+		}
 	}
+	p.raw = raw
 	if p.hasMetadata = p.Metadata != nil; !p.hasMetadata {
 		p.Metadata = &metadata{}
 	}

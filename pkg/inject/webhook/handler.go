@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"reflect"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -19,6 +20,9 @@ import (
 
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kjson "sigs.k8s.io/json"
+
+	"understudy.mesh/pkg/inject/internal/skim"
 )
 
 const (
@@ -67,6 +71,24 @@ type review struct {
 	metav1.TypeMeta `json:",inline"`
 	Request         *admissionv1.AdmissionRequest  `json:"request,omitempty"`
 	Response        *admissionv1.AdmissionResponse `json:"response,omitempty"`
+}
+
+// questionShape is what is read of a review at once: all but the pod, which is most of it.
+var questionShape = skim.Of(reflect.TypeFor[metav1.TypeMeta]()).
+	With("request", skim.Of(reflect.TypeFor[admissionv1.AdmissionRequest]()).With("object", skim.Cut))
+
+// parse reads a review as the API server would: names of fields have a case.
+func parse(body []byte) (question review, err error) {
+	kept, pod, ok := questionShape.Skim(body)
+	if !ok || kjson.UnmarshalCaseSensitivePreserveInts(kept, &question) != nil {
+		question = review{}
+		err = kjson.UnmarshalCaseSensitivePreserveInts(body, &question)
+		return question, err
+	}
+	if question.Request != nil {
+		question.Request.Object.Raw = pod
+	}
+	return question, nil
 }
 
 // badRequest is a question that is none: nobody but the API server asks, so its status says what was wrong with it.
@@ -131,7 +153,7 @@ func read(r *http.Request) (question review, err error) {
 	case !utf8.Valid(body):
 		return review{}, &badRequest{http.StatusBadRequest, "the review is not UTF-8"}
 	}
-	if err := json.Unmarshal(body, &question); err != nil {
+	if question, err = parse(body); err != nil {
 		return review{}, &badRequest{http.StatusBadRequest, fmt.Sprintf("the review is not JSON of an AdmissionReview: %v", err)}
 	}
 	version, found := strings.CutPrefix(question.APIVersion, group)

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
+	kjson "sigs.k8s.io/json"
 )
 
 // review is one about a pod, as the API server writes it, changed by replacements.
@@ -130,10 +131,33 @@ func gather(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 	return counts
 }
 
+// FuzzReview holds that every answer is a review, and that a question is what a decoder makes of the whole text.
 func FuzzReview(f *testing.F) {
 	f.Add(reviewOf())
 	f.Add("{")
 	f.Add(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"object":{}}}`)
+	f.Add(reviewOf(`"object"`, `"oldObject":null,"userInfo":{"extra":{"a":["b"]}},"options":{"a":1},"new":[{}],"Object":1,"object"`))
+	f.Add(reviewOf(`"object":{`, `"object":null,"object":{`))
+	f.Add(reviewOf(`}}}}`, `}}},"request":null}`))
+	f.Add(reviewOf(`"shop"`, `1`))
+	f.Add(reviewOf(`"uid"`, `"\u0075id"`))
 	h, _ := quietHandler(func(context.Context, Request) (Result, error) { return Result{Rule: "none"}, nil })
-	f.Fuzz(func(t *testing.T, body string) { ask(t, h, Path, "application/json", body) })
+	f.Fuzz(func(t *testing.T, body string) {
+		ask(t, h, Path, "application/json", body)
+		question, err := parse([]byte(body))
+		var whole review
+		wantErr := kjson.UnmarshalCaseSensitivePreserveInts([]byte(body), &whole)
+		if (err == nil) != (wantErr == nil) || err != nil && err.Error() != wantErr.Error() {
+			t.Fatalf("%v, want %v", err, wantErr)
+		}
+		whole.Response = nil // nobody reads it
+		for _, r := range []*review{&question, &whole} {
+			if r.Request != nil && string(r.Request.Object.Raw) == "null" { // no object either
+				r.Request.Object.Raw = nil
+			}
+		}
+		if diff := cmp.Diff(whole, question); err == nil && diff != "" {
+			t.Fatal(diff)
+		}
+	})
 }

@@ -110,7 +110,7 @@ var layers = []layer{
 	{path: "pkg/logging"},
 	// istio.io/api: the document. cncf/xds: TypedStruct, which carries a message whose type is not linked.
 	{path: "pkg/envoyfilter", outside: append([]string{"istio.io/api", "github.com/cncf/xds"}, envoyTypes...)},
-	{path: "pkg/mesh/wasmplugin", module: []string{"pkg/mesh/internal/document", "pkg/wasm"}, outside: []string{"istio.io/api"}},
+	{path: "pkg/mesh/wasmplugin", module: []string{"pkg/envoyfilter", "pkg/mesh/internal/document", "pkg/wasm"}, outside: append([]string{"istio.io/api"}, envoyTypes...)},
 	// x/sys: a file of the directory is opened so that a FIFO or a device cannot block.
 	// go.yaml.in: the parser below sigs.k8s.io/yaml, without the way round JSON text.
 	// dns: whom an Envoy asks.
@@ -124,6 +124,8 @@ var layers = []layer{
 	{path: "pkg/security", module: []string{"internal/grpcsock", "pkg/status"}, outside: append([]string{"istio.io/api", "github.com/fsnotify/fsnotify"}, grpcTypes...)},
 	// grpc: the health check of an application's gRPC probe. compress: zstd, which the standard library lacks.
 	{path: "pkg/status", module: []string{"pkg/contract"}, outside: []string{"github.com/klauspost/compress", "github.com/prometheus", "google.golang.org/grpc"}},
+	// cncf/xds: TypedStruct, in which a filter may be.
+	{path: "pkg/wasm/wasmfilter", module: []string{"pkg/wasm"}, outside: append([]string{"github.com/cncf/xds"}, envoyTypes...)},
 	// oras: the protocol of registries, with their ways to authenticate. opencontainers: the types of its API.
 	{path: "pkg/wasm", outside: []string{"oras.land/oras-go/v2", "github.com/opencontainers/image-spec"}},
 	{path: "pkg/xds", module: []string{"internal/grpcsock"}, outside: append([]string{"istio.io/api", "sigs.k8s.io/yaml"}, grpcTypes...)},

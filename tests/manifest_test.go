@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/mesh/wasmplugin"
 	"understudy.mesh/pkg/profile"
 )
 
@@ -90,6 +91,10 @@ func TestManifestsAreWhatTheyClaim(t *testing.T) {
 				checkMounts(t, where, podOf(t, where, m))
 			case kind == "monitoring.coreos.com/v1 PrometheusRule":
 				checkAlerts(t, where, m)
+			case kind == wasmplugin.APIVersion+" "+wasmplugin.Kind:
+				if _, err := wasmplugin.Read([]byte(m.text), "default"); err != nil {
+					t.Errorf("%s: %v", where, err)
+				}
 			case strings.HasPrefix(m.APIVersion, "networking.istio.io/"):
 				checkServiceEntries(t, where, m.text)
 			default:

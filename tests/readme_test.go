@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	extensions "istio.io/api/extensions/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 )
 
@@ -184,7 +185,7 @@ func shownCommands(t *testing.T) []agentCommand {
 func TestFlagsInPapers(t *testing.T) {
 	var help strings.Builder
 	for program, commands := range map[string][]string{
-		"pilot-agent":      {"proxy", "wait", "request", "upgrade-status", "dns lookup", "dns cache", "doctor capture", "doctor trace", "istio-iptables", "wasm verify", "wasm pull", "wasm cache"},
+		"pilot-agent":      {"proxy", "wait", "request", "upgrade-status", "dns lookup", "dns cache", "doctor capture", "doctor trace", "istio-iptables", "wasm verify", "wasm pull", "wasm cache", "wasm explain"},
 		"sidecar-injector": {"serve", "inject", "explain", "import", "sidecarset"},
 	} {
 		binary := buildCommand(t, program)
@@ -243,7 +244,7 @@ func TestSettingsInPapers(t *testing.T) {
 	}
 	known := readRepoFile(t, "docs/settings.md") + strings.NewReplacer("$", "`", "]", "`", ",", "`").Replace(string(help))
 	ofIstiosAPI := []string{"DNS_ROUND_ROBIN", "DYNAMIC_DNS", "HTTP_PROXY", "REGISTRY_ONLY"}
-	for _, names := range []map[string]int32{networking.EnvoyFilter_ApplyTo_value, networking.EnvoyFilter_PatchContext_value, networking.EnvoyFilter_Patch_Operation_value} {
+	for _, names := range []map[string]int32{extensions.FailStrategy_value, networking.EnvoyFilter_ApplyTo_value, networking.EnvoyFilter_PatchContext_value, networking.EnvoyFilter_Patch_Operation_value} {
 		ofIstiosAPI = slices.AppendSeq(ofIstiosAPI, maps.Keys(names))
 	}
 	const ofIstiod = "PILOT_"

@@ -7,6 +7,7 @@
 package envoyfilter
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -20,6 +21,7 @@ const maxProxyVersion = 1024
 
 // Meta is the metadata of a document.
 type Meta struct {
+	Kind            string // of what became an EnvoyFilter or stands beside them; "" of an EnvoyFilter
 	Namespace, Name string
 	Created         int64  // creationTimestamp, Unix seconds; 0 when absent, as in files
 	Sum             uint64 // of all that the document says: two with one Sum are the same
@@ -32,7 +34,11 @@ type Filter struct {
 	selector map[string]string
 	targeted bool // it has targetRefs, which are for gateways and waypoints
 	patches  []*patch
+	plugin   *Plugin // nil of an EnvoyFilter
 }
+
+// Title is kind and name of a document, by which it differs from all others.
+func (m Meta) Title() string { return cmp.Or(m.Kind, "EnvoyFilter") + " " + m.Namespace + "/" + m.Name }
 
 // patch is one of a document's configPatches.
 type patch struct {
@@ -44,6 +50,7 @@ type patch struct {
 	match     *networking.EnvoyFilter_ListenerMatch // nil: every listener
 	value     proto.Message                         // *listenerv3.Filter, *hcmv3.HttpFilter or *corev3.TypedExtensionConfig; nil to REMOVE
 	ignored   string                                // why it has no effect with files; "" if it has one
+	plugin    *Plugin                               // whose place is not a match's but its own; nil of an EnvoyFilter
 }
 
 // Problem is what is wrong with a document, or has no effect: the path of the field below spec, and the reason.

@@ -21,7 +21,7 @@ type RefusedError struct {
 }
 
 func (e *RefusedError) Error() string {
-	return fmt.Sprintf("EnvoyFilter %s/%s: %s", e.Filter.Namespace, e.Filter.Name, e.Reason)
+	return fmt.Sprintf("%s: %s", e.Filter.Title(), e.Reason)
 }
 
 // run is the patching of one listener.
@@ -44,7 +44,8 @@ func (s *Set) Patch(l *listenerv3.Listener, virtual bool, sealed func(*listenerv
 	if l.GetTrafficDirection() == corev3.TrafficDirection_INBOUND {
 		r.context = networking.EnvoyFilter_SIDECAR_INBOUND
 	}
-	if !slices.ContainsFunc(s.network, r.concerns) && !slices.ContainsFunc(s.http, r.concerns) {
+	plugs := len(s.networkPlugins)+len(s.httpPlugins) > 0
+	if !plugs && !slices.ContainsFunc(s.network, r.concerns) && !slices.ContainsFunc(s.http, r.concerns) {
 		return nil, nil
 	}
 	chains := l.GetFilterChains()
@@ -71,6 +72,7 @@ func (s *Set) Patch(l *listenerv3.Listener, virtual bool, sealed func(*listenerv
 // chain applies the patches of network filters, and within connection managers those of HTTP filters. As istiod does, it
 // first adds and removes, and then merges into what is there.
 func (r *run) chain(c *listenerv3.FilterChain) error {
+	c.Filters = plugged(r, r.set.networkPlugins, c, c.Filters)
 	for _, e := range r.set.network {
 		if e.operation == networking.EnvoyFilter_Patch_MERGE || !r.concerns(e) || !r.inChain(e, c) {
 			continue
@@ -108,14 +110,15 @@ func (r *run) chain(c *listenerv3.FilterChain) error {
 
 // manager applies the patches of HTTP filters to a connection manager.
 func (r *run) manager(c *listenerv3.FilterChain, f *listenerv3.Filter) error {
-	if !slices.ContainsFunc(r.set.http, func(e *entry) bool { return r.concerns(e) && r.inChain(e, c) }) {
+	touched := r.hasPlugin(r.set.httpPlugins, c)
+	if !touched && !slices.ContainsFunc(r.set.http, func(e *entry) bool { return r.concerns(e) && r.inChain(e, c) }) {
 		return nil
 	}
 	m := &hcmv3.HttpConnectionManager{}
 	if err := f.GetTypedConfig().UnmarshalTo(m); err != nil {
 		return nil // of a patch, and Envoy's alone to understand
 	}
-	touched := false
+	m.HttpFilters = plugged(r, r.set.httpPlugins, c, m.HttpFilters)
 	for _, e := range r.set.http {
 		if !r.concerns(e) || !r.inChain(e, c) {
 			continue

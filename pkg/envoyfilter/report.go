@@ -98,9 +98,15 @@ type PatchReport struct {
 
 // FilterReport is what became of one document.
 type FilterReport struct {
+	Kind      string        `json:"kind,omitempty"` // of a document that is no EnvoyFilter
 	Namespace string        `json:"namespace"`
 	Name      string        `json:"name"`
 	Patches   []PatchReport `json:"patches"`
+}
+
+// Title is that of the document.
+func (r FilterReport) Title() string {
+	return Meta{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name}.Title()
 }
 
 // Report says what became of each document, in the order in which they apply. notes are those of all listeners.
@@ -124,7 +130,7 @@ func (s *Set) Report(notes []Note) []FilterReport {
 	}
 	out := make([]FilterReport, len(s.members))
 	for i, m := range s.members {
-		out[i] = FilterReport{Namespace: m.Namespace, Name: m.Name, Patches: []PatchReport{}}
+		out[i] = FilterReport{Kind: m.Kind, Namespace: m.Namespace, Name: m.Name, Patches: []PatchReport{}}
 		for _, e := range m.entries {
 			out[i].Patches = append(out[i].Patches, e.report(reports[e.id]))
 		}
@@ -156,6 +162,9 @@ func (e *entry) report(r PatchReport) PatchReport {
 
 // unmatched is why no listener is the one that a patch is for.
 func (e *entry) unmatched() string {
+	if e.plugin != nil {
+		return e.plugin.unguarded()
+	}
 	text := "no listener of context " + e.context.String()
 	if e.match.GetName() != "" {
 		text += fmt.Sprintf(" has the name %q", e.match.GetName())

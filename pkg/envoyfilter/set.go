@@ -56,9 +56,11 @@ type Set struct {
 	members       []*member // all, by order
 	entries       []*entry
 	network, http []*entry // the active ones by what they apply to, across documents
-	ports         []uint16
-	sum           uint64
-	again         func(refused func(*Filter) string) *Set // the same set, of which other documents are withheld
+	// networkPlugins and httpPlugins are those that are no patch's.
+	networkPlugins, httpPlugins []*entry
+	ports                       []uint16
+	sum                         uint64
+	again                       func(refused func(*Filter) string) *Set // the same set, of which other documents are withheld
 }
 
 // NewSet orders filters as Istio does, and picks what is for p. exists says whether a file is there: the patch whose Wasm
@@ -96,8 +98,17 @@ func (s *Set) Without(bad *Filter, reason string) *Set {
 	})
 }
 
-// order is that in which documents apply: by priority, the root namespace's first, by age, and by name.namespace.
+// order is that in which documents apply: plugins, and then EnvoyFilters by priority, the root namespace's first, by age, and by
+// name.namespace.
 func (p Proxy) order(a, b *Filter) int {
+	switch {
+	case a.plugin != nil && b.plugin != nil:
+		return p.pluginOrder(a, b)
+	case a.plugin != nil:
+		return -1
+	case b.plugin != nil:
+		return 1
+	}
 	root := func(f *Filter) int {
 		if f.Namespace == p.RootNamespace {
 			return 0
@@ -118,7 +129,7 @@ func (p Proxy) unselected(f *Filter) string {
 	}
 	for _, key := range slices.Sorted(maps.Keys(f.selector)) {
 		if has, ok := p.Labels[key]; !ok || has != f.selector[key] {
-			return fmt.Sprintf("workloadSelector wants the label %s=%s, the pod's is %q", key, f.selector[key], has)
+			return fmt.Sprintf("its selector wants the label %s=%s, the pod's is %q", key, f.selector[key], has)
 		}
 	}
 	return ""
@@ -157,17 +168,20 @@ func (s *Set) fill(exists func(string) bool) {
 		if e.state != active {
 			continue
 		}
-		switch e.applyTo {
-		case networking.EnvoyFilter_NETWORK_FILTER:
+		switch {
+		case e.plugin != nil && e.plugin.Network:
+			s.networkPlugins = append(s.networkPlugins, e)
+		case e.plugin != nil:
+			s.httpPlugins = append(s.httpPlugins, e)
+		case e.applyTo == networking.EnvoyFilter_NETWORK_FILTER:
 			s.network = append(s.network, e)
-		case networking.EnvoyFilter_HTTP_FILTER:
+		case e.applyTo == networking.EnvoyFilter_HTTP_FILTER:
 			s.http = append(s.http, e)
 		}
-		if port := e.inboundPort(); port != 0 && !slices.Contains(s.ports, port) {
-			s.ports = append(s.ports, port)
-		}
+		s.ports = append(s.ports, e.inboundPorts()...)
 	}
 	slices.Sort(s.ports)
+	s.ports = slices.Compact(s.ports)
 	s.sum = hash.Sum64()
 }
 
@@ -225,13 +239,16 @@ func (e *entry) await(exists func(string) bool) {
 	}
 }
 
-// inboundPort is the port of captured inbound traffic that a patch singles out, 0 for none.
-func (e *entry) inboundPort() uint16 {
-	port := cmp.Or(e.match.GetFilterChain().GetDestinationPort(), e.match.GetPortNumber())
-	if e.context == networking.EnvoyFilter_SIDECAR_OUTBOUND || port > 65535 {
-		return 0
+// inboundPorts are those of captured inbound traffic that a patch singles out.
+func (e *entry) inboundPorts() []uint16 {
+	if e.plugin != nil {
+		return e.plugin.pluginPorts()
 	}
-	return uint16(port)
+	port := cmp.Or(e.match.GetFilterChain().GetDestinationPort(), e.match.GetPortNumber())
+	if e.context == networking.EnvoyFilter_SIDECAR_OUTBOUND || port == 0 || port > 65535 {
+		return nil
+	}
+	return []uint16{uint16(port)}
 }
 
 // Ports are those of inbound traffic that a patch names, sorted: each needs filter chains of its own.

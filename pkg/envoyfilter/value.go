@@ -1,6 +1,7 @@
 package envoyfilter
 
 import (
+	"cmp"
 	"encoding/json"
 	"regexp"
 	"strings"
@@ -151,7 +152,7 @@ func setConfig(filter proto.Message, config *anypb.Any) {
 	}
 }
 
-// module is the file of the Wasm module that a filter's configuration names; "" if it names none.
+// module is the file of the Wasm module that a filter's configuration names, or where else it is; "" if it names none.
 func module(config *anypb.Any) string {
 	var plugin *wasmv3.PluginConfig
 	switch m, _ := config.UnmarshalNew(); m := m.(type) {
@@ -160,5 +161,6 @@ func module(config *anypb.Any) string {
 	case *tcpwasmv3.Wasm:
 		plugin = m.GetConfig()
 	}
-	return plugin.GetVmConfig().GetCode().GetLocal().GetFilename()
+	code := plugin.GetVmConfig().GetCode()
+	return cmp.Or(code.GetLocal().GetFilename(), code.GetRemote().GetHttpUri().GetUri())
 }

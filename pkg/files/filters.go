@@ -40,13 +40,13 @@ type filters struct {
 	good     map[name]*envoyfilter.Filter // the last version of each document that Envoy took
 	admitted map[string]bool              // files of modules with which it did
 	modules  map[string]bool              // the files that patches name, and whether they were there
-	before   map[string]bool              // namespace/name of those that the generation before has in force
+	before   map[string]bool              // those that the generation before has in force, by their short titles
 	last     *build.Output                // what was built last
 	told     map[string]bool              // what was logged and still holds
 }
 
-// name is a document's across versions.
-type name struct{ namespace, name string }
+// name is a document's across versions: kind, namespace and name.
+type name string
 
 // version is a document as it is now: its text, and which of the files that it names are there.
 type version struct {
@@ -77,7 +77,10 @@ func versionOf(f *envoyfilter.Filter) version {
 	return version{f.Sum, strings.Join(there, "\n")}
 }
 
-func nameOf(f *envoyfilter.Filter) name { return name{f.Namespace, f.Name} }
+func nameOf(f *envoyfilter.Filter) name { return name(f.Title()) }
+
+// short is a title in the hand-off and in metrics: of an EnvoyFilter, which both had first, without the kind.
+func short(title string) string { return strings.TrimPrefix(title, "EnvoyFilter ") }
 
 // build makes the resources with the versions that apply. Before anything is in force, what is not tried yet is tried
 // first: a pod must not serve without the filters that guard it. Later, a trial keeps nothing else waiting.
@@ -200,7 +203,7 @@ func (f *filters) export() []byte {
 	defer f.mu.Unlock()
 	var lines []string
 	for n := range f.inForce {
-		lines = append(lines, n.namespace+"/"+n.name)
+		lines = append(lines, short(string(n)))
 	}
 	slices.Sort(lines)
 	return []byte(strings.Join(lines, "\n"))
@@ -223,17 +226,17 @@ func (f *filters) lost() error {
 	for _, r := range f.report() {
 		for _, p := range r.Patches {
 			if p.Result == envoyfilter.Refused {
-				refused[r.Namespace+"/"+r.Name] = p.Reason
+				refused[r.Title()] = p.Reason
 			} else {
-				applies[r.Namespace+"/"+r.Name] = true
+				applies[r.Title()] = true
 			}
 		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(refused)) {
-		if f.before[name] && !applies[name] {
-			return fmt.Errorf("what the generation before serves is refused here: EnvoyFilter %s: %s", name, refused[name])
+		if f.before[short(name)] && !applies[name] {
+			return fmt.Errorf("what the generation before serves is refused here: %s: %s", name, refused[name])
 		}
 	}
 	return nil
@@ -257,7 +260,7 @@ func (f *filters) tell() {
 			if p.Result == envoyfilter.Applied || p.Result == envoyfilter.Skipped {
 				continue
 			}
-			line := string(p.Result) + ": EnvoyFilter " + r.Namespace + "/" + r.Name + ": " + p.Reason
+			line := string(p.Result) + ": " + r.Title() + ": " + p.Reason
 			if now[line] {
 				continue
 			}
@@ -266,7 +269,7 @@ func (f *filters) tell() {
 				continue
 			}
 			if p.Result == envoyfilter.Refused {
-				f.log.Error("EnvoyFilter " + line)
+				f.log.Error("document " + line)
 			} else {
 				f.log.Warn("patch " + line)
 			}
@@ -329,7 +332,7 @@ func (f *filters) samples() []status.Sample {
 	counts := map[key]int{}
 	for _, r := range f.report() {
 		for _, p := range r.Patches {
-			counts[key{r.Namespace + "/" + r.Name, p.Result}]++
+			counts[key{short(r.Title()), p.Result}]++
 		}
 	}
 	var out []status.Sample

@@ -11,6 +11,7 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 
 	"understudy.mesh/pkg/mesh/internal/document"
+	"understudy.mesh/pkg/mesh/wasmplugin"
 )
 
 // The kinds that make resources, and the groups that classify the others.
@@ -18,6 +19,7 @@ const (
 	kindServiceEntry  = "ServiceEntry"
 	kindWorkloadEntry = "WorkloadEntry"
 	kindEnvoyFilter   = "EnvoyFilter"
+	kindWasmPlugin    = wasmplugin.Kind
 	groupNetworking   = "networking.istio.io"
 	groupSecurity     = "security.istio.io"
 )
@@ -120,7 +122,7 @@ func (d *decoder) object(dec *decoded, env envelope, sum uint64) *document.Error
 	case !used(env.kind):
 		dec.status, dec.err = statusIgnored, &document.Error{Field: "kind", Reason: fmt.Sprintf("%q is not used here", document.Abridge(env.kind))}
 		return nil
-	case group != groupNetworking || !knownVersion(env.kind, version):
+	case !knownVersion(env.kind, group, version):
 		return &document.Error{Field: "apiVersion", Reason: fmt.Sprintf("is %q, should be %s", document.Abridge(env.apiVersion), apiVersions(env.kind))}
 	case env.name == "":
 		return &document.Error{Field: "metadata.name", Reason: "is missing"}
@@ -128,7 +130,11 @@ func (d *decoder) object(dec *decoded, env envelope, sum uint64) *document.Error
 		return &document.Error{Field: "spec", Reason: "is missing"}
 	}
 	o := &object{kind: dec.kind, namespace: dec.namespace, name: dec.name, created: env.created, sum: sum}
-	if ferr := d.spec(o, env.spec); ferr != nil {
+	read := d.spec
+	if env.kind == kindWasmPlugin {
+		read = d.plugin
+	}
+	if ferr := read(o, env); ferr != nil {
 		return ferr
 	}
 	dec.obj, dec.status = o, statusOK
@@ -136,7 +142,7 @@ func (d *decoder) object(dec *decoded, env envelope, sum uint64) *document.Error
 }
 
 // spec fills in what the kind of o says, from the tree of its spec.
-func (d *decoder) spec(o *object, spec any) (ferr *document.Error) {
+func (d *decoder) spec(o *object, env envelope) (ferr *document.Error) {
 	var m proto.Message
 	switch o.kind {
 	case kindServiceEntry:
@@ -146,7 +152,7 @@ func (d *decoder) spec(o *object, spec any) (ferr *document.Error) {
 	default:
 		m = &networking.EnvoyFilter{}
 	}
-	if ferr = d.Fill(m.ProtoReflect(), spec); ferr != nil {
+	if ferr = d.Fill(m.ProtoReflect(), env.spec); ferr != nil {
 		return ferr.In("spec")
 	}
 	if o.sum == ofContent {
@@ -181,19 +187,22 @@ func (d *decoder) contentSum(o *object, spec proto.Message) (uint64, *document.E
 
 // used says whether documents of a kind make resources.
 func used(kind string) bool {
-	return kind == kindServiceEntry || kind == kindWorkloadEntry || kind == kindEnvoyFilter
+	return kind == kindServiceEntry || kind == kindWorkloadEntry || kind == kindEnvoyFilter || kind == kindWasmPlugin
 }
 
-// knownVersion says whether Istio has a version of a kind; an EnvoyFilter has just one.
-func knownVersion(kind, v string) bool {
-	return v == "v1alpha3" || kind != kindEnvoyFilter && (v == "v1" || v == "v1beta1")
+// onlyVersions are those of the kinds that have just one.
+var onlyVersions = map[string]string{kindEnvoyFilter: groupNetworking + "/v1alpha3", kindWasmPlugin: wasmplugin.APIVersion}
+
+// knownVersion says whether a kind is there in a version of a group.
+func knownVersion(kind, group, v string) bool {
+	if only := onlyVersions[kind]; only != "" {
+		return group+"/"+v == only
+	}
+	return group == groupNetworking && (v == "v1" || v == "v1beta1" || v == "v1alpha3")
 }
 
 func apiVersions(kind string) string {
-	if kind == kindEnvoyFilter {
-		return groupNetworking + "/v1alpha3"
-	}
-	return "one of " + groupNetworking + "/{v1,v1beta1,v1alpha3}"
+	return cmp.Or(onlyVersions[kind], "one of "+groupNetworking+"/{v1,v1beta1,v1alpha3}")
 }
 
 // restrictsAccess names what must never be silently ignored: every kind of security.istio.io, these kinds even with a
@@ -212,6 +221,7 @@ func restrictsAccess(group, kind string) bool {
 type envelope struct {
 	apiVersion, kind, namespace, name string
 	created                           int64
+	annotations                       map[any]any // of what has a use for them: as they are written
 	spec                              any
 	items                             []any
 }
@@ -232,6 +242,7 @@ func (d *decoder) envelope(tree any) (env envelope, ferr *document.Error) {
 	keep(d.stringField(meta, "name", &env.name).In("metadata."))
 	keep(d.stringField(meta, "namespace", &env.namespace).In("metadata."))
 	keep(d.creationTime(meta, &env.created).In("metadata."))
+	env.annotations, _ = meta["annotations"].(map[any]any)
 	if env.items, ok = fields["items"].([]any); !ok && fields["items"] != nil {
 		keep(&document.Error{Field: "items", Reason: "should be a list"})
 	}

@@ -29,6 +29,8 @@ func TestAliasesAreBounded(t *testing.T) {
 	many := strings.TrimSuffix(strings.Repeat("*l, ", 1000), ", ")
 	for _, text := range []string{
 		entryWith("{subjectAltNames: [&l " + long + ", " + many + "], hosts: [a.b], resolution: NONE}"),
+		"apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: a}\nspec: {url: a, pluginConfig: {a: &l " + long + ", b: [" + many + "]}}\n",
+		"apiVersion: v1\nkind: List\nitems: [{apiVersion: extensions.istio.io/v1alpha1, kind: WasmPlugin, metadata: {name: &l " + long + "}, spec: {url: a, pluginConfig: {b: [" + many + "]}}}]\n",
 		"apiVersion: v1\nkind: List\nitems: [{kind: &l " + long + "}, " + strings.ReplaceAll(many, "*l", "{kind: *l}") + "]\n",
 	} {
 		_, report := load(t, text, testOptions())
@@ -74,5 +76,44 @@ func TestListItemSums(t *testing.T) {
 	}
 	if again := read(list(b, a)); again[1] != sums[a] || again[0] != sums[b] {
 		t.Error("the sum of an item depends on its place")
+	}
+}
+
+// TestWasmPlugins: a good one is a filter, of its kind, and each version of it has another sum, in a List too; a bad one is none.
+func TestWasmPlugins(t *testing.T) {
+	plugin := func(metadata, spec string) string {
+		return "{apiVersion: extensions.istio.io/v1alpha1, kind: WasmPlugin, metadata: {name: a" + metadata + "}, spec: {" + spec + "}}"
+	}
+	read := func(text string) (*Registry, Report) {
+		return load(t, text, testOptions())
+	}
+	sums := map[uint64]string{}
+	for _, list := range []string{"%s", "{apiVersion: v1, kind: List, items: [%s]}"} {
+		for _, text := range []string{
+			plugin("", "url: a"), plugin("", "url: a, pluginConfig: {b: 9007199254740993}"), plugin("", "url: a, pluginConfig: {b: 9007199254740992}"),
+			plugin("", "url: a, priority: 1"), plugin(", annotations: {understudy.mesh/poll: 5m}", "url: a"), plugin(", annotations: {understudy.mesh/poll: 6m}", "url: a"),
+		} {
+			r, report := read(fmt.Sprintf(list, text))
+			if len(r.filters) != 1 || r.filters[0].Title() != "WasmPlugin default/a" || report.Documents[0].Status != statusOK {
+				t.Fatalf("%s: %+v", text, report.Documents)
+			}
+			if other := sums[r.filters[0].Sum]; other != "" {
+				t.Errorf("%s has the sum of %s", text, other)
+			}
+			sums[r.filters[0].Sum] = text
+		}
+	}
+	for text, want := range map[string]string{
+		strings.Replace(plugin("", "url: a"), "v1alpha1", "v1", 1):                                   "apiVersion: is \"extensions.istio.io/v1\", should be extensions.istio.io/v1alpha1",
+		strings.Replace(plugin("", "url: a"), "extensions", "networking", 1):                         "should be extensions.istio.io/v1alpha1",
+		plugin("", "url: a, verificationKey: k"):                                                     "spec.verificationKey: signatures are not verified",
+		plugin(", annotations: {understudy.mesh/poll: x}", "url: a"):                                 "metadata.annotations[understudy.mesh/poll]: is \"x\"",
+		plugin(", annotations: {understudy.mesh/poll: [x]}", "url: a"):                               "metadata.annotations[understudy.mesh/poll]",
+		"{apiVersion: extensions.istio.io/v1alpha1, kind: WasmPlugin, metadata: {name: a}, spec: a}": "spec: should be an object",
+	} {
+		r, report := read(text)
+		if d := report.Documents[0]; len(r.filters) != 0 || d.Status != statusError || !strings.Contains(d.Field+": "+d.Reason, want) {
+			t.Errorf("%s: %+v; want %s", text, report.Documents, want)
+		}
 	}
 }

@@ -80,7 +80,7 @@ func (s *Store) sleep(ctx context.Context, pause time.Duration, changed func() b
 
 // surroundings is what files decide whether a source can be had, as they are now.
 func (s *Store) surroundings(p place, src Source) string {
-	files := []string{s.cfg.CAFile, s.secretPath(src)}
+	files := []string{s.cfg.CAFile, s.secretPath(src.Secret), s.secretPath(src.SecretIfThere)}
 	if s.cfg.DockerConfig != "" {
 		files = append(files, filepath.Join(s.cfg.DockerConfig, "config.json"))
 	}

@@ -127,15 +127,15 @@ func hostMatches(pattern, host string) bool {
 	return true
 }
 
-// secretPath is the file of the pull secret that a source names; "": it names none.
-func (s *Store) secretPath(src Source) string {
-	if src.Secret == "" {
+// secretPath is the file of a pull secret; "" of none.
+func (s *Store) secretPath(name string) string {
+	if name == "" {
 		return ""
 	}
-	return filepath.Join(s.cfg.SecretsDir, src.Secret, secretFile)
+	return filepath.Join(s.cfg.SecretsDir, name, secretFile)
 }
 
-// credential is what opens a registry for a source: of the plugin's own secret, else of DOCKER_CONFIG, else none.
+// credential is what opens a registry for a source: of the plugin's own secrets, else of DOCKER_CONFIG, else none.
 func (s *Store) credential(src Source, image registry.Reference) (auth.Credential, error) {
 	if src.DockerConfig != nil {
 		c, err := parseDockerConfig(src.DockerConfig)
@@ -146,16 +146,22 @@ func (s *Store) credential(src Source, image registry.Reference) (auth.Credentia
 			return found, nil
 		}
 	}
-	if src.Secret != "" {
-		if src.Secret != filepath.Base(src.Secret) || strings.HasPrefix(src.Secret, ".") {
-			return auth.EmptyCredential, badSource("pull secret %q: want the name of a Secret", src.Secret)
+	for i, name := range []string{src.Secret, src.SecretIfThere} {
+		if name == "" {
+			continue
 		}
-		found, err := credentialIn(s.secretPath(src), image)
+		if name != filepath.Base(name) || strings.HasPrefix(name, ".") {
+			return auth.EmptyCredential, badSource("pull secret %q: want the name of a Secret", name)
+		}
+		found, err := credentialIn(s.secretPath(name), image)
 		if errors.Is(err, fs.ErrNotExist) {
+			if i > 0 {
+				continue
+			}
 			err = errors.New("there is no such file: mount the Secret, by wasm.pullSecrets of the SidecarProfile")
 		}
 		if err != nil {
-			return auth.EmptyCredential, fmt.Errorf("pull secret %q: %s: %w", src.Secret, s.secretPath(src), err)
+			return auth.EmptyCredential, fmt.Errorf("pull secret %q: %s: %w", name, s.secretPath(name), err)
 		}
 		if found != auth.EmptyCredential {
 			return found, nil

@@ -34,6 +34,8 @@ type Source struct {
 	Policy Policy
 	// Secret names a pull secret of Config.SecretsDir, which must be there; "": none.
 	Secret string
+	// SecretIfThere names one that is used if it is there; "": none.
+	SecretIfThere string
 	// DockerConfig is such a secret itself; nil: none.
 	DockerConfig []byte
 	// Plugin is the configuration with which the module is tried before anybody gets it.

@@ -51,7 +51,7 @@ func (s *Store) track(p place, src Source) tracker {
 		})
 	}
 	s.mu.Unlock()
-	t := tracker{s, hashOf([]byte(p.name+"\x00"+p.sha256+"\x00"+src.Secret+"\x00"), src.DockerConfig, src.Plugin.Config), p.name}
+	t := tracker{s, hashOf([]byte(p.name+"\x00"+p.sha256+"\x00"+src.Secret+"\x00"+src.SecretIfThere+"\x00"), src.DockerConfig, src.Plugin.Config), p.name}
 	t.set(func(st *sourceStatus) { st.Phase = phasePending })
 	return t
 }

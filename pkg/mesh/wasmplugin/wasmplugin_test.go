@@ -2,10 +2,18 @@ package wasmplugin
 
 import (
 	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
+	extensions "istio.io/api/extensions/v1alpha1"
+	typev1beta1 "istio.io/api/type/v1beta1"
+
+	"understudy.mesh/pkg/envoyfilter"
+	"understudy.mesh/pkg/mesh/internal/document"
 	"understudy.mesh/pkg/wasm"
+	"understudy.mesh/pkg/wasm/wasmfilter"
 )
 
 const whole = `
@@ -45,14 +53,14 @@ func TestRead(t *testing.T) {
 	}
 	p := plugins[0]
 	s := p.Source
-	if p.Namespace != "shop" || p.Name != "headers" || s.URL != "registry.example.com/headers:v1" || s.SHA256 != hash || s.Policy != wasm.Always || s.Secret != "registry" || !s.Plugin.Network {
+	if p.Namespace != "shop" || p.Name != "headers" || s.URL != "oci://registry.example.com/headers:v1" || s.SHA256 != hash || s.Policy != wasm.Always || s.Secret != "registry" || !s.Plugin.Network {
 		t.Errorf("%+v", p)
 	}
 	const want = `{"configuration":{"@type":"type.googleapis.com/google.protobuf.StringValue",` +
-		`"value":"{\"1\":1.5,\"large\":9007199254740993,\"list\":[1,{\"a\":true,\"b\":null}],\"text\":\"\u003ca\u003e\u0026\"}"},` +
+		`"value":"{\"1\":1.5,\"large\":9007199254740993,\"list\":[1,{\"a\":true,\"b\":null}],\"text\":\"<a>&\"}"},` +
 		`"failurePolicy":"FAIL_OPEN","name":"shop.headers","rootId":"my_root_id",` +
-		`"vmConfig":{"environmentVariables":{"hostEnvKeys":["POD_NAME"],"keyValues":{"A":"b"}}}}`
-	if string(s.Plugin.Config) != want {
+		`"vmConfig":{"environmentVariables":{"hostEnvKeys":["POD_NAME"],"keyValues":{"A":"b"}},"runtime":"envoy.wasm.runtime.v8"}}`
+	if compact(t, s.Plugin.Config) != want {
 		t.Errorf("%s", s.Plugin.Config)
 	}
 	var back struct{ Configuration struct{ Value string } }
@@ -60,14 +68,85 @@ func TestRead(t *testing.T) {
 		t.Errorf("the module is given %q, %v", back.Configuration.Value, err)
 	}
 	p = plugins[1]
-	if p.Namespace != "default" || p.Source.Policy != wasm.DefaultPolicy || p.Source.Plugin.Network || string(p.Source.Plugin.Config) != `{"failurePolicy":"FAIL_CLOSED","name":"default.least","rootId":""}` {
+	if p.Namespace != "default" || p.Source.Policy != wasm.DefaultPolicy || p.Source.Plugin.Network || compact(t, p.Source.Plugin.Config) != `{"failurePolicy":"FAIL_CLOSED","name":"default.least","vmConfig":{"runtime":"envoy.wasm.runtime.v8"}}` {
 		t.Errorf("%+v, %s", p, p.Source.Plugin.Config)
+	}
+}
+
+// compact has the keys of JSON in order.
+func compact(t *testing.T, text []byte) string {
+	t.Helper()
+	var tree any
+	if err := json.Unmarshal(text, &tree); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	encoder := json.NewEncoder(&out)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(tree); err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(out.String())
+}
+
+// TestPlace: what the document says of its place becomes that of the filter, which has the name that istiod gives it.
+func TestPlace(t *testing.T) {
+	plugins, err := Read([]byte(whole), "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := plugins[0].filter()
+	if p.Selector["app"] != "details" || p.Phase != 1 || p.Priority != -10 || !p.Network || p.FilterName != "extensions.istio.io/wasmplugin/shop.headers" ||
+		!reflect.DeepEqual(p.Match, []envoyfilter.Match{{Server: true, Ports: []uint16{9080}}}) {
+		t.Errorf("%+v", p)
+	}
+	p = plugins[1].filter()
+	if p.Selector != nil || p.Phase <= 3 || p.Priority != envoyfilter.LeastPriority || p.Network || p.Match != nil || p.FilterName != "extensions.istio.io/wasmplugin/default.least" {
+		t.Errorf("%+v", p)
+	}
+	all := matches([]*extensions.WasmPlugin_TrafficSelector{{}, {Mode: typev1beta1.WorkloadMode_CLIENT}, {Mode: typev1beta1.WorkloadMode_CLIENT_AND_SERVER}})
+	if want := []envoyfilter.Match{{Client: true, Server: true}, {Client: true}, {Client: true, Server: true}}; !reflect.DeepEqual(all, want) {
+		t.Errorf("%+v", all)
+	}
+}
+
+// TestNew: beside the source, pull policy, secret and poll reach whoever fetches the module, and no Envoy.
+func TestNew(t *testing.T) {
+	r := document.NewReader()
+	r.Begin([]byte(whole))
+	spec := map[any]any{"url": "a.example/b:v1", "imagePullPolicy": "Always", "imagePullSecret": "registry", "pluginConfig": map[any]any{}}
+	f, remarks, ferr := New(r, envoyfilter.Meta{Namespace: "shop", Name: "headers"}, "5m", spec)
+	if ferr != nil || len(remarks) > 0 || f.Title() != "WasmPlugin shop/headers" {
+		t.Fatalf("%+v, %v, %v", f, remarks, ferr)
+	}
+	p := Plugin{Namespace: "shop", Name: "headers", poll: "5m"}
+	if ferr := p.read(r, spec); ferr != nil {
+		t.Fatal(ferr)
+	}
+	filter, err := wasmfilter.Of(p.config)
+	if err != nil || filter.Poll != 5*time.Minute || filter.Source.Secret != "registry" || filter.Source.Policy != wasm.Always || strings.Contains(string(filter.Source.Plugin.Config), "configuration") {
+		t.Errorf("%+v, %v", filter, err)
+	}
+	spec["sha256"] = hash
+	if _, remarks, _ := New(r, envoyfilter.Meta{}, "5m", spec); len(remarks) != 1 || !strings.Contains(remarks[0].Error(), "has no effect") {
+		t.Errorf("%v", remarks)
+	}
+	for _, poll := range []string{"often", "1s", "-5m"} {
+		if f, _, ferr := New(r, envoyfilter.Meta{}, poll, spec); ferr == nil || ferr.Field != "metadata.annotations[understudy.mesh/poll]" {
+			t.Errorf("%s: %+v, %v", poll, f, ferr)
+		}
+	}
+	if f, _, ferr := New(r, envoyfilter.Meta{}, "", nil); ferr == nil || ferr.Field != "spec" {
+		t.Errorf("%+v, %v", f, ferr)
 	}
 }
 
 func TestReadSaysWhatIsWrong(t *testing.T) {
 	for spec, want := range map[string]string{
 		`{}`:                             "spec.url: is missing",
+		`{url: "ftp://a/b"}`:             "spec.url: has the scheme",
+		`{url: "file://a.wasm"}`:         "should have an absolute path",
+		`{url: a, sha256: abc}`:          "spec.sha256: is \"abc\", should be 64 hexadecimal digits",
 		`{url: 3}`:                       "spec.url",
 		`{url: a, urk: b}`:               "unknown field",
 		`{url: a, phase: X}`:             "spec.phase",

@@ -21,7 +21,7 @@ func New(e *cli.Env, load Load) *cobra.Command {
 		Use:   "wasm",
 		Short: "Fetch and try modules of Wasm filters, and look after the store that has them",
 	}
-	cmd.AddCommand(newPullCommand(e, load), newVerifyCommand(e, load), newCacheCommand(e))
+	cmd.AddCommand(newPullCommand(e, load), newVerifyCommand(e, load), newExplainCommand(e, load), newCacheCommand(e))
 	return cmd
 }
 

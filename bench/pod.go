@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/control"
 	"understudy.mesh/tests/lab"
 )
@@ -133,7 +134,7 @@ func (g *generation) poll(t lab.T, condition func() bool) {
 	})
 }
 
-func (g *generation) status(t lab.T) (u control.UpgradeStatus) {
+func (g *generation) status(t lab.T) (u contract.UpgradeStatus) {
 	body, err := g.get(control.UpgradePath)
 	if err == nil {
 		err = json.Unmarshal(body, &u)

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/control"
 )
 
@@ -58,7 +59,7 @@ func beContainer(t *testing.T) {
 		_ = json.NewEncoder(w).Encode(control.RoleStatus{Role: "serving", Settled: true, Drained: true})
 	})
 	mux.HandleFunc(control.UpgradePath, func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(control.UpgradeStatus{Off: "no hand-off directory"})
+		_ = json.NewEncoder(w).Encode(contract.UpgradeStatus{Off: "no hand-off directory"})
 	})
 	for page, answer := range map[string]string{
 		control.DNSLookupPath:    `{"name":"aliyun.com.","type":"A","source":"vip","host":"aliyun.com","vip":true,"rcode":"NOERROR","records":["aliyun.com. 30 IN A 240.240.1.2"]}`,

@@ -15,6 +15,7 @@ import (
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/hotrestart/handoff"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/control"
 )
 
@@ -65,7 +66,7 @@ type upgradeView struct {
 	sockets bool
 }
 
-func (v upgradeView) print(w io.Writer, s control.UpgradeStatus) {
+func (v upgradeView) print(w io.Writer, s contract.UpgradeStatus) {
 	t := cli.NewTable(w, "GENERATION", "ROLE", "SINCE", "AGENT", "ENVOY", "CONNECTIONS", "SOCKETS", "LAST ATTEMPT")
 	for _, g := range s.Generations {
 		t.Add(v.row(g)...)
@@ -86,7 +87,7 @@ func (v upgradeView) print(w io.Writer, s control.UpgradeStatus) {
 }
 
 // row is one generation; "" is for what does not apply or is unknown.
-func (v upgradeView) row(g control.GenerationStatus) []string {
+func (v upgradeView) row(g contract.GenerationStatus) []string {
 	id, connections, sockets := g.ID, "", ""
 	if g.Self {
 		id += " *"
@@ -101,7 +102,7 @@ func (v upgradeView) row(g control.GenerationStatus) []string {
 }
 
 // left is what a drain waits for; "" while nothing was counted yet.
-func left(g control.GenerationStatus) string {
+func left(g contract.GenerationStatus) string {
 	if g.Drain == nil && g.Connections == 0 {
 		return ""
 	}
@@ -125,7 +126,7 @@ func left(g control.GenerationStatus) string {
 }
 
 // last is the last hand-off, or why the generation did not answer.
-func (v upgradeView) last(g control.GenerationStatus) string {
+func (v upgradeView) last(g contract.GenerationStatus) string {
 	if g.Error != "" {
 		return "no answer: " + g.Error
 	}

@@ -7,7 +7,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/roles"
-	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/envoy"
 )
 
@@ -88,9 +88,9 @@ func (a *Agent) hurryDrains() {
 }
 
 // waitsFor is what a drain waits for, in the words of `upgrade-status`; nil: Envoy does not tell.
-func waitsFor(l envoy.Load) *control.Drain {
+func waitsFor(l envoy.Load) *contract.Drain {
 	if !l.Known && l.Connections > 0 {
 		return nil
 	}
-	return &control.Drain{Idle: l.Idle, Active: l.Active, Streams: l.Streams, TCP: l.TCP}
+	return &contract.Drain{Idle: l.Idle, Active: l.Active, Streams: l.Streams, TCP: l.TCP}
 }

@@ -21,6 +21,7 @@ import (
 	hotenvoy "understudy.mesh/hotrestart/envoy"
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/control"
 )
 
@@ -361,7 +362,7 @@ func TestControlByRole(t *testing.T) {
 			t.Errorf("%s, %s: %s", want.role, control.RolePath, body)
 		}
 		_, body := get(control.UpgradePath)
-		var u control.UpgradeStatus
+		var u contract.UpgradeStatus
 		if err := json.Unmarshal([]byte(body), &u); err != nil || len(u.Generations) != want.generations || !strings.Contains(body, want.upgrade) {
 			t.Errorf("%s, %s: %v: %s", want.role, control.UpgradePath, err, body)
 		}

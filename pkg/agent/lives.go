@@ -31,7 +31,7 @@ func (a *Agent) newSidecar(inherited *sidecar.Inheritance) (*sidecar.Sidecar, er
 		FileLimit: a.world.FileLimit, Started: a.world.Started, GiveBack: a.world.Settled, Log: a.world.Log,
 	}
 	return sidecar.New(a.cfg, world, id, sidecar.Hooks{
-		Samples: a.upgradeSamples, Quit: a.quitAtOnce, Drain: a.drainEnvoy,
+		Samples: a.upgradeSamples, Quit: a.quitAtOnce, Drain: a.drainEnvoy, Upgrade: newUpgradePage(a.upgradeStatus),
 		Learned: func() { a.report(a.loop.ctx, event{kind: roles.Learned}) },
 	}, inherited)
 }

@@ -21,7 +21,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/config"
-	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/tests/freeport"
 )
 
@@ -224,11 +224,11 @@ func (m *member) ends() error {
 }
 
 // attempt is the last hand-off that m took part in; the zero value when there was none.
-func (m *member) lastAttempt() control.Attempt {
+func (m *member) lastAttempt() contract.Attempt {
 	if t := m.self().LastAttempt; t != nil {
 		return *t
 	}
-	return control.Attempt{}
+	return contract.Attempt{}
 }
 
 // answers checks that every port of the pod is served, Envoy's by name.

@@ -5,7 +5,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/sidecar"
-	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/status"
 )
 
@@ -22,9 +22,9 @@ type shown struct {
 	role    handoff.Role
 	since   time.Time
 	sidecar *sidecar.Sidecar
-	left    int            // connections, while draining
-	drain   *control.Drain // what they are; nil while that is unknown
-	attempt *control.Attempt
+	left    int             // connections, while draining
+	drain   *contract.Drain // what they are; nil while that is unknown
+	attempt *contract.Attempt
 	// notTaken is why the last attempt to take over failed; "" when none did, or one succeeded.
 	notTaken   string
 	failure    string    // why this agent ends; "" while it goes on, or where that was asked for

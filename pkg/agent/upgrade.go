@@ -11,6 +11,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/agent/internal/sidecar"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/status"
 )
@@ -65,15 +66,15 @@ func (a *Agent) showOthers(role handoff.Role) {
 
 // details is what a generation tells of itself for people.
 type details struct {
-	EnvoyVersion      string           `json:"envoy,omitempty"`
-	HotRestartVersion string           `json:"hotRestart,omitempty"`
-	Drain             *control.Drain   `json:"drain,omitempty"`
-	Sockets           []string         `json:"sockets,omitempty"`
-	LastAttempt       *control.Attempt `json:"lastAttempt,omitempty"`
+	EnvoyVersion      string            `json:"envoy,omitempty"`
+	HotRestartVersion string            `json:"hotRestart,omitempty"`
+	Drain             *contract.Drain   `json:"drain,omitempty"`
+	Sockets           []string          `json:"sockets,omitempty"`
+	LastAttempt       *contract.Attempt `json:"lastAttempt,omitempty"`
 }
 
 // self is what upgrade-status shows of this generation.
-func (a *Agent) self() control.GenerationStatus {
+func (a *Agent) self() contract.GenerationStatus {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	g := generationStatus(a.me)
@@ -89,15 +90,15 @@ func (a *Agent) self() control.GenerationStatus {
 	return g
 }
 
-func generationStatus(i handoff.Identity) control.GenerationStatus {
-	return control.GenerationStatus{
+func generationStatus(i handoff.Identity) contract.GenerationStatus {
+	return contract.GenerationStatus{
 		ID: i.ID, Started: i.Started, AgentVersion: i.AgentVersion, EnvoyVersion: i.EnvoyVersion,
 		HotRestartVersion: i.HotRestartVersion, SidecarSetVersion: i.Version, SidecarSetVersionAlt: i.Alt,
 	}
 }
 
 func (a *Agent) beginAttempt(with string, takingOver bool) {
-	attempt := control.Attempt{At: time.Now(), With: with, TakingOver: takingOver, Result: resultRunning}
+	attempt := contract.Attempt{At: time.Now(), With: with, TakingOver: takingOver, Result: resultRunning}
 	a.update(func(s *shown) { s.attempt = &attempt })
 }
 
@@ -221,8 +222,8 @@ func (a *Agent) unready() string {
 }
 
 // upgradeStatus is what `upgrade-status` asks for.
-func (a *Agent) upgradeStatus(ctx context.Context) control.UpgradeStatus {
-	u := control.UpgradeStatus{HandoffDir: a.cfg.HandoffDir, Off: a.off, Generations: []control.GenerationStatus{a.self()}}
+func (a *Agent) upgradeStatus(ctx context.Context) contract.UpgradeStatus {
+	u := contract.UpgradeStatus{HandoffDir: a.cfg.HandoffDir, Off: a.off, Generations: []contract.GenerationStatus{a.self()}}
 	if a.dir == nil {
 		u.HandoffDir = ""
 		return u
@@ -236,13 +237,13 @@ func (a *Agent) upgradeStatus(ctx context.Context) control.UpgradeStatus {
 	for _, n := range neighbours {
 		u.Generations = append(u.Generations, neighbourStatus(n))
 	}
-	slices.SortFunc(u.Generations[1:], func(x, y control.GenerationStatus) int { return y.Started.Compare(x.Started) })
+	slices.SortFunc(u.Generations[1:], func(x, y contract.GenerationStatus) int { return y.Started.Compare(x.Started) })
 	return u
 }
 
-func neighbourStatus(n handoff.Neighbour) control.GenerationStatus {
+func neighbourStatus(n handoff.Neighbour) contract.GenerationStatus {
 	if n.Err != nil {
-		return control.GenerationStatus{ID: n.ID, Error: n.Err.Error()}
+		return contract.GenerationStatus{ID: n.ID, Error: n.Err.Error()}
 	}
 	g := generationStatus(n.Report.Identity)
 	g.ID, g.Role, g.Since, g.Connections = n.ID, string(n.Report.Role), n.Report.Since, n.Report.Left

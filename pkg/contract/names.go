@@ -23,6 +23,7 @@ const (
 	ReadyURL    = "http://localhost:15021" + ReadyPath // at ReadyPort, for whoever is in the pod
 	MetricsPath = "/stats/prometheus"                  // the proxy's and the application's, merged
 	DrainPath   = "/drain"
+	UpgradePath = "/upgrade" // an UpgradeStatus, for everybody who reaches the pod
 
 	ProbePrefix   = "/app-health/"
 	ReadinessPath = "readyz"

@@ -147,7 +147,7 @@ func ready(ctx context.Context, client *http.Client, url string) (RoleStatus, er
 }
 
 // UpgradeStatus asks this container's own agent; raw is its unchanged answer.
-func (c *Client) UpgradeStatus(ctx context.Context) (status UpgradeStatus, raw []byte, err error) {
+func (c *Client) UpgradeStatus(ctx context.Context) (status contract.UpgradeStatus, raw []byte, err error) {
 	err = patiently(ctx, func() error {
 		raw, err = c.askJSON(ctx, UpgradePath, &status)
 		return err

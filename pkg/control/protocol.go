@@ -1,6 +1,6 @@
 package control
 
-import "time"
+import "understudy.mesh/pkg/contract"
 
 // Prefixes of the control socket's URL paths. The rest of the path is that on the port
 // that the prefix stands for.
@@ -15,8 +15,8 @@ const (
 const (
 	// RolePath answers a [RoleStatus] as JSON.
 	RolePath = "/role"
-	// UpgradePath answers an [UpgradeStatus] as JSON.
-	UpgradePath = "/upgrade"
+	// UpgradePath answers a [contract.UpgradeStatus] as JSON.
+	UpgradePath = contract.UpgradePath
 	// WaitingPath is a POST whose body lasts as long as a `wait` waits. One that is killed has no time to end it.
 	WaitingPath = "/waiting"
 	// WaitFailedPath is a POST of why a `wait` failed, as text.
@@ -38,68 +38,6 @@ type RoleStatus struct {
 	Reason string `json:"reason,omitempty"`
 	// UpgradeDrainSeconds is --upgradeDrainDuration.
 	UpgradeDrainSeconds float64 `json:"upgradeDrainSeconds"`
-}
-
-// UpgradeStatus is what `upgrade-status` shows: every generation of the pod that lives.
-type UpgradeStatus struct {
-	// HandoffDir is where generations meet; "" when hot upgrade is off, and Off then says why.
-	HandoffDir string `json:"handoffDir,omitempty"`
-	Off        string `json:"off,omitempty"`
-	// Generations begins with the agent that was asked; the others follow, latest start first.
-	Generations []GenerationStatus `json:"generations"`
-}
-
-// GenerationStatus is one life of an agent with its Envoy.
-type GenerationStatus struct {
-	ID    string    `json:"id"`
-	Self  bool      `json:"self,omitempty"` // the agent that was asked
-	Role  string    `json:"role,omitempty"`
-	Since time.Time `json:"since,omitzero"` // of the role
-	// Started is when the agent's process did.
-	Started           time.Time `json:"started,omitzero"`
-	AgentVersion      string    `json:"agent,omitempty"`
-	EnvoyVersion      string    `json:"envoy,omitempty"`
-	HotRestartVersion string    `json:"hotRestart,omitempty"`
-	// SidecarSetVersion and its Alt are what OpenKruise wrote; "" when unset.
-	SidecarSetVersion    string `json:"sidecarSetVersion,omitempty"`
-	SidecarSetVersionAlt string `json:"sidecarSetVersionAlt,omitempty"`
-	// Connections are those that its Envoy still serves, while draining.
-	Connections int `json:"connections,omitempty"`
-	// Drain is of what kind they are; nil while they were not counted yet, in an earlier release, and if
-	// Envoy does not tell.
-	Drain *Drain `json:"drain,omitempty"`
-	// Sockets are the names of the listening sockets that it holds.
-	Sockets []string `json:"sockets,omitempty"`
-	// LastAttempt is the last hand-off that it took part in, on either side.
-	LastAttempt *Attempt `json:"lastAttempt,omitempty"`
-	// Error is why it did not answer; then only its ID is known.
-	Error string `json:"error,omitempty"`
-}
-
-// Drain is what a drain waits for.
-type Drain struct {
-	// Idle are HTTP connections without a request: at least so many, since one of HTTP/2 may have several
-	// requests. UNDERSTUDY_DRAIN_IDLE_TIMEOUT says how long they are waited for.
-	Idle int `json:"idle"`
-	// Active are HTTP requests, streams of gRPC and server-sent events among them.
-	Active int `json:"active"`
-	// Streams are WebSockets, CONNECT and other upgraded requests.
-	Streams int `json:"streams"`
-	// TCP are connections of which Envoy does not speak the protocol.
-	TCP int `json:"tcp"`
-}
-
-// Attempt is one hand-off, as one side saw it.
-type Attempt struct {
-	At time.Time `json:"at"`
-	// With is the other generation's ID.
-	With string `json:"with"`
-	// TakingOver: this side was the successor.
-	TakingOver bool `json:"takingOver"`
-	// Result is running, success, failure or refused; Reason says why it failed.
-	Result  string  `json:"result"`
-	Reason  string  `json:"reason,omitempty"`
-	Seconds float64 `json:"seconds,omitempty"` // from its beginning to its end
 }
 
 // Debug pages about DNS on the status port, for loopback only. All answer JSON. With

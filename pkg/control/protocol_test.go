@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"understudy.mesh/pkg/contract"
 )
 
 // Commands of one release ask agents of another, in the pod's other container. So these
@@ -46,17 +48,17 @@ func TestAnswersStay(t *testing.T) {
 		{"a role", RoleStatus{Role: "serving", Settled: true, Drained: true, Reason: "r", UpgradeDrainSeconds: 1.5},
 			`{"role":"serving","settled":true,"drained":true,"reason":"r","upgradeDrainSeconds":1.5}`},
 		{"no role", RoleStatus{}, `{"role":"","settled":false,"drained":false,"upgradeDrainSeconds":0}`},
-		{"generations", UpgradeStatus{HandoffDir: "/d", Generations: []GenerationStatus{
+		{"generations", contract.UpgradeStatus{HandoffDir: "/d", Generations: []contract.GenerationStatus{
 			{ID: "a", Self: true, Role: "draining", Since: at, Started: at, AgentVersion: "1", EnvoyVersion: "2", HotRestartVersion: "3",
 				SidecarSetVersion: "4", SidecarSetVersionAlt: "5", Connections: 6, Sockets: []string{"s"},
-				LastAttempt: &Attempt{At: at, With: "b", TakingOver: true, Result: "failure", Reason: "r", Seconds: 1.5}},
-			{ID: "b", Error: "e", LastAttempt: &Attempt{}},
+				LastAttempt: &contract.Attempt{At: at, With: "b", TakingOver: true, Result: "failure", Reason: "r", Seconds: 1.5}},
+			{ID: "b", Error: "e", LastAttempt: &contract.Attempt{}},
 		}}, `{"handoffDir":"/d","generations":[` +
 			`{"id":"a","self":true,"role":"draining","since":"2026-03-01T03:00:00Z","started":"2026-03-01T03:00:00Z","agent":"1","envoy":"2","hotRestart":"3",` +
 			`"sidecarSetVersion":"4","sidecarSetVersionAlt":"5","connections":6,"sockets":["s"],` +
 			`"lastAttempt":{"at":"2026-03-01T03:00:00Z","with":"b","takingOver":true,"result":"failure","reason":"r","seconds":1.5}},` +
 			`{"id":"b","lastAttempt":{"at":"0001-01-01T00:00:00Z","with":"","takingOver":false,"result":""},"error":"e"}]}`},
-		{"no hot upgrade", UpgradeStatus{Off: "why"}, `{"off":"why","generations":null}`},
+		{"no hot upgrade", contract.UpgradeStatus{Off: "why"}, `{"off":"why","generations":null}`},
 	} {
 		got, err := json.Marshal(tc.answer)
 		if diff := cmp.Diff(tc.want, string(got)); err != nil || diff != "" {

@@ -62,6 +62,7 @@ func accessConfig(t *testing.T, asked *[]string) Config {
 		return func(context.Context) error { *asked = append(*asked, what); return nil }
 	}
 	c.Quit, c.Drain = note("quit"), note("drain")
+	c.Upgrade = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "generations") })
 	c.Profiling = true
 	c.Debug = map[string]http.Handler{
 		"/debug/ndsz": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "names") }),
@@ -93,6 +94,10 @@ func TestAccess(t *testing.T) {
 		{"ready POST", status, "POST", "/healthz/ready", inside, [2]string{}, 405, ""},
 		{"metrics from anywhere", status, "GET", "/metrics", outside, [2]string{}, 200, ""},
 		{"metrics POST", status, "POST", "/stats/prometheus", outside, [2]string{}, 405, ""},
+		{"upgrade from anywhere", status, "GET", "/upgrade", outside, [2]string{}, 200, ""},
+		{"upgrade through Envoy", status, "HEAD", "/upgrade", forwarded6, [2]string{}, 200, ""},
+		{"upgrade is for reading", status, "POST", "/upgrade", inside, [2]string{}, 405, ""},
+		{"upgrade on the kubelet's port", s.probeHandler(), "GET", "/upgrade", inside, [2]string{}, 404, ""},
 		{"quit", status, "POST", "/quitquitquit", inside, [2]string{}, 200, "quit"},
 		{"quit GET", status, "GET", "/quitquitquit", inside, [2]string{}, 405, ""},
 		{"quit from outside", status, "POST", "/quitquitquit", outside, [2]string{}, 403, ""},

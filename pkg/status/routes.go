@@ -36,6 +36,9 @@ func (s *Server) statusHandler(g guard) http.Handler {
 	}
 	mux.Handle(contract.MetricsPath, metrics)
 	mux.Handle("/metrics", metrics)
+	if s.cfg.Upgrade != nil {
+		mux.Handle(contract.UpgradePath, methods(s.cfg.Upgrade, http.MethodGet, http.MethodHead))
+	}
 	mux.Handle("/quitquitquit", g.local(s.ask("quit", s.cfg.Quit)))
 	mux.Handle(contract.DrainPath, g.local(s.ask("drain", s.cfg.Drain)))
 	mux.Handle(contract.ProbePrefix, s.probes)

@@ -36,6 +36,10 @@ type Config struct {
 	// did: somebody else who serves at the same ports knows better. It may wait for that. nil: there is nobody.
 	StandIn func(http.ResponseWriter, *http.Request) (answered bool)
 
+	// Upgrade answers what the pod's generations do, on every address: it has to be cheap, and to keep to itself what is not
+	// everybody's. nil: there is no such page.
+	Upgrade http.Handler
+
 	// Quit and Drain ask for a stop and for a drain, and return once that was
 	// asked for, not once it is over: the answer to the request waits for
 	// them. The context does not end with the request.

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/tests/lab"
 )
 
@@ -89,7 +89,7 @@ func keepHTTP2(t *testing.T, n *lab.Namespace, addr string) {
 // busy is an exchange that is not idle: check does a part of it, end its rest.
 type busy struct {
 	kind  string
-	drain control.Drain // what upgrade-status says of it
+	drain contract.Drain // what upgrade-status says of it
 	open  func(*testing.T, *lab.Namespace) (check, end func() error)
 }
 
@@ -107,21 +107,21 @@ func echo(w io.Writer, r io.Reader) error {
 func busyKinds() []busy {
 	nothing := func() error { return nil }
 	return []busy{
-		{"TCP", control.Drain{TCP: 1}, func(t *testing.T, n *lab.Namespace) (check, end func() error) {
+		{"TCP", contract.Drain{TCP: 1}, func(t *testing.T, n *lab.Namespace) (check, end func() error) {
 			c := dial(t, n, lab.PodIP+":9000")
 			return func() error { return echo(c, c) }, c.Close
 		}},
-		{"WebSocket", control.Drain{Streams: 1}, func(t *testing.T, n *lab.Namespace) (check, end func() error) {
+		{"WebSocket", contract.Drain{Streams: 1}, func(t *testing.T, n *lab.Namespace) (check, end func() error) {
 			c, r, _, err := request1(n, "GET /ws HTTP/1.1\nHost: app\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Key: x\nSec-WebSocket-Version: 13\n\n", http.StatusSwitchingProtocols)
 			must(t, err)
 			return func() error { return echo(c, r) }, c.Close
 		}},
-		{"gRPC", control.Drain{Active: 1}, func(t *testing.T, n *lab.Namespace) (check, end func() error) {
+		{"gRPC", contract.Drain{Active: 1}, func(t *testing.T, n *lab.Namespace) (check, end func() error) {
 			in, out, err := openGRPC(n)
 			must(t, err)
 			return func() error { return echo(in, out) }, func() error { return errors.Join(in.Close(), out.Close()) }
 		}},
-		{"long request", control.Drain{Active: 1}, func(t *testing.T, n *lab.Namespace) (check, end func() error) {
+		{"long request", contract.Drain{Active: 1}, func(t *testing.T, n *lab.Namespace) (check, end func() error) {
 			c := dial(t, n, lab.PodIP+":7000")
 			send(t, c, "PUT / HTTP/1.1\r\nHost: app\r\nContent-Length: 1\r\n\r\n")
 			return nothing, func() error {
@@ -182,7 +182,7 @@ func TestIdleTimeoutOfAnUpgrade(t *testing.T) {
 }
 
 // waitDrain waits until both generations say that a slot's drain waits for just that.
-func (p *slotPod) waitDrain(t *testing.T, slot int, want control.Drain) {
+func (p *slotPod) waitDrain(t *testing.T, slot int, want contract.Drain) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("the drain waits for %+v", want), func() error {
 		for i := range p.slots.List {
@@ -190,7 +190,7 @@ func (p *slotPod) waitDrain(t *testing.T, slot int, want control.Drain) {
 			if err != nil {
 				return err
 			}
-			j := slices.IndexFunc(all.Generations, func(g control.GenerationStatus) bool { return g.Role == roleDraining })
+			j := slices.IndexFunc(all.Generations, func(g contract.GenerationStatus) bool { return g.Role == roleDraining })
 			if j < 0 {
 				return fmt.Errorf("%s knows of none that drains: %+v", p.slot(i).Name, all)
 			}
@@ -211,7 +211,7 @@ func TestIdleConnectionsAreWaitedFor(t *testing.T) {
 	idle := keep(t, p.Out, lab.PodIP+":8080")
 	p.start(t, 1, p.newer, 2, 1)
 	p.waitRole(t, 0, roleDraining)
-	p.waitDrain(t, 0, control.Drain{Idle: 1})
+	p.waitDrain(t, 0, contract.Drain{Idle: 1})
 	// Not a synchronisation: what must not happen has no event.
 	<-time.After(heldFor)
 	if err := p.inRole(0, roleDraining); err != nil || !idle.isOpen() {

@@ -1,12 +1,13 @@
 package e2e_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 	"testing"
 
-	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/tests/lab"
 )
 
@@ -94,7 +95,7 @@ func (p *slotPod) waitReady(t *testing.T) {
 func (p *slotPod) ready() error { return answers(p.Out, "http://"+lab.PodIP+":15021/healthz/ready") }
 
 // upgradeStatus asks the agent in a slot.
-func (p *slotPod) upgradeStatus(slot int) (all control.UpgradeStatus, self control.GenerationStatus, err error) {
+func (p *slotPod) upgradeStatus(slot int) (all contract.UpgradeStatus, self contract.GenerationStatus, err error) {
 	return p.slot(slot).UpgradeStatus()
 }
 
@@ -127,8 +128,31 @@ func (p *slotPod) mustServe(t *testing.T, slot int, image lab.Image) {
 		if err == nil {
 			err = contains(info, `"LIVE"`, "/"+version+"/")
 		}
-		return errors.Join(err, p.ready(), p.flows())
+		return errors.Join(err, p.ready(), p.flows(), p.toldOutside(func(g contract.GenerationStatus) error {
+			if !g.Self || g.Role != roleServing || !strings.Contains(g.EnvoyVersion, version) {
+				return fmt.Errorf("the one that serves is told as %+v", g)
+			}
+			return nil
+		}))
 	})
+}
+
+// toldOutside asks the status port from elsewhere what the pod's generations do, until one suits.
+func (p *slotPod) toldOutside(suits func(contract.GenerationStatus) error) error {
+	_, body, err := p.Out.Get("http://" + lab.PodIP + ":" + lab.StatusPort + contract.UpgradePath)
+	if err != nil {
+		return err
+	}
+	var all contract.UpgradeStatus
+	if err := json.Unmarshal([]byte(body), &all); err != nil {
+		return fmt.Errorf("%w: %s", err, body)
+	}
+	for _, g := range all.Generations {
+		if err = suits(g); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %s", err, body)
 }
 
 // flows does one request of each kind.
@@ -160,13 +184,13 @@ func (p *slotPod) onlyOneServes() (slot int, err error) {
 }
 
 // lastAttempt is what the slot's agent says of its last hand-off.
-func (p *slotPod) lastAttempt(slot int) (control.Attempt, error) {
+func (p *slotPod) lastAttempt(slot int) (contract.Attempt, error) {
 	_, self, err := p.upgradeStatus(slot)
 	if err != nil {
-		return control.Attempt{}, err
+		return contract.Attempt{}, err
 	}
 	if self.LastAttempt == nil {
-		return control.Attempt{}, fmt.Errorf("%s knows of no hand-off", p.slot(slot).Name)
+		return contract.Attempt{}, fmt.Errorf("%s knows of no hand-off", p.slot(slot).Name)
 	}
 	return *self.LastAttempt, nil
 }

@@ -1,12 +1,14 @@
 package e2e_test
 
 import (
+	"fmt"
 	"os"
 	"strconv"
 	"syscall"
 	"testing"
 	"time"
 
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/tests/lab"
 )
 
@@ -66,6 +68,14 @@ func TestUpgradeHeldConnection(t *testing.T) {
 	p.waitRole(t, 0, roleDraining)
 	send(t, held, "draining")
 	expect(t, held, "draining")
+	lab.Eventually(t, settleWithin, "others are told of the drain", func() error {
+		return p.toldOutside(func(g contract.GenerationStatus) error {
+			if g.Role != roleDraining || g.Connections != 1 || g.Drain == nil || g.Drain.TCP != 1 || g.LastAttempt == nil || len(g.Sockets) > 0 {
+				return fmt.Errorf("no drain of one TCP connection, which is all that they need: %+v", g)
+			}
+			return nil
+		})
+	})
 	old := p.slot(0).Agent()
 	old.Signal(syscall.SIGTERM)
 	// Not a synchronisation: what must not happen has no event.

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/contract"
 )
 
 // Roles, as `upgrade-status -o json` gives them.
@@ -23,7 +23,7 @@ const (
 const SettleWithin = 2 * Deadline
 
 // UpgradeStatus asks the slot's agent, with the command that operators use, for all generations and for itself.
-func (s *Slot) UpgradeStatus() (all control.UpgradeStatus, self control.GenerationStatus, err error) {
+func (s *Slot) UpgradeStatus() (all contract.UpgradeStatus, self contract.GenerationStatus, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), Deadline)
 	defer cancel()
 	got, err := s.Exec(ctx, AgentPath, "upgrade-status", "-o", "json")
@@ -36,7 +36,7 @@ func (s *Slot) UpgradeStatus() (all control.UpgradeStatus, self control.Generati
 	if err := json.Unmarshal([]byte(got.Stdout), &all); err != nil {
 		return all, self, fmt.Errorf("upgrade-status: %w: %v", err, got)
 	}
-	i := slices.IndexFunc(all.Generations, func(g control.GenerationStatus) bool { return g.Self })
+	i := slices.IndexFunc(all.Generations, func(g contract.GenerationStatus) bool { return g.Self })
 	if i < 0 {
 		return all, self, fmt.Errorf("upgrade-status: the agent that was asked is not in it: %s", got.Stdout)
 	}

@@ -16,7 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"understudy.mesh/build/oci"
-	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/tests/cluster"
 	"understudy.mesh/tests/lab"
 )
@@ -258,7 +258,7 @@ func (p *twoSlots) mustAlwaysBeReady(t *testing.T) {
 }
 
 // tryStatus is what upgrade-status says in a slot that has an agent.
-func (p *twoSlots) tryStatus(slot int) (status control.UpgradeStatus, err error) {
+func (p *twoSlots) tryStatus(slot int) (status contract.UpgradeStatus, err error) {
 	out, err := p.ns.TryExec(p.name, slots[slot], "pilot-agent", "upgrade-status", "-o", "json")
 	if err == nil {
 		err = json.Unmarshal([]byte(out), &status)

@@ -120,7 +120,7 @@ func (s *Sidecar) newStatus(h Hooks) error {
 	s.Status, err = status.New(status.Config{
 		Ports: []uint16{sockets.StatusPort(c)}, Admin: answers,
 		Ready: s.Ready, StandIn: func(w http.ResponseWriter, r *http.Request) bool { return answers.relay(w, r, sockets.StatusPort(c)) },
-		Quit: h.Quit, Drain: h.Drain,
+		Quit: h.Quit, Drain: h.Drain, Upgrade: h.Upgrade,
 		EnvoyStats: answers.metrics, MergeEnvoyStats: c.MergeEnvoyStats,
 		AppProbers: []byte(c.AppProbers), PrometheusAnnotations: []byte(c.PrometheusAnnotations),
 		PodIPs: c.NodeIPs, LegacyLocalhostProbe: c.ProbeLocalhost, Compliance: c.CompliancePolicy,

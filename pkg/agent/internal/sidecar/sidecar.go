@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"time"
 
@@ -66,7 +67,8 @@ type World struct {
 type Hooks struct {
 	Samples     func() []status.Sample // what the agent counts besides
 	Quit, Drain func(context.Context) error
-	Learned     func() // is told when Envoy's version or sockets are others than before
+	Upgrade     http.Handler // answers everybody what the pod's generations do
+	Learned     func()       // is told when Envoy's version or sockets are others than before
 }
 
 // EnvoyVersion is the running Envoy's, "" while it is not known.

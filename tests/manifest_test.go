@@ -16,6 +16,7 @@ import (
 	"istio.io/api/networking/v1alpha3"
 	"sigs.k8s.io/yaml"
 
+	"understudy.mesh/pkg/asmfilter"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/wasmplugin"
 	"understudy.mesh/pkg/profile"
@@ -93,6 +94,10 @@ func TestManifestsAreWhatTheyClaim(t *testing.T) {
 				checkAlerts(t, where, m)
 			case kind == wasmplugin.APIVersion+" "+wasmplugin.Kind:
 				if _, err := wasmplugin.Read([]byte(m.text), "default"); err != nil {
+					t.Errorf("%s: %v", where, err)
+				}
+			case kind == asmfilter.APIVersion+" "+asmfilter.Kind:
+				if _, err := mesh.ReadDeployments([]byte(m.text), "default"); err != nil {
 					t.Errorf("%s: %v", where, err)
 				}
 			case strings.HasPrefix(m.APIVersion, "networking.istio.io/"):

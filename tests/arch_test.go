@@ -95,7 +95,7 @@ var layers = []layer{
 	{path: "internal/grpcsock", outside: grpcTypes},
 	{path: "internal/unixsock", outside: []string{"golang.org/x/sys"}},
 
-	{path: "pkg/asmfilter"},
+	{path: "pkg/asmfilter", module: []string{"pkg/contract"}},
 	// istio.io/api: MeshConfig and ProxyConfig are its messages.
 	{path: "pkg/config", module: []string{"pkg/contract", "pkg/logging"}, outside: []string{"istio.io/api", "google.golang.org/protobuf", "go.yaml.in/yaml", "sigs.k8s.io/yaml"}},
 	{path: "pkg/control", module: []string{"hotrestart", "pkg/contract"}, outside: []string{"golang.org/x/sys"}},

@@ -8,6 +8,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"understudy.mesh/pkg/contract"
 )
 
 const (
@@ -17,14 +19,12 @@ const (
 	APIVersion = "istio.alibabacloud.com/v1beta1"
 	// FailStrategyAnnotation says what becomes of traffic without the module: FAIL_CLOSE, the default, FAIL_OPEN or FAIL_RELOAD.
 	FailStrategyAnnotation = "understudy.mesh/fail-strategy"
-	// PullSecret is the Secret of a pod's namespace with which images are pulled, if it is there.
-	PullSecret = "asmwasm-cache"
 )
 
 const (
 	// filterPrefix is before namespace.name in the name of the filter.
 	filterPrefix = "istio.alibabacloud.com/asmfilterdeployment/"
-	// envSecret is the variable by which the agent knows PullSecret; no module sees it.
+	// envSecret is the variable by which the agent knows the pull secret; no module sees it.
 	envSecret = "ISTIO_META_UNDERSTUDY_WASM_OPTIONAL_SECRET"
 	// maxText bounds each text but the parameters, which the object itself bounds.
 	maxText = 1024
@@ -234,7 +234,7 @@ func (d *Document) plugin() object {
 		"vm_config": object{
 			"vm_id":                 d.id,
 			"runtime":               "envoy.wasm.runtime.v8",
-			"environment_variables": object{"key_values": object{envSecret: PullSecret}},
+			"environment_variables": object{"key_values": object{envSecret: contract.ASMPullSecret}},
 			// No Envoy fetches it: time-out and cluster are what the API demands.
 			"code": object{"remote": object{"http_uri": object{"uri": url, "timeout": "30s", "cluster": "_"}}},
 		},

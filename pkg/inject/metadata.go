@@ -19,8 +19,9 @@ type recorded struct {
 	Volumes          []string `json:"volumes"`
 	ImagePullSecrets []string `json:"imagePullSecrets"`
 	Revision         string   `json:"revision"`
-	// Hash is of the settings; Annotations and Labels are those that are ours, and were not the user's.
+	// Hash is of the settings but for Image, the proxy's; Annotations and Labels are those that are ours, and were not the user's.
 	Hash        string   `json:"understudy.mesh/hash"`
+	Image       string   `json:"understudy.mesh/image,omitempty"`
 	Annotations []string `json:"understudy.mesh/annotations,omitempty"`
 	Labels      []string `json:"understudy.mesh/labels,omitempty"`
 }

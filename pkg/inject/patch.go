@@ -58,16 +58,14 @@ func newBuilder(p *podView, s *profile.Settings, env Environment) *builder {
 func (pod *Pod) Patch(s *profile.Settings, env Environment) (ops []byte, warnings []string, err error) {
 	p := pod.view
 	b := newBuilder(p, s, env)
-	hash, err := b.hash()
-	if err != nil {
+	if b.own, err = b.record(); err != nil {
 		return nil, nil, err
 	}
-	b.own = recorded{Revision: contract.Revision, Hash: hash}
 	earlier, err := readStatus(p.Metadata.Annotations)
 	switch {
 	case err != nil:
 		return nil, nil, err
-	case earlier != nil && earlier.Hash == hash:
+	case earlier != nil && earlier.Hash == b.own.Hash && earlier.Image == b.own.Image:
 		err = b.touch(earlier)
 	default:
 		b.earlier = earlier
@@ -80,7 +78,13 @@ func (pod *Pod) Patch(s *profile.Settings, env Environment) (ops []byte, warning
 	return ops, b.warnings, err
 }
 
-// hash is of all that the patch is made of besides the pod, and of the pod's annotations that are not settings.
+// record is what this pass will have recorded, as far as it is of the settings.
+func (b *builder) record() (recorded, error) {
+	hash, err := b.hash()
+	return recorded{Revision: contract.Revision, Hash: hash, Image: *b.settings.Proxy.Image}, err
+}
+
+// hash is of all that the patch is made of besides the pod and the proxy's image, and of the pod's annotations that are not settings.
 func (b *builder) hash() (string, error) {
 	digest, err := b.settings.Digest()
 	if err != nil {

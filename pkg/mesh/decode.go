@@ -10,7 +10,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	networking "istio.io/api/networking/v1alpha3"
 
-	"understudy.mesh/pkg/asmfilter"
 	"understudy.mesh/pkg/mesh/internal/document"
 	"understudy.mesh/pkg/mesh/wasmplugin"
 )
@@ -21,7 +20,6 @@ const (
 	kindWorkloadEntry = "WorkloadEntry"
 	kindEnvoyFilter   = "EnvoyFilter"
 	kindWasmPlugin    = wasmplugin.Kind
-	kindDeployment    = asmfilter.Kind
 	groupNetworking   = "networking.istio.io"
 	groupSecurity     = "security.istio.io"
 )
@@ -133,11 +131,8 @@ func (d *decoder) object(dec *decoded, env envelope, sum uint64) *document.Error
 	}
 	o := &object{kind: dec.kind, namespace: dec.namespace, name: dec.name, created: env.created, sum: sum}
 	read := d.spec
-	switch env.kind {
-	case kindWasmPlugin:
+	if env.kind == kindWasmPlugin {
 		read = d.plugin
-	case kindDeployment:
-		read = d.deployment
 	}
 	if ferr := read(o, env); ferr != nil {
 		return ferr
@@ -192,13 +187,11 @@ func (d *decoder) contentSum(o *object, spec proto.Message) (uint64, *document.E
 
 // used says whether documents of a kind make resources.
 func used(kind string) bool {
-	return kind == kindServiceEntry || kind == kindWorkloadEntry || onlyVersions[kind] != ""
+	return kind == kindServiceEntry || kind == kindWorkloadEntry || kind == kindEnvoyFilter || kind == kindWasmPlugin
 }
 
 // onlyVersions are those of the kinds that have just one.
-var onlyVersions = map[string]string{
-	kindEnvoyFilter: groupNetworking + "/v1alpha3", kindWasmPlugin: wasmplugin.APIVersion, kindDeployment: asmfilter.APIVersion,
-}
+var onlyVersions = map[string]string{kindEnvoyFilter: groupNetworking + "/v1alpha3", kindWasmPlugin: wasmplugin.APIVersion}
 
 // knownVersion says whether a kind is there in a version of a group.
 func knownVersion(kind, group, v string) bool {

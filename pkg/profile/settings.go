@@ -21,12 +21,19 @@ type Settings struct {
 	digest  func() ([sha256.Size]byte, error)
 }
 
-// Digest is a hash of all that shapes a pod: settings with which pods come out the same have the same. It is made once.
+// Digest is a hash of all that shapes a pod but the proxy's image, which running pods can be given as well: settings with which pods
+// come out the same but for that have the same. It is made once.
 func (s *Settings) Digest() ([sha256.Size]byte, error) { return s.digest() }
 
 func (s *Settings) sum() ([sha256.Size]byte, error) {
 	spec := s.Spec
 	spec.Injector, spec.Injection = nil, &Injection{InjectedAnnotations: spec.Injection.InjectedAnnotations} // the rest decides
+	proxy, init := *spec.Proxy, *spec.Init
+	if proxy.Image != nil && init.Image != nil && *init.Image == *proxy.Image { // as it is unless somebody says otherwise
+		init.Image = nil
+	}
+	proxy.Image = nil
+	spec.Proxy, spec.Init = &proxy, &init
 	text, err := json.Marshal(spec)
 	if err != nil {
 		return [sha256.Size]byte{}, fmt.Errorf("write the settings: %w", err)

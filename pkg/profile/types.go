@@ -317,8 +317,7 @@ const (
 
 // Wasm is what Wasm modules need.
 type Wasm struct {
-	// Secrets of registries that modules are pulled from, of the pod's namespace; one that is not there holds up no pod. Default: none;
-	// with the preset asm asmwasm-cache.
+	// Secrets of registries that modules are pulled from.
 	// +kubebuilder:validation:MaxItems=64
 	PullSecrets []string `json:"pullSecrets,omitzero"`
 }

@@ -16,13 +16,16 @@ const InjectorNamespace = "understudy-system"
 
 // Profiles are the settings that files hold.
 type Profiles struct {
+	// Tags are what istio.io/rev may say besides our revision.
+	Tags []string
+
 	image   string
 	byPlace map[string]*profile.Spec // by namespace; "" is the mesh's
 }
 
 // ReadProfiles reads SidecarProfiles, several to a file if need be. image is the proxy's where nobody sets it.
 func ReadProfiles(files []string, image string) (*Profiles, error) {
-	p := &Profiles{image, map[string]*profile.Spec{}}
+	p := &Profiles{image: image, byPlace: map[string]*profile.Spec{}}
 	for _, file := range files {
 		documents, err := read(file, nil)
 		if err != nil {
@@ -69,7 +72,7 @@ func (p *Profiles) Base(namespace string) *profile.Base {
 
 // Policy is the mesh's.
 func (p *Profiles) Policy() inject.Policy {
-	return inject.Policy{Injection: *p.Base("").Resolve().Injection, Namespace: InjectorNamespace}
+	return inject.Policy{Injection: *p.Base("").Resolve().Injection, Tags: p.Tags, Namespace: InjectorNamespace}
 }
 
 // maxFile bounds a file of workloads.

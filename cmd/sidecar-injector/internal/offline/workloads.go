@@ -15,6 +15,7 @@ import (
 	yamlv3 "go.yaml.in/yaml/v3"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
 
 	"understudy.mesh/pkg/inject"
@@ -41,6 +42,43 @@ func (w Workload) Patch(s *profile.Settings, namespace inject.Namespace, modern 
 		return nil, nil, err
 	}
 	return pod.Patch(s, w.environment(namespace, modern))
+}
+
+// Change is what a new pod of the workload would have otherwise than one that runs.
+func (w Workload) Change(running *corev1.Pod, verdict inject.Verdict, s *profile.Settings, namespace inject.Namespace, modern bool) (inject.Change, error) {
+	pod, err := inject.Read(w.template)
+	if err != nil {
+		return inject.NoChange, err
+	}
+	return pod.Change(running, verdict, s, w.environment(namespace, modern))
+}
+
+// Patched is the workload's template with its patch made, as JSON.
+func (w Workload) Patched(s *profile.Settings, namespace inject.Namespace, modern bool) (text []byte, warnings []string, err error) {
+	patch, warnings, err := w.Patch(s, namespace, modern)
+	var ops []operation
+	if err == nil && patch != nil {
+		err = json.Unmarshal(patch, &ops)
+	}
+	if err == nil {
+		text, err = edit(w.template, ops)
+	}
+	if err == nil {
+		text, err = yaml.YAMLToJSON(text)
+	}
+	return text, warnings, err
+}
+
+// Selector is that of the workload's pods, as a request for them has it.
+func (w Workload) Selector() (string, error) {
+	if w.selector == nil {
+		return labels.SelectorFromSet(w.Pod.Labels).String(), nil
+	}
+	s, err := metav1.LabelSelectorAsSelector(w.selector)
+	if err != nil {
+		return "", fmt.Errorf("%s %q: spec.selector: %w", w.Kind, w.Name, err)
+	}
+	return s.String(), nil
 }
 
 // SidecarSet is the object by which OpenKruise injects the workload's pods: those of its selector that say that they want it.

@@ -1,5 +1,5 @@
-// Command sidecar-injector puts the agent into pods. In this release it does so
-// in files, and explains what it would do.
+// Command sidecar-injector puts the agent into pods, as a webhook or in files, explains what it would do, and brings the pods that run up to
+// date.
 package main
 
 import (
@@ -17,12 +17,9 @@ var version = "dev"
 
 // The exit statuses of the contract.
 const (
-	exitError = 1 // something failed, or is not there yet
+	exitError = 1 // something failed
 	exitUsage = 2 // a wrong command line
 )
-
-// errMissing marks what a later release will have.
-var errMissing = errors.New("not in this release")
 
 // failure is what went wrong on a right command line.
 type failure struct{ error }
@@ -47,7 +44,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	switch {
 	case err == nil:
 		return 0
-	case errors.Is(err, errMissing), errors.As(err, new(failure)):
+	case errors.As(err, new(failure)):
 		fmt.Fprintf(stderr, "sidecar-injector: %v\n", err)
 		return exitError
 	default:
@@ -77,18 +74,6 @@ func command(stdin io.Reader) *cobra.Command {
 			return err
 		},
 	})
-	root.AddCommand(newExplainCommand(stdin), newInjectCommand(stdin), newServeCommand(), newImportCommand(stdin), newSidecarSetCommand(stdin))
-	for use, short := range map[string]string{
-		"restart": "Restart the workloads of a namespace",
-	} {
-		root.AddCommand(&cobra.Command{
-			Use:                use,
-			Short:              short + " (not in this release)",
-			DisableFlagParsing: true,
-			RunE: func(*cobra.Command, []string) error {
-				return fmt.Errorf("%s: %w", use, errMissing)
-			},
-		})
-	}
+	root.AddCommand(newExplainCommand(stdin), newInjectCommand(stdin), newServeCommand(), newImportCommand(stdin), newSidecarSetCommand(stdin), newRestartCommand())
 	return root
 }

@@ -1,4 +1,5 @@
-// Package cluster owns what the commands ask an API server: a pod, its namespace and the settings that count there. It only reads.
+// Package cluster owns what the commands ask an API server: pods, what makes them, their namespaces and the settings that count there; and
+// the two things that they do to it, a patch and an eviction.
 package cluster
 
 import (
@@ -6,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -22,11 +24,20 @@ import (
 	"understudy.mesh/pkg/profile"
 )
 
-// answerLimit is how long the API server may take for one object: somebody waits at a terminal.
-const answerLimit = 15 * time.Second
+const (
+	// answerLimit is how long the API server may take for one object: somebody waits at a terminal.
+	answerLimit = 15 * time.Second
+	// pageSize is how many objects of a list are asked for at once, as kubectl does.
+	pageSize = 500
+	// requestRate and requestBurst bound the load on an API server that serves others as well.
+	requestRate, requestBurst = 50, 100
+)
 
 // Cluster is a way to an API server.
-type Cluster struct{ client *rest.RESTClient }
+type Cluster struct {
+	client *rest.RESTClient
+	clock  *clock
+}
 
 // Open returns the way that a kubeconfig says; "" is the one that kubectl takes. It asks nothing yet.
 func Open(kubeconfig string) (*Cluster, error) {
@@ -37,26 +48,88 @@ func Open(kubeconfig string) (*Cluster, error) {
 		return nil, fmt.Errorf("reach the API server: %w", err)
 	}
 	config.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
+	config.QPS, config.Burst = requestRate, requestBurst
+	c := &clock{now: time.Now}
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return c.watch(next) })
 	client, err := rest.UnversionedRESTClientFor(config)
 	if err != nil {
 		return nil, fmt.Errorf("reach the API server: %w", err)
 	}
-	return &Cluster{client}, nil
+	return &Cluster{client, c}, nil
 }
 
 // get reads one object as JSON; nil if there is none.
 func (c *Cluster) get(ctx context.Context, path ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	escaped := make([]string, len(path))
-	for i, part := range path {
-		escaped[i] = url.PathEscape(part)
-	}
-	text, err := c.client.Get().AbsPath(escaped...).SetHeader("Accept", "application/json").DoRaw(ctx)
+	text, err := answer(c.client.Get().AbsPath(escaped(path)...).SetHeader("Accept", "application/json").Do(ctx))
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
 	return text, err
+}
+
+// answer is what the API server has said, in an error as well.
+func answer(result rest.Result) ([]byte, error) {
+	if err := result.Error(); err != nil {
+		return nil, err
+	}
+	return result.Raw()
+}
+
+func escaped(path []string) []string {
+	out := make([]string, len(path))
+	for i, part := range path {
+		out[i] = url.PathEscape(part)
+	}
+	return out
+}
+
+// selection is which objects of a list are asked for, and how much of each.
+type selection struct {
+	labels   string
+	metadata bool // nothing but that
+}
+
+// list calls each with every object of a list; a kind that the API server does not have has none.
+func (c *Cluster) list(ctx context.Context, s selection, each func(text []byte) error, path ...string) error {
+	accept := "application/json"
+	if s.metadata {
+		accept += ";as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+	}
+	for next := ""; ; {
+		var page struct {
+			Metadata struct {
+				Continue string `json:"continue"`
+			} `json:"metadata"`
+			Items []json.RawMessage `json:"items"`
+		}
+		request := c.client.Get().AbsPath(escaped(path)...).SetHeader("Accept", accept).Param("limit", fmt.Sprint(pageSize))
+		if s.labels != "" {
+			request.Param("labelSelector", s.labels)
+		}
+		if next != "" {
+			request.Param("continue", next)
+		}
+		ctx, cancel := context.WithTimeout(ctx, answerLimit)
+		text, err := answer(request.Do(ctx))
+		cancel()
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err == nil {
+			err = json.Unmarshal(text, &page)
+		}
+		for i := 0; i < len(page.Items) && err == nil; i++ {
+			err = each(page.Items[i])
+		}
+		if err != nil {
+			return err
+		}
+		if next = page.Metadata.Continue; next == "" {
+			return nil
+		}
+	}
 }
 
 // Pod is a pod as a workload, with its namespace.
@@ -72,14 +145,11 @@ func (c *Cluster) Pod(ctx context.Context, namespace, name string) (offline.Work
 	if err != nil {
 		return offline.Workload{}, inject.Namespace{}, fmt.Errorf("read pod %s/%s: %w", namespace, name, err)
 	}
-	in, err := c.namespace(ctx, namespace)
-	if err == nil && in == nil {
-		err = fmt.Errorf("read namespace %s: there is none of that name", namespace)
-	}
+	in, err := c.Namespace(ctx, namespace)
 	if err != nil {
 		return offline.Workload{}, inject.Namespace{}, err
 	}
-	return w, inject.Namespace{Name: namespace, Labels: in.Labels, Annotations: in.Annotations}, nil
+	return w, in, nil
 }
 
 // IsNone reports whether an error of Open says that there is no kubeconfig, and no cluster around.
@@ -92,6 +162,18 @@ func (c *Cluster) Labels(ctx context.Context, namespace string) (map[string]stri
 		return nil, err
 	}
 	return in.Labels, nil
+}
+
+// Namespace is what is known of one, which must be there.
+func (c *Cluster) Namespace(ctx context.Context, name string) (inject.Namespace, error) {
+	in, err := c.namespace(ctx, name)
+	if err == nil && in == nil {
+		err = fmt.Errorf("read namespace %s: there is none of that name", name)
+	}
+	if err != nil {
+		return inject.Namespace{}, err
+	}
+	return inject.Namespace{Name: name, Labels: in.Labels, Annotations: in.Annotations}, nil
 }
 
 // namespace reads one; nil if it is not there.

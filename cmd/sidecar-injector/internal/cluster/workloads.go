@@ -12,10 +12,25 @@ import (
 	"understudy.mesh/cmd/sidecar-injector/internal/offline"
 )
 
-// workloadKind is a kind of object that has a pod template, and where the API server has it.
+// workloadKind is a kind of object that makes pods, and where the API server has it.
 type workloadKind struct {
 	kind, group, version, resource string
 }
+
+// makers are the kinds whose objects are looked for behind pods.
+var makers = []workloadKind{
+	{"Deployment", "apps", "v1", "deployments"},
+	{"StatefulSet", "apps", "v1", "statefulsets"},
+	{"DaemonSet", "apps", "v1", "daemonsets"},
+	{"ReplicationController", "", "v1", "replicationcontrollers"},
+	{"CloneSet", "apps.kruise.io", "v1alpha1", "clonesets"},
+	{"StatefulSet", "apps.kruise.io", "v1beta1", "statefulsets"},
+	{"DaemonSet", "apps.kruise.io", "v1alpha1", "daemonsets"},
+	{"Rollout", "argoproj.io", "v1alpha1", "rollouts"},
+}
+
+// replicaSets stand between their makers and the pods; one by itself is a maker as well.
+var replicaSets = workloadKind{"ReplicaSet", "apps", "v1", "replicasets"}
 
 // workloadKinds are those that are asked for by name, in small letters as kubectl takes them.
 var workloadKinds = map[string]workloadKind{
@@ -28,23 +43,16 @@ var workloadKinds = map[string]workloadKind{
 // Deployments are a namespace's, by name.
 func (c *Cluster) Deployments(ctx context.Context, namespace string) ([]offline.Workload, error) {
 	k := workloadKinds["deployment"]
-	text, err := c.get(ctx, k.path(namespace)...)
-	var list struct {
-		Items []json.RawMessage `json:"items"`
-	}
-	if err == nil && text != nil {
-		err = json.Unmarshal(text, &list)
-	}
 	var all []offline.Workload
-	for _, item := range list.Items {
-		if err != nil {
-			break
-		}
+	err := c.list(ctx, selection{}, func(text []byte) error {
+		text, err := k.complete(text)
 		var w offline.Workload
-		if w, err = k.workload(item); err == nil {
-			all = append(all, w)
+		if err == nil {
+			w, err = offline.NewWorkload(text)
 		}
-	}
+		all = append(all, w)
+		return err
+	}, k.path(namespace)...)
 	if err != nil {
 		return nil, fmt.Errorf("read the Deployments of namespace %s: %w", namespace, err)
 	}
@@ -67,7 +75,7 @@ func (c *Cluster) Workload(ctx context.Context, namespace, name string) (offline
 	}
 	var w offline.Workload
 	if err == nil {
-		w, err = k.workload(text)
+		w, err = offline.NewWorkload(text)
 	}
 	if err != nil {
 		return offline.Workload{}, fmt.Errorf("read %s %s/%s: %w", k.kind, namespace, name, err)
@@ -75,21 +83,27 @@ func (c *Cluster) Workload(ctx context.Context, namespace, name string) (offline
 	return w, nil
 }
 
+// path is where a namespace's are, or with "" everybody's.
 func (k workloadKind) path(namespace string) []string {
-	return []string{"apis", k.group, k.version, "namespaces", namespace, k.resource}
+	path := []string{"apis", k.group, k.version}
+	if k.group == "" {
+		path = []string{"api", k.version}
+	}
+	if namespace != "" {
+		path = append(path, "namespaces", namespace)
+	}
+	return append(path, k.resource)
 }
 
-// workload is an object of the kind; one of a list does not say its own.
-func (k workloadKind) workload(text []byte) (offline.Workload, error) {
+func (k workloadKind) apiVersion() string { return strings.TrimPrefix(k.group+"/"+k.version, "/") }
+
+// complete is an object of a list with its kind, which it does not say there.
+func (k workloadKind) complete(text []byte) ([]byte, error) {
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal(text, &object); err != nil {
-		return offline.Workload{}, err
+		return nil, err
 	}
 	object["kind"] = json.RawMessage(fmt.Sprintf("%q", k.kind))
-	object["apiVersion"] = json.RawMessage(fmt.Sprintf("%q", k.group+"/"+k.version))
-	text, err := json.Marshal(object)
-	if err != nil {
-		return offline.Workload{}, err
-	}
-	return offline.NewWorkload(text)
+	object["apiVersion"] = json.RawMessage(fmt.Sprintf("%q", k.apiVersion()))
+	return json.Marshal(object)
 }

@@ -1,0 +1,153 @@
+// Package compare owns in which fields two objects of Kubernetes differ, where one has been through an API server and the other has not.
+package compare
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Fields are the places below one at which two values differ, sorted, such as spec.containers[istio-proxy].image. What an API server fills in is
+// no difference.
+func Fields(at string, before, after any) []string {
+	fields := differing(at, before, after)
+	slices.Sort(fields)
+	return fields
+}
+
+// Containers are the fields in which containers of a pod that runs differ from those of the same names in another one, as JSON, such as
+// istio-proxy.image. They are in the order of the names.
+func Containers(running *corev1.Pod, other []byte, names ...string) ([]string, error) {
+	text, err := json.Marshal(running)
+	if err != nil {
+		return nil, fmt.Errorf("write pod %s/%s: %w", running.Namespace, running.Name, err)
+	}
+	var lists [2][]any
+	for i, pod := range [][]byte{text, other} {
+		if lists[i], err = containers(pod, names); err != nil {
+			return nil, fmt.Errorf("compare with pod %s/%s: %w", running.Namespace, running.Name, err)
+		}
+	}
+	fields := differingByName("", lists[0], lists[1])
+	slices.Sort(fields)
+	var found []string
+	for _, name := range names {
+		for _, f := range fields {
+			if below, ok := strings.CutPrefix(f, "["+name+"]"); ok && !strings.Contains(f, accountMount) {
+				found = append(found, name+below)
+			}
+		}
+	}
+	return found, nil
+}
+
+// accountMount is what the API server mounts into each container.
+const accountMount = "volumeMounts[kube-api-access-"
+
+// containers are those of the names, whichever list of the pod they are in.
+func containers(pod []byte, names []string) ([]any, error) {
+	var p struct {
+		Spec struct {
+			InitContainers []map[string]any `json:"initContainers"`
+			Containers     []map[string]any `json:"containers"`
+		} `json:"spec"`
+	}
+	if err := json.Unmarshal(pod, &p); err != nil {
+		return nil, err
+	}
+	var found []any
+	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+		if name, _ := c["name"].(string); slices.Contains(names, name) {
+			found = append(found, c)
+		}
+	}
+	return found, nil
+}
+
+// defaulted are fields that the API server or Kruise fills in, with what that is. They are no difference if only one side has them.
+var defaulted = map[string][]any{
+	"terminationMessagePath": {"/dev/termination-log"}, "terminationMessagePolicy": {"File"}, "defaultMode": {420.0}, "protocol": {"TCP"},
+	"apiVersion": {"v1"}, "type": {"", "RollingUpdate"}, "resources": {map[string]any{}}, "upgradeStrategy": {map[string]any{}},
+	"emptyDir": {map[string]any{}}, "imagePullPolicy": {"IfNotPresent"}, "divisor": {"0"}, "revisionHistoryLimit": {10.0},
+	"injectionStrategy": {map[string]any{}}, "podInjectPolicy": {"BeforeAppContainer"}, "shareVolumePolicy": {map[string]any{"type": "disabled"}},
+	"shareVolumeDevicePolicy": {map[string]any{"type": "disabled"}}, "partition": {0.0}, "maxUnavailable": {1.0}, "priorityStrategy": {map[string]any{}},
+}
+
+// differing are the places below one at which two values differ.
+func differing(at string, before, after any) (fields []string) {
+	switch before := before.(type) {
+	case map[string]any:
+		after, ok := after.(map[string]any)
+		if !ok {
+			break
+		}
+		keys := maps.Clone(before)
+		maps.Copy(keys, after)
+		for key := range keys {
+			old, had := before[key]
+			new, has := after[key]
+			if had != has && isDefault(key, old, new) {
+				continue
+			}
+			fields = append(fields, differing(at+"."+key, old, new)...)
+		}
+		return fields
+	case []any:
+		after, ok := after.([]any)
+		if !ok || !named(before) || !named(after) {
+			break
+		}
+		return differingByName(at, before, after)
+	}
+	if !reflect.DeepEqual(before, after) {
+		return []string{at}
+	}
+	return nil
+}
+
+// isDefault reports whether a field that only one side has says what counts without it.
+func isDefault(key string, old, new any) bool {
+	for _, value := range defaulted[key] {
+		if reflect.DeepEqual(old, value) || reflect.DeepEqual(new, value) {
+			return true
+		}
+	}
+	return false
+}
+
+// differingByName compares lists whose elements have names: containers, variables, volumes.
+func differingByName(at string, before, after []any) (fields []string) {
+	find := func(list []any, name any) any {
+		for _, e := range list {
+			if e.(map[string]any)["name"] == name {
+				return e
+			}
+		}
+		return nil
+	}
+	for _, old := range before {
+		name := old.(map[string]any)["name"]
+		fields = append(fields, differing(fmt.Sprintf("%s[%v]", at, name), old, find(after, name))...)
+	}
+	for _, new := range after {
+		if name := new.(map[string]any)["name"]; find(before, name) == nil {
+			fields = append(fields, fmt.Sprintf("%s[%v]", at, name))
+		}
+	}
+	return fields
+}
+
+func named(list []any) bool {
+	for _, e := range list {
+		object, ok := e.(map[string]any)
+		if !ok || object["name"] == nil {
+			return false
+		}
+	}
+	return len(list) > 0
+}

@@ -70,7 +70,7 @@ func TestSidecarSetOfTheManual(t *testing.T) {
 		})
 	compare(t, "mounts", names(slot.VolumeMounts, func(m corev1.VolumeMount) string { return m.Name }),
 		"istiod-ca-cert istio-data istio-envoy istio-podinfo asm-hotupgrade-data",
-		map[string]string{"workload-socket": newer, "credential-socket": newer, "workload-certs": newer, "istio-ca-crl": newer})
+		map[string]string{"workload-socket": newer, "credential-socket": newer, "workload-certs": newer, "istio-ca-crl": newer, "istio-wasm-secrets": "ASM's controller pulls the images of chapter 5"})
 	// -x is the manual's; of the ports, 15021 was there twice, and the preset has two more.
 	if want := "istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT -i * -x 172.23.0.1/32 -b * -d 15090,15021,15081,9191"; strings.Join(set.Spec.InitContainers[0].Args, " ") != want {
 		t.Errorf("istio-init has %q, want %q", set.Spec.InitContainers[0].Args, want)

@@ -69,7 +69,7 @@ var (
 // layers: imports go one way, from cmd over pkg/agent to the rest. The first match counts; a package
 // that none matches is an error, so that a new one states its place here.
 var layers = []layer{
-	{path: "cmd/sidecar-injector", module: []string{"pkg/inject", "pkg/profile", "pkg/contract", "pkg/logging"},
+	{path: "cmd/sidecar-injector", module: []string{"pkg/asmfilter", "pkg/inject", "pkg/profile", "pkg/contract", "pkg/logging"},
 		// go.yaml.in: trees of YAML, which keep comments and order when a file is injected. json-patch: the API server's.
 		outside: []string{"github.com/spf13", "go.yaml.in/yaml", "github.com/prometheus", "k8s.io", "sigs.k8s.io"}, tests: []string{"gopkg.in/evanphx/json-patch.v4"}},
 	{path: "cmd/pilot-agent-standby"},
@@ -95,6 +95,7 @@ var layers = []layer{
 	{path: "internal/grpcsock", outside: grpcTypes},
 	{path: "internal/unixsock", outside: []string{"golang.org/x/sys"}},
 
+	{path: "pkg/asmfilter", module: []string{"pkg/contract"}},
 	// istio.io/api: MeshConfig and ProxyConfig are its messages.
 	{path: "pkg/config", module: []string{"pkg/contract", "pkg/logging"}, outside: []string{"istio.io/api", "google.golang.org/protobuf", "go.yaml.in/yaml", "sigs.k8s.io/yaml"}},
 	{path: "pkg/control", module: []string{"hotrestart", "pkg/contract"}, outside: []string{"golang.org/x/sys"}},
@@ -114,7 +115,7 @@ var layers = []layer{
 	// x/sys: a file of the directory is opened so that a FIFO or a device cannot block.
 	// go.yaml.in: the parser below sigs.k8s.io/yaml, without the way round JSON text.
 	// dns: whom an Envoy asks.
-	{path: "pkg/mesh", module: []string{"dnsproxy", "pkg/envoyfilter", "pkg/xds"}, outside: append([]string{"istio.io/api", "go.yaml.in/yaml", "github.com/fsnotify/fsnotify", "golang.org/x/sys"}, grpcTypes...),
+	{path: "pkg/mesh", module: []string{"dnsproxy", "pkg/asmfilter", "pkg/envoyfilter", "pkg/xds"}, outside: append([]string{"istio.io/api", "go.yaml.in/yaml", "github.com/fsnotify/fsnotify", "golang.org/x/sys"}, grpcTypes...),
 		tests: []string{"github.com/miekg/dns"}},
 	{path: "pkg/platform"},
 	// istio.io/api: the names and types of a ProxyConfig. pkg/config/document: the same reader as the agent's.

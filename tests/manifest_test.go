@@ -17,6 +17,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"sigs.k8s.io/yaml"
 
+	"understudy.mesh/pkg/asmfilter"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/wasmplugin"
 	"understudy.mesh/pkg/profile"
@@ -100,6 +101,10 @@ func TestManifestsAreWhatTheyClaim(t *testing.T) {
 				var role rbacv1.ClusterRole
 				if err := yaml.UnmarshalStrict([]byte(m.text), &role); err != nil || len(role.Rules) == 0 {
 					t.Errorf("%s: %v: %+v", where, err, role)
+				}
+			case kind == asmfilter.APIVersion+" "+asmfilter.Kind:
+				if _, err := mesh.ReadDeployments([]byte(m.text), "default"); err != nil {
+					t.Errorf("%s: %v", where, err)
 				}
 			case strings.HasPrefix(m.APIVersion, "networking.istio.io/"):
 				checkServiceEntries(t, where, m.text)

@@ -24,5 +24,8 @@ const (
 	StatusPortAnnotation = "status.sidecar.istio.io/port" // the agent's status port, or 0
 )
 
+// ASMPullSecret is the Secret with which the modules of ASMFilterDeployments are pulled, if it is there: ASM's name for it.
+const ASMPullSecret = "asmwasm-cache"
+
 // Revision is the injector's in istio.io/rev.
 const Revision = "understudy"

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	networking "istio.io/api/networking/v1alpha3"
 
+	"understudy.mesh/pkg/asmfilter"
 	"understudy.mesh/pkg/mesh/internal/document"
 	"understudy.mesh/pkg/mesh/wasmplugin"
 )
@@ -20,6 +21,7 @@ const (
 	kindWorkloadEntry = "WorkloadEntry"
 	kindEnvoyFilter   = "EnvoyFilter"
 	kindWasmPlugin    = wasmplugin.Kind
+	kindDeployment    = asmfilter.Kind
 	groupNetworking   = "networking.istio.io"
 	groupSecurity     = "security.istio.io"
 )
@@ -131,8 +133,11 @@ func (d *decoder) object(dec *decoded, env envelope, sum uint64) *document.Error
 	}
 	o := &object{kind: dec.kind, namespace: dec.namespace, name: dec.name, created: env.created, sum: sum}
 	read := d.spec
-	if env.kind == kindWasmPlugin {
+	switch env.kind {
+	case kindWasmPlugin:
 		read = d.plugin
+	case kindDeployment:
+		read = d.deployment
 	}
 	if ferr := read(o, env); ferr != nil {
 		return ferr
@@ -187,11 +192,13 @@ func (d *decoder) contentSum(o *object, spec proto.Message) (uint64, *document.E
 
 // used says whether documents of a kind make resources.
 func used(kind string) bool {
-	return kind == kindServiceEntry || kind == kindWorkloadEntry || kind == kindEnvoyFilter || kind == kindWasmPlugin
+	return kind == kindServiceEntry || kind == kindWorkloadEntry || onlyVersions[kind] != ""
 }
 
 // onlyVersions are those of the kinds that have just one.
-var onlyVersions = map[string]string{kindEnvoyFilter: groupNetworking + "/v1alpha3", kindWasmPlugin: wasmplugin.APIVersion}
+var onlyVersions = map[string]string{
+	kindEnvoyFilter: groupNetworking + "/v1alpha3", kindWasmPlugin: wasmplugin.APIVersion, kindDeployment: asmfilter.APIVersion,
+}
 
 // knownVersion says whether a kind is there in a version of a group.
 func knownVersion(kind, group, v string) bool {

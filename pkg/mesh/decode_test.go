@@ -117,3 +117,37 @@ func TestWasmPlugins(t *testing.T) {
 		}
 	}
 }
+
+// TestDeployments: an ASMFilterDeployment is an EnvoyFilter of its own name and kind, or a bad document with the field that is wrong.
+func TestDeployments(t *testing.T) {
+	document := func(metadata, filter string) string {
+		return "{apiVersion: istio.alibabacloud.com/v1beta1, kind: ASMFilterDeployment, metadata: {name: a" + metadata + "}, " +
+			"spec: {workload: {kind: Deployment, labels: {app: details}}, filter: {" + filter + "}}}"
+	}
+	sums := map[uint64]string{}
+	for _, list := range []string{"%s", "{apiVersion: v1, kind: List, items: [%s]}"} {
+		for _, text := range []string{document("", "image: a"), document("", "image: b"), document(", annotations: {understudy.mesh/fail-strategy: FAIL_OPEN}", "image: a")} {
+			r, report := load(t, fmt.Sprintf(list, text), testOptions())
+			if len(r.filters) != 1 || r.filters[0].Title() != "ASMFilterDeployment default/a" || report.Documents[0].Status != statusOK {
+				t.Fatalf("%s: %+v", text, report.Documents)
+			}
+			if other := sums[r.filters[0].Sum]; other != "" {
+				t.Errorf("%s has the sum of %s", text, other)
+			}
+			sums[r.filters[0].Sum] = text
+		}
+	}
+	for text, want := range map[string]string{
+		document("", "img: a"):                                                                                                 "spec.filter.img: unknown field",
+		document("", "image: a, parameters: {name: hello}"):                                                                    "spec.filter.parameters: is an object, should be a string",
+		document(", annotations: {understudy.mesh/fail-strategy: OPEN}", "image: a"):                                           "metadata.annotations[understudy.mesh/fail-strategy]: is \"OPEN\"",
+		strings.Replace(document("", "image: a"), "labels: {app: details}", "labels: {version: 1}", 1):                         "spec.workload.labels.version: is a number, should be a string: put it in quotes",
+		strings.Replace(document("", "image: a"), "v1beta1", "v1", 1):                                                          "apiVersion: is \"istio.alibabacloud.com/v1\", should be istio.alibabacloud.com/v1beta1",
+		"{apiVersion: istio.alibabacloud.com/v1beta1, kind: ASMFilterDeployment, metadata: {name: a}, spec: {1: a, \"1\": b}}": "spec.1: is there twice",
+	} {
+		r, report := load(t, text, testOptions())
+		if d := report.Documents[0]; len(r.filters) != 0 || d.Status != statusError || !strings.Contains(d.Field+": "+d.Reason, want) {
+			t.Errorf("%s: %+v; want %s", text, report.Documents, want)
+		}
+	}
+}

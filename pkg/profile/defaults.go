@@ -81,6 +81,7 @@ func (p Preset) defaults() *Spec {
 		Proxy:    &Proxy{StatusPort: new(int32(contract.ReadyPort)), Env: map[string]string{"DNS_AGENT": ""}},
 		Init:     &Init{Resources: limits("10m", "10Mi", "100m", "50Mi")},
 		Capture:  &Capture{ExcludeInboundPorts: []intstr.IntOrString{intstr.FromInt32(15081), intstr.FromInt32(9191)}},
+		Wasm:     &Wasm{PullSecrets: []string{contract.ASMPullSecret}},
 	}
 }
 

@@ -317,7 +317,8 @@ const (
 
 // Wasm is what Wasm modules need.
 type Wasm struct {
-	// Secrets of registries that modules are pulled from.
+	// Secrets of registries that modules are pulled from, of the pod's namespace; one that is not there holds up no pod. Default: none;
+	// with the preset asm asmwasm-cache.
 	// +kubebuilder:validation:MaxItems=64
 	PullSecrets []string `json:"pullSecrets,omitzero"`
 }

@@ -3,7 +3,6 @@ package wasmplugin
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
 
@@ -101,7 +100,7 @@ func pack(m proto.Message) (*anypb.Any, error) {
 // jsonOf is a tree as JSON text, on one line and with its keys in order, whatever the order in the document. It is made of the tree: in a
 // Struct an integer beyond 2^53 would be another one.
 func jsonOf(r *document.Reader, tree any) (string, *document.Error) {
-	value, ferr := jsonable(r, tree)
+	value, ferr := r.JSON(tree)
 	if ferr != nil {
 		return "", ferr
 	}
@@ -112,35 +111,4 @@ func jsonOf(r *document.Reader, tree any) (string, *document.Error) {
 		return "", document.Errorf("", "cannot be JSON: %v", err)
 	}
 	return string(bytes.TrimSpace(out.Bytes())), nil
-}
-
-// jsonable has the maps of the YAML parser as JSON has them, and charges all text to the document, which may repeat it by aliases.
-func jsonable(r *document.Reader, tree any) (any, *document.Error) {
-	switch tree := tree.(type) {
-	case map[any]any:
-		out := make(map[string]any, len(tree))
-		for k, v := range tree {
-			name, ferr := r.Text(fmt.Sprint(k))
-			if ferr != nil {
-				return nil, ferr
-			}
-			if out[name], ferr = jsonable(r, v); ferr != nil {
-				return nil, ferr.In("." + document.Abridge(name))
-			}
-		}
-		return out, nil
-	case []any:
-		out := make([]any, len(tree))
-		for i, v := range tree {
-			var ferr *document.Error
-			if out[i], ferr = jsonable(r, v); ferr != nil {
-				return nil, ferr.In(fmt.Sprintf("[%d]", i))
-			}
-		}
-		return out, nil
-	case string:
-		text, ferr := r.Text(tree)
-		return text, ferr
-	}
-	return tree, nil
 }

@@ -3,7 +3,6 @@
 package wasmplugin
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"path/filepath"
@@ -52,84 +51,27 @@ type Plugin struct {
 // the namespace that is given. The error names each document that is bad, its field and the reason; then there are no plugins.
 func Read(data []byte, namespace string) ([]Plugin, error) {
 	var plugins []Plugin
-	var errs []error
-	reader := document.NewReader()
-	chunks := document.Split(data)
-	stream := document.NewStream(chunks)
-	for i, c := range chunks {
-		tree, err := stream.Next(c)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("document %d: %w", i+1, err))
-			continue
+	err := document.Each(data, Kind, APIVersion, namespace, func(r *document.Reader, m document.Metadata, spec any) (ferr *document.Error) {
+		p := Plugin{Namespace: m.Namespace, Name: m.Name}
+		if p.poll, ferr = r.Annotation(m.Annotations, PollAnnotation); ferr != nil {
+			return ferr
 		}
-		fields, _ := tree.(map[any]any)
-		if fields["kind"] != Kind {
-			continue
+		if ferr = p.read(r, spec); ferr == nil {
+			plugins = append(plugins, p)
 		}
-		reader.Begin(c.Text)
-		p, ferr := read(reader, fields, namespace)
-		if ferr != nil {
-			errs = append(errs, fmt.Errorf("document %d, %s %q: %w", i+1, Kind, document.Abridge(p.Name), ferr))
-			continue
-		}
-		plugins = append(plugins, p)
-	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
+		return ferr
+	})
+	if err != nil {
+		return nil, err
 	}
 	return plugins, nil
-}
-
-func read(r *document.Reader, fields map[any]any, namespace string) (p Plugin, ferr *document.Error) {
-	meta, ok := fields["metadata"].(map[any]any)
-	if !ok {
-		return p, document.Errorf("metadata", "should be an object with a name")
-	}
-	p.Namespace = namespace
-	if v := meta["name"]; v != nil {
-		if p.Name, ferr = r.Text(v); ferr != nil {
-			return p, ferr.In("metadata.name")
-		}
-	}
-	if v := meta["namespace"]; v != nil {
-		if p.Namespace, ferr = r.Text(v); ferr != nil {
-			return p, ferr.In("metadata.namespace")
-		}
-	}
-	annotations, _ := meta["annotations"].(map[any]any)
-	if v := annotations[PollAnnotation]; v != nil {
-		if p.poll, ferr = r.Text(v); ferr != nil {
-			return p, ferr.In("metadata.annotations[" + PollAnnotation + "]")
-		}
-	}
-	for _, name := range document.KeyNames(fields) {
-		switch name {
-		case "apiVersion", "kind", "metadata", "spec", "status":
-		default:
-			return p, document.Errorf(name, "unknown field; known are apiVersion, kind, metadata, spec, status")
-		}
-	}
-	spec, ok := fields["spec"].(map[any]any)
-	switch {
-	case fields["apiVersion"] != APIVersion:
-		return p, document.Errorf("apiVersion", "is %q, should be %s", document.Abridge(fmt.Sprint(fields["apiVersion"])), APIVersion)
-	case p.Name == "":
-		return p, document.Errorf("metadata.name", "is missing")
-	case !ok:
-		return p, document.Errorf("spec", "should be an object with a url")
-	}
-	return p, p.read(r, spec)
 }
 
 // New reads a document of which all but annotation and spec is known, for the proxies that it selects. poll is its PollAnnotation, ""
 // without one. Remarks are what of a good document has no effect.
 func New(r *document.Reader, meta envoyfilter.Meta, poll string, spec any) (f *envoyfilter.Filter, remarks []*document.Error, ferr *document.Error) {
-	fields, ok := spec.(map[any]any)
-	if !ok {
-		return nil, nil, document.Errorf("spec", "should be an object with a url")
-	}
 	p := Plugin{Namespace: meta.Namespace, Name: meta.Name, poll: poll}
-	if ferr := p.read(r, fields); ferr != nil {
+	if ferr := p.read(r, spec); ferr != nil {
 		return nil, nil, ferr
 	}
 	if poll != "" && p.Source.SHA256 != "" {
@@ -176,13 +118,17 @@ func matches(selectors []*extensions.WasmPlugin_TrafficSelector) []envoyfilter.M
 }
 
 // read reads annotation and spec.
-func (p *Plugin) read(r *document.Reader, spec map[any]any) *document.Error {
+func (p *Plugin) read(r *document.Reader, spec any) *document.Error {
+	fields, ok := spec.(map[any]any)
+	if !ok {
+		return document.Errorf("spec", "should be an object with a url")
+	}
 	if p.poll != "" {
 		if every, err := time.ParseDuration(p.poll); err != nil || every < minPoll {
 			return document.Errorf("metadata.annotations["+PollAnnotation+"]", "is %q, should be a duration such as 5m, of %s at least", document.Abridge(p.poll), minPoll)
 		}
 	}
-	return p.readSpec(r, spec).In("spec")
+	return p.readSpec(r, fields).In("spec")
 }
 
 // readSpec reads what the message has; two of its fields have types that are read here: integers of a Struct would change beyond 2^53.

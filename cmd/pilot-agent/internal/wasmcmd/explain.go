@@ -12,12 +12,14 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
+	"understudy.mesh/pkg/asmfilter"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/wasmplugin"
 )
 
 const explainHelp = `Shows what the agent makes of the documents that ask for Wasm modules: of a WasmPlugin the filter as Envoy gets it, in which
-MODULE stands for the module's place in the store. NAME is that of a document, or NAMESPACE/NAME; without one, all are shown.
+MODULE stands for the module's place in the store, and of an ASMFilterDeployment the EnvoyFilter that it becomes. NAME is that of a document, or NAMESPACE/NAME; without one, all are shown.
 The documents are those of the agent's directory (UNDERSTUDY_CONFIG_DIR), or of --filename.`
 
 // modulePlaceholder stands for the file of a module, which is only known once it is had.
@@ -86,26 +88,35 @@ func explainFile(file, namespace, name string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	plugins, err := wasmplugin.Read(data, namespace)
-	if err != nil {
-		return nil, err
-	}
 	var texts []string
-	for _, p := range plugins {
-		if full := p.Namespace + "/" + p.Name; name != "" && name != p.Name && name != full {
-			continue
+	var errs []error
+	add := func(kind, ofNamespace, called string, value any, err error) {
+		var text []byte
+		if err == nil {
+			text, err = yaml.Marshal(value)
 		}
-		x, err := p.Explain(modulePlaceholder)
-		if err != nil {
-			return texts, err
-		}
-		text, err := yaml.Marshal(x)
-		if err != nil {
-			return texts, err
-		}
-		texts = append(texts, fmt.Sprintf("# %s %s/%s\n%s", wasmplugin.Kind, p.Namespace, p.Name, text))
+		errs = append(errs, err)
+		texts = append(texts, fmt.Sprintf("# %s %s/%s\n%s", kind, ofNamespace, called, text))
 	}
-	return texts, nil
+	wanted := func(ofNamespace, called string) bool {
+		return name == "" || name == called || name == ofNamespace+"/"+called
+	}
+	plugins, err := wasmplugin.Read(data, namespace)
+	errs = append(errs, err)
+	for _, p := range plugins {
+		if wanted(p.Namespace, p.Name) {
+			x, err := p.Explain(modulePlaceholder)
+			add(wasmplugin.Kind, p.Namespace, p.Name, x, err)
+		}
+	}
+	deployments, err := mesh.ReadDeployments(data, namespace)
+	errs = append(errs, err)
+	for _, d := range deployments {
+		if wanted(d.Namespace, d.Name) {
+			add(asmfilter.Kind, d.Namespace, d.Name, d.Manifest(), nil)
+		}
+	}
+	return texts, errors.Join(errs...)
 }
 
 // documents are the files that hold them, of a directory as the agent reads it.

@@ -39,8 +39,15 @@ func TestExplain(t *testing.T) {
 	if status, stdout, _ = runCommand(t, environ, "explain", "shop/b", "-f", filepath.Join(dir, "a.yaml")); status != 0 || strings.Count(stdout, "# WasmPlugin ") != 1 {
 		t.Errorf("%d, %s", status, stdout)
 	}
+	write("asm.yaml", "apiVersion: istio.alibabacloud.com/v1beta1\nkind: ASMFilterDeployment\nmetadata: {name: details}\nspec: {workload: {kind: Deployment, labels: {app: details}}, filter: {image: a/b}}\n")
+	status, stdout, stderr = runCommand(t, environ, "explain", "details")
+	for _, want := range []string{"# ASMFilterDeployment shop/details\napiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\n", "operation: INSERT_BEFORE\n", "name: envoy.filters.http.router\n"} {
+		if status != 0 || !strings.Contains(stdout, want) {
+			t.Errorf("%d, %s%s; want %s", status, stdout, stderr, want)
+		}
+	}
 	write("bad.yaml", strings.NewReplacer("url:", "urk:", "OPEN", "FAIL_OPEN").Replace(plugin))
-	if status, stdout, stderr = runCommand(t, environ, "explain"); status != 1 || strings.Count(stdout, "# WasmPlugin ") != 2 || !strings.Contains(stderr, "bad.yaml: document 1, WasmPlugin \"NAME\": spec.urk: unknown field") {
+	if status, stdout, stderr = runCommand(t, environ, "explain"); status != 1 || !strings.Contains(stderr, "bad.yaml: document 1, WasmPlugin \"NAME\": spec.urk: unknown field") {
 		t.Errorf("%d, %s%s", status, stdout, stderr)
 	}
 	for _, c := range []struct {

@@ -73,7 +73,12 @@ func (c *Cluster) Owners(ctx context.Context, namespace string) ([]*Owner, error
 	return all, nil
 }
 
-// pods are a namespace's, or with "" everybody's, that have not ended.
+// Pods are a namespace's, or with "" everybody's, that have not ended.
+func (c *Cluster) Pods(ctx context.Context, namespace string) ([]*corev1.Pod, error) {
+	return c.pods(ctx, namespace, "")
+}
+
+// pods are those of Pods that have labels.
 func (c *Cluster) pods(ctx context.Context, namespace, labels string) ([]*corev1.Pod, error) {
 	var all []*corev1.Pod
 	err := c.list(ctx, selection{labels: labels}, func(text []byte) error {

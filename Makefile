@@ -115,7 +115,7 @@ lint: ## gofmt, go vet, staticcheck, and shellcheck where it is installed
 .PHONY: crd
 crd: ## deploy/chart/crds of the types of pkg/profile, and the manifests that have it
 	$(GO) tool -modfile=build/crd/go.mod controller-gen crd:generateEmbeddedObjectMeta=false paths=./pkg/profile output:crd:stdout >deploy/chart/crds/sidecarprofiles.yaml
-	$(GO) -C build/chart run . -chart ../../deploy/chart >deploy/sidecar-injector.yaml
+	$(GO) -C build/chart test . -update
 
 fmt: ## gofmt every file
 	find . -name '*.go' -not -path './.envoy/*' -print0 | xargs -0r gofmt -w -s

@@ -65,6 +65,7 @@ func newServeCommand() *cobra.Command {
 	f.DurationVar(&o.Lives.CA, "ca-life", 365*24*time.Hour, "how long an own authority is valid; the next one is made when a third of it is left")
 	f.DurationVar(&o.Lives.Leaf, "leaf-life", 24*time.Hour, "how long a certificate of an own authority is valid; it is made anew at half of it")
 	f.DurationVar(&o.Settle, "ca-settle", time.Minute, "how long API servers may take to go by a caBundle that is stored: a new authority signs no earlier")
+	f.BoolVar(&o.Filters, "filters", false, "serve no webhook, but keep an EnvoyFilter for each ASMFilterDeployment")
 	f.DurationVar(&o.Linger, "linger", 5*time.Second, "how long a replica that is to stop is unready before its port closes")
 	f.StringVar(&levels, "log_output_level", "default:info", "what is logged: scope:level,...")
 	f.BoolVar(&asJSON, "log_as_json", false, "log JSON")

@@ -54,6 +54,20 @@ func (o objects) watch(ctx context.Context, options metav1.ListOptions) (watch.I
 	return o.Watch(ctx, options)
 }
 
+// narrowed are those of a lister that options select.
+type narrowed struct {
+	lister
+	narrow func(metav1.ListOptions) metav1.ListOptions
+}
+
+func (n narrowed) list(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+	return n.lister.list(ctx, n.narrow(options))
+}
+
+func (n narrowed) watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	return n.lister.watch(ctx, n.narrow(options))
+}
+
 type metadataOnly struct{ metadata.ResourceInterface }
 
 func (m metadataOnly) list(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {

@@ -128,21 +128,30 @@ func condition(kind string, holds bool, reason, message string) metav1.Condition
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 func (k *keeper) writeStatus(ctx context.Context, o *unstructured.Unstructured, status *profile.Status) error {
-	text, err := json.Marshal(status)
+	if len(status.Conditions) == 0 {
+		return nil
+	}
+	object, err := statusOf(o, status)
 	if err != nil {
 		return err
 	}
+	_, err = k.client.Resource(profilesResource).Namespace(o.GetNamespace()).
+		ApplyStatus(ctx, o.GetName(), object, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	return err
+}
+
+// statusOf is an object with nothing but its status, as it is applied.
+func statusOf(o *unstructured.Unstructured, status *profile.Status) (*unstructured.Unstructured, error) {
+	text, err := json.Marshal(status)
+	if err != nil {
+		return nil, err
+	}
 	fields := map[string]any{}
 	if err := json.Unmarshal(text, &fields); err != nil {
-		return err
-	}
-	if len(status.Conditions) == 0 {
-		return nil
+		return nil, err
 	}
 	object := &unstructured.Unstructured{Object: map[string]any{"apiVersion": o.GetAPIVersion(), "kind": o.GetKind(), "status": fields}}
 	object.SetName(o.GetName())
 	object.SetNamespace(o.GetNamespace())
-	_, err = k.client.Resource(profilesResource).Namespace(o.GetNamespace()).
-		ApplyStatus(ctx, o.GetName(), object, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
-	return err
+	return object, nil
 }

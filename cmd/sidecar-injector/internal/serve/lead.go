@@ -12,8 +12,6 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
-
-	"understudy.mesh/pkg/inject/webhook"
 )
 
 // A leader that is gone without a word is followed by another after leaseLife and a retry, so that whatever it should have
@@ -24,24 +22,24 @@ const (
 	retryEvery    = 2 * time.Second
 )
 
-// lead runs work while this replica is the one that writes, again and again until ctx ends. Two replicas of different releases
+// lead runs work while this replica is the one that writes, by a lease of that name, again and again until ctx ends. Two replicas of different releases
 // that both wrote would undo each other's configuration for as long as a rollout takes.
-func lead(ctx context.Context, config *rest.Config, o Options, log *slog.Logger, work func(context.Context)) error {
+func lead(ctx context.Context, config *rest.Config, o Options, lease string, log *slog.Logger, work func(context.Context)) error {
 	client, err := coordinationv1.NewForConfig(config)
 	if err != nil {
 		return fmt.Errorf("make a client of the API server: %w", err)
 	}
 	lock := &resourcelock.LeaseLock{
-		LeaseMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: webhook.Name}, Client: client,
+		LeaseMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: lease}, Client: client,
 		LockConfig: resourcelock.ResourceLockConfig{Identity: o.Identity},
 	}
 	for ctx.Err() == nil {
 		t := term{work: work}
 		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-			Lock: lock, LeaseDuration: leaseLife, RenewDeadline: renewDeadline, RetryPeriod: retryEvery, ReleaseOnCancel: true, Name: webhook.Name,
+			Lock: lock, LeaseDuration: leaseLife, RenewDeadline: renewDeadline, RetryPeriod: retryEvery, ReleaseOnCancel: true, Name: lease,
 			Callbacks: leaderelection.LeaderCallbacks{
 				OnStartedLeading: func(ctx context.Context) {
-					log.Info("this replica keeps certificate, configuration and conditions")
+					log.Info("this replica is the one that writes", "lease", lease)
 					t.begin(ctx)
 				},
 				OnStoppedLeading: func() {},

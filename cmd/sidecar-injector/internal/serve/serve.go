@@ -43,6 +43,8 @@ type Options struct {
 	// Lives are those of an own authority, Settle how long an API server may take to go by a configuration that is stored.
 	Lives  certs.Lives
 	Settle time.Duration
+	// Filters is that ASMFilterDeployments become EnvoyFilters, and nothing else is done: no webhook is served.
+	Filters bool
 	// Linger is how long a replica that is to stop is unready before it accepts nobody any more.
 	Linger time.Duration
 }
@@ -54,6 +56,9 @@ func (o Options) Check() error {
 	}
 	if o.CAFile != "" && o.CertFile == "" {
 		return errors.New("--tls-ca-file is for a certificate of --tls-cert-file")
+	}
+	if o.Filters && (o.CertFile != "" || o.URL != "") {
+		return errors.New("--filters serves no webhook: --url and --tls-... have no place beside it")
 	}
 	if o.URL != "" {
 		if u, err := url.Parse(o.URL); err != nil || u.Scheme != "https" || u.Host == "" {
@@ -99,6 +104,9 @@ func Run(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 	if err != nil {
 		return fmt.Errorf("make a client of the API server: %w", err)
 	}
+	if o.Filters {
+		return runFilters(ctx, config, whole, o, log)
+	}
 	keep, sign := newWake(), newWake()
 	c := newCaches(whole, meta, o, logging.For(log, "cache"), keep.up, sign.up)
 	known := &authority{}
@@ -117,7 +125,7 @@ func Run(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 	group.Go(func() error { s.run(working, sign); return nil })
 	group.Go(func() error { c.istiods.run(working, c.ask); return nil })
 	group.Go(func() error {
-		return lead(ctx, config, o, logging.For(log, "keeper"), func(ctx context.Context) {
+		return lead(ctx, config, o, webhook.Name, logging.For(log, "keeper"), func(ctx context.Context) {
 			k := &keeper{options: o, client: whole, caches: c, authority: known, log: logging.For(log, "keeper"), now: time.Now}
 			k.run(ctx, keep)
 		})
@@ -127,6 +135,51 @@ func Run(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 		return serve(ctx, listeners, newServers(o, c, s, logging.For(log, "webhook")), log)
 	})
 	return group.Wait()
+}
+
+// runFilters is Run with Options.Filters.
+func runFilters(ctx context.Context, config *rest.Config, client dynamic.Interface, o Options, log *slog.Logger) error {
+	look := newWake()
+	f := newFilters(client, logging.For(log, "filters"), func(string) { look.up() })
+	listener, err := net.Listen("tcp", o.StatusAddress)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", o.StatusAddress, err)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	status := newStatus(registry, f.synced, log)
+	group, ctx := errgroup.WithContext(ctx)
+	for _, w := range []watched{f.documents, f.living} {
+		group.Go(func() error { w.run(ctx); return nil })
+	}
+	group.Go(func() error {
+		return lead(ctx, config, o, filtersName, f.log, func(ctx context.Context) { f.run(ctx, look) })
+	})
+	group.Go(func() error {
+		if err := status.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve: %w", err)
+		}
+		return nil
+	})
+	defer context.AfterFunc(ctx, func() { _ = status.Close() })()
+	log.Info("serving", "status", listener.Addr().String())
+	return group.Wait()
+}
+
+// newStatus is the server of metrics and health.
+func newStatus(registry *prometheus.Registry, ready func() error, log *slog.Logger) *http.Server {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	quiet := slog.NewLogLogger(log.Handler(), slog.LevelDebug) // a port scanner's handshake is no news
+	return &http.Server{Handler: mux, ReadTimeout: requestLimit, WriteTimeout: requestLimit, ErrorLog: quiet}
 }
 
 // wake asks for a look; asking twice before it happens is asking once.
@@ -156,30 +209,22 @@ func newServers(o Options, c *caches, s *signer, log *slog.Logger) *servers {
 	asks.Handle(webhook.Path, handler)
 	asks.Handle(webhook.Path+"/", handler)
 	stopping := make(chan struct{})
-	status := http.NewServeMux()
-	status.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	status.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	status.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		_, err := c.policy()
-		err = errors.Join(err, s.serving.Check(time.Now()))
+	ready := func() error {
 		select {
 		case <-stopping:
-			err = errors.New("stopping")
+			return errors.New("stopping")
 		default:
 		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
+		_, err := c.policy()
+		return errors.Join(err, s.serving.Check(time.Now()))
+	}
 	quiet := slog.NewLogLogger(log.Handler(), slog.LevelDebug) // a port scanner's handshake is no news
 	return &servers{
 		webhook: &http.Server{
 			Handler: asks, ReadTimeout: requestLimit, WriteTimeout: requestLimit, IdleTimeout: idleLimit, ErrorLog: quiet,
 			TLSConfig: &tls.Config{GetCertificate: s.serving.GetCertificate, MinVersion: tls.VersionTLS12},
 		},
-		status:  &http.Server{Handler: status, ReadTimeout: requestLimit, WriteTimeout: requestLimit, ErrorLog: quiet},
+		status:  newStatus(registry, ready, log),
 		unready: func() { close(stopping) }, linger: o.Linger,
 	}
 }

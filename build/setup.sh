@@ -40,6 +40,7 @@ musl-gcc           musl-tools
 qemu-aarch64-static  qemu-user-static
 /usr/include/ares.h libc-ares-dev
 shellcheck         shellcheck
+w3m                w3m
 "
 readonly cluster_needs="
 runc               runc

@@ -101,12 +101,12 @@ var layers = []layer{
 	{path: "pkg/control", module: []string{"hotrestart", "pkg/contract"}, outside: []string{"golang.org/x/sys"}},
 	{path: "pkg/envoy", module: []string{"hotrestart"}, outside: []string{"golang.org/x/sys"}},
 	// protobuf: the wire format of what a successor is told.
-	{path: "pkg/files", module: []string{"dnsproxy", "pkg/envoyfilter", "pkg/mesh", "pkg/publish", "pkg/status", "pkg/xds"}, outside: []string{"google.golang.org/protobuf"}, tests: envoyTypes},
+	{path: "pkg/files", module: []string{"dnsproxy", "pkg/envoyfilter", "pkg/mesh", "pkg/overview", "pkg/publish", "pkg/status", "pkg/xds"}, outside: []string{"google.golang.org/protobuf"}, tests: envoyTypes},
 	{path: "pkg/contract"},
 	{path: "pkg/inject", module: []string{"pkg/contract", "pkg/profile"}, outside: []string{"github.com/prometheus", "k8s.io", "sigs.k8s.io"}, tests: []string{"gopkg.in/evanphx/json-patch.v4"}},
 	// protobuf: the wire format of istiod's table of names. istio.io/api: its roots are in a message of that.
 	// internal/grpcsock: other xDS clients than Envoy are passed on to istiod.
-	{path: "pkg/istiod", module: []string{"dnsproxy", "internal/grpcsock", "pkg/publish", "pkg/status", "pkg/xds"}, outside: append([]string{"istio.io/api"}, grpcTypes...)},
+	{path: "pkg/istiod", module: []string{"dnsproxy", "internal/grpcsock", "pkg/overview", "pkg/publish", "pkg/status", "pkg/xds"}, outside: append([]string{"istio.io/api"}, grpcTypes...)},
 	{path: "pkg/journal"},
 	{path: "pkg/logging"},
 	// istio.io/api: the document. cncf/xds: TypedStruct, which carries a message whose type is not linked.
@@ -117,12 +117,13 @@ var layers = []layer{
 	// dns: whom an Envoy asks.
 	{path: "pkg/mesh", module: []string{"dnsproxy", "pkg/asmfilter", "pkg/envoyfilter", "pkg/xds"}, outside: append([]string{"istio.io/api", "go.yaml.in/yaml", "github.com/fsnotify/fsnotify", "golang.org/x/sys"}, grpcTypes...),
 		tests: []string{"github.com/miekg/dns"}},
+	{path: "pkg/overview", module: []string{"dnsproxy", "pkg/contract", "pkg/control"}},
 	{path: "pkg/platform"},
 	// istio.io/api: the names and types of a ProxyConfig. pkg/config/document: the same reader as the agent's.
 	{path: "pkg/profile", module: []string{"pkg/contract", "pkg/logging", "pkg/config/document"}, outside: []string{"k8s.io", "sigs.k8s.io", "istio.io/api"}},
 	{path: "pkg/publish", module: []string{"dnsproxy", "pkg/xds"}},
 	// istio.io/api: the request for a certificate. fsnotify: certificates in files.
-	{path: "pkg/security", module: []string{"internal/grpcsock", "pkg/status"}, outside: append([]string{"istio.io/api", "github.com/fsnotify/fsnotify"}, grpcTypes...)},
+	{path: "pkg/security", module: []string{"internal/grpcsock", "pkg/overview", "pkg/status"}, outside: append([]string{"istio.io/api", "github.com/fsnotify/fsnotify"}, grpcTypes...)},
 	// grpc: the health check of an application's gRPC probe. compress: zstd, which the standard library lacks.
 	{path: "pkg/status", module: []string{"pkg/contract"}, outside: []string{"github.com/klauspost/compress", "github.com/prometheus", "google.golang.org/grpc"}},
 	// cncf/xds: TypedStruct, in which a filter may be.

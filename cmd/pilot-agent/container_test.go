@@ -18,6 +18,7 @@ import (
 
 	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/overview"
 )
 
 // The commands of a container of a pod are run in namespaces of their own, as another
@@ -61,6 +62,10 @@ func beContainer(t *testing.T) {
 	mux.HandleFunc(control.UpgradePath, func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(contract.UpgradeStatus{Off: "no hand-off directory"})
 	})
+	mux.HandleFunc(overview.Path, func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(overview.Overview{Pod: "a.b", Upgrade: contract.UpgradeStatus{Generations: []contract.GenerationStatus{{ID: "g", Self: true, Role: "serving"}}},
+			Sidecar: &overview.Sidecar{Tasks: []overview.Task{{Name: "envoy", State: "waiting", Reason: "Envoy\x1b[31m is starting"}}}})
+	})
 	for page, answer := range map[string]string{
 		control.DNSLookupPath:    `{"name":"aliyun.com.","type":"A","source":"vip","host":"aliyun.com","vip":true,"rcode":"NOERROR","records":["aliyun.com. 30 IN A 240.240.1.2"]}`,
 		control.DNSTablePath:     `[{"Name":"aliyun.com","Addrs":["240.240.1.2","2001:2::102"],"VIP":true},{"Name":"own.wild.example","Addrs":[],"VIP":false,"Forwarded":true}]`,
@@ -83,6 +88,9 @@ func beContainer(t *testing.T) {
 			{"wait", ""},
 			{"wait --for=drained", ""},
 			{"upgrade-status", "Hot upgrade is off: no hand-off directory"},
+			{"status", "a.b: serving, not ready\n"},
+			{"status", "envoy  waiting  Envoy [31m is starting\n"},
+			{"status -o json", `"pod": "a.b"`},
 			{"request --debug-port=15020 POST x", "POST"},
 			{"request --debug-port=15099 POST x", "POST"},
 			{"request POST drain", "POST drained"},
@@ -116,7 +124,7 @@ func beContainer(t *testing.T) {
 func withoutAgent(t *testing.T) {
 	var asked sync.WaitGroup
 	for _, line := range []string{
-		"wait --timeoutSeconds=1", "wait --for=drained --timeoutSeconds=1", "upgrade-status", "upgrade-status -o json",
+		"wait --timeoutSeconds=1", "wait --for=drained --timeoutSeconds=1", "upgrade-status", "upgrade-status -o json", "status", "status -o json",
 		"request GET stats", "request POST drain", "dns lookup a", "dns table", "dns cache", "dns vips", "dns upstreams", "dns flush",
 	} {
 		asked.Go(func() { // each looks for an agent for some seconds

@@ -33,6 +33,7 @@ func newRootCommand(e *cli.Env) *cobra.Command {
 		newWaitCommand(e),
 		newRequestCommand(e),
 		newUpgradeStatusCommand(e),
+		newStatusCommand(e),
 		configcmd.New(e),
 		dnscmd.New(e),
 		doctor.New(e, host, loadSettings),

@@ -46,6 +46,8 @@ func TestUsageErrors(t *testing.T) {
 		{"wait --periodMillis=-1", "flag --periodMillis: -1: give a positive number"},
 		{"upgrade-status -o yaml", `flag --output: "yaml": give table or json`},
 		{"upgrade-status extra", "unknown command"},
+		{"status -o yaml", `flag --output: "yaml": give table or json`},
+		{"status extra", "unknown command"},
 		{"dns table -o yaml", `flag --output: "yaml": give table or json`},
 		{"dns upstreams -o xml", `flag --output: "xml": give table or json`},
 		{"dns upstreams extra", "unknown command"},

@@ -7,16 +7,15 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/hotrestart"
-	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/overview"
 )
 
 // upgradeStatusTimeout bounds the request: the agent asks the other generations one after
@@ -88,72 +87,17 @@ func (v upgradeView) print(w io.Writer, s contract.UpgradeStatus) {
 
 // row is one generation; "" is for what does not apply or is unknown.
 func (v upgradeView) row(g contract.GenerationStatus) []string {
-	id, connections, sockets := g.ID, "", ""
+	id, since, sockets := g.ID, "", ""
 	if g.Self {
 		id += " *"
 	}
-	if g.Role == string(handoff.RoleDraining) {
-		connections = left(g)
+	if !g.Since.IsZero() {
+		since = control.Briefly(v.now.Sub(g.Since))
 	}
 	if g.Error == "" {
 		sockets = strconv.Itoa(len(g.Sockets))
 	}
-	return []string{id, g.Role, v.age(g.Since), g.AgentVersion, g.EnvoyVersion, connections, sockets, v.last(g)}
-}
-
-// left is what a drain waits for; "" while nothing was counted yet.
-func left(g contract.GenerationStatus) string {
-	if g.Drain == nil && g.Connections == 0 {
-		return ""
-	}
-	text := strconv.Itoa(g.Connections)
-	if g.Drain == nil {
-		return text
-	}
-	var parts []string
-	for _, p := range []struct {
-		n    int
-		word string
-	}{{g.Drain.Idle, "idle"}, {g.Drain.Active, "active"}, {g.Drain.Streams, "streams"}, {g.Drain.TCP, "TCP"}} {
-		if p.n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.word))
-		}
-	}
-	if len(parts) > 0 {
-		text += " (" + strings.Join(parts, ", ") + ")"
-	}
-	return text
-}
-
-// last is the last hand-off, or why the generation did not answer.
-func (v upgradeView) last(g contract.GenerationStatus) string {
-	if g.Error != "" {
-		return "no answer: " + g.Error
-	}
-	a := g.LastAttempt
-	if a == nil {
-		return ""
-	}
-	when, direction := v.age(a.At)+" ago", "to"
-	if a.Result == "running" {
-		when = "for " + v.age(a.At)
-	}
-	if a.TakingOver {
-		direction = "from"
-	}
-	text := fmt.Sprintf("%s %s, %s %s", a.Result, when, direction, a.With)
-	if a.Reason != "" {
-		text += ": " + a.Reason
-	}
-	return text
-}
-
-// age is how long ago t was, "" for never.
-func (v upgradeView) age(t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	return cli.Briefly(v.now.Sub(t))
+	return []string{id, g.Role, since, g.AgentVersion, g.EnvoyVersion, overview.Connections(g), sockets, overview.LastAttempt(v.now, g)}
 }
 
 // socketLines lists sockets; those of one Envoy listener share a line.

@@ -83,8 +83,11 @@ var execute = map[roles.Do]step{
 	roles.Retire:           plain((*Agent).retire),
 	roles.ForgetNewcomer:   plain(func(a *Agent) { a.loop.handOff.newcomer = nil }),
 
-	roles.NotePredecessor:        onEvent(func(a *Agent, e event) { a.update(func(s *shown) { s.predecessor = &e.drained }) }),
-	roles.NotePredecessorDrained: plain(func(a *Agent) { a.log.Info("the generation before has drained") }),
+	roles.NotePredecessor: onEvent(func(a *Agent, e event) { a.update(func(s *shown) { s.predecessor = &e.drained }) }),
+	roles.NotePredecessorDrained: plain(func(a *Agent) {
+		a.step("the generation before has drained")
+		a.log.Info("the generation before has drained")
+	}),
 	roles.ShowDrain: onEvent(func(a *Agent, e event) {
 		a.update(func(s *shown) { s.left, s.drain = e.drained.Left, waitsFor(e.load) })
 	}),

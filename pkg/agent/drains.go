@@ -74,6 +74,7 @@ func (a *Agent) endDrain(e event) {
 			a.loop.handOff.counted = nil
 		}
 		a.update(func(s *shown) { s.left, s.drain = 0, nil })
+		a.step("drained, and Envoy has ended")
 	}
 	if a.loop.Retiring == 0 {
 		a.loop.drains.hurry = nil

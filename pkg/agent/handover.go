@@ -34,6 +34,7 @@ func (a *Agent) beginHandOff(e event) {
 	a.log.Info("a newcomer takes over", "generation", newcomer.ID, "agent", newcomer.AgentVersion)
 	a.loop.handOff = handOff{newcomer: e.newcomer, began: time.Now()}
 	a.beginAttempt(newcomer.ID, false)
+	a.step("generation %s arrived, and was told what there is", newcomer.ID)
 }
 
 // giveSockets hands copies of every socket to the newcomer.
@@ -46,6 +47,7 @@ func (a *Agent) giveSockets(e event) {
 	}
 	all, err := s.Sockets.Copy()
 	if err == nil {
+		a.step("gave it %d sockets", len(all.Names()))
 		err = errors.Join(e.newcomer.Give(all), all.Close())
 	}
 	a.warnUnlessLost(err)
@@ -56,6 +58,7 @@ func (a *Agent) giveSockets(e event) {
 func (a *Agent) releaseListeners(e event) {
 	s := a.loop.sidecar
 	a.loop.handOff.released = time.Now()
+	a.step("it accepts on every socket; let go of the listeners")
 	s.ReleaseListeners()
 	var state handoff.State
 	state, a.loop.handOff.counted = s.ExportLast(a.loop.ctx)

@@ -23,6 +23,7 @@ import (
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/overview"
 )
 
 func TestTakeOverAndComeBack(t *testing.T) {
@@ -365,6 +366,11 @@ func TestControlByRole(t *testing.T) {
 		var u contract.UpgradeStatus
 		if err := json.Unmarshal([]byte(body), &u); err != nil || len(u.Generations) != want.generations || !strings.Contains(body, want.upgrade) {
 			t.Errorf("%s, %s: %v: %s", want.role, control.UpgradePath, err, body)
+		}
+		_, body = get(overview.Path)
+		var o overview.Overview
+		if err := json.Unmarshal([]byte(body), &o); err != nil || o.Upgrade.Generations[0].Role != string(want.role) || (o.Sidecar != nil) != (want.own > 0) {
+			t.Errorf("%s, %s: %v: %s", want.role, overview.Path, err, body)
 		}
 		n.leave()
 	}

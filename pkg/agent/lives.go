@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/http"
 
 	"understudy.mesh/pkg/agent/internal/roles"
 	"understudy.mesh/pkg/agent/internal/sidecar"
@@ -32,6 +33,7 @@ func (a *Agent) newSidecar(inherited *sidecar.Inheritance) (*sidecar.Sidecar, er
 	}
 	return sidecar.New(a.cfg, world, id, sidecar.Hooks{
 		Samples: a.upgradeSamples, Quit: a.quitAtOnce, Drain: a.drainEnvoy, Upgrade: newUpgradePage(a.upgradeStatus),
+		Overview: http.HandlerFunc(a.overviewPage), OverviewJSON: http.HandlerFunc(a.overviewJSON),
 		Learned: func() { a.report(a.loop.ctx, event{kind: roles.Learned}) },
 	}, inherited)
 }

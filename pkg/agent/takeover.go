@@ -38,6 +38,7 @@ var errSidecarEnded = errors.New("the sidecar ended")
 func (a *Agent) takeOver(e event) {
 	a.log.Info("taking over", "from", e.peer.ID, "because", e.reason)
 	a.beginAttempt(e.peer.ID, true)
+	a.step("asked generation %s to hand over, because %s", e.peer.ID, e.reason)
 	ctx, cancel := context.WithCancelCause(a.loop.ctx)
 	a.loop.taking = cancel
 	a.spawn(func(context.Context) (event, bool) {
@@ -104,6 +105,7 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	}
 	a.log.Debug("the generation before has told and given what it has", "bytes", client.State().Size(),
 		"sockets", len(given.Names()), "after", time.Since(begun))
+	a.step("got %d sockets and %d bytes of state", len(given.Names()), client.State().Size())
 	s, err := a.newSidecar(&sidecar.Inheritance{Sockets: given, State: client.State(), Files: client.Files()})
 	client.Files().Close() // they are read
 	if err != nil {
@@ -115,6 +117,9 @@ func (a *Agent) attempt(ctx context.Context, id string) event {
 	a.update(func(shown *shown) { shown.sidecar = s })
 	t := &succession{client: client, sidecar: s, begun: begun}
 	err = t.comeIntoForce(ctx)
+	if err == nil {
+		a.step("the configuration is in force, and Envoy accepts")
+	}
 	hopeless := envoy.Hopeless(err) && !sidecar.IsClosed(client.Lost())
 	if err == nil {
 		err = a.commit(ctx, t)
@@ -228,6 +233,7 @@ func (a *Agent) commit(ctx context.Context, t *succession) error {
 	}
 	a.log.Info("serving; the generation before has let go", "from", t.client.Parent().ID, "after", time.Since(t.begun).Round(time.Millisecond))
 	s.InheritLast(state)
+	a.step("serves; the generation before has let go, and could take back for 2 s")
 	return t.awaitProbation(ctx)
 }
 

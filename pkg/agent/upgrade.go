@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"understudy.mesh/pkg/agent/internal/sidecar"
 	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/overview"
 	"understudy.mesh/pkg/status"
 )
 
@@ -102,6 +104,22 @@ func (a *Agent) beginAttempt(with string, takingOver bool) {
 	a.update(func(s *shown) { s.attempt = &attempt })
 }
 
+// maxSteps bounds those of one attempt: there are about ten.
+const maxSteps = 20
+
+// step notes what has happened in the attempt that began last.
+func (a *Agent) step(format string, args ...any) {
+	what := fmt.Sprintf(format, args...)
+	a.update(func(s *shown) {
+		if s.attempt == nil || len(s.attempt.Steps) >= maxSteps {
+			return
+		}
+		next := *s.attempt // others may have the one before
+		next.Steps = append(next.Steps, contract.Step{At: time.Now(), What: what})
+		s.attempt = &next
+	})
+}
+
 // finishAttempt notes how the hand-off ended.
 func (a *Agent) finishAttempt(result string, err error) {
 	a.mu.Lock()
@@ -112,6 +130,7 @@ func (a *Agent) finishAttempt(result string, err error) {
 	took := time.Since(a.shown.attempt.At)
 	finished := *a.shown.attempt
 	finished.Result, finished.Seconds = result, took.Seconds()
+	finished.Steps = append(finished.Steps, contract.Step{At: finished.At.Add(took), What: result})
 	if err != nil {
 		finished.Reason = err.Error()
 	}
@@ -267,6 +286,7 @@ func (a *Agent) controlHandler() http.Handler {
 	mux.HandleFunc(http.MethodPost+" "+control.WaitingPath, a.attendWait)
 	mux.HandleFunc(http.MethodPost+" "+control.WaitFailedPath, a.hearWaitFailed)
 	mux.HandleFunc(control.UpgradePath, func(w http.ResponseWriter, r *http.Request) { status.WriteJSON(w, a.upgradeStatus(r.Context())) })
+	mux.HandleFunc(overview.Path, a.overviewJSON)
 	return mux
 }
 

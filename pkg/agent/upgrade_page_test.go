@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,6 +17,7 @@ import (
 
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/contract"
+	"understudy.mesh/pkg/overview"
 )
 
 // TestUpgradePageIsCheap asks a thousand times while one look lasts, and again and again: nobody makes the agent ask the
@@ -89,5 +91,62 @@ func TestUpgradePage(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" || got.Generations[0].Role != "serving" || got.Generations[1].Role != "draining" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestOverviewPage: a browser gets HTML that it may run and fetch nothing for, with what the JSON says as well.
+func TestOverviewPage(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	a := p.start("a")
+	a.settles(handoff.RoleServing)
+	for path, want := range map[string][]string{
+		"/debug/":     {"<!DOCTYPE html>", "<td>envoy</td><td>done</td>", "serving, ready", p.cfg.ConfigDir},
+		overview.Path: {`"ready": true`, `"directory": "` + p.cfg.ConfigDir + `"`},
+	} {
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d%s", p.cfg.StatusPort, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != http.StatusOK || resp.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %d, %v, %v", path, resp.StatusCode, resp.Header, err)
+		}
+		for _, w := range want {
+			if !strings.Contains(string(body), w) {
+				t.Errorf("%s lacks %s:\n%s", path, w, body)
+			}
+		}
+		if policy := resp.Header.Get("Content-Security-Policy"); path == "/debug/" && !strings.HasPrefix(policy, "default-src 'none'") {
+			t.Errorf("policy %q", policy)
+		}
+	}
+}
+
+// TestSteps: each side of a hand-off tells its steps, in turn, to the end of the drain.
+func TestSteps(t *testing.T) {
+	t.Parallel()
+	p := newPod(t)
+	a := p.start("a")
+	a.settles(handoff.RoleServing)
+	b := p.start("b")
+	b.settles(handoff.RoleServing)
+	for _, tc := range []struct {
+		who  *member
+		want []string
+	}{
+		{a, []string{"arrived", "gave it", "let go of the listeners", "success", "drained, and Envoy has ended"}},
+		{b, []string{"asked generation " + a.me.ID, "got ", "in force", "serves; ", "success", "the generation before has drained"}},
+	} {
+		waitFor(t, "the last step", func() bool {
+			s := tc.who.self().LastAttempt.Steps
+			return len(s) == len(tc.want)
+		})
+		for i, s := range tc.who.self().LastAttempt.Steps {
+			if !strings.Contains(s.What, tc.want[i]) || s.At.IsZero() {
+				t.Errorf("%s: step %d is %q at %s, want %q", tc.who.name, i, s.What, s.At, tc.want[i])
+			}
+		}
 	}
 }

@@ -63,4 +63,12 @@ type Attempt struct {
 	Result  string  `json:"result"`
 	Reason  string  `json:"reason,omitempty"`
 	Seconds float64 `json:"seconds,omitempty"` // from its beginning to its end
+	// Steps are what happened in it, and in the drain after it, in turn.
+	Steps []Step `json:"steps,omitempty"`
+}
+
+// Step is one moment of an Attempt.
+type Step struct {
+	At   time.Time `json:"at"`
+	What string    `json:"what"`
 }

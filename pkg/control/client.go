@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"strings"
 	"time"
-	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -158,6 +157,15 @@ func (c *Client) UpgradeStatus(ctx context.Context) (status contract.UpgradeStat
 	return status, raw, err
 }
 
+// Ask asks this container's own agent for a page of the control socket that answers JSON, and returns it unchanged.
+func (c *Client) Ask(ctx context.Context, path string) (raw json.RawMessage, err error) {
+	err = patiently(ctx, func() error {
+		_, err := c.askJSON(ctx, path, &raw)
+		return err
+	})
+	return raw, err
+}
+
 // Request is a request as it would be sent to a port of the pod.
 type Request struct {
 	Port               int // 15000 and 15004 are Envoy's admin API, any other the status port
@@ -286,12 +294,4 @@ func do(ctx context.Context, client *http.Client, method, url, body string) (*ht
 		return nil, err
 	}
 	return client.Do(req)
-}
-
-// OneLine makes the text of another process safe to print on one line: without line
-// breaks, tabs and terminal control.
-func OneLine(text string) string {
-	return strings.Join(strings.FieldsFunc(text, func(r rune) bool {
-		return unicode.IsSpace(r) || !unicode.IsPrint(r)
-	}), " ")
 }

@@ -16,6 +16,7 @@ import (
 	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/pkg/overview"
 	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
@@ -225,6 +226,29 @@ func (f *Files) DebugPages() map[string]http.Handler {
 	return map[string]http.Handler{debugFiles: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		status.WriteJSON(w, report{f.source.Report(), f.filters.report()})
 	})}
+}
+
+// Overview is what of it fits on a screen.
+func (f *Files) Overview() overview.Config {
+	r := f.source.Report()
+	o := overview.Config{Directory: r.Directory, Hosts: r.Services}
+	if r.Problem != "" {
+		o.Add(r.Directory, r.Problem)
+	}
+	for _, d := range r.Documents {
+		if d.Bad() {
+			o.Add(d.Where(), d.Wrong())
+		}
+	}
+	return o
+}
+
+// LeadsTo is where connections to a host of the files go.
+func (f *Files) LeadsTo(host string) string {
+	if r := f.latest.registry.Load(); r != nil {
+		return r.LeadsTo(host)
+	}
+	return ""
 }
 
 // report is what debugFiles shows.

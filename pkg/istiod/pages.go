@@ -1,9 +1,12 @@
 package istiod
 
 import (
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 
+	"understudy.mesh/pkg/overview"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
 )
@@ -36,6 +39,25 @@ func (i *Istiod) statusPage(w http.ResponseWriter, _ *http.Request) {
 		Types   map[string]xds.Status `json:"types"`
 	}{i.now(), i.health.String(), i.c.Clients.clients(), i.lacking.counts(), i.c.Relay.Status()})
 }
+
+// Overview is what of it fits on a screen.
+func (i *Istiod) Overview() overview.Config {
+	now := i.now()
+	o := overview.Config{Istiod: &overview.Stream{Address: now.Address, Connected: now.Connected, Since: now.Since, LastError: now.LastError}}
+	if now.Refused != "" {
+		o.Add("a response of istiod", now.Refused)
+	}
+	types := i.c.Relay.Status()
+	for _, url := range slices.Sorted(maps.Keys(types)) {
+		for _, name := range slices.Sorted(maps.Keys(types[url].Refused)) {
+			o.Add(url[strings.LastIndexByte(url, '.')+1:]+" "+name, types[url].Refused[name])
+		}
+	}
+	return o
+}
+
+// LeadsTo is "": only istiod knows.
+func (i *Istiod) LeadsTo(string) string { return "" }
 
 // configLog writes a change on each line.
 func (i *Istiod) configLog(w http.ResponseWriter, r *http.Request) {

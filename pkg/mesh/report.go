@@ -33,8 +33,25 @@ type Document struct {
 	ofBadFile bool   // the file's own line says it all
 }
 
-// where returns the document's place as people write it: file, document number, item, line.
-func (d Document) where() string {
+// Bad says whether something of the document is not in force that was to be.
+func (d Document) Bad() bool {
+	return d.Status == statusError || d.Status == statusStale || d.Status == statusWarning
+}
+
+// Wrong is what is wrong with it, and what is in force instead.
+func (d Document) Wrong() string {
+	text := d.Reason
+	if d.Field != "" {
+		text = d.Field + ": " + text
+	}
+	if d.Status == statusStale {
+		text += " (its version before is in force)"
+	}
+	return text
+}
+
+// Where returns the document's place as people write it: file, document number, item, line.
+func (d Document) Where() string {
 	if d.Index == 0 {
 		return d.File
 	}

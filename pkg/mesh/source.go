@@ -119,7 +119,7 @@ func (s *Source) tell() {
 // text is the document's place, name and trouble in one line.
 func (d Document) text() string {
 	var b strings.Builder
-	b.WriteString(d.where())
+	b.WriteString(d.Where())
 	if d.Kind != "" {
 		fmt.Fprintf(&b, ": %s %s/%s", d.Kind, d.Namespace, d.Name)
 	}

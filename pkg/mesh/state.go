@@ -276,7 +276,7 @@ func (d *directory) declaring(o *object) string {
 	for _, f := range d.files {
 		for i := range f.docs {
 			if f.docs[i].obj == o {
-				return documentOf(f, &f.docs[i]).where()
+				return documentOf(f, &f.docs[i]).Where()
 			}
 		}
 	}

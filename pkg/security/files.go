@@ -76,6 +76,7 @@ type fileSecret struct {
 
 // leaf is what metrics tell of a certificate.
 type leaf struct {
+	since    time.Time // it was obtained, or one of a file begins
 	notAfter time.Time
 	issuer   string
 }
@@ -223,7 +224,7 @@ func pairSecret(chain, key string) *fileSecret {
 		if err != nil {
 			return Secret{}, fmt.Errorf("%s with %s: %w", chain, key, err)
 		}
-		s.leaf = &leaf{parsed.NotAfter, parsed.Issuer.String()}
+		s.leaf = &leaf{parsed.NotBefore, parsed.NotAfter, parsed.Issuer.String()}
 		return Secret{Chain: certificate, Key: private}, nil
 	}
 	return s

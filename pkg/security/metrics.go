@@ -46,7 +46,7 @@ func (m *Manager) leaf() *leaf {
 	if m.mine == nil {
 		return nil
 	}
-	return &leaf{m.mine.NotAfter, m.mine.Issuer}
+	return &leaf{m.mine.Obtained, m.mine.NotAfter, m.mine.Issuer}
 }
 
 // fingerprint is the SHA-256 of a certificate in PEM, as `openssl x509 -fingerprint -sha256` has it but for the colons.

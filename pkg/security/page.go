@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"time"
 
+	"understudy.mesh/pkg/overview"
 	"understudy.mesh/pkg/status"
 )
 
@@ -31,6 +32,16 @@ type shown struct {
 // DebugPages are pages of the status port, for loopback only.
 func (m *Manager) DebugPages() map[string]http.Handler {
 	return map[string]http.Handler{debugPage: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { status.WriteJSON(w, m.show(time.Now())) })}
+}
+
+// Overview is what of it fits into a line.
+func (m *Manager) Overview() *overview.Certificate {
+	s := m.show(time.Now())
+	o := &overview.Certificate{ID: s.ID, State: s.State, LastError: s.LastError}
+	if l := m.leaf(); l != nil {
+		o.Since, o.NotAfter = l.since, l.notAfter
+	}
+	return o
 }
 
 func (m *Manager) show(now time.Time) shown {

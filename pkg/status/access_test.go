@@ -63,6 +63,7 @@ func accessConfig(t *testing.T, asked *[]string) Config {
 	}
 	c.Quit, c.Drain = note("quit"), note("drain")
 	c.Upgrade = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "generations") })
+	c.Index = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "overview") })
 	c.Profiling = true
 	c.Debug = map[string]http.Handler{
 		"/debug/ndsz": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "names") }),
@@ -113,6 +114,11 @@ func TestAccess(t *testing.T) {
 		{"drain for another origin", status, "POST", "/drain", inside, [2]string{"Origin", "https://evil.example"}, 403, ""},
 		{"drain by a re-bound name", status, "POST", "/drain", inside, [2]string{"Host", "evil.example:15020"}, 403, ""},
 		{"debug", status, "GET", "/debug/ndsz", inside, [2]string{}, 200, ""},
+		{"overview", status, "GET", "/debug/", inside, [2]string{}, 200, ""},
+		{"overview is for reading", status, "POST", "/debug/", inside, [2]string{}, 405, ""},
+		{"overview from outside", status, "GET", "/debug/", outside, [2]string{}, 403, ""},
+		{"overview through Envoy", status, "GET", "/debug/", forwarded, [2]string{}, 403, ""},
+		{"overview by a re-bound name", status, "GET", "/debug/", inside, [2]string{"Host", "evil.example:15020"}, 403, ""},
 		{"debug from outside", status, "GET", "/debug/ndsz", outside, [2]string{}, 403, ""},
 		{"debug through Envoy", status, "GET", "/debug/dns/lookup", forwarded, [2]string{}, 403, ""},
 		{"debug below", status, "GET", "/debug/dns/lookup", inside, [2]string{}, 200, ""},

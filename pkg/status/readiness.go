@@ -32,16 +32,20 @@ type Pending struct {
 	failed bool   // it will not go away by waiting
 }
 
-// String is the line of /healthz/ready.
-func (p Pending) String() string {
-	state := "waiting"
+// State is waiting, failed or off.
+func (p Pending) State() string {
 	switch {
 	case p.Task == drainTask:
-		state = "off"
+		return "off"
 	case p.failed:
-		state = "failed"
+		return "failed"
 	}
-	return p.Task + ": " + state + ": " + strings.Join(strings.Fields(p.Reason), " ")
+	return "waiting"
+}
+
+// String is the line of /healthz/ready.
+func (p Pending) String() string {
+	return p.Task + ": " + p.State() + ": " + strings.Join(strings.Fields(p.Reason), " ")
 }
 
 // drainTask names the entry that [Readiness.Off] makes in the list.
@@ -98,6 +102,19 @@ func (r *Readiness) Check() (ready bool, pending []Pending) {
 		pending = append(pending, Pending{Task: "start", Reason: "the agent has not said yet what it waits for"})
 	}
 	return len(pending) == 0, pending
+}
+
+// Finished lists the tasks that are done, sorted by name.
+func (r *Readiness) Finished() (done []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, t := range r.tasks {
+		if t.done {
+			done = append(done, name)
+		}
+	}
+	slices.Sort(done)
+	return done
 }
 
 func (r *Readiness) set(name string, t task) {

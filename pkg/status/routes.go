@@ -117,6 +117,9 @@ func (s *Server) ask(what string, do func(context.Context) error) http.Handler {
 // debugHandler routes everything below /debug/.
 func (s *Server) debugHandler() http.Handler {
 	mux := http.NewServeMux()
+	if s.cfg.Index != nil {
+		mux.Handle("/debug/{$}", methods(s.cfg.Index, http.MethodGet, http.MethodHead))
+	}
 	for p, h := range s.cfg.Debug {
 		mux.Handle(p, h)
 	}

@@ -62,6 +62,9 @@ type Config struct {
 	MetricsLoopbackOnly  bool              // /metrics and /stats/prometheus only from loopback
 	Profiling            bool              // serve /debug/pprof
 
+	// Index answers /debug/ itself, for loopback only. nil: there is no such page.
+	Index http.Handler
+
 	// Debug are pages for loopback only, by path ("/debug/configz"); a path
 	// that ends in "/" stands for everything below it.
 	Debug map[string]http.Handler

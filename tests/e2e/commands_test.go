@@ -32,6 +32,8 @@ func testCommands(t *testing.T, p *pod, _ *lab.CA) {
 		{lab.AgentUID, []string{"dns", "vips", "-o", "json"}, 0, []string{`"capacity":65024`, vip}},
 		{lab.AgentUID, []string{"dns", "upstreams"}, 0, []string{lab.NameServer + ":53", "healthy", "yes"}},
 		{lab.AgentUID, []string{"dns", "upstreams", "-o", "json"}, 0, []string{`"state":"healthy"`, `"inUse":true`}},
+		{lab.AgentUID, []string{"status"}, 0, []string{": serving, ready\n", "VIP " + vip, "-> ", "(DNS)", lab.NameServer + ":53", "healthy", "envoy   done", "Captured by REDIRECT"}},
+		{lab.RootUID, []string{"status", "-o", "json"}, 0, []string{`"role": "serving"`, vip}},
 		{lab.AgentUID, []string{"dns", "cache", "-o", "yaml"}, 2, []string{"yaml", "table or json"}},
 		{lab.AgentUID, []string{"request", "GET", "server_info"}, 0, []string{"LIVE"}},
 		{lab.AgentUID, []string{"request", "GET", "/stats?filter=server.state"}, 0, []string{"server.state"}},

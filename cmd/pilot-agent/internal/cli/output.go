@@ -7,7 +7,6 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -77,19 +76,3 @@ func (t *Table) Add(cells ...string) {
 
 // End writes the rows that are still buffered.
 func (t *Table) End() error { return t.tw.Flush() }
-
-// Briefly shows a duration in two units at most: 42s, 5m12s, 3h7m, 2d4h. A negative one is
-// 0s: the clock may be set back.
-func Briefly(d time.Duration) string {
-	const day = 24 * time.Hour
-	d = max(d, 0)
-	switch {
-	case d < time.Minute:
-		return fmt.Sprintf("%ds", d/time.Second)
-	case d < time.Hour:
-		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
-	case d < day:
-		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
-	}
-	return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
-}

@@ -17,6 +17,7 @@ import (
 	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/dnsproxy/vip"
+	"understudy.mesh/pkg/control"
 )
 
 func printHosts(w io.Writer, in *json.Decoder) error {
@@ -58,8 +59,8 @@ func printCache(w io.Writer, in *json.Decoder) error {
 	return cmp.Or(err, r.End())
 }
 
-// inSeconds shows a number of seconds as [cli.Briefly] does.
-func inSeconds(s float64) string { return cli.Briefly(time.Duration(s * float64(time.Second))) }
+// inSeconds shows a number of seconds as [control.Briefly] does.
+func inSeconds(s float64) string { return control.Briefly(time.Duration(s * float64(time.Second))) }
 
 // vipView prints the pool of VIPs at a moment.
 type vipView struct{ now time.Time }
@@ -101,11 +102,11 @@ func (v vipView) state(a vip.VIP) string {
 	case a.Freed.IsZero() && a.Since.IsZero():
 		return "used"
 	case a.Freed.IsZero():
-		return "used for " + cli.Briefly(v.now.Sub(a.Since))
+		return "used for " + control.Briefly(v.now.Sub(a.Since))
 	case a.Usable.After(v.now):
-		return fmt.Sprintf("left %s ago, for others in %s", cli.Briefly(v.now.Sub(a.Freed)), cli.Briefly(a.Usable.Sub(v.now)))
+		return fmt.Sprintf("left %s ago, for others in %s", control.Briefly(v.now.Sub(a.Freed)), control.Briefly(a.Usable.Sub(v.now)))
 	}
-	return fmt.Sprintf("left %s ago, for others now", cli.Briefly(v.now.Sub(a.Freed)))
+	return fmt.Sprintf("left %s ago, for others now", control.Briefly(v.now.Sub(a.Freed)))
 }
 
 // upstreamView prints the upstream servers at a moment.
@@ -122,7 +123,7 @@ func (v upstreamView) print(w io.Writer, in *json.Decoder) error {
 			latency = u.RTT.Round(time.Microsecond).String()
 		}
 		if last != "" && !u.ErrorAt.IsZero() {
-			last = fmt.Sprintf("%s ago: %s", cli.Briefly(v.now.Sub(u.ErrorAt)), last)
+			last = fmt.Sprintf("%s ago: %s", control.Briefly(v.now.Sub(u.ErrorAt)), last)
 		}
 		r.Add(u.Server.String(), u.State, use, count(u.Requests), count(u.Failures), count(u.Hedges), count(u.Overtaken), latency, last)
 	})

@@ -16,6 +16,7 @@ import (
 
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/logging"
 	"understudy.mesh/pkg/mesh/wasmplugin"
 	"understudy.mesh/pkg/wasm"
@@ -241,7 +242,7 @@ func showCache(e *cli.Env, store *wasm.Store, output cli.Output) error {
 	}
 	rows := cli.NewTable(e.Stdout, "SHA256", "BYTES", "USED", "FROM")
 	for _, m := range list {
-		used := cli.Briefly(time.Since(m.Used)) + " ago"
+		used := control.Briefly(time.Since(m.Used)) + " ago"
 		if m.InUse {
 			used = "now"
 		}

@@ -14,6 +14,7 @@ import (
 
 	"understudy.mesh/pkg/agent/internal/reach"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/overview"
 	"understudy.mesh/pkg/security"
 	"understudy.mesh/pkg/security/credential"
 	"understudy.mesh/pkg/security/sds"
@@ -133,6 +134,9 @@ func (i *Identity) Samples() []status.Sample {
 
 // DebugPages are pages of the status port, for loopback only.
 func (i *Identity) DebugPages() map[string]http.Handler { return i.manager.DebugPages() }
+
+// Overview is what of it fits into a line.
+func (i *Identity) Overview() *overview.Certificate { return i.manager.Overview() }
 
 // Export is what a successor is told, by component: with it, an upgrade takes no certificate of its own.
 func (i *Identity) Export() map[string][]byte {

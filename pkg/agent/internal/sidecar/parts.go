@@ -13,6 +13,7 @@ import (
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/mesh"
+	"understudy.mesh/pkg/overview"
 	"understudy.mesh/pkg/status"
 )
 
@@ -112,6 +113,7 @@ func (s *Sidecar) newStatus(h Hooks) error {
 	}
 	answers := &standIn{admin: s.admin, probation: s.probation, loopback: loopback(c.IPv4), adminPort: c.AdminPort}
 	pages := s.plane.DebugPages()
+	pages[overview.Path] = h.OverviewJSON
 	maps.Copy(pages, s.names.debugPages())
 	if s.identity != nil {
 		maps.Copy(pages, s.identity.DebugPages())
@@ -126,6 +128,7 @@ func (s *Sidecar) newStatus(h Hooks) error {
 		PodIPs: c.NodeIPs, LegacyLocalhostProbe: c.ProbeLocalhost, Compliance: c.CompliancePolicy,
 		HTTP2Probing: c.HTTP2Probing, ProxyProtocol: c.ReadyProxyProtocol && c.CustomConfigFile == "", MetricsLoopbackOnly: c.MetricsLoopbackOnly, Profiling: c.Profiling,
 		Debug:    pages,
+		Index:    h.Overview,
 		Registry: registry,
 		Log:      s.world.Log("status"),
 	})

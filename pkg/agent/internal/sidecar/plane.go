@@ -11,6 +11,7 @@ import (
 	"understudy.mesh/pkg/files"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/pkg/overview"
 	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
@@ -44,6 +45,9 @@ type controlPlane interface {
 	Import(state map[string][]byte, open func(component string) io.Reader)
 	ImportLast(state map[string][]byte)
 
+	// Overview is what people see of it at a glance, and LeadsTo where connections to a host go, "" if it does not know.
+	Overview() overview.Config
+	LeadsTo(host string) string
 	// DebugPages are pages of the status port, for loopback only, and Samples the metrics.
 	DebugPages() map[string]http.Handler
 	Samples() []status.Sample

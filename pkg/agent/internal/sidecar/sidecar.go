@@ -68,7 +68,9 @@ type Hooks struct {
 	Samples     func() []status.Sample // what the agent counts besides
 	Quit, Drain func(context.Context) error
 	Upgrade     http.Handler // answers everybody what the pod's generations do
-	Learned     func()       // is told when Envoy's version or sockets are others than before
+	// Overview answers a process of the pod what this generation does, as a page and as JSON.
+	Overview, OverviewJSON http.Handler
+	Learned                func() // is told when Envoy's version or sockets are others than before
 }
 
 // EnvoyVersion is the running Envoy's, "" while it is not known.

@@ -12,7 +12,9 @@ import (
 	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/dnsproxy/upstream"
 	"understudy.mesh/dnsproxy/vip"
+	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/control"
+	"understudy.mesh/pkg/overview"
 	"understudy.mesh/pkg/status"
 )
 
@@ -44,6 +46,26 @@ func (n *names) ofDNS(page http.HandlerFunc) http.Handler {
 		}
 		page(w, r)
 	})
+}
+
+// overview is what of it fits on a screen; nil without DNS capture. VIPs come first.
+func (n *names) overview(leadsTo func(host string) string) *overview.DNS {
+	if !n.captured {
+		return nil
+	}
+	stats, vips, hosts := n.dns.Stats(), n.vips.Stats(), n.hosts()
+	o := &overview.DNS{
+		Queries: stats.Requests, NamesCount: len(hosts), Names: []overview.Name{},
+		VIPsUsed: vips.Assigned, VIPsLacking: vips.Pending, Servers: stats.Upstreams,
+	}
+	for _, virtual := range []bool{true, false} {
+		for _, h := range hosts {
+			if h.VIP == virtual && len(o.Names) < overview.MaxNames {
+				o.Names = append(o.Names, overview.Name{Host: h.Name, Addresses: h.Addrs, VIP: h.VIP, LeadsTo: leadsTo(h.Name)})
+			}
+		}
+	}
+	return o
 }
 
 func (n *names) dnsLookup(w http.ResponseWriter, r *http.Request) {
@@ -136,4 +158,32 @@ func named(labels string) func(name string) bool {
 	return func(name string) bool {
 		return strings.Contains("."+strings.ToLower(strings.TrimSuffix(name, "."))+".", labels)
 	}
+}
+
+// Overview is what people see of the sidecar at a glance.
+func (s *Sidecar) Overview() *overview.Sidecar {
+	ready, pending := s.Ready.Check()
+	o := &overview.Sidecar{Ready: ready, Tasks: []overview.Task{}, Capture: capture(s.cfg), Config: s.plane.Overview(), DNS: s.names.overview(s.plane.LeadsTo)}
+	for _, p := range pending {
+		o.Tasks = append(o.Tasks, overview.Task{Name: p.Task, State: p.State(), Reason: p.Reason})
+	}
+	for _, name := range s.Ready.Finished() {
+		o.Tasks = append(o.Tasks, overview.Task{Name: name, State: "done"})
+	}
+	if s.identity != nil {
+		o.Certificate = s.identity.Overview()
+	}
+	return o
+}
+
+// capture says what the settings say of it. The agent has no right to see the rules.
+func capture(c *config.Config) string {
+	if c.Interception == config.NoCapture || c.Role != config.Sidecar {
+		return "Nothing is captured: Envoy takes what comes to its own ports."
+	}
+	text := fmt.Sprintf("Captured by %s: TCP that leaves the pod -> Envoy, port %d; TCP that comes in -> Envoy, port %d", c.Interception, outboundPort, inboundPort)
+	if c.DNSCapture {
+		text += fmt.Sprintf("; DNS queries -> the agent, port %d", dnsPort(c))
+	}
+	return text + ". So say the settings; pilot-agent doctor capture looks at the rules, as root."
 }

@@ -8,11 +8,8 @@ import (
 )
 
 const (
-	// pulsePoll is how often it is looked whether a serving Envoy has answered.
+	// pulsePoll is how often a serving Envoy is asked whether its main thread still answers.
 	pulsePoll = time.Second
-	// pulseRest is how many of these looks later one that has answered is asked again: a question takes both of them some tenths of a
-	// millisecond, and the time in which it hangs counts from the next one.
-	pulseRest = 5
 	// hungIdle is how long it may stay silent without any processor time: longer than a page
 	// fault or a disk keeps it waiting.
 	hungIdle = 30 * time.Second
@@ -35,7 +32,7 @@ type pulse struct {
 // beat is what was seen at one tick.
 type beat struct {
 	now      time.Time
-	answered bool   // the last question
+	answered bool   // since the tick before
 	thread   thread // its main thread
 	known    bool   // thread is
 	starved  bool   // the node has nothing to give
@@ -86,14 +83,14 @@ func (w watch) run(ctx context.Context) {
 	tick := time.NewTicker(pulsePoll)
 	defer tick.Stop()
 	p := pulse{last: time.Now()}
-	open, answered, hangs, rest := true, false, false, 0
+	open, answered, hangs := true, false, false
 	ask()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case err := <-answers:
-			open, answered, rest = false, err == nil, pulseRest
+			open, answered = false, err == nil
 			if answered && hangs {
 				hangs = false
 				w.well()
@@ -108,8 +105,9 @@ func (w watch) run(ctx context.Context) {
 				hangs = true
 				w.hung(reason)
 			}
-			if rest--; !open && (!answered || rest <= 0) {
-				open, answered = true, false
+			answered = false
+			if !open {
+				open = true
 				ask()
 			}
 		}

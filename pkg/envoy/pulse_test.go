@@ -103,7 +103,7 @@ func TestWatch(t *testing.T) {
 		if len(well) != 1 || well[0] != 90*time.Second {
 			t.Errorf("it was well again at %v, want 90 s", well)
 		}
-		if asked < 13 || asked > 17 || open != 0 { // fewer while it answers
+		if asked < 20 || asked > 25 || open != 0 {
 			t.Errorf("%d questions, %d of them open", asked, open)
 		}
 	})

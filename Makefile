@@ -113,8 +113,9 @@ lint: ## gofmt, go vet, staticcheck, and shellcheck where it is installed
 	@if command -v shellcheck >/dev/null; then shellcheck -x build/*.sh build/kubectl tests/cluster/gomod/k8s/update.sh demo/*.sh .ci/run; fi
 
 .PHONY: crd
-crd: ## deploy/chart/crds of the types of pkg/profile, and the manifests that have it
+crd: ## deploy/chart/crds of the types that have markers, and the manifests that have it
 	$(GO) tool -modfile=build/crd/go.mod controller-gen crd:generateEmbeddedObjectMeta=false paths=./pkg/profile output:crd:stdout >deploy/chart/crds/sidecarprofiles.yaml
+	$(GO) tool -modfile=build/crd/go.mod controller-gen crd paths=./cmd/sidecar-injector/internal/rollout output:crd:stdout >deploy/chart/crds/sidecarupgrades.yaml
 	$(GO) -C build/chart test . -update
 
 fmt: ## gofmt every file

@@ -25,6 +25,15 @@ type Settings struct {
 // come out the same but for that have the same. It is made once.
 func (s *Settings) Digest() ([sha256.Size]byte, error) { return s.digest() }
 
+// WithImage are the settings with another image of the proxy.
+func (s *Settings) WithImage(image string) *Settings {
+	proxy := *s.Proxy
+	proxy.Image = &image
+	other := &Settings{Spec: s.Spec, sources: s.sources}
+	other.Proxy, other.digest = &proxy, other.sum
+	return other
+}
+
 func (s *Settings) sum() ([sha256.Size]byte, error) {
 	spec := s.Spec
 	spec.Injector, spec.Injection = nil, &Injection{InjectedAnnotations: spec.Injection.InjectedAnnotations} // the rest decides

@@ -152,6 +152,12 @@ func (c *Cluster) KubectlArguments(arguments ...string) (argv, environ []string,
 	return cmd.Args, cmd.Env, nil
 }
 
+// Administer is a program with the machine's files in the node's network, which reaches the API server as the administrator and pods by
+// their addresses.
+func (c *Cluster) Administer(ctx context.Context, argv ...string) (*exec.Cmd, error) {
+	return c.enter(ctx, []string{"--net"}, argv...)
+}
+
 func (c *Cluster) kubectlBinary() string { return filepath.Join(c.state(), node.Bin, "kubectl") }
 
 // Kubectl runs kubectl and returns its standard output. The error has what it said on the other one.

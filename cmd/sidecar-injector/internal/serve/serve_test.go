@@ -1,7 +1,6 @@
 package serve
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -153,25 +152,6 @@ func TestConditions(t *testing.T) {
 		maps.Copy(o.Object, map[string]any{"status": written})
 		if again, err := k.status(o); err != nil || again != nil {
 			t.Errorf("%s: it would be written again and again: %+v, %v", tt.spec, again, err)
-		}
-	}
-}
-
-// TestTermEnds: no work goes on after its term, whichever begins first.
-func TestTermEnds(t *testing.T) {
-	for range 100 {
-		began, working := make(chan struct{}), false
-		term := term{work: func(ctx context.Context) { working = true; close(began); <-ctx.Done(); working = false }}
-		ctx, cancel := context.WithCancel(t.Context())
-		go term.begin(ctx)
-		cancel()
-		term.end()
-		select {
-		case <-began:
-			if working {
-				t.Fatal("it works after its term")
-			}
-		default:
 		}
 	}
 }

@@ -1,0 +1,382 @@
+package rollout
+
+import (
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// TestUpgradeAndUndo: five pods get the image and lose it again; the third switch within ten minutes waits.
+func TestUpgradeAndUndo(t *testing.T) {
+	f := newNode(t, 5)
+	f.run(30 * time.Minute)
+	f.images(newImage, emptyImage)
+	s := f.upgrade.Status
+	if s.Phase != Done || s.Pods != (Counts{Total: 5, Done: 5}) || s.PreviousImage != oldImage || f.maxFlying != 1 || f.writes != 10 {
+		t.Errorf("%+v, at most %d in flight, %d writes", s, f.maxFlying, f.writes)
+	}
+	f.ask(oldImage)
+	f.run(30 * time.Minute)
+	f.images(oldImage, emptyImage)
+	if s := f.upgrade.Status; s.PreviousImage != newImage || s.Run != 2 {
+		t.Errorf("after undo: %+v", s)
+	}
+	f.ask(newImage)
+	f.step()
+	f.step()
+	if s := f.upgrade.Status; len(s.Held) != 5 && !strings.Contains(s.Held[0].Reason, "its third switch within ten minutes") {
+		t.Errorf("a third switch: %+v", s)
+	}
+	if took := f.run(time.Hour); took < 5*time.Minute {
+		t.Errorf("it took %s", took)
+	}
+	f.images(newImage, emptyImage)
+	if f.unreadyEver > 0 {
+		t.Errorf("pods were unready %d times", f.unreadyEver)
+	}
+}
+
+// TestBadImageStopsAtOnePod: the first pod fails and goes back, no other is begun; another image then goes on.
+func TestBadImageStopsAtOnePod(t *testing.T) {
+	f := newNode(t, 20)
+	f.ask(badImage)
+	f.run(10 * time.Minute)
+	s := f.upgrade.Status
+	if s.Phase != Stopped || len(s.Failed) != 1 || !strings.Contains(s.Failed[0].Reason, "ErrImagePull: no such image") || f.writes != 2 || s.Pods.Failed != 1 {
+		t.Errorf("%+v, %d writes", s, f.writes)
+	}
+	f.images(oldImage, emptyImage)
+	f.ask(newImage)
+	f.run(time.Hour)
+	f.images(newImage, emptyImage)
+	if s := f.upgrade.Status; s.PreviousImage != oldImage || len(s.Failed) != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestResumeAfterFailure: the failures before it do not count.
+func TestResumeAfterFailure(t *testing.T) {
+	f := newNode(t, 3)
+	f.ask(badImage)
+	f.run(10 * time.Minute)
+	f.now = f.now.Add(11 * time.Minute) // the kubelet has forgotten
+	f.upgrade.Spec.ResumedAt = &metav1.Time{Time: f.now}
+	f.step()
+	if s := f.upgrade.Status; s.Phase != Running || len(s.Failed) != 0 || s.Finished != nil {
+		t.Errorf("%+v", s)
+	}
+	f.run(10 * time.Minute)
+	if s := f.upgrade.Status; s.Phase != Stopped || len(s.Failed) != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestAnotherEngineGoesOn replaces the engine after each of its steps, and lets every other write be lost: what is written is enough.
+func TestAnotherEngineGoesOn(t *testing.T) {
+	for _, change := range [][]func(int, *corev1.Pod){nil, {small}} {
+		f := newNode(t, 3, change...)
+		f.upgrade.Spec.MaxUnavailable = new(intstr.FromInt32(2))
+		writes, seen := 0, map[string]int{}
+		f.refuse = func(w Write) bool { writes++; seen[w.What]++; return writes%2 == 0 }
+		for began := f.now; f.upgrade.Status.Finished == nil; f.tick() {
+			if f.now.Sub(began) > time.Hour {
+				t.Fatalf("not over: %+v", f.upgrade.Status)
+			}
+			if plan := f.step(); len(plan.Writes) > 0 {
+				f.engine = New()
+			}
+		}
+		f.images(newImage, emptyImage)
+		if f.unreadyEver > 0 || writes < 9 {
+			t.Errorf("unready %d times, %d writes: %v", f.unreadyEver, writes, seen)
+		}
+	}
+}
+
+// TestResize: the idle slot has the other's requests before its image, and the other the idle ones at the end.
+func TestResize(t *testing.T) {
+	f := newNode(t, 2, small)
+	f.run(30 * time.Minute)
+	f.images(newImage, emptyImage)
+	for name, p := range f.pods {
+		if working, idle := View(p.Pod).roles(); working.requests.Memory().String() != "1Gi" || idle.requests.Memory().String() != "16Mi" {
+			t.Errorf("%s: %s works with %v, %s idles with %v", name, working.name, working.requests, idle.name, idle.requests)
+		}
+	}
+}
+
+// TestNoRoom: a pod whose node has no room gets its requests back, and is named.
+func TestNoRoom(t *testing.T) {
+	f := newNode(t, 1, small)
+	f.noRoom = true
+	f.upgrade.Spec.Deadline = &metav1.Duration{Duration: time.Minute}
+	f.run(30 * time.Minute)
+	s := f.upgrade.Status
+	if s.Phase != Done || len(s.Held) != 1 || s.Held[0].Reason != "no room on node: node full" || s.Pods.Done != 0 {
+		t.Errorf("%+v", s)
+	}
+	f.images(oldImage, emptyImage)
+	for _, p := range f.pods {
+		if _, idle := View(p.Pod).roles(); idle.requests.Memory().String() != "16Mi" {
+			t.Errorf("the idle slot has %v", idle.requests)
+		}
+	}
+}
+
+// TestBudgets: what is in flight and what is unready besides is never more than maxUnavailable, of the namespace or of an owner, nor
+// more than a PodDisruptionBudget allows.
+func TestBudgets(t *testing.T) {
+	f := newNode(t, 400, func(i int, p *corev1.Pod) {
+		if i%100 == 50 {
+			p.Status.Conditions[0].Status = corev1.ConditionFalse
+		}
+	})
+	f.upgrade.Spec.MaxUnavailable, f.upgrade.Spec.Canary = new(intstr.FromString("3%")), []intstr.IntOrString{}
+	f.upgrade.Spec.Deadline = &metav1.Duration{Duration: time.Minute}
+	f.budgets = []Budget{pdb("one", "app-0", 1), pdb("none", "app-1", 0)}
+	for f.upgrade.Status.Finished == nil {
+		f.step()
+		flying := map[string]int{}
+		for _, p := range f.pods {
+			if v := View(p.Pod); v.record.Step == stepSwitching && !f.engine.of(v).good(f, v) {
+				flying[p.Labels["app"]]++
+			}
+		}
+		sum := 0
+		for app, n := range flying {
+			sum += n
+			if n > 2 || app == "app-0" && n > 1 || app == "app-1" {
+				t.Fatalf("%s: %v in flight", f.now.Format(time.TimeOnly), flying)
+			}
+		}
+		if sum > 12-4 {
+			t.Fatalf("%s: %v in flight, and 4 unready", f.now.Format(time.TimeOnly), flying)
+		}
+		f.tick()
+	}
+	s := f.upgrade.Status
+	if s.Pods.Done != 297 || s.Pods.Held != 103 || !slices.ContainsFunc(s.Held, func(h PodReason) bool { return strings.Contains(h.Reason, "held by PDB none") }) {
+		t.Errorf("%+v", s)
+	}
+}
+
+// good is whether the engine has found the new proxy of a pod good.
+func (m *memory) good(f *node, p *Pod) bool {
+	return !m.served.IsZero() && f.now.Sub(m.served) >= DefaultObserve
+}
+
+// TestCanary: after 1, 1% and 10% of the pods nothing is begun for a while.
+func TestCanary(t *testing.T) {
+	f := newNode(t, 300)
+	f.upgrade.Spec.Bake, f.upgrade.Spec.Soak, f.upgrade.Spec.MaxUnavailable = nil, nil, new(intstr.FromString("50%"))
+	pauses := map[int32]time.Duration{}
+	for f.upgrade.Status.Finished == nil {
+		f.step()
+		if s := f.upgrade.Status; strings.Contains(s.Waiting, " after ") && s.Pods.InFlight == 0 {
+			pauses[s.Pods.Done+s.Pods.Draining] += time.Second
+		}
+		f.tick()
+	}
+	if len(pauses) != 3 {
+		t.Errorf("%v", pauses)
+	}
+	for pods, want := range map[int32]time.Duration{1: DefaultBake, 3: DefaultSoak, 30: DefaultSoak} {
+		if got := pauses[pods]; got < want-time.Minute || got > want {
+			t.Errorf("after %d pods it waited %s, want %s: %v", pods, got, want, pauses)
+		}
+	}
+}
+
+// TestCanaryFails: a pod whose new proxy ends while it is baked stops the rest.
+func TestCanaryFails(t *testing.T) {
+	f := newNode(t, 10)
+	f.upgrade.Spec.Bake = nil
+	for f.upgrade.Status.Pods.Done == 0 {
+		f.step()
+		f.tick()
+	}
+	p := f.pods["pod-00000"]
+	f.status(p, slotB).RestartCount++
+	f.status(p, slotB).LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 139, Reason: "Error"}
+	p.changed()
+	f.stale = true
+	f.run(time.Hour)
+	if s := f.upgrade.Status; s.Phase != Stopped || len(s.Failed) != 1 || !strings.Contains(s.Failed[0].Reason, "exit status 139: Error") {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestPause: what was begun is finished, and nothing else is begun.
+func TestPause(t *testing.T) {
+	f := newNode(t, 5)
+	f.step()
+	f.step()
+	f.step()
+	f.upgrade.Spec.Paused = true
+	for range 200 {
+		f.step()
+		f.tick()
+	}
+	if s := f.upgrade.Status; s.Phase != Paused || s.Pods.Done != 1 || s.Pods.InFlight != 0 {
+		t.Errorf("%+v", s)
+	}
+	f.upgrade.Spec.Paused = false
+	f.run(time.Hour)
+	f.images(newImage, emptyImage)
+	if !slices.Contains(f.events, "Paused: as alice asked") || !slices.Contains(f.events, "Resumed: as alice asked") {
+		t.Errorf("%q", f.events)
+	}
+}
+
+// TestUndoInFlight: a pod whose new proxy does not serve yet goes back at once.
+func TestUndoInFlight(t *testing.T) {
+	f := newNode(t, 5)
+	f.pull = time.Minute
+	for range 5 {
+		f.step()
+		f.tick()
+	}
+	f.ask(oldImage)
+	f.pull = time.Second
+	f.run(time.Hour)
+	f.images(oldImage, emptyImage)
+	if s := f.upgrade.Status; s.Phase != Done || s.Pods.Failed != 0 || len(s.Failed) != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestDeadline: a new proxy that never serves is given up, with what its agent says.
+func TestDeadline(t *testing.T) {
+	f := newNode(t, 1)
+	f.pull = time.Hour
+	for range 1200 {
+		f.step()
+		f.tick()
+	}
+	if s := f.upgrade.Status; len(s.Failed) != 1 || !strings.Contains(s.Failed[0].Reason, "does not serve after 10m0s") {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestPodsLeftOut: what is not to be done in place is said, and the rest is upgraded.
+func TestPodsLeftOut(t *testing.T) {
+	f := newNode(t, 6, func(i int, p *corev1.Pod) {
+		switch i {
+		case 0:
+			p.Annotations[stateAnnotation] = "{"
+		case 1:
+			p.Annotations["version.understudy.mesh/istio-proxy-2"] = "7"
+		case 2:
+			p.DeletionTimestamp = &metav1.Time{Time: time.Now()}
+		case 4:
+			p.Labels["app"] = "other"
+		}
+	})
+	f.world()
+	f.pods["pod-00003"].view.Outdated = "spec.proxy.concurrency"
+	f.upgrade.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": "app-0"}}
+	f.run(time.Hour)
+	s := f.upgrade.Status
+	if s.Pods != (Counts{Total: 4, Done: 1, Held: 3}) {
+		t.Errorf("%+v", s)
+	}
+	for i, want := range []string{"annotation upgrade.understudy.mesh/state", "both its slots have a version", "needs a restart: spec.proxy.concurrency"} {
+		if i >= len(s.Held) || !strings.Contains(s.Held[i].Reason, want) {
+			t.Errorf("%d: %+v, want %q", i, s.Held, want)
+		}
+	}
+}
+
+// TestPodGoesMidway: an evicted pod is nobody's failure.
+func TestPodGoesMidway(t *testing.T) {
+	f := newNode(t, 3)
+	for f.upgrade.Status.Pods.InFlight == 0 {
+		f.step()
+		f.tick()
+	}
+	delete(f.pods, "pod-00000")
+	f.stale = true
+	f.run(time.Hour)
+	if s := f.upgrade.Status; s.Pods != (Counts{Total: 2, Done: 2}) {
+		t.Errorf("%+v", s)
+	}
+	f.images(newImage, emptyImage)
+}
+
+// TestTwentyThousandPods by the engine's own clock: within an hour, with two writes a pod, and a bounded memory.
+func TestTwentyThousandPods(t *testing.T) {
+	if testing.Short() {
+		t.Skip("20,000 pods")
+	}
+	f := newNode(t, 20000)
+	var before, after runtime.MemStats
+	f.world()
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	busiest, slowest := 0, time.Duration(0)
+	began := f.now
+	for f.upgrade.Status.Finished == nil {
+		writes, at := f.writes, time.Now()
+		plan := f.engine.Step(f.now, f.world())
+		slowest = max(slowest, time.Since(at))
+		f.upgrade.Status = plan.Status
+		for _, p := range plan.Ask {
+			f.asks++
+			f.engine.Hear(p.UID, f.word(f.pods[p.Name]))
+		}
+		for i, w := range plan.Writes {
+			if i == 50 { // what the client's limit lets pass
+				break
+			}
+			f.write(w)
+		}
+		busiest = max(busiest, f.writes-writes)
+		if f.now.Sub(began) > time.Hour {
+			t.Fatalf("not over: %+v", f.upgrade.Status)
+		}
+		f.tick()
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	t.Logf("%s, %d writes, at most %d in a second, %d asks; a step takes %s at most", f.now.Sub(began), f.writes, busiest, f.asks, slowest)
+	if f.writes > 2*20000+100 {
+		t.Errorf("%d writes", f.writes)
+	}
+	f.images(newImage, emptyImage)
+}
+
+// FuzzRecord: whatever stands in the annotation, the engine says something of the pod, and writes only images that it has or is to have.
+func FuzzRecord(f *testing.F) {
+	n := newNode(f, 1)
+	for range 100 {
+		n.step()
+		f.Add(n.pods["pod-00000"].Annotations[stateAnnotation])
+		n.tick()
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		n := newNode(t, 1)
+		n.pods["pod-00000"].Annotations[stateAnnotation] = text
+		for range 3 {
+			plan := n.engine.Step(n.now, n.world())
+			n.upgrade.Status = plan.Status
+			if c := plan.Status.Pods; c.Total != c.Done+c.InFlight+c.Draining+c.Failed+c.Held && len(plan.Ask)+len(plan.Writes) == 0 && plan.Status.Waiting == "" {
+				t.Errorf("%q: %+v", text, plan.Status)
+			}
+			for _, w := range plan.Writes {
+				if len(w.Patch) > maxRecord*4 {
+					t.Errorf("%q: a patch of %d bytes", text, len(w.Patch))
+				}
+			}
+			for _, p := range plan.Ask {
+				n.engine.Hear(p.UID, n.word(n.pods[p.Name]))
+			}
+			n.now = n.now.Add(time.Hour)
+		}
+	})
+}

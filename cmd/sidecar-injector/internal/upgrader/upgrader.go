@@ -1,0 +1,85 @@
+// Package upgrader owns the way of an upgrade in place to a cluster: it tells the engine of package rollout what there is, does what
+// that decides, and is the only one that does so in a namespace, by a Lease. It writes no faster than an API server likes.
+package upgrader
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes/scheme"
+	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/flowcontrol"
+
+	"understudy.mesh/cmd/sidecar-injector/internal/rollout"
+	"understudy.mesh/pkg/profile"
+)
+
+const (
+	// requestRate and requestBurst bound what the API server is asked in a second: sixty together.
+	requestRate, requestBurst = 40, 20
+	// callLimit is how long one call of the API server may take.
+	callLimit = 30 * time.Second
+	// fieldManager is who we are to the API server.
+	fieldManager = "sidecar-upgrade"
+)
+
+// The kinds that are asked for by their names.
+var (
+	upgradesResource = schema.GroupVersionResource{Group: profile.Group, Version: profile.Version, Resource: rollout.Resource}
+	budgetsResource  = schema.GroupVersionResource{Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"}
+)
+
+// Upgrader does the upgrades of a cluster.
+type Upgrader struct {
+	pods     rest.Interface
+	objects  dynamic.Interface
+	leases   coordinationv1.CoordinationV1Interface
+	identity string
+	// outdated says which setting of a pod only a new one would get.
+	outdated func(*corev1.Pod) string
+	log      *slog.Logger
+}
+
+// Options are what an Upgrader goes by.
+type Options struct {
+	// Identity is by whom a Lease is held.
+	Identity string
+	// Outdated says which setting of a pod only a new one would get; nil: nothing is known of that.
+	Outdated func(*corev1.Pod) string
+}
+
+// New returns an upgrader for a cluster. It asks nothing yet.
+func New(config *rest.Config, o Options, log *slog.Logger) (*Upgrader, error) {
+	config = rest.CopyConfig(config)
+	config.UserAgent = fieldManager
+	config.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(requestRate, requestBurst) // one for all clients
+	u := &Upgrader{identity: o.Identity, outdated: o.Outdated, log: log}
+	if u.outdated == nil {
+		u.outdated = func(*corev1.Pod) string { return "" }
+	}
+	var err error
+	if u.objects, err = dynamic.NewForConfig(config); err == nil {
+		u.leases, err = coordinationv1.NewForConfig(config)
+	}
+	if err == nil {
+		core := rest.CopyConfig(config)
+		core.APIPath, core.GroupVersion, core.NegotiatedSerializer = "/api", &corev1.SchemeGroupVersion, scheme.Codecs.WithoutConversion()
+		core.ContentType, core.AcceptContentTypes = "application/vnd.kubernetes.protobuf", "application/vnd.kubernetes.protobuf,application/json"
+		u.pods, err = rest.RESTClientFor(core)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make a client of the API server: %w", err)
+	}
+	return u, nil
+}
+
+// call bounds one call.
+func call(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, callLimit)
+}

@@ -99,9 +99,10 @@ var layers = []layer{
 	// istio.io/api: MeshConfig and ProxyConfig are its messages.
 	{path: "pkg/config", module: []string{"pkg/contract", "pkg/logging"}, outside: []string{"istio.io/api", "google.golang.org/protobuf", "go.yaml.in/yaml", "sigs.k8s.io/yaml"}},
 	{path: "pkg/control", module: []string{"hotrestart", "pkg/contract"}, outside: []string{"golang.org/x/sys"}},
+	{path: "pkg/ecds", module: []string{"pkg/envoyfilter", "pkg/status", "pkg/wasm", "pkg/xds"}, outside: envoyTypes},
 	{path: "pkg/envoy", module: []string{"hotrestart"}, outside: []string{"golang.org/x/sys"}},
 	// protobuf: the wire format of what a successor is told.
-	{path: "pkg/files", module: []string{"dnsproxy", "pkg/envoyfilter", "pkg/mesh", "pkg/overview", "pkg/publish", "pkg/status", "pkg/xds"}, outside: []string{"google.golang.org/protobuf"}, tests: envoyTypes},
+	{path: "pkg/files", module: []string{"dnsproxy", "pkg/ecds", "pkg/envoyfilter", "pkg/mesh", "pkg/overview", "pkg/publish", "pkg/status", "pkg/xds"}, outside: []string{"google.golang.org/protobuf"}, tests: envoyTypes},
 	{path: "pkg/contract"},
 	{path: "pkg/inject", module: []string{"pkg/contract", "pkg/profile"}, outside: []string{"github.com/prometheus", "k8s.io", "sigs.k8s.io"}, tests: []string{"gopkg.in/evanphx/json-patch.v4"}},
 	// protobuf: the wire format of istiod's table of names. istio.io/api: its roots are in a message of that.
@@ -129,6 +130,8 @@ var layers = []layer{
 	// cncf/xds: TypedStruct, in which a filter may be.
 	{path: "pkg/wasm/wasmfilter", module: []string{"pkg/wasm"}, outside: append([]string{"github.com/cncf/xds"}, envoyTypes...)},
 	// oras: the protocol of registries, with their ways to authenticate. opencontainers: the types of its API.
+	{path: "pkg/wasm/settings", module: []string{"pkg/wasm", "pkg/config"}},
+	{path: "pkg/wasm/wasmfilter", module: []string{"pkg/wasm"}, outside: append([]string{"github.com/cncf/xds"}, envoyTypes...)},
 	{path: "pkg/wasm", outside: []string{"oras.land/oras-go/v2", "github.com/opencontainers/image-spec"}},
 	{path: "pkg/xds", module: []string{"internal/grpcsock"}, outside: append([]string{"istio.io/api", "sigs.k8s.io/yaml"}, grpcTypes...)},
 

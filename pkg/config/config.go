@@ -220,6 +220,7 @@ type Config struct {
 	WasmMaxBinarySize                 uint32
 	WasmModuleExpiry                  time.Duration
 	WasmCheck                         bool
+	Wasm                              bool
 
 	// The agent's servers.
 	StatusPort, ReadyPort uint16 // StatusPort 0 is no status server besides ReadyPort

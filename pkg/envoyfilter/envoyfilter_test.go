@@ -93,13 +93,13 @@ func names(t testing.TB, l *listenerv3.Listener) string {
 var pod = Proxy{Namespace: "default", RootNamespace: "root", Labels: map[string]string{"app": "a"}, Metadata: map[string]any{"ISTIO_VERSION": "1.28.0"}}
 
 func setOf(filters ...*Filter) *Set {
-	return NewSet(filters, pod, func(string) bool { return true }, func(*Filter) string { return "" })
+	return NewSet(filters, pod, func(*Filter) string { return "" })
 }
 
 func apply(t testing.TB, s *Set, l *listenerv3.Listener) ([]FilterReport, error) {
 	t.Helper()
-	notes, err := s.Patch(l, true, func(c *listenerv3.FilterChain) bool { return c.GetName() == "sealed" })
-	return s.Report(notes), err
+	patched, err := s.Patch(l, true, func(c *listenerv3.FilterChain) bool { return c.GetName() == "sealed" })
+	return s.Report(patched.Notes), err
 }
 
 // TestOperations wants each operation to do what istiod does, with an anchor that is there, one that is not, and none.

@@ -31,22 +31,34 @@ type run struct {
 	context  networking.EnvoyFilter_PatchContext
 	virtual  bool // it captures: portNumber is about its chains
 	notes    map[*entry]*Note
+	// origins are the patches that brought a filter, and merged into it; "" of one that is not theirs.
+	origins    map[proto.Message]source
+	extensions []Extension
+}
+
+// Patched is what patches did to a listener.
+type Patched struct {
+	Notes      []Note
+	Extensions []Extension // which it names
 }
 
 // Patch applies the set to a listener, but for those of its filter chains of which sealed says so, and returns what each
-// patch did to it or where it failed to match, nil if no patch is for the listener: it is as it was then. virtual says
+// patch did to it or where it failed to match, nothing if no patch is for the listener: it is as it was then. virtual says
 // that the listener is one that captures. The error is a *RefusedError, after which the listener is of no use.
-func (s *Set) Patch(l *listenerv3.Listener, virtual bool, sealed func(*listenerv3.FilterChain) bool) ([]Note, error) {
+func (s *Set) Patch(l *listenerv3.Listener, virtual bool, sealed func(*listenerv3.FilterChain) bool) (out Patched, err error) {
 	if s == nil {
-		return nil, nil
+		return out, nil
 	}
-	r := run{set: s, listener: l, virtual: virtual, context: networking.EnvoyFilter_SIDECAR_OUTBOUND, notes: map[*entry]*Note{}}
+	r := run{
+		set: s, listener: l, virtual: virtual, context: networking.EnvoyFilter_SIDECAR_OUTBOUND,
+		notes: map[*entry]*Note{}, origins: map[proto.Message]source{},
+	}
 	if l.GetTrafficDirection() == corev3.TrafficDirection_INBOUND {
 		r.context = networking.EnvoyFilter_SIDECAR_INBOUND
 	}
 	plugs := len(s.networkPlugins)+len(s.httpPlugins) > 0
 	if !plugs && !slices.ContainsFunc(s.network, r.concerns) && !slices.ContainsFunc(s.http, r.concerns) {
-		return nil, nil
+		return out, nil
 	}
 	chains := l.GetFilterChains()
 	if c := l.GetDefaultFilterChain(); c != nil {
@@ -57,16 +69,16 @@ func (s *Set) Patch(l *listenerv3.Listener, virtual bool, sealed func(*listenerv
 			continue
 		}
 		if err := r.chain(chain); err != nil {
-			return nil, err
+			return out, err
 		}
 	}
-	notes := make([]Note, 0, len(r.notes))
+	out = Patched{Notes: make([]Note, 0, len(r.notes)), Extensions: r.extensions}
 	for _, e := range s.entries {
 		if n := r.notes[e]; n != nil {
-			notes = append(notes, *n)
+			out.Notes = append(out.Notes, *n)
 		}
 	}
-	return notes, nil
+	return out, nil
 }
 
 // chain applies the patches of network filters, and within connection managers those of HTTP filters. As istiod does, it
@@ -78,7 +90,7 @@ func (r *run) chain(c *listenerv3.FilterChain) error {
 			continue
 		}
 		var done bool
-		c.Filters, done = edit(c.Filters, e, networkAnchor(e), func(f *listenerv3.Filter) bool { return sameNetwork(f.GetName(), e) })
+		c.Filters, done = edit(r, c.Filters, e, networkAnchor(e), func(f *listenerv3.Filter) bool { return sameNetwork(f.GetName(), e) })
 		r.tell(e, done, levelNetwork, func() string { return place(r.listener, c) + " has no " + wanted(e) + nearby(c.Filters) })
 		if !done {
 			continue
@@ -96,7 +108,7 @@ func (r *run) chain(c *listenerv3.FilterChain) error {
 				r.tell(e, false, levelNetwork, func() string { return place(r.listener, c) + " has no " + wanted(e) + nearby(c.Filters) })
 				continue
 			}
-			reason := mergeFilter(f, e)
+			reason := r.merge(f, e)
 			r.tell(e, reason == "", levelMerge, func() string { return place(r.listener, c) + ": " + f.GetName() + ": " + reason })
 		}
 		if networkName(f.GetName()) == connectionManager {
@@ -105,18 +117,23 @@ func (r *run) chain(c *listenerv3.FilterChain) error {
 			}
 		}
 	}
-	return nil
+	return r.discoverNetwork(c.Filters)
 }
 
 // manager applies the patches of HTTP filters to a connection manager.
 func (r *run) manager(c *listenerv3.FilterChain, f *listenerv3.Filter) error {
-	touched := r.hasPlugin(r.set.httpPlugins, c)
-	if !touched && !slices.ContainsFunc(r.set.http, func(e *entry) bool { return r.concerns(e) && r.inChain(e, c) }) {
+	origin, touched := r.origins[f], r.hasPlugin(r.set.httpPlugins, c)
+	if origin.name == "" && !touched && !slices.ContainsFunc(r.set.http, func(e *entry) bool { return r.concerns(e) && r.inChain(e, c) }) {
 		return nil
 	}
 	m := &hcmv3.HttpConnectionManager{}
 	if err := f.GetTypedConfig().UnmarshalTo(m); err != nil {
 		return nil // of a patch, and Envoy's alone to understand
+	}
+	if origin.name != "" { // a patch brought it, or something in it
+		for i, h := range m.HttpFilters {
+			r.origins[h] = source{fmt.Sprintf("%s/%d", origin.name, i), origin.document}
+		}
 	}
 	m.HttpFilters = plugged(r, r.set.httpPlugins, c, m.HttpFilters)
 	for _, e := range r.set.http {
@@ -131,7 +148,7 @@ func (r *run) manager(c *listenerv3.FilterChain, f *listenerv3.Filter) error {
 			continue
 		}
 		var done bool
-		m.HttpFilters, done = edit(m.HttpFilters, e, httpAnchor(e), func(h *hcmv3.HttpFilter) bool { return sameHTTP(h.GetName(), e) })
+		m.HttpFilters, done = edit(r, m.HttpFilters, e, httpAnchor(e), func(h *hcmv3.HttpFilter) bool { return sameHTTP(h.GetName(), e) })
 		r.tell(e, done, levelHTTP, func() string { return place(r.listener, c) + " has no " + wanted(e) + nearby(m.HttpFilters) })
 		if !done {
 			continue
@@ -141,8 +158,11 @@ func (r *run) manager(c *listenerv3.FilterChain, f *listenerv3.Filter) error {
 			return err
 		}
 	}
-	if merged := r.mergeHTTP(c, f, m); !merged && !touched {
+	if merged := r.mergeHTTP(c, f, m); !merged && !touched && origin.name == "" {
 		return nil
+	}
+	if err := r.discoverHTTP(m.HttpFilters); err != nil {
+		return err
 	}
 	config, err := pack(m)
 	if err != nil {
@@ -163,7 +183,7 @@ func (r *run) mergeHTTP(c *listenerv3.FilterChain, f *listenerv3.Filter, m *hcmv
 				r.tell(e, false, levelHTTP, func() string { return place(r.listener, c) + " has no " + wanted(e) + nearby(m.HttpFilters) })
 				continue
 			}
-			reason := mergeFilter(h, e)
+			reason := r.merge(h, e)
 			r.tell(e, reason == "", levelMerge, func() string { return place(r.listener, c) + ": " + h.GetName() + ": " + reason })
 			merged = merged || reason == ""
 		}
@@ -195,8 +215,12 @@ func endsConnection(config *anypb.Any) bool {
 // edit applies an operation to a list, at the first item that is the anchor, and says whether it did anything. Where no
 // anchor is named, INSERT_BEFORE is at the beginning and INSERT_AFTER at the end; where one is named and not there, and
 // for a REMOVE or REPLACE without one, nothing happens.
-func edit[F proto.Message](list []F, e *entry, anchored bool, is func(F) bool) ([]F, bool) {
-	added := func() F { return proto.Clone(e.value).(F) } // what is there may yet be merged into
+func edit[F proto.Message](r *run, list []F, e *entry, anchored bool, is func(F) bool) ([]F, bool) {
+	added := func() F {
+		f := proto.Clone(e.value).(F) // what is there may yet be merged into
+		r.origins[f] = e.source()
+		return f
+	}
 	at := slices.IndexFunc(list, is)
 	switch e.operation {
 	case networking.EnvoyFilter_Patch_ADD:
@@ -230,8 +254,8 @@ func edit[F proto.Message](list []F, e *entry, anchored bool, is func(F) bool) (
 	return list, false
 }
 
-// mergeFilter merges the value of a patch into a filter, within its typed configuration; reason says why it could not.
-func mergeFilter(filter proto.Message, e *entry) (reason string) {
+// merge merges the value of a patch into a filter, within its typed configuration; reason says why it could not.
+func (r *run) merge(filter proto.Message, e *entry) (reason string) {
 	_, config, _ := parts(filter)
 	name, more, _ := parts(e.value)
 	if config == nil {
@@ -247,6 +271,11 @@ func mergeFilter(filter proto.Message, e *entry) (reason string) {
 	if name != "" {
 		rename(filter, name)
 	}
+	origin := e.source() // what it adds within is of it
+	if before := r.origins[filter]; before.name != "" {
+		origin = source{before.name + "+" + origin.name, before.document}
+	}
+	r.origins[filter] = origin
 	return ""
 }
 

@@ -96,7 +96,9 @@ func plugged[F proto.Message](r *run, plugins []*entry, c *listenerv3.FilterChai
 	var first []F
 	for _, e := range plugins {
 		if r.guards(e, c) {
-			first = append(first, proto.Clone(e.value).(F)) // patches may merge into it
+			f := proto.Clone(e.value).(F) // patches may merge into it
+			r.origins[f] = e.source()
+			first = append(first, f)
 			r.tell(e, true, 0, nil)
 		}
 	}

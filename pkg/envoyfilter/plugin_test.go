@@ -111,7 +111,7 @@ func TestPluginMatch(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			notes = append(notes, n...)
+			notes = append(notes, n.Notes...)
 		}
 		where := func(l *listenerv3.Listener) (out string) {
 			chains := l.FilterChains

@@ -82,7 +82,6 @@ const (
 	Applied   Result = "applied"
 	Unmatched Result = "unmatched" // there is no such object
 	Skipped   Result = "skipped"   // it is for other proxies, or has no effect here
-	Pending   Result = "pending"   // it waits for a file
 	Refused   Result = "refused"   // its document is withheld
 )
 
@@ -90,7 +89,7 @@ const (
 type PatchReport struct {
 	ApplyTo   string   `json:"applyTo"`
 	Operation string   `json:"operation"`
-	Result    Result   `json:"result"`           // Applied, Unmatched, Skipped, Pending or Refused
+	Result    Result   `json:"result"`           // Applied, Unmatched, Skipped or Refused
 	Listeners int      `json:"listeners"`        // that it applies to
 	Names     []string `json:"names,omitempty"`  // of the first of them
 	Reason    string   `json:"reason,omitempty"` // why it does not apply, and what is there instead
@@ -143,8 +142,6 @@ func (e *entry) report(r PatchReport) PatchReport {
 	switch {
 	case e.owner.refused != "":
 		r.Result, r.Reason = Refused, e.owner.refused
-	case e.state == pending:
-		r.Result, r.Reason = Pending, e.reason
 	case e.state == skipped:
 		r.Result, r.Reason = Skipped, e.reason
 	case r.Listeners > 0:
@@ -201,14 +198,19 @@ func (s *Set) Documents(notes []Note, listener string) []*Filter {
 	return out
 }
 
-// Modules are the files of Wasm modules that a document names, sorted.
-func (f *Filter) Modules() []string {
-	var out []string
+// Modules says whether a document adds Wasm filters whose modules are to be had, and whether it adds nothing else: of these
+// nothing is in a listener but their names and what stands in their place, and a module is tried by itself.
+func (f *Filter) Modules() (some, only bool) {
+	only = true
 	for _, p := range f.patches {
-		if _, config, _ := parts(p.value); module(config) != "" {
-			out = append(out, module(config))
+		_, config, discovery := parts(p.value)
+		switch {
+		case p.ignored != "" || p.value == nil:
+		case discovery == nil && wasmPlugin(config) != nil:
+			some = true
+		default:
+			only = false
 		}
 	}
-	slices.Sort(out)
-	return slices.Compact(out)
+	return some, some && only
 }

@@ -22,6 +22,8 @@ type Proxy struct {
 	Labels map[string]string
 	// Metadata is that of Envoy's node: match.proxy.metadata compares with it, and proxyVersion with its ISTIO_VERSION.
 	Metadata map[string]any
+	// NoWasm leaves out every Wasm filter, for this reason; "" none.
+	NoWasm string
 }
 
 // state is what became of a patch before any listener is looked at.
@@ -30,7 +32,6 @@ type state int
 const (
 	active  state = iota
 	skipped       // it is for others, or has no effect
-	pending       // it waits for a file
 )
 
 // entry is one patch in a Set.
@@ -38,6 +39,7 @@ type entry struct {
 	*patch
 	owner  *member
 	id     int           // its place in Set.entries
+	place  int           // in its document
 	value  proto.Message // of patch, its discovered configuration filled in
 	state  state
 	reason string // why it is not active
@@ -63,20 +65,20 @@ type Set struct {
 	again                       func(refused func(*Filter) string) *Set // the same set, of which other documents are withheld
 }
 
-// NewSet orders filters as Istio does, and picks what is for p. exists says whether a file is there: the patch whose Wasm
-// module is not there yet is left out until it is. refused gives for each document why it is to be withheld, "" if not.
-func NewSet(filters []*Filter, p Proxy, exists func(path string) bool, refused func(*Filter) string) *Set {
+// NewSet orders filters as Istio does, and picks what is for p. refused gives for each document why it is to be withheld, ""
+// if it is not.
+func NewSet(filters []*Filter, p Proxy, refused func(*Filter) string) *Set {
 	if len(filters) == 0 {
 		return nil
 	}
 	s := &Set{again: func(more func(*Filter) string) *Set {
-		return NewSet(filters, p, exists, func(f *Filter) string { return cmp.Or(refused(f), more(f)) })
+		return NewSet(filters, p, func(f *Filter) string { return cmp.Or(refused(f), more(f)) })
 	}}
 	for _, f := range slices.SortedFunc(slices.Values(filters), p.order) {
 		m := &member{Filter: f, refused: refused(f)}
 		unselected := p.unselected(f)
-		for _, patch := range f.patches {
-			e := &entry{patch: patch, owner: m, id: len(s.entries), value: patch.value, reason: cmp.Or(patch.ignored, unselected, p.mismatch(patch))}
+		for place, patch := range f.patches {
+			e := &entry{patch: patch, owner: m, id: len(s.entries), place: place, value: patch.value, reason: cmp.Or(patch.ignored, unselected, p.mismatch(patch))}
 			if e.reason != "" || m.refused != "" {
 				e.state = skipped
 			}
@@ -84,7 +86,7 @@ func NewSet(filters []*Filter, p Proxy, exists func(path string) bool, refused f
 		}
 		s.members = append(s.members, m)
 	}
-	s.fill(exists)
+	s.fill(p.NoWasm)
 	return s
 }
 
@@ -154,15 +156,15 @@ func (p Proxy) mismatch(patch *patch) string {
 }
 
 // fill works out the values of the active patches and what follows from them.
-func (s *Set) fill(exists func(string) bool) {
+func (s *Set) fill(noWasm string) {
 	extensions := s.extensions()
 	hash := fnv.New64a()
 	for _, e := range s.entries {
 		if e.state == active && e.applyTo != networking.EnvoyFilter_EXTENSION_CONFIG {
 			e.discover(extensions)
 		}
-		if e.state == active {
-			e.await(exists)
+		if _, config, _ := parts(e.value); noWasm != "" && e.state == active && isWasm(config) {
+			e.skip(noWasm)
 		}
 		fmt.Fprintln(hash, e.owner.Sum, e.state)
 		if e.state != active {
@@ -229,14 +231,6 @@ func (e *entry) discover(extensions map[string]*anypb.Any) {
 // ours says whether a source is the stream that the listeners come on.
 func ours(source *corev3.ConfigSource) bool {
 	return source == nil || source.GetConfigSourceSpecifier() == nil || source.GetAds() != nil || source.GetSelf() != nil
-}
-
-// await holds back a filter whose module is not there yet: Envoy would refuse the listener for it.
-func (e *entry) await(exists func(string) bool) {
-	_, config, _ := parts(e.value)
-	if path := module(config); path != "" && !exists(path) {
-		e.state, e.reason = pending, fmt.Sprintf("the Wasm module %s is not there yet", path)
-	}
 }
 
 // inboundPorts are those of captured inbound traffic that a patch singles out.

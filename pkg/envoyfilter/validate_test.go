@@ -54,35 +54,41 @@ func TestNewRemarks(t *testing.T) {
 	}
 }
 
+// wasmFilter is an HTTP filter whose module is a file; more are fields of its plugin.
+func wasmFilter(file, more string) string {
+	return `{"name": "w", "typedConfig": {"@type": "type.googleapis.com/udpa.type.v1.TypedStruct",
+		"type_url": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm", "value": {"config": {"vm_config": {"code": {"local": {"filename": "` + file + `"}}}` + more + `}}}}`
+}
+
 // TestSum wants two sets of the same documents to have one sum, and any difference that patches another.
 func TestSum(t *testing.T) {
-	wasm := func(file string) string {
-		return patchOf("HTTP_FILTER", `{}`, "INSERT_FIRST", `{"name": "w", "typedConfig": {"@type": "type.googleapis.com/udpa.type.v1.TypedStruct",
-			"type_url": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm", "value": {"config": {"vm_config": {"code": {"local": {"filename": "`+file+`"}}}}}}}`)
+	doc := func(name string, sum uint64) *Filter {
+		return filter(t, Meta{Namespace: "default", Name: name, Sum: sum}, patchOf("HTTP_FILTER", `{}`, "INSERT_FIRST", wasmFilter("/"+name, "")))
 	}
-	a, b := filter(t, Meta{Namespace: "default", Name: "a", Sum: 1}, wasm("/a")), filter(t, Meta{Namespace: "default", Name: "b", Sum: 2}, wasm("/b"))
-	set := func(missing string, refused *Filter, filters ...*Filter) *Set {
-		return NewSet(filters, pod, func(path string) bool { return path != missing }, func(f *Filter) string {
+	a, b := doc("a", 1), doc("b", 2)
+	set := func(p Proxy, refused *Filter, filters ...*Filter) *Set {
+		return NewSet(filters, p, func(f *Filter) string {
 			if f == refused {
 				return "no"
 			}
 			return ""
 		})
 	}
+	off := pod
+	off.NoWasm = "switched off"
 	sums := map[uint64]string{}
 	for name, s := range map[string]*Set{
-		"none": nil, "a": set("", nil, a), "b": set("", nil, b), "both": set("", nil, a, b),
-		"a waits": set("/a", nil, a, b), "b waits": set("/b", nil, a, b), "a refused": set("", a, a, b),
+		"none": nil, "a": set(pod, nil, a), "b": set(pod, nil, b), "both": set(pod, nil, a, b), "off": set(off, nil, a, b), "a refused": set(pod, a, a, b),
 	} {
 		if other, twice := sums[s.Sum()]; twice {
 			t.Errorf("%s and %s have one sum", other, name)
 		}
 		sums[s.Sum()] = name
 	}
-	if set("", nil, a, b).Sum() != set("", nil, b, a).Sum() {
+	if set(pod, nil, a, b).Sum() != set(pod, nil, b, a).Sum() {
 		t.Error("the order of the files makes another set")
 	}
-	if r := set("/a", nil, a).Report(nil)[0].Patches[0]; r.Result != Pending || !strings.Contains(r.Reason, "/a") {
+	if r := set(off, nil, a).Report(nil)[0].Patches[0]; r.Result != Skipped || r.Reason != "switched off" {
 		t.Errorf("%+v", r)
 	}
 }

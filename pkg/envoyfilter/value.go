@@ -1,7 +1,6 @@
 package envoyfilter
 
 import (
-	"cmp"
 	"encoding/json"
 	"regexp"
 	"strings"
@@ -10,10 +9,7 @@ import (
 	xdsv3 "github.com/cncf/xds/go/xds/type/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	httpwasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	tcpwasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/wasm/v3"
-	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -150,17 +146,4 @@ func setConfig(filter proto.Message, config *anypb.Any) {
 	case *listenerv3.Filter:
 		f.ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: config}
 	}
-}
-
-// module is the file of the Wasm module that a filter's configuration names, or where else it is; "" if it names none.
-func module(config *anypb.Any) string {
-	var plugin *wasmv3.PluginConfig
-	switch m, _ := config.UnmarshalNew(); m := m.(type) {
-	case *httpwasmv3.Wasm:
-		plugin = m.GetConfig()
-	case *tcpwasmv3.Wasm:
-		plugin = m.GetConfig()
-	}
-	code := plugin.GetVmConfig().GetCode()
-	return cmp.Or(code.GetLocal().GetFilename(), code.GetRemote().GetHttpUri().GetUri())
 }

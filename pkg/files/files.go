@@ -13,6 +13,7 @@ import (
 
 	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/dnsproxy/vip"
+	"understudy.mesh/pkg/ecds"
 	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
@@ -46,6 +47,8 @@ type Config struct {
 	// Check has an Envoy that serves nobody try a bootstrap in JSON, which takes about so many bytes of memory; refused is why
 	// it does not take it, skipped why it was not asked. nil: what EnvoyFilters make is not tried before it is in force.
 	Check func(ctx context.Context, bootstrap []byte, memory int64) (refused, skipped string, err error)
+	// Modules opens the store of Wasm modules, when a filter wants the first.
+	Modules func() (ecds.Modules, error)
 	// Bootstrap is the file of the one of the Envoy that serves, serialized.
 	Bootstrap string
 	Ready     *status.Readiness
@@ -62,6 +65,7 @@ type Files struct {
 	source    *mesh.Source
 	builder   *build.Builder
 	filters   *filters
+	wasm      *ecds.Extensions
 	latest    latest
 	publisher *publish.Publisher
 	// publishing is the context of Publish, which calls next.
@@ -69,6 +73,9 @@ type Files struct {
 	// before is what the Envoy of the generation before uses, until this one serves; nil for a
 	// cold start, and if that generation does not say precisely.
 	before atomic.Pointer[publish.Snapshot]
+	// inherited is what Publish is to begin with, nil of nothing; begun says that it has.
+	inherited *publish.Snapshot
+	begun     bool
 	// ended is closed when Run has: what is in force then stays.
 	ended   context.Context
 	endedBy context.CancelFunc
@@ -81,7 +88,8 @@ func New(c Config) (*Files, error) {
 		return nil, err
 	}
 	f := &Files{c: c, log: c.Log("agent"), source: source, builder: build.New(c.Options), latest: latest{changed: make(chan struct{}, 1)}}
-	f.filters = newFilters(c)
+	f.wasm = ecds.New(ecds.Config{Open: c.Modules, Changed: f.latest.again, Ready: c.Ready, Log: c.Log("wasm")})
+	f.filters = newFilters(c, f.wasm)
 	f.ended, f.endedBy = context.WithCancel(context.Background())
 	f.publisher = publish.New(publish.Config{
 		Changed: f.latest.changed, Next: f.next, Envoy: c.Envoy, Names: c.Names,
@@ -107,7 +115,10 @@ func (f *Files) Run(ctx context.Context) error {
 		defer close(tried)
 		f.filters.run(ctx, f.latest.again)
 	}()
-	defer func() { <-tried }()
+	defer func() {
+		<-tried
+		f.wasm.Close()
+	}()
 	return f.source.Run(ctx, f.latest.put)
 }
 
@@ -117,7 +128,36 @@ func (f *Files) Publish(ctx context.Context) {
 	defer cancel()
 	defer context.AfterFunc(f.ended, cancel)()
 	f.publishing = ctx
+	if !f.awaitModules(ctx) {
+		return
+	}
+	if snap := f.inherited; snap != nil {
+		snap.Resources[build.ExtensionType] = f.wasm.Own(snap.Resources[build.ExtensionType])
+		f.publisher.Inherit(snap)
+	}
+	f.inherited, f.begun = nil, true
 	f.publisher.Run(ctx)
+}
+
+// awaitModules waits until the Wasm modules are there of the documents that the generation before has in force: until then Envoy gets
+// nothing, as it gets connections as soon as it has listeners. It says whether that is so before ctx ends.
+func (f *Files) awaitModules(ctx context.Context) bool {
+	if f.begun || !f.filters.inherited() {
+		return true
+	}
+	defer f.latest.again() // what it takes is not taken
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-f.latest.changed: // also when a module has come
+		}
+		registry := f.latest.registry.Load()
+		vips, _ := f.c.VIPs.Assign(registry.AutoHosts(), registry.Declared()...) // what is wrong is reported by next
+		if f.wasm.Has(f.filters.expected(sight{registry, vips})) {
+			return true
+		}
+	}
 }
 
 // next is what the files say now.
@@ -137,6 +177,9 @@ func (f *Files) next() (*publish.Snapshot, error) {
 			return nil, err
 		}
 	}
+	if extensions := f.wasm.Resources(out.Extensions); len(extensions) > 0 {
+		out.Resources[build.ExtensionType] = extensions
+	}
 	return &publish.Snapshot{Resources: out.Resources, Hosts: out.Hosts}, nil
 }
 
@@ -148,6 +191,9 @@ func (f *Files) answered(refused *xds.RejectedError) {
 	if f.filters.answered(refused) {
 		f.latest.again() // and Envoy answers again
 		return
+	}
+	if f.wasm.Answered(extensions(refused)) {
+		f.latest.again()
 	}
 	if refused != nil {
 		missing := refused.Missing()
@@ -168,6 +214,20 @@ func (f *Files) answered(refused *xds.RejectedError) {
 		f.c.Ready.Done(taskDNS)
 	}
 	f.c.InForce()
+}
+
+// extensions are those that Envoy refuses, and why.
+func extensions(refused *xds.RejectedError) map[string]string {
+	if refused == nil {
+		return nil
+	}
+	out := map[string]string{}
+	for _, id := range refused.Resources {
+		if id.Type == build.ExtensionType {
+			out[id.Name] = reasonFor(refused, id.Name)
+		}
+	}
+	return out
 }
 
 // lost says which of the missing resources the generation before has, nil when it has none, or
@@ -194,7 +254,10 @@ func (f *Files) Unfit() <-chan error { return nil }
 func (f *Files) Suspends() bool { return true }
 
 // Served says that this generation has begun to serve: what it lacks then is not for the one before to serve.
-func (f *Files) Served() { f.before.Store(nil) }
+func (f *Files) Served() {
+	f.before.Store(nil)
+	f.wasm.Served()
+}
 
 // Keep writes nothing: the files are there.
 func (f *Files) Keep() {}
@@ -224,7 +287,7 @@ func (l *latest) again() {
 // DebugPages are pages of the status port, for loopback only.
 func (f *Files) DebugPages() map[string]http.Handler {
 	return map[string]http.Handler{debugFiles: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		status.WriteJSON(w, report{f.source.Report(), f.filters.report()})
+		status.WriteJSON(w, report{f.source.Report(), f.filters.report(), f.wasm.Report()})
 	})}
 }
 
@@ -255,18 +318,12 @@ func (f *Files) LeadsTo(host string) string {
 type report struct {
 	mesh.Report
 	EnvoyFilters []envoyfilter.FilterReport `json:"envoyFilters,omitempty"` // in the order in which they apply
+	Wasm         []ecds.Report              `json:"wasm,omitempty"`         // by name
 }
 
 // Samples are the metrics.
 func (f *Files) Samples() []status.Sample {
-	samples := f.filters.samples()
-	for state, n := range f.source.Counts() {
-		samples = append(samples, status.Sample{
-			Name: "config_documents", Help: "Documents of the configuration files by what became of them: ok, warning, error, stale or ignored.",
-			Labels: map[string]string{"status": string(state)}, Value: float64(n), Gauge: true,
-		})
-	}
-	return append(samples, status.Sample{
+	return append(append(f.filters.samples(), f.wasm.Samples()...), status.Sample{
 		Name: "config_hosts_refused", Help: "Hosts that DNS does not answer because Envoy refused their configuration.",
 		Value: float64(f.publisher.Unknown()), Gauge: true,
 	})

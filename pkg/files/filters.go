@@ -6,12 +6,11 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
+	"understudy.mesh/pkg/ecds"
 	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
@@ -19,40 +18,33 @@ import (
 	"understudy.mesh/pkg/xds"
 )
 
-// moduleLook is how often the files of Wasm modules that filters name are looked for: a volume may be filled late.
-const moduleLook = time.Second
-
 // filters are the EnvoyFilters of one generation: which version of each applies, and what became of it.
 //
 // A version applies once an Envoy that serves nobody has taken it (see trial.go); until then, and if it is refused, the
 // version before does. What the Envoy that serves refuses all the same is withdrawn as well.
 type filters struct {
-	c   Config
-	log *slog.Logger
+	c    Config
+	log  *slog.Logger
+	wasm *ecds.Extensions
 	// queued holds the newest configuration whose filters are to be tried.
 	queued chan sight
 
 	mu    sync.Mutex // guards what follows
 	began bool
 	// tried has Envoy's verdict on versions: "" where it takes it.
-	tried    map[version]string
-	inForce  map[name]*envoyfilter.Filter // the last version of each that the Envoy which serves took
-	good     map[name]*envoyfilter.Filter // the last version of each document that Envoy took
-	admitted map[string]bool              // files of modules with which it did
-	modules  map[string]bool              // the files that patches name, and whether they were there
-	before   map[string]bool              // those that the generation before has in force, by their short titles
-	last     *build.Output                // what was built last
-	told     map[string]bool              // what was logged and still holds
+	tried   map[version]string
+	inForce map[name]*envoyfilter.Filter // the last version of each that the Envoy which serves took
+	good    map[name]*envoyfilter.Filter // the last version of each document that Envoy took
+	before  map[string]bool              // those that the generation before has in force, by their short titles
+	last    *build.Output                // what was built last
+	told    map[string]bool              // what was logged and still holds
 }
 
 // name is a document's across versions: kind, namespace and name.
 type name string
 
-// version is a document as it is now: its text, and which of the files that it names are there.
-type version struct {
-	sum   uint64
-	files string
-}
+// version is a document as it is now.
+type version uint64
 
 // sight is what the EnvoyFilters are about: one state of the files.
 type sight struct {
@@ -60,22 +52,14 @@ type sight struct {
 	vips     map[string][]netip.Addr
 }
 
-func newFilters(c Config) *filters {
+func newFilters(c Config, wasm *ecds.Extensions) *filters {
 	return &filters{
-		c: c, log: c.Log("agent"), queued: make(chan sight, 1), tried: map[version]string{}, inForce: map[name]*envoyfilter.Filter{},
-		good: map[name]*envoyfilter.Filter{}, admitted: map[string]bool{}, modules: map[string]bool{}, told: map[string]bool{},
+		c: c, log: c.Log("agent"), wasm: wasm, queued: make(chan sight, 1), tried: map[version]string{}, inForce: map[name]*envoyfilter.Filter{},
+		good: map[name]*envoyfilter.Filter{}, told: map[string]bool{},
 	}
 }
 
-func isFile(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.Mode().IsRegular()
-}
-
-func versionOf(f *envoyfilter.Filter) version {
-	there := slices.DeleteFunc(f.Modules(), func(path string) bool { return !isFile(path) })
-	return version{f.Sum, strings.Join(there, "\n")}
-}
+func versionOf(f *envoyfilter.Filter) version { return version(f.Sum) }
 
 func nameOf(f *envoyfilter.Filter) name { return name(f.Title()) }
 
@@ -90,7 +74,7 @@ func (f *filters) build(ctx context.Context, b *build.Builder, now sight) (*buil
 	f.began = true
 	f.mu.Unlock()
 	if first {
-		f.try(ctx, now)
+		f.try(ctx, now, nil)
 	}
 	set, untried := f.choose(now.registry.EnvoyFilters())
 	out, err := b.Build(now.registry, now.vips, set)
@@ -116,12 +100,8 @@ func (f *filters) choose(all []*envoyfilter.Filter) (set *envoyfilter.Set, untri
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	tried, good, withheld := map[version]string{}, map[name]*envoyfilter.Filter{}, map[*envoyfilter.Filter]string{}
-	modules := map[string]bool{}
 	var chosen []*envoyfilter.Filter
 	for _, doc := range all {
-		for _, path := range doc.Modules() {
-			modules[path] = isFile(path)
-		}
 		v, before := versionOf(doc), f.good[nameOf(doc)]
 		verdict, known := f.tried[v]
 		if known {
@@ -145,18 +125,10 @@ func (f *filters) choose(all []*envoyfilter.Filter) (set *envoyfilter.Set, untri
 			if verdict != "" {
 				withheld[doc] += "; its version before stays in force"
 			}
-		} else if !known {
-			chosen = append(chosen, doc) // without the file that has come
 		}
 	}
-	f.tried, f.good, f.modules = tried, good, modules
-	return envoyfilter.NewSet(chosen, f.c.Proxy, f.admits(), func(doc *envoyfilter.Filter) string { return withheld[doc] }), untried
-}
-
-// admits says of a module's file whether it is there, and Envoy has taken it. The caller holds mu.
-func (f *filters) admits() func(path string) bool {
-	admitted := maps.Clone(f.admitted)
-	return func(path string) bool { return admitted[path] && isFile(path) }
+	f.tried, f.good = tried, good
+	return envoyfilter.NewSet(chosen, f.c.Proxy, func(doc *envoyfilter.Filter) string { return withheld[doc] }), untried
 }
 
 // answered takes in what Envoy said to what was built last, and says whether a document is withdrawn for it: of those that
@@ -217,6 +189,25 @@ func (f *filters) inherit(lines []byte) {
 	for line := range strings.Lines(string(lines)) {
 		f.before[strings.TrimSuffix(line, "\n")] = true
 	}
+}
+
+// inherited says whether the generation before has documents in force.
+func (f *filters) inherited() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.before) > 0
+}
+
+// expected are the extensions of those documents, as far as they are there.
+func (f *filters) expected(now sight) []envoyfilter.Extension {
+	all := now.registry.EnvoyFilters()
+	out, err := build.New(f.c.Options).Build(now.registry, now.vips, f.candidates(now, all))
+	if err != nil {
+		return nil // it is the publisher's to report
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.DeleteFunc(out.Extensions, func(e envoyfilter.Extension) bool { return !f.before[short(e.Document)] })
 }
 
 // lost is why a document that the generation before has in force is not in force here in any version, nil if there is none:
@@ -283,35 +274,17 @@ func (f *filters) tell() {
 	f.told = now
 }
 
-// run tries what is queued, and looks for the files of modules, until ctx ends. It calls again when either has news.
+// run tries what is queued until ctx ends, and calls again when some of it may come into force.
 func (f *filters) run(ctx context.Context, again func()) {
-	look := time.NewTicker(moduleLook)
-	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-f.queued:
-			f.try(ctx, now)
+			f.try(ctx, now, again)
 			again()
-		case <-look.C:
-			if f.moved() {
-				again()
-			}
 		}
 	}
-}
-
-// moved says whether a module's file has come or gone.
-func (f *filters) moved() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for path, was := range f.modules {
-		if isFile(path) != was {
-			return true
-		}
-	}
-	return false
 }
 
 func (f *filters) report() []envoyfilter.FilterReport {

@@ -15,9 +15,12 @@ import (
 	"testing"
 	"time"
 
+	"understudy.mesh/pkg/ecds"
 	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/pkg/status"
+	"understudy.mesh/pkg/wasm"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -68,18 +71,22 @@ type bench struct {
 	dir     string
 	source  *mesh.Source // one, since the sums of documents are its own
 	options mesh.Options
+	modules *fakeModules
 	builder *build.Builder
 }
 
 func newBench(t *testing.T, words ...string) *bench {
-	b := &bench{t: t, envoy: &trialEnvoy{words: words}, dir: t.TempDir(), options: mesh.Options{
+	b := &bench{t: t, envoy: &trialEnvoy{words: words}, dir: t.TempDir(), modules: &fakeModules{come: make(chan struct{})}, options: mesh.Options{
 		Namespace: "default", IPv4: true, InboundPort: 15006, OutboundPort: 15001, ConnectTimeout: time.Second,
 		VIPRanges: []netip.Prefix{netip.MustParsePrefix("240.240.0.0/16")},
 	}}
+	log := func(string) *slog.Logger { return slog.New(slog.DiscardHandler) }
+	wasm := ecds.New(ecds.Config{Open: func() (ecds.Modules, error) { return b.modules, nil }, Changed: func() {}, Ready: &status.Readiness{}, Log: log("")})
+	t.Cleanup(wasm.Close)
 	b.filters = newFilters(Config{
 		Options: b.options, Proxy: envoyfilter.Proxy{Namespace: "default", RootNamespace: "istio-system"}, Check: b.envoy.check,
-		Log: func(string) *slog.Logger { return slog.New(slog.DiscardHandler) },
-	})
+		Log: log,
+	}, wasm)
 	b.builder = build.New(b.options)
 	var err error
 	if b.source, err = mesh.NewSource(b.dir, b.options, slog.New(slog.DiscardHandler)); err != nil {
@@ -122,7 +129,7 @@ func (b *bench) tryQueued() {
 	b.t.Helper()
 	select {
 	case now := <-b.queued:
-		b.try(b.t.Context(), now)
+		b.try(b.t.Context(), now, func() {})
 	default:
 		b.t.Fatal("nothing is to be tried")
 	}
@@ -181,26 +188,57 @@ func TestTrialLater(t *testing.T) {
 	b.want("what is removed is gone", !strings.Contains(got["listeners"], "f-two") && got["f"] == "")
 }
 
-// TestTrialModule wants a Wasm module tried before a filter has it, and its filter out until then.
+// fakeModules have each module once come is closed.
+type fakeModules struct{ come chan struct{} }
+
+func (m *fakeModules) Resolve(ctx context.Context, src wasm.Source) (wasm.Module, error) {
+	if src.Policy == wasm.Never {
+		return wasm.Module{}, errors.New("not in the store")
+	}
+	select {
+	case <-m.come:
+		return wasm.Module{Path: "/store/a.wasm", SHA256: "a"}, nil
+	case <-ctx.Done():
+		return wasm.Module{}, ctx.Err()
+	}
+}
+
+func (m *fakeModules) Surroundings(wasm.Source) string  { return "" }
+func (m *fakeModules) State(wasm.Source) (s wasm.State) { return s }
+func (m *fakeModules) Retain(...string) error           { return nil }
+
+// wasmDoc is an EnvoyFilter with a Wasm filter.
+func wasmDoc(name string) string {
+	return strings.Replace(filterDoc(name, "wasm-filter"), `{"@type": a/x.Y}`,
+		`{"@type": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm, config: {vm_config: {code: {local: {filename: /m.wasm}}}}}`, 1)
+}
+
+// TestTrialModule wants the filter of a Wasm module in force at once at a start, whatever becomes of its module, and later once the
+// module is there; an Envoy is never asked for it, and no other document waits.
 func TestTrialModule(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	module := filepath.Join(t.TempDir(), "m.wasm")
-	doc := strings.Replace(filterDoc("w", "wasm-filter"), `{"@type": a/x.Y}`,
-		`{"@type": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm, config: {vm_config: {code: {local: {filename: `+module+`}}}}}`, 1)
-	got := b.build(doc)
-	b.want("it is pending: "+got["w"], strings.HasPrefix(got["w"], "pending"))
-	b.want("nothing has moved", !b.moved())
-	if err := os.WriteFile(module, []byte("x"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	b.want("it has come", b.moved())
-	got = b.build(doc)
-	b.want("it is tried first", !strings.Contains(got["listeners"], "wasm-filter"))
-	b.tryQueued()
-	b.want("the trial has it", bytes.Contains(b.envoy.lastBootstrap, []byte(module)))
-	got = b.build(doc)
-	b.want("it is in force: "+got["w"], strings.HasPrefix(got["w"], "applied"))
+	got := b.build(wasmDoc("first"))
+	b.want("it is in force: "+got["first"], strings.HasPrefix(got["first"], "applied") && strings.Contains(got["listeners"], "envoyfilter/default/first/0"))
+	b.want("no Envoy was asked", b.envoy.asked == 0 && len(b.queued) == 0)
+
+	docs := []string{wasmDoc("first"), wasmDoc("second"), filterDoc("other", "f-one")}
+	got = b.build(docs...)
+	b.want("the second waits", !strings.Contains(got["listeners"], "default/second/0") && strings.Contains(got["listeners"], "default/first/0"))
+	now := <-b.queued
+	others := make(chan struct{})
+	tried := make(chan struct{})
+	go func() {
+		defer close(tried)
+		b.try(t.Context(), now, func() { close(others) })
+	}()
+	<-others
+	got = b.build(docs...)
+	b.want("another document does not wait", strings.Contains(got["listeners"], "f-one") && !strings.Contains(got["listeners"], "default/second/0"))
+	close(b.modules.come)
+	<-tried
+	got = b.build(docs...)
+	b.want("the second is in force: "+got["second"], strings.HasPrefix(got["second"], "applied") && strings.Contains(got["listeners"], "default/second/0"))
 }
 
 // TestTrialSkipped wants what could not be tried in force all the same.
@@ -287,7 +325,7 @@ func TestInheritFilters(t *testing.T) {
 func FuzzInheritFilters(f *testing.F) {
 	f.Add([]byte("default/a\nb/c"))
 	f.Fuzz(func(t *testing.T, lines []byte) {
-		in := newFilters(Config{Log: func(string) *slog.Logger { return slog.New(slog.DiscardHandler) }})
+		in := newFilters(Config{Log: func(string) *slog.Logger { return slog.New(slog.DiscardHandler) }}, nil)
 		in.inherit(lines)
 		if err := in.lost(); err != nil {
 			t.Error(err)

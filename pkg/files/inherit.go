@@ -11,7 +11,7 @@ import (
 	"understudy.mesh/pkg/xds"
 )
 
-// fieldResourceName is the number of the name in Envoy's Cluster and Listener.
+// fieldResourceName is the number of the name in Envoy's Cluster, Listener and TypedExtensionConfig.
 const fieldResourceName protowire.Number = 1
 
 // discardUnreadable takes from snap what no release can have meant: a resource whose body is no
@@ -46,6 +46,9 @@ func (f *Files) Export() map[string][]byte {
 		state[StateResources] = marshalSnapshot(snap)
 	}
 	state[stateFilters] = f.filters.export()
+	if wasm := f.wasm.Export(); wasm != nil {
+		state[stateWasm] = wasm
+	}
 	return state
 }
 
@@ -71,13 +74,14 @@ func (f *Files) Import(state map[string][]byte, _ func(component string) io.Read
 			if bad := discardUnreadable(snap); len(bad) > 0 {
 				f.log.Warn("Envoy starts without resources of the generation before that cannot be read", "names", bad)
 			}
-			f.publisher.Inherit(snap)
+			f.inherited = snap
 			if exact {
 				f.before.Store(snap)
 			}
 		}
 	}
 	f.filters.inherit(state[stateFilters])
+	f.wasm.Import(state[stateWasm])
 	f.ImportLast(state)
 }
 

@@ -22,9 +22,11 @@ const (
 	StateResources = "resources"
 	// stateFilters is the EnvoyFilters that Envoy has taken: namespace/name, a line each.
 	stateFilters = "envoyfilters"
+	// stateWasm is ecds.Extensions.Export: the Wasm modules that are in force.
+	stateWasm = "wasm"
 )
 
-// Fields of the serialized resources: clusters and listeners are messages of a name and
+// Fields of the serialized resources: clusters, listeners and extensions are messages of a name and
 // a body, hosts of a name, addresses and whether these are VIPs.
 const (
 	fieldCluster  protowire.Number = 1
@@ -36,6 +38,8 @@ const (
 	// fieldExact is a varint: not 0 when Envoy uses all these resources, refused ones are left
 	// out, and those are there to which answers within their TTL may lead.
 	fieldExact protowire.Number = 5
+	// fieldExtension is unknown to releases that have no listener which names one.
+	fieldExtension protowire.Number = 6
 
 	fieldName protowire.Number = 1
 	fieldBody protowire.Number = 2 // of a cluster, a listener
@@ -50,7 +54,7 @@ func marshalSnapshot(snap *publish.Snapshot) []byte {
 	for _, messages := range []struct {
 		number    protowire.Number
 		resources []xds.Resource
-	}{{fieldCluster, snap.Resources[build.ClusterType]}, {fieldListener, snap.Resources[build.ListenerType]}} {
+	}{{fieldCluster, snap.Resources[build.ClusterType]}, {fieldListener, snap.Resources[build.ListenerType]}, {fieldExtension, snap.Resources[build.ExtensionType]}} {
 		for _, m := range messages.resources {
 			b = appendBytes(b, messages.number, appendBytes(appendBytes(nil, fieldName, m.Name), fieldBody, m.Body))
 		}
@@ -90,15 +94,12 @@ func unmarshalSnapshot(b []byte) (snap *publish.Snapshot, exact bool, err error)
 	snap = &publish.Snapshot{Resources: xds.Snapshot{}}
 	err = eachField(b, func(number protowire.Number, value []byte, n uint64) error {
 		switch number {
-		case fieldCluster, fieldListener:
+		case fieldCluster, fieldListener, fieldExtension:
 			m, err := unmarshalMessage(value)
 			if err != nil {
 				return err
 			}
-			url := build.ClusterType
-			if number == fieldListener {
-				url = build.ListenerType
-			}
+			url := map[protowire.Number]string{fieldCluster: build.ClusterType, fieldListener: build.ListenerType, fieldExtension: build.ExtensionType}[number]
 			snap.Resources[url] = append(snap.Resources[url], m)
 		case fieldHost:
 			h, err := unmarshalHost(value)

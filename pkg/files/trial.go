@@ -10,19 +10,39 @@ import (
 	"understudy.mesh/pkg/mesh/build"
 )
 
-// What an Envoy takes to try filters: on 1.40.0, 15 MiB of its own, and up to 8 times each Wasm module, which it compiles.
-const (
-	trialMemory  = 32 << 20
-	moduleFactor = 8
-)
+// trialMemory is what an Envoy takes to try filters: on 1.40.0, 15 MiB of its own.
+const trialMemory = 32 << 20
 
-// try has an Envoy that serves nobody take the documents that no Envoy has seen, beside those that it is known to take. A
-// configuration may freeze or end an Envoy, not only be refused: a script that loops, a module that traps. Of several
-// documents, the one without which the others pass is found by halving.
-func (f *filters) try(ctx context.Context, now sight) {
+// try gives a verdict on the documents of which there is none. Those with Wasm filters come last, once their modules are there: a pod
+// that serves is spared the moment at which one refuses what it guards for the lack of its module. again is called before that; nil is a
+// start, at which there is nothing to spare.
+func (f *filters) try(ctx context.Context, now sight, again func()) {
 	b := build.New(f.c.Options) // the publisher's own is at work meanwhile
+	modules := f.untried(now, func(some, _ bool) bool { return some })
+	wait := func(context.Context) {}
+	if again != nil && len(modules) > 0 {
+		if out, err := b.Build(now.registry, now.vips, f.candidates(now, modules)); err == nil {
+			wait = f.wasm.Prepare(out.Extensions)
+		}
+	}
+	f.tryOn(ctx, b, now, func(some, _ bool) bool { return !some })
+	if len(modules) == 0 {
+		return
+	}
+	if again != nil {
+		again()
+	}
+	wait(ctx)
+	f.verdict(f.untried(now, func(_, only bool) bool { return only }), "")
+	f.tryOn(ctx, b, now, func(some, only bool) bool { return some && !only })
+}
+
+// tryOn has an Envoy that serves nobody take those documents that no Envoy has seen, beside those that it is known to take. A
+// configuration may freeze or end an Envoy, not only be refused: a script that loops. Of several documents, the one without which the
+// others pass is found by halving.
+func (f *filters) tryOn(ctx context.Context, b *build.Builder, now sight, which func(some, only bool) bool) {
 	for ctx.Err() == nil {
-		fresh := f.untried(now)
+		fresh := f.untried(now, which)
 		if len(fresh) == 0 {
 			return
 		}
@@ -51,13 +71,13 @@ func (f *filters) try(ctx context.Context, now sight) {
 	}
 }
 
-// untried are the documents of which there is no verdict.
-func (f *filters) untried(now sight) []*envoyfilter.Filter {
+// untried are the documents of which there is no verdict, of those that have some modules, or only these.
+func (f *filters) untried(now sight, which func(some, only bool) bool) []*envoyfilter.Filter {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(now.registry.EnvoyFilters()), func(doc *envoyfilter.Filter) bool {
 		_, known := f.tried[versionOf(doc)]
-		return known
+		return known || !which(doc.Modules())
 	})
 }
 
@@ -67,13 +87,19 @@ func (f *filters) verdict(docs []*envoyfilter.Filter, reason string) {
 	defer f.mu.Unlock()
 	for _, doc := range docs {
 		f.tried[versionOf(doc)] = reason
-		if reason != "" {
-			continue
-		}
-		for _, path := range doc.Modules() {
-			f.admitted[path] = f.admitted[path] || isFile(path)
-		}
 	}
+}
+
+// candidates are fresh beside what an Envoy takes.
+func (f *filters) candidates(now sight, fresh []*envoyfilter.Filter) *envoyfilter.Set {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return envoyfilter.NewSet(now.registry.EnvoyFilters(), f.c.Proxy, func(doc *envoyfilter.Filter) string {
+		if verdict, known := f.tried[versionOf(doc)]; slices.Contains(fresh, doc) || known && verdict == "" {
+			return ""
+		}
+		return "not in this trial"
+	})
 }
 
 // ask has Envoy try fresh beside what it takes. reason is why it does not take them; asked is false where it could not be
@@ -82,16 +108,7 @@ func (f *filters) ask(ctx context.Context, b *build.Builder, now sight, fresh []
 	if f.c.Check == nil {
 		return "", false
 	}
-	f.mu.Lock()
-	tried := f.tried
-	set := envoyfilter.NewSet(now.registry.EnvoyFilters(), f.c.Proxy, isFile, func(doc *envoyfilter.Filter) string {
-		if verdict, known := tried[versionOf(doc)]; slices.Contains(fresh, doc) || known && verdict == "" {
-			return ""
-		}
-		return "not in this trial"
-	})
-	f.mu.Unlock()
-	out, err := b.Build(now.registry, now.vips, set)
+	out, err := b.Build(now.registry, now.vips, f.candidates(now, fresh))
 	var bootstrap []byte
 	if err == nil {
 		bootstrap, err = out.Trial(f.serving())
@@ -99,7 +116,7 @@ func (f *filters) ask(ctx context.Context, b *build.Builder, now sight, fresh []
 	if err != nil || bootstrap == nil {
 		return "", err == nil // what cannot be built is the publisher's to report
 	}
-	refused, skipped, err := f.c.Check(ctx, bootstrap, memoryFor(set.Documents(nil, "")))
+	refused, skipped, err := f.c.Check(ctx, bootstrap, trialMemory)
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
@@ -134,17 +151,4 @@ func (f *filters) unsound(ctx context.Context, b *build.Builder, now sight) stri
 		return err.Error()
 	}
 	return cmp.Or(refused, skipped)
-}
-
-// memoryFor is about how many bytes an Envoy takes to try documents.
-func memoryFor(docs []*envoyfilter.Filter) int64 {
-	sum := int64(trialMemory)
-	for _, doc := range docs {
-		for _, path := range doc.Modules() {
-			if info, err := os.Stat(path); err == nil {
-				sum += moduleFactor * info.Size()
-			}
-		}
-	}
-	return sum
 }

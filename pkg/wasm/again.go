@@ -78,6 +78,15 @@ func (s *Store) sleep(ctx context.Context, pause time.Duration, changed func() b
 	}
 }
 
+// Surroundings changes whenever the files change by which a source can be had, or another module than before.
+func (s *Store) Surroundings(src Source) string {
+	p, err := s.place(src)
+	if err != nil {
+		return ""
+	}
+	return s.surroundings(p, src)
+}
+
 // surroundings is what files decide whether a source can be had, as they are now.
 func (s *Store) surroundings(p place, src Source) string {
 	files := []string{s.cfg.CAFile, s.secretPath(src.Secret), s.secretPath(src.SecretIfThere)}

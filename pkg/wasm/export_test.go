@@ -1,6 +1,12 @@
 package wasm
 
-import "understudy.mesh/tests/proxywasm"
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"understudy.mesh/tests/proxywasm"
+)
 
 // RefusedError is for tests from outside.
 type RefusedError = refusedError
@@ -13,5 +19,17 @@ func HostFunctions() (all []proxywasm.Import) {
 	for _, name := range wasiFunctions {
 		all = append(all, proxywasm.Import{Module: "wasi_snapshot_preview1", Name: name}, proxywasm.Import{Module: "wasi_unstable", Name: name})
 	}
+	return all
+}
+
+// status is what became of each source, by name.
+func (s *Store) status() []State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []State
+	for _, st := range s.states {
+		all = append(all, *st)
+	}
+	slices.SortFunc(all, func(a, b State) int { return cmp.Or(strings.Compare(a.From, b.From), a.Since.Compare(b.Since)) })
 	return all
 }

@@ -41,7 +41,7 @@ type pullOrder struct {
 	key        string
 	credential auth.Credential
 	known      entry // what the index has of the source
-	phase      func(phase)
+	phase      func(Phase)
 }
 
 // pull asks the place for the module, and keeps it. wait is how long a server wants to be left alone.
@@ -52,7 +52,7 @@ func (s *Store) pull(ctx context.Context, p place, o pullOrder) (m Module, wait 
 	case <-ctx.Done():
 		return m, 0, ctx.Err()
 	}
-	o.phase(phasePulling)
+	o.phase(Pulling)
 	within, stop := context.WithTimeoutCause(ctx, pullTimeout, errLong)
 	defer stop()
 	within, cancel := context.WithCancelCause(within)

@@ -216,9 +216,9 @@ func (s *Store) purgeSometimes() {
 	}
 }
 
-// retain says which modules are in use, by their hashes, and are to stay: the current ones, the last good ones, and those that linger
+// Retain says which modules are in use, by their hashes, and are to stay: the current ones, the last good ones, and those that linger
 // in whatever drains. All others are unused from now on. A module that is not there any more is an error.
-func (s *Store) retain(hashes ...string) error {
+func (s *Store) Retain(hashes ...string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var err error

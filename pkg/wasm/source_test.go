@@ -123,7 +123,7 @@ func TestNothingIsMadeBeforeTheFirstModule(t *testing.T) {
 	if _, err := resolve(t, s, Source{URL: "file:///none"}); err == nil {
 		t.Error("no error")
 	}
-	if err := s.retain(); err != nil {
+	if err := s.Retain(); err != nil {
 		t.Error(err)
 	}
 	if n, err := s.purge(0); n > 0 || err != nil {

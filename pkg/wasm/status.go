@@ -1,29 +1,29 @@
 package wasm
 
 import (
-	"cmp"
+	"errors"
+	"io/fs"
 	"maps"
-	"slices"
 	"strings"
 	"time"
 )
 
-// phase is how far a source has come.
-type phase string
+// Phase is how far a source has come.
+type Phase string
 
-// The phases. phaseInStore is the last one; whether an Envoy has it is not known here.
+// The phases. InStore is the last one; whether an Envoy has it is not known here.
 const (
-	phasePending   phase = "Pending" // for a turn
-	phasePulling   phase = "Pulling"
-	phaseVerifying phase = "Verifying" // an Envoy tries it
-	phaseInStore   phase = "InStore"
-	phaseFailed    phase = "Failed" // and will be tried again at NextTry, if there is one
+	Pending   Phase = "Pending" // for a turn, or for a file that is not there yet
+	Pulling   Phase = "Pulling"
+	Verifying Phase = "Verifying" // an Envoy tries it
+	InStore   Phase = "InStore"
+	Failed    Phase = "Failed" // and will be tried again at NextTry, if there is one
 )
 
-// sourceStatus is what became of a source.
-type sourceStatus struct {
+// State is what became of a source.
+type State struct {
 	From     string    `json:"from"`
-	Phase    phase     `json:"phase"`
+	Phase    Phase     `json:"phase"`
 	Since    time.Time `json:"since"`
 	Reason   string    `json:"reason,omitempty"` // of the last failure
 	Failures int       `json:"failures,omitempty"`
@@ -46,23 +46,27 @@ const maxStates = 200
 func (s *Store) track(p place, src Source) tracker {
 	s.mu.Lock()
 	if len(s.states) >= maxStates {
-		maps.DeleteFunc(s.states, func(_ string, st *sourceStatus) bool {
-			return st.Phase == phaseInStore || st.Phase == phaseFailed && st.NextTry.IsZero()
+		maps.DeleteFunc(s.states, func(_ string, st *State) bool {
+			return st.Phase == InStore || st.Phase == Failed && st.NextTry.IsZero()
 		})
 	}
 	s.mu.Unlock()
-	t := tracker{s, hashOf([]byte(p.name+"\x00"+p.sha256+"\x00"+src.Secret+"\x00"+src.SecretIfThere+"\x00"), src.DockerConfig, src.Plugin.Config), p.name}
-	t.set(func(st *sourceStatus) { st.Phase = phasePending })
+	t := s.tracker(p, src)
+	t.set(func(st *State) { st.Phase = Pending })
 	return t
 }
 
+func (s *Store) tracker(p place, src Source) tracker {
+	return tracker{s, hashOf([]byte(p.name+"\x00"+p.sha256+"\x00"+src.Secret+"\x00"+src.SecretIfThere+"\x00"), src.DockerConfig, src.Plugin.Config), p.name}
+}
+
 // set changes the status, and the time of a change of phase.
-func (t tracker) set(change func(*sourceStatus)) {
+func (t tracker) set(change func(*State)) {
 	t.store.mu.Lock()
 	defer t.store.mu.Unlock()
 	st := t.store.states[t.key]
 	if st == nil {
-		st = &sourceStatus{From: t.from}
+		st = &State{From: t.from}
 		t.store.states[t.key] = st
 	}
 	before := st.Phase
@@ -72,16 +76,19 @@ func (t tracker) set(change func(*sourceStatus)) {
 	}
 }
 
-func (t tracker) phase(p phase) {
-	t.set(func(st *sourceStatus) { st.Phase = p; st.NextTry = time.Time{} })
+func (t tracker) phase(p Phase) {
+	t.set(func(st *State) { st.Phase = p; st.NextTry = time.Time{} })
 }
 
 // failed says why, once for each reason, and until when nothing is tried.
 func (t tracker) failed(err error, pause time.Duration) {
 	news := false
-	t.set(func(st *sourceStatus) {
+	t.set(func(st *State) {
 		news = st.Reason != err.Error()
-		st.Phase, st.Reason, st.NextTry = phaseFailed, err.Error(), t.store.now().Add(pause)
+		st.Phase, st.Reason, st.NextTry = Failed, err.Error(), t.store.now().Add(pause)
+		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(t.from, "file://") {
+			st.Phase = Pending // a volume may be filled late
+		}
 		st.Failures++
 	})
 	if news {
@@ -91,31 +98,32 @@ func (t tracker) failed(err error, pause time.Duration) {
 
 // given is an error that is returned.
 func (t tracker) given(err error) error {
-	t.set(func(st *sourceStatus) { st.Phase, st.Reason, st.NextTry = phaseFailed, err.Error(), time.Time{} })
+	t.set(func(st *State) { st.Phase, st.Reason, st.NextTry = Failed, err.Error(), time.Time{} })
 	return err
 }
 
 func (t tracker) stored(m Module) {
 	failures := 0
-	t.set(func(st *sourceStatus) {
+	t.set(func(st *State) {
 		failures = st.Failures
-		*st = sourceStatus{From: st.From, Phase: phaseInStore, Since: st.Since, SHA256: m.SHA256, Digest: m.Digest, Size: m.Size}
+		*st = State{From: st.From, Phase: InStore, Since: st.Since, SHA256: m.SHA256, Digest: m.Digest, Size: m.Size}
 	})
 	if failures > 0 {
 		t.store.cfg.Log.Info("a Wasm module is to be had again", "from", t.from, "failures", failures)
 	}
 }
 
-// status is what became of each source since the store was made, by name.
-func (s *Store) status() []sourceStatus {
+// State is what became of a source since the store was made.
+func (s *Store) State(src Source) State {
+	p, err := s.place(src)
+	if err != nil {
+		return State{From: p.name, Phase: Failed, Reason: err.Error()}
+	}
+	t := s.tracker(p, src)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var all []sourceStatus
-	for _, st := range s.states {
-		all = append(all, *st)
+	if st := s.states[t.key]; st != nil {
+		return *st
 	}
-	slices.SortFunc(all, func(a, b sourceStatus) int {
-		return cmp.Or(strings.Compare(a.From, b.From), a.Since.Compare(b.Since))
-	})
-	return all
+	return State{From: p.name, Phase: Pending}
 }

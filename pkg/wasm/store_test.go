@@ -65,7 +65,7 @@ func resolving(t *testing.T, s *Store, src Source) <-chan Module {
 			done <- m
 		}
 	}()
-	await(t, "a failure", func() bool { st := s.status(); return len(st) == 1 && st[0].Phase == phaseFailed })
+	await(t, "a failure", func() bool { st := s.status(); return len(st) == 1 && st[0].Phase == Failed })
 	return done
 }
 
@@ -141,7 +141,7 @@ func TestItIsTriedForEver(t *testing.T) {
 	if err != nil || len(limits) != 10 || limits[0] != time.Second || limits[9] != backoffLast {
 		t.Errorf("%v, pauses %v", err, limits)
 	}
-	if st := s.status(); len(st) != 1 || st[0].Phase != phaseInStore || st[0].SHA256 != m.SHA256 || st[0].Reason != "" || st[0].Size != m.Size || st[0].Digest != m.Digest {
+	if st := s.status(); len(st) != 1 || st[0].Phase != InStore || st[0].SHA256 != m.SHA256 || st[0].Reason != "" || st[0].Size != m.Size || st[0].Digest != m.Digest {
 		t.Errorf("%+v", st)
 	}
 	if text := log.String(); strings.Count(text, "cannot be had") != 1 || strings.Count(text, "to be had again") != 1 {
@@ -160,7 +160,7 @@ func TestResolveEndsWithItsContext(t *testing.T) {
 		_, err := s.Resolve(ctx, Source{URL: server.URL})
 		done <- err
 	}()
-	await(t, "pull", func() bool { st := s.status(); return len(st) == 1 && st[0].Phase == phasePulling })
+	await(t, "pull", func() bool { st := s.status(); return len(st) == 1 && st[0].Phase == Pulling })
 	cancel()
 	select {
 	case err := <-done:
@@ -377,11 +377,11 @@ func TestUnusedModulesGo(t *testing.T) {
 	there := func(hash string) bool { _, err := os.Stat(s.modulePath(hash)); return err == nil }
 	const day = 24 * time.Hour
 	old, used, others, young := module(1, 2*day), module(2, 2*day), module(3, 2*day), module(4, time.Hour)
-	if err := s.retain(used); err != nil {
+	if err := s.Retain(used); err != nil {
 		t.Fatal(err)
 	}
 	other := New(s.cfg) // as another process
-	if err := other.retain(others); err != nil {
+	if err := other.Retain(others); err != nil {
 		t.Fatal(err)
 	}
 	then := time.Now().Add(-2 * day)
@@ -394,7 +394,7 @@ func TestUnusedModulesGo(t *testing.T) {
 		t.Errorf("by age: %d, %v: %v %v %v %v", n, err, there(old), there(used), there(others), there(young))
 	}
 	// Of no use any more, and yet not old: it was in use until now.
-	if err := other.retain(); err != nil {
+	if err := other.Retain(); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := s.purge(day); n != 0 || err != nil || !there(others) {
@@ -410,7 +410,7 @@ func TestUnusedModulesGo(t *testing.T) {
 	if err := s.makeRoom(2*maxStore - 1000); err == nil || !strings.Contains(err.Error(), "is full") || there(young) || !there(used) {
 		t.Errorf("for more room than there is: %v", err)
 	}
-	if err := s.retain("ab"); err == nil {
+	if err := s.Retain("ab"); err == nil {
 		t.Error("a module that is not there is kept")
 	}
 	if there(used) && s.isHeld(used) {

@@ -67,7 +67,7 @@ type Store struct {
 	purged   time.Time
 	flights  map[string]*flight
 	rejected map[string]error // manifests whose module is bad, so that it is not fetched for that again
-	states   map[string]*sourceStatus
+	states   map[string]*State
 	version  string // Envoy's; "" before it was asked
 }
 
@@ -76,7 +76,7 @@ func New(cfg Config) *Store {
 	return &Store{
 		cfg: cfg, pulls: make(chan struct{}, pullsAtOnce), random: randomly, now: time.Now, step: func(string) {}, silence: silenceTimeout,
 		hashed: map[string]bool{}, held: map[string]*os.File{}, purged: time.Now(), flights: map[string]*flight{},
-		rejected: map[string]error{}, states: map[string]*sourceStatus{},
+		rejected: map[string]error{}, states: map[string]*State{},
 	}
 }
 
@@ -137,7 +137,7 @@ func (s *Store) attempt(ctx context.Context, p place, src Source, t tracker) (m 
 	}
 	land()
 	if err == nil {
-		t.phase(phaseVerifying)
+		t.phase(Verifying)
 		err = s.try(ctx, m, src.Plugin)
 	}
 	if err != nil {

@@ -97,22 +97,6 @@ func (l *ledger) unsubscribe(name string) {
 	l.upstream.change(name, l.upstream.unsubscribe, l.upstream.subscribe)
 }
 
-// withRoom is a map that may get n keys. One that has none gets room for all of them at once: growing leaves as much garbage as the map
-// takes, just when memory is shortest.
-func withRoom[V any](m map[string]V, n int) map[string]V {
-	if len(m) > 0 || n == 0 {
-		return m
-	}
-	return make(map[string]V, n)
-}
-
-// sortedKeys are the keys of a map in their order.
-func sortedKeys[V any](m map[string]V) []string {
-	keys := slices.AppendSeq(make([]string, 0, len(m)), maps.Keys(m))
-	slices.Sort(keys)
-	return keys
-}
-
 // change notes a name in one set, unless it cancels what the other one has of it.
 func (u *upstreamNews) change(name string, in, other map[string]struct{}) {
 	if _, pending := other[name]; pending {
@@ -125,7 +109,6 @@ func (u *upstreamNews) change(name string, in, other map[string]struct{}) {
 // give takes in what the upstream says.
 func (l *ledger) give(resources []*kept, removed []string) {
 	l.complete = true
-	l.held = withRoom(l.held, len(resources))
 	for _, k := range resources {
 		if !l.wants(k.name) {
 			continue // and nobody would say that it is gone
@@ -251,7 +234,7 @@ func (l *ledger) news() (n News, some bool) {
 		return n, false
 	case !u.asked:
 		u.asked, u.silent, n.First = true, true, true
-		n.Subscribe = sortedKeys(l.names)
+		n.Subscribe = slices.Sorted(maps.Keys(l.names))
 		if l.wildcard && len(l.names) > 0 {
 			n.Subscribe = append(n.Subscribe, wildcard)
 		}
@@ -262,7 +245,7 @@ func (l *ledger) news() (n News, some bool) {
 			}
 		}
 	default:
-		n.Subscribe, n.Unsubscribe = sortedKeys(u.subscribe), sortedKeys(u.unsubscribe)
+		n.Subscribe, n.Unsubscribe = slices.Sorted(maps.Keys(u.subscribe)), slices.Sorted(maps.Keys(u.unsubscribe))
 	}
 	for name := range u.unsubscribe {
 		l.drop(name)

@@ -111,7 +111,10 @@ func (s *subscription) retry() {
 func (st *stream) rejected() *RejectedError {
 	e := &RejectedError{version: st.pushed.version}
 	for _, url := range st.server.order {
-		sub := st.subs[url] // a push is complete once Envoy has asked for each type
+		sub := st.subs[url] // a push is complete once Envoy has asked for each type, but for those that nothing names
+		if sub == nil {
+			continue
+		}
 		for _, name := range slices.Sorted(maps.Keys(sub.rejected)) {
 			it, known := sub.known[name]
 			if !known {

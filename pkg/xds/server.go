@@ -54,7 +54,8 @@ type progress struct {
 // first Set are kept waiting, since an empty configuration would make them ready.
 //
 // order are the type URLs that are served, each after those that it may refer to; Envoy is
-// expected to ask for all of them. Of any other type it hears that there is nothing.
+// expected to ask for all of them, but for the configurations of extensions, of which it asks for
+// those that listeners name. Of any other type it hears that there is nothing.
 func New(l net.Listener, order []string, log *slog.Logger) *Server {
 	s := &Server{
 		transport: newTransport(l, log),

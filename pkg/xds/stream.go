@@ -40,6 +40,7 @@ type stream struct {
 	pushed   *state // the state of the running push, or of the last one
 	phase    phase
 	again    bool // a subscription changed since the push began
+	lacking  bool // and what was pushed names what Envoy asks for
 	progress progress
 }
 
@@ -94,7 +95,7 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 		st.subs[url] = sub
 	}
 	if changed && st.passed(url) {
-		st.again = true
+		st.again, st.lacking = true, st.lacking || named(url)
 	}
 	if slices.Contains(st.server.order, url) {
 		return nil
@@ -133,6 +134,10 @@ func (st *stream) advance() error {
 		}
 		url := st.typeURL()
 		sub := st.subs[url]
+		if sub == nil && named(url) {
+			st.next() // no listener names any
+			continue
+		}
 		if sub == nil {
 			// Envoy asks for the next type when it has the one before, and that is warm (listeners
 			// after clusters). Until then nothing is under way, and a newer state can take the
@@ -164,7 +169,7 @@ func (st *stream) begin() bool {
 	if desired == nil || (desired == st.pushed && !st.again) {
 		return false
 	}
-	st.pushed, st.phase, st.again = desired, 0, false
+	st.pushed, st.phase, st.again, st.lacking = desired, 0, false, false
 	for _, sub := range st.subs {
 		sub.retry()
 	}
@@ -178,6 +183,9 @@ func (st *stream) next() {
 		return
 	}
 	st.phase = idle
+	if st.lacking {
+		return // what Envoy has asked for meanwhile is a part of it
+	}
 	st.server.counters.pushes.Add(1)
 	first := st.progress.done == 0
 	st.progress = progress{done: st.pushed.version, waiting: "it is about to be sent"}
@@ -214,8 +222,12 @@ func (st *stream) send(sub *subscription) (sent bool, err error) {
 	if int(st.phase) >= last {
 		removed = sub.removed(st.pushed)
 	}
+	most := len(changed)
+	if named(sub.url) {
+		most = 1 // a bad one would hide the others
+	}
 	for len(changed) > 0 || len(removed) > 0 || !sub.answered {
-		n := chunk(changed)
+		n := chunk(changed[:min(most, len(changed))])
 		// What is removed goes with the last chunk.
 		gone := removed
 		if n < len(changed) {
@@ -331,6 +343,10 @@ func (st *stream) typeURL() string {
 	last := len(st.server.order) - 1
 	return st.server.order[min(int(st.phase), 2*last-int(st.phase))]
 }
+
+// named says whether Envoy asks for resources of a type one by one, each when another resource names it, and stops asking
+// when none does any more.
+func named(url string) bool { return url == extensionURL }
 
 func notAsked(url string) string { return "Envoy has not asked for " + plural(url) + " yet" }
 

@@ -130,10 +130,14 @@ func (s *subscription) changed(st *state) []Resource {
 	return out
 }
 
-// removed gives the names, sorted, that Envoy has or asked for and st has not.
+// removed gives the names, sorted, that Envoy has or asked for and st has not. What it has by name, it has for a listener that
+// drains: without it, that one would answer everything with 500.
 func (s *subscription) removed(st *state) []string {
 	var out []string
-	for name := range s.known {
+	for name, it := range s.known {
+		if named(s.url) && (it.held || it.version != 0) {
+			continue
+		}
 		if _, has := st.find(s.url, name); !has {
 			out = append(out, name)
 		}

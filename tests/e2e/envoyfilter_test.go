@@ -205,7 +205,8 @@ func TestEnvoyFilter(t *testing.T) {
 	t.Parallel()
 	const name, module = "example-filter.wasm", "/config/mesh/example-filter.wasm" // as a ConfigMap has it
 	p := newPod(t, podOptions{agent: lab.AgentOptions{Args: withMeshFile}, files: map[string]string{
-		meshFile: noDetectionTimeout, "lua.yaml": fmt.Sprintf(luaFilter, "one"), "wasm.yaml": fmt.Sprintf(manualFilter, module),
+		meshFile: noDetectionTimeout, "lua.yaml": fmt.Sprintf(luaFilter, "one"),
+		"wasm.yaml": strings.Replace(fmt.Sprintf(manualFilter, module), "rootId: my_root_id", "rootId: my_root_id\n            failure_policy: FAIL_OPEN", 1),
 	}})
 	for _, port := range []string{"8080", "8081"} {
 		lab.ServeHTTP(t, p.Pod.Listen(t, "[::]:"+port), "app")
@@ -218,7 +219,7 @@ func TestEnvoyFilter(t *testing.T) {
 	}
 	expect("at the start",
 		header(t, p, "8081", "x-lua", "one"), header(t, p, "8080", "x-lua", ""), header(t, p, "8080", "resp-header-demo", ""),
-		configz(p, "pending", module))
+		configz(p, `"phase": "Pending"`, `"instead": "allow"`, module))
 
 	text, err := os.ReadFile("../../pkg/envoyfilter/testdata/header.wasm")
 	must(t, err)

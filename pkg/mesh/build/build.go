@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -18,21 +19,25 @@ import (
 
 // The type URLs of the resources.
 const (
-	ClusterType  = typePrefix + "envoy.config.cluster.v3.Cluster"
-	ListenerType = typePrefix + "envoy.config.listener.v3.Listener"
+	ClusterType   = typePrefix + "envoy.config.cluster.v3.Cluster"
+	ExtensionType = typePrefix + "envoy.config.core.v3.TypedExtensionConfig"
+	ListenerType  = typePrefix + "envoy.config.listener.v3.Listener"
 )
 
-// Types are the type URLs of the resources, each after those that it refers to.
-func Types() []string { return []string{ClusterType, ListenerType} }
+// Types are the type URLs of the resources, each after those that it refers to. Those of ExtensionType are made of
+// Output.Extensions by whoever has the modules.
+func Types() []string { return []string{ClusterType, ExtensionType, ListenerType} }
 
 // Output is one consistent set: every cluster that a listener names is there, and every host's addresses have their
 // listeners.
 type Output struct {
 	Resources xds.Snapshot // the bodies are shared with later outputs: nobody may change them
 	Hosts     []table.Host
-	// Filters are the EnvoyFilters that made it, and Patched what each did; nil without any.
-	Filters *envoyfilter.Set
-	Patched []envoyfilter.Note
+	// Filters are the EnvoyFilters that made it, Patched what each did, and Extensions what listeners name of them, each name
+	// once; nil without any.
+	Filters    *envoyfilter.Set
+	Patched    []envoyfilter.Note
+	Extensions []envoyfilter.Extension
 }
 
 // Builder makes Envoy's resources and the names for DNS from registries of one Source. It is not safe for concurrent use.
@@ -46,8 +51,9 @@ type Builder struct {
 
 // made is serialized resources, and what EnvoyFilters did to them.
 type made struct {
-	resources []xds.Resource
-	patched   []envoyfilter.Note
+	resources  []xds.Resource
+	patched    []envoyfilter.Note
+	extensions []envoyfilter.Extension
 }
 
 // New returns a builder that has built nothing yet.
@@ -84,6 +90,11 @@ func (b *Builder) all(m *maker, r *mesh.Registry, vips map[string][]netip.Addr, 
 		made, err := b.get(m, sum, make)
 		out.Resources[url] = append(out.Resources[url], made.resources...)
 		out.Patched = append(out.Patched, made.patched...)
+		for _, e := range made.extensions {
+			if !slices.ContainsFunc(out.Extensions, func(has envoyfilter.Extension) bool { return has.Name == e.Name }) {
+				out.Extensions = append(out.Extensions, e)
+			}
+		}
 		return err
 	}
 	const basics, clusters, listeners, shared = 1, 2, 3, 4 // keep equal sums of different kinds apart
@@ -147,12 +158,12 @@ func (b *Builder) get(m *maker, sum uint64, build func() []resource) (made, erro
 	}
 	out := made{resources: make([]xds.Resource, len(resources))}
 	for i, r := range resources {
-		notes, err := m.patch(r)
+		patched, err := m.patch(r)
 		if err != nil {
 			return made{}, err
 		}
 		serialize := marshal
-		if len(notes) > 0 {
+		if len(patched.Notes) > 0 {
 			serialize = marshalAny
 		}
 		body, err := serialize(r)
@@ -160,7 +171,7 @@ func (b *Builder) get(m *maker, sum uint64, build func() []resource) (made, erro
 			return made{}, fmt.Errorf("serialize %s: %w", r.GetName(), err)
 		}
 		out.resources[i] = xds.NewResource(r.GetName(), body)
-		out.patched = append(out.patched, notes...)
+		out.patched, out.extensions = append(out.patched, patched.Notes...), append(out.extensions, patched.Extensions...)
 	}
 	b.now[sum] = out
 	return out, nil
@@ -168,10 +179,10 @@ func (b *Builder) get(m *maker, sum uint64, build func() []resource) (made, erro
 
 // patch applies the EnvoyFilters to a listener. Chains that refuse connections are no patch's: they keep captured traffic
 // from the agent's own ports, and connections to VIPs from other services.
-func (b *maker) patch(r resource) ([]envoyfilter.Note, error) {
+func (b *maker) patch(r resource) (envoyfilter.Patched, error) {
 	l, is := r.(*listenerv3.Listener)
 	if !is {
-		return nil, nil
+		return envoyfilter.Patched{}, nil
 	}
 	virtual := l.GetName() == InboundListener || l.GetName() == OutboundListener
 	return b.filters.Patch(l, virtual, func(c *listenerv3.FilterChain) bool { return strings.HasSuffix(c.GetName(), refusing) })

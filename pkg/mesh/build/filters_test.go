@@ -54,7 +54,7 @@ func TestFilterTransitions(t *testing.T) {
 				t.Fatalf("%+v", d)
 			}
 		}
-		out, err := b.Build(r, giveVIPs(r.AutoHosts()), filterSet(r, nil))
+		out, err := b.Build(r, giveVIPs(r.AutoHosts()), filterSet(r))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -97,24 +97,31 @@ func TestFilterTransitions(t *testing.T) {
 	}
 }
 
-// TestFilterModule wants a Wasm module's filter in force once its file is there, taken by a real Envoy.
+// TestFilterModule wants a Wasm filter to be named by its listener, whatever its module, and what stands in its place taken by a real
+// Envoy: its configuration is for whoever has the module.
 func TestFilterModule(t *testing.T) {
 	archive, err := txtar.ParseFile("testdata/filter-manual.txtar")
 	if err != nil {
 		t.Fatal(err)
 	}
-	module, err := filepath.Abs("../../envoyfilter/testdata/header.wasm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := strings.ReplaceAll(string(archive.Files[0].Data), "/var/local/lib/wasm-filters/example-filter.wasm", module)
-	r, _ := load(t, text, testOptions())
-	out, err := New(testOptions()).Build(r, nil, filterSet(r, []string{module}))
+	r, _ := load(t, string(archive.Files[0].Data), testOptions())
+	out, err := New(testOptions()).Build(r, nil, filterSet(r))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if p := out.Filters.Report(out.Patched)[0].Patches[0]; p.Result != envoyfilter.Applied {
 		t.Errorf("%+v", p)
+	}
+	const name = "envoyfilter/default/details-v1-examplefilter/0"
+	if len(out.Extensions) != 1 || out.Extensions[0].Name != name || out.Extensions[0].Document != "EnvoyFilter default/details-v1-examplefilter" {
+		t.Errorf("%+v", out.Extensions)
+	}
+	all := ""
+	for _, l := range out.Resources[ListenerType] {
+		all += string(l.Body)
+	}
+	if !strings.Contains(all, name) || strings.Contains(all, "example-filter.wasm") {
+		t.Error("the listener has the module, or does not name it")
 	}
 	validate(t, out)
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"testing"
 	"time"
 
@@ -90,20 +89,20 @@ func giveVIPs(hosts []string) map[string][]netip.Addr {
 
 func build(t testing.TB, r *mesh.Registry, o mesh.Options) *Output {
 	t.Helper()
-	out, err := New(o).Build(r, giveVIPs(r.AutoHosts()), filterSet(r, nil))
+	out, err := New(o).Build(r, giveVIPs(r.AutoHosts()), filterSet(r))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
 }
 
-// filterSet is the EnvoyFilters of r for a pod of the manual's details-v1, whose file system has those files.
-func filterSet(r *mesh.Registry, files []string) *envoyfilter.Set {
+// filterSet is the EnvoyFilters of r for a pod of the manual's details-v1.
+func filterSet(r *mesh.Registry) *envoyfilter.Set {
 	p := envoyfilter.Proxy{
 		Namespace: "default", RootNamespace: "istio-system", Labels: map[string]string{"app": "details", "version": "v1"},
 		Metadata: map[string]any{"ISTIO_VERSION": "1.28.0", "CLUSTER_ID": "Kubernetes"},
 	}
-	return envoyfilter.NewSet(r.EnvoyFilters(), p, func(path string) bool { return slices.Contains(files, path) }, func(*envoyfilter.Filter) string { return "" })
+	return envoyfilter.NewSet(r.EnvoyFilters(), p, func(*envoyfilter.Filter) string { return "" })
 }
 
 func parseClusters(t testing.TB, msgs []xds.Resource) []*clusterv3.Cluster {
@@ -182,7 +181,7 @@ func bootstrapFile(t testing.TB, out *Output) string {
 // validate has the real Envoy check out, and fails on any warning: each would be logged 10,000 times.
 func validate(t testing.TB, out *Output) {
 	t.Helper()
-	cmd := exec.Command(realenvoy.Path(t, root), "--mode", "validate", "-c", bootstrapFile(t, out), "-l", "warning")
+	cmd := exec.Command(realenvoy.Path(t, root), "--mode", "validate", "-c", bootstrapFile(t, out), "-l", "warning", "--service-node", "n", "--service-cluster", "c")
 	text, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("envoy --mode validate: %v\n%s", err, text)

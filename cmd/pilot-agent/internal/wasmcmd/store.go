@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -20,6 +19,7 @@ import (
 	"understudy.mesh/pkg/logging"
 	"understudy.mesh/pkg/mesh/wasmplugin"
 	"understudy.mesh/pkg/wasm"
+	"understudy.mesh/pkg/wasm/settings"
 )
 
 const pullHelp = `Fetches a module as the agent does, has an Envoy try it, and puts it into the pod's store, where the agent finds it.
@@ -35,20 +35,6 @@ const maxSecretFile = 1 << 20
 
 // maxPluginFile bounds a file with WasmPlugins: what a ConfigMap takes of one.
 const maxPluginFile = 1 << 20
-
-// storeConfig is what the settings say of the store.
-func storeConfig(cfg *config.Config, dir string, log *slog.Logger) (wasm.Config, error) {
-	mirrors, err := wasm.ParseMirrors(cfg.WasmMirrors)
-	if err != nil {
-		return wasm.Config{}, fmt.Errorf("%s: %w", cfg.Spelled("wasmMirrors"), err)
-	}
-	return wasm.Config{
-		Dir: dir, MaxModule: int64(cfg.WasmMaxBinarySize), MaxAge: cfg.WasmModuleExpiry,
-		SecretsDir: cfg.WasmSecretsDir, DockerConfig: cfg.DockerConfig, CAFile: cfg.WasmCAFile,
-		Allow: cfg.WasmAllow, Insecure: cfg.WasmInsecureRegistries, Blocked: cfg.WasmBlockedCIDRs, Mirrors: mirrors,
-		Compliance: cfg.CompliancePolicy, Log: log,
-	}, nil
-}
 
 type pullOptions struct {
 	pluginOptions
@@ -136,17 +122,14 @@ func (o pullOptions) pull(e *cli.Env, cmd *cobra.Command, cfg *config.Config, wa
 	if err != nil {
 		return err
 	}
-	c, err := storeConfig(cfg, o.dir, logging.For(log, "wasm"))
+	helper, dir, err := newHelper(e, cfg)
+	if err != nil {
+		return fmt.Errorf("make a directory for an Envoy: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	c, err := settings.Store(cfg, o.dir, helper, logging.For(log, "wasm"))
 	if err != nil {
 		return err
-	}
-	if cfg.WasmCheck {
-		helper, dir, err := newHelper(e, cfg)
-		if err != nil {
-			return fmt.Errorf("make a directory for an Envoy: %w", err)
-		}
-		defer os.RemoveAll(dir)
-		c.Envoy = helper
 	}
 	ctx := cmd.Context()
 	if o.wait > 0 {

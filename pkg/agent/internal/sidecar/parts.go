@@ -53,6 +53,9 @@ func meshOptions(c *config.Config) mesh.Options {
 // filtered is the pod as EnvoyFilters select it. Its labels are those of the start.
 func filtered(c *config.Config) envoyfilter.Proxy {
 	p := envoyfilter.Proxy{Namespace: c.PodNamespace, RootNamespace: c.RootNamespace, Metadata: c.Node.Metadata, Labels: map[string]string{}}
+	if !c.Wasm {
+		p.NoWasm = "Wasm filters are switched off: " + c.Spelled("wasm")
+	}
 	labels, _ := c.Node.Metadata["LABELS"].(map[string]any)
 	for key, value := range labels {
 		if text, is := value.(string); is {

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"understudy.mesh/bootstrap"
+	"understudy.mesh/pkg/ecds"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/files"
 	"understudy.mesh/pkg/mesh"
@@ -14,6 +15,8 @@ import (
 	"understudy.mesh/pkg/overview"
 	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
+	"understudy.mesh/pkg/wasm"
+	"understudy.mesh/pkg/wasm/settings"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -113,6 +116,7 @@ func (s *Sidecar) newFiles() error {
 	}
 	server := xds.New(listener, build.Types(), s.world.Log("xds"))
 	server.SendFirst(build.OutboundListener, build.InboundListener)
+	helper := envoy.NewHelper(envoy.HelperConfig{Binary: s.cfg.BinaryPath, Dir: s.dir.TrialDir(), Environ: s.world.Environ})
 	c := files.Config{
 		Dir: s.cfg.ConfigDir, Options: s.options(), VIPs: s.names.vips,
 		Proxy: filtered(s.cfg),
@@ -120,8 +124,9 @@ func (s *Sidecar) newFiles() error {
 			Set: server.Set, Applied: server.Applied, Connected: server.Connected, Renewed: server.Renewed(),
 			Warming: s.admin.Warming,
 		},
-		Check:     envoy.NewHelper(envoy.HelperConfig{Binary: s.cfg.BinaryPath, Dir: s.dir.TrialDir(), Environ: s.world.Environ}).Validate,
+		Check:     helper.Validate,
 		Bootstrap: s.dir.BootstrapFile(),
+		Modules:   func() (ecds.Modules, error) { return s.modules(helper) },
 		TTL:       s.cfg.DNSTTL, Ready: s.Ready, InForce: s.progress, Log: s.world.Log,
 	}
 	if s.names.captured {
@@ -130,4 +135,13 @@ func (s *Sidecar) newFiles() error {
 	s.xds = server
 	s.plane, err = files.New(c)
 	return err
+}
+
+// modules opens the store of Wasm modules.
+func (s *Sidecar) modules(helper *envoy.Helper) (*wasm.Store, error) {
+	c, err := settings.Store(s.cfg, wasm.DefaultDir, helper, s.world.Log("wasm"))
+	if err != nil {
+		return nil, err
+	}
+	return wasm.New(c), nil
 }

@@ -53,15 +53,14 @@ type History struct {
 
 // of is what changes of a kind refer to.
 func (h *History) of(change, url string) *kind {
-	known := h.kinds[kind{change, url}]
-	if known == nil {
+	k := kind{change, url}
+	if h.kinds[k] == nil {
 		if h.kinds == nil {
 			h.kinds = make(map[kind]*kind)
 		}
-		known = &kind{change, url}
-		h.kinds[*known] = known
+		h.kinds[k] = &k
 	}
-	return known
+	return h.kinds[k]
 }
 
 // Add adds a change of each of some names, which happened after all before, and drops the oldest ones beyond maxHistory.

@@ -1,0 +1,333 @@
+package ecds
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	httpwasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
+	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"understudy.mesh/pkg/envoyfilter"
+	"understudy.mesh/pkg/status"
+	"understudy.mesh/pkg/wasm"
+	"understudy.mesh/pkg/xds"
+)
+
+// modules are fake ones, by the URL of their source.
+type modules struct {
+	mu       sync.Mutex
+	there    map[string]string // to hashes; "" fails for good
+	stored   map[string]string // what the store has without asking
+	states   map[string]wasm.State
+	changed  chan struct{}
+	seen     string
+	retained string
+}
+
+func newModules() *modules {
+	return &modules{there: map[string]string{}, stored: map[string]string{}, states: map[string]wasm.State{}, changed: make(chan struct{})}
+}
+
+// set has a source give a module, from now on.
+func (m *modules) set(url, hash string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.there[url] = hash
+	m.seen = fmt.Sprint(m.seen, "x")
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+func (m *modules) Resolve(ctx context.Context, src wasm.Source) (wasm.Module, error) {
+	for {
+		m.mu.Lock()
+		hash, there := m.there[src.URL]
+		if src.Policy == wasm.Never {
+			hash, there = m.stored[src.URL], true
+		}
+		changed := m.changed
+		m.mu.Unlock()
+		switch {
+		case there && hash == "":
+			return wasm.Module{}, errors.New("it is none")
+		case there:
+			m.mu.Lock()
+			m.states[src.URL] = wasm.State{From: src.URL, Phase: wasm.InStore}
+			m.mu.Unlock()
+			return wasm.Module{Path: "/store/" + hash, SHA256: hash, Size: 1}, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return wasm.Module{}, ctx.Err()
+		}
+	}
+}
+
+func (m *modules) Surroundings(wasm.Source) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.seen
+}
+
+func (m *modules) State(src wasm.Source) wasm.State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.states[src.URL]
+}
+
+func (m *modules) Retain(hashes ...string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.retained = strings.Join(hashes, " ")
+	return nil
+}
+
+// bench is Extensions with fake modules.
+type bench struct {
+	*Extensions
+	t       *testing.T
+	modules *modules
+	news    chan struct{}
+	ready   *status.Readiness
+}
+
+func newBench(t *testing.T) *bench {
+	b := &bench{t: t, modules: newModules(), news: make(chan struct{}, 100), ready: &status.Readiness{}}
+	b.ready.Done("other")
+	b.Extensions = New(Config{
+		Open: func() (Modules, error) { return b.modules, nil }, Changed: func() { b.news <- struct{}{} }, Ready: b.ready, Log: slog.New(slog.DiscardHandler),
+	})
+	t.Cleanup(b.Close)
+	return b
+}
+
+func wanted(name, file string, policy wasmv3.FailurePolicy) envoyfilter.Extension {
+	config, err := anypb.New(&httpwasmv3.Wasm{Config: &wasmv3.PluginConfig{FailurePolicy: policy, Vm: &wasmv3.PluginConfig_VmConfig{VmConfig: &wasmv3.VmConfig{
+		VmId: "vm", Code: &corev3.AsyncDataSource{Specifier: &corev3.AsyncDataSource_Local{Local: &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: file}}}},
+	}}}})
+	if err != nil {
+		panic(err)
+	}
+	return envoyfilter.Extension{Name: name, Document: "ns/" + name, Config: config}
+}
+
+// next waits until Envoy is to have something else.
+func (b *bench) next() {
+	b.t.Helper()
+	select {
+	case <-b.news:
+	case <-time.After(20 * time.Second):
+		b.t.Fatal("nothing has changed")
+	}
+}
+
+// want demands of each resource the module, or the placeholder that stands for it: "deny" or "allow".
+func (b *bench) want(resources []xds.Resource, modules ...string) {
+	b.t.Helper()
+	if len(resources) != len(modules) {
+		b.t.Fatalf("%d resources, want %v", len(resources), modules)
+	}
+	for i, r := range resources {
+		m := &corev3.TypedExtensionConfig{}
+		if err := proto.Unmarshal(r.Body, m); err != nil || m.GetName() != r.Name {
+			b.t.Fatal(err)
+		}
+		marker := "/store/" + modules[i]
+		if modules[i] == "deny" || modules[i] == "allow" {
+			marker = "wasm-default-" + modules[i]
+		}
+		if !bytes.Contains(r.Body, []byte(marker)) {
+			b.t.Errorf("%s is not %s: %q", r.Name, marker, r.Body)
+		}
+	}
+}
+
+// phase demands what is reported of the only extension.
+func (b *bench) phase(phase, sha256, instead, reason string) {
+	b.t.Helper()
+	r := b.Report()[0]
+	if r.Phase != phase || r.SHA256 != sha256 || r.Instead != instead || !strings.Contains(r.Reason, reason) {
+		b.t.Errorf("%+v; want %s %s %s %s", r, phase, sha256, instead, reason)
+	}
+	if samples := b.Samples(); len(samples) < 2 || samples[0].Labels["phase"] != phase {
+		b.t.Errorf("%+v", samples)
+	}
+}
+
+// readiness demands that the pod is ready, or why not.
+func (b *bench) readiness(why string) {
+	b.t.Helper()
+	ready, pending := b.ready.Check()
+	if text := fmt.Sprint(pending); ready != (why == "") || !strings.Contains(text, why) {
+		b.t.Errorf("ready %t, %s; want %q", ready, text, why)
+	}
+}
+
+const closed, open = wasmv3.FailurePolicy_FAIL_CLOSED, wasmv3.FailurePolicy_FAIL_OPEN
+
+// TestFirst wants a start not ready until Envoy has taken a module without which no traffic may pass, which a placeholder refuses until
+// then; and nothing opened without a filter.
+func TestFirst(t *testing.T) {
+	b := newBench(t)
+	if b.Resources(nil) != nil || b.Extensions.modules != nil || b.Report() != nil || b.Samples() != nil || b.Export() != nil {
+		t.Error("something is there without a filter")
+	}
+	b.readiness("")
+	all := []envoyfilter.Extension{wanted("a", "/a", closed)}
+	b.want(b.Resources(all), "deny")
+	b.Answered(nil)
+	b.readiness("the Wasm module of a is not in force yet")
+	b.phase("", "", "deny", "")
+	b.modules.set("file:///a", "one")
+	b.next()
+	b.readiness("not in force yet")
+	b.want(b.Resources(all), "one")
+	b.phase("Verifying", "", "deny", "has not answered")
+	b.Answered(nil)
+	b.readiness("")
+	b.phase("InForce", "one", "", "")
+	if got := string(b.Export()); got != `[{"name":"a","sha256":"one"}]` {
+		t.Error(got)
+	}
+	if b.modules.retained != "one" {
+		t.Error(b.modules.retained)
+	}
+	b.want(b.Resources(nil))
+	if len(b.Report()) != 0 || b.modules.retained != "" {
+		t.Error("what nobody wants any more is there")
+	}
+}
+
+// TestUpdate wants what serves to serve on until the next is there, whatever becomes of that, and a pod that was ready to stay so.
+func TestUpdate(t *testing.T) {
+	b := newBench(t)
+	all := []envoyfilter.Extension{wanted("a", "/a", closed)}
+	b.modules.set("file:///a", "one")
+	b.Resources(all)
+	b.next()
+	b.Resources(all)
+	b.Answered(nil)
+	b.Served()
+	b.modules.set("file:///a", "two") // another file in its place
+	b.next()
+	b.want(b.Resources(all), "two")
+	if b.modules.retained != "one two" {
+		t.Error(b.modules.retained)
+	}
+	if !b.Answered(map[string]string{"a": "no"}) {
+		t.Error("Envoy is to have another")
+	}
+	b.phase("Stale", "one", "", "Envoy refuses it: no")
+	b.want(b.Resources(all), "one")
+	b.Answered(nil)
+	b.phase("Stale", "one", "", "Envoy refuses it: no")
+	b.readiness("")
+
+	all[0] = wanted("a", "/b", closed)
+	b.want(b.Resources(all), "one")
+	b.phase("", "one", "", "")
+	b.modules.set("file:///b", "")
+	for range 20000 {
+		if b.Report()[0].Reason != "" {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	b.phase("Stale", "one", "", "it is none")
+	all[0] = wanted("a", "/c", closed)
+	b.modules.set("file:///c", "three")
+	b.want(b.Resources(all), "one")
+	b.next()
+	b.want(b.Resources(all), "three")
+	b.Answered(nil)
+	b.phase("InForce", "three", "", "")
+	b.readiness("")
+}
+
+// TestOlderNeverWins wants what was wanted before to have no say any more, however late its module comes.
+func TestOlderNeverWins(t *testing.T) {
+	b := newBench(t)
+	slow := []envoyfilter.Extension{wanted("a", "/slow", open)}
+	b.want(b.Resources(slow), "allow")
+	all := []envoyfilter.Extension{wanted("a", "/b", closed)}
+	b.want(b.Resources(all), "deny")
+	b.modules.set("file:///b", "two")
+	b.next()
+	b.want(b.Resources(all), "two")
+	b.modules.set("file:///slow", "old")
+	time.Sleep(10 * time.Millisecond)
+	b.want(b.Resources(all), "two")
+}
+
+// TestOpenWaitsForMoments wants a start to wait for 5 s at most for a module that traffic may pass without.
+func TestOpenWaitsForMoments(t *testing.T) {
+	b := newBench(t)
+	b.want(b.Resources([]envoyfilter.Extension{wanted("a", "/a", open)}), "allow")
+	b.readiness("not in force yet")
+	b.Extensions.mu.Lock()
+	b.Extensions.began = time.Now().Add(-patience)
+	b.Extensions.mu.Unlock()
+	b.Answered(nil)
+	b.readiness("")
+}
+
+// TestInherited wants a newcomer not ready without any module that its predecessor has in force, and to say why it never will be.
+func TestInherited(t *testing.T) {
+	b := newBench(t)
+	b.Import([]byte(`[{"name":"a","sha256":"one"},{"name":"gone"}]`))
+	b.modules.set("file:///a", "one")
+	all := []envoyfilter.Extension{wanted("a", "/a", open), wanted("new", "/new", open)}
+	b.Extensions.began = time.Now()
+	b.want(b.Resources(all), "allow", "allow")
+	b.Extensions.mu.Lock()
+	b.Extensions.began = time.Now().Add(-patience)
+	b.Extensions.mu.Unlock()
+	b.readiness("of a is not in force yet")
+	b.next()
+	b.want(b.Resources(all), "one", "allow")
+	b.Answered(map[string]string{"a": "no"})
+	b.readiness("what the generation before serves cannot be had here: the Wasm module of a")
+	b.modules.set("file:///a", "two")
+	b.next()
+	b.Resources(all)
+	b.Answered(nil)
+	b.readiness("")
+	for _, bad := range []string{"", "x", "{}", "[1]", "null"} {
+		newBench(t).Import([]byte(bad))
+	}
+}
+
+// TestPrepare wants a document that is new to find its modules there, those that come in time.
+func TestPrepare(t *testing.T) {
+	b := newBench(t)
+	soon := []envoyfilter.Extension{wanted("a", "/a", closed)}
+	wait := b.Prepare(soon)
+	b.Resources(nil) // what is published meanwhile does not have it
+	b.modules.set("file:///a", "one")
+	wait(t.Context())
+	b.want(b.Resources(soon), "one")
+	b.Resources(nil)
+	if len(b.Report()) != 0 {
+		t.Error("it stays though nothing wants it")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	b.Prepare([]envoyfilter.Extension{wanted("b", "/b", closed)})(ctx)
+}
+
+// TestBadFilter wants a filter that wants no module, or with words for the agent that it does not understand, to be none, and the others to be.
+func TestBadFilter(t *testing.T) {
+	b := newBench(t)
+	b.want(b.Resources([]envoyfilter.Extension{{Name: "bad", Config: &anypb.Any{TypeUrl: "a/b.C"}}, wanted("a", "/a", closed)}), "deny")
+}

@@ -1,0 +1,117 @@
+package ecds
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"understudy.mesh/pkg/status"
+	"understudy.mesh/pkg/wasm"
+)
+
+// Phases of an extension besides those of a module on its way.
+const (
+	inForce = "InForce"
+	stale   = "Stale" // what served before serves, as what is wanted fails
+)
+
+// Report is what became of one extension, for people.
+type Report struct {
+	Name     string    `json:"name"`
+	Document string    `json:"document"` // kind, namespace and name
+	Phase    string    `json:"phase"`    // Pending, Pulling, Verifying, InForce, Stale or Failed
+	From     string    `json:"from"`
+	SHA256   string    `json:"sha256,omitempty"` // of the module that serves, as are digest and size
+	Digest   string    `json:"digest,omitempty"`
+	Size     int64     `json:"size,omitempty"`
+	Instead  string    `json:"instead,omitempty"` // allow or deny, while no module serves
+	Reason   string    `json:"reason,omitempty"`
+	Since    time.Time `json:"since"`
+	NextTry  time.Time `json:"nextTry,omitzero"`
+}
+
+// Report says what became of each extension, by name.
+func (x *Extensions) Report() []Report {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var all []Report
+	for _, name := range slices.Sorted(maps.Keys(x.all)) {
+		all = append(all, x.report(x.all[name]))
+	}
+	return all
+}
+
+// report is that of one. The caller holds mu.
+func (x *Extensions) report(e *extension) Report {
+	st := x.modules.State(e.filter.Source)
+	r := Report{Name: e.Name, Document: e.Document, From: st.From, Phase: string(st.Phase), Reason: st.Reason, Since: st.Since, NextTry: st.NextTry}
+	failed := st.Phase == wasm.Failed
+	if bad := e.trouble(); bad != "" {
+		failed, r.Phase, r.Reason = true, string(wasm.Failed), bad
+	}
+	serving := e.good
+	switch {
+	case serving == nil && st.Phase == wasm.InStore && !failed:
+		r.Phase, r.Reason = string(wasm.Verifying), "Envoy has not answered for it yet"
+	case serving == nil:
+	case failed:
+		r.Phase = stale
+	case serving == e.newest && sameConfig(serving.of, e.Config) && st.Phase == wasm.InStore:
+		r.Phase, r.Reason, r.Since = inForce, "", serving.inUse
+	}
+	if serving == nil {
+		r.Instead = "deny"
+		if e.filter.Open {
+			r.Instead = "allow"
+		}
+		return r
+	}
+	r.SHA256, r.Digest, r.Size = serving.module.SHA256, serving.module.Digest, serving.module.Size
+	return r
+}
+
+// trouble is why what is wanted is not in force, whatever the store says of its module.
+func (e *extension) trouble() string {
+	if e.refused != "" && e.bad == "" && sameConfig(e.newest.of, e.Config) {
+		return e.refused
+	}
+	return e.bad
+}
+
+// why is what an extension waits for, in words. The caller holds mu.
+func (x *Extensions) why(e *extension) string {
+	r := x.report(e)
+	if r.Reason == "" {
+		return r.Phase
+	}
+	return r.Phase + ": " + r.Reason
+}
+
+// Samples are the metrics.
+func (x *Extensions) Samples() []status.Sample {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var out []status.Sample
+	gauge := func(name, help string, value float64, labels map[string]string) {
+		out = append(out, status.Sample{Name: name, Help: help, Labels: labels, Value: value, Gauge: true})
+	}
+	for _, name := range slices.Sorted(maps.Keys(x.all)) {
+		e := x.all[name]
+		r := x.report(e)
+		gauge("wasm_module_info", "The Wasm module of each filter, by its phase; sha256 is that of the one that serves.", 1,
+			map[string]string{"name": name, "phase": r.Phase, "sha256": r.SHA256})
+		placeholder := 0.0
+		if r.Instead != "" {
+			placeholder = 1
+		}
+		gauge("wasm_placeholder", "1 while a filter without its module lets all traffic pass, or none.", placeholder, map[string]string{"name": name})
+		if v := e.good; v != nil {
+			gauge("wasm_in_force_timestamp", "When the module of a filter came into force, in seconds since 1970.", float64(v.inUse.UnixMilli())/1000, map[string]string{"name": name})
+			for step, took := range map[string]time.Duration{"resolve": v.took, "push": v.inUse.Sub(v.made)} {
+				gauge("wasm_load_seconds", "How long the last load of a module took: to have it, check it and try it (resolve), and until Envoy had it (push).",
+					took.Seconds(), map[string]string{"name": name, "step": step})
+			}
+		}
+	}
+	return out
+}

@@ -39,6 +39,8 @@ func TestChange(t *testing.T) {
 		{"another setting", template, made(plainMesh), strings.Replace(plainMesh, "image", "logLevel: debug, image", 1), yes, env, ChangeSettings},
 		{"another image of istio-init", template, made(plainMesh), plainMesh + "\ninit: {image: x}", yes, env, ChangeSettings},
 		{"native", template, made(plainMesh), plainMesh, yes, Environment{Namespace: env.Namespace, Native: true}, ChangeSettings},
+		{"a URL without variables", template, made(plainMesh), plainMesh, yes, Environment{Namespace: env.Namespace, Variables: map[string]string{}}, NoChange},
+		{"a URL with variables", template, made(plainMesh), plainMesh, yes, Environment{Namespace: env.Namespace, Variables: map[string]string{"A": "b"}}, ChangeSettings},
 		{"rewritten to a mirror's name", template, strings.ReplaceAll(made(plainMesh), `"image":"understudy/`, `"image":"mirror/`), plainMesh, yes, env, NoChange},
 		{"upgraded in place", template, upgraded, strings.Replace(hot, ":v1", ":v2", 1), yes, env, NoChange},
 		{"upgraded to what it was made with", template, upgraded, hot, yes, env, NoChange},

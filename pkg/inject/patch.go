@@ -90,8 +90,12 @@ func (b *builder) hash() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	variables := b.env.Variables
+	if len(variables) == 0 {
+		variables = nil // whether nobody gives any, or gives none, is the same
+	}
 	text, err := json.Marshal([]any{
-		generation, digest[:], b.native, b.env.Resize, b.env.Variables, b.env.Namespace.Annotations[openShiftUIDs],
+		generation, digest[:], b.native, b.env.Resize, variables, b.env.Namespace.Annotations[openShiftUIDs],
 		b.pod.Metadata.Annotations[userVolumeAnnotation], b.pod.Metadata.Annotations[userVolumeMountAnnotation],
 	})
 	if err != nil {

@@ -43,8 +43,8 @@ spec:
   containers: [{name: sleep, image: curlimages/curl, imagePullPolicy: IfNotPresent, command: [sleep, infinity]}]
 `
 
-// TestInjector is docs/inject.md: its commands that install, a namespace with the label, an application that knows nothing of it; and then no
-// injector at all.
+// TestInjector is docs/inject.md: its commands that install, a namespace with the label, an application that knows nothing of it; other
+// settings, and a restart of every kind of workload; and then no injector at all.
 func TestInjector(t *testing.T) {
 	removeInjector(t)
 	ctx := t.Context()
@@ -72,6 +72,8 @@ func TestInjector(t *testing.T) {
 	if out := ns.Exec(t, "sleep", "sleep", "curl", "-sS", "https://aliyun.com"); !strings.Contains(out, "server=world") {
 		t.Errorf("aliyun.com: %q", out)
 	}
+
+	restartWorkloads(t, ns)
 
 	if _, err := shared.Kubectl(ctx, nil, "-n", namespace, "scale", "deployment/sidecar-injector", "--replicas=0"); err != nil {
 		t.Fatal(err)

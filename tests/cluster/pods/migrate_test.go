@@ -136,7 +136,7 @@ func (m *migration) blocks(t *testing.T, section string, n int) []string {
 // run runs commands of the paper, in whose place of the namespace shop the test has its own, and returns what they print.
 func (m *migration) run(t *testing.T, commands string) string {
 	t.Helper()
-	out, err := shell(m.dir, strings.NewReplacer("-n shop ", "-n "+m.ns.Name+" ", "namespace shop ", "namespace "+m.ns.Name+" ").Replace(commands))
+	out, err := shell(m.dir, strings.NewReplacer("-n shop ", "-n "+m.ns.Name+" ", "-n shop\n", "-n "+m.ns.Name+"\n", "namespace shop ", "namespace "+m.ns.Name+" ").Replace(commands))
 	if err != nil {
 		t.Fatalf("%s: %v", migratePaper, err)
 	}

@@ -38,7 +38,7 @@ func Containers(running *corev1.Pod, other []byte, names ...string) ([]string, e
 	var found []string
 	for _, name := range names {
 		for _, f := range fields {
-			if below, ok := strings.CutPrefix(f, "["+name+"]"); ok && !strings.Contains(f, accountMount) {
+			if below, ok := strings.CutPrefix(f, "["+name+"]"); ok {
 				found = append(found, name+below)
 			}
 		}
@@ -46,10 +46,10 @@ func Containers(running *corev1.Pod, other []byte, names ...string) ([]string, e
 	return found, nil
 }
 
-// accountMount is what the API server mounts into each container.
-const accountMount = "volumeMounts[kube-api-access-"
+// accountVolume begins the name of what the API server mounts into each container.
+const accountVolume = "kube-api-access-"
 
-// containers are those of the names, whichever list of the pod they are in.
+// containers are those of the names, whichever list of the pod they are in, without the mount of the service account.
 func containers(pod []byte, names []string) ([]any, error) {
 	var p struct {
 		Spec struct {
@@ -63,6 +63,15 @@ func containers(pod []byte, names []string) ([]any, error) {
 	var found []any
 	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
 		if name, _ := c["name"].(string); slices.Contains(names, name) {
+			mounts, _ := c["volumeMounts"].([]any)
+			mounts = slices.DeleteFunc(mounts, func(m any) bool {
+				mount, _ := m.(map[string]any)
+				volume, _ := mount["name"].(string)
+				return strings.HasPrefix(volume, accountVolume)
+			})
+			if c["volumeMounts"] = mounts; len(mounts) == 0 {
+				delete(c, "volumeMounts")
+			}
 			found = append(found, c)
 		}
 	}
@@ -76,6 +85,7 @@ var defaulted = map[string][]any{
 	"emptyDir": {map[string]any{}}, "imagePullPolicy": {"IfNotPresent"}, "divisor": {"0"}, "revisionHistoryLimit": {10.0},
 	"injectionStrategy": {map[string]any{}}, "podInjectPolicy": {"BeforeAppContainer"}, "shareVolumePolicy": {map[string]any{"type": "disabled"}},
 	"shareVolumeDevicePolicy": {map[string]any{"type": "disabled"}}, "partition": {0.0}, "maxUnavailable": {1.0}, "priorityStrategy": {map[string]any{}},
+	"scheme": {"HTTP"}, "successThreshold": {1.0}, "failureThreshold": {3.0}, "timeoutSeconds": {1.0}, "periodSeconds": {10.0}, "expirationSeconds": {3600.0},
 }
 
 // differing are the places below one at which two values differ.

@@ -1,0 +1,120 @@
+package pods
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"understudy.mesh/tests/cluster"
+	"understudy.mesh/tests/lab"
+)
+
+// restartTemplate is a pod of each of restartKinds, whose label is its workload's name. It ends at once.
+const restartTemplate = `
+    metadata: {labels: {app: NAME}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: sleep, image: curlimages/curl, imagePullPolicy: IfNotPresent, command: [sleep, infinity]}]
+`
+
+// restartKinds are workloads with one pod each, and what becomes of them.
+var restartKinds = []struct{ kind, name, spec, says string }{
+	{"Deployment", "web", "", ": restarted, 1 pod"},
+	{"StatefulSet", "store", "  serviceName: store\n", ": restarted, 1 pod"},
+	{"StatefulSet", "store-by-hand", "  serviceName: store\n  updateStrategy: {type: OnDelete}\n", ": restarted, 1 pod"},
+	{"DaemonSet", "node", "", ": restarted, 1 pod"},
+	{"DaemonSet", "node-by-hand", "  updateStrategy: {type: OnDelete}\n", ": restarted, 1 pod"},
+	{"ReplicaSet", "alone", "", ": restarted, 1 pod"},
+	{"Deployment", "paused", "", ": left as it is: it is paused: spec.paused"},
+	{"Pod", "sleep", "", ": left as it is: nobody makes it anew"},
+}
+
+// restartWorkloads makes those of restartKinds in a namespace that is injected and has the pod sleep; then another setting, and the
+// command: every pod is made anew whose workload can do that, once, and the others are named.
+func restartWorkloads(t *testing.T, ns *cluster.Namespace) {
+	t.Helper()
+	for _, k := range restartKinds {
+		if k.kind != "Pod" {
+			ns.Apply(t, "apiVersion: apps/v1\nkind: "+k.kind+"\nmetadata: {name: "+k.name+"}\nspec:\n  selector: {matchLabels: {app: "+k.name+"}}\n"+k.spec+
+				"  template:"+strings.ReplaceAll(restartTemplate, "NAME", k.name))
+		}
+	}
+	for _, k := range restartKinds {
+		if k.kind != "Pod" {
+			lab.Eventually(t, podLimit, k.name+" has a pod that is ready", func() error { return hasReady(t, ns, k.name) })
+		}
+	}
+	ns.Kubectl(t, "patch", "deployment", "paused", "--patch", `{"spec": {"paused": true}}`)
+	before := uids(t, ns)
+	dir := t.TempDir()
+	linkInjector(t, dir)
+	run := func(flags string) string {
+		out, err := shell(dir, "sidecar-injector restart -n "+ns.Name+flags)
+		if want := 1; flags == "" && cluster.ExitStatus(err) != want {
+			t.Errorf("restart: exit status %d, want %d: %v", cluster.ExitStatus(err), want, err)
+		}
+		return out
+	}
+	if out := run(" --dry-run"); !strings.Contains(out, fmt.Sprintf("%d workloads: nothing to do\n", len(restartKinds))) {
+		t.Errorf("before any change:\n%s", out)
+	}
+	ns.Kubectl(t, "patch", "sidecarprofile", "default", "--type=merge", "--patch", `{"spec": {"proxy": {"logLevel": "info"}}}`)
+	ns.Wait(t, podLimit, "jsonpath={.status.observedGeneration}=2", "sidecarprofile/default")
+	out := run("")
+	t.Logf("restart:\n%s", out)
+	after := uids(t, ns)
+	for _, k := range restartKinds {
+		if !strings.Contains(out, k.kind+"/"+k.name+k.says) || !strings.Contains(out, "(1 of 1 pod: istio-proxy.args)") {
+			t.Errorf("%s %s: no %q in\n%s", k.kind, k.name, k.says, out)
+		}
+		if restarted := strings.Contains(k.says, "restarted"); restarted == slices.Equal(before[k.name], after[k.name]) || len(after[k.name]) != 1 {
+			t.Errorf("%s %s: pods %q, before %q", k.kind, k.name, after[k.name], before[k.name])
+		}
+	}
+	if out := run(" --dry-run"); !strings.Contains(out, "6 workloads: nothing to do\n") {
+		t.Errorf("afterwards:\n%s", out)
+	}
+	out, err := shell(dir, "sidecar-injector versions -n "+ns.Name+" -o json")
+	for _, part := range []string{`"role": "serving"`, `"agent": "`, `"envoy": "1.`, `"digest": "sha256:`} {
+		if n := strings.Count(out, part); n != len(restartKinds) || err != nil {
+			t.Errorf("versions: %d times %s, want %d: %v\n%s", n, part, len(restartKinds), err, out)
+		}
+	}
+}
+
+// uids are those of a namespace's pods that are not ending, by the label app.
+func uids(t *testing.T, ns *cluster.Namespace) map[string][]string {
+	t.Helper()
+	var list struct {
+		Items []struct {
+			Metadata struct {
+				Name, UID         string
+				DeletionTimestamp *string
+				Labels            map[string]string
+			}
+		}
+	}
+	ns.Get(t, &list, "pods")
+	found := map[string][]string{}
+	for _, p := range list.Items {
+		name := p.Metadata.Labels["app"]
+		if name == "" {
+			name = p.Metadata.Name
+		}
+		if p.Metadata.DeletionTimestamp == nil {
+			found[name] = append(found[name], p.Metadata.UID)
+		}
+	}
+	return found
+}
+
+func hasReady(t *testing.T, ns *cluster.Namespace, name string) error {
+	t.Helper()
+	for _, pod := range ns.Pods(t, "app="+name) {
+		if pod.Ready && !pod.Deleting {
+			return nil
+		}
+	}
+	return fmt.Errorf("none is")
+}

@@ -16,7 +16,6 @@ import (
 	"understudy.mesh/cmd/sidecar-injector/internal/cluster"
 	"understudy.mesh/cmd/sidecar-injector/internal/offline"
 	"understudy.mesh/cmd/sidecar-injector/internal/restart"
-	"understudy.mesh/pkg/inject"
 )
 
 // restartOptions are the flags of restart.
@@ -62,17 +61,15 @@ Exit status: 0 every pod is as it would be, 1 some are not, and are named, 2 a w
 }
 
 func (o restartOptions) validate() error {
-	switch _, ok := inject.ParseKubelet(o.kubelet); {
+	switch {
 	case o.namespace == "":
 		return errors.New("flag -n: give the namespace of the workloads")
 	case o.Workloads < 1:
 		return fmt.Errorf("flag --workloads: %d: give 1 or more", o.Workloads)
 	case o.Timeout <= 0:
 		return fmt.Errorf("flag --timeout: %s: give a duration, such as 10m", o.Timeout)
-	case o.kubelet != "" && !ok:
-		return fmt.Errorf("flag --kubelet-version: %q: want a version of Kubernetes, such as v1.33.0", o.kubelet)
 	}
-	return nil
+	return checkKubelet(o.kubelet)
 }
 
 func (o restartOptions) run(ctx context.Context, out, notes io.Writer) error {
@@ -112,13 +109,8 @@ func (o restartOptions) settings(ctx context.Context, c *cluster.Cluster) (resta
 	if s.Namespace, err = c.Namespace(ctx, o.namespace); err != nil {
 		return s, err
 	}
-	s.Modern, _ = inject.ParseKubelet(o.kubelet)
-	if o.kubelet == "" {
-		if s.Modern, err = c.Modern(ctx); err != nil {
-			return s, fmt.Errorf("%w; --kubelet-version says it without asking", err)
-		}
-	}
-	return s, nil
+	s.Modern, err = modernNodes(ctx, c, o.kubelet)
+	return s, err
 }
 
 // isTerminal reports whether somebody looks at what is written.

@@ -35,10 +35,7 @@ func (s *settingsFlags) check() error {
 	if s.offline && s.kubeconfig != "" {
 		return errors.New("flags --offline and --kubeconfig: give one of them")
 	}
-	if _, ok := inject.ParseKubelet(s.kubelet); s.kubelet != "" && !ok {
-		return fmt.Errorf("flag --kubelet-version: %q: want a version of Kubernetes, such as v1.33.0", s.kubelet)
-	}
-	return nil
+	return checkKubelet(s.kubelet)
 }
 
 // settings are those of files, or of a cluster as far as it was asked.

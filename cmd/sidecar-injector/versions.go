@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -18,22 +17,6 @@ type versionsOptions struct {
 	below, envoyBelow  string
 	direct             bool
 	output, kubeconfig string
-}
-
-// fleetFlags say which namespaces a command is about.
-type fleetFlags struct {
-	namespace string
-	all       bool
-}
-
-func (o *fleetFlags) check() error {
-	switch {
-	case o.namespace == "" && !o.all:
-		return errors.New("flag -n or -A: give a namespace, or all of them")
-	case o.namespace != "" && o.all:
-		return errors.New("flags -n and -A: give one of them")
-	}
-	return nil
 }
 
 func newVersionsCommand() *cobra.Command {

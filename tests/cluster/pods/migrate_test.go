@@ -66,10 +66,11 @@ func TestMigrate(t *testing.T) {
 	m := newMigration(t)
 	stage0 := m.blocks(t, "Stage 0: the image alone", 2)
 	stage1 := m.blocks(t, "Stage 1: a namespace", 3)
-	ahead := m.blocks(t, "Before the first pod", 2)
+	ahead := m.blocks(t, "Before the first pod", 3)
 	m.start(t)
 	m.run(t, ahead[0])
-	if out := m.run(t, ahead[1]); !strings.Contains(out, "Deployment "+m.ns.Name+"/web is injected") {
+	m.preflight(t, ahead[1])
+	if out := m.run(t, ahead[2]); !strings.Contains(out, "Deployment "+m.ns.Name+"/web is injected") {
 		t.Errorf("explain says\n%s", out)
 	}
 	m.move(t, "to stage 0", stage0[0], cluster.ProxyDev, byIstio)
@@ -85,7 +86,9 @@ func TestMigrateNamespace(t *testing.T) {
 	m := newMigration(t)
 	stage1 := m.blocks(t, "Stage 1: a namespace", 3)
 	m.start(t)
-	m.run(t, m.blocks(t, "Before the first pod", 2)[0])
+	ahead := m.blocks(t, "Before the first pod", 3)
+	m.run(t, ahead[0])
+	m.preflight(t, ahead[1])
 	m.install(t, stage1[0])
 	m.move(t, "to stage 1", stage1[1], cluster.ProxyDev, byUs)
 	m.finish(t)
@@ -180,6 +183,17 @@ func (m *migration) awaitPeer(t *testing.T, from *cluster.Namespace, pod string,
 		}
 		return err
 	})
+}
+
+// preflight wants the look ahead to find nothing that would be otherwise.
+func (m *migration) preflight(t *testing.T, command string) {
+	t.Helper()
+	out := m.run(t, command)
+	for _, ns := range []*cluster.Namespace{m.ns, m.stay} {
+		if !strings.Contains(out, "Deployment "+ns.Name+"/web: as it is\n") {
+			t.Errorf("preflight says\n%s", out)
+		}
+	}
 }
 
 // install runs the commands that install the injector, and removes it in the end.

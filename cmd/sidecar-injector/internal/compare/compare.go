@@ -10,36 +10,49 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"understudy.mesh/pkg/contract"
 )
 
-// Fields are the places below one at which two values differ, sorted, such as spec.containers[istio-proxy].image. What an API server fills in is
-// no difference.
-func Fields(at string, before, after any) []string {
-	fields := differing(at, before, after)
-	slices.Sort(fields)
-	return fields
+// Difference is a field that two objects have otherwise; nil is that one has none.
+type Difference struct {
+	Field         string // such as spec.containers[istio-proxy].image
+	Before, After any
 }
 
-// Containers are the fields in which containers of a pod that runs differ from those of the same names in another one, as JSON, such as
-// istio-proxy.image. They are in the order of the names.
-func Containers(running *corev1.Pod, other []byte, names ...string) ([]string, error) {
+// Fields are the differences below a place, sorted. What an API server fills in is none.
+func Fields(at string, before, after any) []Difference {
+	return sorted(differing(at, before, after))
+}
+
+func sorted(all []Difference) []Difference {
+	slices.SortFunc(all, func(a, b Difference) int { return strings.Compare(a.Field, b.Field) })
+	return all
+}
+
+// injected are the containers that an injection makes.
+var injected = []string{contract.ProxyContainer, contract.SecondContainer, "istio-init", "istio-validation"}
+
+// Containers are the differences between the containers that an injection has put into a pod that runs and those of another one, as JSON; the
+// proxy's come first.
+func Containers(running *corev1.Pod, other []byte) ([]Difference, error) {
 	text, err := json.Marshal(running)
 	if err != nil {
 		return nil, fmt.Errorf("write pod %s/%s: %w", running.Namespace, running.Name, err)
 	}
 	var lists [2][]any
 	for i, pod := range [][]byte{text, other} {
-		if lists[i], err = containers(pod, names); err != nil {
+		if lists[i], err = containers(pod); err != nil {
 			return nil, fmt.Errorf("compare with pod %s/%s: %w", running.Namespace, running.Name, err)
 		}
 	}
-	fields := differingByName("", lists[0], lists[1])
-	slices.Sort(fields)
-	var found []string
-	for _, name := range names {
-		for _, f := range fields {
-			if below, ok := strings.CutPrefix(f, "["+name+"]"); ok {
-				found = append(found, name+below)
+	all := sorted(differingByName("", lists[0], lists[1]))
+	var found []Difference
+	for _, name := range injected {
+		for _, d := range all {
+			if below, ok := strings.CutPrefix(d.Field, "["+name+"]"); ok {
+				d.Field = name + below
+				found = append(found, d)
 			}
 		}
 	}
@@ -49,8 +62,8 @@ func Containers(running *corev1.Pod, other []byte, names ...string) ([]string, e
 // accountVolume begins the name of what the API server mounts into each container.
 const accountVolume = "kube-api-access-"
 
-// containers are those of the names, whichever list of the pod they are in, without the mount of the service account.
-func containers(pod []byte, names []string) ([]any, error) {
+// containers are the injected ones, whichever list of the pod they are in, without the mount of the service account.
+func containers(pod []byte) ([]any, error) {
 	var p struct {
 		Spec struct {
 			InitContainers []map[string]any `json:"initContainers"`
@@ -62,7 +75,7 @@ func containers(pod []byte, names []string) ([]any, error) {
 	}
 	var found []any
 	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
-		if name, _ := c["name"].(string); slices.Contains(names, name) {
+		if name, _ := c["name"].(string); slices.Contains(injected, name) {
 			mounts, _ := c["volumeMounts"].([]any)
 			mounts = slices.DeleteFunc(mounts, func(m any) bool {
 				mount, _ := m.(map[string]any)
@@ -89,7 +102,7 @@ var defaulted = map[string][]any{
 }
 
 // differing are the places below one at which two values differ.
-func differing(at string, before, after any) (fields []string) {
+func differing(at string, before, after any) (found []Difference) {
 	switch before := before.(type) {
 	case map[string]any:
 		after, ok := after.(map[string]any)
@@ -104,9 +117,9 @@ func differing(at string, before, after any) (fields []string) {
 			if had != has && isDefault(key, old, new) {
 				continue
 			}
-			fields = append(fields, differing(at+"."+key, old, new)...)
+			found = append(found, differing(at+"."+key, old, new)...)
 		}
-		return fields
+		return found
 	case []any:
 		after, ok := after.([]any)
 		if !ok || !named(before) || !named(after) {
@@ -115,7 +128,7 @@ func differing(at string, before, after any) (fields []string) {
 		return differingByName(at, before, after)
 	}
 	if !reflect.DeepEqual(before, after) {
-		return []string{at}
+		return []Difference{{at, before, after}}
 	}
 	return nil
 }
@@ -131,7 +144,7 @@ func isDefault(key string, old, new any) bool {
 }
 
 // differingByName compares lists whose elements have names: containers, variables, volumes.
-func differingByName(at string, before, after []any) (fields []string) {
+func differingByName(at string, before, after []any) (found []Difference) {
 	find := func(list []any, name any) any {
 		for _, e := range list {
 			if e.(map[string]any)["name"] == name {
@@ -142,14 +155,14 @@ func differingByName(at string, before, after []any) (fields []string) {
 	}
 	for _, old := range before {
 		name := old.(map[string]any)["name"]
-		fields = append(fields, differing(fmt.Sprintf("%s[%v]", at, name), old, find(after, name))...)
+		found = append(found, differing(fmt.Sprintf("%s[%v]", at, name), old, find(after, name))...)
 	}
 	for _, new := range after {
 		if name := new.(map[string]any)["name"]; find(before, name) == nil {
-			fields = append(fields, fmt.Sprintf("%s[%v]", at, name))
+			found = append(found, Difference{Field: fmt.Sprintf("%s[%v]", at, name), After: new})
 		}
 	}
-	return fields
+	return found
 }
 
 func named(list []any) bool {

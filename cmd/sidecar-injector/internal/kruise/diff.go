@@ -28,8 +28,8 @@ func Diff(before, after []byte) ([]Difference, error) {
 		}
 	}
 	var all []Difference
-	for _, field := range compare.Fields("spec", specs[0].Spec, specs[1].Spec) {
-		all = append(all, Difference{field, inPlace.MatchString(field)})
+	for _, d := range compare.Fields("spec", specs[0].Spec, specs[1].Spec) {
+		all = append(all, Difference{d.Field, inPlace.MatchString(d.Field)})
 	}
 	return all, nil
 }

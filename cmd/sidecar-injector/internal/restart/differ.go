@@ -28,9 +28,6 @@ type Settings struct {
 	Modern bool
 }
 
-// ours are the containers that an injection makes.
-var ours = []string{contract.ProxyContainer, contract.SecondContainer, "istio-init", "istio-validation"}
-
 // difference says how a pod that runs differs from what its owner would make now; "" if it does not. An error is why that would be refused.
 func (s Settings) difference(owner *cluster.Owner, pod *corev1.Pod) (string, error) {
 	template := owner.Template
@@ -61,7 +58,7 @@ func (s Settings) difference(owner *cluster.Owner, pod *corev1.Pod) (string, err
 	if change == inject.ChangeImage {
 		return "image " + image(pod, settings) + " -> " + *settings.Proxy.Image, nil
 	}
-	fields, err := compare.Containers(pod, made, ours...)
+	fields, err := compare.Containers(pod, made)
 	if err != nil {
 		return "", err
 	}
@@ -83,8 +80,12 @@ func image(pod *corev1.Pod, s *profile.Settings) string {
 // shownFields is how many fields a reason has: it is one line.
 const shownFields = 3
 
-// shortened is a list of fields on one line.
-func shortened(fields []string) string {
+// shortened are the fields of differences on one line.
+func shortened(all []compare.Difference) string {
+	var fields []string
+	for _, d := range all {
+		fields = append(fields, d.Field)
+	}
 	switch n := len(fields); {
 	case n == 0: // in volumes or metadata alone, or in what another release makes of the same
 		return "settings"

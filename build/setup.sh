@@ -41,6 +41,7 @@ qemu-aarch64-static  qemu-user-static
 /usr/include/ares.h libc-ares-dev
 shellcheck         shellcheck
 w3m                w3m
+prometheus         prometheus
 "
 readonly cluster_needs="
 runc               runc

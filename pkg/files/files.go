@@ -323,7 +323,14 @@ type report struct {
 
 // Samples are the metrics.
 func (f *Files) Samples() []status.Sample {
-	return append(append(f.filters.samples(), f.wasm.Samples()...), status.Sample{
+	samples := append(f.filters.samples(), f.wasm.Samples()...)
+	for state, n := range f.source.Counts() {
+		samples = append(samples, status.Sample{
+			Name: "config_documents", Help: "Documents of the configuration files by what became of them: ok, warning, error, stale or ignored.",
+			Labels: map[string]string{"status": string(state)}, Value: float64(n), Gauge: true,
+		})
+	}
+	return append(samples, status.Sample{
 		Name: "config_hosts_refused", Help: "Hosts that DNS does not answer because Envoy refused their configuration.",
 		Value: float64(f.publisher.Unknown()), Gauge: true,
 	})

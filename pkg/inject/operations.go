@@ -25,7 +25,8 @@ func (o *operations) bytes() ([]byte, error) {
 func (o *operations) begin(op, path string) {
 	separator := byte(',')
 	if o.text == nil {
-		separator = '['
+		const usual = 8 << 10 // of a pod with one slot
+		separator, o.text = '[', make([]byte, 0, usual)
 	}
 	o.text = append(o.text, separator)
 	o.text = append(o.text, `{"op":"`...)

@@ -142,7 +142,7 @@ type named struct {
 
 // marshalNames is a list of these in JSON. There are ten thousand of them, which the encoder of the standard library is slow for.
 func marshalNames(hosts []table.Host) []byte {
-	b := append(make([]byte, 0, 2+64*len(hosts)), '[')
+	b := append(make([]byte, 0, 2+96*len(hosts)), '[')
 	for k, h := range hosts {
 		if k > 0 {
 			b = append(b, ',')

@@ -140,6 +140,17 @@ func (s *Source) Report() Report {
 	return r
 }
 
+// Counts is how many documents have each status; every status is there.
+func (s *Source) Counts() map[Status]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	counts := map[Status]int{statusOK: 0, statusWarning: 0, statusError: 0, statusStale: 0, statusIgnored: 0}
+	for d := range s.documents() {
+		counts[d.Status]++
+	}
+	return counts
+}
+
 // documents yields what the report has to say, in the order of files and documents.
 func (s *Source) documents() iter.Seq[Document] {
 	return func(yield func(Document) bool) {

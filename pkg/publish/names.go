@@ -31,7 +31,7 @@ func (n *names) release(lacked, lackedBefore map[string]bool) {
 		n.answered, n.behind = n.hosts, nil
 		return
 	}
-	var hosts, behind []table.Host
+	hosts, behind := make([]table.Host, 0, len(n.hosts)), []table.Host(nil)
 	old := n.answered
 	for _, h := range n.hosts {
 		for len(old) > 0 && old[0].Name < h.Name {
@@ -99,6 +99,9 @@ func answering(hosts []table.Host) (n int) {
 
 // difference returns what makes wanted of old; both are sorted by name, each name once.
 func difference(old, wanted []table.Host) (set []table.Host, gone []string) {
+	if len(old) == 0 {
+		return slices.Clone(wanted), nil
+	}
 	for _, h := range wanted {
 		for len(old) > 0 && old[0].Name < h.Name {
 			gone, old = append(gone, old[0].Name), old[1:]

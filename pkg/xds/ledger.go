@@ -97,6 +97,22 @@ func (l *ledger) unsubscribe(name string) {
 	l.upstream.change(name, l.upstream.unsubscribe, l.upstream.subscribe)
 }
 
+// withRoom is a map that may get n keys. One that has none gets room for all of them at once: growing leaves as much garbage as the map
+// takes, just when memory is shortest.
+func withRoom[V any](m map[string]V, n int) map[string]V {
+	if len(m) > 0 || n == 0 {
+		return m
+	}
+	return make(map[string]V, n)
+}
+
+// sortedKeys are the keys of a map in their order.
+func sortedKeys[V any](m map[string]V) []string {
+	keys := slices.AppendSeq(make([]string, 0, len(m)), maps.Keys(m))
+	slices.Sort(keys)
+	return keys
+}
+
 // change notes a name in one set, unless it cancels what the other one has of it.
 func (u *upstreamNews) change(name string, in, other map[string]struct{}) {
 	if _, pending := other[name]; pending {
@@ -109,6 +125,7 @@ func (u *upstreamNews) change(name string, in, other map[string]struct{}) {
 // give takes in what the upstream says.
 func (l *ledger) give(resources []*kept, removed []string) {
 	l.complete = true
+	l.held = withRoom(l.held, len(resources))
 	for _, k := range resources {
 		if !l.wants(k.name) {
 			continue // and nobody would say that it is gone
@@ -234,7 +251,7 @@ func (l *ledger) news() (n News, some bool) {
 		return n, false
 	case !u.asked:
 		u.asked, u.silent, n.First = true, true, true
-		n.Subscribe = slices.Sorted(maps.Keys(l.names))
+		n.Subscribe = sortedKeys(l.names)
 		if l.wildcard && len(l.names) > 0 {
 			n.Subscribe = append(n.Subscribe, wildcard)
 		}
@@ -245,7 +262,7 @@ func (l *ledger) news() (n News, some bool) {
 			}
 		}
 	default:
-		n.Subscribe, n.Unsubscribe = slices.Sorted(maps.Keys(u.subscribe)), slices.Sorted(maps.Keys(u.unsubscribe))
+		n.Subscribe, n.Unsubscribe = sortedKeys(u.subscribe), sortedKeys(u.unsubscribe)
 	}
 	for name := range u.unsubscribe {
 		l.drop(name)

@@ -92,6 +92,7 @@ func (r *Relay) Distrust() {
 func (st *relayStream) note(url string, resources []*kept) {
 	switch url {
 	case clusterURL:
+		st.unmatched = withRoom(st.unmatched, len(resources))
 		for _, k := range resources {
 			if name := endpointsOf(k); name != "" {
 				st.unmatched[name] = struct{}{}

@@ -189,7 +189,9 @@ func (r *Relay) handle(st *relayStream, req *discoveryv3.DeltaDiscoveryRequest) 
 // subscribe changes what Envoy asks for, and answers at once with what the ledger has of it. Whoever asks for a resource by
 // name gets it, even when it was sent before: Envoy may have dropped it since.
 func (st *relayStream) subscribe(url string, l *ledger, sub *interest, req *discoveryv3.DeltaDiscoveryRequest, first bool) {
-	asked := interest{names: make(map[string]struct{}), wildcard: sub.wildcard && first}
+	names := len(req.GetResourceNamesSubscribe())
+	asked := interest{names: make(map[string]struct{}, names), wildcard: sub.wildcard && first}
+	sub.names, l.names, l.upstream.subscribe = withRoom(sub.names, names), withRoom(l.names, names), withRoom(l.upstream.subscribe, names)
 	for _, name := range req.GetResourceNamesSubscribe() {
 		l.subscribe(name)
 		if name == wildcard {

@@ -14,6 +14,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -61,9 +62,14 @@ func Key(node *corev3.Node, address string) string {
 
 // Save writes the file, and says where in it the resources begin.
 func (s *Store) Save(head Head, resources func(io.Writer) error) (begin int64, err error) {
+	names := head.Names
+	head.Names = nil // they are megabytes, and encoding/json would copy them twice
 	line, err := json.Marshal(head)
 	if err != nil {
 		return 0, err
+	}
+	if names != nil {
+		line = slices.Concat(line[:len(line)-1], []byte(`,"names":`), names, []byte("}"))
 	}
 	line = append(line, '\n')
 	saved, err := atomicfile.Replace(s.path, func(w io.Writer) error { return writeStored(w, line, resources) })

@@ -2,9 +2,9 @@
 package wire
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -33,6 +33,8 @@ const kubernetes = "Kubernetes"
 
 // nameInfo is what a table says of one host.
 type nameInfo struct {
+	host                           string // in lower case
+	place                          int    // in the table
 	addrs                          []netip.Addr
 	registry, shortName, namespace string
 	altHosts                       []string
@@ -48,45 +50,68 @@ type Pod struct {
 // Names reads a name table, and returns the names that are answered in a pod, sorted. A host's own name goes before
 // another's short form of the same.
 func Names(b []byte, pod Pod) ([]table.Host, error) {
-	infos := make(map[string]nameInfo)
-	err := eachField(b, func(number protowire.Number, value []byte) error {
-		if number != fieldTable {
-			return nil
-		}
-		host, info, err := parseEntry(value)
-		if err == nil && host != "" {
-			infos[strings.ToLower(host)] = info
-		}
-		return err
-	})
+	infos, err := parseTable(b)
 	if err != nil {
 		return nil, fmt.Errorf("read the name table: %w", err)
 	}
-	hosts := make(map[string]table.Host, len(infos))
-	for host, info := range infos {
-		if name := strings.TrimSuffix(host, "."); len(info.addrs) > 0 && (name == host || info.registry != kubernetes) {
-			hosts[name] = table.Host{Name: name, Addrs: info.addrs}
+	list := make([]table.Host, 0, len(infos))
+	add := func(name string, addrs []netip.Addr) {
+		if name != "" && len(addrs) > 0 {
+			list = append(list, table.Host{Name: name, Addrs: addrs})
 		}
 	}
-	for _, host := range slices.Sorted(maps.Keys(infos)) {
-		info := infos[host]
-		for _, name := range info.short(host, pod) {
-			if _, taken := hosts[name]; !taken && len(info.addrs) > 0 {
-				hosts[name] = table.Host{Name: name, Addrs: info.addrs}
-			}
+	for _, info := range infos {
+		if name := strings.TrimSuffix(info.host, "."); name == info.host || info.registry != kubernetes {
+			add(name, info.addrs)
 		}
 	}
-	list := make([]table.Host, 0, len(hosts))
-	for _, name := range slices.Sorted(maps.Keys(hosts)) {
-		list = append(list, hosts[name])
+	for _, info := range infos {
+		for _, name := range info.short(pod) {
+			add(name, info.addrs)
+		}
 	}
-	return list, nil
+	byName := func(a, b table.Host) int { return strings.Compare(a.Name, b.Name) }
+	if !slices.IsSortedFunc(list, byName) { // as it is where no host has other names
+		slices.SortStableFunc(list, byName)
+	}
+	return slices.CompactFunc(list, func(a, b table.Host) bool { return a.Name == b.Name }), nil
+}
+
+// parseTable returns what a table says of its hosts, sorted; of one that it has twice, the last counts.
+func parseTable(b []byte) ([]nameInfo, error) {
+	count := 0
+	err := eachField(b, func(number protowire.Number, _ []byte) error {
+		if number == fieldTable {
+			count++
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]nameInfo, 0, count)
+	err = eachField(b, func(number protowire.Number, value []byte) error {
+		if number != fieldTable {
+			return nil
+		}
+		info, err := parseEntry(value)
+		if err == nil && info.host != "" {
+			info.place = len(infos)
+			infos = append(infos, info)
+		}
+		return err
+	})
+	lastFirst := func(a, b nameInfo) int { return cmp.Or(strings.Compare(a.host, b.host), b.place-a.place) }
+	if !slices.IsSortedFunc(infos, lastFirst) {
+		slices.SortFunc(infos, lastFirst)
+	}
+	return slices.CompactFunc(infos, func(a, b nameInfo) bool { return a.host == b.host }), err
 }
 
 // short are the other names of a host, as Istio's agent answers them: those that the pod's search domains make of it are not
 // among them, for they are cut off when somebody asks.
-func (i nameInfo) short(host string, pod Pod) []string {
-	if i.registry != kubernetes || pod.Domain == "" || !strings.HasSuffix(host, strings.ToLower(pod.Domain)) {
+func (i nameInfo) short(pod Pod) []string {
+	if i.registry != kubernetes || pod.Domain == "" || !strings.HasSuffix(i.host, strings.ToLower(pod.Domain)) {
 		return nil
 	}
 	var names []string
@@ -103,18 +128,20 @@ func (i nameInfo) short(host string, pod Pod) []string {
 	return names
 }
 
-func parseEntry(b []byte) (host string, info nameInfo, err error) {
+func parseEntry(b []byte) (info nameInfo, err error) {
+	host := ""
 	err = eachField(b, func(number protowire.Number, value []byte) error {
 		switch number {
 		case fieldKey:
-			host = string(value)
+			host = strings.ToLower(string(value))
 		case fieldValue:
 			info, err = parseInfo(value)
 			return err
 		}
 		return nil
 	})
-	return host, info, err
+	info.host = host
+	return info, err
 }
 
 func parseInfo(b []byte) (info nameInfo, err error) {

@@ -18,6 +18,8 @@ func TestNames(t *testing.T) {
 	b = appendHost(b, "Web.default.svc.cluster.local", kubernetes, "web", "default", "10.0.0.1", "fd00::1", "10.0.0.0/8")
 	b = appendHost(b, "db.other.svc.cluster.local", kubernetes, "db", "other", "10.0.0.2")
 	b = appendHost(b, "db-0.db.other.svc.cluster.local", kubernetes, "db-0.db", "other", "10.0.0.3")
+	b = appendHost(b, "Ext.example.com", "External", "ext", "default", "240.240.0.9") // the last one counts
+	b = appendHost(b, ".", "External", "", "", "240.240.0.8")
 	b = appendHost(b, "ext.example.com", "External", "ext", "default", "240.240.0.1")
 	b = appendHost(b, "*.wild.example", "External", "", "", "240.240.0.2")
 	b = appendHost(b, "web", "External", "", "", "10.9.9.9") // goes before the short form

@@ -53,14 +53,15 @@ type History struct {
 
 // of is what changes of a kind refer to.
 func (h *History) of(change, url string) *kind {
-	k := kind{change, url}
-	if h.kinds[k] == nil {
+	known := h.kinds[kind{change, url}]
+	if known == nil {
 		if h.kinds == nil {
 			h.kinds = make(map[kind]*kind)
 		}
-		h.kinds[k] = &k
+		known = &kind{change, url}
+		h.kinds[*known] = known
 	}
-	return h.kinds[k]
+	return known
 }
 
 // Add adds a change of each of some names, which happened after all before, and drops the oldest ones beyond maxHistory.

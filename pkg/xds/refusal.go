@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -111,10 +112,7 @@ func (s *subscription) retry() {
 func (st *stream) rejected() *RejectedError {
 	e := &RejectedError{version: st.pushed.version}
 	for _, url := range st.server.order {
-		sub := st.subs[url] // a push is complete once Envoy has asked for each type, but for those that nothing names
-		if sub == nil {
-			continue
-		}
+		sub := cmp.Or(st.subs[url], &subscription{}) // of a type that nothing names
 		for _, name := range slices.Sorted(maps.Keys(sub.rejected)) {
 			it, known := sub.known[name]
 			if !known {

@@ -53,9 +53,8 @@ type progress struct {
 // connect. It starts nothing; Run owns l from then on. Envoys that connect before the
 // first Set are kept waiting, since an empty configuration would make them ready.
 //
-// order are the type URLs that are served, each after those that it may refer to; Envoy is
-// expected to ask for all of them, but for the configurations of extensions, of which it asks for
-// those that listeners name. Of any other type it hears that there is nothing.
+// order are the type URLs that are served, each after those that it may refer to; Envoy is expected
+// to ask for all, but for extensions that no listener names. Of other types it hears that there is nothing.
 func New(l net.Listener, order []string, log *slog.Logger) *Server {
 	s := &Server{
 		transport: newTransport(l, log),
@@ -108,10 +107,8 @@ func (s *Server) Set(snap Snapshot) (version uint64) {
 
 // Applied blocks until a connected Envoy has answered for version, or a newer one, in
 // full. It is nil when Envoy took everything; when it refused something the error is a
-// *RejectedError (the rest is in force). When ctx ends first, the
-// error wraps ctx.Err() and says what was being waited for.
-//
-// An ACK of a listener does not say that it serves: it may be warming.
+// *RejectedError (the rest is in force). When ctx ends first, the error wraps ctx.Err() and
+// says what was being waited for. A listener that Envoy took may yet be warming.
 func (s *Server) Applied(ctx context.Context, version uint64) error {
 	for {
 		waiting, changed, done, err := s.look(version)

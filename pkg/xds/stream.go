@@ -40,7 +40,7 @@ type stream struct {
 	pushed   *state // the state of the running push, or of the last one
 	phase    phase
 	again    bool // a subscription changed since the push began
-	lacking  bool // and what was pushed names what Envoy asks for
+	lacking  bool // and it is of what the push names
 	progress progress
 }
 
@@ -222,12 +222,8 @@ func (st *stream) send(sub *subscription) (sent bool, err error) {
 	if int(st.phase) >= last {
 		removed = sub.removed(st.pushed)
 	}
-	most := len(changed)
-	if named(sub.url) {
-		most = 1 // a bad one would hide the others
-	}
 	for len(changed) > 0 || len(removed) > 0 || !sub.answered {
-		n := chunk(changed[:min(most, len(changed))])
+		n := chunk(sub.url, changed)
 		// What is removed goes with the last chunk.
 		gone := removed
 		if n < len(changed) {
@@ -290,11 +286,11 @@ func leading(parts [][]string, names []string) [][]string {
 	return append(first, rest...)
 }
 
-// chunk is how many of the resources go into one response.
-func chunk(resources []Resource) int {
+// chunk is how many of the resources go into one response: of those that go by name one, as a bad one would hide the others.
+func chunk(url string, resources []Resource) int {
 	size := 0
 	for i, r := range resources {
-		if size += len(r.Name) + len(r.Body); size > maxResponse && i > 0 {
+		if size += len(r.Name) + len(r.Body); i > 0 && (size > maxResponse || named(url)) {
 			return i
 		}
 	}
@@ -344,8 +340,7 @@ func (st *stream) typeURL() string {
 	return st.server.order[min(int(st.phase), 2*last-int(st.phase))]
 }
 
-// named says whether Envoy asks for resources of a type one by one, each when another resource names it, and stops asking
-// when none does any more.
+// named says whether Envoy asks for each resource of a type when another one names it, and for as long.
 func named(url string) bool { return url == extensionURL }
 
 func notAsked(url string) string { return "Envoy has not asked for " + plural(url) + " yet" }

@@ -135,10 +135,8 @@ func (s *subscription) changed(st *state) []Resource {
 func (s *subscription) removed(st *state) []string {
 	var out []string
 	for name, it := range s.known {
-		if named(s.url) && (it.held || it.version != 0) {
-			continue
-		}
-		if _, has := st.find(s.url, name); !has {
+		lingers := named(s.url) && (it.held || it.version != 0)
+		if _, has := st.find(s.url, name); !has && !lingers {
 			out = append(out, name)
 		}
 	}

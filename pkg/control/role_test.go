@@ -100,3 +100,13 @@ func TestUpgradeStatusErrors(t *testing.T) {
 		})
 	}
 }
+
+func TestAsk(t *testing.T) {
+	pod := fakePod{own: fakeAgent{replies: map[string]reply{"/page": {code: 200, body: `{"a":1}`}, "/half": {code: 200, body: `{"a":`}}}}
+	for path, want := range map[string]string{"/page": "", "/half": "unexpected end of JSON input", "/unknown": "of a release that does not know this question"} {
+		raw, err := pod.client().Ask(t.Context(), path)
+		if want == "" && (err != nil || string(raw) != `{"a":1}`) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %s, %v", path, raw, err)
+		}
+	}
+}

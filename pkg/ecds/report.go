@@ -30,6 +30,9 @@ type Report struct {
 	NextTry  time.Time `json:"nextTry,omitzero"`
 }
 
+// InForce tells whether what is wanted serves.
+func (r Report) InForce() bool { return r.Phase == inForce }
+
 // Report says what became of each extension, by name.
 func (x *Extensions) Report() []Report {
 	x.mu.Lock()

@@ -76,6 +76,8 @@ type Files struct {
 	// inherited is what Publish is to begin with, nil of nothing; begun says that it has.
 	inherited *publish.Snapshot
 	begun     bool
+	// refused is what Envoy refuses of the configuration that it answered for last; nil: nothing.
+	refused atomic.Pointer[xds.RejectedError]
 	// ended is closed when Run has: what is in force then stays.
 	ended   context.Context
 	endedBy context.CancelFunc
@@ -188,6 +190,7 @@ func (f *Files) next() (*publish.Snapshot, error) {
 // lacks concerns only whoever needs it. But a successor never serves without what the
 // generation before has: that one had better go on.
 func (f *Files) answered(refused *xds.RejectedError) {
+	f.refused.Store(refused)
 	if f.filters.answered(refused) {
 		f.latest.again() // and Envoy answers again
 		return
@@ -302,6 +305,24 @@ func (f *Files) Overview() overview.Config {
 		if d.Bad() {
 			o.Add(d.Where(), d.Wrong())
 		}
+	}
+	for _, filter := range f.filters.report() {
+		for i, p := range filter.Patches {
+			if p.Result == envoyfilter.Refused {
+				o.Add(fmt.Sprintf("%s, patch %d", filter.Title(), i+1), p.Reason)
+			}
+		}
+	}
+	for _, module := range f.wasm.Report() {
+		if !module.InForce() {
+			o.Add(module.Document, fmt.Sprintf("Wasm module %s: %s: %s", module.From, module.Phase, module.Reason))
+		}
+	}
+	if refused := f.refused.Load(); refused != nil {
+		for _, reason := range refused.Reasons {
+			o.Add("refused by Envoy", reason)
+		}
+		o.ErrorsCount += len(refused.Resources) - len(refused.Reasons)
 	}
 	return o
 }

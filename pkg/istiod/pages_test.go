@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -124,6 +125,10 @@ func TestTypedMetrics(t *testing.T) {
 	s.asked("Listener nack n4")
 	if got := a.counted("xds_rejected"); got["Listener"] != 1 || got["Cluster"] != 0 || len(got) != 3 {
 		t.Errorf("refused are %v", got)
+	}
+	o := a.Overview()
+	if o.ErrorsCount != 1 || o.Errors[0].Where != "Listener virtualOutbound" || !strings.Contains(o.Errors[0].Reason, "no such field") || !o.Istiod.Connected {
+		t.Errorf("people see %+v of %+v", o, o.Istiod)
 	}
 	s.end <- nil
 	s = f.stream()

@@ -101,13 +101,27 @@ func dashboardQueries(t *testing.T) map[string]query {
 	must(t, err)
 	var dashboard struct {
 		Panels []struct {
+			ID      int
 			Title   string
+			GridPos struct{ X, Y, W, H int }
 			Targets []struct{ RefID, Expr, LegendFormat string }
 		}
 	}
 	must(t, json.Unmarshal(text, &dashboard))
-	all := map[string]query{}
+	all, ids, taken := map[string]query{}, map[int]bool{}, map[[2]int]string{}
 	for _, p := range dashboard.Panels {
+		if ids[p.ID] {
+			t.Errorf("two panels have the id %d", p.ID)
+		}
+		ids[p.ID] = true
+		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
+			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
+				if other := taken[[2]int{x, y}]; other != "" || x >= 24 {
+					t.Fatalf("panel %q lies on %q, or beyond the 24 columns", p.Title, other)
+				}
+				taken[[2]int{x, y}] = p.Title
+			}
+		}
 		for _, target := range p.Targets {
 			expr := strings.NewReplacer("$__rate_interval", "20s", "$__range", "1m", "$namespace", ".*", "$pod", ".*").Replace(target.Expr)
 			all[p.Title+" "+target.RefID] = query{expr, shownBy(target.LegendFormat)}

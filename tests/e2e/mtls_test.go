@@ -41,8 +41,17 @@ func TestMutualTLS(t *testing.T) {
 		}
 		return nil
 	})
+	shows := func(words ...string) {
+		t.Helper()
+		got := p.slot(0).Run(t, lab.AgentPath, "status")
+		if err := contains(got.Output(), words...); err != nil || got.Code != 0 {
+			t.Errorf("status: %v: %v", err, got)
+		}
+	}
+	shows(", not ready", "certificate  waiting", "the authority is being repaired", "Of istiod at "+istiodAddress+": the stream has been open")
 	i.ca.Answer(nil)
 	p.waitReady(t)
+	shows(": serving, ready", "Certificate of spiffe://cluster.local/ns/default/sa/default: valid", "ends in 23h59m")
 	id := &url.URL{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/default/sa/default"}
 	chain, key := i.ca.Issue(id)
 	pair, err := tls.X509KeyPair(chain, key)

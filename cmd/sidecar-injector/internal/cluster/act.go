@@ -3,8 +3,10 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -51,9 +53,21 @@ func (c *Cluster) Evict(ctx context.Context, pod *corev1.Pod) (held string, err 
 	}
 	switch {
 	case apierrors.IsTooManyRequests(err):
-		return err.Error(), nil
+		return reason(err), nil
 	case err == nil, apierrors.IsNotFound(err), apierrors.IsConflict(err):
 		return "", nil
 	}
 	return "", fmt.Errorf("evict pod %s/%s: %w", pod.Namespace, pod.Name, err)
+}
+
+// reason is what the API server says, with its causes: which PodDisruptionBudget it is.
+func reason(err error) string {
+	parts := []string{strings.TrimSuffix(err.Error(), ".")}
+	var said apierrors.APIStatus
+	if errors.As(err, &said) && said.Status().Details != nil {
+		for _, cause := range said.Status().Details.Causes {
+			parts = append(parts, cause.Message)
+		}
+	}
+	return strings.Join(parts, ": ")
 }

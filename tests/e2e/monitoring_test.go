@@ -38,8 +38,10 @@ func TestMonitoring(t *testing.T) {
 	t.Parallel()
 	p := newSlotPod(t, lab.SlotsOptions{})
 	p.slots.Write(t, "broken.yaml", documents(entry("broken", "broken.example", 70000, "HTTP", "DNS")))
-	p.slots.Write(t, "filter.yaml", "apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: timeout}\n"+
-		"spec: {configPatches: [{applyTo: CLUSTER, match: {context: SIDECAR_OUTBOUND}, patch: {operation: MERGE, value: {connect_timeout: 3s}}}]}\n")
+	module, err := os.ReadFile("../../pkg/envoyfilter/testdata/header.wasm")
+	must(t, err)
+	p.slots.Write(t, "header.wasm", string(module))
+	p.slots.Write(t, "filter.yaml", fmt.Sprintf(manualFilter, "/config/mesh/header.wasm"))
 	p.start(t, 0, p.older, 1, 0)
 	p.mustServe(t, 0, p.older)
 
@@ -306,6 +308,8 @@ func TestAlertsFire(t *testing.T) {
 		`istio_agent_config_documents{status="ignored",` + pod + "}":                                 "1+0x2000",
 		`istio_agent_config_documents{status="error",` + pod + "}":                                   "0+0x2000",
 		"istio_agent_config_hosts_refused{" + pod + "}":                                              "0+0x2000",
+		`istio_agent_wasm_placeholder{name="f",` + pod + "}":                                         "0+0x2000",
+		`istio_agent_wasm_module_info{name="f",phase="InForce",` + pod + "}":                         "1+0x2000",
 		`istio_agent_xds_rejected{type="Cluster",` + pod + "}":                                       "0+0x2000",
 		"istio_agent_config_age_seconds{" + pod + "}":                                                "0+0x2000",
 		`istio_agent_num_failed_outgoing_requests{request_type="csr",` + pod + "}":                   "3+0x2000",
@@ -329,6 +333,8 @@ func TestAlertsFire(t *testing.T) {
 		"UpgradeStoppedHalfway":     {`istio_agent_generation_info{agent="1",envoy="1",generation="b",role="serving",namespace="n",pod="q"}`, "1+0x2000", 1450, ""},
 		"DocumentsNotInForce":       {`istio_agent_config_documents{status="stale",` + pod + "}", "1+0x20", 6, ""},
 		"EnvoyRefusesConfiguration": {`istio_agent_xds_rejected{type="Cluster",` + pod + "}", "2+0x20", 6, ""},
+		"WasmModuleMissing":         {`istio_agent_wasm_placeholder{name="f",` + pod + "}", "1+0x20", 6, ""},
+		"WasmModuleStale":           {`istio_agent_wasm_module_info{name="g",phase="Stale",` + pod + "}", "1+0x20", 11, ""},
 		"IstiodAway":                {"istio_agent_config_age_seconds{" + pod + "}", "0+60x20", 6, ""},
 		"CertificateNotRenewed":     {`istio_agent_num_failed_outgoing_requests{request_type="csr",` + pod + "}", "3+1x60", 20, ""},
 		"CertificateEnds":           {`istio_agent_cert_expiry_seconds{resource_name="default",` + pod + "}", "1200-60x30", 6, ""},

@@ -107,7 +107,7 @@ var layers = []layer{
 	{path: "pkg/inject", module: []string{"pkg/contract", "pkg/profile"}, outside: []string{"github.com/prometheus", "k8s.io", "sigs.k8s.io"}, tests: []string{"gopkg.in/evanphx/json-patch.v4"}},
 	// protobuf: the wire format of istiod's table of names. istio.io/api: its roots are in a message of that.
 	// internal/grpcsock: other xDS clients than Envoy are passed on to istiod.
-	{path: "pkg/istiod", module: []string{"dnsproxy", "internal/grpcsock", "pkg/overview", "pkg/publish", "pkg/status", "pkg/xds"}, outside: append([]string{"istio.io/api"}, grpcTypes...)},
+	{path: "pkg/istiod", module: []string{"dnsproxy", "internal/grpcsock", "pkg/ecds", "pkg/overview", "pkg/publish", "pkg/status", "pkg/xds"}, outside: append([]string{"istio.io/api"}, grpcTypes...)},
 	{path: "pkg/journal"},
 	{path: "pkg/logging"},
 	// istio.io/api: the document. cncf/xds: TypedStruct, which carries a message whose type is not linked.

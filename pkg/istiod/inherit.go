@@ -118,6 +118,7 @@ func (i *Istiod) ImportLast(map[string][]byte) {}
 // Served says that this generation has begun to serve: what Envoy does not ask for by then it does not need.
 func (i *Istiod) Served() {
 	i.before.served.Store(true)
+	i.c.Modules.Served()
 	i.c.Relay.Forget()
 }
 

@@ -13,6 +13,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/pkg/ecds"
 	"understudy.mesh/pkg/istiod/internal/store"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
@@ -55,6 +56,8 @@ type Config struct {
 	LastGood string
 	// LastGoodAge is how old that may be when Envoy starts with it.
 	LastGoodAge time.Duration
+	// Modules has those of Wasm filters; nil: what istiod says of them goes on as it is.
+	Modules *ecds.Relayed
 	// PassAll passes on to Envoy what it has already and a new stream of istiod's brings again.
 	PassAll bool
 	// InForce is called each time that Envoy has answered for listeners.
@@ -116,6 +119,7 @@ func New(c Config) *Istiod {
 // Run waits for ctx to end: what is followed is the stream, which Publish has.
 func (i *Istiod) Run(ctx context.Context) error {
 	<-ctx.Done()
+	i.c.Modules.Close()
 	return nil
 }
 
@@ -181,5 +185,5 @@ func (i *Istiod) Samples() []status.Sample {
 		samples = append(samples, status.Sample{Name: "xds_rejected", Help: "Resources that Envoy does not take in their newest version.",
 			Labels: map[string]string{"type": kind(url)}, Value: float64(len(s.Refused)), Gauge: true})
 	}
-	return samples
+	return append(samples, i.c.Modules.Samples()...)
 }

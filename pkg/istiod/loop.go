@@ -34,7 +34,7 @@ const (
 func order() []string {
 	return []string{
 		clusterType, endpointType, listenerType, envoyPrefix + "config.route.v3.RouteConfiguration",
-		envoyPrefix + "extensions.transport_sockets.tls.v3.Secret", envoyPrefix + "config.core.v3.TypedExtensionConfig",
+		envoyPrefix + "extensions.transport_sockets.tls.v3.Secret", extensionsType,
 	}
 }
 
@@ -64,6 +64,7 @@ type loop struct {
 	distrusts  bool              // the next stream is for Envoy to get everything
 	vetted     bool              // this generation's Envoy was compared with the one before
 	early      earlyResponses
+	extensions uint64 // the last response with modules for which Envoy has not answered; 0: none
 }
 
 // opened is how an attempt ended.
@@ -122,6 +123,8 @@ func (l *loop) run(ctx context.Context) {
 			l.release()
 		case <-l.i.keeps:
 			l.keepNow()
+		case <-l.i.c.Modules.Changed():
+			l.modules()
 		case warm := <-l.i.names.settled():
 			l.i.names.note(warm)
 			l.progress(ctx)
@@ -277,6 +280,7 @@ func (l *loop) changed(ctx context.Context) {
 	l.repair()
 	l.meet()
 	l.tell()
+	l.judged()
 	l.progress(ctx)
 }
 
@@ -301,7 +305,9 @@ func (l *loop) tell() {
 		}
 		l.subscribe(n)
 		for _, a := range n.Answers {
-			l.answer(n.Type, a.Nonce, a.Refusal)
+			if a.Nonce != "" { // of our own
+				l.answer(n.Type, a.Nonce, a.Refusal)
+			}
 		}
 		listeners = listeners || n.First && n.Type == listenerType
 	}
@@ -374,7 +380,8 @@ func (l *loop) take(resp *xds.Response) {
 		if url != endpointType { // of which there are most, and no extension is in one
 			l.lack(resp)
 		}
-		err = l.i.c.Relay.Give(resp)
+		l.i.c.Modules.Take(resp)
+		err = l.give(resp)
 	default:
 		err = errors.New("a type that this agent does not pass on")
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"understudy.mesh/pkg/ecds"
 	"understudy.mesh/pkg/overview"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
@@ -37,7 +38,8 @@ func (i *Istiod) statusPage(w http.ResponseWriter, _ *http.Request) {
 		// Lacking is how many resources need each of the extensions that Envoy lacks.
 		Lacking map[string]int        `json:"lackingExtensions,omitempty"`
 		Types   map[string]xds.Status `json:"types"`
-	}{i.now(), i.health.String(), i.c.Clients.clients(), i.lacking.counts(), i.c.Relay.Status()})
+		Wasm    []ecds.Report         `json:"wasm,omitempty"` // by name
+	}{i.now(), i.health.String(), i.c.Clients.clients(), i.lacking.counts(), i.c.Relay.Status(), i.c.Modules.Report()})
 }
 
 // Overview is what of it fits on a screen.

@@ -137,6 +137,9 @@ func (s *Store) secretPath(name string) string {
 
 // credential is what opens a registry for a source: of the plugin's own secrets, else of DOCKER_CONFIG, else none.
 func (s *Store) credential(src Source, image registry.Reference) (auth.Credential, error) {
+	if src.DockerConfig != nil && len(src.DockerConfig) == 0 {
+		return auth.EmptyCredential, errors.New("the plugin's pull secret is not there: istiod found no Secret of that name in the plugin's namespace")
+	}
 	if src.DockerConfig != nil {
 		c, err := parseDockerConfig(src.DockerConfig)
 		if err != nil {

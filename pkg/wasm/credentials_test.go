@@ -101,7 +101,7 @@ func TestPrivateImages(t *testing.T) {
 			{"one that is a directory up", Source{Secret: ".."}, false, "want the name of a Secret"},
 			{"Docker's", Source{}, true, ""},
 			{"a plugin's own", Source{DockerConfig: []byte(opens(r, "user:word"))}, false, ""},
-			{"a plugin's own that is empty", Source{DockerConfig: []byte{}}, true, "the plugin's pull secret"},
+			{"a plugin's own that is not there", Source{DockerConfig: []byte{}}, true, "the plugin's pull secret is not there"},
 		} {
 			docker := t.TempDir()
 			if err := os.WriteFile(filepath.Join(docker, "config.json"), []byte(opens(r, "user:word")), 0o600); err != nil {

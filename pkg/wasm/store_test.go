@@ -65,7 +65,7 @@ func resolving(t *testing.T, s *Store, src Source) <-chan Module {
 			done <- m
 		}
 	}()
-	await(t, "a failure", func() bool { st := s.status(); return len(st) == 1 && st[0].Phase == Failed })
+	await(t, "a failure", func() bool { st := s.status(); return len(st) == 1 && st[0].Failures > 0 })
 	return done
 }
 

@@ -6,7 +6,6 @@
 package wasmfilter
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -140,7 +139,7 @@ func (f *Filter) environment() error {
 	if secret, there := values[EnvSecret]; there {
 		switch {
 		case secret == "":
-			return errors.New("its pull secret is not there: istiod found no such Secret in the namespace of the WasmPlugin")
+			f.Source.DockerConfig = []byte{} // istiod found no such Secret, with which nothing is to be had
 		case strings.HasPrefix(strings.TrimSpace(secret), "{"):
 			f.Source.DockerConfig = []byte(secret)
 		default:

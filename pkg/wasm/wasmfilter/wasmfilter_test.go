@@ -103,7 +103,6 @@ func TestOfForms(t *testing.T) {
 // TestOfRefusals: none of them shows a secret.
 func TestOfRefusals(t *testing.T) {
 	for env, want := range map[string]string{
-		`"keyValues": {"ISTIO_META_WASM_IMAGE_PULL_SECRET": ""}`:                                               "pull secret is not there",
 		`"keyValues": {"ISTIO_META_UNDERSTUDY_WASM_POLL": "often"}`:                                            "should be a duration",
 		`"keyValues": {"ISTIO_META_UNDERSTUDY_WASM_POLL": "-1s"}`:                                              "should be a duration",
 		`"keyValues": {"ISTIO_META_WASM_IMAGE_PULL_SECRET": "{s3cret", "ISTIO_META_UNDERSTUDY_WASM_POLL":"x"}`: "should be a duration",
@@ -126,6 +125,9 @@ func TestOfRefusals(t *testing.T) {
 
 // TestOfNamedSecret: the name of a mounted Secret is not a docker config, and may come as istiod names resources.
 func TestOfNamedSecret(t *testing.T) {
+	if f, err := Of(filter(t, sent(httpType, `"keyValues": {"ISTIO_META_WASM_IMAGE_PULL_SECRET": ""}`))); err != nil || f.Source.DockerConfig == nil || len(f.Source.DockerConfig) > 0 {
+		t.Errorf("one that istiod has not found: %+v, %v", f, err)
+	}
 	for given, want := range map[string]string{"registry": "registry", "kubernetes://default/registry": "registry"} {
 		f, err := Of(filter(t, sent(httpType, `"keyValues": {"ISTIO_META_WASM_IMAGE_PULL_SECRET": "`+given+`"}`)))
 		if err != nil || f.Source.Secret != want || f.Source.DockerConfig != nil {

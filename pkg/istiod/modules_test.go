@@ -1,0 +1,116 @@
+package istiod
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"testing"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	httpwasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
+	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"understudy.mesh/pkg/ecds"
+	"understudy.mesh/pkg/wasm"
+)
+
+// lateModules are modules that come when the test says so, of any source.
+type lateModules struct {
+	mu   sync.Mutex
+	come chan struct{} // closed when the next one is there
+	hash string
+}
+
+func (m *lateModules) put(hash string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.hash = hash
+	close(m.come)
+	m.come = make(chan struct{})
+}
+
+func (m *lateModules) Resolve(ctx context.Context, src wasm.Source) (wasm.Module, error) {
+	if src.Policy == wasm.Never {
+		return wasm.Module{}, errors.New("not in the store")
+	}
+	m.mu.Lock()
+	come := m.come
+	m.mu.Unlock()
+	select {
+	case <-come:
+	case <-ctx.Done():
+		return wasm.Module{}, ctx.Err()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return wasm.Module{Path: "/store/" + m.hash, SHA256: m.hash}, nil
+}
+
+func (m *lateModules) Surroundings(wasm.Source) string { return "" }
+func (m *lateModules) State(wasm.Source) wasm.State    { return wasm.State{} }
+func (m *lateModules) Retain(...string) error          { return nil }
+
+// wanting is "name=body" of a Wasm filter, of a module at a URL.
+func wanting(t *testing.T, name, url string) string {
+	t.Helper()
+	config, err := anypb.New(&httpwasmv3.Wasm{Config: &wasmv3.PluginConfig{Vm: &wasmv3.PluginConfig_VmConfig{VmConfig: &wasmv3.VmConfig{
+		Code: &corev3.AsyncDataSource{Specifier: &corev3.AsyncDataSource_Remote{Remote: &corev3.RemoteDataSource{HttpUri: &corev3.HttpUri{Uri: url}}}},
+	}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := proto.Marshal(&corev3.TypedExtensionConfig{Name: name, TypedConfig: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name + "=" + string(body)
+}
+
+// TestModules: Envoy has an answer at once, which istiod hears of, and the module when that is there, of which it hears nothing, as it hears
+// nothing of what Envoy says of that; with istiod or without.
+func TestModules(t *testing.T) {
+	m := &lateModules{come: make(chan struct{})}
+	f, a, e, s := coldWith(t, func(i *Istiod) {
+		i.c.Modules = ecds.NewRelayed(ecds.Config{Open: func() (ecds.Modules, error) { return m, nil }, Ready: i.c.Ready, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}, false)
+		t.Cleanup(i.c.Modules.Close)
+	})
+	e.asks(extensionsType, "a", "b")
+	s.asked("TypedExtensionConfig +a +b")
+	s.give(extensionsType, wanting(t, "a", "oci://r/a:1"), "b=not a message")
+	e.gets("TypedExtensionConfig +a +b", "")
+	s.asked("TypedExtensionConfig ack n4")
+	m.put("one")
+	e.gets("TypedExtensionConfig +a", "")
+	s.quiet()
+	if r := a.c.Modules.Report(); len(r) != 1 || r[0].Name != "a" {
+		t.Errorf("%+v", r)
+	}
+
+	// A newer one that Envoy refuses: what served before comes back, of which istiod hears nothing either.
+	s.give(extensionsType, wanting(t, "a", "oci://r/a:2"))
+	e.gets("TypedExtensionConfig +a", "") // what it has, in answer
+	s.asked("TypedExtensionConfig ack n5")
+	m.put("two")
+	e.gets("TypedExtensionConfig +a", "Unable to create Wasm plugin a")
+	e.gets("TypedExtensionConfig +a", "")
+	s.quiet()
+
+	// Without istiod a module comes as well, and the next istiod hears of everything.
+	s.give(extensionsType, wanting(t, "a", "oci://r/a:3"))
+	e.gets("TypedExtensionConfig +a", "")
+	s.asked("TypedExtensionConfig ack n6")
+	f.stop()
+	<-s.gone
+	m.put("three")
+	e.gets("TypedExtensionConfig +a", "")
+	f.start()
+	again := f.stream()
+	again.asked("Cluster node held:a", "ClusterLoadAssignment +a held:a", "Listener held:virtualOutbound", "TypedExtensionConfig +a +b held:a held:b", "NameTable")
+	again.give(extensionsType, wanting(t, "a", "oci://r/a:3"), "b=not a message")
+	again.asked("TypedExtensionConfig ack n1")
+	again.quiet()
+}

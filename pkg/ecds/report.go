@@ -1,6 +1,8 @@
 package ecds
 
 import (
+	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -30,8 +32,14 @@ type Report struct {
 	NextTry  time.Time `json:"nextTry,omitzero"`
 }
 
-// InForce tells whether what is wanted serves.
-func (r Report) InForce() bool { return r.Phase == inForce }
+// NotInForce tells add of each extension that does not serve as it is wanted: which, and why.
+func NotInForce(all []Report, add func(where, reason string)) {
+	for _, r := range all {
+		if r.Phase != inForce {
+			add(cmp.Or(r.Document, r.Name), fmt.Sprintf("Wasm module %s: %s: %s", r.From, r.Phase, r.Reason))
+		}
+	}
+}
 
 // Report says what became of each extension, by name.
 func (x *Extensions) Report() []Report {

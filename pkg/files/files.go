@@ -313,11 +313,7 @@ func (f *Files) Overview() overview.Config {
 			}
 		}
 	}
-	for _, module := range f.wasm.Report() {
-		if !module.InForce() {
-			o.Add(module.Document, fmt.Sprintf("Wasm module %s: %s: %s", module.From, module.Phase, module.Reason))
-		}
-	}
+	ecds.NotInForce(f.wasm.Report(), o.Add)
 	if refused := f.refused.Load(); refused != nil {
 		for _, reason := range refused.Reasons {
 			o.Add("refused by Envoy", reason)

@@ -83,6 +83,9 @@ func TestModules(t *testing.T) {
 	s.give(extensionsType, wanting(t, "a", "oci://r/a:1"), "b=not a message")
 	e.gets("TypedExtensionConfig +a +b", "")
 	s.asked("TypedExtensionConfig ack n4")
+	if o := a.Overview(); o.ErrorsCount != 1 || o.Errors[0].Where != "a" {
+		t.Errorf("people see %+v of a filter without its module", o)
+	}
 	m.put("one")
 	e.gets("TypedExtensionConfig +a", "")
 	s.quiet()

@@ -55,6 +55,7 @@ func (i *Istiod) Overview() overview.Config {
 			o.Add(url[strings.LastIndexByte(url, '.')+1:]+" "+name, types[url].Refused[name])
 		}
 	}
+	ecds.NotInForce(i.c.Modules.Report(), o.Add)
 	return o
 }
 

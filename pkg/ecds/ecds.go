@@ -19,9 +19,15 @@ import (
 	"understudy.mesh/pkg/xds"
 )
 
-// patience is how long a start waits for a module that traffic may pass without; and for how long a document that is new leaves the
-// traffic alone that it will guard, while its module is on its way.
-const patience = 5 * time.Second
+const (
+	// patience is how long a start waits for a module that traffic may pass without.
+	patience = 5 * time.Second
+	// documentPatience is how long a document that is new leaves the traffic alone that it will guard, while its module is on its way and
+	// nothing has failed: as long as a large one takes on a busy node.
+	documentPatience = time.Minute
+	// failureLook is how often it is looked whether something has.
+	failureLook = 100 * time.Millisecond
+)
 
 // task is that of readiness.
 const task = "wasm"
@@ -221,33 +227,47 @@ func (x *Extensions) retain() {
 	}
 }
 
-// Prepare has the modules of extensions brought that are about to be wanted. The function that it returns waits until those are there of
-// which Envoy has nothing, for 5 s at most: what is to guard traffic need not begin with refusing it.
+// Prepare has the modules of extensions brought that are about to be wanted. The function that it returns waits, for a minute at most, until
+// each is there of which Envoy has nothing, or has failed: what is to guard traffic need not begin with refusing it, as under Istio.
 func (x *Extensions) Prepare(soon []envoyfilter.Extension) (wait func(context.Context)) {
-	var arrivals []chan struct{}
+	var fresh []*extension
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	until := time.Now().Add(patience)
+	until := time.Now().Add(documentPatience)
 	for _, w := range soon {
 		if x.all[w.Name] != nil {
 			continue // what it has serves on meanwhile
 		}
 		if e, err := x.want(w); err == nil {
 			e.fresh = until.Add(patience)
-			arrivals = append(arrivals, e.arrived)
+			fresh = append(fresh, e)
 		}
 	}
 	return func(ctx context.Context) {
 		ctx, cancel := context.WithDeadline(ctx, until)
 		defer cancel()
-		for _, arrived := range arrivals {
-			select {
-			case <-arrived:
-			case <-ctx.Done():
-				return
+		look := time.NewTicker(failureLook)
+		defer look.Stop()
+		for _, e := range fresh {
+			for came := false; !came && !x.failed(e); {
+				select {
+				case <-e.arrived:
+					came = true
+				case <-look.C:
+				case <-ctx.Done():
+					return
+				}
 			}
 		}
 	}
+}
+
+// failed says whether the module of an extension cannot be had, for now.
+func (x *Extensions) failed(e *extension) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	st := x.modules.State(e.filter.Source)
+	return e.bad != "" || st.Reason != ""
 }
 
 // Has brings the modules of extensions, and says whether all are there: a newcomer gets connections as soon as its Envoy has listeners, and

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -321,6 +322,8 @@ func TestPrepare(t *testing.T) {
 	if len(b.Report()) != 0 {
 		t.Error("it stays though nothing wants it")
 	}
+	b.modules.set("file:///c", "")
+	b.Prepare([]envoyfilter.Extension{wanted("c", "/c", closed)})(t.Context()) // that never comes
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	b.Prepare([]envoyfilter.Extension{wanted("b", "/b", closed)})(ctx)
@@ -330,4 +333,41 @@ func TestPrepare(t *testing.T) {
 func TestBadFilter(t *testing.T) {
 	b := newBench(t)
 	b.want(b.Resources([]envoyfilter.Extension{{Name: "bad", Config: &anypb.Any{TypeUrl: "a/b.C"}}, wanted("a", "/a", closed)}), "deny")
+}
+
+// TestPages wants the page to list filters, and a POST to have a module run in a new virtual machine, by the filter's name or its document's.
+func TestPages(t *testing.T) {
+	b := newBench(t)
+	all := []envoyfilter.Extension{wanted("a", "/a", closed)}
+	all[0].Document = "EnvoyFilter ns/doc"
+	b.modules.set("file:///a", "one")
+	b.Resources(all)
+	b.next()
+	b.want(b.Resources(all), "one")
+	ask := func(method, path string) (int, string) {
+		w := httptest.NewRecorder()
+		pages := b.Pages()
+		pages[strings.Split(path, "?")[0]].ServeHTTP(w, httptest.NewRequest(method, path, nil))
+		return w.Code, w.Body.String()
+	}
+	if code, body := ask("GET", ListPath); code != 200 || !strings.Contains(body, `"name": "a"`) && !strings.Contains(body, `"name":"a"`) {
+		t.Errorf("%d, %s", code, body)
+	}
+	for i, name := range []string{"a", "doc", "ns/doc", "EnvoyFilter+ns/doc"} {
+		if code, body := ask("POST", ReloadPath+"?name="+name); code != 200 || !strings.Contains(body, `"a"`) {
+			t.Errorf("%s: %d, %s", name, code, body)
+		}
+		b.next()
+		if body := string(b.Resources(all)[0].Body); !strings.Contains(body, fmt.Sprint("vm#", i+1)) {
+			t.Errorf("%s: %q", name, body)
+		}
+	}
+	for _, c := range []struct {
+		method, name string
+		code         int
+	}{{"GET", "a", 405}, {"POST", "", 404}, {"POST", "oc", 404}} {
+		if code, body := ask(c.method, ReloadPath+"?name="+c.name); code != c.code || body == "" {
+			t.Errorf("%+v: %d, %s", c, code, body)
+		}
+	}
 }

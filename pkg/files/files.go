@@ -289,9 +289,11 @@ func (l *latest) again() {
 
 // DebugPages are pages of the status port, for loopback only.
 func (f *Files) DebugPages() map[string]http.Handler {
-	return map[string]http.Handler{debugFiles: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	pages := f.wasm.Pages()
+	pages[debugFiles] = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		status.WriteJSON(w, report{f.source.Report(), f.filters.report(), f.wasm.Report()})
-	})}
+	})
+	return pages
 }
 
 // Overview is what of it fits on a screen.

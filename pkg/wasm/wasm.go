@@ -102,7 +102,10 @@ func (s *Store) Resolve(ctx context.Context, src Source) (Module, error) {
 			return Module{}, t.given(errors.Join(ctx.Err(), last))
 		}
 		last = err
-		if src.Once || p.policy == Never || errors.As(err, new(*sourceError)) {
+		if p.policy == Never { // and nobody need hear of it: another will ask elsewhere
+			return Module{}, err
+		}
+		if src.Once || errors.As(err, new(*sourceError)) {
 			return Module{}, t.given(err)
 		}
 		pause := max(backoff(err, failures, s.random), wait)

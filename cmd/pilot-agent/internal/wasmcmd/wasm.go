@@ -19,9 +19,9 @@ type Load func(e *cli.Env, cmd *cobra.Command, role config.Role) (*config.Config
 func New(e *cli.Env, load Load) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wasm",
-		Short: "Fetch and try modules of Wasm filters, and look after the store that has them",
+		Short: "See which modules Wasm filters run, fetch and try them, and look after the store that has them",
 	}
-	cmd.AddCommand(newPullCommand(e, load), newVerifyCommand(e, load), newExplainCommand(e, load), newCacheCommand(e))
+	cmd.AddCommand(newPullCommand(e, load), newVerifyCommand(e, load), newExplainCommand(e, load), newCacheCommand(e), newListCommand(e), newReloadCommand(e))
 	return cmd
 }
 

@@ -1,0 +1,254 @@
+package e2e_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"understudy.mesh/tests/lab"
+	"understudy.mesh/tests/proxywasm"
+)
+
+// wasmUpdatesEnv has TestWasmUpdatesUnderLoad make so many updates, of two seconds each, instead of a few.
+const wasmUpdatesEnv = "WASM_UPDATES"
+
+// wasmServer has modules at the outside, by path; "" is an answer 404.
+type wasmServer struct {
+	mu      sync.Mutex
+	modules map[string][]byte
+}
+
+func (s *wasmServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	module, has := s.modules[r.URL.Path]
+	s.mu.Unlock()
+	if !has {
+		http.Error(w, "there is no such module", http.StatusNotFound)
+		return
+	}
+	_, _ = w.Write(module)
+}
+
+// serveModules begins to.
+func serveModules(t *testing.T, l *lab.Lab, modules map[string][]byte) *wasmServer {
+	t.Helper()
+	s := &wasmServer{modules: modules}
+	server := &http.Server{Handler: s}
+	ln := l.Out.Listen(t, "198.51.100.70:80")
+	go func() { _ = server.Serve(ln) }()
+	t.Cleanup(func() { _ = server.Close() })
+	return s
+}
+
+// plugin is a WasmPlugin for captured inbound requests.
+func plugin(name, url, more string) string {
+	return fmt.Sprintf("apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: %s}\nspec: {url: %q, match: [{mode: SERVER}]%s}\n", name, url, more)
+}
+
+// wasmList demands words of what `wasm list -v` says of a plugin.
+func wasmList(t *testing.T, p *pod, name string, words ...string) error {
+	t.Helper()
+	out := p.c.Run(t, lab.As{UID: lab.AgentUID}, lab.AgentPath, "wasm", "list", "-v").Stdout
+	for part := range strings.SplitSeq(out, "\nextensions.istio.io/") {
+		if strings.Contains(part, "document: WasmPlugin default/"+name+"\n") {
+			return contains(part, words...)
+		}
+	}
+	return fmt.Errorf("no %s in\n%s", name, out)
+}
+
+// asking asks a port from outside until it is stopped, and demands values of headers; "*" is any but none.
+func asking(t *testing.T, out *lab.Namespace, port string, want map[string]string) (asked *atomic.Int64, stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var clients sync.WaitGroup
+	asked = &atomic.Int64{}
+	const each = 12 * time.Millisecond // of six clients: 500 a second
+	for range 6 {
+		clients.Go(func() {
+			pace := time.NewTicker(each)
+			defer pace.Stop()
+			for ctx.Err() == nil {
+				if err := headers(context.WithoutCancel(ctx), out, port, want); err != nil {
+					t.Error(err)
+					return
+				}
+				asked.Add(1)
+				<-pace.C
+			}
+		})
+	}
+	return asked, func() { cancel(); clients.Wait() }
+}
+
+// TestWasmBadModules: of modules that are bad each in its own way, each is named with its reason, the Envoy that serves sees none of
+// them, no request fails, and what is repaired is in force.
+func TestWasmBadModules(t *testing.T) {
+	t.Parallel()
+	var bomb bytes.Buffer
+	z := gzip.NewWriter(&bomb)
+	_, _ = z.Write(make([]byte, 8<<20))
+	must(t, z.Close())
+	good := proxywasm.Module{Header: "resp-header-demo", Value: "good"}.Bytes()
+	p := newPod(t, podOptions{agent: lab.AgentOptions{Args: withMeshFile, Env: []string{"ISTIO_WASM_MAX_BINARY_SIZE_BYTES=2000000"}}, files: map[string]string{meshFile: noDetectionTimeout}})
+	lab.ServeHTTP(t, p.Pod.Listen(t, "[::]:8080"), "app")
+	serveModules(t, p.Lab, map[string][]byte{
+		"/good": good, "/corrupt": good[:len(good)-10], "/html": []byte("<html>"), "/large": proxywasm.Module{Pad: 3 << 20}.Bytes(), "/bomb": bomb.Bytes(),
+		"/refuses": proxywasm.Module{Configure: proxywasm.Refuses}.Bytes(), "/traps": proxywasm.Module{Configure: proxywasm.Traps}.Bytes(),
+	})
+	_, stop := asking(t, p.Out, "8080", nil)
+	defer stop()
+	const at = "http://198.51.100.70"
+	bad := map[string]struct{ doc, reason string }{
+		"none":    {plugin("none", at+"/none", ", failStrategy: FAIL_OPEN"), "404"},
+		"corrupt": {plugin("corrupt", at+"/corrupt", ", failStrategy: FAIL_OPEN"), "cut off"},
+		"html":    {plugin("html", at+"/html", ", failStrategy: FAIL_OPEN"), `it begins with "<html>"`},
+		"large":   {plugin("large", at+"/large", ", failStrategy: FAIL_OPEN"), "more than 2000000 bytes"},
+		"bomb":    {plugin("bomb", at+"/bomb", ", failStrategy: FAIL_OPEN"), "more than 200 times"},
+		"digest":  {plugin("digest", at+"/good", ", failStrategy: FAIL_OPEN, sha256: "+strings.Repeat("ab", 32)), "is wanted"},
+		"refuses": {plugin("refuses", at+"/refuses", ", failStrategy: FAIL_OPEN"), "Envoy does not start it"},
+		"traps":   {plugin("traps", at+"/traps", ", failStrategy: FAIL_OPEN"), "Envoy does not start it"},
+		"nobody":  {plugin("nobody", "http://198.51.100.71/a", ", failStrategy: FAIL_OPEN"), "198.51.100.71"},
+	}
+	for name, b := range bad {
+		p.c.Write(t, name+".yaml", b.doc)
+	}
+	for name, b := range bad {
+		eventually(t, name+" is named", func() error { return wasmList(t, p, name, "phase:    Failed", b.reason, "traffic:  passes unfiltered") })
+	}
+	if _, stats, err := p.Pod.Get("http://127.0.0.1:15000/stats?filter=config_reload|config_fail|update_rejected"); err != nil || strings.Contains(stats, "config_fail: 1") || strings.Contains(stats, "rejected: 1") {
+		t.Errorf("the Envoy that serves has seen one: %v, %s", err, stats)
+	}
+	p.c.Write(t, "none.yaml", plugin("none", at+"/good", ", failStrategy: FAIL_OPEN"))
+	lab.Eventually(t, 2*atOnce, "what is repaired is in force", func() error {
+		return errors.Join(wasmList(t, p, "none", "phase:    InForce"), header(t, p, "8080", "resp-header-demo", "good"))
+	})
+	must(t, answers(p.Out, "http://"+lab.PodIP+":15021/healthz/ready"))
+}
+
+// TestWasmFailClosed: a filter that fails closed refuses what it guards while its module cannot be had, in a pod that stays ready, and
+// filters from the moment at which it can; a module that is at hand costs no request, neither when its filter comes nor when it goes.
+func TestWasmFailClosed(t *testing.T) {
+	t.Parallel()
+	p := newPod(t, podOptions{agent: lab.AgentOptions{Args: withMeshFile}, files: map[string]string{meshFile: noDetectionTimeout}})
+	lab.ServeHTTP(t, p.Pod.Listen(t, "[::]:8080"), "app")
+	s := serveModules(t, p.Lab, map[string][]byte{"/one": proxywasm.Module{Header: "resp-header-demo", Value: "one"}.Bytes()})
+	const at = "http://198.51.100.70"
+	asked, stop := asking(t, p.Out, "8080", nil)
+	p.c.Write(t, "one.yaml", plugin("one", at+"/one", ""))
+	eventually(t, "the filter is in force", func() error { return header(t, p, "8080", "resp-header-demo", "one") })
+	filtered, stopFiltered := asking(t, p.Out, "8080", map[string]string{"resp-header-demo": "one"})
+	p.c.Write(t, "one.yaml", plugin("one", at+"/late", "")) // which nobody has
+	eventually(t, "another module cannot be had", func() error { return wasmList(t, p, "one", "phase:    Stale", "404", "is filtered") })
+	if r := p.c.Run(t, lab.As{UID: lab.AgentUID}, lab.AgentPath, "wasm", "reload", "one"); !strings.Contains(r.Stdout, "reloaded extensions.istio.io/wasmplugin/default.one") {
+		t.Errorf("%+v", r)
+	}
+	time.Sleep(time.Second)
+	stopFiltered()
+	p.c.Remove(t, "one.yaml")
+	eventually(t, "the filter is gone", func() error { return header(t, p, "8080", "resp-header-demo", "") })
+	stop()
+	t.Logf("%d requests, %d of them demanded the header", asked.Load()+filtered.Load(), filtered.Load())
+
+	p.c.Write(t, "late.yaml", plugin("late", at+"/late", ""))
+	eventually(t, "it is refused", func() error {
+		status, _, err := p.Out.Get("http://" + lab.PodIP + ":8080/")
+		if err == nil && status != http.StatusForbidden {
+			err = fmt.Errorf("status %d", status)
+		}
+		return err
+	})
+	must(t, answers(p.Out, "http://"+lab.PodIP+":15021/healthz/ready"))
+	s.mu.Lock()
+	s.modules["/late"] = proxywasm.Module{Header: "resp-header-demo", Value: "late"}.Bytes()
+	s.mu.Unlock()
+	lab.Eventually(t, 2*time.Minute, "its module has come", func() error { // at the next try
+		status, _, err := p.Out.Get("http://" + lab.PodIP + ":8080/")
+		if err == nil && status == http.StatusOK {
+			return header(t, p, "8080", "resp-header-demo", "late")
+		}
+		return fmt.Errorf("status %d, %w", status, errors.Join(err, errors.New("not yet")))
+	})
+}
+
+// TestWasmUpdatesUnderLoad: one module after another comes into force while the pod serves, with a hot upgrade among them: no request
+// fails, and none is without the header of some module.
+func TestWasmUpdatesUnderLoad(t *testing.T) {
+	t.Parallel()
+	const name = "example-filter.wasm"
+	p := newSlotPod(t, lab.SlotsOptions{Args: withMeshFile})
+	module := func(i int) string {
+		return string(proxywasm.Module{Header: "resp-header-demo", Value: fmt.Sprint("v", i)}.Bytes())
+	}
+	p.slots.Write(t, meshFile, noDetectionTimeout)
+	p.slots.Write(t, name, module(0))
+	p.slots.Write(t, "filters.yaml", fmt.Sprintf(manualFilter, lab.ConfigMount+"/mesh/"+name))
+	p.start(t, 0, p.newer, 1, 0)
+	p.mustServe(t, 0, p.newer)
+	asked, stop := asking(t, p.Out, "8080", map[string]string{"resp-header-demo": "*"})
+	defer stop()
+	updates := 6
+	if text := os.Getenv(wasmUpdatesEnv); text != "" {
+		var err error
+		updates, err = strconv.Atoi(text)
+		must(t, err)
+	}
+	for i := 1; i <= updates; i++ {
+		if i == updates/2 {
+			p.start(t, 1, p.newer, 2, 1)
+			p.waitRole(t, 1, roleServing)
+			p.waitRole(t, 0, roleDraining, roleStandby)
+		}
+		p.slots.Write(t, name, module(i))
+		lab.Eventually(t, time.Minute, fmt.Sprint("update ", i), func() error {
+			return headers(t.Context(), p.Out, "8080", map[string]string{"resp-header-demo": fmt.Sprint("v", i)})
+		})
+	}
+	stop()
+	t.Logf("%d requests, %d updates, one upgrade", asked.Load(), updates)
+}
+
+// TestWasmStart: a pod is not ready, and lets nobody pass, before a filter that fails closed has its module, which is named; one that
+// fails open holds it up for moments only. Nothing else waits.
+func TestWasmStart(t *testing.T) {
+	t.Parallel()
+	p := newPod(t, podOptions{noAgent: true})
+	lab.ServeHTTP(t, p.Pod.Listen(t, "[::]:8080"), "app")
+	s := serveModules(t, p.Lab, map[string][]byte{})
+	const at = "http://198.51.100.70"
+	p.c.Write(t, meshFile, noDetectionTimeout)
+	p.c.Write(t, "closed.yaml", plugin("closed", at+"/late", ""))
+	p.c.Write(t, "http.yaml", entry("http", "http.example", 80, "HTTP", "DNS"))
+	p.agent = p.c.StartAgent(t, lab.AgentOptions{Args: withMeshFile})
+	eventually(t, "it says what it waits for", func() error {
+		status, body, err := p.Pod.Get("http://127.0.0.1:15020/healthz/ready")
+		return errors.Join(err, contains(fmt.Sprint(status, body), "503", "wasm: waiting: the Wasm module of extensions.istio.io/wasmplugin/default.closed is not in force yet", "404"))
+	})
+	status, _, err := p.Out.Get("http://" + lab.PodIP + ":8080/")
+	if err != nil || status != http.StatusForbidden {
+		t.Errorf("what it guards is answered: %d, %v", status, err)
+	}
+	s.mu.Lock()
+	s.modules["/late"] = proxywasm.Module{Header: "resp-header-demo", Value: "late"}.Bytes()
+	s.mu.Unlock()
+	p.c.Write(t, "closed.yaml", plugin("closed", at+"/late?again", ""))
+	p.agent.WaitReady(t)
+	must(t, header(t, p, "8080", "resp-header-demo", "late"))
+	p.c.Write(t, "closed.yaml", plugin("closed", at+"/none", ", failStrategy: FAIL_OPEN"))
+	p.agent.Signal(syscall.SIGTERM)
+	p.agent.Wait(t, lab.Deadline)
+	p.agent = p.c.StartAgent(t, lab.AgentOptions{Args: withMeshFile})
+	p.agent.WaitReady(t)
+	must(t, header(t, p, "8080", "resp-header-demo", ""))
+}

@@ -51,7 +51,7 @@ func TestPreflight(t *testing.T) {
 	for _, want := range []string{
 		"Deployment shop/gateway: blocked\n  blocker: Istio injects it, and ours would not: other-template\n  warning: annotation inject.istio.io/templates: \"gateway\"",
 		"Deployment shop/wrong: blocked\n  blocker: annotation sidecar.istio.io/proxyCPU: \"much\": ",
-		"Deployment shop/pinned: blocked\n  blocker: Istio injects it, and ours would not: other-revision\n",
+		"Deployment shop/pinned: blocked\n  blocker: Istio injects it, and ours would not: other-revision: its template has the label istio.io/rev: take it out\n",
 		"  warning: annotation sidecar.istio.io/bootstrapOverride: \"mine\" has no effect",
 		"Deployment shop/old: differs\n  difference: no pod of it is injected, and new ones would be: policy-on\n",
 		"  difference: istio-init.args -d: \"15020,15021,15090,9999\" -> \"15020,15021,15090\"\n",

@@ -83,6 +83,58 @@ func restartWorkloads(t *testing.T, ns *cluster.Namespace) {
 	}
 }
 
+// TestRestartOfABadImage: two workloads and settings with an image that cannot be pulled. The first one stops, with its old pod serving, and the other
+// is not begun. With the image mended the command goes on; an interrupt lets it end what is under way, and begin nothing.
+func TestRestartOfABadImage(t *testing.T) {
+	removeInjector(t)
+	if _, err := shell(lab.RepoRoot(t), blocksOf(t, "docs/inject.md", "Install", "sh")[0]); err != nil {
+		t.Fatal(err)
+	}
+	ns := shared.Namespace(t, "restart")
+	ns.Kubectl(t, "label", "namespace", ns.Name, "istio-injection=enabled")
+	ns.Apply(t, injectedMesh)
+	ns.Wait(t, podLimit, "condition=InForce", "sidecarprofile/default")
+	lab.Eventually(t, podLimit, "the API server reaches the injector's Service", func() error {
+		_, err := ns.Try("run", "early", "--image=curlimages/curl", "--dry-run=server")
+		return err
+	})
+	for _, name := range []string{"one", "two"} {
+		ns.Apply(t, "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: "+name+"}\nspec:\n  strategy: {rollingUpdate: {maxUnavailable: 0}}\n  selector: {matchLabels: {app: "+name+"}}\n  template:"+
+			strings.ReplaceAll(restartTemplate, "NAME", name))
+	}
+	ns.Wait(t, podLimit, "condition=Available", "deployment/one", "deployment/two")
+	dir := t.TempDir()
+	linkInjector(t, dir)
+	settings := func(generation int, spec string) {
+		ns.Kubectl(t, "patch", "sidecarprofile", "default", "--type=merge", "--patch", spec)
+		ns.Wait(t, podLimit, fmt.Sprintf("jsonpath={.status.observedGeneration}=%d", generation), "sidecarprofile/default")
+	}
+	run := func(prefix string, status int, want ...string) {
+		t.Helper()
+		out, err := shell(dir, prefix+"sidecar-injector restart -n "+ns.Name+" --workloads 1 --timeout 20s 2>&1")
+		for _, text := range want {
+			if cluster.ExitStatus(err) != status || !strings.Contains(out, text) {
+				t.Errorf("restart: %v, no %q in\n%s", err, text, out)
+			}
+		}
+	}
+	before := uids(t, ns)
+	settings(2, `{"spec": {"proxy": {"image": "understudy/proxy:none"}}}`)
+	run("", 1, "Deployment/one: 0 of 1 pods are new, and nothing has gone on for 20s; pod one-", "ImagePullBackOff", "not begun, since new pods do not come: Deployment/two; run it again to go on")
+	if after := uids(t, ns); !slices.Contains(after["one"], before["one"][0]) || !slices.Equal(after["two"], before["two"]) {
+		t.Errorf("pods %q, before %q", after, before)
+	}
+	if err := hasReady(t, ns, "one"); err != nil {
+		t.Errorf("the old pod of one: %v", err)
+	}
+	settings(3, `{"spec": {"proxy": {"image": null, "logLevel": "info"}}}`)
+	run("timeout --signal=INT 2 ", 124, "nothing new is begun; interrupt again", "Deployment/one: restarted, ", "not begun, interrupted: Deployment/two; run it again to go on")
+	if after := uids(t, ns); slices.Contains(after["one"], before["one"][0]) || !slices.Equal(after["two"], before["two"]) {
+		t.Errorf("pods %q, before %q", after, before)
+	}
+	run("", 0, "Deployment/two: restarted, 1 pod", "1 workload: nothing to do")
+}
+
 // uids are those of a namespace's pods that are not ending, by the label app.
 func uids(t *testing.T, ns *cluster.Namespace) map[string][]string {
 	t.Helper()

@@ -55,7 +55,7 @@ func (s Settings) Of(owner *cluster.Owner, now inject.Namespace) *Report {
 	case running == nil && !verdict.Inject:
 		return nil
 	case running != nil && !verdict.Inject:
-		r.Blockers = append(r.Blockers, "Istio injects it, and ours would not: "+verdict.Rule)
+		r.Blockers = append(r.Blockers, "Istio injects it, and ours would not: "+verdict.Rule+remedies[verdict.Rule])
 		r.Warnings = append(r.Warnings, verdict.Warnings...)
 		return r
 	case running == nil:
@@ -70,6 +70,12 @@ func (s Settings) Of(owner *cluster.Owner, now inject.Namespace) *Report {
 		r.Blockers = append(r.Blockers, strings.Split(err.Error(), "\n")...)
 	}
 	return r
+}
+
+// remedies are what to do about a rule by which a pod is not injected, where its name does not say it.
+var remedies = map[string]string{
+	"foreign-agent":  ": its template has Istio's containers already: take them and the annotation " + inject.AnnotationStatus + " out of it",
+	"other-revision": ": its template has the label " + inject.LabelRevision + ": take it out",
 }
 
 // make is what ours makes of a template.

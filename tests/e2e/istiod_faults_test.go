@@ -34,7 +34,7 @@ const (
 	faultMemory      = 64 << 20
 	// largePush is what comes in one push of responses of largePart each, of one cluster that changes with each.
 	largePush = 200 << 20
-	largePart = 2 << 20
+	largePart = 4 << 20
 )
 
 // istiodFault is something bad that istiod does, or the network on the way there.

@@ -170,7 +170,7 @@ func (i *istiod) DeltaAggregatedResources(conn discoveryv3.AggregatedDiscoverySe
 	st := &istiodStream{conn: conn, end: make(chan error, 1)}
 	defer i.leave(st)
 	i.mu.Lock()
-	i.newest = st
+	i.newest, i.last = st, nil
 	i.mu.Unlock()
 	go func() { // it ends with the stream
 		err := i.serve(st)
@@ -230,7 +230,7 @@ func (i *istiod) serve(st *istiodStream) error {
 		i.mu.Lock()
 		if req.GetResponseNonce() != "" {
 			i.answers[req.GetResponseNonce()]++
-		} else {
+		} else if i.newest == st { // what was on its way on an older one is not of this one
 			i.last = append(i.last, req.GetTypeUrl())
 		}
 		i.mu.Unlock()

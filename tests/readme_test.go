@@ -186,7 +186,7 @@ func TestFlagsInPapers(t *testing.T) {
 	var help strings.Builder
 	for program, commands := range map[string][]string{
 		"pilot-agent":      {"proxy", "wait", "request", "upgrade-status", "status", "dns lookup", "dns cache", "doctor capture", "doctor trace", "istio-iptables", "wasm verify", "wasm pull", "wasm cache", "wasm explain"},
-		"sidecar-injector": {"serve", "inject", "explain", "import", "sidecarset", "upgrade", "restart", "versions", "preflight"},
+		"sidecar-injector": {"serve", "inject", "explain", "import", "sidecarset", "upgrade", "upgrader", "restart", "versions", "preflight"},
 	} {
 		binary := buildCommand(t, program)
 		for _, command := range commands {

@@ -129,7 +129,7 @@ func render(dir string, values map[string]any) (string, error) {
 
 // order are the names of the templates: who may do what comes before who does it.
 func order(rendered map[string]string) []string {
-	rank := []string{"rbac.yaml", "profile.yaml", "configuration.yaml", "deployment.yaml", "filters.yaml"}
+	rank := []string{"rbac.yaml", "profile.yaml", "configuration.yaml", "deployment.yaml", "filters.yaml", "upgrader.yaml"}
 	return slices.SortedFunc(maps.Keys(rendered), func(a, b string) int {
 		return slices.Index(rank, filepath.Base(a)) - slices.Index(rank, filepath.Base(b))
 	})

@@ -11,6 +11,7 @@ const (
 	chart    = "../../deploy/chart"
 	manifest = "../../deploy/sidecar-injector.yaml"
 	filters  = "../../deploy/asm-filters.yaml"
+	upgrader = "../../deploy/sidecar-upgrader.yaml"
 )
 
 var update = flag.Bool("update", false, "write the manifests anew")
@@ -21,13 +22,16 @@ func TestManifestsAreTheCharts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := installation{release, namespace, map[string]any{"filters": map[string]any{"enabled": true}}}
-	optional, err := r.show(chart, []string{"filters.yaml"})
-	if err != nil {
-		t.Fatal(err)
+	files := map[string]string{manifest: whole}
+	for value, file := range map[string]string{"filters": filters, "upgrader": upgrader} {
+		r := installation{release, namespace, map[string]any{value: map[string]any{"enabled": true}}}
+		optional, err := r.show(chart, []string{value + ".yaml"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[file] = "# What the value " + value + ".enabled adds to sidecar-injector.yaml. Made of deploy/chart: change it there.\n" + optional
 	}
-	optional = "# What the value filters.enabled adds to sidecar-injector.yaml. Made of deploy/chart: change it there.\n" + optional
-	for file, got := range map[string]string{manifest: whole, filters: optional} {
+	for file, got := range files {
 		if *update {
 			if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 				t.Fatal(err)
@@ -62,6 +66,7 @@ func TestValues(t *testing.T) {
 		"nodes":      {map[string]any{"nodeSelector": map[string]any{"a": "b"}, "tolerations": []any{map[string]any{"operator": "Exists"}}}, []string{"nodeSelector:\n        a: b\n", "tolerations:\n        - operator: Exists\n"}},
 		"images":     {map[string]any{"image": "r/i:1", "imagePullSecrets": []any{map[string]any{"name": "s"}}, "replicaCount": 3}, []string{`image: "r/i:1"`, "imagePullSecrets:\n        - name: s\n", "replicas: 3"}},
 		"filters":    {map[string]any{"filters": map[string]any{"enabled": true, "replicaCount": 3}}, []string{"- --filters\n", "replicas: 3\n", "resources: [envoyfilters]"}},
+		"upgrader":   {map[string]any{"upgrader": map[string]any{"enabled": true, "replicaCount": 3}}, []string{"        - upgrader\n", "replicas: 3\n", "kind: ValidatingAdmissionPolicy\n"}},
 		"no profile": {map[string]any{"profile": nil}, nil},
 	} {
 		got, err := render(chart, tt.values)

@@ -74,6 +74,6 @@ func command(stdin io.Reader) *cobra.Command {
 			return err
 		},
 	})
-	root.AddCommand(newExplainCommand(stdin), newInjectCommand(stdin), newServeCommand(), newImportCommand(stdin), newSidecarSetCommand(stdin), newRestartCommand(), newVersionsCommand(), newUpgradeCommand(), newPreflightCommand())
+	root.AddCommand(newExplainCommand(stdin), newInjectCommand(stdin), newServeCommand(), newImportCommand(stdin), newSidecarSetCommand(stdin), newRestartCommand(), newVersionsCommand(), newUpgradeCommand(), newUpgraderCommand(), newPreflightCommand())
 	return root
 }

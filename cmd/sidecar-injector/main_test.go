@@ -38,6 +38,8 @@ func TestRun(t *testing.T) {
 		{"restart -n ns --workloads 0", 2, "", "flag --workloads: 0: give 1 or more"},
 		{"restart -n ns --timeout 0s", 2, "", "flag --timeout: 0s: give a duration"},
 		{"restart -n ns --kubelet-version new", 2, "", `flag --kubelet-version: "new": want a version of Kubernetes`},
+		{"upgrader --log_output_level loud", 2, "", "loud"},
+		{"upgrader --kubeconfig /nonexistent", 1, "", "/nonexistent"},
 		{"upgrade", 2, "", "flag -n: give the namespace"},
 		{"upgrade -n understudy-system", 2, "", "the injector's own namespace"},
 		{"upgrade -n shop --undo --pause", 2, "", "give one of them"},

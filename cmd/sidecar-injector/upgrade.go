@@ -141,17 +141,18 @@ func (o *upgradeOptions) run(ctx context.Context, out, notes io.Writer) error {
 	if err != nil {
 		return err
 	}
-	check, err := newSettingsCheck(ctx, o, notes)
+	check, err := newSettingsCheck(ctx, &o.settings, o.namespace, notes)
 	if err != nil {
 		return err
 	}
 	levels, _ := logging.ParseLevels("default:warn") // a constant
 	log := logging.New(notes, logging.Options{Levels: levels})
 	klog.SetSlogLogger(logging.For(log, "client-go"))
-	u, err := upgrader.New(config, upgrader.Options{Identity: o.identity, Outdated: check.outdated}, log)
+	u, err := upgrader.New(config, o.identity, log)
 	if err != nil {
 		return err
 	}
+	u = u.With(check.outdated)
 	before, err := u.Get(ctx, o.namespace)
 	if err != nil {
 		return err
@@ -171,7 +172,7 @@ func (o *upgradeOptions) run(ctx context.Context, out, notes io.Writer) error {
 		_, err := fmt.Fprintf(out, "paused: what was begun is finished; --resume goes on\n")
 		return err
 	}
-	return o.follow(ctx, u, asked, out, notes)
+	return o.follow(ctx, u, asked, check.deployed() && u.Deployed(ctx, offline.InjectorNamespace), out, notes)
 }
 
 // say shows an upgrade as it is.
@@ -275,7 +276,7 @@ func (o *upgradeOptions) request(ctx context.Context, u *upgrader.Upgrader, spec
 	if o.dryRun {
 		return nil, o.plan(spec, pods, out)
 	}
-	if u.Deployed(ctx, offline.InjectorNamespace) && !spec.AllowTags && !strings.Contains(spec.Image, "@sha256:") {
+	if check.deployed() && u.Deployed(ctx, offline.InjectorNamespace) && !spec.AllowTags && !strings.Contains(spec.Image, "@sha256:") {
 		return nil, fmt.Errorf("image %s: the upgrader's Deployment sets images by digest alone: name it by digest, or give --allow-tags", spec.Image)
 	}
 	if (o.image != "" || o.undo) && check.manual < len(pods) {
@@ -298,10 +299,10 @@ func (o *upgradeOptions) plan(spec *rollout.Spec, pods []*rollout.Pod, out io.Wr
 }
 
 // follow shows the upgrade until it is over, and does it unless somebody else is at it.
-func (o *upgradeOptions) follow(ctx context.Context, u *upgrader.Upgrader, asked *rollout.SidecarUpgrade, out, notes io.Writer) error {
+func (o *upgradeOptions) follow(ctx context.Context, u *upgrader.Upgrader, asked *rollout.SidecarUpgrade, deployed bool, out, notes io.Writer) error {
 	working, stop := context.WithCancel(ctx)
 	var work errgroup.Group
-	if !u.Deployed(ctx, offline.InjectorNamespace) {
+	if !deployed {
 		work.Go(func() error {
 			return u.Run(working, o.namespace, func(holder string) { fmt.Fprintf(notes, "%s is at work on it\n", holder) })
 		})

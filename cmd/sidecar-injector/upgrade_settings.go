@@ -13,6 +13,7 @@ import (
 
 	"understudy.mesh/cmd/sidecar-injector/internal/offline"
 	"understudy.mesh/cmd/sidecar-injector/internal/rollout"
+	"understudy.mesh/cmd/sidecar-injector/internal/upgrader"
 	"understudy.mesh/pkg/inject"
 )
 
@@ -28,25 +29,30 @@ type settingsCheck struct {
 }
 
 // newSettingsCheck reads the settings of a namespace.
-func newSettingsCheck(ctx context.Context, o *upgradeOptions, notes io.Writer) (*settingsCheck, error) {
-	found, err := o.settings.open(ctx, notes)
+func newSettingsCheck(ctx context.Context, settings *settingsFlags, namespace string, notes io.Writer) (*settingsCheck, error) {
+	found, err := settings.open(ctx, notes)
 	if err != nil {
 		return nil, err
 	}
 	if found.cluster == nil {
 		return nil, fmt.Errorf("there is no cluster to upgrade: give --kubeconfig")
 	}
-	profiles, err := found.of(ctx, o.namespace)
+	profiles, err := found.of(ctx, namespace)
 	if err != nil {
 		return nil, err
 	}
-	labels, err := found.cluster.Labels(ctx, o.namespace)
+	labels, err := found.cluster.Labels(ctx, namespace)
 	if err != nil {
 		return nil, err
 	}
 	return &settingsCheck{
-		profiles: profiles, namespace: inject.Namespace{Name: o.namespace, Labels: labels}, modern: found.modern(ctx), seen: map[string]bool{},
+		profiles: profiles, namespace: inject.Namespace{Name: namespace, Labels: labels}, modern: found.modern(ctx), seen: map[string]bool{},
 	}, nil
+}
+
+// deployed reports whether the upgrader's Deployment may work in the namespace.
+func (c *settingsCheck) deployed() bool {
+	return c.namespace.Labels[upgrader.NamespaceLabel] == "enabled"
 }
 
 // kubectlConfig is how to reach the API server that kubectl would ask, or that of a file.

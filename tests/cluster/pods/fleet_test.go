@@ -185,6 +185,10 @@ func (f *fleet) mustStayReady() {
 	for _, p := range f.ns.Pods(f.T, "app=sleep") {
 		for _, span := range f.watch.Unready(p.Name) {
 			f.Errorf("pod %s was not ready from %s to %s", p.Name, span[0].Format(clock), span[1].Format(clock))
+			for _, at := range f.watch.Pod(p.Name) {
+				a, b := at.Containers["istio-proxy"], at.Containers["istio-proxy-2"]
+				f.Logf("%s ready %v; %v, %d restarts, ready %v, %s; %v, %d restarts, ready %v, %s", at.At.Format(clock), at.Ready, a.State, a.Restarts, a.Ready, a.Image, b.State, b.Restarts, b.Ready, b.Image)
+			}
 		}
 	}
 }
@@ -240,11 +244,22 @@ func TestLongUpgradeFaults(t *testing.T) {
 		t.Errorf("it did not stop at one pod")
 	}
 	f.mustRun(cluster.ProxyDev)
+	unready := 0
+	for _, p := range f.ns.Pods(t, "app=sleep") {
+		for _, span := range f.watch.Unready(p.Name) { // the kubelet says so as it says that the hook has failed
+			t.Logf("pod %s was not ready for %s", p.Name, span[1].Sub(span[0]))
+			unready++
+		}
+	}
+	if unready > 1 {
+		t.Errorf("more than one pod was unready for the bad image")
+	}
+	f.watch = f.ns.Watch(t)
 	if f.events("UpgradeFailed") == "" || f.events("Stopped") == "" {
 		t.Errorf("no event says that it failed")
 	}
 	// Two engines, each of which is killed at other moments than the other.
-	f.must(1, "is not known what its pods ran before", "--undo")
+	f.must(0, "Done: 4 of 4 pods run "+cluster.ProxyDev, "--undo")
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	kills := 0
@@ -268,4 +283,71 @@ func TestLongUpgradeFaults(t *testing.T) {
 	t.Logf("killed %d times", kills)
 	f.mustRun(cluster.ProxyV2)
 	f.mustNotFail()
+}
+
+// TestLongUpgrader: the Deployment of deploy/ does what the command asks for, with the rights of its account and no more, in namespaces with
+// its label, and by digest unless tags are allowed; the command only follows, and may be ended.
+func TestLongUpgrader(t *testing.T) {
+	if !*long {
+		t.Skip("it takes minutes: -long")
+	}
+	f := newFleet(t, "upgrader", fleetProfile, 3)
+	const own = "understudy-system"
+	manifest := filepath.Join(lab.RepoRoot(t), "deploy/sidecar-upgrader.yaml")
+	ctx := context.Background() // t's has ended when this is removed
+	t.Cleanup(func() {
+		if _, err := shared.Kubectl(ctx, nil, "delete", "--ignore-not-found", "-f", manifest); err != nil {
+			t.Errorf("the upgrader is left behind: %v", err)
+		}
+		if _, err := shared.Kubectl(ctx, nil, "delete", "namespace", own); err != nil {
+			t.Errorf("its namespace is left behind: %v", err)
+		}
+	})
+	for _, arguments := range [][]string{
+		{"create", "namespace", own}, {"apply", "-f", manifest}, {"rollout", "status", "-n", own, "deployment/sidecar-upgrader"},
+		{"label", "namespace", f.ns.Name, "understudy.mesh/upgrader=enabled"},
+	} {
+		if _, err := shared.Kubectl(ctx, nil, arguments...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lab.Eventually(t, podLimit, "the upgrader works", func() error {
+		out, err := shared.Kubectl(ctx, nil, "get", "lease", "-n", own, "sidecar-upgrader", "-o", "jsonpath={.spec.holderIdentity}")
+		if err == nil && out == "" {
+			err = fmt.Errorf("nobody holds its Lease")
+		}
+		return err
+	})
+	f.must(1, "sets images by digest alone", "--image", cluster.ProxyV2)
+	arguments := append([]string{"--image", cluster.ProxyV2, "--allow-tags"}, quick...)
+	command := f.upgradeCommand(t.Context(), arguments...)
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, podLimit, "it has begun", func() error {
+		if f.ns.Kubectl(t, "get", "sidecarupgrade", "-o", "jsonpath={.items[*].status.pods.inFlight}") == "" {
+			return fmt.Errorf("nothing is in flight")
+		}
+		return nil
+	})
+	_ = command.Process.Kill()
+	_ = command.Wait()
+	lab.Eventually(t, 2*podLimit, "the upgrader has finished without the command", func() error {
+		if u := f.object(); u.Status.Phase != "Done" || u.Status.Pods.Done != 3 {
+			return fmt.Errorf("%+v", u.Status)
+		}
+		return nil
+	})
+	f.mustRun(cluster.ProxyV2)
+	if holder := f.ns.Kubectl(t, "get", "sidecarupgrade", "default", "-o", "jsonpath={.status.engine}"); !strings.HasPrefix(holder, "sidecar-upgrader-") {
+		t.Errorf("%q has done it", holder)
+	}
+	f.must(0, "3 of 3 pods run "+cluster.ProxyDev, "--undo")
+	f.mustRun(cluster.ProxyDev)
+	f.mustNotFail()
+	log, _ := shared.Kubectl(ctx, nil, "logs", "-n", own, "-l", "app.kubernetes.io/name=sidecar-upgrader", "--tail=200")
+	t.Logf("%s", log)
+	if strings.Contains(log, "forbidden") || strings.Contains(log, "denied") {
+		t.Errorf("its account lacks a right")
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,6 +17,7 @@ import (
 var (
 	cannotPull  = []string{"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed"}
 	cannotStart = []string{"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+	endsAgain   = []string{"PostStartHookError", "CrashLoopBackOff"}
 )
 
 // progress is how far a pod is, with the reason if it does not go on.
@@ -178,7 +180,7 @@ func (s *slot) broken(before int32) string {
 	switch {
 	case slices.Contains(cannotPull, s.waiting), slices.Contains(cannotStart, s.waiting):
 		return s.waiting + ": " + s.message
-	case s.restarts > before && s.ended, s.restarts > before && s.waiting == "CrashLoopBackOff", s.restarts > before+1:
+	case s.restarts > before+1, s.restarts > before && (s.ended || slices.Contains(endsAgain, s.waiting)):
 		return fmt.Sprintf("its new proxy ended with exit status %d: %s", s.lastExitCode, s.message)
 	}
 	return ""
@@ -259,7 +261,8 @@ func (p *pass) abort(pod *Pod, reason string, superseded bool) (class, string) {
 	r := pod.record
 	slot, old := pod.slot(r.Slot), pod.other(r.Slot)
 	r.Step, r.At, r.Restarts, r.Superseded = stepAborting, p.now.UTC(), slot.restarts, superseded
-	r.Reason = reason[:min(len(reason), enough)]
+	reason = strings.Join(strings.Fields(reason), " ") // of several lines, as a termination message is
+	r.Reason = strings.ToValidUTF8(reason[:min(len(reason), enough)], "")
 	r.started(r.Slot, r.Empty, p.now)
 	p.write(pod, r.Slot+" gets the empty image again: "+r.Reason, r, map[string]string{
 		contract.VersionAnnotation + r.Slot:      "0",

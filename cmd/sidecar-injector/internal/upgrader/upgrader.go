@@ -46,23 +46,12 @@ type Upgrader struct {
 	log      *slog.Logger
 }
 
-// Options are what an Upgrader goes by.
-type Options struct {
-	// Identity is by whom a Lease is held.
-	Identity string
-	// Outdated says which setting of a pod only a new one would get; nil: nothing is known of that.
-	Outdated func(*corev1.Pod) string
-}
-
-// New returns an upgrader for a cluster. It asks nothing yet.
-func New(config *rest.Config, o Options, log *slog.Logger) (*Upgrader, error) {
+// New returns an upgrader for a cluster. It asks nothing yet. identity is by whom Leases are held.
+func New(config *rest.Config, identity string, log *slog.Logger) (*Upgrader, error) {
 	config = rest.CopyConfig(config)
 	config.UserAgent = fieldManager
 	config.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(requestRate, requestBurst) // one for all clients
-	u := &Upgrader{identity: o.Identity, outdated: o.Outdated, log: log}
-	if u.outdated == nil {
-		u.outdated = func(*corev1.Pod) string { return "" }
-	}
+	u := &Upgrader{identity: identity, outdated: func(*corev1.Pod) string { return "" }, log: log}
 	var err error
 	if u.objects, err = dynamic.NewForConfig(config); err == nil {
 		u.leases, err = coordinationv1.NewForConfig(config)
@@ -77,6 +66,13 @@ func New(config *rest.Config, o Options, log *slog.Logger) (*Upgrader, error) {
 		return nil, fmt.Errorf("make a client of the API server: %w", err)
 	}
 	return u, nil
+}
+
+// With is the same upgrader for pods of which is known which of their settings only a new pod would get.
+func (u *Upgrader) With(outdated func(*corev1.Pod) string) *Upgrader {
+	other := *u
+	other.outdated = outdated
+	return &other
 }
 
 // call bounds one call.

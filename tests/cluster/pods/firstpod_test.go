@@ -98,4 +98,5 @@ func TestFirstPod(t *testing.T) {
 	for end := range answers {
 		t.Errorf("README has no command that ends with %q", end)
 	}
+	mustShow(t, ns, "sleep", proxy, "aliyun.com", "VIP 240.240.")
 }

@@ -28,6 +28,7 @@ func TestHotUpgrade(t *testing.T) {
 	p.upgrade(t, cluster.ProxyV1)
 	p.mustServeAlone(t, newerEnvoy)
 	p.mustAnswerInBothSlots(t)
+	mustShow(t, ns, p.name, slots[p.serving], "Last upgrade", "the generation before has drained")
 
 	load.mustNotFail(t)
 	p.mustAlwaysBeReady(t)

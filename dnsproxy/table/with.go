@@ -210,7 +210,16 @@ func (e *edit) apply() *Table {
 
 // reverse returns the changes to the table of VIPs.
 func (e *edit) reverse() []change {
-	slices.SortStableFunc(e.pointers, func(a, b pointer) int { return bytes.Compare(a.addr, b.addr) })
+	slices.SortFunc(e.pointers, func(a, b pointer) int { // what ceases goes first: a host may get the address again
+		order := bytes.Compare(a.addr, b.addr)
+		switch {
+		case order != 0 || a.add == b.add:
+			return order
+		case a.add:
+			return 1
+		}
+		return -1
+	})
 	changes := e.exact[:0] // done with
 	for p := e.pointers; len(p) > 0; {
 		n := 1

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"understudy.mesh/pkg/xds/internal/history"
 	"understudy.mesh/pkg/xds/internal/refusal"
 )
 
@@ -122,20 +123,28 @@ func (u *upstreamNews) change(name string, in, other map[string]struct{}) {
 	in[name] = struct{}{}
 }
 
-// give takes in what the upstream says.
-func (l *ledger) give(resources []*kept, removed []string) {
+// give takes in what the upstream says, and tells of each change that it makes.
+func (l *ledger) give(resources []*kept, removed []string, changed func(change, name string)) {
 	l.complete = true
 	l.held = withRoom(l.held, len(resources))
 	for _, k := range resources {
 		if !l.wants(k.name) {
 			continue // and nobody would say that it is gone
 		}
-		e := l.held[k.name]
+		e, held := l.held[k.name]
+		if !held {
+			changed(history.Added, k.name)
+		} else if e.newest.version != k.version {
+			changed(history.Changed, k.name)
+		}
 		e.newest = k
 		l.held[k.name] = e
 		delete(l.absent, k.name)
 	}
 	for _, name := range removed {
+		if _, held := l.held[name]; held {
+			changed(history.Removed, name)
+		}
 		delete(l.held, name)
 		delete(l.refused, name)
 		delete(l.lost, name)

@@ -213,8 +213,8 @@ func (r *Relay) Give(resp *Response) error {
 	for _, name := range gone {
 		removed[name] = l.held[name]
 	}
-	r.note(l, resources, gone)
-	l.give(resources, gone)
+	now := time.Now()
+	l.give(resources, gone, func(change, name string) { r.history.Add(now, change, l.url, name) })
 	if r.stream != nil {
 		r.stream.pass(resp.Type, l, resources, removed, some)
 	}
@@ -231,25 +231,6 @@ func (r *Relay) Changes() []Change { return r.history.Changes() }
 
 // Inherit puts changes that the generation before has seen before those of this one.
 func (r *Relay) Inherit(before []Change) { r.history.Precede(before) }
-
-// note adds the changes that a response makes of what a ledger has.
-func (r *Relay) note(l *ledger, resources []*kept, gone []string) {
-	now := time.Now()
-	for _, k := range resources {
-		switch e, held := l.held[k.name]; {
-		case !l.wants(k.name):
-		case !held:
-			r.history.Add(now, history.Added, l.url, k.name)
-		case e.newest.version != k.version:
-			r.history.Add(now, history.Changed, l.url, k.name)
-		}
-	}
-	for _, name := range gone {
-		if _, held := l.held[name]; held {
-			r.history.Add(now, history.Removed, l.url, name)
-		}
-	}
-}
 
 // load has resources in memory. One that cannot be read again is held no longer.
 func (r *Relay) load(l *ledger, resources []*kept) []*kept {

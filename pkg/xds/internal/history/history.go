@@ -49,10 +49,14 @@ type History struct {
 	first   int
 	bytes   int
 	kinds   map[kind]*kind
+	last    *kind // that was asked for
 }
 
 // of is what changes of a kind refer to.
 func (h *History) of(change, url string) *kind {
+	if h.last != nil && *h.last == (kind{change, url}) { // mostly
+		return h.last
+	}
 	known := h.kinds[kind{change, url}]
 	if known == nil {
 		if h.kinds == nil {
@@ -61,6 +65,7 @@ func (h *History) of(change, url string) *kind {
 		known = &kind{change, url}
 		h.kinds[*known] = known
 	}
+	h.last = known
 	return known
 }
 

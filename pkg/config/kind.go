@@ -55,6 +55,7 @@ const (
 	AuthPolicy                       // bool: whether MUTUAL_TLS
 	TakeoverMode                     // Takeover
 	HungAction                       // bool: whether restart
+	ListenerShape                    // bool: whether shared
 	CompatMode                       // bool: whether istio
 	CompliancePolicy                 // compliance.Policy
 	Limit                            // uint32, 1 to 2147483647
@@ -106,6 +107,7 @@ var kinds = [...]struct {
 	AuthPolicy:       {"enum", oneOf("NONE", "MUTUAL_TLS")},
 	TakeoverMode:     {"enum", typed(parseTakeover)},
 	HungAction:       {"enum", oneOf("report", "restart")},
+	ListenerShape:    {"enum", oneOf("each", "shared")},
 	CompatMode:       {"enum", oneOf("none", "istio")},
 	CompliancePolicy: {"enum", typed(compliance.Parse)},
 	Limit:            {"number", number[uint32](1, math.MaxInt32, "want a whole number, 1 to 2147483647")},

@@ -52,6 +52,8 @@ func meshSettings() []Setting {
 	return []Setting{
 		{name: "configDir", Flag: "configDir", Env: "UNDERSTUDY_CONFIG_DIR", Kind: String, field: "ConfigDir",
 			Doc: "Run without istiod, on the Istio YAML in this directory"},
+		{name: "listeners", Env: "UNDERSTUDY_LISTENERS", Kind: ListenerShape, Default: "shared", field: "SharedListeners",
+			Doc: "With configDir, the listeners of HTTP hosts with an address: shared, one for each port; each, one for each address and port"},
 		{name: "allowIgnored", Flag: "allowIgnored", Kind: Bool, Default: "false", field: "AllowIgnored",
 			Doc: "Accept resources in configDir that restrict access, although nothing enforces them"},
 		{name: "discoveryAddress", Flag: "discoveryAddress", annotation: "sidecar.istio.io/discoveryAddress", proxy: "discoveryAddress", Kind: HostPort, Default: "istiod.istio-system.svc:15012", field: "DiscoveryAddress",

@@ -15,7 +15,7 @@ func (r *run) concerns(e *entry) bool {
 		return false
 	}
 	m := e.match
-	if m.GetName() != "" && m.GetName() != r.listener.GetName() {
+	if m.GetName() != "" && m.GetName() != r.listener.GetName() && m.GetName() != r.alias {
 		return false
 	}
 	return r.virtual || m.GetPortNumber() == 0 || m.GetPortNumber() == r.listener.GetAddress().GetSocketAddress().GetPortValue()

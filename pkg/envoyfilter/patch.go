@@ -2,6 +2,7 @@ package envoyfilter
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -29,7 +30,8 @@ type run struct {
 	set      *Set
 	listener *listenerv3.Listener
 	context  networking.EnvoyFilter_PatchContext
-	virtual  bool // it captures: portNumber is about its chains
+	virtual  bool   // it captures: portNumber is about its chains
+	alias    string // what Istio calls it
 	notes    map[*entry]*Note
 	// origins are the patches that brought a filter, and merged into it; "" of one that is not theirs.
 	origins    map[proto.Message]source
@@ -50,7 +52,7 @@ func (s *Set) Patch(l *listenerv3.Listener, virtual bool, sealed func(*listenerv
 		return out, nil
 	}
 	r := run{
-		set: s, listener: l, virtual: virtual, context: networking.EnvoyFilter_SIDECAR_OUTBOUND,
+		set: s, listener: l, virtual: virtual, alias: alias(l), context: networking.EnvoyFilter_SIDECAR_OUTBOUND,
 		notes: map[*entry]*Note{}, origins: map[proto.Message]source{},
 	}
 	if l.GetTrafficDirection() == corev3.TrafficDirection_INBOUND {
@@ -79,6 +81,18 @@ func (s *Set) Patch(l *listenerv3.Listener, virtual bool, sealed func(*listenerv
 		}
 	}
 	return out, nil
+}
+
+// alias is Istio's name for the HTTP listener of an address: that of the port, which all hosts share there.
+func alias(l *listenerv3.Listener) string {
+	chains, at := l.GetFilterChains(), l.GetAddress().GetSocketAddress()
+	if l.GetBindToPort().GetValue() || len(chains) != 1 || len(chains[0].GetFilters()) != 1 || chains[0].GetFilters()[0].GetName() != connectionManager {
+		return ""
+	}
+	if addr, err := netip.ParseAddr(at.GetAddress()); err != nil || addr.Is6() {
+		return fmt.Sprintf("[::]_%d", at.GetPortValue())
+	}
+	return fmt.Sprintf("0.0.0.0_%d", at.GetPortValue())
 }
 
 // chain applies the patches of network filters, and within connection managers those of HTTP filters. As istiod does, it

@@ -54,7 +54,7 @@ type progress struct {
 // first Set are kept waiting, since an empty configuration would make them ready.
 //
 // order are the type URLs that are served, each after those that it may refer to; Envoy is expected
-// to ask for all, but for extensions that no listener names. Of other types it hears that there is nothing.
+// to ask for all, but for extensions and routes that no listener names. Of other types it hears that there is nothing.
 func New(l net.Listener, order []string, log *slog.Logger) *Server {
 	s := &Server{
 		transport: newTransport(l, log),

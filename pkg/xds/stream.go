@@ -222,7 +222,7 @@ func (st *stream) send(sub *subscription) (sent bool, err error) {
 	if int(st.phase) >= last {
 		removed = sub.removed(st.pushed)
 	}
-	for len(changed) > 0 || len(removed) > 0 || !sub.answered {
+	for len(changed) > 0 || len(removed) > 0 || !sub.answered && !named(sub.url) {
 		n := chunk(sub.url, changed)
 		// What is removed goes with the last chunk.
 		gone := removed
@@ -341,7 +341,7 @@ func (st *stream) typeURL() string {
 }
 
 // named says whether Envoy asks for each resource of a type when another one names it, and for as long.
-func named(url string) bool { return url == extensionURL }
+func named(url string) bool { return url == extensionURL || url == routeURL }
 
 func notAsked(url string) string { return "Envoy has not asked for " + plural(url) + " yet" }
 

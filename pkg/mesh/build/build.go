@@ -20,13 +20,14 @@ import (
 // The type URLs of the resources.
 const (
 	ClusterType   = typePrefix + "envoy.config.cluster.v3.Cluster"
+	RouteType     = typePrefix + "envoy.config.route.v3.RouteConfiguration"
 	ExtensionType = typePrefix + "envoy.config.core.v3.TypedExtensionConfig"
 	ListenerType  = typePrefix + "envoy.config.listener.v3.Listener"
 )
 
 // Types are the type URLs of the resources, each after those that it refers to. Those of ExtensionType are made of
-// Output.Extensions by whoever has the modules.
-func Types() []string { return []string{ClusterType, ExtensionType, ListenerType} }
+// Output.Extensions by whoever has the modules, and routes are there only where hosts share a listener, see package share.
+func Types() []string { return []string{ClusterType, RouteType, ExtensionType, ListenerType} }
 
 // Output is one consistent set: every cluster that a listener names is there, and every host's addresses have their
 // listeners.

@@ -97,6 +97,28 @@ func TestFilterTransitions(t *testing.T) {
 	}
 }
 
+// TestFilterByName: the HTTP listener of a VIP is meant by its own name, and by Istio's, which is that of the port.
+func TestFilterByName(t *testing.T) {
+	for name, want := range map[string][]string{"0.0.0.0_80": {"240.240.0.3_80"}, "240.240.0.3_80": {"240.240.0.3_80"}, "0.0.0.0_81": {"240.240.0.1_81"}, "0.0.0.0_3306": nil} {
+		const tcp = `---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: tcp}
+spec: {hosts: [tcp.x], ports: [{number: 3306, name: tcp, protocol: TCP}], resolution: STATIC, endpoints: [{address: 10.0.0.1}]}
+`
+		r, _ := load(t, filteredServices+tcp+strings.Replace(bufferFilter("a", "80", "1"), "portNumber: 80", `name: "`+name+`"`, 1), testOptions())
+		var got []string
+		for _, m := range build(t, r, testOptions()).Resources[ListenerType] {
+			if bytes.Contains(m.Body, []byte("buffer.v3.Buffer")) {
+				got = append(got, m.Name)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
+
 // TestFilterModule wants a Wasm filter to be named by its listener, whatever its module, and what stands in its place taken by a real
 // Envoy: its configuration is for whoever has the module.
 func TestFilterModule(t *testing.T) {

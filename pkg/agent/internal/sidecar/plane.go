@@ -12,6 +12,7 @@ import (
 	"understudy.mesh/pkg/files"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/pkg/mesh/share"
 	"understudy.mesh/pkg/overview"
 	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
@@ -117,11 +118,17 @@ func (s *Sidecar) newFiles() error {
 	server := xds.New(listener, build.Types(), s.world.Log("xds"))
 	server.SendFirst(build.OutboundListener, build.InboundListener)
 	helper := envoy.NewHelper(envoy.HelperConfig{Binary: s.cfg.BinaryPath, Dir: s.dir.TrialDir(), Environ: s.world.Environ})
+	options := s.options()
+	set, applied := server.Set, server.Applied
+	if s.cfg.SharedListeners {
+		sharer := share.New(server, options.ReservedPorts, s.world.Log("xds"))
+		set, applied = sharer.Set, sharer.Applied
+	}
 	c := files.Config{
-		Dir: s.cfg.ConfigDir, Options: s.options(), VIPs: s.names.vips,
+		Dir: s.cfg.ConfigDir, Options: options, VIPs: s.names.vips,
 		Proxy: filtered(s.cfg),
 		Envoy: publish.Envoy{
-			Set: server.Set, Applied: server.Applied, Connected: server.Connected, Renewed: server.Renewed(),
+			Set: set, Applied: applied, Connected: server.Connected, Renewed: server.Renewed(),
 			Warming: s.admin.Warming,
 		},
 		Check:     helper.Validate,

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/signal"
 	"slices"
 	"syscall"
@@ -16,6 +15,7 @@ import (
 	"understudy.mesh/cmd/sidecar-injector/internal/cluster"
 	"understudy.mesh/cmd/sidecar-injector/internal/offline"
 	"understudy.mesh/cmd/sidecar-injector/internal/restart"
+	"understudy.mesh/cmd/sidecar-injector/internal/terminal"
 )
 
 // restartOptions are the flags of restart.
@@ -89,7 +89,7 @@ func (o restartOptions) run(ctx context.Context, out, notes io.Writer) error {
 	})
 	defer unsaid()
 	o.Stop = interrupted.Done()
-	o.Live = isTerminal(out)
+	o.Live = terminal.Is(out)
 	return restart.Run(ctx, c, settings, o.Options, out)
 }
 
@@ -111,14 +111,4 @@ func (o restartOptions) settings(ctx context.Context, c *cluster.Cluster) (resta
 	}
 	s.Modern, err = modernNodes(ctx, c, o.kubelet)
 	return s, err
-}
-
-// isTerminal reports whether somebody looks at what is written.
-func isTerminal(out io.Writer) bool {
-	f, ok := out.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }

@@ -23,6 +23,7 @@ import (
 
 	"understudy.mesh/cmd/sidecar-injector/internal/offline"
 	"understudy.mesh/cmd/sidecar-injector/internal/rollout"
+	"understudy.mesh/cmd/sidecar-injector/internal/terminal"
 	"understudy.mesh/cmd/sidecar-injector/internal/upgrader"
 	"understudy.mesh/pkg/logging"
 )
@@ -307,7 +308,7 @@ func (o *upgradeOptions) follow(ctx context.Context, u *upgrader.Upgrader, asked
 			return u.Run(working, o.namespace, func(holder string) { fmt.Fprintf(notes, "%s is at work on it\n", holder) })
 		})
 	}
-	d := upgrader.Display{Out: out, JSON: o.output == "json", Live: isTerminal(out)}
+	d := upgrader.Display{Out: out, JSON: o.output == "json", Live: terminal.Is(out)}
 	var last *rollout.SidecarUpgrade
 	err := u.Follow(ctx, o.namespace, func(now *rollout.SidecarUpgrade) bool {
 		if s := now.Status; s.ObservedGeneration < asked.Generation || s.Image != now.Spec.Image {

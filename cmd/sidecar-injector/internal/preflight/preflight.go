@@ -20,6 +20,7 @@ import (
 	"understudy.mesh/cmd/sidecar-injector/internal/cluster"
 	"understudy.mesh/cmd/sidecar-injector/internal/compare"
 	"understudy.mesh/cmd/sidecar-injector/internal/offline"
+	"understudy.mesh/cmd/sidecar-injector/internal/terminal"
 )
 
 // Report is what is said of one workload.
@@ -234,7 +235,7 @@ func (r *Report) Write(out io.Writer) {
 		lines []string
 	}{{"blocker", r.Blockers}, {"difference", r.Differences}, {"warning", r.Warnings}} {
 		for _, line := range part.lines {
-			fmt.Fprintf(out, "  %s: %s\n", part.what, line)
+			fmt.Fprintf(out, "  %s: %s\n", part.what, terminal.Printable(line))
 		}
 	}
 }

@@ -422,6 +422,18 @@ func TestAll(t *testing.T) {
 	}
 }
 
+// TestHostileNames: what a pod has in it does nothing to the terminal of who restarts it.
+func TestHostileNames(t *testing.T) {
+	s := newShop(t)
+	s.workload("Deployment", "x", 1, "")
+	for _, c := range s.objects[podPath+"x-0"]["spec"].(object)["containers"].([]any) {
+		c.(object)["image"] = "proxy:v1\x1b[2J"
+	}
+	if says, err := s.run(Options{DryRun: true}); err != nil || strings.Contains(says, "\x1b") || !strings.Contains(says, "image proxy:v1?[2J -> proxy:v2") {
+		t.Errorf("%v\n%q", err, says)
+	}
+}
+
 // TestLiveLine: on a terminal one line changes, and none of it stays.
 func TestLiveLine(t *testing.T) {
 	s := newShop(t)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"understudy.mesh/cmd/sidecar-injector/internal/terminal"
 )
 
 // screen is where a run says how far it is: lines that stay, and on a terminal below them one that changes.
@@ -39,7 +41,7 @@ func (s *screen) line(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.erase()
-	fmt.Fprintf(s.out, format+"\n", args...)
+	fmt.Fprintln(s.out, terminal.Printable(fmt.Sprintf(format, args...)))
 	s.draw(true)
 }
 
@@ -53,7 +55,7 @@ func (s *screen) say(name, text string) {
 	s.now[name] = text
 	holds := strings.HasPrefix(text, heldBy)
 	if holds && !s.live && !s.held[name] {
-		fmt.Fprintf(s.out, "%s: %s\n", name, text)
+		fmt.Fprintln(s.out, terminal.Printable(name+": "+text))
 	}
 	s.held[name] = holds
 	s.draw(false)
@@ -91,7 +93,7 @@ func (s *screen) draw(now bool) {
 	for _, name := range slices.Sorted(maps.Keys(s.now)) {
 		parts = append(parts, name+" "+s.now[name])
 	}
-	line := []rune(strings.Join(parts, "; "))
+	line := []rune(terminal.Printable(strings.Join(parts, "; ")))
 	if len(line) > liveWidth {
 		line = append(line[:liveWidth-1], '…')
 	}

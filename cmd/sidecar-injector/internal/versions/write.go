@@ -9,7 +9,8 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"unicode"
+
+	"understudy.mesh/cmd/sidecar-injector/internal/terminal"
 )
 
 // WriteJSON writes generations for programs.
@@ -49,23 +50,13 @@ func WriteText(out io.Writer, all []Generation) error {
 	}
 	for _, g := range all {
 		if why := cmp.Or(g.Below, g.Unknown); why != "" {
-			fmt.Fprintf(out, "%s/%s: %s\n", g.Namespace, g.Pod, printable(strings.TrimSpace(why+" "+role(g))))
+			fmt.Fprintf(out, "%s/%s: %s\n", g.Namespace, g.Pod, terminal.Printable(strings.TrimSpace(why+" "+role(g))))
 		}
 	}
 	return nil
 }
 
-func dash(text string) string { return cmp.Or(printable(text), "-") }
-
-// printable is a text of a pod's, which may be anybody's, without what a terminal would obey.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsGraphic(r) {
-			return '?'
-		}
-		return r
-	}, text)
-}
+func dash(text string) string { return cmp.Or(terminal.Printable(text), "-") }
 
 // role is worth a word if it is not the usual one.
 func role(g Generation) string {

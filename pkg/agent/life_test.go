@@ -378,4 +378,10 @@ func TestControlByRole(t *testing.T) {
 	if code, body := get(control.StatusPrefix + "/metrics"); code != http.StatusOK || !strings.Contains(body, info) {
 		t.Errorf("metrics: %d, want a line %s in: %s", code, info, body)
 	}
+	for _, want := range []string{"istio_agent_ready 1\n", "istio_agent_ready 0\n"} {
+		if _, body := get(control.StatusPrefix + "/metrics"); !strings.Contains(body, want) {
+			t.Errorf("metrics lack %q", want)
+		}
+		a.current().Ready.Fail("test", errors.New("not any more"))
+	}
 }

@@ -301,6 +301,7 @@ func TestAlertsFire(t *testing.T) {
 	}
 	const pod = `namespace="n",pod="p"`
 	well := map[string]string{
+		"istio_agent_ready{" + pod + "}":                                                             "1+0x2000",
 		"istio_agent_envoy_restarts_total{" + pod + "}":                                              "7+0x2000",
 		`istio_agent_upgrade_total{result="success",reason="took_over",` + pod + "}":                 "0+1x2000",
 		`istio_agent_generation_info{agent="1",envoy="2",generation="a",role="serving",` + pod + "}": "1+0x2000",
@@ -327,6 +328,7 @@ func TestAlertsFire(t *testing.T) {
 		minute         int
 		also           string // an alert that goes with it
 	}{
+		"NotReady":                  {"istio_agent_ready{" + pod + "}", "0+0x20", 6, ""},
 		"EnvoyRestarts":             {"istio_agent_envoy_restarts_total{" + pod + "}", "7+0x20 8+0x9", 22, ""},
 		"EnvoyKeepsEnding":          {"istio_agent_envoy_restarts_total{" + pod + "}", "7+0x20 9 11 13 15+0x9", 24, "EnvoyRestarts"},
 		"HotUpgradeFails":           {`istio_agent_upgrade_total{result="failure",reason="timeout",` + pod + "}", "_x20 1+0x9", 22, ""},

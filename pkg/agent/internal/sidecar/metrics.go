@@ -16,7 +16,9 @@ func (s *Sidecar) samples() []func() []status.Sample {
 }
 
 func (s *Sidecar) lifeSamples() []status.Sample {
+	ready, _ := s.Ready.Check()
 	return []status.Sample{
+		gauge("ready", "Whether the pod is ready as far as the agent is concerned.", truth(ready)),
 		counter("envoy_restarts_total", "Times that Envoy was started again after it ended by itself.", s.Envoy.Restarts()),
 	}
 }

@@ -252,3 +252,66 @@ func TestWasmStart(t *testing.T) {
 	p.agent.WaitReady(t)
 	must(t, header(t, p, "8080", "resp-header-demo", ""))
 }
+
+// TestWasmRefusedByEnvoy: where no Envoy tries modules beforehand, the one that serves refuses a bad one, and what served before serves on;
+// a filter that is new stands back by its policy. Nothing else is held up.
+func TestWasmRefusedByEnvoy(t *testing.T) {
+	t.Parallel()
+	p := newPod(t, podOptions{agent: lab.AgentOptions{Args: withMeshFile, Env: []string{"UNDERSTUDY_WASM_CHECK=off"}}, files: map[string]string{meshFile: noDetectionTimeout}})
+	lab.ServeHTTP(t, p.Pod.Listen(t, "[::]:8080"), "app")
+	serveModules(t, p.Lab, map[string][]byte{
+		"/good": proxywasm.Module{Header: "resp-header-demo", Value: "good"}.Bytes(), "/refuses": proxywasm.Module{Configure: proxywasm.Refuses}.Bytes(),
+	})
+	const at = "http://198.51.100.70"
+	_, stop := asking(t, p.Out, "8080", nil)
+	defer stop()
+	p.c.Write(t, "new.yaml", plugin("new", at+"/refuses", ", failStrategy: FAIL_OPEN"))
+	eventually(t, "it is refused", func() error {
+		return wasmList(t, p, "new", "phase:    Failed", "Envoy refuses it", "passes unfiltered")
+	})
+	p.c.Write(t, "one.yaml", plugin("one", at+"/good", ""))
+	eventually(t, "another is in force", func() error { return header(t, p, "8080", "resp-header-demo", "good") })
+	filtered, stopFiltered := asking(t, p.Out, "8080", map[string]string{"resp-header-demo": "good"})
+	p.c.Write(t, "one.yaml", plugin("one", at+"/refuses", ""))
+	eventually(t, "it is refused", func() error { return wasmList(t, p, "one", "phase:    Stale", "Envoy refuses it", "is filtered") })
+	before := filtered.Load()
+	eventually(t, "it serves on", func() error {
+		if filtered.Load() < before+100 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	stopFiltered()
+	p.c.Write(t, "new.yaml", plugin("new", at+"/good", ", failStrategy: FAIL_OPEN"))
+	eventually(t, "what is repaired is in force", func() error { return wasmList(t, p, "new", "phase:    InForce") })
+}
+
+// TestWasmUpgradeWithoutRegistry: a module out of the store serves on over a restart and an upgrade, with nobody to fetch it from.
+func TestWasmUpgradeWithoutRegistry(t *testing.T) {
+	t.Parallel()
+	p := newSlotPod(t, lab.SlotsOptions{Args: withMeshFile})
+	s := serveModules(t, p.Lab, map[string][]byte{"/one": proxywasm.Module{Header: "resp-header-demo", Value: "one"}.Bytes()})
+	p.slots.Write(t, meshFile, noDetectionTimeout)
+	p.slots.Write(t, "one.yaml", plugin("one", "http://198.51.100.70/one", ", imagePullPolicy: Always"))
+	p.start(t, 0, p.older, 1, 0)
+	p.mustServe(t, 0, p.older)
+	want := map[string]string{"resp-header-demo": "one"}
+	must(t, headers(t.Context(), p.Out, "8080", want))
+	s.mu.Lock()
+	delete(s.modules, "/one")
+	s.mu.Unlock()
+	asked, stop := asking(t, p.Out, "8080", want)
+	defer stop()
+	p.start(t, 1, p.newer, 2, 1)
+	p.waitRole(t, 1, roleServing)
+	p.waitRole(t, 0, roleDraining, roleStandby)
+	before := asked.Load()
+	eventually(t, "it serves on", func() error {
+		if asked.Load() < before+100 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	stop()
+	t.Logf("%d requests", asked.Load())
+}

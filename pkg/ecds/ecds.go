@@ -41,6 +41,7 @@ type Modules interface {
 	State(src wasm.Source) wasm.State
 	// Retain says which modules are in use, by their hashes.
 	Retain(hashes ...string) error
+	Stats() wasm.Stats
 }
 
 // Config says whom Extensions deal with.
@@ -64,8 +65,9 @@ type Extensions struct {
 	modules Modules    // nil before the first is wanted
 	all     map[string]*extension
 	before  map[string]bool // names of those that the generation before has in force
-	served  bool            // this generation serves: it is ready whatever becomes of a module
-	began   time.Time       // when the first was wanted
+	loads   loads
+	served  bool      // this generation serves: it is ready whatever becomes of a module
+	began   time.Time // when the first was wanted
 }
 
 // New starts nothing.

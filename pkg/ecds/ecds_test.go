@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	httpwasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
 	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -86,6 +88,8 @@ func (m *modules) State(src wasm.Source) wasm.State {
 	defer m.mu.Unlock()
 	return m.states[src.URL]
 }
+
+func (m *modules) Stats() wasm.Stats { return wasm.Stats{Fetches: map[string]uint64{"success": 1}} }
 
 func (m *modules) Retain(hashes ...string) error {
 	m.mu.Lock()
@@ -161,8 +165,12 @@ func (b *bench) phase(phase, sha256, instead, reason string) {
 	if r.Phase != phase || r.SHA256 != sha256 || r.Instead != instead || !strings.Contains(r.Reason, reason) {
 		b.t.Errorf("%+v; want %s %s %s %s", r, phase, sha256, instead, reason)
 	}
-	if samples := b.Samples(); len(samples) < 2 || samples[0].Labels["phase"] != phase {
+	samples := b.Samples()
+	if !slices.ContainsFunc(samples, func(s status.Sample) bool { return s.Name == "wasm_module_info" && s.Labels["phase"] == phase }) {
 		b.t.Errorf("%+v", samples)
+	}
+	if err := status.Register(prometheus.NewRegistry(), func() []status.Sample { return samples }); err != nil {
+		b.t.Error(err)
 	}
 }
 

@@ -2,6 +2,7 @@ package ecds
 
 import (
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -176,4 +177,12 @@ func (r *Relayed) Samples() []status.Sample {
 		return nil
 	}
 	return r.x.Samples()
+}
+
+// Pages are pages of the status port, for loopback only, by path.
+func (r *Relayed) Pages() map[string]http.Handler {
+	if r == nil || r.x == nil {
+		return map[string]http.Handler{}
+	}
+	return r.x.Pages()
 }

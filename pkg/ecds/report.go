@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/wasm"
 )
 
@@ -96,33 +95,4 @@ func (x *Extensions) why(e *extension) string {
 		return r.Phase
 	}
 	return r.Phase + ": " + r.Reason
-}
-
-// Samples are the metrics.
-func (x *Extensions) Samples() []status.Sample {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	var out []status.Sample
-	gauge := func(name, help string, value float64, labels map[string]string) {
-		out = append(out, status.Sample{Name: name, Help: help, Labels: labels, Value: value, Gauge: true})
-	}
-	for _, name := range slices.Sorted(maps.Keys(x.all)) {
-		e := x.all[name]
-		r := x.report(e)
-		gauge("wasm_module_info", "The Wasm module of each filter, by its phase; sha256 is that of the one that serves.", 1,
-			map[string]string{"name": name, "phase": r.Phase, "sha256": r.SHA256})
-		placeholder := 0.0
-		if r.Instead != "" {
-			placeholder = 1
-		}
-		gauge("wasm_placeholder", "1 while a filter without its module lets all traffic pass, or none.", placeholder, map[string]string{"name": name})
-		if v := e.good; v != nil {
-			gauge("wasm_in_force_timestamp", "When the module of a filter came into force, in seconds since 1970.", float64(v.inUse.UnixMilli())/1000, map[string]string{"name": name})
-			for step, took := range map[string]time.Duration{"resolve": v.took, "push": v.inUse.Sub(v.made)} {
-				gauge("wasm_load_seconds", "How long the last load of a module took: to have it, check it and try it (resolve), and until Envoy had it (push).",
-					took.Seconds(), map[string]string{"name": name, "step": step})
-			}
-		}
-	}
-	return out
 }

@@ -84,6 +84,7 @@ func (x *Extensions) arrive(ctx context.Context, e *extension, filter *wasmfilte
 		return // a newer one is wanted
 	}
 	v, err := made(e, m)
+	x.loads.count(took, err)
 	if err != nil {
 		e.bad = err.Error()
 		return
@@ -102,6 +103,7 @@ func (x *Extensions) arrive(ctx context.Context, e *extension, filter *wasmfilte
 func (x *Extensions) fail(e *extension, filter *wasmfilter.Filter, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.loads.count(0, err)
 	if e.filter == filter {
 		e.bad = err.Error()
 		x.c.Log.Error("a Wasm module cannot be had", "name", e.Name, "err", err)

@@ -205,6 +205,7 @@ func (m *fakeModules) Resolve(ctx context.Context, src wasm.Source) (wasm.Module
 
 func (m *fakeModules) Surroundings(wasm.Source) string  { return "" }
 func (m *fakeModules) State(wasm.Source) (s wasm.State) { return s }
+func (m *fakeModules) Stats() (s wasm.Stats)            { return s }
 func (m *fakeModules) Retain(...string) error           { return nil }
 
 // wasmDoc is an EnvoyFilter with a Wasm filter.

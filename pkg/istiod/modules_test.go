@@ -52,6 +52,7 @@ func (m *lateModules) Resolve(ctx context.Context, src wasm.Source) (wasm.Module
 
 func (m *lateModules) Surroundings(wasm.Source) string { return "" }
 func (m *lateModules) State(wasm.Source) wasm.State    { return wasm.State{} }
+func (m *lateModules) Stats() (s wasm.Stats)           { return s }
 func (m *lateModules) Retain(...string) error          { return nil }
 
 // wanting is "name=body" of a Wasm filter, of a module at a URL.

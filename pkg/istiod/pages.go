@@ -24,9 +24,9 @@ const (
 
 // DebugPages are pages of the status port, for loopback only.
 func (i *Istiod) DebugPages() map[string]http.Handler {
-	return map[string]http.Handler{
-		debugPage: http.HandlerFunc(i.statusPage), ConfigLogPage: http.HandlerFunc(i.configLog), resyncPage: http.HandlerFunc(i.fetchAnew),
-	}
+	pages := i.c.Modules.Pages()
+	pages[debugPage], pages[ConfigLogPage], pages[resyncPage] = http.HandlerFunc(i.statusPage), http.HandlerFunc(i.configLog), http.HandlerFunc(i.fetchAnew)
+	return pages
 }
 
 func (i *Istiod) statusPage(w http.ResponseWriter, _ *http.Request) {

@@ -141,6 +141,9 @@ func TestItIsTriedForEver(t *testing.T) {
 	if err != nil || len(limits) != 10 || limits[0] != time.Second || limits[9] != backoffLast {
 		t.Errorf("%v, pauses %v", err, limits)
 	}
+	if got := s.Stats(); got.Modules != 1 || got.Bytes != m.Size || got.Misses != 11 || got.Hits != 0 || got.Retries != 10 || got.Fetches["success"] != 1 || got.Fetches["manifest_failure"] != 10 {
+		t.Errorf("%+v", got)
+	}
 	if st := s.status(); len(st) != 1 || st[0].Phase != InStore || st[0].SHA256 != m.SHA256 || st[0].Reason != "" || st[0].Size != m.Size || st[0].Digest != m.Digest {
 		t.Errorf("%+v", st)
 	}

@@ -69,6 +69,7 @@ type Store struct {
 	rejected map[string]error // manifests whose module is bad, so that it is not fetched for that again
 	states   map[string]*State
 	version  string // Envoy's; "" before it was asked
+	counts   Stats
 }
 
 // New returns a store. It opens and makes nothing.
@@ -77,6 +78,7 @@ func New(cfg Config) *Store {
 		cfg: cfg, pulls: make(chan struct{}, pullsAtOnce), random: randomly, now: time.Now, step: func(string) {}, silence: silenceTimeout,
 		hashed: map[string]bool{}, held: map[string]*os.File{}, purged: time.Now(), flights: map[string]*flight{},
 		rejected: map[string]error{}, states: map[string]*State{},
+		counts: Stats{Fetches: map[string]uint64{fetchSuccess: 0, fetchMismatch: 0, fetchRefused: 0, fetchFailure: 0}},
 	}
 }
 
@@ -110,6 +112,7 @@ func (s *Store) Resolve(ctx context.Context, src Source) (Module, error) {
 		}
 		pause := max(backoff(err, failures, s.random), wait)
 		t.failed(err, pause)
+		s.retried()
 		if s.sleep(ctx, pause, func() bool { return s.surroundings(p, src) != seen }) {
 			failures = -1 // something has changed: from the beginning
 		}
@@ -131,12 +134,14 @@ func (s *Store) attempt(ctx context.Context, p place, src Source, t tracker) (m 
 	if !ask {
 		m, ask = s.stored(e)
 	}
+	s.looked(!ask)
 	switch {
 	case !ask:
 	case p.policy == Never && p.kind != inFile:
 		err = fmt.Errorf("module %q is not in the store, and is to be had from nowhere else", p.name)
 	default:
 		m, wait, err = s.pull(ctx, p, pullOrder{key: key, credential: credential, known: e, phase: t.phase})
+		s.fetched(err)
 	}
 	land()
 	if err == nil {

@@ -32,7 +32,8 @@ func (l *loader) derive(c *Config) {
 		c.Concurrency = c.CPULimit
 		l.derived("concurrency", c.Concurrency)
 	}
-	if !l.isSet("memoryLimit") && l.src.MemoryLimit > 0 {
+	// All of what the control group may have is what Istio's template sets, for an agent that counts Envoy's memory as its own.
+	if whole := c.MemoryLimit == l.src.MemoryLimit; (whole || !l.isSet("memoryLimit")) && l.src.MemoryLimit > 0 {
 		c.MemoryLimit = l.src.MemoryLimit / memoryShare
 		l.derived("memoryLimit", c.MemoryLimit)
 	}

@@ -232,6 +232,7 @@ func TestDerived(t *testing.T) {
 		{"pod UID unknown", Sources{}, func(c *Config) any { return c.PodUID }, ""},
 		{"CPU limit", Sources{Environ: []string{"ISTIO_CPU_LIMIT=1500m"}}, func(c *Config) any { return c.Concurrency }, 2},
 		{"memory: half of the control group's", Sources{MemoryLimit: 128 << 20}, func(c *Config) any { return c.MemoryLimit }, int64(64 << 20)},
+		{"memory: all of the control group's is not the agent's", Sources{MemoryLimit: 128 << 20, Environ: []string{"GOMEMLIMIT=134217728"}}, func(c *Config) any { return c.MemoryLimit }, int64(64 << 20)},
 		{"memory: no limit", Sources{}, func(c *Config) any { return c.MemoryLimit }, int64(0)},
 		{"memory: what is set goes before the control group's", Sources{MemoryLimit: 128 << 20, Environ: []string{"GOMEMLIMIT=100MiB"}}, func(c *Config) any { return c.MemoryLimit }, int64(100 << 20)},
 		{"memory: bytes", Sources{Environ: []string{"GOMEMLIMIT=1073741824"}}, func(c *Config) any { return c.MemoryLimit }, int64(1 << 30)},

@@ -143,7 +143,7 @@ func lifeSettings() []Setting {
 		{name: "hungEnvoy", Env: "UNDERSTUDY_HUNG_ENVOY", Kind: HungAction, Default: "report", field: "RestartHung",
 			Doc: "What becomes of an Envoy that hangs, besides that the pod is not ready: report only says so, restart ends it with SIGKILL and starts another on the same sockets"},
 		{name: "memoryLimit", Env: "GOMEMLIMIT", Kind: Memory, field: "MemoryLimit",
-			Doc: "Bytes, also as 128MiB, within which the agent, without Envoy, tries to stay by collecting garbage sooner; no hard bound; off: none. Unset: half of the control group's limit, as the other half is Envoy's; none without one"},
+			Doc: "Bytes, also as 128MiB, within which the agent, without Envoy, tries to stay by collecting garbage sooner; no hard bound; off: none. Unset, or all of the control group's limit, as Istio's template sets it: half of that, as the other half is Envoy's; none without one"},
 		{name: "terminationLog", Env: "UNDERSTUDY_TERMINATION_LOG", Kind: Path, Default: DefaultTerminationLog, field: "TerminationLog",
 			Doc: "The container's terminationMessagePath: where the kubelet reads why the agent ended, if the file exists"},
 	}

@@ -3,12 +3,9 @@ package share
 import (
 	"cmp"
 	"fmt"
-	"slices"
 	"strings"
 
-	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 )
 
 // A listener that picks a chain by a matcher picks none by FilterChainMatch. Where a port on every address has a listener
@@ -17,61 +14,93 @@ import (
 
 // choice is how one filter chain is picked.
 type choice struct {
-	bits       int    // of its prefixes, which are all of one length; -1 without
-	ranges     []byte // of an Ip
-	names      []string
-	protocols  []string
-	chain      string
-	exactNames bool
-	nameLength int
+	name, chain []byte // the chain, without what picks it
+	bits        int    // of its longest prefix; -1 without
+	ranges      []byte // of an Ip
+	serverName  string
+	protocols   []string
 }
 
-// choices takes the FilterChainMatch from each chain of l, and names those that have no name. ok is false where a chain is
-// picked by something else.
-func choices(l *listenerv3.Listener) (list []choice, ok bool) {
-	used := map[string]bool{}
-	for _, c := range append(slices.Clip(l.GetFilterChains()), l.GetDefaultFilterChain()) {
-		used[c.GetName()] = true
+// newChoice takes the FilterChainMatch from a chain. ok is false where that is about something else.
+func newChoice(chain []byte) (c choice, ok bool) {
+	c.bits = -1
+	ok = fields(chain, func(number protowire.Number, whole, value []byte, _ uint64) bool {
+		switch number {
+		case chainMatch:
+			return fields(value, func(number protowire.Number, _, value []byte, _ uint64) bool { return c.match(number, value) })
+		case chainNamed:
+			c.name = value
+			return true
+		}
+		c.chain = append(c.chain, whole...)
+		return true
+	})
+	return c, ok
+}
+
+// match takes in a field of a FilterChainMatch.
+func (c *choice) match(number protowire.Number, value []byte) bool {
+	switch number {
+	case matchPrefixes:
+		host, bits := "", 0
+		ok := fields(value, func(number protowire.Number, _, value []byte, _ uint64) bool {
+			if number == cidrAddress {
+				host = string(value)
+				return true
+			}
+			return fields(value, func(_ protowire.Number, _, _ []byte, n uint64) bool {
+				bits = int(n)
+				return true
+			})
+		})
+		c.bits, c.ranges = max(c.bits, bits), appendRange(c.ranges, host, bits)
+		return ok
+	case matchServerNames:
+		first := c.serverName == ""
+		c.serverName = string(value)
+		return first
+	case matchProtocols:
+		c.protocols = append(c.protocols, string(value))
+		return true
 	}
-	for i, c := range l.GetFilterChains() {
-		m := c.GetFilterChainMatch()
-		known := &listenerv3.FilterChainMatch{PrefixRanges: m.GetPrefixRanges(), ServerNames: m.GetServerNames(), ApplicationProtocols: m.GetApplicationProtocols()}
-		if m != nil && !proto.Equal(m, known) || len(m.GetServerNames()) > 1 {
+	return false
+}
+
+// choices are those of a listener's chains, each with a name.
+func choices(listener string, chains [][]byte) (list []choice, ok bool) {
+	used := map[string]bool{}
+	for _, chain := range chains {
+		c, ok := newChoice(chain)
+		all := c.bits < 0 && c.serverName == "" && len(c.protocols) == 0
+		if !ok || all || used[string(c.name)] {
 			return nil, false
 		}
-		if c.Name == "" {
-			for n := i; used[c.Name]; n++ {
-				c.Name = fmt.Sprintf("%s-%d", l.GetName(), n)
-			}
-			used[c.Name] = true
+		if len(c.name) > 0 {
+			used[string(c.name)] = true
 		}
-		ch := choice{bits: -1, names: m.GetServerNames(), protocols: m.GetApplicationProtocols(), chain: c.GetName()}
-		for _, r := range m.GetPrefixRanges() {
-			ch.bits = max(ch.bits, int(r.GetPrefixLen().GetValue()))
-			ch.ranges = appendRange(ch.ranges, r.GetAddressPrefix(), int(r.GetPrefixLen().GetValue()))
-		}
-		for _, n := range ch.names {
-			ch.exactNames, ch.nameLength = !strings.HasPrefix(n, "*"), len(n)
-		}
-		c.FilterChainMatch = nil
-		list = append(list, ch)
+		list = append(list, c)
 	}
-	slices.SortStableFunc(list, func(a, b choice) int {
-		return cmp.Or(cmp.Compare(b.bits, a.bits), compareTrue(a.exactNames, b.exactNames), cmp.Compare(b.nameLength, a.nameLength),
-			cmp.Compare(len(b.protocols), len(a.protocols)))
-	})
+	for i := range list {
+		for n := i; len(list[i].name) == 0; n++ {
+			if name := fmt.Sprintf("%s-%d", listener, n); !used[name] {
+				list[i].name, used[name] = []byte(name), true
+			}
+		}
+		list[i].chain = appendBytes(list[i].chain, chainNamed, list[i].name)
+	}
 	return list, true
 }
 
-// compareTrue puts true first.
-func compareTrue(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case a:
-		return -1
+// compare is the order in which Envoy tries them.
+func (c choice) compare(d choice) int {
+	exact := func(c choice) int {
+		if c.serverName == "" || strings.HasPrefix(c.serverName, "*") {
+			return 0
+		}
+		return 1
 	}
-	return 1
+	return cmp.Or(cmp.Compare(d.bits, c.bits), cmp.Compare(exact(d), exact(c)), cmp.Compare(len(d.serverName), len(c.serverName)),
+		cmp.Compare(len(d.protocols), len(c.protocols)))
 }
 
 // matcher is an entry of a list of matchers.
@@ -80,12 +109,10 @@ func (c choice) matcher() []byte {
 	if len(c.ranges) > 0 {
 		all = append(all, address(c.ranges))
 	}
-	for _, n := range c.names {
-		if rest, wild := strings.CutPrefix(n, "*"); wild {
-			all = append(all, text(serverNameInput, stringSuffix, rest))
-		} else {
-			all = append(all, text(serverNameInput, stringExact, n))
-		}
+	if rest, wild := strings.CutPrefix(c.serverName, "*"); wild {
+		all = append(all, text(serverNameInput, stringSuffix, rest))
+	} else if c.serverName != "" {
+		all = append(all, text(serverNameInput, stringExact, c.serverName))
 	}
 	if len(c.protocols) > 0 {
 		var any [][]byte
@@ -94,7 +121,7 @@ func (c choice) matcher() []byte {
 		}
 		all = append(all, several(anyPredicate, any))
 	}
-	return entry(several(allPredicates, all), c.chain)
+	return entry(several(allPredicates, all), string(c.name))
 }
 
 // several is a predicate of predicates; of one it is that.

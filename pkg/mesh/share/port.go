@@ -1,6 +1,7 @@
 package share
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -9,13 +10,10 @@ import (
 
 	mutationsv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"understudy.mesh/pkg/xds"
 )
@@ -26,85 +24,129 @@ const (
 	protocolInput    = "envoy.extensions.matching.common_inputs.network.v3.ApplicationProtocolInput"
 	headerInput      = "envoy.type.matcher.v3.HttpRequestHeaderMatchInput"
 	addressMatcher   = "envoy.extensions.matching.input_matchers.ip.v3.Ip"
+	mutationMessage  = "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
 	routeMessage     = "envoy.config.route.v3.Route"
 	stringMessage    = "google.protobuf.StringValue"
 
 	// destinationHeader is the address that the application dialled, for the choice of a route: Envoy chooses by headers
 	// alone. What a client says in it is overwritten, and no server sees it.
 	destinationHeader = "x-understudy-destination"
+	// entrySize is about what an entry of the routes has beside the route.
+	entrySize = 128
 )
+
+var errListener = errors.New("it is not a listener as this release makes them")
 
 // outbound is the listener that captures: what becomes of a connection to an address that is no member's is as if there
 // were no shared listener.
 type outbound struct {
-	body []byte
-	name string               // of its address
-	like *listenerv3.Listener // a listener of a port on every address; its chains are not called as any other one's
+	body       []byte
+	host       string // of its address, as it is in Istio's names
+	address    []byte
+	additional [][]byte
+	rest       []byte   // fields of a listener like it: its direction, and its chain for what no other takes
+	refusing   [][]byte // its chains for prefixes, those of the VIPs: they close connections
 }
 
 func newOutbound(body []byte) (*outbound, error) {
-	l := &listenerv3.Listener{}
-	if err := proto.Unmarshal(body, l); err != nil {
-		return nil, fmt.Errorf("read the listener that captures: %w", err)
-	}
-	o := &outbound{body: body, like: &listenerv3.Listener{
-		Address: l.GetAddress(), AdditionalAddresses: l.GetAdditionalAddresses(), TrafficDirection: l.GetTrafficDirection(),
-		BindToPort: wrapperspb.Bool(false), DefaultFilterChain: l.GetDefaultFilterChain(),
-	}}
-	for _, c := range l.GetFilterChains() {
-		if len(c.GetFilterChainMatch().GetPrefixRanges()) > 0 { // of the VIPs, to which connections are closed
-			o.like.FilterChains = append(o.like.FilterChains, c)
+	o := &outbound{body: body}
+	ok := fields(body, func(number protowire.Number, whole, value []byte, _ uint64) bool {
+		switch number {
+		case listenerAddress:
+			o.address = value
+		case listenerAdditional:
+			o.additional = append(o.additional, value)
+		case listenerDirection, listenerDefault:
+			o.rest = append(o.rest, whole...)
+		case listenerChains:
+			if c, ok := newChoice(value); ok && len(c.ranges) > 0 {
+				o.refusing = append(o.refusing, value)
+			}
 		}
+		return true
+	})
+	ok = ok && fields(o.address, func(_ protowire.Number, _, socket []byte, _ uint64) bool {
+		return fields(socket, func(number protowire.Number, _, value []byte, _ uint64) bool {
+			if number == socketHost {
+				o.host = string(value)
+			}
+			return true
+		})
+	})
+	if !ok || o.host == "" {
+		return nil, fmt.Errorf("read the listener that captures: %w", errListener)
 	}
-	o.name = l.GetAddress().GetSocketAddress().GetAddress()
-	if o.name == netip.IPv6Unspecified().String() {
-		o.name = "[" + o.name + "]"
+	if o.host == netip.IPv6Unspecified().String() {
+		o.host = "[" + o.host + "]"
 	}
 	return o, nil
 }
 
 // listenerName is Istio's name of the listener of a port on every address.
-func (o *outbound) listenerName(number uint16) string { return fmt.Sprintf("%s_%d", o.name, number) }
+func (o *outbound) listenerName(number uint16) string { return fmt.Sprintf("%s_%d", o.host, number) }
 
-// base is what takes the connections to a port that are no member's: the listener of the port on every address, if there
-// is one, and otherwise one like that which captures.
-func (o *outbound) base(number uint16, there []byte) (*listenerv3.Listener, error) {
-	l := proto.Clone(o.like).(*listenerv3.Listener)
+// base is what takes the connections to a port that are no member's, without its chains: the listener of the port on every
+// address, if there is one, and otherwise one like that which captures.
+func (o *outbound) base(number uint16, there []byte) (body []byte, chains [][]byte, ok bool) {
 	if there != nil {
-		l = &listenerv3.Listener{}
-		if err := proto.Unmarshal(there, l); err != nil {
-			return nil, fmt.Errorf("read the listener that is there: %w", err)
-		}
-		return l, nil
+		ok = fields(there, func(number protowire.Number, whole, value []byte, _ uint64) bool {
+			if number == listenerChains {
+				chains = append(chains, value)
+			} else {
+				body = append(body, whole...)
+			}
+			return number != listenerMatcher
+		})
+		return body, chains, ok
 	}
-	l.Name = o.listenerName(number)
-	l.GetAddress().GetSocketAddress().PortSpecifier = &corev3.SocketAddress_PortValue{PortValue: uint32(number)}
-	for _, a := range l.GetAdditionalAddresses() {
-		a.GetAddress().GetSocketAddress().PortSpecifier = &corev3.SocketAddress_PortValue{PortValue: uint32(number)}
+	body = appendBytes(slices.Clip(o.rest), listenerName, o.listenerName(number))
+	body = appendBytes(appendBytes(body, listenerAddress, withPort(o.address, number)), listenerBind, "") // false
+	for _, a := range o.additional {
+		_ = fields(a, func(_ protowire.Number, _, value []byte, _ uint64) bool {
+			body = appendBytes(body, listenerAdditional, appendBytes(nil, additionalAddress, withPort(value, number)))
+			return true
+		})
 	}
-	return l, nil
+	return body, o.refusing, true
+}
+
+// withPort is an Address with another port.
+func withPort(address []byte, port uint16) (out []byte) {
+	_ = fields(address, func(_ protowire.Number, _, socket []byte, _ uint64) bool {
+		var with []byte
+		_ = fields(socket, func(number protowire.Number, whole, _ []byte, _ uint64) bool {
+			if number != socketPort {
+				with = append(with, whole...)
+			}
+			return true
+		})
+		with = protowire.AppendVarint(protowire.AppendTag(with, socketPort, protowire.VarintType), uint64(port))
+		out = appendBytes(out, socketAddress, with)
+		return true
+	})
+	return out
 }
 
 // port makes the shared listener of a port and its routes. The chain of a template that was there before is the same as
 // before, byte by byte: Envoy drains no connection of a chain that stays.
 func (o *outbound) port(number uint16, members []*member, there []byte) (*port, error) {
 	p := &port{there: there, members: slices.SortedFunc(slices.Values(members), byAddress)}
-	l, err := o.base(number, there)
-	if err != nil {
-		return nil, err
-	}
-	rest, ok := choices(l)
+	name := o.listenerName(number)
+	body, others, ok := o.base(number, there)
 	if !ok {
-		return nil, fmt.Errorf("a filter chain of %s is picked by more than address, server name and protocol", l.GetName())
+		return nil, fmt.Errorf("read the %s that is there: %w", name, errListener)
 	}
-	body, err := marshal(l)
-	if err != nil {
-		return nil, fmt.Errorf("serialize %s: %w", l.GetName(), err)
+	rest, ok := choices(name, others)
+	if !ok {
+		return nil, fmt.Errorf("a filter chain of %s is picked by more than address, server name and protocol", name)
+	}
+	for _, c := range rest {
+		body = appendBytes(body, listenerChains, c.chain)
 	}
 	ranges := map[uint64][]byte{}
 	for _, m := range p.members {
 		if ranges[m.template] == nil {
-			chain, err := managerChain(chainName(l.GetName(), m.template), number, m)
+			chain, err := managerChain(chainName(name, m.template), number, m)
 			if err != nil {
 				return nil, err
 			}
@@ -116,13 +158,14 @@ func (o *outbound) port(number uint16, members []*member, there []byte) (*port, 
 	}
 	var list []byte
 	for _, t := range slices.Sorted(maps.Keys(ranges)) {
-		list = appendBytes(list, listMatchers, entry(address(ranges[t]), chainName(l.GetName(), t)))
+		list = appendBytes(list, listMatchers, entry(address(ranges[t]), chainName(name, t)))
 	}
+	slices.SortStableFunc(rest, choice.compare)
 	for _, c := range rest {
 		list = appendBytes(list, listMatchers, c.matcher())
 	}
 	body = appendBytes(body, listenerMatcher, appendBytes(nil, matcherList, list))
-	p.listener, p.route = xds.NewResource(l.GetName(), body), routes(number, p.members)
+	p.listener, p.route = xds.NewResource(name, body), routes(number, p.members)
 	return p, nil
 }
 
@@ -133,59 +176,76 @@ func chainName(listener string, template uint64) string {
 
 // managerChain is the chain of a template: that of a member, but that its routes are the port's.
 func managerChain(name string, number uint16, m *member) ([]byte, error) {
-	l := &listenerv3.Listener{}
-	if err := proto.Unmarshal(m.body, l); err != nil {
-		return nil, fmt.Errorf("read %s: %w", m.name, err)
+	more, err := byDestination(number)
+	if err != nil {
+		return nil, fmt.Errorf("serialize the connection manager of %s: %w", name, err)
 	}
-	chain := l.GetFilterChains()[0]
-	last := chain.GetFilters()[len(chain.GetFilters())-1]
-	manager := &hcmv3.HttpConnectionManager{}
-	if err := last.GetTypedConfig().UnmarshalTo(manager); err != nil {
-		return nil, fmt.Errorf("read the connection manager of %s: %w", m.name, err)
+	chain := appendBytes(nil, chainNamed, name)
+	fields(m.body, func(number protowire.Number, _, value []byte, _ uint64) bool {
+		return number != listenerChains || fields(value, func(number protowire.Number, _, value []byte, _ uint64) bool {
+			if number == chainFilters {
+				chain = appendBytes(chain, chainFilters, withRoutes(value, more))
+			}
+			return true
+		})
+	})
+	return chain, nil
+}
+
+// withRoutes is a filter, which more is appended to in the place of its routes if it is a connection manager.
+func withRoutes(filter, more []byte) (out []byte) {
+	fields(filter, func(number protowire.Number, whole, value []byte, _ uint64) bool {
+		url, config, ok := unpack(value)
+		if number != filterConfig || !ok || url != managerType {
+			out = append(out, whole...)
+			return true
+		}
+		var manager []byte
+		fields(config, func(number protowire.Number, whole, _ []byte, _ uint64) bool {
+			if number != managerRoutes {
+				manager = append(manager, whole...)
+			}
+			return true
+		})
+		out = appendBytes(out, filterConfig, pack(managerType, append(manager, more...)))
+		return true
+	})
+	return out
+}
+
+// byDestination is the fields of a connection manager whose routes go by the address that the application dialled.
+func byDestination(number uint16) ([]byte, error) {
+	mutation, err := (&mutationv3.HeaderMutation{Mutations: []*mutationsv3.HeaderMutation{{
+		Action: &mutationsv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
+			Header:       &corev3.HeaderValue{Key: destinationHeader, Value: "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%"},
+			AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+		}},
+	}}}).MarshalVTStrict()
+	if err != nil {
+		return nil, err
 	}
-	manager.RouteSpecifier = &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+	routes, err := (&hcmv3.HttpConnectionManager{RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 		RouteConfigName: routesOf(number),
 		ConfigSource: &corev3.ConfigSource{
 			ResourceApiVersion: corev3.ApiVersion_V3, InitialFetchTimeout: durationpb.New(0), // a listener without routes would answer 404
 			ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
 		},
-	}}
-	mutation, err := anypb.New(&mutationv3.HeaderMutation{Mutations: []*mutationsv3.HeaderMutation{{
-		Action: &mutationsv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
-			Header:       &corev3.HeaderValue{Key: destinationHeader, Value: "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%"},
-			AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
-		}},
-	}}})
-	if err != nil {
-		return nil, fmt.Errorf("serialize a header mutation: %w", err)
-	}
-	manager.EarlyHeaderMutationExtensions = append(manager.EarlyHeaderMutationExtensions, &corev3.TypedExtensionConfig{
-		Name: "envoy.http.early_header_mutation.header_mutation", TypedConfig: mutation,
-	})
-	config, err := marshal(manager)
-	if err != nil {
-		return nil, fmt.Errorf("serialize the connection manager of %s: %w", m.name, err)
-	}
-	last.ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: &anypb.Any{TypeUrl: managerType, Value: config}}
-	chain.Name, chain.FilterChainMatch = name, nil
-	return marshal(chain)
+	}}}).MarshalVTStrict()
+	return appendBytes(routes, managerEarly, extension("envoy.http.early_header_mutation.header_mutation", mutationMessage, mutation)), err
 }
 
 // routesOf is Istio's name of the routes of a port.
 func routesOf(number uint16) string { return strconv.Itoa(int(number)) }
 
-// entrySize is about what an entry of the routes has beside the route.
-const entrySize = 128
-
 // routes are those of a port: which of them a request takes is told by the address that the application dialled, and by
 // nothing that it says.
 func routes(number uint16, members []*member) xds.Resource {
-	name, url := appendBytes(nil, extensionName, "route"), appendBytes(nil, anyType, typePrefix+routeMessage)
 	size := 0
 	for _, m := range members {
 		size += len(m.addrs) * (len(m.route) + entrySize)
 	}
 	w := &backwards{b: make([]byte, size)}
+	name, url := appendBytes(nil, extensionName, "route"), appendBytes(nil, anyType, typePrefix+routeMessage)
 	for _, m := range slices.Backward(members) {
 		for _, a := range slices.Backward(m.addrs) {
 			begun := w.n
@@ -200,8 +260,7 @@ func routes(number uint16, members []*member) xds.Resource {
 		}
 	}
 	w.close(treeMap, 0)
-	header := extension("destination", headerInput, appendBytes(nil, headerName, destinationHeader))
-	w.bytes(treeInput, header)
+	w.bytes(treeInput, extension("destination", headerInput, appendBytes(nil, headerName, destinationHeader)))
 	w.close(matcherTree, 0)
 	w.close(hostMatcher, 0)
 	w.bytes(hostDomains, []byte("*"))
@@ -211,9 +270,4 @@ func routes(number uint16, members []*member) xds.Resource {
 	w.bytes(routesValidate, nil) // false: a cluster that is late is a 503
 	w.bytes(routesName, []byte(routesOf(number)))
 	return xds.NewResource(routesOf(number), w.message())
-}
-
-// marshal serializes m to the same bytes every time.
-func marshal(m proto.Message) ([]byte, error) {
-	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
 }

@@ -158,7 +158,7 @@ func chains(t testing.TB, snap xds.Snapshot, name string) map[string]string {
 			t.Error(err)
 		}
 		for _, c := range l.GetFilterChains() {
-			raw, err := marshal(c)
+			raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(c)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -17,6 +17,7 @@ const (
 	listenerAddress    protowire.Number = 2
 	listenerChains     protowire.Number = 3
 	listenerDirection  protowire.Number = 16
+	listenerDefault    protowire.Number = 25
 	listenerBind       protowire.Number = 26
 	listenerMatcher    protowire.Number = 32
 	listenerAdditional protowire.Number = 33
@@ -29,7 +30,13 @@ const (
 	chainMatch    protowire.Number = 1
 	chainFilters  protowire.Number = 3
 	filterConfig  protowire.Number = 4
+	chainNamed    protowire.Number = 7
 	managerRoutes protowire.Number = 4
+	managerEarly  protowire.Number = 52
+
+	matchPrefixes    protowire.Number = 3
+	matchProtocols   protowire.Number = 10
+	matchServerNames protowire.Number = 11
 
 	routesName       protowire.Number = 1
 	routesHosts      protowire.Number = 2
@@ -81,8 +88,12 @@ const (
 
 // extension is a TypedExtensionConfig.
 func extension(name, message string, value []byte) []byte {
-	config := appendBytes(appendBytes(nil, anyType, typePrefix+message), anyValue, value)
-	return appendBytes(appendBytes(nil, extensionName, name), extensionConfig, config)
+	return appendBytes(appendBytes(nil, extensionName, name), extensionConfig, pack(typePrefix+message, value))
+}
+
+// pack is an Any.
+func pack(url string, value []byte) []byte {
+	return appendBytes(appendBytes(nil, anyType, url), anyValue, value)
 }
 
 // appendRange appends a CidrRange to those of an Ip.

@@ -219,14 +219,18 @@ func (o *upgradeOptions) next(ctx context.Context, u *upgrader.Upgrader, before 
 		}
 		o.override(&spec)
 		spec.Image, spec.Paused = before.Status.PreviousImage, false
-		return o.request(ctx, u, &spec, now, check, out, notes)
+		spec.RequestedAt, spec.ResumedAt = &now, nil
+		return o.request(ctx, u, &spec, check, out, notes)
 	}
-	spec := &rollout.Spec{Image: cmp.Or(o.image, check.image())}
+	spec := &rollout.Spec{Image: cmp.Or(o.image, check.image()), RequestedAt: &now}
+	if before != nil && before.Spec.Image == spec.Image && before.Status.Image == spec.Image && before.Status.Phase != rollout.Done {
+		spec.RequestedAt, spec.ResumedAt = before.Spec.RequestedAt, &now // the same again goes on
+	}
 	if o.selector != "" {
 		spec.Selector, _ = metav1.ParseToLabelSelector(o.selector) // validate has parsed it
 	}
 	o.override(spec)
-	return o.request(ctx, u, spec, now, check, out, notes)
+	return o.request(ctx, u, spec, check, out, notes)
 }
 
 // override sets what flags say; with a new request, everything.
@@ -256,7 +260,7 @@ func (o *upgradeOptions) override(s *rollout.Spec) {
 }
 
 // request completes what is asked for, says what is to be known of it, and lets new pods have the image.
-func (o *upgradeOptions) request(ctx context.Context, u *upgrader.Upgrader, spec *rollout.Spec, now metav1.Time, check *settingsCheck, out, notes io.Writer) (*rollout.Spec, error) {
+func (o *upgradeOptions) request(ctx context.Context, u *upgrader.Upgrader, spec *rollout.Spec, check *settingsCheck, out, notes io.Writer) (*rollout.Spec, error) {
 	pods, err := u.Pods(ctx, o.namespace)
 	if err != nil {
 		return nil, err
@@ -264,7 +268,7 @@ func (o *upgradeOptions) request(ctx context.Context, u *upgrader.Upgrader, spec
 	if len(pods) == 0 {
 		return nil, fmt.Errorf("namespace %s: no pod has two slots: set hotUpgrade.emptyImage in a SidecarProfile, and restart the workloads", o.namespace)
 	}
-	spec.RequestedAt, spec.ResumedAt, spec.RequestedBy = &now, nil, u.Who(ctx)
+	spec.RequestedBy = u.Who(ctx)
 	allowed := append(upgrader.Images(pods), spec.Image)
 	slices.Sort(allowed)
 	spec.AllowedImages = slices.Compact(allowed)

@@ -25,12 +25,15 @@ type Settings struct {
 // come out the same but for that have the same. It is made once.
 func (s *Settings) Digest() ([sha256.Size]byte, error) { return s.digest() }
 
-// WithImage are the settings with another image of the proxy.
+// WithImage are the settings with another image of the proxy, which istio-init has as well unless it has one of its own.
 func (s *Settings) WithImage(image string) *Settings {
-	proxy := *s.Proxy
+	proxy, first := *s.Proxy, *s.Init
+	if *first.Image == *proxy.Image {
+		first.Image = &image
+	}
 	proxy.Image = &image
 	other := &Settings{Spec: s.Spec, sources: s.sources}
-	other.Proxy, other.digest = &proxy, other.sum
+	other.Proxy, other.Init, other.digest = &proxy, &first, other.sum
 	return other
 }
 

@@ -86,7 +86,7 @@ func (p *pass) hold(pod *Pod, m *memory, reason string) {
 	if m.held.IsZero() {
 		m.held = p.now
 	}
-	if p.now.Sub(m.held) < p.deadline {
+	if p.now.Sub(m.held) < max(p.deadline, heldLimit) {
 		p.waits = true
 	}
 	p.name(pod, reason)

@@ -67,6 +67,7 @@ type memory struct {
 	word *Word
 	// asked is when the agent was asked last, served since when the new proxy serves and the pod is ready.
 	asked, served time.Time
+	asking        bool  // it has not answered yet
 	restarts      int32 // at served
 	// failing is why a pod is to go back once the old generation idles.
 	failing string
@@ -87,6 +88,10 @@ const (
 	roomLimit = time.Minute
 	// unreadyLimit is how long a pod that was upgraded may be unready in a pause before it counts as failed.
 	unreadyLimit = 30 * time.Second
+	// heldLimit is how long pods that are held are waited for at least: longer than the kubelet remembers.
+	heldLimit = 15 * time.Minute
+	// askLimit is how long an agent may take to answer before it is asked again.
+	askLimit = time.Minute
 	// maxReasons is how many pods a status names.
 	maxReasons = 100
 )
@@ -94,7 +99,7 @@ const (
 // Hear takes what a pod's agent has said.
 func (e *Engine) Hear(pod types.UID, word *Word) {
 	if m := e.pods[pod]; m != nil {
-		m.word = word
+		m.word, m.asking = word, false
 	}
 }
 

@@ -43,8 +43,11 @@ func (p *pass) progress(pod *Pod, m *memory) (class, string) {
 			return inFlight, ""
 		}
 	case stepNoRoom:
-		if !p.lowered(pod, r.Slot) || r.Run == p.status.Run && p.now.Sub(r.At) < kubeletRemembers {
+		switch {
+		case !p.lowered(pod, r.Slot):
 			return held, r.Reason
+		case r.Run == p.status.Run && !p.forgiven(r.At):
+			return never, r.Reason
 		}
 	}
 	return p.settled(pod)
@@ -109,7 +112,7 @@ func (p *pass) begin(pod *Pod, m *memory) string {
 
 // change is the one write that begins the upgrade: image and versions together.
 func (p *pass) change(pod *Pod, m *memory, r record) {
-	*m = memory{word: m.word, asked: m.asked, pass: m.pass}
+	*m = memory{word: m.word, asked: m.asked, asking: m.asking, pass: m.pass}
 	slot, other := pod.slot(r.Slot), pod.other(r.Slot)
 	r.Step, r.At, r.Restarts = stepSwitching, p.now.UTC(), slot.restarts
 	r.started(r.Slot, r.New, p.now)
@@ -334,9 +337,9 @@ func (p *pass) write(pod *Pod, what string, r record, annotations map[string]str
 
 // ask has the agent of a pod asked, unless it was a moment ago.
 func (p *pass) ask(pod *Pod, m *memory, every time.Duration) {
-	if p.now.Sub(m.asked) < every {
+	if since := p.now.Sub(m.asked); since < every || m.asking && since < askLimit {
 		return
 	}
-	m.asked = p.now
+	m.asked, m.asking = p.now, true
 	p.plan.Ask = append(p.plan.Ask, pod)
 }

@@ -3,6 +3,9 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 )
@@ -85,6 +88,33 @@ func TestVersionsBelow(t *testing.T) {
 	}
 	if status, stdout, _ := execute("", "versions", "-n", "none", "--below", "v1.0.0", "--kubeconfig", kubeconfig); status != 0 || stdout != "no pod has a sidecar\n" {
 		t.Errorf("%d: %s", status, stdout)
+	}
+}
+
+// TestVersionsDirectly asks pods at their addresses, follows none elsewhere, and reads no more of an answer than it may be.
+func TestVersionsDirectly(t *testing.T) {
+	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, `{"generations": [{"role": "serving", "agent": "v1.2.3", "envoy": "1.40.1"}]}`)
+	}))
+	defer agent.Close()
+	elsewhere := httptest.NewServer(http.RedirectHandler(agent.URL+"/upgrade", http.StatusFound))
+	defer elsewhere.Close()
+	endless := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write(make([]byte, 2<<20)) }))
+	defer endless.Close()
+	var pods []string
+	for name, server := range map[string]*httptest.Server{"right": agent, "elsewhere": elsewhere, "endless": endless} {
+		host, port, _ := net.SplitHostPort(strings.TrimPrefix(server.URL, "http://"))
+		pods = append(pods, fmt.Sprintf(`{"metadata": {"name": %q, "namespace": "shop"}, "spec": {"containers": [{"name": "istio-proxy", "args": ["--statusPort=%s"]}]}, "status": {"phase": "Running", "podIP": %q}}`, name, port, host))
+	}
+	kubeconfig := apiServer(t, map[string]string{"/api/v1/pods": `{"items": [` + strings.Join(pods, ",") + `]}`})
+	status, stdout, stderr := execute("", "versions", "-A", "--direct", "--below", "v1.2.3", "--kubeconfig", kubeconfig)
+	if status != 1 || !strings.Contains(stderr, "2 of 3 are below, or not known") {
+		t.Errorf("%d: %s", status, stderr)
+	}
+	for _, want := range []string{"shop/elsewhere: not known: it answers 302 Found\n", "shop/endless: not known: its answer has more than 1048576 bytes\n"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("no %q in\n%s", want, stdout)
+		}
 	}
 }
 

@@ -68,6 +68,17 @@ func TestOtherSettings(t *testing.T) {
 	}
 }
 
+// TestOtherImage: a pod that has the settings but not the image is built anew.
+func TestOtherImage(t *testing.T) {
+	env := Environment{Namespace: Namespace{Name: "shop"}}
+	v1, v2 := layerOf(t, profile.SourceMesh, plainMesh), layerOf(t, profile.SourceMesh, strings.Replace(plainMesh, ":v1", ":v2", 1))
+	want := object(t, inject(t, []byte(probedPod), env, v2))
+	got := object(t, inject(t, inject(t, []byte(probedPod), env, v1), env, v2))
+	if d := diff.Diff("once", asYAML(t, want), "after", asYAML(t, got)); d != nil {
+		t.Errorf("what is left of another image:\n%s", d)
+	}
+}
+
 func asYAML(t *testing.T, o map[string]any) []byte {
 	t.Helper()
 	text, err := yaml.Marshal(o)

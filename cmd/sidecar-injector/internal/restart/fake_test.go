@@ -114,6 +114,9 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func answer(w http.ResponseWriter, status int) {
+	if status == http.StatusTooManyRequests {
+		w.Header().Set("Retry-After", "1") // as API servers have it for evictions
+	}
 	w.WriteHeader(status)
 	reason := map[int]string{http.StatusTooManyRequests: "TooManyRequests", http.StatusNotFound: "NotFound", http.StatusForbidden: "Forbidden"}[status]
 	_ = json.NewEncoder(w).Encode(object{"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status, "reason": reason, "message": http.StatusText(status) + " says the fake"})

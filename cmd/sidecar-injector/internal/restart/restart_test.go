@@ -273,7 +273,7 @@ func TestTroubles(t *testing.T) {
 		}, "Deployment/a: annotation kubectl.kubernetes.io/restartedAt of its template was taken back by some-operator (it is made by Knative/k)", true},
 		{"no new pods", func(s *shop, _ string, o object) {
 			o["status"].(object)["conditions"] = []any{object{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}}
-		}, "Deployment/a: 0 of 1 pods are new, and nothing has gone on for 300ms: exceeded quota", false},
+		}, "Deployment/a: 0 of 1 pods are new, and nothing has gone on for 2s: exceeded quota", false},
 		{"new pods are not ready", func(s *shop, _ string, o object) {
 			pod := s.objects[podPath+s.pod(s.new, "Deployment", "a")]
 			pod["status"] = object{"phase": "Pending", "containerStatuses": []any{object{"name": "istio-proxy", "state": object{"waiting": object{"reason": "ImagePullBackOff"}}}}}
@@ -293,7 +293,7 @@ func TestTroubles(t *testing.T) {
 				s.replace(s.new, "Deployment", "b")
 			}
 		}
-		says, err := s.run(Options{Workloads: 1, Timeout: 300 * time.Millisecond})
+		says, err := s.run(Options{Workloads: 1, Timeout: 2 * time.Second})
 		if !strings.Contains(says, tt.want) || err == nil || !strings.Contains(err.Error(), "not restarted: Deployment/a") {
 			t.Errorf("%s: %v\n%s", tt.name, err, says)
 		}
@@ -418,6 +418,30 @@ func TestAll(t *testing.T) {
 		t.Errorf("%v\n%s", err, says)
 	}
 	if says, err := s.run(Options{All: true}); err != nil || !strings.Contains(says, "Deployment/x: restarted, 1 pod (--all)") {
+		t.Errorf("%v\n%s", err, says)
+	}
+}
+
+// TestAilingBefore: a pod that was not ready before need not be afterwards, nor does it count what the controller said of an earlier template.
+func TestAilingBefore(t *testing.T) {
+	s := newShop(t)
+	s.workload("Deployment", "x", 2, "")
+	ail := func(pod string) { s.objects[podPath+pod]["status"] = object{"phase": "Running"} }
+	ail("x-0")
+	o := s.objects[kinds["Deployment"][0]+"x"]
+	o["status"].(object)["conditions"] = []any{object{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "long ago"}}
+	s.patched = func(_ string, o object) {
+		o["metadata"].(object)["generation"] = 2
+		time.AfterFunc(50*time.Millisecond, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.replace(s.new, "Deployment", "x")
+			ail("x-2")
+			delete(o["status"].(object), "conditions")
+			o["status"].(object)["observedGeneration"] = 2
+		})
+	}
+	if says, err := s.run(Options{}); err != nil || !strings.Contains(says, "Deployment/x: restarted, 2 pods") {
 		t.Errorf("%v\n%s", err, says)
 	}
 }

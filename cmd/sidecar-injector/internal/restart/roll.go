@@ -33,9 +33,10 @@ type roll struct {
 	stopping func() bool  // nothing new is to be started
 	say      func(string) // how far it is
 
-	began time.Time // at the API server
-	best  progress  // so far
-	at    time.Time // of that, here
+	serving int       // how many pods were ready before
+	began   time.Time // at the API server
+	best    progress  // so far
+	at      time.Time // of that, here
 }
 
 // progress is how far a workload is: old pods that are left, new ones that are ready.
@@ -44,6 +45,11 @@ type progress struct{ left, ready int }
 // run replaces the pods.
 func (r *roll) run(ctx context.Context) error {
 	r.best, r.at = progress{left: len(r.old) + 1}, time.Now()
+	for _, pod := range r.owner.Pods {
+		if pod.DeletionTimestamp == nil && ready(pod) {
+			r.serving++
+		}
+	}
 	if r.way == byEviction {
 		return r.evict(ctx)
 	}
@@ -54,8 +60,17 @@ func (r *roll) run(ctx context.Context) error {
 	}
 	return r.wait(ctx, func(p progress, w *workload) bool {
 		over := !w.behind() && (r.keep > 0 || !w.progressing())
-		return over && p.left <= r.keep && p.ready >= w.desired(r.owner.Kind)
+		return over && p.left <= r.keep && p.ready >= r.wanted(w)
 	})
+}
+
+// wanted is how many pods have to be ready: all, or as many as were, if some were not for reasons of their own.
+func (r *roll) wanted(w *workload) int {
+	wanted := w.desired(r.owner.Kind)
+	if r.serving > 0 {
+		wanted = min(wanted, r.serving)
+	}
+	return wanted
 }
 
 // final reports whether an error of the API server stays, however often one asks.
@@ -76,7 +91,7 @@ func (r *roll) start(ctx context.Context) error {
 
 // evict replaces the pods one by one: the next one goes when all that are to be there are ready again.
 func (r *roll) evict(ctx context.Context) error {
-	whole := func(p progress, w *workload) bool { return p.ready >= w.desired(r.owner.Kind) }
+	whole := func(p progress, w *workload) bool { return p.ready >= r.wanted(w) }
 	for _, pod := range slices.Clone(r.owner.Pods) {
 		if !r.old[pod.UID] {
 			continue
@@ -180,7 +195,7 @@ func (r *roll) trouble(w *workload, p progress) error {
 	if err := r.check(); err != nil {
 		return err
 	}
-	if message := w.stuck(); message != "" && r.way != byEviction {
+	if message := w.stuck(); message != "" && r.way != byEviction && !w.behind() {
 		return stuckError{fmt.Errorf("%d of %d pods are new: %s%s", len(r.old)-p.left, len(r.old), message, r.ailing())}
 	}
 	if time.Since(r.at) > r.timeout {

@@ -29,7 +29,7 @@ const (
 // decoded is what one document, or one item of a List, turned out to be.
 type decoded struct {
 	kind, namespace, name string
-	obj                   *object // nil unless status is statusOK
+	obj                   *object // nil unless status is statusOK, or it is what stands in the place of a bad document
 	status                Status
 	err                   *document.Error // why it is not statusOK
 	remark                *document.Error // what of a good document has no effect
@@ -98,7 +98,7 @@ func (d *decoder) value(env envelope, ferr *document.Error, sum uint64) decoded 
 		ferr = d.object(&dec, env, sum)
 	}
 	if ferr != nil {
-		dec.status, dec.err, dec.obj = statusError, ferr, nil
+		dec.status, dec.err = statusError, ferr
 	} else {
 		dec.remark = document.Join(d.remarks...)
 	}
@@ -140,6 +140,7 @@ func (d *decoder) object(dec *decoded, env envelope, sum uint64) *document.Error
 		read = d.deployment
 	}
 	if ferr := read(o, env); ferr != nil {
+		dec.obj = d.denial(o, env)
 		return ferr
 	}
 	dec.obj, dec.status = o, statusOK

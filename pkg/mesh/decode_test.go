@@ -2,6 +2,9 @@ package mesh
 
 import (
 	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -112,9 +115,66 @@ func TestWasmPlugins(t *testing.T) {
 		"{apiVersion: extensions.istio.io/v1alpha1, kind: WasmPlugin, metadata: {name: a}, spec: a}": "spec: should be an object",
 	} {
 		r, report := read(text)
-		if d := report.Documents[0]; len(r.filters) != 0 || d.Status != statusError || !strings.Contains(d.Field+": "+d.Reason, want) {
+		refuses := strings.Contains(report.Documents[0].Reason, "is refused (failStrategy)")
+		if d := report.Documents[0]; (len(r.filters) != 0) != refuses || d.Status != statusError || !strings.Contains(d.Field+": "+d.Reason, want) {
 			t.Errorf("%s: %+v; want %s", text, report.Documents, want)
 		}
+	}
+}
+
+// TestBadWasmPlugin: one that is bad from the first refuses what it would guard, unless that may pass without it or it does not say whose
+// traffic it is; a good version before it stays, and a good one after it is in force.
+func TestBadWasmPlugin(t *testing.T) {
+	const good, bad = "url: a", "urk: a"
+	plugin := func(spec string) string {
+		return "{apiVersion: extensions.istio.io/v1alpha1, kind: WasmPlugin, metadata: {name: a}, spec: {" + spec + "}}"
+	}
+	for spec, refuses := range map[string]bool{
+		bad: true,
+		bad + ", selector: {matchLabels: {app: b}}, match: [{mode: SERVER}]": true,
+		bad + ", failStrategy: FAIL_RELOAD":                                  true,
+		bad + ", failStrategy: SOMEHOW":                                      true,
+		bad + ", match: [{ports: [{number: 0}]}]":                            true,
+		bad + ", failStrategy: FAIL_OPEN":                                    false,
+		bad + ", fail_strategy: FAIL_OPEN":                                   false,
+		bad + ", selector: [a]":                                              false,
+		bad + ", targetRefs: [{kind: Gateway, name: a}]":                     false,
+	} {
+		for _, list := range []string{"%s", "{apiVersion: v1, kind: List, items: [%s]}"} {
+			r, report := load(t, fmt.Sprintf(list, plugin(spec)), testOptions())
+			if d := report.Documents[0]; (len(r.filters) == 1) != refuses || d.Status != statusError || strings.Contains(d.Reason, "is refused (failStrategy)") != refuses {
+				t.Errorf("%s: %d filters, %+v", spec, len(r.filters), report.Documents)
+			}
+		}
+	}
+
+	dir := t.TempDir()
+	source, err := NewSource(dir, testOptions(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	step := func(spec string) (*Registry, Document) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(plugin(spec)+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		r, err := source.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r, source.Report().Documents[0]
+	}
+	r, d := step(bad)
+	first := r.filters[0].Sum
+	if again, _ := step(bad + ", type: NETWORK"); again.filters[0].Sum == first || again.sum == r.sum {
+		t.Error("another bad version is the same")
+	}
+	if r, d = step(good); len(r.filters) != 1 || d.Status != statusOK {
+		t.Errorf("a good version after a bad one: %+v", d)
+	}
+	in := r.filters[0].Sum
+	if r, d = step(bad); len(r.filters) != 1 || r.filters[0].Sum != in || d.Status != statusStale || strings.Contains(d.Reason, "until it is right") {
+		t.Errorf("a bad version after a good one: %+v", d)
 	}
 }
 

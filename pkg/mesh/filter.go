@@ -41,6 +41,25 @@ func (d *decoder) plugin(o *object, env envelope) *document.Error {
 	return nil
 }
 
+// denial is what stands in the place of a bad WasmPlugin of which there is no good version, nil: nothing.
+func (d *decoder) denial(o *object, env envelope) *object {
+	if env.kind != kindWasmPlugin {
+		return nil
+	}
+	f, read, err := wasmplugin.Denial(d.Reader, o.meta(), env.spec)
+	if f == nil || err != nil {
+		return nil
+	}
+	if o.sum == ofContent {
+		var ferr *document.Error
+		if o.sum, ferr = d.contentSum(o, read); ferr != nil {
+			return nil
+		}
+	}
+	f.Sum = o.sum
+	return &object{kind: o.kind, namespace: o.namespace, name: o.name, created: o.created, sum: o.sum, filter: f, denial: true}
+}
+
 // deployment fills in the EnvoyFilter that an ASMFilterDeployment becomes.
 func (d *decoder) deployment(o *object, env envelope) *document.Error {
 	strategy, ferr := d.Annotation(env.annotations, asmfilter.FailStrategyAnnotation)

@@ -158,6 +158,7 @@ type object struct {
 	entry           *entry
 	workload        *workload
 	filter          *envoyfilter.Filter
+	denial          bool // it stands in the place of a bad document
 }
 
 // key identifies an object across files and edits.

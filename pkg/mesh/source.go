@@ -184,6 +184,9 @@ func documentOf(f *fileState, doc *docState) Document {
 	if err := document.Join(doc.err, doc.conflict, doc.exception, doc.remark); err != nil {
 		d.Field, d.Reason = err.Field, err.Reason
 	}
+	if doc.status == statusError && doc.obj != nil {
+		d.Reason += "; until it is right, the traffic that it would guard is refused (failStrategy)"
+	}
 	return d
 }
 

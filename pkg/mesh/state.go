@@ -194,7 +194,7 @@ func (d *directory) keepLastGood(docs, old []docState) []docState {
 			if nameless < 0 {
 				nameless = i
 			}
-		} else if last := d.good[k]; last != nil {
+		} else if last := d.good[k]; last != nil && !last.denial {
 			doc.obj, doc.status = last, statusStale
 		}
 	}
@@ -213,7 +213,7 @@ func keepUnclaimed(docs, old []docState, nameless int) []docState {
 	bad, replaced := docs[nameless], false
 	for i := range old {
 		o := old[i].obj
-		if o == nil || claimed[o.key()] {
+		if o == nil || o.denial || claimed[o.key()] {
 			continue
 		}
 		kept := bad
@@ -244,14 +244,14 @@ func failedFile(name string, err error, old *fileState) *fileState {
 }
 
 // chooseVersions works out which objects are in force. Where two documents have one name, the first in the order of files and
-// documents is; a good one always comes before a stale one.
+// documents is; a good one always comes before a stale one, and that before what stands in the place of a bad one.
 func (d *directory) chooseVersions() {
 	good := make(map[key]*object, len(d.good))
-	for _, pass := range []Status{statusOK, statusStale} {
+	for _, pass := range []Status{statusOK, statusStale, statusError} {
 		for _, f := range d.files {
 			for i := range f.docs {
 				doc := &f.docs[i]
-				if doc.status != pass {
+				if doc.status != pass || doc.obj == nil {
 					continue
 				}
 				doc.conflict, doc.exception, doc.kept = nil, nil, false
@@ -259,6 +259,7 @@ func (d *directory) chooseVersions() {
 				switch {
 				case good[k] == nil:
 					good[k] = doc.obj
+				case pass == statusError:
 				case pass == statusStale: // its last good version lives on elsewhere
 					doc.status, doc.obj = statusError, nil
 				default:

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	extensions "istio.io/api/extensions/v1alpha1"
@@ -79,6 +80,36 @@ func New(r *document.Reader, meta envoyfilter.Meta, poll string, spec any) (f *e
 	}
 	meta.Kind = Kind
 	return envoyfilter.NewPlugin(meta, p.filter()), remarks, nil
+}
+
+// Denial is a filter in the place of a document that is bad, which refuses the traffic that the plugin would guard. It is nil where that
+// may pass without it, and where it is not said whose traffic that is. read is what of the document could be read.
+func Denial(r *document.Reader, meta envoyfilter.Meta, spec any) (f *envoyfilter.Filter, read proto.Message, err error) {
+	fields, _ := spec.(map[any]any)
+	m := &extensions.WasmPlugin{}
+	for k, v := range fields {
+		if k == "pluginConfig" || k == "plugin_config" {
+			continue
+		}
+		one := &extensions.WasmPlugin{}
+		if r.Fill(one.ProtoReflect(), map[any]any{k: v}) == nil {
+			proto.Merge(m, one)
+		}
+	}
+	_, selects := fields["selector"]
+	if fields == nil || selects && m.GetSelector() == nil || m.GetFailStrategy() == extensions.FailStrategy_FAIL_OPEN || m.GetTargetRef() != nil || len(m.GetTargetRefs()) > 0 {
+		return nil, nil, nil
+	}
+	if checkMatch(m.GetMatch()) != nil {
+		m.Match = nil
+	}
+	deny, err := envoyfilter.Placeholder(m.GetType() == extensions.PluginType_NETWORK, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	meta.Kind = Kind
+	p := Plugin{Namespace: meta.Namespace, Name: meta.Name, message: m, config: deny}
+	return envoyfilter.NewPlugin(meta, p.filter()), m, nil
 }
 
 // filter is the place of the plugin, and what is there.
@@ -210,12 +241,8 @@ func check(m *extensions.WasmPlugin) *document.Error {
 	case len(m.GetPluginName()) > maxName:
 		return document.Errorf(".pluginName", "has %d bytes, should have at most %d", len(m.GetPluginName()), maxName)
 	}
-	for i, match := range m.GetMatch() {
-		for j, port := range match.GetPorts() {
-			if n := port.GetNumber(); n == 0 || n > math.MaxUint16 {
-				return document.Errorf(fmt.Sprintf(".match[%d].ports[%d].number", i, j), "is %d, should be a port from 1 to 65535", n)
-			}
-		}
+	if ferr := checkMatch(m.GetMatch()); ferr != nil {
+		return ferr
 	}
 	seen := map[string]bool{}
 	for i, env := range m.GetVmConfig().GetEnv() {
@@ -231,6 +258,17 @@ func check(m *extensions.WasmPlugin) *document.Error {
 			return document.Errorf(at+".value", "is not used with valueFrom HOST; remove one of the two")
 		}
 		seen[env.GetName()] = true
+	}
+	return nil
+}
+
+func checkMatch(selectors []*extensions.WasmPlugin_TrafficSelector) *document.Error {
+	for i, match := range selectors {
+		for j, port := range match.GetPorts() {
+			if n := port.GetNumber(); n == 0 || n > math.MaxUint16 {
+				return document.Errorf(fmt.Sprintf(".match[%d].ports[%d].number", i, j), "is %d, should be a port from 1 to 65535", n)
+			}
+		}
 	}
 	return nil
 }

@@ -65,7 +65,7 @@ func dnsSettings() []Setting {
 func wasmSettings() []Setting {
 	return []Setting{
 		{name: "wasm", Env: "UNDERSTUDY_WASM", Kind: Switch, Default: "on", field: "Wasm",
-			Doc: "Run Wasm filters; off: with files every one is left out, and no module is fetched"},
+			Doc: "Run Wasm filters; off: with files every one is left out, under istiod each lets everything pass, and no module is fetched"},
 		{name: "wasmAllow", Env: "UNDERSTUDY_WASM_ALLOW", Kind: StringList, field: "WasmAllow",
 			Doc: "Registries and servers that modules may come from, each with a path if need be: registry.example.com/filters; all unless set"},
 		{name: "wasmSecretsDir", Env: "UNDERSTUDY_WASM_SECRETS_DIR", Kind: Path, Default: "/etc/istio/wasm-secrets", field: "WasmSecretsDir",

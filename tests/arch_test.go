@@ -99,7 +99,7 @@ var layers = []layer{
 	// istio.io/api: MeshConfig and ProxyConfig are its messages.
 	{path: "pkg/config", module: []string{"pkg/contract", "pkg/logging"}, outside: []string{"istio.io/api", "google.golang.org/protobuf", "go.yaml.in/yaml", "sigs.k8s.io/yaml"}},
 	{path: "pkg/control", module: []string{"hotrestart", "pkg/contract"}, outside: []string{"golang.org/x/sys"}},
-	{path: "pkg/ecds", module: []string{"pkg/envoyfilter", "pkg/status", "pkg/wasm", "pkg/xds"}, outside: envoyTypes, tests: []string{"github.com/prometheus"}},
+	{path: "pkg/ecds", module: []string{"pkg/asmfilter", "pkg/envoyfilter", "pkg/status", "pkg/wasm", "pkg/xds"}, outside: envoyTypes, tests: []string{"github.com/prometheus"}},
 	{path: "pkg/envoy", module: []string{"hotrestart"}, outside: []string{"golang.org/x/sys"}},
 	// protobuf: the wire format of what a successor is told.
 	{path: "pkg/files", module: []string{"dnsproxy", "pkg/ecds", "pkg/envoyfilter", "pkg/mesh", "pkg/overview", "pkg/publish", "pkg/status", "pkg/xds"}, outside: []string{"google.golang.org/protobuf"}, tests: envoyTypes},

@@ -22,8 +22,8 @@ const (
 )
 
 const (
-	// filterPrefix is before namespace.name in the name of the filter.
-	filterPrefix = "istio.alibabacloud.com/asmfilterdeployment/"
+	// FilterPrefix is before namespace.name in the name of the filter.
+	FilterPrefix = "istio.alibabacloud.com/asmfilterdeployment/"
 	// envSecret is the variable by which the agent knows the pull secret; no module sees it.
 	envSecret = "ISTIO_META_UNDERSTUDY_WASM_OPTIONAL_SECRET"
 	// maxText bounds each text but the parameters, which the object itself bounds.
@@ -193,7 +193,7 @@ func (d *Document) Manifest() map[string]any {
 // EnvoyFilter is the spec of the EnvoyFilter that the document becomes, as JSON has it: a filter of HTTP before the router, whose
 // configuration Envoy discovers, so that neither the listener nor its traffic waits for the image longer than the strategy says.
 func (d *Document) EnvoyFilter() map[string]any {
-	name := filterPrefix + d.Namespace + "." + d.Name
+	name := FilterPrefix + d.Namespace + "." + d.Name
 	return object{
 		"workloadSelector": object{"labels": asAny(d.labels)},
 		"configPatches": []any{

@@ -9,6 +9,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/proto"
 
+	"understudy.mesh/pkg/asmfilter"
 	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/wasm/wasmfilter"
@@ -108,7 +109,21 @@ func read(m xds.Resource) (e envoyfilter.Extension, is bool) {
 		return e, false // Envoy's to refuse
 	}
 	f, err := wasmfilter.Of(c.GetTypedConfig())
-	return envoyfilter.Extension{Name: m.Name, Document: strings.TrimPrefix(m.Name, "extensions.istio.io/"), Config: c.GetTypedConfig()}, f != nil || err != nil
+	return envoyfilter.Extension{Name: m.Name, Document: documentOf(m.Name), Config: c.GetTypedConfig()}, f != nil || err != nil
+}
+
+// documentOf is kind, namespace and name of the document whose filter has a name, as far as the name says.
+func documentOf(name string) string {
+	for prefix, kind := range map[string]string{
+		"extensions.istio.io/wasmplugin/": "WasmPlugin", "extensions.istio.io/trafficextension/": "TrafficExtension",
+		asmfilter.FilterPrefix: asmfilter.Kind,
+	} {
+		if rest, is := strings.CutPrefix(name, prefix); is {
+			namespace, of, _ := strings.Cut(rest, ".") // a namespace has none
+			return kind + " " + namespace + "/" + of
+		}
+	}
+	return "EnvoyFilter " + name
 }
 
 // now is what Envoy is to have of each.
@@ -169,6 +184,14 @@ func (r *Relayed) Report() []Report {
 		return nil
 	}
 	return r.x.Report()
+}
+
+// Pages are the handlers, by path.
+func (r *Relayed) Pages() map[string]http.Handler {
+	if r == nil || r.x == nil {
+		return map[string]http.Handler{}
+	}
+	return r.x.Pages()
 }
 
 // Samples are the metrics.

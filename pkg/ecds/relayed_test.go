@@ -111,7 +111,7 @@ func TestRelayed(t *testing.T) {
 	b.modules.set("oci://r/a:1", "one")
 	b.due("/store/one")
 	b.Answered(nil)
-	if r := b.Report(); len(r) != 1 || r[0].Phase != inForce || r[0].Document != "a" {
+	if r := b.x.Report(); len(r) != 1 || r[0].Phase != inForce || r[0].Document != "EnvoyFilter a" {
 		t.Errorf("%+v", r)
 	}
 	// The same again, as on a new stream of istiod's.
@@ -126,7 +126,7 @@ func TestRelayed(t *testing.T) {
 	}
 	b.has(resp, "/store/one")
 	b.Answered(nil)
-	if r := b.Report(); r[0].Phase != stale {
+	if r := b.x.Report(); r[0].Phase != stale {
 		t.Errorf("%+v", r)
 	}
 	b.take(&xds.Response{Type: extensionType, Resources: []xds.Resource{sent(t, "b", "oci://r/a:2", true)}}, "wasm-default-deny")
@@ -163,7 +163,7 @@ func TestRelayedOff(t *testing.T) {
 	b.take(&xds.Response{Type: extensionType, Resources: []xds.Resource{sent(t, "a", "oci://r/a:1", false)}}, "wasm-default-allow")
 	b.Answered(nil)
 	b.Served()
-	if b.Due() != nil || b.Report() != nil || b.Samples() != nil {
+	if b.Due() != nil || len(b.Pages()) > 0 || b.Samples() != nil {
 		t.Error("something is there")
 	}
 }
@@ -177,7 +177,20 @@ func TestRelayedNil(t *testing.T) {
 	r.Answered(nil)
 	r.Served()
 	r.Close()
-	if !bytes.Equal(resp.Resources[0].Body, before) || r.Changed() != nil || r.Due() != nil || r.Report() != nil || r.Samples() != nil {
+	if !bytes.Equal(resp.Resources[0].Body, before) || r.Changed() != nil || r.Due() != nil || len(r.Pages()) > 0 || r.Samples() != nil {
 		t.Errorf("%+v", resp)
+	}
+}
+
+func TestDocumentOf(t *testing.T) {
+	for name, want := range map[string]string{
+		"extensions.istio.io/wasmplugin/shop.headers.v1":                "WasmPlugin shop/headers.v1",
+		"extensions.istio.io/trafficextension/shop.headers":             "TrafficExtension shop/headers",
+		"istio.alibabacloud.com/asmfilterdeployment/default.details-v1": "ASMFilterDeployment default/details-v1",
+		"mine": "EnvoyFilter mine",
+	} {
+		if got := documentOf(name); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
 	}
 }

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 
@@ -84,14 +87,16 @@ func TestModules(t *testing.T) {
 	s.give(extensionsType, wanting(t, "a", "oci://r/a:1"), "b=not a message")
 	e.gets("TypedExtensionConfig +a +b", "")
 	s.asked("TypedExtensionConfig ack n4")
-	if o := a.Overview(); o.ErrorsCount != 1 || o.Errors[0].Where != "a" {
+	if o := a.Overview(); o.ErrorsCount != 1 || o.Errors[0].Where != "EnvoyFilter a" {
 		t.Errorf("people see %+v of a filter without its module", o)
 	}
 	m.put("one")
 	e.gets("TypedExtensionConfig +a", "")
 	s.quiet()
-	if r := a.c.Modules.Report(); len(r) != 1 || r[0].Name != "a" {
-		t.Errorf("%+v", r)
+	page := httptest.NewRecorder()
+	a.DebugPages()[ecds.ListPath].ServeHTTP(page, httptest.NewRequest(http.MethodGet, ecds.ListPath, nil))
+	if text := page.Body.String(); !strings.Contains(text, `"name":"a"`) || strings.Contains(text, `"name":"b"`) {
+		t.Error(text)
 	}
 
 	// A newer one that Envoy refuses: what served before comes back, of which istiod hears nothing either.

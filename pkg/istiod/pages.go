@@ -38,8 +38,7 @@ func (i *Istiod) statusPage(w http.ResponseWriter, _ *http.Request) {
 		// Lacking is how many resources need each of the extensions that Envoy lacks.
 		Lacking map[string]int        `json:"lackingExtensions,omitempty"`
 		Types   map[string]xds.Status `json:"types"`
-		Wasm    []ecds.Report         `json:"wasm,omitempty"` // by name
-	}{i.now(), i.health.String(), i.c.Clients.clients(), i.lacking.counts(), i.c.Relay.Status(), i.c.Modules.Report()})
+	}{i.now(), i.health.String(), i.c.Clients.clients(), i.lacking.counts(), i.c.Relay.Status()})
 }
 
 // Overview is what of it fits on a screen.

@@ -131,15 +131,11 @@ func TestWasmPlugin(t *testing.T) {
 		})
 	}
 	reports := func() (all []struct{ Phase, Reason string }, err error) {
-		status, body, err := p.Pod.Get("http://127.0.0.1:" + lab.StatusPort + "/debug/istiod")
+		status, body, err := p.Pod.Get("http://127.0.0.1:" + lab.StatusPort + "/debug/wasm")
 		if err != nil || status != http.StatusOK {
 			return nil, fmt.Errorf("%d, %w", status, err)
 		}
-		page := struct {
-			Wasm *[]struct{ Phase, Reason string }
-		}{&all}
-		err = json.Unmarshal([]byte(body), &page)
-		return all, err
+		return all, json.Unmarshal([]byte(body), &all)
 	}
 	phase := func(want, reason string) {
 		t.Helper()

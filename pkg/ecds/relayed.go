@@ -201,11 +201,3 @@ func (r *Relayed) Samples() []status.Sample {
 	}
 	return r.x.Samples()
 }
-
-// Pages are pages of the status port, for loopback only, by path.
-func (r *Relayed) Pages() map[string]http.Handler {
-	if r == nil || r.x == nil {
-		return map[string]http.Handler{}
-	}
-	return r.x.Pages()
-}

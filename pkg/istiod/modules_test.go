@@ -21,36 +21,42 @@ import (
 	"understudy.mesh/pkg/wasm"
 )
 
-// lateModules are modules that come when the test says so, of any source.
+// lateModules are modules that come when the test says so, by URL.
 type lateModules struct {
-	mu   sync.Mutex
-	come chan struct{} // closed when the next one is there
-	hash string
+	mu    sync.Mutex
+	there map[string]string // hashes
+	news  chan struct{}     // closed when another one is there
 }
 
-func (m *lateModules) put(hash string) {
+func newLateModules() *lateModules {
+	return &lateModules{there: map[string]string{}, news: make(chan struct{})}
+}
+
+func (m *lateModules) put(url, hash string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.hash = hash
-	close(m.come)
-	m.come = make(chan struct{})
+	m.there[url] = hash
+	close(m.news)
+	m.news = make(chan struct{})
 }
 
 func (m *lateModules) Resolve(ctx context.Context, src wasm.Source) (wasm.Module, error) {
 	if src.Policy == wasm.Never {
 		return wasm.Module{}, errors.New("not in the store")
 	}
-	m.mu.Lock()
-	come := m.come
-	m.mu.Unlock()
-	select {
-	case <-come:
-	case <-ctx.Done():
-		return wasm.Module{}, ctx.Err()
+	for {
+		m.mu.Lock()
+		hash, news := m.there[src.URL], m.news
+		m.mu.Unlock()
+		if hash != "" {
+			return wasm.Module{Path: "/store/" + hash, SHA256: hash}, nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return wasm.Module{}, ctx.Err()
+		}
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return wasm.Module{Path: "/store/" + m.hash, SHA256: m.hash}, nil
 }
 
 func (m *lateModules) Surroundings(wasm.Source) string { return "" }
@@ -77,7 +83,7 @@ func wanting(t *testing.T, name, url string) string {
 // TestModules: Envoy has an answer at once, which istiod hears of, and the module when that is there, of which it hears nothing, as it hears
 // nothing of what Envoy says of that; with istiod or without.
 func TestModules(t *testing.T) {
-	m := &lateModules{come: make(chan struct{})}
+	m := newLateModules()
 	f, a, e, s := coldWith(t, func(i *Istiod) {
 		i.c.Modules = ecds.NewRelayed(ecds.Config{Open: func() (ecds.Modules, error) { return m, nil }, Ready: i.c.Ready, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}, false)
 		t.Cleanup(i.c.Modules.Close)
@@ -90,7 +96,7 @@ func TestModules(t *testing.T) {
 	if o := a.Overview(); o.ErrorsCount != 1 || o.Errors[0].Where != "EnvoyFilter a" {
 		t.Errorf("people see %+v of a filter without its module", o)
 	}
-	m.put("one")
+	m.put("oci://r/a:1", "one")
 	e.gets("TypedExtensionConfig +a", "")
 	s.quiet()
 	page := httptest.NewRecorder()
@@ -103,7 +109,7 @@ func TestModules(t *testing.T) {
 	s.give(extensionsType, wanting(t, "a", "oci://r/a:2"))
 	e.gets("TypedExtensionConfig +a", "") // what it has, in answer
 	s.asked("TypedExtensionConfig ack n5")
-	m.put("two")
+	m.put("oci://r/a:2", "two")
 	e.gets("TypedExtensionConfig +a", "Unable to create Wasm plugin a")
 	e.gets("TypedExtensionConfig +a", "")
 	s.quiet()
@@ -114,7 +120,7 @@ func TestModules(t *testing.T) {
 	s.asked("TypedExtensionConfig ack n6")
 	f.stop()
 	<-s.gone
-	m.put("three")
+	m.put("oci://r/a:3", "three")
 	e.gets("TypedExtensionConfig +a", "")
 	f.start()
 	again := f.stream()

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -20,7 +22,8 @@ import (
 	"understudy.mesh/tests/proxywasm"
 )
 
-// wasmUpdatesEnv has TestWasmUpdatesUnderLoad make so many updates, of two seconds each, instead of a few.
+// wasmUpdatesEnv has TestWasmUpdatesUnderLoad make so many updates, of two seconds each, instead of a few, and TestWasmBadModules try a
+// module that loops, which takes ten seconds of a processor at the lowest priority.
 const wasmUpdatesEnv = "WASM_UPDATES"
 
 // wasmServer has modules at the outside, by path; "" is an answer 404.
@@ -106,11 +109,13 @@ func TestWasmBadModules(t *testing.T) {
 	serveModules(t, p.Lab, map[string][]byte{
 		"/good": good, "/corrupt": good[:len(good)-10], "/html": []byte("<html>"), "/large": proxywasm.Module{Pad: 3 << 20}.Bytes(), "/bomb": bomb.Bytes(),
 		"/refuses": proxywasm.Module{Configure: proxywasm.Refuses}.Bytes(), "/traps": proxywasm.Module{Configure: proxywasm.Traps}.Bytes(),
+		"/loops": proxywasm.Module{Configure: proxywasm.Loops}.Bytes(),
 	})
 	_, stop := asking(t, p.Out, "8080", nil)
 	defer stop()
 	const at = "http://198.51.100.70"
-	bad := map[string]struct{ doc, reason string }{
+	type badModule struct{ doc, reason string }
+	bad := map[string]badModule{
 		"none":    {plugin("none", at+"/none", ", failStrategy: FAIL_OPEN"), "404"},
 		"corrupt": {plugin("corrupt", at+"/corrupt", ", failStrategy: FAIL_OPEN"), "cut off"},
 		"html":    {plugin("html", at+"/html", ", failStrategy: FAIL_OPEN"), `it begins with "<html>"`},
@@ -121,11 +126,14 @@ func TestWasmBadModules(t *testing.T) {
 		"traps":   {plugin("traps", at+"/traps", ", failStrategy: FAIL_OPEN"), "Envoy does not start it"},
 		"nobody":  {plugin("nobody", "http://198.51.100.71/a", ", failStrategy: FAIL_OPEN"), "198.51.100.71"},
 	}
+	if os.Getenv(wasmUpdatesEnv) != "" { // it takes its time
+		bad["loops"] = badModule{plugin("loops", at+"/loops", ", failStrategy: FAIL_OPEN"), "endless loop"}
+	}
 	for name, b := range bad {
 		p.c.Write(t, name+".yaml", b.doc)
 	}
 	for name, b := range bad {
-		eventually(t, name+" is named", func() error { return wasmList(t, p, name, "phase:    Failed", b.reason, "traffic:  passes unfiltered") })
+		lab.Eventually(t, 10*lab.Deadline, name+" is named", func() error { return wasmList(t, p, name, "phase:    Failed", b.reason, "traffic:  passes unfiltered") })
 	}
 	if _, stats, err := p.Pod.Get("http://127.0.0.1:15000/stats?filter=config_reload|config_fail|update_rejected"); err != nil || strings.Contains(stats, "config_fail: 1") || strings.Contains(stats, "rejected: 1") {
 		t.Errorf("the Envoy that serves has seen one: %v, %s", err, stats)
@@ -314,4 +322,24 @@ func TestWasmUpgradeWithoutRegistry(t *testing.T) {
 	})
 	stop()
 	t.Logf("%d requests", asked.Load())
+}
+
+// TestServerSpeaksFirst is why a connection whose client is silent does not wait for ever by default, as under Istio, where ports have
+// protocols: a server that speaks first would not get to.
+func TestServerSpeaksFirst(t *testing.T) {
+	t.Parallel()
+	for timeout, greets := range map[string]bool{"": true, noDetectionTimeout: false} {
+		p := newPod(t, podOptions{agent: lab.AgentOptions{Args: withMeshFile}, files: map[string]string{meshFile: timeout}})
+		lab.ServeTCP(p.Pod.Listen(t, "[::]:3306"), func(c net.Conn) { _, _ = io.WriteString(c, "hello") })
+		c := dial(t, p.Out, net.JoinHostPort(lab.PodIP, "3306"))
+		wait := 2 * time.Second
+		if greets {
+			wait = lab.Deadline
+		}
+		must(t, c.SetReadDeadline(time.Now().Add(wait)))
+		n, err := c.Read(make([]byte, 5))
+		if greets != (n == 5) {
+			t.Errorf("mesh file %q: %d bytes of the greeting, %v", timeout, n, err)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"syscall"
 	"time"
@@ -10,11 +11,16 @@ import (
 	"understudy.mesh/tests/lab"
 )
 
-// benchListeners starts the agent on files with shared listeners, and with one for each VIP and port, in turn: from the first
-// instant to ready, what the two processes take then, and one change of the many.
+// benchListeners starts the agent on files with shared listeners, with one for each VIP and port, and Istio's agent under a real
+// istiod with the same hosts, in turn: from the first instant to ready, what the two processes take then, and one change of
+// the many.
 func benchListeners(t lab.T, s settings) (results []result) {
+	programs, err := istiod.Build(context.Background(), lab.RepoRoot(t), s.cache, func(what string) { t.Logf("%s", what) })
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
 	for _, hosts := range []int{s.entries, manyTimes * s.entries} {
-		results = append(results, benchShapes(t, s, hosts)...)
+		results = append(results, benchShapes(t, s, programs, hosts)...)
 	}
 	return results
 }
@@ -26,13 +32,19 @@ type shapeSample struct {
 	change, changeCPU float64 // until a host that comes has a name, and what that takes Envoy
 }
 
-func benchShapes(t lab.T, s settings, hosts int) []result {
+func benchShapes(t lab.T, s settings, programs istiod.Programs, hosts int) []result {
 	l := lab.New(t)
 	l.StartDNS(t, nil)
 	c := l.NewContainer(t, lab.ContainerOptions{ReadOnly: true, Envoy: lab.EnvoyBinary(t)})
 	c.Write(t, "hosts.yaml", istiod.Hosts(hosts))
-	var shared, each []shapeSample
+	p := istiod.NewPod(t, programs, 1)
+	defer p.Istiod.Kill() // the next number of hosts has one of its own
+	p.Istiod.Write("hosts", istiod.Hosts(hosts))
+	p.StartIstiod()
+	startQuickly(t, p, p.Istios) // warms the page cache, and istiod's own
+	var shared, each, istios []shapeSample
 	for range s.rounds {
+		istios = append(istios, startIstios(t, p))
 		each = append(each, startShape(t, l, c, "each"))
 		shared = append(shared, startShape(t, l, c, "shared"))
 	}
@@ -46,16 +58,20 @@ func benchShapes(t lab.T, s settings, hosts int) []result {
 	for _, m := range []struct {
 		what, unit string
 		value      func(shapeSample) float64
+		ofIstios   bool
 	}{
-		{"exec to ready", "ms", func(s shapeSample) float64 { return s.ready }},
-		{"Envoy's processor time until then", "ms", func(s shapeSample) float64 { return s.cpu }},
-		{"Envoy's RSS", "MiB", func(s shapeSample) float64 { return s.envoy.rss }},
-		{"agent's RSS", "MiB", func(s shapeSample) float64 { return s.agent.rss }},
-		{"of it anonymous", "MiB", func(s shapeSample) float64 { return s.agent.anon }},
-		{"a host comes: until it has a name", "ms", func(s shapeSample) float64 { return s.change }},
-		{"a host comes: Envoy's processor time", "ms", func(s shapeSample) float64 { return s.changeCPU }},
+		{"exec to ready", "ms", func(s shapeSample) float64 { return s.ready }, true},
+		{"Envoy's processor time until then", "ms", func(s shapeSample) float64 { return s.cpu }, true},
+		{"Envoy's RSS", "MiB", func(s shapeSample) float64 { return s.envoy.rss }, true},
+		{"agent's RSS", "MiB", func(s shapeSample) float64 { return s.agent.rss }, true},
+		{"of it anonymous", "MiB", func(s shapeSample) float64 { return s.agent.anon }, true},
+		{"a host comes: until it has a name", "ms", func(s shapeSample) float64 { return s.change }, false},
+		{"a host comes: Envoy's processor time", "ms", func(s shapeSample) float64 { return s.changeCPU }, false},
 	} {
 		results = append(results, measured(n+m.what, m.unit, of(shared, m.value)).against("a listener for each VIP and port", of(each, m.value)))
+		if m.ofIstios {
+			results = append(results, measured(n+m.what, m.unit, of(shared, m.value)).against("Istio's agent", of(istios, m.value)))
+		}
 	}
 	return results
 }
@@ -85,5 +101,20 @@ func startShape(t lab.T, l *lab.Lab, c *lab.Container, shape string) (sample sha
 	agent.Signal(syscall.SIGKILL)
 	agent.Wait(t, lab.Deadline)
 	waitGone(t, l)
+	return sample
+}
+
+// startIstios is one start of Istio's agent.
+func startIstios(t lab.T, p *istiod.Pod) (sample shapeSample) {
+	agent, begin := startCold(t, p, p.Istios)
+	poll(t, func() bool { return agent.Ready() == nil })
+	sample.ready = milliseconds(time.Since(begin))
+	envoy := 0 // processes come and go while one looks
+	poll(t, func() bool { envoy = agent.EnvoyPID(); return envoy != 0 })
+	sample.cpu = milliseconds(cpuTime(t, envoy))
+	<-time.After(settle)
+	sample.agent, sample.envoy = memoryOf(t, agent.PID()), memoryOf(t, envoy)
+	p.Slots.List[0].Kill()
+	waitGone(t, p.Lab)
 	return sample
 }

@@ -1,6 +1,6 @@
 // Command bench measures the agent against what it stands beside: its DNS against unbound and a
-// raw UDP echo, its start and memory against Envoy alone with the same resources, shared listeners against one for each VIP, its capture
-// rules against one bare iptables-restore, its hot upgrade against a cold start and against the load
+// raw UDP echo, its start and memory against Envoy alone with the same resources, shared
+// listeners against one for each VIP and against Istio's agent, its capture rules against one bare iptables-restore, its hot upgrade against a cold start and against the load
 // before it, or against the limit that it must keep, what a push of a real istiod costs it against
 // Istio's own agent, and the injector's webhook against istiod's. Both sides of every ratio are measured in turn in the same run, and medians are
 // shown. Whatever captures or is loaded lives in namespaces of its own.

@@ -71,9 +71,10 @@ type memory struct {
 	restarts      int32 // at served
 	// failing is why a pod is to go back once the old generation idles.
 	failing string
-	// pressed is since when the kubelet does not give the requests, held since when a pod cannot be begun, unready since when it is.
-	pressed, held, unready time.Time
-	pass                   int
+	// pressed is since when the kubelet does not give the requests, stalled since when it does not start the image, held since when a pod
+	// cannot be begun, unready since when it is.
+	pressed, stalled, held, unready time.Time
+	pass                            int
 }
 
 // New returns an engine that knows nothing yet.
@@ -88,6 +89,8 @@ const (
 	roomLimit = time.Minute
 	// unreadyLimit is how long a pod that was upgraded may be unready in a pause before it counts as failed.
 	unreadyLimit = 30 * time.Second
+	// stallLimit is how long a slot may be ended and not started again.
+	stallLimit = 20 * time.Second
 	// heldLimit is how long pods that are held are waited for at least: longer than the kubelet remembers.
 	heldLimit = 15 * time.Minute
 	// askLimit is how long an agent may take to answer before it is asked again.

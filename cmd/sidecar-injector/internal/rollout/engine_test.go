@@ -60,6 +60,19 @@ func TestBadImageStopsAtOnePod(t *testing.T) {
 	}
 }
 
+// TestSilentKubelet: of a native sidecar it says nothing but that what ran before has ended.
+func TestSilentKubelet(t *testing.T) {
+	f := newNode(t, 3)
+	f.ask(silentImage)
+	if took := f.run(10 * time.Minute); took > 2*time.Minute {
+		t.Errorf("it took %s", took)
+	}
+	f.images(oldImage, emptyImage)
+	if s := f.upgrade.Status; s.Phase != Stopped || len(s.Failed) != 1 || !strings.Contains(s.Failed[0].Reason, "its image is not started") {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestResumeAfterFailure: the failures before it do not count.
 func TestResumeAfterFailure(t *testing.T) {
 	f := newNode(t, 3)

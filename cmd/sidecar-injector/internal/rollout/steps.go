@@ -168,7 +168,7 @@ func (p *pass) switching(pod *Pod, m *memory) (class, string) {
 	case m.word.refused(r.At) != "":
 		return p.abort(pod, "the generation that serves refuses the new one: "+m.word.refused(r.At), false)
 	}
-	if why := slot.broken(r.Restarts); why != "" {
+	if why := cmp.Or(slot.broken(r.Restarts), p.stalled(pod, m)); why != "" {
 		return p.abort(pod, why, false)
 	}
 	if late {
@@ -185,6 +185,21 @@ func (s *slot) broken(before int32) string {
 		return s.waiting + ": " + s.message
 	case s.restarts > before+1, s.restarts > before && (s.ended || slices.Contains(endsAgain, s.waiting)):
 		return fmt.Sprintf("its new proxy ended with exit status %d: %s", s.lastExitCode, s.message)
+	}
+	return ""
+}
+
+// stalled is why a slot does not start its new image: the kubelet has ended what ran in it, has given up on the next for now, and says of a
+// native sidecar no more than that. While it pulls an image it says nothing at all.
+func (p *pass) stalled(pod *Pod, m *memory) string {
+	slot := pod.slot(pod.record.Slot)
+	switch {
+	case !slot.ended || slot.restarts > pod.record.Restarts || pod.ready:
+		m.stalled = time.Time{}
+	case m.stalled.IsZero():
+		m.stalled = p.now
+	case p.now.Sub(m.stalled) >= stallLimit:
+		return "its image is not started; kubectl describe pod says why"
 	}
 	return ""
 }

@@ -22,6 +22,7 @@ import (
 
 const (
 	oldImage, newImage, emptyImage, badImage = "proxy:v1", "proxy:v2", "empty:v1", "proxy:bad"
+	silentImage                              = badImage + "-silent" // of which the kubelet does not say why it cannot be started
 	slotA, slotB                             = contract.ProxyContainer, contract.SecondContainer
 )
 
@@ -134,6 +135,9 @@ func (f *node) runs(p *fakePod, slot string) {
 	switch {
 	case strings.HasPrefix(image, badImage):
 		s.Ready, s.State = false, corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "no such image"}}
+		if image == silentImage {
+			s.State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}
+		}
 		ready = corev1.ConditionFalse
 	default:
 		s.Ready, s.Started, s.State = true, new(true), corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}

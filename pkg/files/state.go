@@ -1,9 +1,11 @@
 package files
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -38,8 +40,10 @@ const (
 	// fieldExact is a varint: not 0 when Envoy uses all these resources, refused ones are left
 	// out, and those are there to which answers within their TTL may lead.
 	fieldExact protowire.Number = 5
-	// fieldExtension is unknown to releases that have no listener which names one.
+	// fieldExtension and fieldNaming, a listener that names an extension, are unknown to releases without extensions: their Envoy
+	// would serve such a listener with what stands in an extension's place. It begins without.
 	fieldExtension protowire.Number = 6
+	fieldNaming    protowire.Number = 7
 
 	fieldName protowire.Number = 1
 	fieldBody protowire.Number = 2 // of a cluster, a listener
@@ -56,7 +60,11 @@ func marshalSnapshot(snap *publish.Snapshot) []byte {
 		resources []xds.Resource
 	}{{fieldCluster, snap.Resources[build.ClusterType]}, {fieldListener, snap.Resources[build.ListenerType]}, {fieldExtension, snap.Resources[build.ExtensionType]}} {
 		for _, m := range messages.resources {
-			b = appendBytes(b, messages.number, appendBytes(appendBytes(nil, fieldName, m.Name), fieldBody, m.Body))
+			number := messages.number
+			if number == fieldListener && names(m, snap.Resources[build.ExtensionType]) {
+				number = fieldNaming
+			}
+			b = appendBytes(b, number, appendBytes(appendBytes(nil, fieldName, m.Name), fieldBody, m.Body))
 		}
 	}
 	for _, h := range snap.Hosts {
@@ -74,6 +82,11 @@ func marshalSnapshot(snap *publish.Snapshot) []byte {
 		b = appendBytes(b, fieldHost, e)
 	}
 	return appendTrue(b, fieldExact)
+}
+
+// names says whether a listener may name one of the extensions.
+func names(listener xds.Resource, extensions []xds.Resource) bool {
+	return slices.ContainsFunc(extensions, func(e xds.Resource) bool { return bytes.Contains(listener.Body, []byte(e.Name)) })
 }
 
 func appendBytes[T string | []byte](b []byte, number protowire.Number, value T) []byte {
@@ -94,12 +107,12 @@ func unmarshalSnapshot(b []byte) (snap *publish.Snapshot, exact bool, err error)
 	snap = &publish.Snapshot{Resources: xds.Snapshot{}}
 	err = eachField(b, func(number protowire.Number, value []byte, n uint64) error {
 		switch number {
-		case fieldCluster, fieldListener, fieldExtension:
+		case fieldCluster, fieldListener, fieldNaming, fieldExtension:
 			m, err := unmarshalMessage(value)
 			if err != nil {
 				return err
 			}
-			url := map[protowire.Number]string{fieldCluster: build.ClusterType, fieldListener: build.ListenerType, fieldExtension: build.ExtensionType}[number]
+			url := map[protowire.Number]string{fieldCluster: build.ClusterType, fieldListener: build.ListenerType, fieldNaming: build.ListenerType, fieldExtension: build.ExtensionType}[number]
 			snap.Resources[url] = append(snap.Resources[url], m)
 		case fieldHost:
 			h, err := unmarshalHost(value)

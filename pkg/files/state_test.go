@@ -47,6 +47,32 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	}
 }
 
+// TestNamingListeners wants a listener that names an extension to move, with that, in fields that a release without extensions does not
+// read: it would have its Envoy refuse what the filter guards.
+func TestNamingListeners(t *testing.T) {
+	want := &publish.Snapshot{Resources: xds.Snapshot{
+		build.ListenerType:  {xds.NewResource("plain", []byte("a")), xds.NewResource("naming", []byte("..ext..")), xds.NewResource("last", nil)},
+		build.ExtensionType: {xds.NewResource("ext", []byte("e"))},
+	}}
+	data := marshalSnapshot(want)
+	got, exact, err := unmarshalSnapshot(data)
+	if diff := cmp.Diff(want, got, sameSnapshot); err != nil || !exact || diff != "" {
+		t.Errorf("%v, %s", err, diff)
+	}
+	var known []string
+	err = eachField(data, func(number protowire.Number, value []byte, _ uint64) error {
+		if number == fieldListener {
+			m, err := unmarshalMessage(value)
+			known = append(known, m.Name)
+			return err
+		}
+		return nil
+	})
+	if err != nil || strings.Join(known, " ") != "plain last" {
+		t.Errorf("an older release reads %v, %v", known, err)
+	}
+}
+
 // TestGolden wants the bytes that every release reads and writes.
 func TestGolden(t *testing.T) {
 	want, err := hex.DecodeString("0a080a026331120201020a060a026332120012b3020a026c3112ac02" + strings.Repeat("09", 300) +

@@ -30,6 +30,9 @@ func FuzzDocuments(f *testing.F) {
 	f.Add(se("a", "a.x", 1) + "---\n" + strings.Replace(se("b", "a.x", 1), "TCP", "HTTP", 1))
 	f.Add("{apiVersion: v1, kind: List, items: [" + flow("a", "a.x") + ", null, 1]}")
 	f.Add("a: &a [*a]\n--- |\n x\n...\n%YAML 1.1\n---\n? {a: b}\n: c\n")
+	f.Add("apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: a, annotations: {understudy.mesh/poll: 5m}}\nspec: {url: a, phase: AUTHN, match: [{mode: SERVER, ports: [{number: 80}]}], pluginConfig: {a: [1]}}\n" +
+		"---\napiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: b}\nspec: {urk: a, type: NETWORK, selector: {matchLabels: {app: details}}}\n")
+	f.Add("apiVersion: istio.alibabacloud.com/v1beta1\nkind: ASMFilterDeployment\nmetadata: {name: a}\nspec: {workload: {kind: Deployment, labels: {app: details}}, filter: {image: a/b, parameters: '{}'}}\n")
 	dir := f.TempDir()
 	path := filepath.Join(dir, "x.yaml")
 	f.Fuzz(func(t *testing.T, text string) {

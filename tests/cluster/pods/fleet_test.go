@@ -78,9 +78,10 @@ func applyFleetKind(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := shared.Kubectl(t.Context(), nil, "wait", "--for=condition=Established", "crd/sidecarupgrades.understudy.mesh", "crd/sidecarprofiles.understudy.mesh"); err != nil {
-		t.Fatal(err)
-	}
+	lab.Eventually(t, podLimit, "the API server serves the kinds", func() error { // kubectl wait fails where a kind has no conditions yet
+		_, err := shared.Kubectl(t.Context(), nil, "get", "sidecarupgrades,sidecarprofiles", "-A")
+		return err
+	})
 }
 
 // inject is what the injector makes of an application by a profile, whatever it warns of.

@@ -156,16 +156,9 @@ func (e *Engine) Step(now time.Time, w World) Plan {
 		disturbed: map[string]int{}, all: map[string]int{}, selector: labels.Everything(),
 	}
 	slices.SortFunc(p.Pods, func(a, b *Pod) int { return cmp.Compare(a.Name, b.Name) })
-	if s := w.Upgrade.Spec.Selector; s != nil {
-		selector, err := metav1.LabelSelectorAsSelector(s)
-		if err != nil {
-			selector = labels.Nothing()
-			p.status.Waiting = "spec.selector: " + err.Error()
-		}
-		p.selector = selector
-	}
 	p.open()
 	p.status.Pods, p.status.Held, p.status.Waiting = Counts{}, nil, ""
+	p.selects()
 	for _, pod := range p.Pods {
 		p.look(pod)
 	}
@@ -178,6 +171,17 @@ func (e *Engine) Step(now time.Time, w World) Plan {
 	}
 	p.plan.Status = p.status
 	return p.plan
+}
+
+// selects finds out which pods are meant. A selector that cannot be read means none, and is waited for to be mended.
+func (p *pass) selects() {
+	if p.Upgrade.Spec.Selector == nil {
+		return
+	}
+	var err error
+	if p.selector, err = metav1.LabelSelectorAsSelector(p.Upgrade.Spec.Selector); err != nil {
+		p.selector, p.waits, p.status.Waiting = labels.Nothing(), true, "spec.selector: "+err.Error()
+	}
 }
 
 // open begins a run if another image was asked for, or one anew.

@@ -30,7 +30,7 @@ func TestUpgradeAndUndo(t *testing.T) {
 	f.ask(newImage)
 	f.step()
 	f.step()
-	if s := f.upgrade.Status; len(s.Held) != 5 && !strings.Contains(s.Held[0].Reason, "its third switch within ten minutes") {
+	if s := f.upgrade.Status; len(s.Held) != 5 || !strings.Contains(s.Held[0].Reason, "its third switch within ten minutes") {
 		t.Errorf("a third switch: %+v", s)
 	}
 	if took := f.run(time.Hour); took < 5*time.Minute {
@@ -245,6 +245,20 @@ func TestPause(t *testing.T) {
 	if !slices.Contains(f.events, "Paused: as alice asked") || !slices.Contains(f.events, "Resumed: as alice asked") {
 		t.Errorf("%q", f.events)
 	}
+}
+
+// TestBadSelector: nobody is meant, the status says why, and it goes on once that is mended.
+func TestBadSelector(t *testing.T) {
+	f := newNode(t, 3)
+	f.upgrade.Spec.Selector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: "Is"}}}
+	f.step()
+	f.step()
+	if s := f.upgrade.Status; s.Phase != Running || !strings.Contains(s.Waiting, `spec.selector: "Is" is not a valid label selector operator`) || f.writes > 0 {
+		t.Errorf("%+v, %d writes", s, f.writes)
+	}
+	f.upgrade.Spec.Selector = nil
+	f.run(30 * time.Minute)
+	f.images(newImage, emptyImage)
 }
 
 // TestUndoInFlight: a pod whose new proxy does not serve yet goes back at once.

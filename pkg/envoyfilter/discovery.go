@@ -62,7 +62,8 @@ func failsOpen(plugin *wasmv3.PluginConfig) bool {
 	if policy := plugin.GetFailurePolicy(); policy != wasmv3.FailurePolicy_UNSPECIFIED {
 		return policy == wasmv3.FailurePolicy_FAIL_OPEN
 	}
-	return plugin.GetFailOpen() //nolint:staticcheck // documents have it
+	//lint:ignore SA1019 documents have it
+	return plugin.GetFailOpen()
 }
 
 // Placeholder is what stands in the place of a Wasm filter, of HTTP or of connections, whose module is not there. It lets

@@ -79,8 +79,11 @@ func Of(config *anypb.Any) (*Filter, error) {
 	default:
 		return nil, nil
 	}
-	f.Open = f.plugin.GetFailurePolicy() == wasmv3.FailurePolicy_FAIL_OPEN ||
-		f.plugin.GetFailurePolicy() == wasmv3.FailurePolicy_UNSPECIFIED && f.plugin.GetFailOpen() //nolint:staticcheck // older istiods send it
+	f.Open = f.plugin.GetFailurePolicy() == wasmv3.FailurePolicy_FAIL_OPEN
+	if f.plugin.GetFailurePolicy() == wasmv3.FailurePolicy_UNSPECIFIED {
+		//lint:ignore SA1019 older istiods send it
+		f.Open = f.plugin.GetFailOpen()
+	}
 	if err := f.environment(); err != nil {
 		return nil, err
 	}

@@ -23,15 +23,13 @@ type object = map[string]any
 
 // fake is an API server with objects by their paths. A test is the controllers: it is told of patches and evictions.
 type fake struct {
-	mu        sync.Mutex
-	objects   map[string]object
-	patched   func(path string, o object)
-	evict     func(pod string) (status int)
-	requests  []string // those that write
-	refuse    int      // the status of the next reads
-	revision  int
-	now       time.Time
-	unordered int
+	mu       sync.Mutex
+	objects  map[string]object
+	patched  func(path string, o object)
+	evict    func(pod string) (status int)
+	requests []string // those that write
+	refuse   int      // the status of the next reads
+	now      time.Time
 }
 
 func newFake() *fake {

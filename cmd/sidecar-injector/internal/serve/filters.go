@@ -149,8 +149,8 @@ func (f *filters) document(ctx context.Context, key string, o *unstructured.Unst
 	return errors.Join(err, f.say(ctx, o, conditions))
 }
 
-// notOursError is an EnvoyFilter of a document's name that somebody else has made.
-var notOursError = errors.New("there is an EnvoyFilter of that name already, which was not made of this document: delete or rename one of the two")
+// errNotOurs is an EnvoyFilter of a document's name that somebody else has made.
+var errNotOurs = errors.New("there is an EnvoyFilter of that name already, which was not made of this document: delete or rename one of the two")
 
 // apply writes the EnvoyFilter, if the API server has it otherwise.
 func (f *filters) apply(ctx context.Context, key string, o *unstructured.Unstructured, d *asmfilter.Document) error {
@@ -175,7 +175,7 @@ func (f *filters) apply(ctx context.Context, key string, o *unstructured.Unstruc
 		case err != nil:
 			return fmt.Errorf("read the EnvoyFilter: %w", err)
 		case there.GetLabels()[filterLabel] != filterLabelValue:
-			return notOursError
+			return errNotOurs
 		}
 	}
 	written, err := calls.Apply(ctx, o.GetName(), want, metav1.ApplyOptions{FieldManager: filtersName, Force: true})

@@ -47,7 +47,6 @@ type runner struct {
 	mu   sync.Mutex
 	busy map[types.UID]time.Time // pods that are being written; until when one that could not be is left alone
 
-	written   rollout.Status
 	writtenAt time.Time
 }
 

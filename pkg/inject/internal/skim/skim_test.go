@@ -14,17 +14,18 @@ import (
 
 // thing has all that a shape tells apart.
 type thing struct {
-	Name  string             `json:"name"`
-	Count *int64             `json:"count,omitempty"`
-	Many  []thing2           `json:"many"`
-	One   *thing2            `json:"one"`
-	Any   any                `json:"any"`
-	Map   map[string]thing2  `json:"map"`
-	Words []string           `json:"words"`
-	Own   json.RawMessage    `json:"own"`
-	None  *struct{}          `json:"none"`
-	Lost  string             `json:"-"`
-	inner map[string]*thing2 //nolint:unused // a field without a tag
+	Name  string            `json:"name"`
+	Count *int64            `json:"count,omitempty"`
+	Many  []thing2          `json:"many"`
+	One   *thing2           `json:"one"`
+	Any   any               `json:"any"`
+	Map   map[string]thing2 `json:"map"`
+	Words []string          `json:"words"`
+	Own   json.RawMessage   `json:"own"`
+	None  *struct{}         `json:"none"`
+	Lost  string            `json:"-"`
+	//lint:ignore U1000 a field without a tag
+	inner map[string]*thing2
 }
 
 type thing2 struct {

@@ -129,8 +129,8 @@ var layers = []layer{
 	{path: "pkg/status", module: []string{"pkg/contract"}, outside: []string{"github.com/klauspost/compress", "github.com/prometheus", "google.golang.org/grpc"}},
 	// cncf/xds: TypedStruct, in which a filter may be.
 	{path: "pkg/wasm/wasmfilter", module: []string{"pkg/wasm"}, outside: append([]string{"github.com/cncf/xds"}, envoyTypes...)},
-	// oras: the protocol of registries, with their ways to authenticate. opencontainers: the types of its API.
 	{path: "pkg/wasm/settings", module: []string{"pkg/wasm", "pkg/config"}},
+	// oras: the protocol of registries, with their ways to authenticate. opencontainers: the types of its API.
 	{path: "pkg/wasm", outside: []string{"oras.land/oras-go/v2", "github.com/opencontainers/image-spec"}},
 	{path: "pkg/xds", module: []string{"internal/grpcsock"}, outside: append([]string{"istio.io/api", "sigs.k8s.io/yaml"}, grpcTypes...)},
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -34,6 +35,7 @@ type Upstream struct {
 func NewUpstream(t testing.TB, reply func(request []byte, tcp bool) []byte) *Upstream {
 	t.Helper()
 	udp, tcp := bindBoth(t)
+	widen(t, udp)
 	f := &Upstream{Addr: tcp.Addr().(*net.TCPAddr).AddrPort(), reply: reply}
 	var loops sync.WaitGroup
 	loops.Go(func() { f.serveUDP(udp) })
@@ -44,6 +46,21 @@ func NewUpstream(t testing.TB, reply func(request []byte, tcp bool) []byte) *Ups
 		loops.Wait()
 	})
 	return f
+}
+
+// widen has a socket keep what arrives while the machine is busy: with Linux's usual buffer that is some 270 questions.
+func widen(t testing.TB, udp *net.UDPConn) {
+	t.Helper()
+	const size = 4 << 20
+	raw, err := udp.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			_ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUFFORCE, size) // root alone may
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // bindBoth binds one port of loopback for UDP and TCP.

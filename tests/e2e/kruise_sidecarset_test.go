@@ -130,7 +130,7 @@ func TestManualSidecarSet(t *testing.T) {
 				Command: c.arguments(),
 				Env:     append(c.environment(), "UNDERSTUDY_CONFIG_DIR="+lab.ConfigMount+"/mesh"),
 			})
-			p.probes = []string{lab.HealthPort} // --statusPort 15021: the agent's server is there alone
+			p.probes, p.statusPort = []string{lab.HealthPort}, lab.HealthPort // --statusPort 15021: the agent's server is there alone
 			p.older.Name, p.empty.Name = c.Image, c.UpgradeStrategy.HotUpgradeEmptyImage
 			p.inject(t, lab.KubeletOptions{PostStart: c.Lifecycle.PostStart.Exec.Command, PreStop: c.Lifecycle.PreStop.Exec.Command})
 			p.mustServe(t, 0, p.older)

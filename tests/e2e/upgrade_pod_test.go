@@ -36,6 +36,8 @@ type slotPod struct {
 	older, newer, empty lab.Image
 	// probes are the ports whose readiness the load asks for.
 	probes []string
+	// statusPort is where the agent's server is.
+	statusPort string
 }
 
 // newSlotPod makes the pod's surroundings; nothing runs in the slots.
@@ -49,7 +51,7 @@ func newSlotPod(t *testing.T, o lab.SlotsOptions) *slotPod {
 	lab.ServeHTTP(t, l.Pod.Listen(t, "[::]:8080"), "app")
 	lab.ServeTCP(l.Pod.Listen(t, "[::]:9000"), lab.Echo)
 	l.Capture(t)
-	p := &slotPod{Lab: l, dns: server, address: lab.PodIP, slots: l.NewSlots(t, o), probes: []string{lab.StatusPort, lab.HealthPort},
+	p := &slotPod{Lab: l, dns: server, address: lab.PodIP, slots: l.NewSlots(t, o), probes: []string{lab.StatusPort, lab.HealthPort}, statusPort: lab.StatusPort,
 		older: lab.Image{Name: "proxy:older", Agent: lab.AgentBinary(t), Envoy: lab.OtherEnvoyBinary(t)},
 		newer: lab.Image{Name: "proxy:newer", Agent: lab.AgentBinary(t), Envoy: lab.EnvoyBinary(t)},
 		empty: lab.Image{Name: "proxy:empty", Agent: lab.StandbyBinary(t)},
@@ -139,7 +141,7 @@ func (p *slotPod) mustServe(t *testing.T, slot int, image lab.Image) {
 
 // toldOutside asks the status port from elsewhere what the pod's generations do, until one suits.
 func (p *slotPod) toldOutside(suits func(contract.GenerationStatus) error) error {
-	_, body, err := p.Out.Get("http://" + lab.PodIP + ":" + lab.StatusPort + contract.UpgradePath)
+	_, body, err := p.Out.Get("http://" + lab.PodIP + ":" + p.statusPort + contract.UpgradePath)
 	if err != nil {
 		return err
 	}

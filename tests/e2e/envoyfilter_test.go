@@ -302,7 +302,9 @@ func TestEnvoyFilterOutbound(t *testing.T) {
 	p := newPod(t, podOptions{files: map[string]string{
 		"filters.yaml": otherFilters, "http.yaml": entry("http", "http.example", 80, "HTTP", "DNS"),
 	}})
-	lab.ServeHTTP(t, p.Out.Listen(t, "198.51.100.11:80"), "http")
+	for _, addr := range []string{"198.51.100.11:80", "[2001:db8::11]:80"} {
+		lab.ServeHTTP(t, p.Out.Listen(t, addr), "http")
+	}
 	for _, port := range []string{"9000", "9001"} {
 		lab.ServeTCP(p.Pod.Listen(t, "[::]:"+port), lab.Echo)
 	}

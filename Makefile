@@ -40,7 +40,7 @@ CLUSTER_CACHE ?=
 PROGRAMS       = $(or $(CLUSTER_CACHE),$(CLUSTER_DIR)/cache)
 CLUSTER        = $(CLUSTER_DIR)/understudy-cluster -dir '$(CLUSTER_DIR)' -cache '$(CLUSTER_CACHE)' $(if $(ISTIO),-istio)
 
-.PHONY: help build build-fips envoy images demo demo-clean demo-upgrade demo-istiod demo-inject demo-fleet test cluster cluster-down test-cluster test-istiod cluster-programs soak bench lint fmt fuzz clean
+.PHONY: help build build-fips envoy images demo demo-clean demo-upgrade demo-istiod demo-inject demo-fleet demo-wasm test cluster cluster-down test-cluster test-istiod cluster-programs soak bench lint fmt fuzz clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -148,6 +148,12 @@ demo-fleet: ## five pods in a real Kubernetes get another proxy in place by one 
 	@build/setup.sh cluster
 	@$(MAKE) --no-print-directory build cluster-programs
 	@$(CLUSTER) run $(GO) run -tags $(TAGS) ./demo/fleet
+
+demo-wasm: ## Wasm filters: the manual's chapters with a real registry, modules that are refused, an upgrade without the registry, narrated
+	@build/setup.sh demo-wasm
+	@$(MAKE) --no-print-directory envoy build
+	@CGO_ENABLED=0 $(GO) -C demo/wasm/oras build -trimpath -buildvcs=false -o ../../../bin/oras oras.land/oras/cmd/oras
+	@CGO_ENABLED=0 $(GO) run -tags $(TAGS) ./demo/wasm
 
 soak: ## UPGRADES (1000) hot upgrades in a row under load, then ROUNDS (200) of chaos and of istiod's faults, then what takes long with a real istiod and in a real cluster; ends with the first failure
 	@build/setup.sh test

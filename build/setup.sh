@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a target needs and that this machine lacks.
-# Usage: build/setup.sh demo|test|envoy|cluster|images
+# Usage: build/setup.sh demo|demo-wasm|test|envoy|cluster|images
 #
 # A package is asked for only when the file or command it brings is missing, so a complete
 # machine, Debian or not, needs neither apt nor a network.
@@ -24,6 +24,11 @@ openssl            openssl
 setpriv            util-linux
 ps                 procps
 /etc/ssl/certs/ca-certificates.crt  ca-certificates
+"
+readonly demo_wasm_needs="$demo_needs
+docker-registry    docker-registry
+htpasswd           apache2-utils
+wat2wasm           wabt
 "
 readonly test_needs="$demo_needs
 git                git
@@ -102,10 +107,11 @@ install_packages() {
 case ${1:-} in
   envoy) needs=$envoy_needs ;;
   demo) needs=$demo_needs ;;
+  demo-wasm) needs=$demo_wasm_needs ;;
   test) needs=$test_needs ;;
   cluster) needs=$cluster_needs ;;
   images) needs=$images_needs ;;
-  *) echo "usage: $0 demo|test|envoy|cluster|images" >&2; exit 2 ;;
+  *) echo "usage: $0 demo|demo-wasm|test|envoy|cluster|images" >&2; exit 2 ;;
 esac
 
 if ! have go && [[ $1 != envoy ]]; then

@@ -1,7 +1,9 @@
-// Package screen owns how the demos in Go narrate: titles, and lines below them.
+// Package screen owns how the demos in Go narrate: titles, lines below them, what commands answer, and checks.
 package screen
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,7 +17,11 @@ type Screen struct {
 	mu                sync.Mutex
 	out               io.Writer
 	bold, faint, none string // escape sequences
+	checks, failed    int
 }
+
+// shownLines is how much of an answer is shown.
+const shownLines = 12
 
 // New returns a screen that writes to out, without colours if noColor says so (https://no-color.org).
 func New(out *os.File, noColor bool) *Screen {
@@ -41,6 +47,53 @@ func (s *Screen) Strong(lines ...string) { s.lines(s.bold, lines) }
 
 // Faint writes lines that stay in the background.
 func (s *Screen) Faint(lines ...string) { s.lines(s.faint, lines) }
+
+// Command shows a command as it would be typed.
+func (s *Screen) Command(name string, arguments []string) {
+	words := []string{"$", name}
+	for _, a := range arguments {
+		if strings.ContainsAny(a, ` {}%"|`) {
+			a = "'" + a + "'"
+		}
+		words = append(words, a)
+	}
+	s.Say(strings.Join(words, " "))
+}
+
+// Answer shows the first lines of what a command has said.
+func (s *Screen) Answer(text string) {
+	scanner := bufio.NewScanner(strings.NewReader(text))
+	for n := 0; n < shownLines && scanner.Scan(); n++ {
+		s.Faint("  " + scanner.Text())
+	}
+}
+
+// Check says whether something is as it is told.
+func (s *Screen) Check(ok bool, what string) {
+	s.mu.Lock()
+	s.checks++
+	if !ok {
+		s.failed++
+	}
+	s.mu.Unlock()
+	if ok {
+		s.Say("ok      " + what)
+	} else {
+		s.Strong("FAILED  " + what)
+	}
+}
+
+// Closing says what came of the checks of a demo; it is an error if one has failed.
+func (s *Screen) Closing(name string) error {
+	s.mu.Lock()
+	checks, failed := s.checks, s.failed
+	s.mu.Unlock()
+	s.Title("%s: %d checks, %d failed", name, checks, failed)
+	if failed > 0 {
+		return errors.New("FAILED")
+	}
+	return nil
+}
 
 // Print writes a text of several lines as it is.
 func (s *Screen) Print(text string) { s.Say(strings.Split(strings.TrimRight(text, "\n"), "\n")...) }

@@ -1,8 +1,7 @@
-// Package story owns what the stories in a real cluster share: how one is run, what it shows of each command, and its checks.
+// Package story owns how a demo is run as a program, and what the stories in a real cluster share: what they show of each command.
 package story
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -20,8 +19,6 @@ const (
 	exitFailed = 1
 	// exitInterrupted is what a shell says of a Ctrl-C.
 	exitInterrupted = 128 + int(syscall.SIGINT)
-	// shownLines is how much of an answer is shown.
-	shownLines = 12
 )
 
 // Story is one run of a story, in a namespace of its own. What it makes goes with T.
@@ -30,16 +27,37 @@ type Story struct {
 	lab.T
 	Cluster   *cluster.Cluster
 	Namespace *cluster.Namespace
-
-	checks, failed int
 }
 
 // Main is the program that tells a story: it runs the chapters in the cluster that the environment UNDERSTUDY_CLUSTER names, and
 // exits with 0 if every check held. name is the make target.
 func Main(name string, chapters func(*Story) []func()) {
+	Program(name, func(t lab.T, screen *screen.Screen) {
+		dir := os.Getenv("UNDERSTUDY_CLUSTER")
+		if dir == "" {
+			t.Fatalf("UNDERSTUDY_CLUSTER names no cluster: use make %s", name)
+		}
+		c, err := cluster.Open(dir)
+		if err != nil {
+			t.Fatalf("%v", err)
+		}
+		s := &Story{Screen: screen, T: t, Cluster: c, Namespace: c.Namespace(t, "demo")}
+		for _, chapter := range chapters(s) {
+			chapter()
+		}
+	})
+}
+
+// Program is a demo: it exits with 0 if every check held, and what the demo has made is gone by then, also after Ctrl-C. name is
+// the make target.
+func Program(name string, tell func(lab.T, *screen.Screen)) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, name, chapters)
+	s := screen.New(os.Stdout, os.Getenv("NO_COLOR") != "")
+	err := lab.Program(ctx, os.Stderr, func(t lab.T) error {
+		tell(t, s)
+		return s.Closing(name)
+	})
 	switch {
 	case errors.Is(err, lab.ErrInterrupted):
 		fmt.Fprintf(os.Stderr, "%s: interrupted; everything is removed\n", name)
@@ -48,39 +66,6 @@ func Main(name string, chapters func(*Story) []func()) {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 		os.Exit(exitFailed)
 	}
-}
-
-func run(ctx context.Context, name string, chapters func(*Story) []func()) error {
-	dir := os.Getenv("UNDERSTUDY_CLUSTER")
-	if dir == "" {
-		return errors.New("UNDERSTUDY_CLUSTER names no cluster: use make " + name)
-	}
-	c, err := cluster.Open(dir)
-	if err != nil {
-		return err
-	}
-	return lab.Program(ctx, os.Stderr, func(t lab.T) error {
-		s := &Story{Screen: screen.New(os.Stdout, os.Getenv("NO_COLOR") != ""), T: t, Cluster: c, Namespace: c.Namespace(t, "demo")}
-		for _, chapter := range chapters(s) {
-			chapter()
-		}
-		s.Title("%s: %d checks, %d failed", name, s.checks, s.failed)
-		if s.failed > 0 {
-			return errors.New("FAILED")
-		}
-		return nil
-	})
-}
-
-// Check says whether something is as it is told.
-func (s *Story) Check(ok bool, what string) {
-	s.checks++
-	if ok {
-		s.Say("ok      " + what)
-		return
-	}
-	s.failed++
-	s.Strong("FAILED  " + what)
 }
 
 // Apply applies a manifest whose file is path in the repository.
@@ -113,26 +98,6 @@ func (s *Story) Try(arguments ...string) (string, error) {
 func (s *Story) Quiet(arguments ...string) string {
 	s.Command("kubectl", arguments)
 	return s.Namespace.Kubectl(s.T, arguments...)
-}
-
-// Command shows a command as it would be typed.
-func (s *Story) Command(name string, arguments []string) {
-	words := []string{"$", name}
-	for _, a := range arguments {
-		if strings.ContainsAny(a, ` {}%"|`) {
-			a = "'" + a + "'"
-		}
-		words = append(words, a)
-	}
-	s.Say(strings.Join(words, " "))
-}
-
-// Answer shows the first lines of what a command has said.
-func (s *Story) Answer(text string) {
-	scanner := bufio.NewScanner(strings.NewReader(text))
-	for n := 0; n < shownLines && scanner.Scan(); n++ {
-		s.Faint("  " + scanner.Text())
-	}
 }
 
 // Containing are the lines that have one of the words in them, each once.

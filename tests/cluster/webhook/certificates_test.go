@@ -17,12 +17,25 @@ import (
 	"understudy.mesh/tests/lab"
 )
 
+// leads is what the replica logs that holds the Lease.
+const leads = "this replica is the one that writes"
+
+// said is how often a replica has logged what.
+func (i *injector) said(t *testing.T, what string) int {
+	t.Helper()
+	text, err := os.ReadFile(i.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(text), what)
+}
+
 // says waits for a line in a replica's log.
 func (i *injector) says(t *testing.T, what string, times int) {
 	t.Helper()
 	lab.Eventually(t, limit, i.address+" logs "+what, func() error {
-		if text, err := os.ReadFile(i.log); err != nil || strings.Count(string(text), what) < times {
-			return fmt.Errorf("it does not, %w", err)
+		if got := i.said(t, what); got < times {
+			return fmt.Errorf("%d times, of %d", got, times)
 		}
 		return nil
 	})
@@ -49,7 +62,7 @@ func TestWebhookCertificates(t *testing.T) {
 	arguments := []string{"--url", "https://" + service + "/inject", "--linger", "3s",
 		"--ca-life", "36s", "--leaf-life", "12s", "--ca-settle", "2s"}
 	first := w.start(t, program, freeport.Get(t), arguments...)
-	first.says(t, "this replica keeps", 1)
+	first.says(t, leads, 1)
 	second := w.start(t, program, freeport.Get(t), arguments...)
 	third := w.start(t, program, freeport.Get(t), arguments...)
 	balance(t, service, func() []*injector { return []*injector{first, second, third} })
@@ -69,11 +82,11 @@ func TestWebhookCertificates(t *testing.T) {
 	if err := first.stop(syscall.SIGTERM); err != nil {
 		t.Errorf("SIGTERM: %v", err)
 	}
-	var keeps *injector
-	lab.Eventually(t, limit, "another replica keeps", func() error {
+	var leader *injector
+	lab.Eventually(t, limit, "another replica leads", func() error {
 		for _, i := range []*injector{second, third} {
-			if text, _ := os.ReadFile(i.log); strings.Contains(string(text), "this replica keeps") {
-				keeps = i
+			if i.said(t, leads) > 0 {
+				leader = i
 				return nil
 			}
 		}
@@ -93,8 +106,8 @@ func TestWebhookCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.mended(t, enabled, "caBundle")
-	// Whoever keeps is gone without a word, and the Secret with it.
-	_ = keeps.stop(syscall.SIGKILL)
+	// Whoever leads is gone without a word, and the Secret with it.
+	_ = leader.stop(syscall.SIGKILL)
 	if err := w.client.CoreV1().Secrets(own).Delete(t.Context(), "sidecar-injector-ca", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -97,32 +97,39 @@ func header(t *testing.T, p *pod, port, name, want string) error {
 
 // headers asks the pod at a port from outside, and demands values of headers of the answer; "*" is any.
 func headers(ctx context.Context, out *lab.Namespace, port string, want map[string]string) error {
+	status, got, err := answer(ctx, out, port)
+	if err != nil {
+		return err
+	}
+	if status != http.StatusOK {
+		return fmt.Errorf("port %s answers with status %d", port, status)
+	}
+	for name, value := range want {
+		if has := got.Get(name); has != value && (value != "*" || has == "") {
+			return fmt.Errorf("port %s answers with %s %q, want %q", port, name, has, value)
+		}
+	}
+	return nil
+}
+
+// answer asks the pod at a port from outside, on a connection of its own.
+func answer(ctx context.Context, out *lab.Namespace, port string) (status int, header http.Header, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lab.Deadline)
 	defer cancel()
 	c, err := out.Dial(ctx, "tcp", net.JoinHostPort(lab.PodIP, port))
 	if err != nil {
-		return err
+		return 0, nil, err
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(lab.Deadline))
 	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n"); err != nil {
-		return err
+		return 0, nil, err
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
-		return fmt.Errorf("port %s: %w", port, err)
+		return 0, nil, fmt.Errorf("port %s: %w", port, err)
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("port %s answers %s", port, resp.Status)
-	}
-	for name, value := range want {
-		got := resp.Header.Get(name)
-		if got != value && (value != "*" || got == "") {
-			return fmt.Errorf("port %s answers with %s %q, want %q", port, name, got, value)
-		}
-	}
-	return nil
+	return resp.StatusCode, resp.Header, resp.Body.Close()
 }
 
 // TestUpgradeWithFilters: no response is without what the filters add, before, in and after upgrades in both directions.

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,11 +21,18 @@ import (
 	"understudy.mesh/tests/proxywasm"
 )
 
-// wasmUpdatesEnv has TestWasmUpdatesUnderLoad make so many updates, of two seconds each, instead of a few, and TestWasmBadModules try a
-// module that loops, which takes ten seconds of a processor at the lowest priority.
+// wasmUpdatesEnv has TestWasmUpdatesUnderLoad make so many updates, of two seconds each, instead of a few, and the other tests of modules take
+// their long forms: TestWasmBadModules with a module that loops, which takes ten seconds of a processor at the lowest priority.
 const wasmUpdatesEnv = "WASM_UPDATES"
 
-// wasmServer has modules at the outside, by path; "" is an answer 404.
+// wasmLimit is how long a module may take that an Envoy tries first, on a machine that leaves it next to nothing: a try that had no
+// processor for 30 s is made again.
+const wasmLimit = 4 * time.Minute
+
+// wasmLong says whether tests are to take their long forms.
+func wasmLong() bool { return os.Getenv(wasmUpdatesEnv) != "" }
+
+// wasmServer has modules at the outside, by path; any other is answered with 404.
 type wasmServer struct {
 	mu      sync.Mutex
 	modules map[string][]byte
@@ -41,6 +47,12 @@ func (s *wasmServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_, _ = w.Write(module)
+}
+
+func (s *wasmServer) put(path string, m proxywasm.Module) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.modules[path] = m.Bytes()
 }
 
 // serveModules begins to.
@@ -71,28 +83,46 @@ func wasmList(t *testing.T, p *pod, name string, words ...string) error {
 	return fmt.Errorf("no %s in\n%s", name, out)
 }
 
-// asking asks a port from outside until it is stopped, and demands values of headers; "*" is any but none.
-func asking(t *testing.T, out *lab.Namespace, port string, want map[string]string) (asked *atomic.Int64, stop func()) {
+// repeatedly checks some 500 times a second, with six clients, until it is stopped; the first error of each client fails the test.
+func repeatedly(t *testing.T, check func(context.Context) error) (checked *atomic.Int64, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var clients sync.WaitGroup
-	asked = &atomic.Int64{}
-	const each = 12 * time.Millisecond // of six clients: 500 a second
+	checked = &atomic.Int64{}
+	const each = 12 * time.Millisecond
 	for range 6 {
 		clients.Go(func() {
 			pace := time.NewTicker(each)
 			defer pace.Stop()
 			for ctx.Err() == nil {
-				if err := headers(context.WithoutCancel(ctx), out, port, want); err != nil {
+				if err := check(context.WithoutCancel(ctx)); err != nil {
 					t.Error(err)
 					return
 				}
-				asked.Add(1)
+				checked.Add(1)
 				<-pace.C
 			}
 		})
 	}
-	return asked, func() { cancel(); clients.Wait() }
+	return checked, func() { cancel(); clients.Wait() }
+}
+
+// asking asks a port from outside until it is stopped, and demands values of headers; "*" is any but none.
+func asking(t *testing.T, out *lab.Namespace, port string, want map[string]string) (asked *atomic.Int64, stop func()) {
+	t.Helper()
+	return repeatedly(t, func(ctx context.Context) error { return headers(ctx, out, port, want) })
+}
+
+// goesOn waits until so many checks more were made.
+func goesOn(t *testing.T, checked *atomic.Int64, more int64) {
+	t.Helper()
+	before := checked.Load()
+	lab.Eventually(t, wasmLimit, "the load goes on", func() error {
+		if made := checked.Load() - before; made < more {
+			return fmt.Errorf("%d requests of %d", made, more)
+		}
+		return nil
+	})
 }
 
 // TestWasmBadModules: of modules that are bad each in its own way, each is named with its reason, the Envoy that serves sees none of
@@ -126,20 +156,20 @@ func TestWasmBadModules(t *testing.T) {
 		"traps":   {plugin("traps", at+"/traps", ", failStrategy: FAIL_OPEN"), "Envoy does not start it"},
 		"nobody":  {plugin("nobody", "http://198.51.100.71/a", ", failStrategy: FAIL_OPEN"), "198.51.100.71"},
 	}
-	if os.Getenv(wasmUpdatesEnv) != "" { // it takes its time
+	if wasmLong() { // it takes its time
 		bad["loops"] = badModule{plugin("loops", at+"/loops", ", failStrategy: FAIL_OPEN"), "endless loop"}
 	}
 	for name, b := range bad {
 		p.c.Write(t, name+".yaml", b.doc)
 	}
 	for name, b := range bad {
-		lab.Eventually(t, 10*lab.Deadline, name+" is named", func() error { return wasmList(t, p, name, "phase:    Failed", b.reason, "traffic:  passes unfiltered") })
+		lab.Eventually(t, wasmLimit, name+" is named", func() error { return wasmList(t, p, name, "phase:    Failed", b.reason, "traffic:  passes unfiltered") })
 	}
 	if _, stats, err := p.Pod.Get("http://127.0.0.1:15000/stats?filter=config_reload|config_fail|update_rejected"); err != nil || strings.Contains(stats, "config_fail: 1") || strings.Contains(stats, "rejected: 1") {
 		t.Errorf("the Envoy that serves has seen one: %v, %s", err, stats)
 	}
 	p.c.Write(t, "none.yaml", plugin("none", at+"/good", ", failStrategy: FAIL_OPEN"))
-	lab.Eventually(t, 2*atOnce, "what is repaired is in force", func() error {
+	lab.Eventually(t, wasmLimit, "what is repaired is in force", func() error {
 		return errors.Join(wasmList(t, p, "none", "phase:    InForce"), header(t, p, "8080", "resp-header-demo", "good"))
 	})
 	must(t, answers(p.Out, "http://"+lab.PodIP+":15021/healthz/ready"))
@@ -178,9 +208,7 @@ func TestWasmFailClosed(t *testing.T) {
 		return err
 	})
 	must(t, answers(p.Out, "http://"+lab.PodIP+":15021/healthz/ready"))
-	s.mu.Lock()
-	s.modules["/late"] = proxywasm.Module{Header: "resp-header-demo", Value: "late"}.Bytes()
-	s.mu.Unlock()
+	s.put("/late", proxywasm.Module{Header: "resp-header-demo", Value: "late"})
 	lab.Eventually(t, 2*time.Minute, "its module has come", func() error { // at the next try
 		status, _, err := p.Out.Get("http://" + lab.PodIP + ":8080/")
 		if err == nil && status == http.StatusOK {
@@ -206,12 +234,7 @@ func TestWasmUpdatesUnderLoad(t *testing.T) {
 	p.mustServe(t, 0, p.newer)
 	asked, stop := asking(t, p.Out, "8080", map[string]string{"resp-header-demo": "*"})
 	defer stop()
-	updates := 6
-	if text := os.Getenv(wasmUpdatesEnv); text != "" {
-		var err error
-		updates, err = strconv.Atoi(text)
-		must(t, err)
-	}
+	updates := int(number(t, wasmUpdatesEnv, 6))
 	for i := 1; i <= updates; i++ {
 		if i == updates/2 {
 			p.start(t, 1, p.newer, 2, 1)
@@ -219,7 +242,7 @@ func TestWasmUpdatesUnderLoad(t *testing.T) {
 			p.waitRole(t, 0, roleDraining, roleStandby)
 		}
 		p.slots.Write(t, name, module(i))
-		lab.Eventually(t, time.Minute, fmt.Sprint("update ", i), func() error {
+		lab.Eventually(t, wasmLimit, fmt.Sprint("update ", i), func() error {
 			return headers(t.Context(), p.Out, "8080", map[string]string{"resp-header-demo": fmt.Sprint("v", i)})
 		})
 	}
@@ -247,9 +270,7 @@ func TestWasmStart(t *testing.T) {
 	if err != nil || status != http.StatusForbidden {
 		t.Errorf("what it guards is answered: %d, %v", status, err)
 	}
-	s.mu.Lock()
-	s.modules["/late"] = proxywasm.Module{Header: "resp-header-demo", Value: "late"}.Bytes()
-	s.mu.Unlock()
+	s.put("/late", proxywasm.Module{Header: "resp-header-demo", Value: "late"})
 	p.c.Write(t, "closed.yaml", plugin("closed", at+"/late?again", ""))
 	p.agent.WaitReady(t)
 	must(t, header(t, p, "8080", "resp-header-demo", "late"))
@@ -282,13 +303,7 @@ func TestWasmRefusedByEnvoy(t *testing.T) {
 	filtered, stopFiltered := asking(t, p.Out, "8080", map[string]string{"resp-header-demo": "good"})
 	p.c.Write(t, "one.yaml", plugin("one", at+"/refuses", ""))
 	eventually(t, "it is refused", func() error { return wasmList(t, p, "one", "phase:    Stale", "Envoy refuses it", "is filtered") })
-	before := filtered.Load()
-	eventually(t, "it serves on", func() error {
-		if filtered.Load() < before+100 {
-			return errors.New("not yet")
-		}
-		return nil
-	})
+	goesOn(t, filtered, 100)
 	stopFiltered()
 	p.c.Write(t, "new.yaml", plugin("new", at+"/good", ", failStrategy: FAIL_OPEN"))
 	eventually(t, "what is repaired is in force", func() error { return wasmList(t, p, "new", "phase:    InForce") })
@@ -313,13 +328,7 @@ func TestWasmUpgradeWithoutRegistry(t *testing.T) {
 	p.start(t, 1, p.newer, 2, 1)
 	p.waitRole(t, 1, roleServing)
 	p.waitRole(t, 0, roleDraining, roleStandby)
-	before := asked.Load()
-	eventually(t, "it serves on", func() error {
-		if asked.Load() < before+100 {
-			return errors.New("not yet")
-		}
-		return nil
-	})
+	goesOn(t, asked, 100)
 	stop()
 	t.Logf("%d requests", asked.Load())
 }

@@ -119,6 +119,12 @@ func (s *Slots) Write(t T, name, content string) {
 	(&Container{HostConfig: s.HostConfig}).Write(t, name, content)
 }
 
+// Remove takes a file out of that directory.
+func (s *Slots) Remove(t T, name string) {
+	t.Helper()
+	(&Container{HostConfig: s.HostConfig}).Remove(t, name)
+}
+
 // ErrRunning says that a slot runs something already.
 var ErrRunning = errors.New("the slot runs")
 

@@ -125,7 +125,7 @@ fmt: ## gofmt every file
 fuzz: ## every fuzz target for FUZZTIME (20s) each
 	@build/fuzz.sh $(FUZZTIME)
 
-bench: ## DNS, start, memory, iptables, hot upgrade, a real istiod, injection: one table with ratios, and bench/out/*.json
+bench: ## DNS, start, memory, iptables, hot upgrade, a real istiod, injection, Wasm modules: one table with ratios, and bench/out/*.json
 	@build/setup.sh test
 	@$(MAKE) --no-print-directory envoy build
 	$(GO) run -tags $(TAGS) ./bench -cache '$(PROGRAMS)'

@@ -34,11 +34,11 @@ type generation struct {
 	client *http.Client // speaks to its control socket, whoever has the ports
 }
 
-// newSlotPod makes the pod's surroundings, with so many ServiceEntries; nothing runs.
-func newSlotPod(t lab.T, entries int) *slotPod {
+// newSlotPod makes the pod's surroundings, with so many ServiceEntries and further arguments of the agent's; nothing runs.
+func newSlotPod(t lab.T, entries int, args ...string) *slotPod {
 	l := lab.New(t)
 	l.StartDNS(t, nil)
-	p := &slotPod{Lab: l, slots: l.NewSlots(t, lab.SlotsOptions{Args: []string{"--log_output_level", "default:info,agent:debug"}})}
+	p := &slotPod{Lab: l, slots: l.NewSlots(t, lab.SlotsOptions{Args: append([]string{"--log_output_level", "default:info,agent:debug"}, args...)})}
 	p.slots.Write(t, "bench.yaml", entriesYAML(entries))
 	p.image = p.newImage(t, "proxy", lab.EnvoyBinary(t))
 	return p

@@ -25,12 +25,16 @@ setpriv            util-linux
 ps                 procps
 /etc/ssl/certs/ca-certificates.crt  ca-certificates
 "
-readonly demo_wasm_needs="$demo_needs
+readonly registry_needs='
 docker-registry    docker-registry
 htpasswd           apache2-utils
+'
+readonly demo_wasm_needs="$demo_needs
+$registry_needs
 wat2wasm           wabt
 "
 readonly test_needs="$demo_needs
+$registry_needs
 git                git
 gcc                gcc
 /usr/include/stdlib.h  libc6-dev

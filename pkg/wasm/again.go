@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"oras.land/oras-go/v2/errdef"
 	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
@@ -53,6 +54,9 @@ func refused(err error) bool {
 	}
 	switch code {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusGone:
+		return true
+	}
+	if errors.Is(err, errdef.ErrNotFound) { // what oras makes of a registry's 404
 		return true
 	}
 	return isAbout(err) || errors.As(err, new(*mismatchError)) || errors.As(err, new(*blockedError))

@@ -2,11 +2,14 @@ package wasm
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"oras.land/oras-go/v2/errdef"
 )
 
 func TestSources(t *testing.T) {
@@ -105,6 +108,7 @@ func TestBackoff(t *testing.T) {
 		{denied, 0, 30 * time.Second}, {denied, 3, 240 * time.Second}, {denied, 4, 5 * time.Minute},
 		{invalid("x"), 0, 30 * time.Second}, {&mismatchError{}, 0, 30 * time.Second}, {&tooLargeError{}, 0, 30 * time.Second},
 		{&statusError{code: 401}, 0, 30 * time.Second}, {&statusError{code: 404}, 0, 30 * time.Second},
+		{fmt.Errorf("a/b:c: %w", errdef.ErrNotFound), 0, 30 * time.Second},
 		{&statusError{code: 500}, 0, time.Second}, {&statusError{code: 429}, 0, time.Second},
 	} {
 		if got := backoff(tc.err, tc.failures, longest); got != tc.want {

@@ -116,11 +116,18 @@ func TestSharedHeader(t *testing.T) {
 	}
 }
 
-// TestSharedNeighbours changes the hosts of a shared listener in every way, while a neighbour's connections live.
+// TestSharedNeighbours changes the hosts of a shared listener in every way, while a neighbour's connections live. There are
+// so many that their routes are in several parts.
 func TestSharedNeighbours(t *testing.T) {
 	t.Parallel()
+	const fillers = 600
+	others := make([]string, fillers)
+	for i := range others {
+		others[i] = static(fmt.Sprintf("other-%d", i), fmt.Sprintf("other-%d.example", i), 80, "HTTP", "198.51.100.12", 8004)
+	}
 	p := newPod(t, podOptions{files: map[string]string{
-		"a.yaml": static("a", "a.example", 80, "HTTP", "198.51.100.12", 8001), "b.yaml": static("b", "b.example", 80, "HTTP", "198.51.100.12", 8002),
+		"others.yaml": documents(others...),
+		"a.yaml":      static("a", "a.example", 80, "HTTP", "198.51.100.12", 8001), "b.yaml": static("b", "b.example", 80, "HTTP", "198.51.100.12", 8002),
 	}})
 	serveSharing(t, p)
 	kept := p.dialHost(t, "a.example", 80)
@@ -138,6 +145,12 @@ func TestSharedNeighbours(t *testing.T) {
 		}
 	}
 	ask("before")
+	for i := 0; i < fillers; i += fillers / 20 {
+		host := fmt.Sprintf("other-%d.example", i)
+		if got := get(t, p.dialHost(t, host, 80), host); got["server"] != "listed" {
+			t.Errorf("%s: %v", host, got)
+		}
+	}
 	gone := p.vip(t, "b.example", dns.TypeA)
 	p.c.Write(t, "c.yaml", static("c", "c.example", 80, "HTTP", "198.51.100.12", 8005))
 	eventually(t, "a host comes", func() error {

@@ -3,10 +3,8 @@ package share
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 
 	mutationsv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -127,56 +125,9 @@ func withPort(address []byte, port uint16) (out []byte) {
 	return out
 }
 
-// port makes the shared listener of a port and its routes. The chain of a template that was there before is the same as
-// before, byte by byte: Envoy drains no connection of a chain that stays.
-func (o *outbound) port(number uint16, members []*member, there []byte) (*port, error) {
-	p := &port{there: there, members: slices.SortedFunc(slices.Values(members), byAddress)}
-	name := o.listenerName(number)
-	body, others, ok := o.base(number, there)
-	if !ok {
-		return nil, fmt.Errorf("read the %s that is there: %w", name, errListener)
-	}
-	rest, ok := choices(name, others)
-	if !ok {
-		return nil, fmt.Errorf("a filter chain of %s is picked by more than address, server name and protocol", name)
-	}
-	for _, c := range rest {
-		body = appendBytes(body, listenerChains, c.chain)
-	}
-	ranges := map[uint64][]byte{}
-	for _, m := range p.members {
-		if ranges[m.template] == nil {
-			chain, err := managerChain(chainName(name, m.template), number, m)
-			if err != nil {
-				return nil, err
-			}
-			body = appendBytes(body, listenerChains, chain)
-		}
-		for _, a := range m.addrs {
-			ranges[m.template] = appendRange(ranges[m.template], a.String(), a.BitLen())
-		}
-	}
-	var list []byte
-	for _, t := range slices.Sorted(maps.Keys(ranges)) {
-		list = appendBytes(list, listMatchers, entry(address(ranges[t]), chainName(name, t)))
-	}
-	slices.SortStableFunc(rest, choice.compare)
-	for _, c := range rest {
-		list = appendBytes(list, listMatchers, c.matcher())
-	}
-	body = appendBytes(body, listenerMatcher, appendBytes(nil, matcherList, list))
-	p.listener, p.route = xds.NewResource(name, body), routes(number, p.members)
-	return p, nil
-}
-
-// chainName depends on the template alone: a chain that gets another name is another chain.
-func chainName(listener string, template uint64) string {
-	return fmt.Sprintf("%s-%016x", listener, template)
-}
-
-// managerChain is the chain of a template: that of a member, but that its routes are the port's.
-func managerChain(name string, number uint16, m *member) ([]byte, error) {
-	more, err := byDestination(number)
+// managerChain is the chain of a template: that of a member, but that its routes are those of the given name.
+func managerChain(name, routes string, m *member) ([]byte, error) {
+	more, err := byDestination(routes)
 	if err != nil {
 		return nil, fmt.Errorf("serialize the connection manager of %s: %w", name, err)
 	}
@@ -214,7 +165,7 @@ func withRoutes(filter, more []byte) (out []byte) {
 }
 
 // byDestination is the fields of a connection manager whose routes go by the address that the application dialled.
-func byDestination(number uint16) ([]byte, error) {
+func byDestination(name string) ([]byte, error) {
 	mutation, err := (&mutationv3.HeaderMutation{Mutations: []*mutationsv3.HeaderMutation{{
 		Action: &mutationsv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
 			Header:       &corev3.HeaderValue{Key: destinationHeader, Value: "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%"},
@@ -225,7 +176,7 @@ func byDestination(number uint16) ([]byte, error) {
 		return nil, err
 	}
 	routes, err := (&hcmv3.HttpConnectionManager{RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
-		RouteConfigName: routesOf(number),
+		RouteConfigName: name,
 		ConfigSource: &corev3.ConfigSource{
 			ResourceApiVersion: corev3.ApiVersion_V3, InitialFetchTimeout: durationpb.New(0), // a listener without routes would answer 404
 			ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
@@ -234,12 +185,9 @@ func byDestination(number uint16) ([]byte, error) {
 	return appendBytes(routes, managerEarly, extension("envoy.http.early_header_mutation.header_mutation", mutationMessage, mutation)), err
 }
 
-// routesOf is Istio's name of the routes of a port.
-func routesOf(number uint16) string { return strconv.Itoa(int(number)) }
-
-// routes are those of a port: which of them a request takes is told by the address that the application dialled, and by
-// nothing that it says.
-func routes(number uint16, members []*member) xds.Resource {
+// routes is a route configuration of members in their order. Which of its routes a request takes is told by the address that
+// the application dialled, and by nothing that it says.
+func routes(called string, members []*member) xds.Resource {
 	size := 0
 	for _, m := range members {
 		size += len(m.addrs) * (len(m.route) + entrySize)
@@ -268,6 +216,6 @@ func routes(number uint16, members []*member) xds.Resource {
 	w.close(routesHosts, 0)
 	w.bytes(routesRemove, []byte(destinationHeader))
 	w.bytes(routesValidate, nil) // false: a cluster that is late is a 503
-	w.bytes(routesName, []byte(routesOf(number)))
-	return xds.NewResource(routesOf(number), w.message())
+	w.bytes(routesName, []byte(called))
+	return xds.NewResource(called, w.message())
 }

@@ -14,7 +14,7 @@ import (
 // connection manager with one route for all hosts. Anything else about it is its template, and what scan does not expect
 // leaves the listener as it is.
 func scan(r xds.Resource) *member {
-	m := &member{name: r.Name, body: r.Body}
+	m := &member{name: r.Name, body: r.Body, part: unplaced}
 	rest := fnv.New64a()
 	s := scanner{rest: rest.Write}
 	ok := s.message(r.Body, func(number protowire.Number, value []byte, n uint64) bool {

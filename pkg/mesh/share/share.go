@@ -38,14 +38,6 @@ type seen struct {
 	member *member // nil: it stays as it is
 }
 
-// port is the shared listener of a port, and its routes.
-type port struct {
-	there           []byte // the listener that takes the port on every address, if there is one
-	members         []*member
-	accepted        []*member // those of the version that Envoy took last
-	listener, route xds.Resource
-}
-
 // New returns a sharer for the Envoys of a server. It leaves listeners on taken ports as they are: others bind them.
 func New(server *xds.Server, taken []uint16, log *slog.Logger) *Sharer {
 	return &Sharer{server: server, taken: taken, log: log, seen: map[string]seen{}, ports: map[uint16]*port{}}
@@ -71,17 +63,18 @@ func (s *Sharer) Applied(ctx context.Context, version uint64) error {
 func (s *Sharer) share(snap xds.Snapshot) (xds.Snapshot, error) {
 	listeners := make([]xds.Resource, 0, len(snap[build.ListenerType]))
 	groups, others := map[uint16][]*member{}, map[string][]byte{}
-	last, fresh := s.seen, map[uint16]bool{}
+	last := s.seen
 	s.seen = make(map[string]seen, len(snap[build.ListenerType]))
 	for _, r := range snap[build.ListenerType] {
 		now, hit := last[r.Name]
 		if !hit || !sameBytes(now.body, r.Body) {
-			now, hit = seen{r.Body, scan(r)}, false
+			before := now.member
+			now = seen{r.Body, scan(r)}
+			now.member.placeAs(before)
 		}
 		s.seen[r.Name] = now
 		if m := now.member; m != nil && !slices.Contains(s.taken, m.port) {
 			groups[m.port] = append(groups[m.port], m)
-			fresh[m.port] = fresh[m.port] || !hit
 			continue
 		}
 		others[r.Name] = r.Body
@@ -94,20 +87,18 @@ func (s *Sharer) share(snap xds.Snapshot) (xds.Snapshot, error) {
 	out, ports := maps.Clone(snap), make(map[uint16]*port, len(groups))
 	for _, number := range slices.Sorted(maps.Keys(groups)) {
 		p, there := s.ports[number], others[s.outbound.listenerName(number)]
-		if p == nil || changed || fresh[number] || len(p.members) != len(groups[number]) || !sameBytes(p.there, there) {
-			made, err := s.outbound.port(number, groups[number], there)
-			if err != nil {
+		if p == nil {
+			p = newPort(number)
+		}
+		if p.place(groups[number]) || changed || !sameBytes(p.there, there) {
+			if err := p.make(s.outbound, there); err != nil {
 				return nil, fmt.Errorf("make the listener of port %d: %w", number, err)
 			}
-			if p != nil {
-				made.accepted = p.accepted
-			}
-			p = made
 		}
 		ports[number] = p
 		listeners = slices.DeleteFunc(listeners, func(r xds.Resource) bool { return r.Name == p.listener.Name })
 		listeners = append(listeners, p.listener)
-		out[build.RouteType] = append(out[build.RouteType], p.route)
+		out[build.RouteType] = append(out[build.RouteType], p.routes()...)
 	}
 	s.ports, out[build.ListenerType] = ports, listeners
 	return out, nil
@@ -137,44 +128,15 @@ func (s *Sharer) answer(err error) error {
 		return err
 	}
 	if refused == nil {
-		for _, p := range s.ports {
-			p.accepted = p.members
-		}
-		return nil
+		refused = &xds.RejectedError{}
 	}
 	all := *refused
 	all.Resources, all.Kept = slices.Clone(refused.Resources), slices.Clone(refused.Kept)
 	for _, p := range s.ports {
-		shared := func(id xds.ID) bool {
-			return id == xds.ID{Type: build.ListenerType, Name: p.listener.Name} || id == xds.ID{Type: build.RouteType, Name: p.route.Name}
-		}
-		lacks := slices.ContainsFunc(refused.Missing(), shared)
-		if !slices.ContainsFunc(refused.Resources, shared) {
-			p.accepted = p.members
-			continue
-		}
-		all.Resources, all.Kept = slices.DeleteFunc(all.Resources, shared), slices.DeleteFunc(all.Kept, shared)
-		if p.there != nil {
-			all.Resources = append(all.Resources, xds.ID{Type: build.ListenerType, Name: p.listener.Name})
-			if !lacks {
-				all.Kept = append(all.Kept, xds.ID{Type: build.ListenerType, Name: p.listener.Name})
-			}
-		}
-		for _, m := range p.members {
-			all.Resources = append(all.Resources, m.id())
-		}
-		if lacks {
-			continue
-		}
-		had := make(map[string]bool, len(p.accepted))
-		for _, m := range p.accepted {
-			had[m.name] = true
-		}
-		for _, m := range p.members {
-			if had[m.name] {
-				all.Kept = append(all.Kept, m.id())
-			}
-		}
+		p.answer(refused, &all)
+	}
+	if err == nil {
+		return nil
 	}
 	return &all
 }
@@ -187,6 +149,7 @@ type member struct {
 	template uint64 // of all but name, addresses and route
 	body     []byte
 	route    []byte // the one route, within body
+	part     int    // of its port's routes; unplaced before it has one
 }
 
 func (m *member) id() xds.ID { return xds.ID{Type: build.ListenerType, Name: m.name} }
@@ -194,4 +157,11 @@ func (m *member) id() xds.ID { return xds.ID{Type: build.ListenerType, Name: m.n
 // byAddress is the order of members, whose names would have 10 before 9.
 func byAddress(a, b *member) int {
 	return cmp.Or(a.addrs[0].Compare(b.addrs[0]), cmp.Compare(a.name, b.name))
+}
+
+// placeAs gives a new version of a listener the place of the one before, if there was one.
+func (m *member) placeAs(before *member) {
+	if m != nil && before != nil && m.port == before.port {
+		m.part = before.part
+	}
 }

@@ -248,6 +248,77 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestParts: the routes of many hosts are in parts, of which a host that comes, goes and comes back changes one, and no
+// filter chain of another's.
+func TestParts(t *testing.T) {
+	source, s := newBuilder(t), newSharer(t)
+	var documents []string
+	for i := range partSize + partSize/2 {
+		documents = append(documents, entryOf(fmt.Sprintf("host-%04d.x", i), 80, "HTTP"))
+	}
+	last := mustShare(t, s, source.snapshot(documents...))
+	state := func(what string, changes string, documents ...string) {
+		t.Helper()
+		now := mustShare(t, s, source.snapshot(documents...))
+		before := map[string][]byte{}
+		for _, r := range last[build.RouteType] {
+			before[r.Name] = r.Body
+		}
+		var changed []string
+		for _, r := range now[build.RouteType] {
+			if !sameBytes(before[r.Name], r.Body) {
+				changed = append(changed, r.Name)
+			}
+		}
+		if got := strings.Join(namesOf(now[build.RouteType]), " "); got != "80 80-1" || strings.Join(changed, " ") != changes {
+			t.Errorf("%s: routes %q, of which %q change, want %q", what, got, changed, changes)
+		}
+		was, is := chains(t, last, "0.0.0.0_80"), chains(t, now, "0.0.0.0_80")
+		for name, chain := range is {
+			if len(is) != 3 || was[name] != chain {
+				t.Errorf("%s: %d filter chains, and %s changes", what, len(is), name)
+			}
+		}
+		last = now
+	}
+	state("nothing", "", documents...)
+	first, more := slices.Delete(slices.Clone(documents), 3, 4), entryOf("more.x", 80, "HTTP")
+	state("one of the first part goes", "80", first...)
+	state("another comes in its place", "80", append(first, more)...)
+	state("it is back, where it was", "80", append(documents, more)...)
+	state("one more has no room there", "80-1", append(documents, more, entryOf("another.x", 80, "HTTP"))...)
+}
+
+// TestPartsRefused: of a part that Envoy refuses only the hosts of that part have no routes.
+func TestPartsRefused(t *testing.T) {
+	source, s := newBuilder(t), newSharer(t)
+	documents := make([]string, partSize+1)
+	for i := range documents {
+		documents[i] = entryOf(fmt.Sprintf("host-%04d.x", i), 80, "HTTP")
+	}
+	mustShare(t, s, source.snapshot(documents...))
+	routes := xds.ID{Type: build.RouteType, Name: "80-1"}
+	var got *xds.RejectedError
+	if err := s.answer(&xds.RejectedError{Resources: []xds.ID{routes}}); !errors.As(err, &got) {
+		t.Fatal(err)
+	}
+	if want := (xds.ID{Type: build.ListenerType, Name: "240.240.2.1_80"}); !slices.Equal(got.Resources, []xds.ID{want}) || len(got.Kept) > 0 {
+		t.Errorf("refused %v, want %v", got, want)
+	}
+}
+
+// TestForget: the places of hosts that went take no more than so much.
+func TestForget(t *testing.T) {
+	p := newPort(80)
+	for i := range 3 * remembered {
+		m := &member{name: fmt.Sprint(i), addrs: []netip.Addr{netip.AddrFrom4([4]byte{240, 240, byte(i >> 8), byte(i)})}, part: unplaced}
+		p.place([]*member{m})
+		if len(p.gone) > remembered || len(p.parts) != 1 {
+			t.Fatalf("after %d hosts, %d places and %d parts", i, len(p.gone), len(p.parts))
+		}
+	}
+}
+
 // FuzzScan: a listener comes from another release, too.
 func FuzzScan(f *testing.F) {
 	source := newBuilder(f)

@@ -142,6 +142,19 @@ func TestNoRoom(t *testing.T) {
 	}
 }
 
+// TestRequestsRefused: the API server lets the idle slot have no more, as where a quota is used up. The pod is named, and is as it was.
+func TestRequestsRefused(t *testing.T) {
+	f := newNode(t, 2, small)
+	f.refuse = func(w Write) bool { return w.Resize }
+	f.upgrade.Spec.Deadline = &metav1.Duration{Duration: time.Minute}
+	f.run(30 * time.Minute)
+	s := f.upgrade.Status
+	if s.Phase != Done || len(s.Held) != 2 || s.Held[0].Reason != "the API server refuses istio-proxy-2 the requests of istio-proxy; the log says why" || s.Pods.Done != 0 {
+		t.Errorf("%+v", s)
+	}
+	f.images(oldImage, emptyImage)
+}
+
 // TestBudgets: what is in flight and what is unready besides is never more than maxUnavailable, of the namespace or of an owner, nor
 // more than a PodDisruptionBudget allows.
 func TestBudgets(t *testing.T) {

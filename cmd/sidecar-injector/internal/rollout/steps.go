@@ -128,24 +128,26 @@ func (p *pass) change(pod *Pod, m *memory, r record) {
 func (p *pass) resizing(pod *Pod, m *memory) (class, string) {
 	r := pod.record
 	slot, working := pod.slot(r.Slot), pod.other(r.Slot)
+	asked := !lower(slot.requests, working.requests)
+	if m.pressed.IsZero() {
+		m.pressed = p.now
+	}
 	switch {
 	case r.New != p.Upgrade.Spec.Image || p.Upgrade.Spec.Paused || slot.image != r.Empty || len(p.status.Failed) >= p.failures:
 		r.Step, r.At, r.Reason = stepNoRoom, p.now.UTC(), "it was given up"
 		r.Run = 0 // nothing was tried that would count
 		p.write(pod, "put the requests of "+r.Slot+" back", r, nil)
-	case lower(slot.requests, working.requests):
-		p.raise(pod, slot, working.requests)
-	case slot.actual != nil && !lower(slot.actual, working.requests) && pod.resize.reason == "":
+	case asked && slot.actual != nil && !lower(slot.actual, working.requests) && pod.resize.reason == "":
 		p.change(pod, m, r)
-	default:
-		if m.pressed.IsZero() {
-			m.pressed = p.now
+	case p.now.Sub(m.pressed) >= roomLimit:
+		r.Step, r.At = stepNoRoom, p.now.UTC()
+		r.Reason = "no room on node: " + cmp.Or(pod.resize.message, pod.resize.reason, "the kubelet does not give "+r.Slot+" its requests")
+		if !asked { // a quota, or a node that cannot change requests
+			r.Reason = "the API server refuses " + r.Slot + " the requests of " + working.name + "; the log says why"
 		}
-		if p.now.Sub(m.pressed) >= roomLimit {
-			r.Step, r.At = stepNoRoom, p.now.UTC()
-			r.Reason = "no room on node: " + cmp.Or(pod.resize.message, pod.resize.reason, "the kubelet does not give "+r.Slot+" its requests")
-			p.write(pod, "no room on the node", r, nil)
-		}
+		p.write(pod, r.Reason, r, nil)
+	case !asked:
+		p.raise(pod, slot, working.requests)
 	}
 	return inFlight, ""
 }

@@ -118,7 +118,9 @@ func (r *runner) step(ctx context.Context, w rollout.World) {
 	differs := !reflect.DeepEqual(asText(plan.Status), asText(w.Upgrade.Status))
 	if differs && (plan.Urgent || now.Sub(r.writtenAt) >= statusEvery) {
 		if err := r.writeStatus(context.WithoutCancel(ctx), w.Upgrade, plan.Status); err != nil {
-			r.log.Warn("the status is not written, and nothing is done before it is", "err", err)
+			if !apierrors.IsInvalid(err) { // it has changed, which the watch tells
+				r.log.Warn("the status is not written, and nothing is done before it is", "err", err)
+			}
 			if plan.Urgent {
 				return
 			}
@@ -206,13 +208,13 @@ func (r *runner) ask(ctx context.Context, p *rollout.Pod) {
 	})
 }
 
-// writeStatus replaces the status.
+// writeStatus replaces the status of the upgrade as it was seen, and of no later one: a process that was stopped for a while would take back what the
+// one that has followed it wrote.
 func (r *runner) writeStatus(ctx context.Context, of *rollout.SidecarUpgrade, status rollout.Status) error {
 	ctx, cancel := call(ctx)
 	defer cancel()
-	// Of the object that was seen: one that was made anew has a status of its own.
 	text, err := json.Marshal([]map[string]any{
-		{"op": "test", "path": "/metadata/uid", "value": of.UID},
+		{"op": "test", "path": "/metadata/resourceVersion", "value": of.ResourceVersion},
 		{"op": "add", "path": "/status", "value": status},
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"understudy.mesh/cmd/sidecar-injector/internal/rollout"
@@ -126,6 +127,24 @@ func TestEnginesTakeTurns(t *testing.T) {
 	}
 	w.do(time.Minute)
 	w.mustRun()
+}
+
+// TestStatusOfAnotherTime: what one engine has written, another does not replace that has not seen it.
+func TestStatusOfAnotherTime(t *testing.T) {
+	w := newWorld(t, 1)
+	early := *w.upgrade
+	w.do(time.Minute)
+	u, err := New(w.config(), "other", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &runner{Upgrader: u, namespace: "shop", seen: &seen{changed: func() {}}}
+	if err := r.writeStatus(t.Context(), &early, rollout.Status{Phase: rollout.Running}); !apierrors.IsInvalid(err) {
+		t.Errorf("%v", err)
+	}
+	if s := w.upgrade.Status; s.Phase != rollout.Done {
+		t.Errorf("%+v", s)
+	}
 }
 
 // TestDisplay of JSON has an event a line.

@@ -268,6 +268,10 @@ func (w *world) status(out http.ResponseWriter, r *http.Request) {
 	_ = json.NewDecoder(r.Body).Decode(&operations)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if len(operations) > 0 && string(operations[0].Value) != strconv.Quote(w.upgrade.ResourceVersion) {
+		refuse(out, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid)
+		return
+	}
 	after := *w.upgrade
 	after.Status = rollout.Status{}
 	if len(operations) != 2 || json.Unmarshal(operations[1].Value, &after.Status) != nil {

@@ -64,8 +64,10 @@ func (warnings) HandleWarningHeaderWithContext(ctx context.Context, _ int, _, te
 // programs is the cluster's directory, which has etcd, kube-apiserver and kubectl.
 var programs = os.Getenv("UNDERSTUDY_CLUSTER")
 
+// long is that the tests run as well that take longer than a commit may.
+var long = flag.Bool("long", false, "run the long forms as well")
+
 func TestMain(m *testing.M) {
-	flag.Bool("long", false, "for the tests beside these")
 	flag.Parse()
 	if programs == "" {
 		fmt.Println("no cluster, no tests of it: make test-cluster")

@@ -19,7 +19,9 @@ func (p *pass) look(pod *Pod) {
 	what, reason := p.progress(pod, m)
 	selected := p.selector.Matches(labels.Set(pod.Labels))
 	p.all[""]++
-	p.all[pod.owner]++
+	if pod.owner != "" {
+		p.all[pod.owner]++
+	}
 	switch unready := !pod.ready; {
 	case what == failed && !p.back(pod):
 		p.unsettled = true

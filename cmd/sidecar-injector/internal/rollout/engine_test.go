@@ -192,6 +192,16 @@ func TestBudgets(t *testing.T) {
 	}
 }
 
+// TestPodsByThemselves: a part of the namespace's pods is that part also where nobody owns them.
+func TestPodsByThemselves(t *testing.T) {
+	f := newNode(t, 50, func(_ int, p *corev1.Pod) { p.OwnerReferences = nil })
+	f.upgrade.Spec.MaxUnavailable, f.upgrade.Spec.Canary = new(intstr.FromString("10%")), []intstr.IntOrString{}
+	f.run(time.Hour)
+	if f.maxFlying != 5 {
+		t.Errorf("at most %d in flight, want 5", f.maxFlying)
+	}
+}
+
 // good is whether the engine has found the new proxy of a pod good.
 func (m *memory) good(f *node, p *Pod) bool {
 	return !m.served.IsZero() && f.now.Sub(m.served) >= DefaultObserve

@@ -21,6 +21,9 @@ import (
 const fleetProfile = injectorProfile + `  hotUpgrade: {emptyImage: ` + cluster.Empty + `, upgradeDrainDuration: 5s}
 `
 
+// perPod is how much longer each pod may take that starts together with others.
+const perPod = 20 * time.Second
+
 // fleet is a Deployment whose pods have two slots, with load on it, and the command that upgrades them.
 type fleet struct {
 	*testing.T
@@ -30,8 +33,12 @@ type fleet struct {
 	load  *cluster.Load
 }
 
-// newFleet makes one of some pods, as sidecar-injector inject makes them, and waits until they are ready.
-func newFleet(t *testing.T, name, profile string, replicas int) *fleet {
+// classicProfile is fleetProfile with slots that are no native sidecars.
+var classicProfile = strings.Replace(fleetProfile, "proxy: {", "proxy: {native: Never, ", 1)
+
+// newFleet makes one of some pods, as sidecar-injector inject makes them, and one pod besides for each of other profiles, and waits until they are
+// ready.
+func newFleet(t *testing.T, name, profile string, replicas int, others ...string) *fleet {
 	t.Helper()
 	ns := shared.Namespace(t, name)
 	applyFleetKind(t)
@@ -41,7 +48,16 @@ func newFleet(t *testing.T, name, profile string, replicas int) *fleet {
 	application := strings.Replace(servingApplication, "replicas: 1", fmt.Sprintf("replicas: %d", replicas), 1)
 	application = strings.NewReplacer("  - port: 80\n", "  - port: 80\n    targetPort: 8080\n", "periodSeconds: 1}", "periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 3}").Replace(application)
 	ns.Apply(t, f.inject(profile, application))
-	ns.Wait(t, podLimit, "condition=Available", "deployment/sleep")
+	deployments := []string{"deployment/sleep"}
+	for i, other := range others {
+		_, deployment, _ := strings.Cut(application, "---\n")
+		another := fmt.Sprintf("sleep-%d", i+1)
+		deployment = strings.NewReplacer("\n  name: sleep\n", "\n  name: "+another+"\n", fmt.Sprintf("replicas: %d", replicas), "replicas: 1").Replace(deployment)
+		ns.Apply(t, f.inject(other, deployment))
+		deployments = append(deployments, "deployment/"+another)
+	}
+	// Pods that start together share the machine.
+	ns.Wait(t, podLimit+time.Duration(replicas)*perPod, "condition=Available", deployments...)
 	f.watch = ns.Watch(t)
 	f.startLoad()
 	return f
@@ -216,9 +232,10 @@ func (f *fleet) events(reason string) string {
 	return f.ns.Kubectl(f.T, "get", "events", "--field-selector", "reason="+reason, "--no-headers")
 }
 
-// TestUpgradeCommand upgrades three pods in place by the command, native sidecars whose idle slot has small requests, and goes back.
+// TestUpgradeCommand upgrades three pods in place by the command, two with native sidecars whose idle slot has small requests and one with containers
+// of the classic kind, and goes back.
 func TestUpgradeCommand(t *testing.T) {
-	f := newFleet(t, "fleet", fleetProfile, 3)
+	f := newFleet(t, "fleet", fleetProfile, 2, classicProfile)
 	f.must(0, "3 pods would get "+cluster.ProxyV2, "--image", cluster.ProxyV2, "--dry-run")
 	f.must(0, "3 of 3 pods run "+cluster.ProxyV2, append([]string{"--image", cluster.ProxyV2}, quick...)...)
 	f.mustRun(cluster.ProxyV2)

@@ -63,13 +63,15 @@ func beginGatedUpgrade(t *testing.T) *gatedUpgrade {
 	return u
 }
 
+// hookAsks succeeds in a container in which a postStart hook has asked its agent.
+const hookAsks = `for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline | grep -qE '^(/usr/local/bin/)?pilot-agent wait' && ls -l $p/fd | grep -q socket: && exit; done 2>/dev/null; exit 1`
+
 // awaitHook waits until the newcomer's postStart hook has asked its agent for the first time. A kubelet that ends before that
 // leaves a newcomer that nobody ever waited for, as is one of a pod without a hook.
 func (u *gatedUpgrade) awaitHook(t *testing.T) {
 	t.Helper()
-	const asks = `for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline | grep -q '^/usr/local/bin/pilot-agent wait' && ls -l $p/fd | grep -q socket: && exit; done 2>/dev/null; exit 1`
 	lab.Eventually(t, stepLimit, "the hook waits", func() error {
-		_, err := u.pod.ns.TryExec(u.pod.name, slots[u.pod.work()], "sh", "-c", asks)
+		_, err := u.pod.ns.TryExec(u.pod.name, slots[u.pod.work()], "sh", "-c", hookAsks)
 		return err
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/status"
 )
@@ -56,7 +57,7 @@ func (a *Agent) farewell(ctx context.Context) {
 }
 
 // errCutOff is why a newcomer ends whose hook was cut off.
-var errCutOff = errors.New("the postStart hook was cut off before this generation served: a kubelet that is restarted would count this container as ready, and runs the hook of the next one")
+var errCutOff = errors.New(contract.HookCutOff + " before this generation served: a kubelet that is restarted would count this container as ready, and runs the hook of the next one")
 
 // attendWait looks after a `wait` of this container until it ends. One that did not end by itself was the postStart hook, whose
 // kubelet or container runtime has ended: the next kubelet runs no hook for a container that it finds, and reports it as ready.

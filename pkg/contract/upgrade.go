@@ -2,6 +2,10 @@ package contract
 
 import "time"
 
+// HookCutOff begins the termination message of a newcomer whose postStart hook ended with its kubelet or container runtime. It says nothing of the
+// image: the kubelet starts the slot again.
+const HookCutOff = "the postStart hook was cut off"
+
 // UpgradeStatus is every generation of the pod that lives: what `upgrade-status -o json` prints, and, less the sockets, what the
 // agent answers at [UpgradePath] of its status port. Its fields stay: each side may be of another release.
 type UpgradeStatus struct {

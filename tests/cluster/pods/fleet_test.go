@@ -187,6 +187,13 @@ func (f *fleet) mustRun(image string) {
 // mustNotFail demands that no request failed and no pod was ever unready.
 func (f *fleet) mustNotFail() {
 	f.Helper()
+	f.mustAnswer()
+	f.mustStayReady()
+}
+
+// mustAnswer demands that no request failed.
+func (f *fleet) mustAnswer() {
+	f.Helper()
 	report := f.load.Stop(f.T)
 	for _, flow := range report.Flows {
 		f.Logf("%s: %d answers, %d failed", flow.Name, flow.Total.OK, flow.Total.Failures())
@@ -194,7 +201,6 @@ func (f *fleet) mustNotFail() {
 			f.Errorf("%s: requests failed: %v", flow.Name, flow.Failures)
 		}
 	}
-	f.mustStayReady()
 }
 
 func (f *fleet) mustStayReady() {

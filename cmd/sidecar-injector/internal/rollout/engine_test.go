@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"understudy.mesh/pkg/contract"
 )
 
 // TestUpgradeAndUndo: five pods get the image and lose it again; the third switch within ten minutes waits.
@@ -282,6 +284,29 @@ func TestBadSelector(t *testing.T) {
 	f.upgrade.Spec.Selector = nil
 	f.run(30 * time.Minute)
 	f.images(newImage, emptyImage)
+}
+
+// TestKubeletRestarts: a newcomer that ended with its kubelet is waited for, and says nothing against its image.
+func TestKubeletRestarts(t *testing.T) {
+	f := newNode(t, 2)
+	f.pull = time.Minute
+	for range 5 {
+		f.step()
+		f.tick()
+	}
+	for _, p := range f.pods {
+		for slot := range p.due {
+			s := f.status(p, slot)
+			s.Ready, s.State, s.RestartCount = false, corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff", Message: "back-off 10s"}}, s.RestartCount+2
+			s.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 1, Message: contract.HookCutOff + " before this generation served"}
+			p.changed()
+		}
+	}
+	f.run(time.Hour)
+	f.images(newImage, emptyImage)
+	if s := f.upgrade.Status; s.Phase != Done || len(s.Failed) != 0 {
+		t.Errorf("%+v", s)
+	}
 }
 
 // TestUndoInFlight: a pod whose new proxy does not serve yet goes back at once.

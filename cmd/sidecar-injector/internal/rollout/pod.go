@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,6 +49,7 @@ type slot struct {
 	waiting      string // the reason
 	message      string // with waiting or with the end of a life
 	ended        bool   // the present life has
+	cutOff       bool   // its last life ended because its kubelet did
 	lastExitCode int32
 }
 
@@ -159,7 +161,7 @@ func (s *slot) status(from *corev1.ContainerStatus) {
 		s.actual = from.Resources.Requests
 	}
 	if last := from.LastTerminationState.Terminated; last != nil {
-		s.lastExitCode, s.message = last.ExitCode, cmp.Or(last.Message, last.Reason)
+		s.lastExitCode, s.message, s.cutOff = last.ExitCode, cmp.Or(last.Message, last.Reason), strings.Contains(last.Message, contract.HookCutOff)
 	}
 	switch now := from.State; {
 	case now.Running != nil:
@@ -168,6 +170,7 @@ func (s *slot) status(from *corev1.ContainerStatus) {
 		s.waiting, s.message = now.Waiting.Reason, cmp.Or(now.Waiting.Message, s.message)
 	case now.Terminated != nil:
 		s.ended, s.lastExitCode, s.message = true, now.Terminated.ExitCode, cmp.Or(now.Terminated.Message, now.Terminated.Reason)
+		s.cutOff = strings.Contains(now.Terminated.Message, contract.HookCutOff)
 	}
 }
 

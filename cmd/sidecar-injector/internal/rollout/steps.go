@@ -185,6 +185,8 @@ func (s *slot) broken(before int32) string {
 	switch {
 	case slices.Contains(cannotPull, s.waiting), slices.Contains(cannotStart, s.waiting):
 		return s.waiting + ": " + s.message
+	case s.cutOff: // the kubelet was started anew, and starts the slot again
+		return ""
 	case s.restarts > before+1, s.restarts > before && (s.ended || slices.Contains(endsAgain, s.waiting)):
 		return fmt.Sprintf("its new proxy ended with exit status %d: %s", s.lastExitCode, s.message)
 	}

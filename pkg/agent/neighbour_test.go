@@ -104,7 +104,7 @@ func (n *neighbour) expect(t *testing.T, kind handoff.EventKind) handoff.Event {
 			if e.Kind == kind {
 				return e
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(deadline):
 			t.Fatalf("no event %q", kind)
 		}
 	}

@@ -217,7 +217,7 @@ func (m *member) ends() error {
 	select {
 	case <-m.ended:
 		return m.err
-	case <-time.After(20 * time.Second):
+	case <-time.After(deadline):
 		m.pod.t.Fatalf("%s goes on", m.name)
 		return nil
 	}
@@ -284,7 +284,7 @@ func (p *pod) connect() net.Conn {
 
 // readName is what the Envoy says that accepted c.
 func readName(c net.Conn) string {
-	c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	c.SetReadDeadline(time.Now().Add(deadline))
 	b := make([]byte, 64)
 	n, _ := c.Read(b)
 	return strings.TrimSpace(string(b[:n]))
@@ -303,15 +303,16 @@ func (m *member) successor() (id string, serves bool) {
 	return m.shown.successor, m.shown.successorServes
 }
 
-// waitFor polls cond within a generous deadline.
+// deadline bounds what ought to happen soon. Machines of tests stand still for many seconds, and the race detector makes them slower.
+const deadline = 2 * time.Minute
+
+// waitFor polls cond until it holds.
 func waitFor(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for !cond() {
-		if time.Now().After(deadline) {
+	for late := time.Now().Add(deadline); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(late) {
 			t.Fatalf("gave up waiting for %s", what)
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 

@@ -134,7 +134,7 @@ func TestNewcomerIsAskedItself(t *testing.T) {
 
 // questions are one for each port, and each kind of answer; each is asked on a connection of its own.
 func questions(c *config.Config) map[string]func() error {
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: deadline}
 	get := func(port uint16, path, want string) func() error {
 		return func() error {
 			resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", port, path))
@@ -151,7 +151,7 @@ func questions(c *config.Config) map[string]func() error {
 	}
 	ask := func(network string) func() error {
 		return func() error {
-			client := &dns.Client{Net: network, Timeout: 20 * time.Second}
+			client := &dns.Client{Net: network, Timeout: deadline}
 			m, _, err := client.Exchange(new(dns.Msg).SetQuestion("x.example.", dns.TypeA), c.DNSAddrs[0].String())
 			if err == nil && len(m.Answer) != 1 {
 				err = fmt.Errorf("%v", m)

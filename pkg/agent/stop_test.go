@@ -295,7 +295,7 @@ func TestQuitWaitsForNobody(t *testing.T) {
 	a.endsWell()
 	select {
 	case <-c.Lost():
-	case <-time.After(20 * time.Second):
+	case <-time.After(deadline):
 		t.Error("the newcomer is not told")
 	}
 }

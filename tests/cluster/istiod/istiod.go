@@ -175,7 +175,6 @@ func (i *Istiod) log() string { return filepath.Join(i.dir, fmt.Sprintf("log-%d"
 
 func (i *Istiod) tail() string {
 	text, _ := os.ReadFile(i.log())
-	os.WriteFile("/tmp/injoffline-istiod.log", text, 0o644)
 	return string(text[max(0, len(text)-4000):])
 }
 

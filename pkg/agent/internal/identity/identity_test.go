@@ -172,7 +172,7 @@ func TestHandOver(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- predecessor.Run(ctx) }()
 	defer func() { cancel(); <-ended }()
-	late := time.After(20 * time.Second)
+	late := time.After(2 * time.Minute)
 	for changed := predecessor.Changed(); predecessor.Export() == nil; changed = predecessor.Changed() {
 		if predecessor.Export() != nil {
 			break

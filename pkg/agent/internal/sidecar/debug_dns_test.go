@@ -80,7 +80,7 @@ func dnsPartWith(t *testing.T, more string) (n *names, addr string, forward func
 
 func askDNS(t *testing.T, network, addr, name string, qtype uint16) *dns.Msg {
 	t.Helper()
-	m, _, err := (&dns.Client{Net: network, Timeout: 20 * time.Second}).Exchange(new(dns.Msg).SetQuestion(name, qtype), addr)
+	m, _, err := (&dns.Client{Net: network, Timeout: 2 * time.Minute}).Exchange(new(dns.Msg).SetQuestion(name, qtype), addr)
 	if err != nil {
 		t.Fatal(err)
 	}

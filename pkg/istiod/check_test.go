@@ -106,9 +106,9 @@ func (x *examined) plays(extension string) {
 		{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: &anypb.Any{TypeUrl: typePrefix + hcm, Value: []byte(body(manager))}}},
 		{Name: "x", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: &anypb.Any{TypeUrl: typePrefix + extension}}},
 	}}}}
-	cluster := func(service string) string {
+	cluster := func(name, service string) string {
 		return body(&clusterv3.Cluster{
-			Name: "c", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}, EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{ServiceName: service},
+			Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}, EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{ServiceName: service},
 		})
 	}
 	over := make(chan struct{})
@@ -125,9 +125,9 @@ func (x *examined) plays(extension string) {
 		for req := range s.requests {
 			switch request(req) {
 			case "Cluster node":
-				s.give(clusterType, "c="+cluster("service"), "other="+cluster(""))
-			case "ClusterLoadAssignment +c +service":
-				s.give(endpointType, "service=1", "c=1")
+				s.give(clusterType, "c="+cluster("c", "service"), "other="+cluster("other", ""))
+			case "ClusterLoadAssignment +other +service":
+				s.give(endpointType, "service=1", "other=1")
 			case "Listener":
 				s.give(listenerType, "l="+body(listener))
 			case "RouteConfiguration +80":

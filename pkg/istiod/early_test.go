@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -23,16 +24,16 @@ func TestBeforeEnvoy(t *testing.T) {
 	a := newAgent(t, f, early)
 	s := f.stream()
 	s.asked("Cluster node", "Listener", "NameTable")
-	s.give(clusterType, "a=1")
+	s.give(clusterType, "a="+ofEDS(t))
 	s.give(listenerType, "virtualOutbound=1")
 	s.quiet()
 	e := a.envoy()
 	e.asks(clusterType)
+	s.asked("ClusterLoadAssignment +a") // while Envoy reads its clusters
+	s.give(endpointType, "a=1")
 	e.gets("Cluster +a", "")
 	s.asked("Cluster ack n1")
 	e.asks(endpointType, "a")
-	s.asked("ClusterLoadAssignment +a")
-	s.give(endpointType, "a=1")
 	e.gets("ClusterLoadAssignment +a", "")
 	s.asked("ClusterLoadAssignment ack n3")
 	e.asks(listenerType)
@@ -42,6 +43,16 @@ func TestBeforeEnvoy(t *testing.T) {
 	s.asked("NameTable ack t1")
 	a.pending("ready")
 	s.quiet()
+}
+
+// ofEDS is a cluster that gets its endpoints by its own name.
+func ofEDS(t *testing.T) string {
+	t.Helper()
+	b, err := proto.Marshal(&clusterv3.Cluster{EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // TestBeforeEnvoyButLate: what istiod has not said by then comes as ever.

@@ -7,14 +7,11 @@ import (
 	"strings"
 	"time"
 
-	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/protobuf/proto"
 
 	"understudy.mesh/pkg/istiod/internal/extension"
 	"understudy.mesh/pkg/xds"
+	"understudy.mesh/pkg/xds/references"
 )
 
 // push is what istiod answers a pod that asks for all that an Envoy asks for.
@@ -90,7 +87,7 @@ func (p *push) take(stream *upstream, resp *xds.Response) {
 		if url != endpointType { // of which there are most, and no extension is in one
 			p.bodies = append(p.bodies, body)
 		}
-		refers = append(refers, references(url, body)...)
+		refers = append(refers, references.Of(url, r.Name, body)...)
 	}
 	slices.Sort(refers)
 	refers = slices.Compact(refers)
@@ -103,35 +100,6 @@ func (p *push) take(stream *upstream, resp *xds.Response) {
 		p.ask(stream, listenerType)
 	}
 	delete(p.waits, url)
-}
-
-// references are the names of the endpoints of a cluster, or of the routes of a listener, that are to be asked for.
-func references(url string, body []byte) (names []string) {
-	switch url {
-	case clusterType:
-		var c clusterv3.Cluster
-		if proto.Unmarshal(body, &c) != nil || c.GetType() != clusterv3.Cluster_EDS {
-			return nil
-		}
-		if name := c.GetEdsClusterConfig().GetServiceName(); name != "" {
-			return []string{name}
-		}
-		return []string{c.GetName()}
-	case listenerType:
-		var l listenerv3.Listener
-		if proto.Unmarshal(body, &l) != nil {
-			return nil
-		}
-		for _, chain := range append(l.GetFilterChains(), l.GetDefaultFilterChain()) {
-			for _, filter := range chain.GetFilters() {
-				var manager hcmv3.HttpConnectionManager
-				if filter.GetTypedConfig().MessageIs(&manager) && filter.GetTypedConfig().UnmarshalTo(&manager) == nil && manager.GetRds() != nil {
-					names = append(names, manager.GetRds().GetRouteConfigName())
-				}
-			}
-		}
-	}
-	return names
 }
 
 // needs are the types of all extensions that the push has a configuration for, sorted.

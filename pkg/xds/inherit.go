@@ -278,18 +278,37 @@ func importRecord(ledgers map[string]*ledger, l *ledger, record []byte) (*ledger
 	return l, nil
 }
 
-// Forget drops what was taken over and Envoy has not asked for.
+// Forget drops what was taken over, or asked for before Envoy did, and Envoy has not asked for.
 func (r *Relay) Forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, l := range r.ledgers {
+	for url, l := range r.ledgers {
 		if l.wildcard {
 			continue
 		}
+		r.forgetForeseen(url, l)
 		unasked := func(name string) bool { _, named := l.names[name]; return !named }
 		maps.DeleteFunc(l.held, func(name string, _ entry) bool { return unasked(name) })
 		maps.DeleteFunc(l.absent, func(name string, _ struct{}) bool { return unasked(name) })
 	}
+}
+
+// forgetForeseen has the upstream told that nobody wants what Envoy, which is connected, has not asked for.
+func (r *Relay) forgetForeseen(url string, l *ledger) {
+	if r.stream == nil {
+		return // what it asked for is known once it is back
+	}
+	sub := r.stream.interests[url]
+	for name := range l.names {
+		if sub == nil || !sub.in(name) {
+			l.unsubscribe(name)
+		}
+	}
+	if sub == nil { // nobody will answer
+		r.resolve(l, l.unsent, "")
+		l.unsent = nil
+	}
+	r.wake()
 }
 
 // Lost is a resource that an earlier Envoy had and this one refuses, and why; "": there is none.

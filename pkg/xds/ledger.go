@@ -204,7 +204,7 @@ func (l *ledger) refuse(f flight, message string, by uint64) {
 			taken = append(taken, k)
 			continue
 		}
-		l.refused[k.name] = shorten(reason)
+		l.refused[k.name] = refusal.Shorten(reason)
 		switch e, held := l.held[k.name]; {
 		case !held || e.newest.version != k.version: // it is gone, or a newer one is on its way
 		case e.by != by: // it has none
@@ -218,14 +218,6 @@ func (l *ledger) refuse(f flight, message string, by uint64) {
 		}
 	}
 	l.take(taken, by)
-}
-
-// shorten bounds what is kept of a reason, and keeps nothing of the message that it came with.
-func shorten(reason string) string {
-	if len(reason) > maxReason {
-		return strings.ToValidUTF8(reason[:maxReason], "") + "..."
-	}
-	return strings.Clone(reason)
 }
 
 // missing is what an Envoy with these resources, by version, lacks of what it asks for, and what it has to lose.

@@ -15,6 +15,9 @@ import (
 	"understudy.mesh/pkg/xds/internal/refusal"
 )
 
+// maxReason is what package refusal keeps of a reason.
+const maxReason = 512
+
 func TestNACK(t *testing.T) {
 	s, c := start(t, pair{list("a", "b"), list("l")})
 	version := s.Set(pair{list("a=bad", "b=good"), list("l=new")}.snapshot())

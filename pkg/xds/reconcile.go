@@ -1,20 +1,20 @@
 package xds
 
 import (
+	"iter"
 	"maps"
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/encoding/protowire"
-
 	"understudy.mesh/pkg/xds/internal/canonical"
+	"understudy.mesh/pkg/xds/references"
 )
 
 // The types of which one refers to another. An Envoy that gets the one waits for the other.
 const (
-	clusterURL   = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	clusterURL   = references.Cluster
 	endpointURL  = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
-	listenerURL  = "type.googleapis.com/envoy.config.listener.v3.Listener"
+	listenerURL  = references.Listener
 	routeURL     = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 	extensionURL = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 )
@@ -94,7 +94,7 @@ func (st *relayStream) note(url string, resources []*kept) {
 	case clusterURL:
 		st.unmatched = withRoom(st.unmatched, len(resources))
 		for _, k := range resources {
-			if name := endpointsOf(k); name != "" {
+			if name := references.Endpoints(k.name, k.body()); name != "" {
 				st.unmatched[name] = struct{}{}
 			}
 		}
@@ -102,12 +102,34 @@ func (st *relayStream) note(url string, resources []*kept) {
 			st.waiting = true
 			st.late.Reset(endpointsLate)
 		}
+		st.relay.foresee(endpointURL, maps.Keys(st.unmatched))
 	case endpointURL:
 		for _, k := range resources {
 			delete(st.unmatched, k.name)
 		}
 	case listenerURL:
 		st.relay.listenersChanged = st.relay.listenersChanged || len(resources) > 0
+		var routes []string
+		for _, k := range resources {
+			routes = append(routes, references.Of(url, k.name, k.body())...)
+		}
+		st.relay.foresee(routeURL, slices.Values(routes))
+	}
+}
+
+// foresee has the upstream asked for what the first resources of a type refer to, while Envoy reads these: it asks once it has read all of
+// them, which takes it seconds in a large mesh. What it does not ask for after all, Forget drops.
+func (r *Relay) foresee(url string, names iter.Seq[string]) {
+	if r.ledgers[url] != nil {
+		return
+	}
+	l := newLedger(url)
+	for name := range names {
+		l.subscribe(name)
+	}
+	if l.wanted() {
+		r.ledgers[url] = l
+		r.wake()
 	}
 }
 
@@ -129,22 +151,4 @@ func (r *Relay) overdue(st *relayStream) {
 	if len(stored) > 0 {
 		st.respond(endpointURL, l, sub, stored, nil)
 	}
-}
-
-// Fields of Envoy's Cluster.
-const (
-	fieldClusterEDS     protowire.Number = 3 // eds_cluster_config
-	fieldEDSServiceName protowire.Number = 2 // of it
-)
-
-// endpointsOf is the name of the endpoints that a cluster is without, "" if it has them itself.
-func endpointsOf(cluster *kept) string {
-	config, is := canonical.Last(cluster.body(), fieldClusterEDS)
-	if !is {
-		return ""
-	}
-	if name, _ := canonical.Last(config, fieldEDSServiceName); len(name) > 0 {
-		return string(name)
-	}
-	return cluster.name
 }

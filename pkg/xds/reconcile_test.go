@@ -3,21 +3,36 @@ package xds
 import (
 	"testing"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // edsCluster is "name=body" of a cluster that gets its endpoints by another name, or by its own; revision makes its bytes differ.
 func edsCluster(name, endpoints, revision string) string {
-	field := func(b []byte, number protowire.Number, value string) []byte {
-		return protowire.AppendString(protowire.AppendTag(b, number, protowire.BytesType), value)
+	b, err := proto.Marshal(&clusterv3.Cluster{AltStatName: revision, EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{ServiceName: endpoints}})
+	if err != nil {
+		panic(err) // it cannot fail
 	}
-	var config []byte
-	if endpoints != "" {
-		config = field(nil, fieldEDSServiceName, endpoints)
+	return name + "=" + string(b)
+}
+
+// asksFor is a listener that asks for routes.
+func asksFor(t *testing.T, routes string) string {
+	t.Helper()
+	manager, err := anypb.New(&hcmv3.HttpConnectionManager{RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{RouteConfigName: routes}}})
+	if err != nil {
+		t.Fatal(err)
 	}
-	const altStatName = 28
-	return name + "=" + string(field(field(nil, fieldClusterEDS, string(config)), altStatName, revision))
+	filter := &listenerv3.Filter{ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: manager}}
+	b, err := proto.Marshal(&listenerv3.Listener{FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{filter}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // relayed is a relay whose Envoy has, and has taken, a cluster with endpoints, a cluster without, a listener and a route.
@@ -196,4 +211,49 @@ func TestReconcileOfAnotherStream(t *testing.T) {
 	r.told("Cluster first held:a held:b", "ClusterLoadAssignment first +a +other held:a", "Listener first held:l", "RouteConfiguration first +r held:r")
 	r.give(endpointType, "a=1", "other=1")
 	again.expect("ClusterLoadAssignment +other")
+}
+
+// TestForeseen: the upstream is asked for endpoints and routes while Envoy reads what refers to them, and Envoy, which asks later, gets
+// them at once; what it does not ask for by the time it serves nobody wants.
+func TestForeseen(t *testing.T) {
+	r := startRelay(t)
+	envoy := connect(t, r.path)
+	envoy.subscribe(clusterType)
+	r.told("Cluster first")
+	r.give(clusterType, edsCluster("a", "", "1"), edsCluster("b", "c", "1"), "d=")
+	clusters := envoy.next()
+	r.told("ClusterLoadAssignment first +a +c")
+	r.give(endpointType, "a=1", "c=1")
+	envoy.nothing()
+	envoy.nack(clusters, "b: no")
+	envoy.subscribe(endpointType, "a")
+	envoy.expect("ClusterLoadAssignment +a")
+	r.told("Cluster nack n1 b: no", "ClusterLoadAssignment ack n2")
+	envoy.subscribe(listenerType)
+	r.told("Listener first")
+	r.give(listenerType, "l="+asksFor(t, "80"))
+	listeners := envoy.next()
+	r.told("RouteConfiguration first +80")
+	r.give(routeURL, "80=1")
+	envoy.nack(listeners, "l: no")
+	r.told("Listener nack n3 l: no")
+	if r.Answered(4) {
+		t.Error("nobody has answered for the routes")
+	}
+	r.Forget()
+	r.told("ClusterLoadAssignment -c", "RouteConfiguration -80", "RouteConfiguration ack n4")
+	if !r.Answered(4) {
+		t.Error("routes that Envoy does not ask for are waited for")
+	}
+	r.Begin()
+	r.told("Cluster first", "ClusterLoadAssignment first +a held:a", "Listener first")
+}
+
+// TestForeseenLate: Envoy has asked for what it knew, and asks by itself for what comes.
+func TestForeseenLate(t *testing.T) {
+	r, envoy := relayed(t)
+	r.give(clusterType, edsCluster("new", "", "1"))
+	envoy.expect("Cluster +new")
+	r.told("Cluster ack n5")
+	r.quiet()
 }

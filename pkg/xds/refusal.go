@@ -10,13 +10,8 @@ import (
 	"understudy.mesh/pkg/xds/internal/refusal"
 )
 
-const (
-	// maxReason bounds what is kept of a reason: the fault comes first, then the resource's
-	// whole text.
-	maxReason = 512
-	// maxReasons bounds the reasons of an error; it says how many more there are.
-	maxReasons = 10
-)
+// maxReasons bounds the reasons of an error; it says how many more there are.
+const maxReasons = 10
 
 // RejectedError says what Envoy refuses of a configuration; everything else of it is
 // in force.
@@ -70,10 +65,7 @@ func (s *subscription) refuse(names []string, message string) {
 		blamed = map[string]string{names[0]: message}
 	}
 	for name, reason := range blamed {
-		if len(reason) > maxReason {
-			reason = strings.ToValidUTF8(reason[:maxReason], "") + "..."
-		}
-		s.rejected[name] = rejection{strings.Clone(reason), final} // not the whole message
+		s.rejected[name] = rejection{refusal.Shorten(reason), final}
 	}
 	rest := slices.DeleteFunc(names, func(name string) bool { _, is := blamed[name]; return is })
 	if len(blamed) > 0 && !strings.HasSuffix(message, refusal.Truncated) {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"understudy.mesh/pkg/xds/internal/refusal"
 )
 
 // relayStream is one Envoy that is connected to a relay. Relay.mu guards it, but for conn.
@@ -226,20 +228,20 @@ func (r *Relay) answer(st *relayStream, l *ledger, sub *interest, req *discovery
 	}
 	delete(sub.inflight, req.GetResponseNonce())
 	l.answers++
-	refusal := ""
+	why := ""
 	if detail := req.GetErrorDetail(); detail != nil {
-		refusal = detail.GetMessage()
-		if refusal == "" {
-			refusal = "Envoy gives no reason"
+		why = detail.GetMessage()
+		if why == "" {
+			why = "Envoy gives no reason"
 		}
 		r.counters.nacks.Add(1)
-		r.log.Warn("Envoy refused a response, or a part of it", "kind", kindOf(req.GetTypeUrl()), "resources", len(f.resources), "message", shorten(refusal))
-		l.refuse(f, refusal, st.number)
+		r.log.Warn("Envoy refused a response, or a part of it", "kind", kindOf(req.GetTypeUrl()), "resources", len(f.resources), "message", refusal.Shorten(why))
+		l.refuse(f, why, st.number)
 	} else {
 		r.counters.pushes.Add(1)
 		l.take(f.resources, st.number)
 	}
-	r.resolve(l, f.receipts, refusal)
+	r.resolve(l, f.receipts, why)
 }
 
 // resolve has the upstream told what became of its responses, if it still is the one that gave them.

@@ -4,6 +4,7 @@ package canonical
 
 import (
 	"bytes"
+	"iter"
 	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -82,6 +83,15 @@ func First(b []byte) (f Field) {
 		f.Value, _ = protowire.ConsumeBytes(f.Whole[head:])
 	}
 	return f
+}
+
+// Fields are those of a message, up to where it is none.
+func Fields(b []byte) iter.Seq[Field] {
+	return func(yield func(Field) bool) {
+		for f := First(b); len(f.Whole) > 0 && yield(f); f = First(b) {
+			b = b[len(f.Whole):]
+		}
+	}
 }
 
 // entries are those of a map that a message begins with, and all of their bytes in it.

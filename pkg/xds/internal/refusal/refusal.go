@@ -11,7 +11,18 @@ const (
 	// Truncated ends a message of which Envoy left out what is beyond 4,096 bytes, and so
 	// perhaps names (Config::Utility::truncateGrpcStatusMessage).
 	Truncated = "...(truncated)"
+	// maxReason bounds what is kept of a reason: the fault comes first, then the resource's
+	// whole text.
+	maxReason = 512
 )
+
+// Shorten bounds what is kept of a reason, and keeps nothing of the message that it came with.
+func Shorten(reason string) string {
+	if len(reason) > maxReason {
+		return strings.ToValidUTF8(reason[:maxReason], "") + "..."
+	}
+	return strings.Clone(reason)
+}
 
 // BlamedBy returns those of names that message blames, each with its reason. Envoy writes
 // "<name>: <reason>", several of them parted by ", " or a line break.

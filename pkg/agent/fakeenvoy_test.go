@@ -44,7 +44,7 @@ type fakeEnvoy struct {
 	Asked        string // a file with how often it was asked for its counters, which is its one counter
 	Refuses      string // the name of a cluster or listener
 	Counts       string // it counts how often it is asked for counters, and writes that to this file
-	Slow         bool   // it serves, but says that it accepts on all its listeners only after SIGUSR1
+	Slow         bool   // it is live, but says that it accepts on all its listeners only after SIGUSR1
 
 	asked       atomic.Uint64
 	where       string // --socket-path

@@ -259,13 +259,22 @@ func TestRoleIsToldHoweverLongTheRest(t *testing.T) {
 	})
 }
 
-// TestOthersAreToldWhatIsLearnedOfEnvoy: a cold start serves before its Envoy has said what it has.
-func TestOthersAreToldWhatIsLearnedOfEnvoy(t *testing.T) {
+// TestServesOnceEnvoyAccepts: an Envoy that is live, and whose workers do not run yet, is waited for; others are told what is learned of
+// it afterwards.
+func TestServesOnceEnvoyAccepts(t *testing.T) {
 	t.Parallel()
 	p := newPod(t)
 	a := p.start("a", envoyThat(func(f *fakeEnvoy) { f.Slow = true }))
-	a.settles(handoff.RoleServing)
+	waitFor(t, "the agent to say what it waits for", func() bool {
+		s := a.current()
+		if s == nil {
+			return false
+		}
+		ready, pending := s.Ready.Check()
+		return !ready && strings.Contains(fmt.Sprint(pending), "workers have not yet started")
+	})
 	a.signalEnvoy(syscall.SIGUSR1)
+	a.settles(handoff.RoleServing)
 	d := p.dir("d")
 	waitFor(t, "others to be told Envoy's version and socket", func() bool {
 		found, err := d.Look(t.Context())

@@ -59,16 +59,18 @@ type state struct {
 	cds, lds       updates
 }
 
-// serves is nil when Envoy serves: it is live (GET /ready), which it is once it has had
-// its first configuration, and its workers run. The question costs Envoy next to
-// nothing until it is live, where state makes it look at every statistic that it has:
-// tens of milliseconds of its main thread in a large mesh.
-func (a *Admin) serves(ctx context.Context) error {
+// isLive is nil when Envoy is live (GET /ready). The question costs it next to nothing.
+func (a *Admin) isLive(ctx context.Context) error {
 	body, _, err := a.Open(ctx, "/ready")
 	if err != nil {
 		return err
 	}
-	body.Close()
+	return body.Close()
+}
+
+// workersRun is nil when Envoy's workers run. It looks at every gauge that it has for that: tens of milliseconds of its main
+// thread in a large mesh.
+func (a *Admin) workersRun(ctx context.Context) error {
 	stats, err := a.stats(ctx, "type=Gauges&", workersFilter)
 	if err == nil && stats[statWorkersStarted] == 0 {
 		err = errWorkers

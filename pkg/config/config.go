@@ -102,6 +102,7 @@ type Config struct {
 	// The control plane.
 	ConfigDir        string // "" is istiod at DiscoveryAddress
 	SharedListeners  bool   // of HTTP hosts, one a port
+	MaxHosts         uint32 // of the files
 	AllowIgnored     bool
 	DiscoveryAddress string // host:port
 	// ControlPlaneMutualTLS is controlPlaneAuthPolicy: istiod is reached over TLS.

@@ -54,6 +54,8 @@ func meshSettings() []Setting {
 			Doc: "Run without istiod, on the Istio YAML in this directory"},
 		{name: "listeners", Env: "UNDERSTUDY_LISTENERS", Kind: ListenerShape, Default: "shared", field: "SharedListeners",
 			Doc: "With configDir, the listeners of HTTP hosts with an address: shared, one for each port; each, one for each address and port"},
+		{name: "maxHosts", Env: "UNDERSTUDY_MAX_HOSTS", Kind: Limit, Default: "100000", field: "MaxHosts",
+			Doc: "With configDir, how many hosts its documents may have; with more the agent does not start, or, when it serves, goes on with what it had"},
 		{name: "allowIgnored", Flag: "allowIgnored", Kind: Bool, Default: "false", field: "AllowIgnored",
 			Doc: "Accept resources in configDir that restrict access, although nothing enforces them"},
 		{name: "discoveryAddress", Flag: "discoveryAddress", annotation: "sidecar.istio.io/discoveryAddress", proxy: "discoveryAddress", Kind: HostPort, Default: "istiod.istio-system.svc:15012", field: "DiscoveryAddress",

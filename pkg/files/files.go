@@ -349,7 +349,16 @@ func (f *Files) Samples() []status.Sample {
 			Labels: map[string]string{"status": string(state)}, Value: float64(n), Gauge: true,
 		})
 	}
+	hosts := 0
+	if published := f.publisher.Published(); published != nil {
+		hosts = len(published.Hosts)
+	}
 	return append(samples, status.Sample{
+		Name: "config_hosts", Help: "Hosts of the configuration in force.", Value: float64(hosts), Gauge: true,
+	}, status.Sample{
+		Name: "config_seconds", Help: "How long the configuration in force took from when it was made until Envoy used it.",
+		Value: f.publisher.Took().Seconds(), Gauge: true,
+	}, status.Sample{
 		Name: "config_hosts_refused", Help: "Hosts that DNS does not answer because Envoy refused their configuration.",
 		Value: float64(f.publisher.Unknown()), Gauge: true,
 	})

@@ -13,6 +13,10 @@ import (
 // defaultMaxFileBytes holds about 30,000 ServiceEntries; a file above it is a mistake, and is not read.
 const defaultMaxFileBytes = 16 << 20
 
+// defaultMaxBytes bounds what is read before the hosts can be counted: 500,000 ServiceEntries, several times as many as
+// a pod has addresses for.
+const defaultMaxBytes = 256 << 20
+
 // Options are the settings of the embedded control plane. What is a setting of the user's has its default there and none
 // here, where zero is a value like any other. The caller owns the slices and must not change them afterwards.
 type Options struct {
@@ -50,8 +54,12 @@ type Options struct {
 	AccessLog AccessLog
 	// AllowIgnored makes kinds that restrict access (security.istio.io, Sidecar) ignored instead of an error.
 	AllowIgnored bool
+	// MaxHosts is how many hosts the documents may have; 0 is as many as there are.
+	MaxHosts int
 	// maxFileBytes is the largest file that is read; default 16 MiB.
 	maxFileBytes int64
+	// maxBytes is how large all files may be together; default 256 MiB.
+	maxBytes int64
 	// now is the clock; default time.Now.
 	now func() time.Time
 }
@@ -81,6 +89,7 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("protocolDetectionTimeout is %s, should be 0s, which waits for ever, or longer", o.DetectionTimeout)
 	}
 	o.maxFileBytes = cmp.Or(o.maxFileBytes, defaultMaxFileBytes)
+	o.maxBytes = cmp.Or(o.maxBytes, defaultMaxBytes)
 	if o.now == nil {
 		o.now = time.Now
 	}

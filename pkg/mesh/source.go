@@ -24,7 +24,7 @@ type Source struct {
 	dir      *directory
 	seed     maphash.Seed
 	registry *Registry
-	problem  string          // why the directory cannot be read
+	problem  string          // why the directory is not taken
 	told     map[string]bool // what was logged and still holds
 }
 
@@ -45,7 +45,7 @@ func NewSource(dir string, o Options, log *slog.Logger) (*Source, error) {
 }
 
 // Load reads the directory for the first time. Bad documents are logged and reported, and do not fail it; what does is a
-// directory that cannot be read, and documents of kinds that restrict access, unless Options.AllowIgnored: to serve
+// directory that cannot be read or has too much, and documents of kinds that restrict access, unless Options.AllowIgnored: to serve
 // without a restriction that somebody wrote down is worse than not to serve.
 func (s *Source) Load() (*Registry, error) {
 	s.mu.Lock()
@@ -56,33 +56,52 @@ func (s *Source) Load() (*Registry, error) {
 	if forbidden := s.dir.forbidden(); len(forbidden) > 0 {
 		return nil, fmt.Errorf("read configuration directory %s: %s", s.dir.path, strings.Join(forbidden, "; "))
 	}
-	s.registry = s.dir.registry(s.o, s.seed)
-	s.tell()
+	registry, err := s.assemble()
+	if err != nil {
+		return nil, fmt.Errorf("read configuration directory %s: %w", s.dir.path, err)
+	}
+	s.registry = registry
 	return s.registry, nil
+}
+
+// assemble makes a registry of what was read, unless there are more hosts than may be: then the one before is to stay.
+func (s *Source) assemble() (*Registry, error) {
+	r := s.dir.registry(s.o, s.seed)
+	s.tell()
+	if n := len(r.services); s.o.MaxHosts > 0 && n > s.o.MaxHosts {
+		return nil, fmt.Errorf("the documents have %d hosts, at most %d are taken: remove some, or raise UNDERSTUDY_MAX_HOSTS", n, s.o.MaxHosts)
+	}
+	return r, nil
 }
 
 // rescan reads what changed and returns the new registry, or nil when the good state is as before.
 func (s *Source) rescan() (changed *Registry, unsettled bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.dir.scan(); err != nil {
+	next, err := s.read()
+	if err != nil {
 		if s.problem == "" {
-			s.log.Warn("configuration directory cannot be read, the last good state stays", "directory", s.dir.path, "error", err)
+			s.log.Warn("configuration directory is not taken, the last good state stays", "directory", s.dir.path, "error", err)
 		}
 		s.problem = err.Error()
 		return nil, false
 	}
 	if s.problem != "" {
-		s.log.Info("configuration directory is back", "directory", s.dir.path)
+		s.log.Info("configuration directory is taken again", "directory", s.dir.path)
 		s.problem = ""
 	}
-	next := s.dir.registry(s.o, s.seed)
-	s.tell()
 	if s.registry != nil && next.sum == s.registry.sum {
 		return nil, s.dir.unsettled
 	}
 	s.registry = next
 	return next, s.dir.unsettled
+}
+
+func (s *Source) read() (*Registry, error) {
+	if err := s.dir.scan(); err != nil {
+		return nil, err
+	}
+	return s.assemble()
 }
 
 // tell logs each trouble once, and once more when it is over.

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"errors"
+	"fmt"
 	"hash/maphash"
 	"io/fs"
 	"os"
@@ -57,6 +58,9 @@ func (d *directory) scan() error {
 	if err != nil {
 		return err
 	}
+	if err := d.fits(names); err != nil {
+		return err
+	}
 	old := make(map[string]*fileState, len(d.files))
 	for _, f := range d.files {
 		old[f.name] = f
@@ -93,6 +97,20 @@ func (d *directory) list() ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+// fits is an error when the files are too large together. What one of them alone is wrong with, file says.
+func (d *directory) fits(names []string) error {
+	var total int64
+	for _, name := range names {
+		if id, err := statFile(filepath.Join(d.path, name), d.o.maxFileBytes); err == nil {
+			total += id.size
+		}
+	}
+	if total > d.o.maxBytes {
+		return fmt.Errorf("its %d files have %d bytes, at most %d are read: remove what no pod of this workload needs", len(names), total, d.o.maxBytes)
+	}
+	return nil
 }
 
 // leadsOut says whether a link's target is changed without this directory changing. The links of a ConfigMap

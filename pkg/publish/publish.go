@@ -31,6 +31,8 @@ const (
 	// retryRefused is how long Envoy is left alone with what it refused: the port that
 	// a listener could not bind may become free.
 	retryRefused = 5 * time.Second
+	// slow is how long a configuration takes that the log says so of.
+	slow = 5 * time.Second
 	// delayMargin is added to the TTL of a removed name before its listener goes:
 	// a client may have got the last answer just before the name went, and a
 	// resolver rounds its TTL up to a whole second.
@@ -81,6 +83,8 @@ type Publisher struct {
 	newer     bool                     // Next has something new, as a wait for Envoy was told
 	patience  time.Duration            // with the configuration that Envoy works on
 	refused   string                   // what was logged last of Envoy's refusals; "" when it took everything
+	begun     time.Time                // when the configuration that is on its way was asked for
+	took      atomic.Int64             // nanoseconds until the last one was in force, for the metric
 	unknown   atomic.Int64             // hosts that DNS does not answer because Envoy refused them, for the metric
 }
 
@@ -94,6 +98,9 @@ func New(c Config) *Publisher {
 
 // Unknown is how many hosts DNS does not answer because Envoy refused their resources.
 func (p *Publisher) Unknown() int64 { return p.unknown.Load() }
+
+// Took is how long the configuration in force took, from when it was made to when Envoy used it; 0 before the first.
+func (p *Publisher) Took() time.Duration { return time.Duration(p.took.Load()) }
 
 // Inherit makes snap, of the generation before, what the first snapshot is a change of.
 func (p *Publisher) Inherit(snap *Snapshot) {
@@ -147,7 +154,7 @@ func (p *Publisher) timers() (expire, retry <-chan time.Time) {
 
 // publish brings what Next has into force.
 func (p *Publisher) publish(ctx context.Context) {
-	p.newer = false
+	p.newer, p.begun = false, time.Now()
 	snap, err := p.Next()
 	if err != nil {
 		p.Log.Error("build Envoy's configuration; the last good one stays", "err", err)
@@ -182,6 +189,10 @@ func (p *Publisher) bring(ctx context.Context) {
 		return // ending
 	}
 	p.patience = patienceFirst
+	if !p.begun.IsZero() {
+		p.took.Store(int64(time.Since(p.begun)))
+		p.begun = time.Time{}
+	}
 	p.report(refused)
 	if refused != nil && len(refused.Resources) == 0 {
 		return // nobody knows what is in force
@@ -238,7 +249,11 @@ func (p *Publisher) report(refused *xds.RejectedError) {
 	for _, list := range p.wanted.Resources {
 		resources += len(list)
 	}
-	p.Log.Debug("configuration in force", "hosts", len(p.wanted.Hosts), "resources", resources)
+	level := slog.LevelDebug
+	if p.Took() >= slow {
+		level = slog.LevelInfo
+	}
+	p.Log.Log(context.Background(), level, "configuration in force", "hosts", len(p.wanted.Hosts), "resources", resources, "took", p.Took().Round(time.Millisecond))
 }
 
 // send gives Envoy what it is to have now, and returns the snapshot's version.

@@ -43,6 +43,7 @@ func meshOptions(c *config.Config) mesh.Options {
 		DetectionTimeout: c.DetectionTimeout,
 		AccessLog:        mesh.AccessLog{Path: c.AccessLogFile, Format: c.AccessLogFormat, JSON: c.AccessLogJSON},
 		AllowIgnored:     c.AllowIgnored,
+		MaxHosts:         int(c.MaxHosts),
 	}
 	if c.Interception == config.TPROXY {
 		o.TransparentMark = iptables.DefaultMark // of istio-iptables, whose -t must say nothing else

@@ -53,7 +53,7 @@ func (s *Store) pull(ctx context.Context, p place, o pullOrder) (m Module, wait 
 		return m, 0, ctx.Err()
 	}
 	o.phase(Pulling)
-	within, stop := context.WithTimeoutCause(ctx, pullTimeout, errLong)
+	within, stop := context.WithTimeoutCause(ctx, s.timeouts.pull, fmt.Errorf("it was not done after %s", s.timeouts.pull))
 	defer stop()
 	within, cancel := context.WithCancelCause(within)
 	defer cancel(nil)

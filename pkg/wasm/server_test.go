@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -74,23 +75,49 @@ func TestServers(t *testing.T) {
 	}
 }
 
+// TestServersThatStall: a server that takes too long over any part of a pull is given up, with the reason, and leaves nothing behind.
 func TestServersThatStall(t *testing.T) {
 	module := sample(1)
-	release := make(chan struct{})
-	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Length", fmt.Sprint(len(module)))
-		_, _ = w.Write(module[:100])
-		w.(http.Flusher).Flush()
-		<-release
-	})
-	defer close(release)
-	s := newStore(t, nil)
-	s.silence = 50 * time.Millisecond
-	if _, err := resolve(t, s, Source{URL: server.URL + "/m"}); err == nil || !strings.Contains(err.Error(), "no byte came for 50ms") {
-		t.Errorf("%v", err)
+	ended := make(chan struct{})
+	defer close(ended)
+	drips := func(every time.Duration) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", fmt.Sprint(len(module)))
+			for i := range module {
+				_, _ = w.Write(module[i : i+1])
+				w.(http.Flusher).Flush()
+				select {
+				case <-time.After(every):
+				case <-ended:
+					return
+				}
+			}
+		}
 	}
-	if left := files(t, s); len(left) > 0 {
-		t.Errorf("the store has %q", left)
+	mute, err := net.Listen("tcp", "127.0.0.1:0") // the kernel accepts, and nobody says anything
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	const short = 50 * time.Millisecond
+	for _, tc := range []struct {
+		url   string
+		short func(*timeouts)
+		want  string
+	}{
+		{"https://" + mute.Addr().String(), func(p *timeouts) { p.connect = short }, "TLS handshake timeout"},
+		{"http://" + mute.Addr().String(), func(p *timeouts) { p.header = short }, "timeout awaiting response headers"},
+		{serve(t, drips(time.Hour)).URL, func(p *timeouts) { p.silence = short }, "no byte came for 50ms"},
+		{serve(t, drips(time.Millisecond)).URL, func(p *timeouts) { p.pull = short }, "it was not done after 50ms"},
+	} {
+		s := newStore(t, nil)
+		tc.short(&s.timeouts)
+		if _, err := resolve(t, s, Source{URL: tc.url + "/m"}); err == nil || !strings.Contains(err.Error(), tc.want) || refused(err) {
+			t.Errorf("%v; want %q", err, tc.want)
+		}
+		if left := files(t, s); len(left) > 0 {
+			t.Errorf("%s: the store has %q", tc.want, left)
+		}
 	}
 }
 

@@ -20,15 +20,17 @@ import (
 	"time"
 )
 
+// timeouts is how long each part of a pull may take.
+type timeouts struct {
+	connect time.Duration // a connection, and its TLS: what takes longer is on no way that serves
+	header  time.Duration // until the first byte of an answer: Istio's WASM_HTTP_REQUEST_TIMEOUT is 15 s
+	silence time.Duration // without a byte: a download that has stopped without an end
+	pull    time.Duration // a pull as a whole: 256 MiB at a slow 1 MiB/s
+}
+
+var usualTimeouts = timeouts{connect: 5 * time.Second, header: 15 * time.Second, silence: 30 * time.Second, pull: 5 * time.Minute}
+
 const (
-	// connectTimeout is for a connection, and for its TLS: what takes longer is on no way that serves.
-	connectTimeout = 5 * time.Second
-	// headerTimeout is for the first byte of an answer: Istio's WASM_HTTP_REQUEST_TIMEOUT is 15 s.
-	headerTimeout = 15 * time.Second
-	// silenceTimeout ends a download that has stopped without an end.
-	silenceTimeout = 30 * time.Second
-	// pullTimeout bounds a pull as a whole: 256 MiB at a slow 1 MiB/s.
-	pullTimeout = 5 * time.Minute
 	// maxRedirects is that of net/http.
 	maxRedirects = 10
 	// maxWait bounds what a server may ask for by Retry-After.
@@ -66,10 +68,10 @@ func (s *Store) newTrip(cancel context.CancelCauseFunc) (*trip, error) {
 	transport := func(insecure bool) *http.Transport {
 		config := &tls.Config{RootCAs: roots, InsecureSkipVerify: insecure} //nolint:gosec // asked for by WASM_INSECURE_REGISTRIES
 		s.cfg.Compliance.Restrict(config)
-		dialer := &net.Dialer{Timeout: connectTimeout, Control: s.refuseAddress}
+		dialer := &net.Dialer{Timeout: s.timeouts.connect, Control: s.refuseAddress}
 		return &http.Transport{
-			DialContext: dialer.DialContext, TLSClientConfig: config, TLSHandshakeTimeout: connectTimeout, ForceAttemptHTTP2: true,
-			ResponseHeaderTimeout: headerTimeout, DisableCompression: true, MaxResponseHeaderBytes: 1 << 20,
+			DialContext: dialer.DialContext, TLSClientConfig: config, TLSHandshakeTimeout: s.timeouts.connect, ForceAttemptHTTP2: true,
+			ResponseHeaderTimeout: s.timeouts.header, DisableCompression: true, MaxResponseHeaderBytes: 1 << 20,
 		}
 	}
 	t.strict, t.lax = transport(false), transport(true)
@@ -134,7 +136,7 @@ func (t *trip) RoundTrip(req *http.Request) (*http.Response, error) {
 	if resp.StatusCode >= 400 {
 		t.noteRetry(resp.Header.Get("Retry-After"))
 	}
-	resp.Body = newSilence(resp.Body, t.store.silence, t.cancel)
+	resp.Body = newSilence(resp.Body, t.store.timeouts.silence, t.cancel)
 	return resp, nil
 }
 
@@ -205,9 +207,6 @@ func isLoopback(host string) bool {
 	addr, err := netip.ParseAddr(name)
 	return name == "localhost" || strings.HasSuffix(name, ".localhost") || err == nil && addr.Unmap().IsLoopback()
 }
-
-// errLong is why a pull was given up, as the cause of its context's end.
-var errLong = fmt.Errorf("it was not done after %s", pullTimeout)
 
 // silence gives a pull up when nothing comes any more.
 type silence struct {

@@ -54,12 +54,12 @@ type Module struct {
 
 // Store keeps modules. Two processes may share its directory.
 type Store struct {
-	cfg     Config
-	pulls   chan struct{}
-	random  func(time.Duration) time.Duration
-	now     func() time.Time
-	step    func(string)  // is told of each step of a write
-	silence time.Duration // after which a download has stopped
+	cfg      Config
+	pulls    chan struct{}
+	random   func(time.Duration) time.Duration
+	now      func() time.Time
+	step     func(string) // is told of each step of a write
+	timeouts timeouts
 
 	mu       sync.Mutex
 	hashed   map[string]bool     // what this process has seen whole
@@ -75,7 +75,7 @@ type Store struct {
 // New returns a store. It opens and makes nothing.
 func New(cfg Config) *Store {
 	return &Store{
-		cfg: cfg, pulls: make(chan struct{}, pullsAtOnce), random: randomly, now: time.Now, step: func(string) {}, silence: silenceTimeout,
+		cfg: cfg, pulls: make(chan struct{}, pullsAtOnce), random: randomly, now: time.Now, step: func(string) {}, timeouts: usualTimeouts,
 		hashed: map[string]bool{}, held: map[string]*os.File{}, purged: time.Now(), flights: map[string]*flight{},
 		rejected: map[string]error{}, states: map[string]*State{},
 		counts: Stats{Fetches: map[string]uint64{fetchSuccess: 0, fetchMismatch: 0, fetchRefused: 0, fetchFailure: 0}},

@@ -248,6 +248,26 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestHostCalledAddresses: the virtual host of a part is alone in its route configuration, so that no host can have its name.
+func TestHostCalledAddresses(t *testing.T) {
+	source, s := newBuilder(t), newSharer(t)
+	out := mustShare(t, s, source.snapshot(entryOf("addresses", 80, "HTTP"), entryOf("*.w.x", 80, "HTTP", "  endpoints: [{address: 1.2.3.4}]\n")))
+	rc := &routev3.RouteConfiguration{}
+	if len(out[build.RouteType]) != 1 {
+		t.Fatalf("routes %q", namesOf(out[build.RouteType]))
+	}
+	if err := proto.Unmarshal(out[build.RouteType][0].Body, rc); err != nil {
+		t.Fatal(err)
+	}
+	hosts := rc.GetVirtualHosts()
+	if len(hosts) != 1 || len(hosts[0].GetMatcher().GetMatcherTree().GetExactMatchMap().GetMap()) != 2 {
+		t.Errorf("virtual hosts %v", hosts)
+	}
+	if got := chains(t, out, "0.0.0.0_80"); len(got) < 2 {
+		t.Errorf("%d filter chains: the wildcard has none of its own", len(got))
+	}
+}
+
 // TestParts: the routes of many hosts are in parts, of which a host that comes, goes and comes back changes one, and no
 // filter chain of another's.
 func TestParts(t *testing.T) {

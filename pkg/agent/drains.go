@@ -31,6 +31,8 @@ func (a *Agent) retire() {
 	a.loop.drains.leaving, a.loop.drains.hurry = s, append(a.loop.drains.hurry, hurry)
 	a.spawn(func(life context.Context) (event, bool) {
 		defer hurry()
+		requests := s.Requests(life)
+		a.update(func(s *shown) { s.requests = requests })
 		var last *envoy.Counters
 		words := 0
 		s.Retire(ctx, func(left envoy.Load, final bool) {

@@ -62,5 +62,9 @@ func (a *Agent) watch(s *sidecar.Sidecar) {
 // adopt makes s the agent's, and shows it; nil: it has none.
 func (a *Agent) adopt(s *sidecar.Sidecar) {
 	a.loop.sidecar = s
-	a.update(func(shown *shown) { shown.sidecar = s })
+	a.update(func(shown *shown) {
+		if shown.sidecar = s; s != nil {
+			shown.requests = nil
+		}
+	})
 }

@@ -25,6 +25,8 @@ type shown struct {
 	left    int             // connections, while draining
 	drain   *contract.Drain // what they are; nil while that is unknown
 	attempt *contract.Attempt
+	// requests are those that its Envoy had answered when it handed over; nil while it serves, and if that is unknown.
+	requests *contract.Requests
 	// notTaken is why the last attempt to take over failed; "" when none did, or one succeeded.
 	notTaken   string
 	failure    string    // why this agent ends; "" while it goes on, or where that was asked for

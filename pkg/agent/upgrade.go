@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"understudy.mesh/hotrestart/handoff"
@@ -51,7 +52,7 @@ func (a *Agent) show() (changed bool) {
 // showOthers tells the other generations.
 func (a *Agent) showOthers(role handoff.Role) {
 	self := a.self()
-	told, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Drain: self.Drain, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
+	told, err := json.Marshal(details{EnvoyVersion: self.EnvoyVersion, HotRestartVersion: self.HotRestartVersion, Drain: self.Drain, Requests: self.Requests, Sockets: self.Sockets, LastAttempt: self.LastAttempt})
 	report := handoff.Report{Role: role, Since: self.Since, Leaving: a.loop.Stopping, Left: self.Connections, Details: told}
 	if err == nil {
 		err = a.server.SetReport(report)
@@ -68,11 +69,12 @@ func (a *Agent) showOthers(role handoff.Role) {
 
 // details is what a generation tells of itself for people.
 type details struct {
-	EnvoyVersion      string            `json:"envoy,omitempty"`
-	HotRestartVersion string            `json:"hotRestart,omitempty"`
-	Drain             *contract.Drain   `json:"drain,omitempty"`
-	Sockets           []string          `json:"sockets,omitempty"`
-	LastAttempt       *contract.Attempt `json:"lastAttempt,omitempty"`
+	EnvoyVersion      string             `json:"envoy,omitempty"`
+	HotRestartVersion string             `json:"hotRestart,omitempty"`
+	Drain             *contract.Drain    `json:"drain,omitempty"`
+	Requests          *contract.Requests `json:"requests,omitempty"`
+	Sockets           []string           `json:"sockets,omitempty"`
+	LastAttempt       *contract.Attempt  `json:"lastAttempt,omitempty"`
 }
 
 // self is what upgrade-status shows of this generation.
@@ -81,6 +83,7 @@ func (a *Agent) self() contract.GenerationStatus {
 	defer a.mu.Unlock()
 	g := generationStatus(a.me)
 	g.Self, g.Role, g.Since, g.Connections, g.Drain = true, string(a.shown.role), a.shown.since, a.shown.left, a.shown.drain
+	g.Requests = a.shown.requests
 	if a.shown.attempt != nil {
 		attempt := *a.shown.attempt
 		g.LastAttempt = &attempt
@@ -243,13 +246,19 @@ func (a *Agent) unready() string {
 // upgradeStatus is what `upgrade-status` asks for.
 func (a *Agent) upgradeStatus(ctx context.Context) contract.UpgradeStatus {
 	u := contract.UpgradeStatus{HandoffDir: a.cfg.HandoffDir, Off: a.off, Generations: []contract.GenerationStatus{a.self()}}
+	self := &u.Generations[0]
 	if a.dir == nil {
 		u.HandoffDir = ""
 		return u
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
+	var asking sync.WaitGroup
+	if s := a.current(); s != nil && self.Requests == nil {
+		asking.Go(func() { self.Requests = s.Requests(ctx) })
+	}
 	neighbours, err := a.dir.Look(ctx)
+	asking.Wait()
 	if err != nil {
 		u.Off = err.Error()
 	}
@@ -270,7 +279,7 @@ func neighbourStatus(n handoff.Neighbour) contract.GenerationStatus {
 	if err := json.Unmarshal(n.Report.Details, &d); err != nil && len(n.Report.Details) > 0 {
 		g.Error = "its details cannot be read: " + err.Error()
 	}
-	g.Drain, g.Sockets, g.LastAttempt = d.Drain, d.Sockets, d.LastAttempt
+	g.Drain, g.Requests, g.Sockets, g.LastAttempt = d.Drain, d.Requests, d.Sockets, d.LastAttempt
 	if d.EnvoyVersion != "" {
 		g.EnvoyVersion, g.HotRestartVersion = d.EnvoyVersion, d.HotRestartVersion
 	}

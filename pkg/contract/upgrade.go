@@ -35,6 +35,9 @@ type GenerationStatus struct {
 	// Drain is of what kind they are; nil while they were not counted yet, in an earlier release, and if
 	// Envoy does not tell.
 	Drain *Drain `json:"drain,omitempty"`
+	// Requests are those that its Envoy has answered, up to the hand-over of one that does not serve any more; nil in an
+	// earlier release, and if Envoy does not tell.
+	Requests *Requests `json:"requests,omitempty"`
 	// Sockets are the names of the listening sockets that it holds.
 	Sockets []string `json:"sockets,omitempty"`
 	// LastAttempt is the last hand-off that it took part in, on either side.
@@ -54,6 +57,19 @@ type Drain struct {
 	Streams int `json:"streams"`
 	// TCP are connections of which Envoy does not speak the protocol.
 	TCP int `json:"tcp"`
+}
+
+// Requests are the HTTP requests that one Envoy has answered by itself since its start: it begins at 0, whatever the one before
+// has counted.
+type Requests struct {
+	Inbound  Answers `json:"inbound"`
+	Outbound Answers `json:"outbound"`
+}
+
+// Answers are a number of requests, and how many of them were answered with a status of 500 to 599.
+type Answers struct {
+	Completed uint64 `json:"completed"`
+	Errors    uint64 `json:"5xx"`
 }
 
 // Attempt is one hand-off, as one side saw it.

@@ -50,12 +50,12 @@ func TestAnswersStay(t *testing.T) {
 		{"no role", RoleStatus{}, `{"role":"","settled":false,"drained":false,"upgradeDrainSeconds":0}`},
 		{"generations", contract.UpgradeStatus{HandoffDir: "/d", Generations: []contract.GenerationStatus{
 			{ID: "a", Self: true, Role: "draining", Since: at, Started: at, AgentVersion: "1", EnvoyVersion: "2", HotRestartVersion: "3",
-				SidecarSetVersion: "4", SidecarSetVersionAlt: "5", Connections: 6, Sockets: []string{"s"},
+				SidecarSetVersion: "4", SidecarSetVersionAlt: "5", Connections: 6, Requests: &contract.Requests{Inbound: contract.Answers{Completed: 7, Errors: 8}}, Sockets: []string{"s"},
 				LastAttempt: &contract.Attempt{At: at, With: "b", TakingOver: true, Result: "failure", Reason: "r", Seconds: 1.5}},
 			{ID: "b", Error: "e", LastAttempt: &contract.Attempt{}},
 		}}, `{"handoffDir":"/d","generations":[` +
 			`{"id":"a","self":true,"role":"draining","since":"2026-03-01T03:00:00Z","started":"2026-03-01T03:00:00Z","agent":"1","envoy":"2","hotRestart":"3",` +
-			`"sidecarSetVersion":"4","sidecarSetVersionAlt":"5","connections":6,"sockets":["s"],` +
+			`"sidecarSetVersion":"4","sidecarSetVersionAlt":"5","connections":6,"requests":{"inbound":{"completed":7,"5xx":8},"outbound":{"completed":0,"5xx":0}},"sockets":["s"],` +
 			`"lastAttempt":{"at":"2026-03-01T03:00:00Z","with":"b","takingOver":true,"result":"failure","reason":"r","seconds":1.5}},` +
 			`{"id":"b","lastAttempt":{"at":"0001-01-01T00:00:00Z","with":"","takingOver":false,"result":""},"error":"e"}]}`},
 		{"no hot upgrade", contract.UpgradeStatus{Off: "why"}, `{"off":"why","generations":null}`},

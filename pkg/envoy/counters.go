@@ -13,6 +13,7 @@ import (
 type CounterRelay struct {
 	mu      sync.Mutex
 	pending hotenvoy.StatsReply
+	told    Requests // those that the running Envoy was told of
 }
 
 // Add takes counters, as hotenvoy.StatsReply.Marshal wrote them.
@@ -33,13 +34,36 @@ func (r *CounterRelay) Add(data []byte, log *slog.Logger) {
 	r.pending.Rest = append(r.pending.Rest, reply.Rest...) // maps and lists: protobuf merges what is appended
 }
 
-// Next tells what was added since it was asked last.
-func (r *CounterRelay) Next(context.Context) (hotenvoy.StatsReply, error) {
+// next tells what was added since it was asked last.
+func (r *CounterRelay) next(context.Context) (hotenvoy.StatsReply, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	reply := r.pending
 	r.pending = hotenvoy.StatsReply{}
+	of, _ := requestsOf(reply.CounterDeltas)
+	r.told = Requests{r.told.Inbound.plus(of.Inbound), r.told.Outbound.plus(of.Outbound)}
 	return reply, nil
+}
+
+// given are the requests that the running Envoy was told of; none without a relay.
+func (r *CounterRelay) given() Requests {
+	if r == nil {
+		return Requests{}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.told
+}
+
+// begin is that an Envoy starts, which was told of nothing. It returns what that is to ask; nil without a relay.
+func (r *CounterRelay) begin() func(context.Context) (hotenvoy.StatsReply, error) {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.told = Requests{}
+	return r.next
 }
 
 // Counters is what an Envoy has counted up to a moment.

@@ -138,10 +138,11 @@ func (l *launcher) startHot() (*Instance, error) {
 		return nil, &impossibleError{err}
 	}
 	where := hotenvoy.Rendezvous{Path: l.cfg.Path, Base: memory.Base()}
+	stats := l.cfg.Stats.begin()
 	cleared := make(chan struct{})
 	i := &Instance{accepts: make(chan struct{}), cleared: cleared}
 	parent, err := hotenvoy.NewParent(hotenvoy.ParentConfig{
-		Rendezvous: where, StartTime: l.cfg.StartTime, Log: l.cfg.Log, Stats: l.cfg.Stats,
+		Rendezvous: where, StartTime: l.cfg.StartTime, Log: l.cfg.Log, Stats: stats,
 		Sockets: func(address string, worker uint32) (int, bool) {
 			i.note(address)
 			return l.cfg.Sockets(address, worker)
@@ -174,7 +175,7 @@ func (l *launcher) startHot() (*Instance, error) {
 		}
 	}
 	i.Process, err = startProcess(l.cfg.Command(hotenvoy.Args(hotenvoy.ArgsConfig{
-		Rendezvous: where, ParentShutdown: neverTerminate, SkipStats: l.cfg.Stats == nil,
+		Rendezvous: where, ParentShutdown: neverTerminate, SkipStats: stats == nil,
 	})))
 	if err != nil {
 		cleanUp()
@@ -259,8 +260,8 @@ type Config struct {
 	// DropSockets is called before an Envoy is started that takes no part in hot restarts and
 	// binds for itself; nil: nothing is to be done.
 	DropSockets func()
-	Accepts     func()                                             // called when an Envoy accepts on all its first listeners
-	Stats       func(context.Context) (hotenvoy.StatsReply, error) // nil: none
+	Accepts     func()        // called when an Envoy accepts on all its first listeners
+	Stats       *CounterRelay // nil: none
 	StartTime   time.Time
 
 	Admin *Admin

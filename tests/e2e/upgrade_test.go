@@ -2,8 +2,10 @@ package e2e_test
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -171,4 +173,73 @@ func TestUpgradeTwoNewcomers(t *testing.T) {
 		}
 	}
 	load.check(t)
+}
+
+// TestUpgradeTellsRequests: each generation says what its own Envoy has answered, though Envoy's statistics go on from those of the
+// one before: whoever compares the two needs both.
+func TestUpgradeTellsRequests(t *testing.T) {
+	t.Parallel()
+	p := newSlotPod(t, lab.SlotsOptions{})
+	app := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/fail" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})}
+	ln := p.Pod.Listen(t, "[::]:8081")
+	go func() { _ = app.Serve(ln) }()
+	t.Cleanup(func() { _ = app.Close() })
+	p.start(t, 0, p.older, 1, 0)
+	p.mustServe(t, 0, p.older)
+	before := p.tellsRequests(t, "1", contract.Requests{})
+	p.answers(t, 40, 10)
+	older := before
+	older.Inbound = contract.Answers{Completed: before.Inbound.Completed + 50, Errors: before.Inbound.Errors + 10}
+	p.tellsRequests(t, "1", older)
+
+	p.start(t, 1, p.newer, 2, 1)
+	p.mustServe(t, 1, p.newer)
+	lab.Eventually(t, settleWithin, "Envoy goes on from what the one before has counted", func() error {
+		_, stats, err := p.Pod.Get("http://127.0.0.1:15000/stats?filter=http.inbound_0.0.0.0.downstream_rq_(completed|5xx)")
+		if err == nil && !strings.Contains(stats, fmt.Sprintf("5xx: %d\n", older.Inbound.Errors)) {
+			err = fmt.Errorf("want %d errors: %s", older.Inbound.Errors, stats)
+		}
+		return err
+	})
+	p.tellsRequests(t, "1", older)
+	first := p.tellsRequests(t, "2", contract.Requests{})
+	if first.Inbound.Errors > 0 || first.Inbound.Completed >= 40 {
+		t.Errorf("the new Envoy is told to have answered what the old one has: %+v, and that one %+v", first, older)
+	}
+	p.answers(t, 5, 3)
+	first.Inbound.Completed, first.Inbound.Errors = first.Inbound.Completed+8, first.Inbound.Errors+3
+	p.tellsRequests(t, "2", first)
+}
+
+// answers has the application answer so many requests, and so many with 503.
+func (p *slotPod) answers(t *testing.T, good, failed int) {
+	t.Helper()
+	for i := range good + failed {
+		path, want := "/", http.StatusOK
+		if i >= good {
+			path, want = "/fail", http.StatusServiceUnavailable
+		}
+		if status, _, err := p.Out.Get("http://" + lab.PodIP + ":8081" + path); err != nil || status != want {
+			t.Fatalf("%s: %d, %v, want %d", path, status, err, want)
+		}
+	}
+}
+
+// tellsRequests waits until the generation of a version is told to have answered so many requests, or any if that is zero.
+func (p *slotPod) tellsRequests(t *testing.T, version string, want contract.Requests) (got contract.Requests) {
+	t.Helper()
+	lab.Eventually(t, settleWithin, "the requests of generation "+version+" are told", func() error {
+		return p.toldOutside(func(g contract.GenerationStatus) error {
+			if g.SidecarSetVersion != version || g.Requests == nil || want != (contract.Requests{}) && *g.Requests != want {
+				return fmt.Errorf("generation %s: %+v, want %+v", g.SidecarSetVersion, g.Requests, want)
+			}
+			got = *g.Requests
+			return nil
+		})
+	})
+	return got
 }

@@ -69,6 +69,7 @@ type memory struct {
 	asked, served time.Time
 	asking        bool  // it has not answered yet
 	restarts      int32 // at served
+	good          bool  // the new proxy was watched long enough
 	// failing is why a pod is to go back once the old generation idles.
 	failing string
 	// pressed is since when the kubelet does not give the requests, stalled since when it does not start the image, held since when a pod
@@ -81,8 +82,8 @@ type memory struct {
 func New() *Engine { return &Engine{pods: map[types.UID]*memory{}} }
 
 const (
-	// askEvery is how often a pod's agent is asked while its new proxy starts, askDraining while the old one drains.
-	askEvery, askDraining = 2 * time.Second, 5 * time.Second
+	// askEvery is how often a pod's agent is asked while its new proxy starts, askServing while that is watched and the old one drains.
+	askEvery, askServing = 2 * time.Second, 5 * time.Second
 	// freshWord is how old a word may be for a pod to be begun, or held, on it.
 	freshWord = 30 * time.Second
 	// roomLimit is how long a node may take to give a slot its requests.

@@ -172,7 +172,7 @@ func TestBudgets(t *testing.T) {
 		f.step()
 		flying := map[string]int{}
 		for _, p := range f.pods {
-			if v := View(p.Pod); v.record.Step == stepSwitching && !f.engine.of(v).good(f, v) {
+			if v := View(p.Pod); v.record.Step == stepSwitching && !f.engine.of(v).good {
 				flying[p.Labels["app"]]++
 			}
 		}
@@ -202,11 +202,6 @@ func TestPodsByThemselves(t *testing.T) {
 	if f.maxFlying != 5 {
 		t.Errorf("at most %d in flight, want 5", f.maxFlying)
 	}
-}
-
-// good is whether the engine has found the new proxy of a pod good.
-func (m *memory) good(f *node, p *Pod) bool {
-	return !m.served.IsZero() && f.now.Sub(m.served) >= DefaultObserve
 }
 
 // TestCanary: after 1, 1% and 10% of the pods nothing is begun for a while.

@@ -36,6 +36,8 @@ type record struct {
 	At time.Time `json:"at"`
 	// Restarts are those of Slot before it got its image.
 	Restarts int32 `json:"restarts"`
+	// Before is what the old proxy had answered when the upgrade began; nil if that is unknown.
+	Before *contract.Requests `json:"before,omitempty"`
 	// Served are the restarts of Slot when its proxy was found good.
 	Served int32 `json:"served,omitempty"`
 	// Reason is why it failed, or was held; Superseded that it was given up for another image, which is no failure.

@@ -115,6 +115,7 @@ func (p *pass) change(pod *Pod, m *memory, r record) {
 	*m = memory{word: m.word, asked: m.asked, asking: m.asking, pass: m.pass}
 	slot, other := pod.slot(r.Slot), pod.other(r.Slot)
 	r.Step, r.At, r.Restarts = stepSwitching, p.now.UTC(), slot.restarts
+	r.Before = m.word.requests(other.version)
 	r.started(r.Slot, r.New, p.now)
 	version := strconv.FormatInt(r.Version, 10)
 	p.write(pod, r.Slot+" gets "+r.New, r, map[string]string{
@@ -161,7 +162,7 @@ func (p *pass) switching(pod *Pod, m *memory) (class, string) {
 	switch {
 	case slot.image != r.New:
 		return never, fmt.Sprintf("somebody else has given %s the image %s: finish by hand, and delete the annotation %s", r.Slot, slot.image, stateAnnotation)
-	case serves && (m.failing != "" || late && !p.good(pod, m)):
+	case serves && (m.failing != "" || late && !m.good):
 		return p.turnBack(pod, m)
 	case serves:
 		return p.observe(pod, m)
@@ -223,28 +224,30 @@ func said(w *Word) string {
 	return ""
 }
 
-// good reports whether the new proxy was watched long enough.
-func (p *pass) good(pod *Pod, m *memory) bool {
-	return !m.served.IsZero() && p.now.Sub(m.served) >= p.limits.observe
-}
-
-// observe is of a pod whose new proxy serves.
+// observe is of a pod whose new proxy serves. The last word on it is said at the end.
 func (p *pass) observe(pod *Pod, m *memory) (class, string) {
+	if m.good {
+		return p.drain(pod, m)
+	}
 	r := pod.record
 	slot := pod.slot(r.Slot)
-	switch {
-	case p.good(pod, m):
-		return p.drain(pod, m)
+	every := askServing
+	switch worse := m.word.worse(r.Version, pod.other(r.Slot).version, r.Before); {
 	case !m.served.IsZero() && slot.restarts > m.restarts:
 		m.failing = fmt.Sprintf("its new proxy ended with exit status %d while it was watched: %s", slot.lastExitCode, slot.message)
+	case worse != "":
+		m.failing = worse
 	case !pod.ready || !slot.ready || slot.restarts == r.Restarts:
-		m.served = time.Time{}
+		m.served, every = time.Time{}, askEvery
 	case m.served.IsZero():
 		m.served, m.restarts = p.now, slot.restarts
+	case !m.word.At.Before(m.served.Add(p.limits.observe)):
+		m.good = true
+		return p.drain(pod, m)
+	case p.now.Sub(m.served) >= p.limits.observe:
+		every = askEvery
 	}
-	if m.served.IsZero() {
-		p.ask(pod, m, askEvery)
-	}
+	p.ask(pod, m, every)
 	return inFlight, ""
 }
 
@@ -252,7 +255,7 @@ func (p *pass) observe(pod *Pod, m *memory) (class, string) {
 func (p *pass) drain(pod *Pod, m *memory) (class, string) {
 	r := pod.record
 	if !m.word.alone(r.Version) {
-		p.ask(pod, m, askDraining)
+		p.ask(pod, m, askServing)
 		return draining, ""
 	}
 	old := pod.other(r.Slot)
@@ -271,7 +274,7 @@ func (p *pass) turnBack(pod *Pod, m *memory) (class, string) {
 		m.failing = fmt.Sprintf("it is not ready %s after its new image", p.deadline)
 	}
 	if !m.word.alone(pod.record.Version) {
-		p.ask(pod, m, askDraining)
+		p.ask(pod, m, askServing)
 		return inFlight, ""
 	}
 	return p.abort(pod, m.failing, false)

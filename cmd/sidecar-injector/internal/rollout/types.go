@@ -61,7 +61,8 @@ type Spec struct {
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100000
 	MaxFailures *int32 `json:"maxFailures,omitempty"`
-	// How long a pod whose new proxy serves is watched before it counts. Default: 10s.
+	// How long a pod whose new proxy serves is watched before it counts: it must stay ready, and have no clearly higher share of
+	// 5xx than the old one. Default: 10s.
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=16
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('1h')",message="want 0s to 1h"

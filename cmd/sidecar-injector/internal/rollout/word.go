@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"understudy.mesh/pkg/contract"
 )
 
 // Word is what a pod's agent says of its generations (GET /upgrade on its status port), as far as it matters here.
@@ -22,6 +24,8 @@ type Generation struct {
 	Role        string   `json:"role"`
 	Version     string   `json:"sidecarSetVersion"`
 	LastAttempt *attempt `json:"lastAttempt"`
+	// Requests are what its Envoy has answered; nil if that is unknown.
+	Requests *contract.Requests `json:"requests"`
 }
 
 // attempt is one hand-off, as one side saw it.

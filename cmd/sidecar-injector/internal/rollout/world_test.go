@@ -46,6 +46,8 @@ type node struct {
 	maxFlying   int
 	unreadyEver int
 	names       []string
+	// requests are what the generation of a version has answered; nil: agents do not tell.
+	requests func(p *fakePod, version int64) contract.Requests
 }
 
 // fakePod is a pod with its kubelet and its agents.
@@ -219,6 +221,12 @@ func (f *node) word(p *fakePod) *Word {
 		}
 		w.Generations = append(w.Generations, Generation{Role: role, Version: strconv.FormatInt(p.old, 10)})
 	}
+	if f.requests != nil {
+		for i := range w.Generations {
+			version, _ := strconv.ParseInt(w.Generations[i].Version, 10, 64)
+			w.Generations[i].Requests = new(f.requests(p, version))
+		}
+	}
 	return w
 }
 
@@ -291,6 +299,9 @@ func (f *node) ask(image string) {
 	f.upgrade.Spec.Image = image
 	f.upgrade.Spec.RequestedAt = &metav1.Time{Time: f.now}
 }
+
+// served is for how long the generation has that serves.
+func (f *node) served(p *fakePod) time.Duration { return f.now.Sub(p.drained.Add(-f.drain)) }
 
 func quantity(text string) corev1.ResourceList {
 	return corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(text)}

@@ -103,7 +103,7 @@ func bootstrapConfig(c *config.Config) bootstrap.Config {
 		StatsPort: c.StatsPort, StatsLoopbackOnly: c.StatsLoopbackOnly,
 		IPv4: c.IPv4, IPv6: c.IPv6, ProxyMark: c.ProxyMark, LogJSON: c.LogJSON, RuntimeValues: runtimeValues(c),
 		StatsMatcher: bootstrap.StatsMatcher{
-			Prefixes: c.StatsInclusionPrefixes, Suffixes: c.StatsInclusionSuffixes, Regexps: slices.Concat(c.StatsInclusionRegexps, drainStats(c)),
+			Prefixes: c.StatsInclusionPrefixes, Suffixes: c.StatsInclusionSuffixes, Regexps: slices.Concat(c.StatsInclusionRegexps, drainStats(c), upgradeStats(c)),
 		},
 		ExtraStatTags: c.ExtraStatTags, HistogramBuckets: c.StatsHistogramBuckets,
 		StatsFlushInterval: c.StatsFlushInterval, StatsEvictionInterval: c.StatsEvictionInterval,
@@ -144,6 +144,14 @@ func drainStats(c *config.Config) []string {
 		return nil
 	}
 	return envoy.LoadStats(idle)
+}
+
+// upgradeStats are the statistics by which somebody may compare two generations.
+func upgradeStats(c *config.Config) []string {
+	if c.HandoffDir == "" {
+		return nil
+	}
+	return []string{envoy.RequestStats}
 }
 
 // statsd is where statsd listens: Envoy wants an address, and a name is resolved as Istio's agent

@@ -8,6 +8,7 @@ import (
 	"understudy.mesh/hotrestart"
 	"understudy.mesh/hotrestart/handoff"
 	"understudy.mesh/pkg/config"
+	"understudy.mesh/pkg/contract"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/files"
 	"understudy.mesh/pkg/istiod"
@@ -131,6 +132,18 @@ func (s *Sidecar) Count(ctx context.Context, last *envoy.Counters) *envoy.Counte
 		return last
 	}
 	return counters
+}
+
+// Requests are those that Envoy has answered by itself; nil where it does not tell.
+func (s *Sidecar) Requests(ctx context.Context) *contract.Requests {
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	r, err := s.Envoy.Requests(ctx)
+	if err != nil {
+		s.log.Debug("Envoy's requests", "err", err)
+		return nil
+	}
+	return &contract.Requests{Inbound: contract.Answers(r.Inbound), Outbound: contract.Answers(r.Outbound)}
 }
 
 func (s *Sidecar) counters(ctx context.Context) (*envoy.Counters, error) {

@@ -89,7 +89,7 @@ func (s *Sidecar) newEnvoy() error {
 		supervised.NoHotRestart = fmt.Errorf("its bootstrap is %s, of which the agent does not know what it listens on", c.Spelled("customConfigFile"))
 	}
 	if c.UpgradeStats {
-		supervised.Stats = s.stats.Next
+		supervised.Stats = s.stats
 	}
 	s.Envoy = envoy.NewSupervisor(supervised)
 	return nil

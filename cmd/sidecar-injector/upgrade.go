@@ -38,6 +38,7 @@ type upgradeOptions struct {
 	observe, bake, soak, deadline       time.Duration
 	pause, resume, undo, status, dryRun bool
 	ignorePDB, force, allowTags         bool
+	askByExec                           bool
 	identity                            string
 	given                               func(flag string) bool
 }
@@ -90,6 +91,7 @@ func (o *upgradeOptions) add(f *pflag.FlagSet) {
 	f.BoolVar(&o.ignorePDB, "ignore-pdb", false, "let PodDisruptionBudgets not count")
 	f.BoolVar(&o.force, "force", false, "begin as well with pods that the kubelet will make unready for a while: at their third switch within ten minutes")
 	f.BoolVar(&o.allowTags, "allow-tags", false, "let the upgrader's Deployment set images that are not named by digest")
+	f.BoolVar(&o.askByExec, "ask-by-exec", false, "where agents are reached neither at their pods' addresses nor by way of the API server, ask them by pods/exec")
 	f.BoolVar(&o.dryRun, "dry-run", false, "say what would be done, and do nothing")
 	f.StringVarP(&o.output, "output", "o", "", "json: an event a line")
 	f.StringVar(&o.settings.kubeconfig, "kubeconfig", "", "how to reach the API server (default: as kubectl does)")
@@ -153,7 +155,9 @@ func (o *upgradeOptions) run(ctx context.Context, out, notes io.Writer) error {
 	if err != nil {
 		return err
 	}
-	u = u.With(check.outdated)
+	if u = u.With(check.outdated); o.askByExec {
+		u = u.ByExec()
+	}
 	before, err := u.Get(ctx, o.namespace)
 	if err != nil {
 		return err

@@ -65,6 +65,12 @@ func (p *Pod) Injected() string {
 	return cmp.Or(p.record.Injected, working.image)
 }
 
+// SlotNames are the containers of the two slots: the one that serves, or that is to, and the other.
+func (p *Pod) SlotNames() (working, idle string) {
+	w, i := p.roles()
+	return w.name, i.name
+}
+
 // Images are those of the two slots: the one that serves, or that is to, and the other.
 func (p *Pod) Images() (working, idle string) {
 	w, i := p.roles()

@@ -22,40 +22,68 @@ const (
 	maxWord = 1 << 20
 )
 
-// asker asks agents: at their pods' addresses, or by way of the API server where those are out of reach.
+// asker asks agents: at their pods' addresses, or by the next way where those are out of reach.
 type asker struct {
 	*Upgrader
-	client  *http.Client
-	proxied atomic.Bool // an address was out of reach where the API server had an answer
+	client *http.Client
+	ways   []way
+	first  atomic.Int32 // of the ways, that has had an answer where those before had none
+}
+
+// way is one of asking an agent.
+type way struct {
+	name string
+	ask  func(ctx context.Context, p *rollout.Pod, into *rollout.Word) error
 }
 
 func newAsker(u *Upgrader) *asker {
-	return &asker{Upgrader: u, client: &http.Client{
+	a := &asker{Upgrader: u, client: &http.Client{
 		Timeout:   directLimit,
 		Transport: &http.Transport{Proxy: nil, DialContext: (&net.Dialer{Timeout: directLimit}).DialContext, DisableKeepAlives: true},
 		// The agent answers itself; whoever sends us elsewhere is no agent.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
+	a.ways = []way{{"at its address", a.direct}, {"by way of the API server", a.byServer}}
+	if u.byExec {
+		a.ways = append(a.ways, way{"by exec", a.inContainer})
+	}
+	return a
 }
 
 // ask returns what a pod's agent says.
 func (a *asker) ask(ctx context.Context, p *rollout.Pod) *rollout.Word {
-	w := new(rollout.Word)
-	if !a.proxied.Load() {
-		err := a.direct(ctx, p, w)
-		if err == nil {
-			return w
+	var none error
+	for i := int(a.first.Load()); i < len(a.ways); i++ {
+		word := new(rollout.Word)
+		err := a.ways[i].ask(ctx, p, word)
+		switch {
+		case err == nil && none != nil:
+			a.first.Store(int32(i))
+			a.log.Info("agents are asked "+a.ways[i].name, "err", none)
+			fallthrough
+		case err == nil:
+			return word
+		case none == nil:
+			none = fmt.Errorf("%s: %w", a.ways[i].name, err)
+		default:
+			none = fmt.Errorf("%w; %s: %w", none, a.ways[i].name, err)
 		}
-		if proxiedErr := a.byServer(ctx, p, w); proxiedErr != nil {
-			w.Err = fmt.Errorf("%w; by way of the API server: %w", err, proxiedErr)
-			return w
-		}
-		a.proxied.Store(true)
-		a.log.Info("agents are asked by way of the API server", "err", err)
-		return w
 	}
-	w.Err = a.byServer(ctx, p, w)
-	return w
+	return &rollout.Word{Err: none}
+}
+
+// inContainer asks in the slot that serves, or that is to, and where that has no agent yet in the other one.
+func (a *asker) inContainer(ctx context.Context, p *rollout.Pod, into *rollout.Word) error {
+	working, idle := p.SlotNames()
+	err := a.executor.ask(ctx, p, working, into)
+	if err == nil {
+		return nil
+	}
+	*into = rollout.Word{}
+	if idleErr := a.executor.ask(ctx, p, idle, into); idleErr != nil {
+		return fmt.Errorf("in %s: %w; in %s: %w", working, err, idle, idleErr)
+	}
+	return nil
 }
 
 func (a *asker) direct(ctx context.Context, p *rollout.Pod, into *rollout.Word) error {

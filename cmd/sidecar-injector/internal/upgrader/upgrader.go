@@ -43,6 +43,8 @@ type Upgrader struct {
 	identity string
 	// outdated says which setting of a pod only a new one would get.
 	outdated func(*corev1.Pod) string
+	executor *executor
+	byExec   bool // agents are asked by that as well
 	log      *slog.Logger
 }
 
@@ -62,6 +64,9 @@ func New(config *rest.Config, identity string, log *slog.Logger) (*Upgrader, err
 		core.ContentType, core.AcceptContentTypes = "application/vnd.kubernetes.protobuf", "application/vnd.kubernetes.protobuf,application/json"
 		u.pods, err = rest.RESTClientFor(core)
 	}
+	if err == nil {
+		u.executor, err = newExecutor(config)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("make a client of the API server: %w", err)
 	}
@@ -72,6 +77,14 @@ func New(config *rest.Config, identity string, log *slog.Logger) (*Upgrader, err
 func (u *Upgrader) With(outdated func(*corev1.Pod) string) *Upgrader {
 	other := *u
 	other.outdated = outdated
+	return &other
+}
+
+// ByExec is the same upgrader that asks agents by exec as well, where it reaches none in another way: it needs the right to create
+// pods/exec, with which it could do anything in them.
+func (u *Upgrader) ByExec() *Upgrader {
+	other := *u
+	other.byExec = true
 	return &other
 }
 

@@ -171,8 +171,8 @@ func TestBudgets(t *testing.T) {
 	for f.upgrade.Status.Finished == nil {
 		f.step()
 		flying := map[string]int{}
-		for _, p := range f.pods {
-			if v := View(p.Pod); v.record.Step == stepSwitching && !f.engine.of(v).good {
+		for _, p := range f.world().Pods {
+			if p.record.Step == stepSwitching && !f.engine.of(p).good {
 				flying[p.Labels["app"]]++
 			}
 		}

@@ -41,12 +41,12 @@ func newSettingsCheck(ctx context.Context, settings *settingsFlags, namespace st
 	if err != nil {
 		return nil, err
 	}
-	labels, err := found.cluster.Labels(ctx, namespace)
+	in, err := found.cluster.Namespace(ctx, namespace)
 	if err != nil {
 		return nil, err
 	}
 	return &settingsCheck{
-		profiles: profiles, namespace: inject.Namespace{Name: namespace, Labels: labels}, modern: found.modern(ctx), seen: map[string]bool{},
+		profiles: profiles, namespace: in, modern: found.modern(ctx), seen: map[string]bool{},
 	}, nil
 }
 

@@ -27,22 +27,22 @@ const (
 // Change compares a pod that runs with what its template, the receiver, would become now. A pod that was given the proxy's image in place is as one
 // that was made with it.
 func (pod *Pod) Change(running *corev1.Pod, verdict Verdict, s *profile.Settings, env Environment) (Change, error) {
+	has, foreign := readStatus(running.Annotations)
 	var want *recorded
 	var err error
 	if verdict.Inject {
 		var record recorded
-		if record, err = newBuilder(pod.view, s, env).record(); err != nil {
+		if record, err = newBuilder(pod.view, s, env.of(has)).record(); err != nil {
 			return NoChange, err
 		}
 		want = &record
 	} else if want, err = readStatus(pod.Object.Annotations); err != nil {
 		return NoChange, nil // the template is another injector's, and stays so
 	}
-	has, err := readStatus(running.Annotations)
 	switch {
-	case err != nil && want != nil:
+	case foreign != nil && want != nil:
 		return ChangeInjector, nil
-	case err != nil || has == nil && want == nil:
+	case foreign != nil || has == nil && want == nil:
 		return NoChange, nil
 	case has == nil:
 		return ChangeInject, nil
@@ -54,6 +54,14 @@ func (pod *Pod) Change(running *corev1.Pod, verdict Verdict, s *profile.Settings
 		return ChangeImage, nil
 	}
 	return NoChange, nil
+}
+
+// of is the environment of a pod that was injected before: nobody here knows the webhook's URL, which that has recorded.
+func (env Environment) of(earlier *recorded) Environment {
+	if env.Variables == nil && earlier != nil {
+		env.Variables = earlier.Variables
+	}
+	return env
 }
 
 // runs reports whether a pod has an image. What counts is what the injection has put there: others may have rewritten it, to a mirror's name

@@ -19,6 +19,8 @@ func TestChange(t *testing.T) {
 	made := func(mesh string) string {
 		return string(inject(t, []byte(template), env, layerOf(t, profile.SourceMesh, mesh)))
 	}
+	byURL := Environment{Namespace: env.Namespace, Variables: map[string]string{clusterVariable: "X", networkVariable: "Y"}}
+	madeByURL := string(inject(t, []byte(template), byURL, layerOf(t, profile.SourceMesh, plainMesh)))
 	v2 := strings.Replace(plainMesh, ":v1", ":v2", 1)
 	upgraded := strings.NewReplacer(`"version.understudy.mesh/istio-proxy-2":"0"`, `"version.understudy.mesh/istio-proxy-2":"2"`,
 		`"image":"empty"`, `"image":"understudy/proxy:v2"`).Replace(made(hot))
@@ -41,6 +43,9 @@ func TestChange(t *testing.T) {
 		{"native", template, made(plainMesh), plainMesh, yes, Environment{Namespace: env.Namespace, Native: true}, ChangeSettings},
 		{"a URL without variables", template, made(plainMesh), plainMesh, yes, Environment{Namespace: env.Namespace, Variables: map[string]string{}}, NoChange},
 		{"a URL with variables", template, made(plainMesh), plainMesh, yes, Environment{Namespace: env.Namespace, Variables: map[string]string{"A": "b"}}, ChangeSettings},
+		{"by a URL with variables", template, madeByURL, plainMesh, yes, env, NoChange},
+		{"by a URL with variables, with another setting", template, madeByURL, strings.Replace(plainMesh, "image", "logLevel: debug, image", 1), yes, env, ChangeSettings},
+		{"by a URL with other variables", template, madeByURL, plainMesh, yes, Environment{Namespace: env.Namespace, Variables: map[string]string{clusterVariable: "Z"}}, ChangeSettings},
 		{"rewritten to a mirror's name", template, strings.ReplaceAll(made(plainMesh), `"image":"understudy/`, `"image":"mirror/`), plainMesh, yes, env, NoChange},
 		{"upgraded in place", template, upgraded, strings.Replace(hot, ":v1", ":v2", 1), yes, env, NoChange},
 		{"upgraded to what it was made with", template, upgraded, hot, yes, env, NoChange},

@@ -24,6 +24,8 @@ type recorded struct {
 	Image       string   `json:"understudy.mesh/image,omitempty"`
 	Annotations []string `json:"understudy.mesh/annotations,omitempty"`
 	Labels      []string `json:"understudy.mesh/labels,omitempty"`
+	// Variables are those of the webhook's URL that the pod was injected with.
+	Variables map[string]string `json:"understudy.mesh/variables,omitempty"`
 }
 
 // readStatus is what an earlier pass of ours has recorded; nil if there is none.

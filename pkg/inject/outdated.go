@@ -19,7 +19,7 @@ func (pod *Pod) Outdated(s *profile.Settings, env Environment, image string) (fi
 	if err != nil || earlier == nil {
 		return "", err
 	}
-	b := newBuilder(p, s.WithImage(image), env)
+	b := newBuilder(p, s.WithImage(image), env.of(earlier))
 	hash, err := b.hash()
 	if err != nil || hash == earlier.Hash {
 		return "", err

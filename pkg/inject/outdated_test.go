@@ -39,6 +39,20 @@ func TestOutdated(t *testing.T) {
 			t.Errorf("%s%s: %q, %v, want %q", tt.image, tt.more, got, err, tt.want)
 		}
 	}
+	byURL := env
+	byURL.Variables = map[string]string{clusterVariable: "X", networkVariable: "Y"}
+	if ops, _, err = patchOf(raw, settingsOf(t, raw, layerOf(t, "mesh", fmt.Sprintf(spec, "v1", ""))), byURL); err != nil {
+		t.Fatal(err)
+	}
+	pod, err := Read(apply(t, raw, ops))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for more, want := range map[string]string{"": "", ", controlPlane: {clusterDomain: other}": "container istio-proxy, args"} {
+		if got, err := pod.Outdated(settingsOf(t, raw, layerOf(t, "mesh", fmt.Sprintf(spec, "v2", more))), env, "v1"); got != want || err != nil {
+			t.Errorf("by a URL with variables, %s: %q, %v, want %q", more, got, err, want)
+		}
+	}
 	other, err := Read(raw)
 	if err != nil {
 		t.Fatal(err)

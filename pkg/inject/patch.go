@@ -17,7 +17,8 @@ type Environment struct {
 	Namespace Namespace
 	// Native is that every node can run native sidecars, Resize that every node can change a running pod's resources.
 	Native, Resize bool
-	// Variables are those of the webhook's URL (/inject/cluster/X/net/Y), by the proxy's names for them.
+	// Variables are those of the webhook's URL (/inject/cluster/X/net/Y), by the proxy's names for them. Who compares a pod that
+	// runs and knows of no URL leaves them nil: they are taken to be those that it was injected with.
 	Variables map[string]string
 	// IstioVersion is the release of the oldest istiod that the pod may get, such as 1.28.1; "": it is not known. Istiod makes what a
 	// proxy of that release takes, and EnvoyFilters select by it, so it has to be no newer than istiod.
@@ -81,7 +82,7 @@ func (pod *Pod) Patch(s *profile.Settings, env Environment) (ops []byte, warning
 // record is what this pass will have recorded, as far as it is of the settings.
 func (b *builder) record() (recorded, error) {
 	hash, err := b.hash()
-	return recorded{Revision: contract.Revision, Hash: hash, Image: *b.settings.Proxy.Image}, err
+	return recorded{Revision: contract.Revision, Hash: hash, Image: *b.settings.Proxy.Image, Variables: b.env.Variables}, err
 }
 
 // hash is of all that the patch is made of besides the pod and the proxy's image, and of the pod's annotations that are not settings.

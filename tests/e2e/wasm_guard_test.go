@@ -64,12 +64,13 @@ func wasmPhase(t *testing.T, p *slotPod, slot int, name, phase string) {
 	})
 }
 
-// takeOver has another slot's agent take over from the one that serves, when it has every module.
-func (p *slotPod) takeOver(t *testing.T, from, to, version int) {
+// takeOver has the second slot's agent take over from the first's, when it has so many modules, of each of which an Envoy may have to
+// try the newest first.
+func (p *slotPod) takeOver(t *testing.T, modules int) {
 	t.Helper()
-	p.start(t, to, p.newer, version, version-1)
-	lab.Eventually(t, wasmLimit, "it takes over", func() error { return p.inRole(to, roleServing) })
-	p.waitRole(t, from, roleDraining, roleStandby)
+	p.start(t, 1, p.newer, 2, 1)
+	lab.Eventually(t, time.Duration(modules)*wasmLimit, "it takes over", func() error { return p.inRole(1, roleServing) })
+	p.waitRole(t, 0, roleDraining, roleStandby)
 }
 
 // TestWasmGuard: no request passes by a filter that fails closed: not before its module is there, not while that or its configuration is
@@ -119,7 +120,7 @@ func TestWasmGuard(t *testing.T) {
 
 	guard("/three", "")
 	wasmPhase(t, p, 0, "guard", "InForce")
-	p.takeOver(t, 0, 1, 2)
+	p.takeOver(t, 1)
 	goesOn(t, asked, 100)
 	must(t, syscall.Kill(p.slot(1).Agent().EnvoyPID(), syscall.SIGKILL))
 	guards(t, p, "three")
@@ -165,7 +166,7 @@ func TestWasmFailOpen(t *testing.T) {
 	}
 	open("/two?there") // what the one before has in force, a newcomer has to have
 	wasmPhase(t, p, 0, "open", "InForce")
-	p.takeOver(t, 0, 1, 2)
+	p.takeOver(t, 1)
 	p.slots.Remove(t, "open.yaml")
 	eventually(t, "the filter is gone", func() error {
 		return headers(t.Context(), p.Out, "8080", map[string]string{"x-guard": ""})
@@ -214,7 +215,7 @@ func TestWasmManyModules(t *testing.T) {
 	defer stop()
 	write("two")
 	goesOn(t, asked, 100)
-	p.takeOver(t, 0, 1, 2)
+	p.takeOver(t, modules)
 	lab.Eventually(t, time.Duration(modules)*wasmLimit, "all modules are replaced", func() error {
 		return headers(t.Context(), p.Out, "8080", want("two"))
 	})

@@ -185,7 +185,7 @@ func TestWasmFailClosed(t *testing.T) {
 	const at = "http://198.51.100.70"
 	asked, stop := asking(t, p.Out, "8080", nil)
 	p.c.Write(t, "one.yaml", plugin("one", at+"/one", ""))
-	eventually(t, "the filter is in force", func() error { return header(t, p, "8080", "resp-header-demo", "one") })
+	lab.Eventually(t, wasmLimit, "the filter is in force", func() error { return header(t, p, "8080", "resp-header-demo", "one") })
 	filtered, stopFiltered := asking(t, p.Out, "8080", map[string]string{"resp-header-demo": "one"})
 	p.c.Write(t, "one.yaml", plugin("one", at+"/late", "")) // which nobody has
 	eventually(t, "another module cannot be had", func() error { return wasmList(t, p, "one", "phase:    Stale", "404", "is filtered") })
@@ -209,7 +209,7 @@ func TestWasmFailClosed(t *testing.T) {
 	})
 	must(t, answers(p.Out, "http://"+lab.PodIP+":15021/healthz/ready"))
 	s.put("/late", proxywasm.Module{Header: "resp-header-demo", Value: "late"})
-	lab.Eventually(t, 2*time.Minute, "its module has come", func() error { // at the next try
+	lab.Eventually(t, wasmLimit, "its module has come", func() error { // at the next try
 		status, _, err := p.Out.Get("http://" + lab.PodIP + ":8080/")
 		if err == nil && status == http.StatusOK {
 			return header(t, p, "8080", "resp-header-demo", "late")
@@ -272,7 +272,7 @@ func TestWasmStart(t *testing.T) {
 	}
 	s.put("/late", proxywasm.Module{Header: "resp-header-demo", Value: "late"})
 	p.c.Write(t, "closed.yaml", plugin("closed", at+"/late?again", ""))
-	p.agent.WaitReady(t)
+	p.agent.WaitReadyWithin(t, wasmLimit)
 	must(t, header(t, p, "8080", "resp-header-demo", "late"))
 	p.c.Write(t, "closed.yaml", plugin("closed", at+"/none", ", failStrategy: FAIL_OPEN"))
 	p.agent.Signal(syscall.SIGTERM)

@@ -5,7 +5,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 	"testing"
+	"time"
 )
 
 func write(text string, err error) func(io.Writer) error {
@@ -56,5 +59,57 @@ func TestReplace(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 2 {
 		t.Errorf("%v is left", entries)
+	}
+}
+
+// TestRest: the more there is to write, the longer nothing is written after it.
+func TestRest(t *testing.T) {
+	for size, want := range map[int64]time.Duration{0: 0, rate / 2: 500 * time.Millisecond, 10 << 20: 80 * time.Second} {
+		if got := Rest(size); got != want {
+			t.Errorf("after %d bytes: %v, want %v", size, got, want)
+		}
+	}
+}
+
+// TestReplaceSweeps: what a process left that was killed as it wrote is removed once nobody can be at it any more, and nothing else.
+func TestReplaceSweeps(t *testing.T) {
+	dir := t.TempDir()
+	old := time.Now().Add(-2 * abandoned)
+	for name, age := range map[string]time.Time{"state.123": old, "state.456": time.Now(), "state.journal": old, "other.1": old, "state": old} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chtimes(path, age, age)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Replace(filepath.Join(dir, "state"), write("new", nil)); err != nil {
+		t.Fatal(err)
+	}
+	entries, _ := os.ReadDir(dir)
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if want := []string{"other.1", "state", "state.456", "state.journal"}; !slices.Equal(left, want) {
+		t.Errorf("%q is left, want %q", left, want)
+	}
+}
+
+// TestRead wants a file whole, and neither one that is too large nor one that is none.
+func TestRead(t *testing.T) {
+	dir := t.TempDir()
+	path, fifo := filepath.Join(dir, "state"), filepath.Join(dir, "fifo")
+	if err := errors.Join(os.WriteFile(path, []byte("1234"), 0o600), syscall.Mkfifo(fifo, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Read(path, 4); err != nil || string(got) != "1234" {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, bad := range []struct {
+		path string
+		most int64
+	}{{path, 3}, {fifo, 4}, {dir, 1 << 20}, {filepath.Join(dir, "none"), 4}} {
+		if got, err := Read(bad.path, bad.most); err == nil {
+			t.Errorf("%s with at most %d bytes: %q", bad.path, bad.most, got)
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/internal/atomicfile"
 	"understudy.mesh/pkg/istiod/internal/store"
 	"understudy.mesh/pkg/xds"
 )
@@ -16,9 +17,6 @@ const (
 	storedAfter = 2 * time.Second
 	// storeEvery is the time between two looks at whether there is something to keep.
 	storeEvery = 10 * time.Second
-	// storeRate is how many bytes a second are written at most in the long run. The file is written as a whole, and there is one for
-	// each pod of a node: in a mesh in which something changes all the time, it is the disk that would have to bear it.
-	storeRate = 128 << 10
 )
 
 // Types that are not kept on a disk: they may have secrets in them.
@@ -129,7 +127,7 @@ func (l *loop) keep() {
 		if err = l.save(now); err == nil {
 			g.kept = now
 		}
-		g.rest = time.Now().Add(restAfter(g.store.Size()))
+		g.rest = time.Now().Add(atomicfile.Rest(g.store.Size()))
 	}
 	if err != nil {
 		g.kept = content{}
@@ -167,11 +165,6 @@ func (l *loop) save(now content) error {
 func (l *loop) keepNow() {
 	l.lastGood.rest = time.Time{}
 	l.keep()
-}
-
-// restAfter is how long nothing is written after a file of this size.
-func restAfter(size int64) time.Duration {
-	return time.Duration(float64(size) / storeRate * float64(time.Second))
 }
 
 // repair fetches everything anew where Envoy cannot be given what it has asked for again.

@@ -66,12 +66,12 @@ type Content struct {
 // Load reads the store. No file may be longer than most bytes. Without a snapshot the
 // error is fs.ErrNotExist; it is about the snapshot only.
 func (s *Store) Load(most int64) (Content, error) {
-	snapshot, err := read(s.path, most)
+	snapshot, err := atomicfile.Read(s.path, most)
 	if err != nil {
 		return Content{}, err
 	}
 	c := Content{Snapshot: snapshot}
-	data, err := read(s.path+suffix, most)
+	data, err := atomicfile.Read(s.path+suffix, most)
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, nil
 	}
@@ -82,24 +82,6 @@ func (s *Store) Load(most int64) (Content, error) {
 		c.Damaged = fmt.Errorf("read %s after %d records: %w", s.path+suffix, len(c.Records), err)
 	}
 	return c, nil
-}
-
-// read reads a regular file.
-func read(path string, most int64) ([]byte, error) {
-	// Not blocking: a FIFO of that name must not stop whoever reads.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > most {
-		return nil, fmt.Errorf("not a regular file of at most %d bytes", most)
-	}
-	return io.ReadAll(io.LimitReader(f, most))
 }
 
 // parse returns the records of a journal that continues the snapshot with the checksum sum, and why

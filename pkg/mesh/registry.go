@@ -19,6 +19,7 @@ type Registry struct {
 	filters  []*envoyfilter.Filter // see EnvoyFilters
 	sum      uint64                // two registries of one Source with the same sum are the same
 	taken    map[netip.Addr]bool   // single addresses of Declared
+	madeOf   Digest                // see MadeOf
 	o        Options
 }
 

@@ -67,6 +67,7 @@ func (s *Source) Load() (*Registry, error) {
 // assemble makes a registry of what was read, unless there are more hosts than may be: then the one before is to stay.
 func (s *Source) assemble() (*Registry, error) {
 	r := s.dir.registry(s.o, s.seed)
+	r.madeOf = s.madeOf()
 	s.tell()
 	if n := len(r.services); s.o.MaxHosts > 0 && n > s.o.MaxHosts {
 		return nil, fmt.Errorf("the documents have %d hosts, at most %d are taken: remove some, or raise UNDERSTUDY_MAX_HOSTS", n, s.o.MaxHosts)
@@ -102,6 +103,17 @@ func (s *Source) read() (*Registry, error) {
 		return nil, err
 	}
 	return s.assemble()
+}
+
+// madeOf is the digest of the files, none where a document is in force in another version than they have, or not at all. The caller holds
+// mu.
+func (s *Source) madeOf() Digest {
+	for d := range s.documents() {
+		if d.Status == statusStale || d.Status == statusError {
+			return Digest{}
+		}
+	}
+	return s.dir.digest()
 }
 
 // tell logs each trouble once, and once more when it is over.

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -26,7 +27,8 @@ type docState struct {
 type fileState struct {
 	name  string
 	id    stamp
-	fresh bool // id can be trusted: the file did not change just before it was read
+	fresh bool              // id can be trusted: the file did not change just before it was read
+	sum   [sha256.Size]byte // of its bytes; zero where docs are not what they say
 	err   error
 	docs  []docState
 }
@@ -139,7 +141,7 @@ func (d *directory) file(name string, old *fileState) *fileState {
 		d.unsettled = true
 		return &fileState{name: name, docs: old.docs}
 	}
-	f := &fileState{name: name, id: id, fresh: !id.youngerThan(stampStep, now)}
+	f := &fileState{name: name, id: id, fresh: !id.youngerThan(stampStep, now), sum: sha256.Sum256(data)}
 	f.docs = d.documents(chunks, old)
 	if old != nil {
 		f.docs = d.keepLastGood(f.docs, old.docs)

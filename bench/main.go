@@ -1,6 +1,6 @@
 // Command bench measures the agent against what it stands beside: its DNS against unbound and a
 // raw UDP echo, its start and memory against Envoy alone with the same resources, shared
-// listeners against one for each VIP and against Istio's agent, its capture rules against one bare iptables-restore, its hot upgrade against a cold start and against the load
+// listeners against one for each VIP and against Istio's agent, its restart with the same files against both, its capture rules against one bare iptables-restore, its hot upgrade against a cold start and against the load
 // before it, or against the limit that it must keep, what a push of a real istiod costs it against
 // Istio's own agent, the injector's webhook against istiod's, and modules of Wasm filters against their limits. Both sides of every ratio are measured in turn in the same run, and medians are
 // shown. Whatever captures or is loaded lives in namespaces of its own.
@@ -41,7 +41,7 @@ func parse() settings {
 	flag.IntVar(&s.rounds, "rounds", 5, "how often each measurement is repeated; medians are shown")
 	flag.DurationVar(&s.duration, "duration", 3*time.Second, "how long one DNS load takes")
 	flag.IntVar(&s.entries, "entries", 1000, "number of ServiceEntries")
-	flag.StringVar(&s.only, "only", "", "sections to run: dns,start,iptables,vips,listeners,upgrade,istiod,inject,wasm (default: all)")
+	flag.StringVar(&s.only, "only", "", "sections to run: dns,start,iptables,vips,listeners,restart,upgrade,istiod,inject,wasm (default: all)")
 	flag.StringVar(&s.out, "out", "bench/out", "directory of the JSON files")
 	flag.StringVar(&s.cache, "cache", ".cluster/cache", "directory of Istio's programs, which are built when they are not there")
 	flag.StringVar(&s.echo, "echo", "", "serve raw UDP echoes on this address, and do nothing else")
@@ -79,7 +79,7 @@ func main() {
 		measure func(lab.T, settings) []result
 	}{
 		{"dns", benchDNS}, {"start", benchStart}, {"iptables", benchIptables}, {"iptables-many", benchIptablesMany},
-		{"vips", benchVIPs}, {"listeners", benchListeners}, {"upgrade-start", benchUpgradeStart}, {"upgrade-load", benchUpgradeLoad},
+		{"vips", benchVIPs}, {"listeners", benchListeners}, {"restart", benchRestart}, {"upgrade-start", benchUpgradeStart}, {"upgrade-load", benchUpgradeLoad},
 		{"upgrade-crash", benchUpgradeCrash}, {"upgrade-memory", benchUpgradeMemory}, {"istiod", benchIstiod}, {"inject", benchInject},
 		{"wasm-start", benchWasmStart}, {"wasm-load", benchWasmLoad}, {"wasm-updates", benchWasmUpdates},
 	} {

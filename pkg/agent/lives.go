@@ -28,6 +28,7 @@ func (a *Agent) newSidecar(inherited *sidecar.Inheritance) (*sidecar.Sidecar, er
 		id = fmt.Sprintf("%s-%d", a.me.ID, n)
 	}
 	world := sidecar.World{
+		Version: a.world.Version,
 		Environ: a.world.Environ, Stdout: a.world.Stdout, Stderr: a.world.Stderr, DataDir: a.world.dataDir,
 		FileLimit: a.world.FileLimit, Started: a.world.Started, GiveBack: a.world.Settled, Log: a.world.Log,
 	}

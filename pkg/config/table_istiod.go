@@ -28,8 +28,8 @@ func istiodSettings() []Setting {
 			Doc: "How the application is asked how it is, which istiod is told: httpGet, tcpSocket, exec or grpc, for a workload that no kubelet asks (a virtual machine); its headers may carry credentials"},
 		{name: "maxResponse", Env: "UNDERSTUDY_ISTIOD_MAX_RESPONSE", Kind: Limit, Default: "268435456", Effect: UnderIstiod, field: "MaxResponse",
 			Doc: "Largest response of istiod that is taken, in bytes; at a larger one the stream is closed, and what Envoy has stays"},
-		{name: "lastGood", Env: "UNDERSTUDY_LAST_GOOD", Kind: Switch, Default: "on", Effect: UnderIstiod, field: "LastGood",
-			Doc: "Keep what Envoy has of istiod over a restart of the container, which may happen while istiod is away"},
+		{name: "lastGood", Env: "UNDERSTUDY_LAST_GOOD", Kind: Switch, Default: "on", field: "LastGood",
+			Doc: "Keep what Envoy has over a restart of the container: of istiod, which may be away then, or what the configuration files make, which need not be parsed then if they are the same"},
 		{name: "lastGoodAge", Env: "UNDERSTUDY_LAST_GOOD_AGE", Kind: Duration, Default: "1h", Effect: UnderIstiod, field: "LastGoodAge",
 			Doc: "How long istiod may have been away for an Envoy to start with that; at most 24h, as a policy that was made meanwhile is not in it"},
 	}

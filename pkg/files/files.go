@@ -49,6 +49,12 @@ type Config struct {
 	Check func(ctx context.Context, bootstrap []byte, memory int64) (refused, skipped string, err error)
 	// Modules opens the store of Wasm modules, when a filter wants the first.
 	Modules func() (ecds.Modules, error)
+	// Compiled is a file in which what the files make is kept over a restart of the container; "": nowhere.
+	Compiled string
+	// Build names this build of the agent and that of its Envoy: what others made is not used.
+	Build string
+	// GiveBack is called when there is memory to give back to the system; nil: nobody can.
+	GiveBack func()
 	// Bootstrap is the file of the one of the Envoy that serves, serialized.
 	Bootstrap string
 	Ready     *status.Readiness
@@ -67,6 +73,7 @@ type Files struct {
 	filters   *filters
 	wasm      *ecds.Extensions
 	latest    latest
+	compiled  *compiled
 	publisher *publish.Publisher
 	// publishing is the context of Publish, which calls next.
 	publishing context.Context
@@ -76,6 +83,7 @@ type Files struct {
 	// inherited is what Publish is to begin with, nil of nothing; begun says that it has.
 	inherited *publish.Snapshot
 	begun     bool
+	restart
 	// refused is what Envoy refuses of the configuration that it answered for last; nil: nothing.
 	refused atomic.Pointer[xds.RejectedError]
 	// ended is closed when Run has: what is in force then stays.
@@ -89,7 +97,7 @@ func New(c Config) (*Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Files{c: c, log: c.Log("agent"), source: source, builder: build.New(c.Options), latest: latest{changed: make(chan struct{}, 1)}}
+	f := &Files{c: c, log: c.Log("agent"), source: source, builder: build.New(c.Options), latest: latest{changed: make(chan struct{}, 1)}, compiled: newCompiled(c)}
 	f.wasm = ecds.New(ecds.Config{Open: c.Modules, Changed: f.latest.again, Ready: c.Ready, Log: c.Log("wasm")})
 	f.filters = newFilters(c, f.wasm)
 	f.ended, f.endedBy = context.WithCancel(context.Background())
@@ -107,17 +115,24 @@ func New(c Config) (*Files, error) {
 // Run reads and watches the files until ctx ends. It fails when their first state cannot be served.
 func (f *Files) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, f.endedBy)()
+	f.begin(ctx)
 	registry, err := f.source.Load()
 	if err != nil {
 		return err
 	}
 	f.latest.put(registry)
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		f.compiled.run(ctx)
+	}()
 	tried := make(chan struct{})
 	go func() {
 		defer close(tried)
 		f.filters.run(ctx, f.latest.again)
 	}()
 	defer func() {
+		<-kept
 		<-tried
 		f.wasm.Close()
 	}()
@@ -164,6 +179,11 @@ func (f *Files) awaitModules(ctx context.Context) bool {
 
 // next is what the files say now.
 func (f *Files) next() (*publish.Snapshot, error) {
+	f.making = nil
+	if r := f.recalled.Swap(nil); r != nil {
+		f.unchecked = r
+		return r.snapshot, nil
+	}
 	registry := f.latest.registry.Load()
 	vips, err := f.c.VIPs.Assign(registry.AutoHosts(), registry.Declared()...)
 	if err != nil {
@@ -182,7 +202,12 @@ func (f *Files) next() (*publish.Snapshot, error) {
 	if extensions := f.wasm.Resources(out.Extensions); len(extensions) > 0 {
 		out.Resources[build.ExtensionType] = extensions
 	}
-	return &publish.Snapshot{Resources: out.Resources, Hosts: out.Hosts}, nil
+	f.making = &made{registry: registry, snapshot: &publish.Snapshot{Resources: out.Resources, Hosts: out.Hosts}}
+	if r := f.unchecked; r != nil {
+		f.unchecked, f.checked = nil, true
+		f.check(r, f.making)
+	}
+	return f.making.snapshot, nil
 }
 
 // answered is called after each configuration that Envoy has answered for. Without
@@ -191,6 +216,7 @@ func (f *Files) next() (*publish.Snapshot, error) {
 // generation before has: that one had better go on.
 func (f *Files) answered(refused *xds.RejectedError) {
 	f.refused.Store(refused)
+	f.noteAnswer(refused == nil)
 	if f.filters.answered(refused) {
 		f.latest.again() // and Envoy answers again
 		return
@@ -262,8 +288,8 @@ func (f *Files) Served() {
 	f.wasm.Served()
 }
 
-// Keep writes nothing: the files are there.
-func (f *Files) Keep() {}
+// Keep writes what the files make for the agent that starts next.
+func (f *Files) Keep() { f.compiled.save() }
 
 // latest holds the newest registry; what was not taken yet is replaced.
 type latest struct {

@@ -66,6 +66,7 @@ func (f *Files) ExportFiles() map[string]func(io.Writer) error { return nil }
 // last, and what the files say then is a change of these. What cannot be read is left out; the files
 // say it as well. It must be called before Publish.
 func (f *Files) Import(state map[string][]byte, _ func(component string) io.Reader) {
+	f.succeeds = true
 	if data, ok := state[StateResources]; ok {
 		snap, exact, err := unmarshalSnapshot(data)
 		if err != nil {

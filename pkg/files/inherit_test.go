@@ -51,7 +51,7 @@ func TestReadyWithoutWhatIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inForce, ready := false, &status.Readiness{}
-			f := &Files{filters: &filters{}, wasm: ecds.New(ecds.Config{}), c: Config{Ready: ready, InForce: func() { inForce = true }}}
+			f := &Files{compiled: &compiled{}, filters: &filters{}, wasm: ecds.New(ecds.Config{}), c: Config{Ready: ready, InForce: func() { inForce = true }}}
 			ready.Pending(taskConfig, "files")
 			f.before.Store(tc.before)
 			f.answered(tc.refused)

@@ -38,7 +38,7 @@ func TestOverview(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &Files{source: source, filters: &filters{}, wasm: ecds.New(ecds.Config{Ready: &status.Readiness{}}), publisher: new(publish.Publisher), latest: latest{changed: make(chan struct{}, 1)}, c: Config{Ready: &status.Readiness{}, InForce: func() {}}}
+	f := &Files{source: source, compiled: &compiled{}, filters: &filters{}, wasm: ecds.New(ecds.Config{Ready: &status.Readiness{}}), publisher: new(publish.Publisher), latest: latest{changed: make(chan struct{}, 1)}, c: Config{Ready: &status.Readiness{}, InForce: func() {}}}
 	if got := f.LeadsTo("good.example"); got != "" {
 		t.Errorf("before the first registry it leads to %q", got)
 	}

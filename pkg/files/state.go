@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 
@@ -54,7 +55,19 @@ const (
 // marshalSnapshot serializes what Envoy uses and the names that DNS answers, in the wire format of
 // protobuf, so that a release that knows more can add fields.
 func marshalSnapshot(snap *publish.Snapshot) []byte {
-	var b []byte
+	var b bytes.Buffer
+	_ = writeSnapshot(&b, snap) // a buffer takes everything
+	return b.Bytes()
+}
+
+// writeSnapshot is marshalSnapshot piece by piece: the whole is several times what a collector is to find.
+func writeSnapshot(w io.Writer, snap *publish.Snapshot) error {
+	var field, inner []byte // are used again
+	put := func(number protowire.Number) error {
+		field = appendBytes(field[:0], number, inner)
+		_, err := w.Write(field)
+		return err
+	}
 	for _, messages := range []struct {
 		number    protowire.Number
 		resources []xds.Resource
@@ -64,24 +77,31 @@ func marshalSnapshot(snap *publish.Snapshot) []byte {
 			if number == fieldListener && names(m, snap.Resources[build.ExtensionType]) {
 				number = fieldNaming
 			}
-			b = appendBytes(b, number, appendBytes(appendBytes(nil, fieldName, m.Name), fieldBody, m.Body))
+			inner = appendBytes(appendBytes(inner[:0], fieldName, m.Name), fieldBody, m.Body)
+			if err := put(number); err != nil {
+				return err
+			}
 		}
 	}
 	for _, h := range snap.Hosts {
+		number := fieldForwarded
 		if len(h.Addrs) == 0 {
-			b = appendBytes(b, fieldForwarded, h.Name)
-			continue
+			inner = append(inner[:0], h.Name...)
+		} else {
+			number, inner = fieldHost, appendBytes(inner[:0], fieldName, h.Name)
+			for _, a := range h.Addrs {
+				inner = appendBytes(inner, fieldAddr, a.AsSlice())
+			}
+			if h.VIP {
+				inner = appendTrue(inner, fieldVIP)
+			}
 		}
-		e := appendBytes(nil, fieldName, h.Name)
-		for _, a := range h.Addrs {
-			e = appendBytes(e, fieldAddr, a.AsSlice())
+		if err := put(number); err != nil {
+			return err
 		}
-		if h.VIP {
-			e = appendTrue(e, fieldVIP)
-		}
-		b = appendBytes(b, fieldHost, e)
 	}
-	return appendTrue(b, fieldExact)
+	_, err := w.Write(appendTrue(field[:0], fieldExact))
+	return err
 }
 
 // names says whether a listener may name one of the extensions.

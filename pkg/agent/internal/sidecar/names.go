@@ -19,6 +19,8 @@ const (
 	// dataDir outlives a restart of the container: an emptyDir in Istio's pods.
 	dataDir = "/var/lib/istio/data"
 	vipFile = "vips.json"
+	// compiledFile has what the configuration files made.
+	compiledFile = "compiled.pb"
 	// quarantine is how long a freed VIP is given to no other host: longer than
 	// any client may keep an answer.
 	quarantine = 10 * time.Minute

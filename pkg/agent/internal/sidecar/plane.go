@@ -1,9 +1,13 @@
 package sidecar
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 
 	"understudy.mesh/bootstrap"
@@ -134,14 +138,34 @@ func (s *Sidecar) newFiles() error {
 		Check:     helper.Validate,
 		Bootstrap: s.dir.BootstrapFile(),
 		Modules:   func() (ecds.Modules, error) { return s.modules(helper) },
+		GiveBack:  s.world.GiveBack,
 		TTL:       s.cfg.DNSTTL, Ready: s.Ready, InForce: s.progress, Log: s.world.Log,
 	}
 	if s.names.captured {
 		c.Names = s.names.update
 	}
+	if s.cfg.LastGood {
+		if c.Build, err = s.build(); err != nil {
+			return err
+		}
+		c.Compiled = filepath.Join(cmp.Or(s.world.DataDir, dataDir), compiledFile)
+	}
 	s.xds = server
 	s.plane, err = files.New(c)
 	return err
+}
+
+// build names this agent and its Envoy. A version alone does not: what developers build has the same for many.
+func (s *Sidecar) build() (string, error) {
+	name := s.world.Version
+	for _, path := range []string{"/proc/self/exe", s.cfg.BinaryPath} {
+		info, err := os.Stat(path)
+		if err != nil {
+			return "", fmt.Errorf("look at a program: %w", err)
+		}
+		name += fmt.Sprintf(" %d %d", info.Size(), info.ModTime().UnixNano())
+	}
+	return name, nil
 }
 
 // modules opens the store of Wasm modules.

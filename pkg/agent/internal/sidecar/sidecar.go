@@ -54,6 +54,7 @@ type Sidecar struct {
 // World is what of its surroundings a sidecar depends on: a part of agent.World, which cannot embed it, since
 // its callers cannot name a type of an internal package.
 type World struct {
+	Version        string   // of the agent
 	Environ        []string // is handed on to Envoy
 	Stdout, Stderr *os.File // become Envoy's
 	DataDir        string   // keeps what outlives a restart of the container; "" is Istio's

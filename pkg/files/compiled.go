@@ -287,10 +287,11 @@ func (f *Files) noteAnswer(all bool) {
 		f.c.GiveBack()
 	}
 	f.checked = false
-	if !all {
-		f.making = nil
+	if all {
+		f.compiled.inForce(f.making)
+	} else {
+		f.compiled.inForce(nil) // until a retry is taken
 	}
-	f.compiled.inForce(f.making)
 }
 
 // recall is what the same files have made before, nil if nobody has kept it: then they are parsed.

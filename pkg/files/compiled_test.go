@@ -427,3 +427,20 @@ func TestOtherVIPs(t *testing.T) {
 		t.Errorf("without a digest: %v", err)
 	}
 }
+
+// TestRefusedIsNotKept: what Envoy refuses in part is kept once it takes all of it.
+func TestRefusedIsNotKept(t *testing.T) {
+	r := newRestarts(t)
+	r.write("a.yaml", entryAt("v1.x", ""))
+	l := r.start()
+	l.next()
+	l.take()
+	l.reports()
+	l.end()
+	if l.noteAnswer(false); l.compiled.latest != nil {
+		t.Error("what Envoy refuses is to be kept")
+	}
+	if l.noteAnswer(true); l.compiled.latest == nil {
+		t.Error("what Envoy takes at last is not to be kept")
+	}
+}

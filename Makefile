@@ -158,13 +158,14 @@ demo-wasm: ## Wasm filters: the manual's chapters with a real registry, modules 
 	@CGO_ENABLED=0 $(GO) -C demo/wasm/oras build -trimpath -buildvcs=false -o ../../../bin/oras oras.land/oras/cmd/oras
 	@CGO_ENABLED=0 $(GO) run -tags $(TAGS) ./demo/wasm
 
-soak: ## UPGRADES (1000) hot upgrades in a row under load, then ROUNDS (200) of chaos and of istiod's faults, CHANGES (1000) of hosts at a hundred a minute, an upgrade with HOSTS (50000), then WASM_UPDATES (100) updates of a Wasm module and what else is long of modules, then what takes long with a real istiod and in a real cluster; ends with the first failure
+soak: ## UPGRADES (1000) hot upgrades in a row under load, then ROUNDS (200) of chaos and of istiod's faults, CHANGES (1000) of hosts at a hundred a minute, an upgrade with HOSTS (50000), then WASM_UPDATES (100) updates of a Wasm module and what else is long of modules, an upgrade of 20,000 pods by its own clock, then what takes long with a real istiod and in a real cluster; ends with the first failure
 	@build/setup.sh test
 	@$(MAKE) --no-print-directory envoy build
 	@CGO_ENABLED=0 $(GO) run -tags $(TAGS) ./demo/upgrade -soak
 	ROUNDS='$(ROUNDS)' $(GO) test -tags $(TAGS) -count=1 -timeout $(SOAK_TIMEOUT) -run 'TestChaos|TestFaultsOfIstiod' -v ./tests/e2e/
 	CHANGES='$(CHANGES)' HOSTS='$(HOSTS)' $(GO) test -tags $(TAGS) -count=1 -timeout $(SOAK_TIMEOUT) -run 'TestSharedChurn|TestUpgradeShapes' -v ./tests/e2e/
 	WASM_UPDATES='$(WASM_UPDATES)' $(GO) test -tags $(TAGS) -count=1 -timeout $(SOAK_TIMEOUT) -parallel 1 -run '^TestWasm' -v ./tests/e2e/
+	PODS=20000 $(GO) test -tags $(TAGS) -count=1 -timeout $(SOAK_TIMEOUT) -run '^TestFleet$$' -v ./cmd/sidecar-injector/internal/rollout/
 	@$(MAKE) --no-print-directory test-istiod RUN='^TestLong' LONG=1 TEST_TIMEOUT=$(SOAK_TIMEOUT)
 	@$(MAKE) --no-print-directory test-cluster RUN='^TestLong' LONG=1
 

@@ -4,17 +4,48 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// maxFile bounds what a newcomer takes as a file: the largest configuration that an agent takes from its control plane.
-const maxFile = 256 << 20
+const (
+	// maxFile bounds what a newcomer takes as a file: the largest configuration that an agent takes from its control plane.
+	maxFile = 256 << 20
+	// maxFiles bounds how many there are: descriptors on their way count against the limit of open files of whoever sends them, and those
+	// that have come against that of whoever takes them.
+	maxFiles = 256
+)
 
-// Files are components of a generation's state that are too large to be read and written whole, by name. They travel as
-// descriptors, to a newcomer that takes them.
+// Files are components of a generation's state that are too large to be read and written whole, by name, or parts of them, by COMPONENT/PART. They
+// travel as descriptors, to a newcomer that takes the component.
 type Files map[string]*os.File
+
+// componentOf is the one that a file of a name belongs to.
+func componentOf(name string) string {
+	of, _, _ := strings.Cut(name, "/")
+	return of
+}
+
+// Fit closes and leaves out of f what a newcomer would not take: what is no regular file, or larger than 256 MiB, and of more than 256 the last ones
+// in the order of their names. It returns why, by name.
+func (f Files) Fit() map[string]error {
+	gone := map[string]error{}
+	for i, name := range slices.Sorted(maps.Keys(f)) {
+		err := errors.Join(checkName(name), checkFile(f[name]))
+		if err == nil && i-len(gone) >= maxFiles {
+			err = fmt.Errorf("more than %d files", maxFiles)
+		}
+		if err != nil {
+			gone[name] = errors.Join(err, f[name].Close())
+			delete(f, name)
+		}
+	}
+	return gone
+}
 
 // Close closes them.
 func (f Files) Close() {
@@ -52,21 +83,32 @@ func checkFile(file *os.File) error {
 }
 
 // Open returns a component, to be read from its start; nil: there is none of that name.
-func (f Files) Open(component string) io.Reader {
-	file := f[component]
+func (f Files) Open(name string) io.Reader {
+	file := f[name]
 	if file == nil {
 		return nil
 	}
 	return io.NewSectionReader(file, 0, maxFile) // its offset is shared with others
 }
 
+// Parts are the parts of a component, each to be read from its start.
+func (f Files) Parts(component string) map[string]io.Reader {
+	parts := map[string]io.Reader{}
+	for name := range f {
+		if part, is := strings.CutPrefix(name, component+"/"); is {
+			parts[part] = f.Open(name)
+		}
+	}
+	return parts
+}
+
 // sendFiles writes those of files that the newcomer takes.
 func sendFiles(l *link, files Files, takes func(string) bool) (sent int, err error) {
-	for component, file := range files {
-		if !takes(component) {
+	for name, file := range files {
+		if !takes(componentOf(name)) {
 			continue
 		}
-		f, err := newFrame(msgState, stateHead{component})
+		f, err := newFrame(msgState, stateHead{name})
 		if err != nil {
 			return sent, err
 		}
@@ -80,18 +122,22 @@ func sendFiles(l *link, files Files, takes func(string) bool) (sent int, err err
 }
 
 // addFile takes the descriptor of f over, also when it fails.
-func (r *stateReader) addFile(component string, f frame) error {
-	if len(f.fds) != 1 || len(f.body) > 0 || r.state[component] != nil || r.files[component] != nil {
+func (r *stateReader) addFile(name string, f frame) error {
+	if len(f.fds) != 1 || len(f.body) > 0 || r.state[name] != nil || r.files[name] != nil {
 		f.closeDescriptors()
-		return fmt.Errorf("read state of %s: want one descriptor, once, or bytes", component)
+		return fmt.Errorf("read state of %s: want one descriptor, once, or bytes", name)
 	}
-	file := os.NewFile(uintptr(f.fds[0]), component)
+	if len(r.files) >= maxFiles {
+		f.closeDescriptors()
+		return fmt.Errorf("read state of %s: more than %d files", name, maxFiles)
+	}
+	file := os.NewFile(uintptr(f.fds[0]), name)
 	if err := checkFile(file); err != nil {
-		return errors.Join(fmt.Errorf("read state of %s: %w", component, err), file.Close())
+		return errors.Join(fmt.Errorf("read state of %s: %w", name, err), file.Close())
 	}
 	if r.files == nil {
 		r.files = Files{}
 	}
-	r.files[component] = file
+	r.files[name] = file
 	return nil
 }

@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -58,6 +59,72 @@ func TestFiles(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestParts: a newcomer that takes a component gets the parts of it, each as a file, and who hands it over leaves out what no newcomer takes.
+func TestParts(t *testing.T) {
+	noLeaks(t)
+	path := t.TempDir()
+	dir, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const parts = 40 // more than come in one piece
+	startParent(t, path, "old", func(o *oldGeneration) {
+		o.files = Files{"module/directory": dir, "other/a": newFile(t, "other", "of another release")}
+		for i := range parts {
+			name := fmt.Sprint("module/", i)
+			o.files[name] = newFile(t, "module", name)
+		}
+		if gone := o.files.Fit(); len(gone) != 1 || gone["module/directory"] == nil || !strings.Contains(gone["module/directory"].Error(), "regular") {
+			t.Errorf("%v does not fit", gone)
+		}
+	})
+	c, err := dial(testContext(t), openTestDir(t, path, "new"), "old", dialOptions{timing: quick(), protocols: ownProtocols(), files: []string{"module"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	defer c.Files().Close()
+	if len(c.Files()) != parts || len(c.Files().Parts("module")) != parts || len(c.Files().Parts("other")) != 0 {
+		t.Errorf("%v came", c.Files())
+	}
+	for part, file := range c.Files().Parts("module") {
+		if got, err := io.ReadAll(file); err != nil || string(got) != "module/"+part {
+			t.Errorf("part %s: %q, %v", part, got, err)
+		}
+	}
+}
+
+// TestTooManyFiles: nobody sends more than a newcomer takes, nor takes more.
+func TestTooManyFiles(t *testing.T) {
+	noLeaks(t)
+	files, r := Files{}, stateReader{}
+	f := newFile(t, "module", "text")
+	defer f.Close()
+	var err error
+	for i := range maxFiles + 1 {
+		name := fmt.Sprintf("module/%03d", i)
+		fd, dupErr := dupDescriptor(f)
+		if dupErr != nil {
+			t.Fatal(dupErr)
+		}
+		files[name] = os.NewFile(uintptr(fd), name)
+		if fd, dupErr = dupDescriptor(f); dupErr != nil {
+			t.Fatal(dupErr)
+		}
+		if err = r.add(frame{kind: msgState, head: []byte(`{"component":"` + name + `"}`), fds: []int{fd}}); err != nil && i < maxFiles {
+			t.Fatal(err)
+		}
+	}
+	if err == nil || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("one more is taken: %v", err)
+	}
+	if gone := files.Fit(); len(files) != maxFiles || len(gone) != 1 || gone["module/256"] == nil {
+		t.Errorf("%d files are left, %v are not", len(files), gone)
+	}
+	files.Close()
+	r.files.Close()
 }
 
 // TestFileThatFails: what cannot be written, or is more than a newcomer takes, is no file.

@@ -75,11 +75,11 @@ func newNewcomer(s *Server, conn *net.UnixConn) *Newcomer {
 // Identity says who it is.
 func (n *Newcomer) Identity() Identity { return n.identity }
 
-// Takes says whether the newcomer takes a component as a file.
+// Takes says whether the newcomer takes a component as a file, or as files.
 func (n *Newcomer) Takes(component string) bool { return slices.Contains(n.takes, component) }
 
 // Accept answers Arrived: the newcomer is welcome, and gets state to warm itself with, and
-// those of files that it takes. It fails when state is too large (State.Fit). The bytes must
+// those of files that it takes. It fails when state is too large (State.Fit); files must be such as it takes (Files.Fit). The bytes must
 // not be changed afterwards; the files are the newcomer's from here on.
 func (n *Newcomer) Accept(state State, files Files) error {
 	if err := state.check(); err != nil {

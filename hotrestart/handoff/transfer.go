@@ -112,7 +112,7 @@ func (r *stateReader) add(f frame) error {
 	if err == nil {
 		err = checkName(head.Component)
 	}
-	if err == nil && len(r.state)+len(r.files) > maxComponents {
+	if err == nil && len(r.state) > maxComponents {
 		err = fmt.Errorf("more than %d components", maxComponents)
 	}
 	if err != nil {

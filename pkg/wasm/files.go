@@ -23,6 +23,7 @@ const (
 	modulesDir = "sha256"    // <hash>.wasm, for everybody to read: an Envoy may run as another user
 	indexDir   = "index"     // <hash of a name>.json: what came from where, and what an Envoy has tried
 	moduleExt  = ".wasm"     // of a whole module
+	entryExt   = ".json"     // of an entry of the index
 	pulling    = ".pulling-" // begins the name of one that is being written
 )
 
@@ -42,8 +43,8 @@ func (s *Store) makeDirs() error {
 }
 
 // save reads a module, out of its boxes, and keeps it by its hash. A crash at any moment leaves a whole module or none: it is written
-// beside, flushed to the disk, and renamed. verify is asked once all was read; nil: nobody is.
-func (s *Store) save(in io.Reader, verify func() error) (Module, error) {
+// beside, flushed to the disk, and renamed. verify is asked about its hash, in hexadecimal, once all was read.
+func (s *Store) save(in io.Reader, verify func(hash string) error) (Module, error) {
 	if err := s.makeDirs(); err != nil {
 		return Module{}, err
 	}
@@ -67,17 +68,17 @@ func (s *Store) save(in io.Reader, verify func() error) (Module, error) {
 	}
 	hash := sha256.New()
 	size, err := io.Copy(io.MultiWriter(f, hash), boxed)
+	m := Module{SHA256: hex.EncodeToString(hash.Sum(nil)), Size: size}
 	if err == nil {
 		err = boxed.finish()
 	}
-	if err == nil && verify != nil {
-		err = verify()
+	if err == nil {
+		err = verify(m.SHA256)
 	}
 	if err != nil {
 		return Module{}, err
 	}
 	s.step("written")
-	m := Module{SHA256: hex.EncodeToString(hash.Sum(nil)), Size: size}
 	m.Path = s.modulePath(m.SHA256)
 	if m.ABI, err = checkFile(f, size); err != nil {
 		return Module{}, err
@@ -165,7 +166,7 @@ type entry struct {
 // maxEntry bounds a file of the index.
 const maxEntry = 64 << 10
 
-func (s *Store) entryPath(key string) string { return filepath.Join(s.cfg.Dir, indexDir, key+".json") }
+func (s *Store) entryPath(key string) string { return filepath.Join(s.cfg.Dir, indexDir, key+entryExt) }
 
 // look reads an entry of the index. One that is broken is none.
 func (s *Store) look(key string) (e entry, ok bool) {

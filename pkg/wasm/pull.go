@@ -161,7 +161,7 @@ func (s *Store) obtain(ctx context.Context, p place, f *fetched, o pullOrder) (M
 		return Module{}, err
 	}
 	defer body.Close()
-	m, err := s.save(body, func() error {
+	m, err := s.save(body, func(string) error {
 		if f.verify == nil {
 			return nil
 		}

@@ -77,7 +77,7 @@ func (s *Store) List() ([]Kept, error) {
 	from := map[string][]string{}
 	index, _ := os.ReadDir(filepath.Join(s.cfg.Dir, indexDir)) // without it nobody knows
 	for _, file := range index {
-		e, ok := s.look(strings.TrimSuffix(file.Name(), ".json"))
+		e, ok := s.look(strings.TrimSuffix(file.Name(), entryExt))
 		if ok && e.From != "" && !slices.Contains(from[e.SHA256], e.From) {
 			from[e.SHA256] = append(from[e.SHA256], e.From)
 		}
@@ -182,7 +182,7 @@ func (s *Store) sweep() error {
 	}
 	index, readErr := os.ReadDir(filepath.Join(s.cfg.Dir, indexDir))
 	for _, file := range index {
-		key, ok := strings.CutSuffix(file.Name(), ".json")
+		key, ok := strings.CutSuffix(file.Name(), entryExt)
 		info, statErr := file.Info()
 		if statErr != nil || s.now().Sub(info.ModTime()) < fresh {
 			continue

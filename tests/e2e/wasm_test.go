@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -309,28 +313,42 @@ func TestWasmRefusedByEnvoy(t *testing.T) {
 	eventually(t, "what is repaired is in force", func() error { return wasmList(t, p, "new", "phase:    InForce") })
 }
 
-// TestWasmUpgradeWithoutRegistry: a module out of the store serves on over a restart and an upgrade, with nobody to fetch it from.
+// TestWasmUpgradeWithoutRegistry: a module out of the store serves on over an upgrade, with nobody to fetch it from; also into a container whose
+// data volume is another one and has none.
 func TestWasmUpgradeWithoutRegistry(t *testing.T) {
 	t.Parallel()
-	p := newSlotPod(t, lab.SlotsOptions{Args: withMeshFile})
-	s := serveModules(t, p.Lab, map[string][]byte{"/one": proxywasm.Module{Header: "resp-header-demo", Value: "one"}.Bytes()})
-	p.slots.Write(t, meshFile, noDetectionTimeout)
-	p.slots.Write(t, "one.yaml", plugin("one", "http://198.51.100.70/one", ", imagePullPolicy: Always"))
-	p.start(t, 0, p.older, 1, 0)
-	p.mustServe(t, 0, p.older)
-	want := map[string]string{"resp-header-demo": "one"}
-	must(t, headers(t.Context(), p.Out, "8080", want))
-	s.mu.Lock()
-	delete(s.modules, "/one")
-	s.mu.Unlock()
-	asked, stop := asking(t, p.Out, "8080", want)
-	defer stop()
-	p.start(t, 1, p.newer, 2, 1)
-	p.waitRole(t, 1, roleServing)
-	p.waitRole(t, 0, roleDraining, roleStandby)
-	goesOn(t, asked, 100)
-	stop()
-	t.Logf("%d requests", asked.Load())
+	for name, private := range map[string]bool{"one volume": false, "a volume each": true} {
+		t.Run(name, func(t *testing.T) { // one after the other: each asks all the time
+			volumes := lab.Volumes()
+			data := slices.IndexFunc(volumes, func(v lab.Volume) bool { return v.Name == lab.DataVolume })
+			volumes[data].Private = private
+			p := newSlotPod(t, lab.SlotsOptions{Args: withMeshFile, Volumes: volumes})
+			module := proxywasm.Module{Header: "resp-header-demo", Value: "one"}.Bytes()
+			s := serveModules(t, p.Lab, map[string][]byte{"/one": module})
+			p.slots.Write(t, meshFile, noDetectionTimeout)
+			p.slots.Write(t, "one.yaml", plugin("one", "http://198.51.100.70/one", ", imagePullPolicy: Always"))
+			p.start(t, 0, p.older, 1, 0)
+			p.mustServe(t, 0, p.older)
+			want := map[string]string{"resp-header-demo": "one"}
+			must(t, headers(t.Context(), p.Out, "8080", want))
+			s.mu.Lock()
+			delete(s.modules, "/one")
+			s.mu.Unlock()
+			asked, stop := asking(t, p.Out, "8080", want)
+			defer stop()
+			p.start(t, 1, p.newer, 2, 1)
+			p.waitRole(t, 1, roleServing)
+			p.waitRole(t, 0, roleDraining, roleStandby)
+			goesOn(t, asked, 100)
+			stop()
+			hash := sha256.Sum256(module)
+			kept, err := os.ReadFile(filepath.Join(p.slots.VolumePath(lab.DataVolume, 1), "understudy/wasm/sha256", hex.EncodeToString(hash[:])+".wasm"))
+			if err != nil || !bytes.Equal(kept, module) {
+				t.Errorf("the newcomer's store has %d bytes of it, %v", len(kept), err)
+			}
+			t.Logf("%d requests", asked.Load())
+		})
+	}
 }
 
 // TestServerSpeaksFirst is why a connection whose client is silent does not wait for ever by default, as under Istio, where ports have

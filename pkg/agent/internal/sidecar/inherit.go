@@ -21,6 +21,8 @@ const (
 	stateCache = "dns-cache"
 	// stateStats is hotenvoy.StatsReply.Marshal: the counters of the old Envoy.
 	stateStats = "stats"
+	// stateModules is a file for each part of wasm.Store.ExportModules, and stateModuleIndex wasm.Store.ExportIndex.
+	stateModules, stateModuleIndex = "wasm-modules", "wasm-index"
 )
 
 // statsTimeout bounds how long the counters of Envoy may take: a successor waits for them.
@@ -35,11 +37,29 @@ type Inheritance struct {
 }
 
 // TakesFiles are the components of the generation before that a sidecar with these settings takes as files.
-func TakesFiles(c *config.Config) []string {
-	if c.ConfigDir != "" {
-		return nil
+func TakesFiles(c *config.Config) (components []string) {
+	if c.ConfigDir == "" {
+		components = append(components, istiod.StateResources)
 	}
-	return []string{istiod.StateResources}
+	if c.Wasm {
+		components = append(components, stateModules)
+	}
+	return components
+}
+
+// inheritModules takes over the Wasm modules that the generation before has in use: its store may be another one, and nobody may be there to
+// fetch them from.
+func (s *Sidecar) inheritModules(i *Inheritance) {
+	modules := i.Files.Parts(stateModules)
+	if len(modules) == 0 {
+		return
+	}
+	store, err := s.modules.open()
+	if err != nil {
+		s.log.Warn("the Wasm modules of the generation before are not taken over: they are fetched", "err", err)
+		return
+	}
+	store.Import(modules, i.State[stateModuleIndex])
 }
 
 // InheritLast takes over what may have changed up to the moment at which the generation
@@ -75,6 +95,9 @@ func (s *Sidecar) ExportState() handoff.State {
 	if s.identity != nil {
 		maps.Copy(state, s.identity.Export())
 	}
+	if store := s.modules.opened(); store != nil {
+		state[stateModuleIndex] = store.ExportIndex()
+	}
 	return s.fit(state)
 }
 
@@ -91,6 +114,14 @@ func (s *Sidecar) ExportFiles(takes func(component string) bool) handoff.Files {
 			continue
 		}
 		files[component] = file
+	}
+	if store := s.modules.opened(); store != nil && takes(stateModules) {
+		for hash, file := range store.ExportModules() {
+			files[stateModules+"/"+hash] = file
+		}
+	}
+	for name, err := range files.Fit() {
+		s.log.Warn("the newcomer does without", "component", name, "err", err)
 	}
 	return files
 }
@@ -155,7 +186,7 @@ func (s *Sidecar) counters(ctx context.Context) (*envoy.Counters, error) {
 // fit leaves out of what a successor is told what does not fit into a hand-off: it starts without rather
 // than not at all.
 func (s *Sidecar) fit(state handoff.State) handoff.State {
-	for name, size := range state.Fit(istiod.StateChanges, stateStats, stateCache, files.StateResources) {
+	for name, size := range state.Fit(istiod.StateChanges, stateModuleIndex, stateStats, stateCache, files.StateResources) {
 		s.log.Warn("the newcomer does without: too large to be handed over", "component", name, "bytes", size)
 	}
 	return state

@@ -14,7 +14,6 @@ import (
 	"understudy.mesh/pkg/agent/internal/reach"
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/ecds"
-	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/istiod"
 	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/status"
@@ -64,9 +63,8 @@ func (s *Sidecar) newIstiod() error {
 			return err
 		}
 	}
-	helper := envoy.NewHelper(envoy.HelperConfig{Binary: s.cfg.BinaryPath, Dir: s.dir.TrialDir(), Environ: s.world.Environ})
 	c.Modules = ecds.NewRelayed(ecds.Config{
-		Open: func() (ecds.Modules, error) { return s.modules(helper) }, Ready: s.Ready, Log: s.world.Log("wasm"),
+		Open: func() (ecds.Modules, error) { return s.modules.open() }, Ready: s.Ready, Log: s.world.Log("wasm"),
 	}, !s.cfg.Wasm)
 	if s.names.captured {
 		c.Names = s.names.update

@@ -5,12 +5,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
 
 	"understudy.mesh/bootstrap"
+	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/ecds"
 	"understudy.mesh/pkg/envoy"
 	"understudy.mesh/pkg/files"
@@ -121,7 +123,6 @@ func (s *Sidecar) newFiles() error {
 	}
 	server := xds.New(listener, build.Types(), s.world.Log("xds"))
 	server.SendFirst(build.OutboundListener, build.InboundListener)
-	helper := envoy.NewHelper(envoy.HelperConfig{Binary: s.cfg.BinaryPath, Dir: s.dir.TrialDir(), Environ: s.world.Environ})
 	options := s.options()
 	set, applied := server.Set, server.Applied
 	if s.cfg.SharedListeners {
@@ -135,9 +136,9 @@ func (s *Sidecar) newFiles() error {
 			Set: set, Applied: applied, Connected: server.Connected, Renewed: server.Renewed(),
 			Warming: s.admin.Warming,
 		},
-		Check:     helper.Validate,
+		Check:     s.helper.Validate,
 		Bootstrap: s.dir.BootstrapFile(),
-		Modules:   func() (ecds.Modules, error) { return s.modules(helper) },
+		Modules:   func() (ecds.Modules, error) { return s.modules.open() },
 		GiveBack:  s.world.GiveBack,
 		TTL:       s.cfg.DNSTTL, Ready: s.Ready, InForce: s.progress, Log: s.world.Log,
 	}
@@ -168,11 +169,36 @@ func (s *Sidecar) build() (string, error) {
 	return name, nil
 }
 
-// modules opens the store of Wasm modules.
-func (s *Sidecar) modules(helper *envoy.Helper) (*wasm.Store, error) {
-	c, err := settings.Store(s.cfg, wasm.DefaultDir, helper, s.world.Log("wasm"))
-	if err != nil {
-		return nil, err
+// moduleStore is the store of Wasm modules, which there is once somebody has opened it.
+type moduleStore struct {
+	make func() (wasm.Config, error)
+
+	mu    sync.Mutex
+	store *wasm.Store // nil: nobody has
+}
+
+// newModuleStore is the one that the settings say, whose modules helper tries.
+func newModuleStore(c *config.Config, helper *envoy.Helper, log *slog.Logger) *moduleStore {
+	return &moduleStore{make: func() (wasm.Config, error) { return settings.Store(c, wasm.DefaultDir, helper, log) }}
+}
+
+// open opens it, the first time.
+func (m *moduleStore) open() (*wasm.Store, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.store == nil {
+		c, err := m.make()
+		if err != nil {
+			return nil, err
+		}
+		m.store = wasm.New(c)
 	}
-	return wasm.New(c), nil
+	return m.store, nil
+}
+
+// opened is nil before that.
+func (m *moduleStore) opened() *wasm.Store {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.store
 }

@@ -34,6 +34,7 @@ type Sidecar struct {
 	admin   *envoy.Admin
 	learner *learner
 	stats   *envoy.CounterRelay
+	helper  *envoy.Helper // tries what it is to have
 
 	// What Envoy and DNS are told.
 	xds       feed
@@ -43,6 +44,7 @@ type Sidecar struct {
 	plane     controlPlane
 	publisher publisher
 	names     *names
+	modules   *moduleStore // of Wasm filters
 
 	// What the agent answers on sockets of its own.
 	Ready     *status.Readiness

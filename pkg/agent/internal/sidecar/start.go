@@ -55,11 +55,14 @@ func New(cfg *config.Config, world World, id string, h Hooks, inherited *Inherit
 	if err := s.newEnvoy(); err != nil {
 		return nil, err
 	}
+	s.helper = envoy.NewHelper(envoy.HelperConfig{Binary: cfg.BinaryPath, Dir: s.dir.TrialDir(), Environ: world.Environ})
+	s.modules = newModuleStore(cfg, s.helper, world.Log("wasm"))
 	if err := s.newControlPlane(); err != nil {
 		return nil, err
 	}
 	s.publisher.publish = s.plane.Publish
 	if inherited != nil {
+		s.inheritModules(inherited)
 		s.plane.Import(inherited.State, inherited.Files.Open)
 		if s.identity != nil {
 			s.identity.Import(inherited.State)

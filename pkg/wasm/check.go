@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"understudy.mesh/pkg/wasm/internal/host"
 )
 
 // maxName bounds a name within a module. Compilers write names of some hundred bytes at most.
@@ -32,13 +35,13 @@ func Check(module io.ReaderAt, size int64) (Info, error) {
 	}
 	switch {
 	case len(p.abi) == 0:
-		return Info{}, invalid("it exports no function proxy_abi_version_...: it is no proxy-wasm module, or one of a library for another host; want one of %s", knownABIs())
+		return Info{}, invalid("it exports no function proxy_abi_version_...: it is no proxy-wasm module, or one of a library for another host; want one of %s", host.ABIs())
 	case len(p.abi) > 1:
 		return Info{}, invalid("it exports %s: want one version of the interface", strings.Join(p.abi, " and "))
 	case !p.memory:
 		return Info{}, invalid(`it exports no memory, through which host and module exchange everything: export it as "memory" (the linker's --export-memory)`)
 	}
-	return Info{ABI: versionOf(p.abi[0]), Imports: p.imports}, nil
+	return Info{ABI: host.ABI(p.abi[0]), Imports: p.imports}, nil
 }
 
 // invalidError says what is wrong with a module itself, as its author should read it.
@@ -173,8 +176,8 @@ func (p *parser) importEntry() error {
 		return invalid("it imports %s.%s of the unknown kind %d", module, name, kind)
 	case kind != kindFunction:
 		return invalid("it imports the %s %s.%s, and an Envoy gives functions only", kindNames[kind], module, name)
-	case !hostHas(module, name):
-		return invalid("it imports the function %s.%s, which no Envoy has: %s", module, name, importRemedy(module))
+	case !slices.Contains(host.Functions(module), name):
+		return invalid("it imports the function %s.%s, which no Envoy has: %s", module, name, host.Remedy(module))
 	}
 	p.imports++
 	_, err = p.number() // its type
@@ -196,9 +199,9 @@ func (p *parser) exportEntry() error {
 	switch {
 	case kind == kindMemory:
 		p.memory = true
-	case kind == kindFunction && strings.HasPrefix(name, abiPrefix):
-		if versionOf(name) == "" {
-			return invalid("it exports %s, a version of the interface that no Envoy has; want one of %s", name, knownABIs())
+	case kind == kindFunction && strings.HasPrefix(name, host.ABIPrefix):
+		if host.ABI(name) == "" {
+			return invalid("it exports %s, a version of the interface that no Envoy has; want one of %s", name, host.ABIs())
 		}
 		p.abi = append(p.abi, name)
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"understudy.mesh/pkg/wasm/internal/host"
 	"understudy.mesh/tests/proxywasm"
 )
 
@@ -13,11 +14,10 @@ type RefusedError = refusedError
 
 // HostFunctions are those that Check takes, in the modules in which it takes them.
 func HostFunctions() (all []proxywasm.Import) {
-	for _, name := range hostFunctions {
-		all = append(all, proxywasm.Import{Module: "env", Name: name})
-	}
-	for _, name := range wasiFunctions {
-		all = append(all, proxywasm.Import{Module: "wasi_snapshot_preview1", Name: name}, proxywasm.Import{Module: "wasi_unstable", Name: name})
+	for _, module := range []string{"env", "wasi_snapshot_preview1", "wasi_unstable"} {
+		for _, name := range host.Functions(module) {
+			all = append(all, proxywasm.Import{Module: module, Name: name})
+		}
 	}
 	return all
 }

@@ -1,30 +1,32 @@
-package wasm
+// Package host owns what an Envoy gives a Wasm module: the versions of proxy-wasm's interface, and the functions that a module may import.
+package host
 
 import (
 	"slices"
 	"strings"
 )
 
-// abiPrefix begins the name of the exported function that says which version of proxy-wasm's interface a module is made for.
-const abiPrefix = "proxy_abi_version_"
+// ABIPrefix begins the name of the exported function that says which version of proxy-wasm's interface a module is made for.
+const ABIPrefix = "proxy_abi_version_"
 
 // abis are the versions that Envoy has, from proxy-wasm's specification and proxy-wasm-cpp-host.
 var abis = [...]string{"0.1.0", "0.2.0", "0.2.1"}
 
-// versionOf is the version that a function stands for, "" for one that is not known.
-func versionOf(function string) string {
-	version := strings.ReplaceAll(strings.TrimPrefix(function, abiPrefix), "_", ".")
+// ABI is the version that a function stands for, "" for one that is not known.
+func ABI(function string) string {
+	version := strings.ReplaceAll(strings.TrimPrefix(function, ABIPrefix), "_", ".")
 	if !slices.Contains(abis[:], version) {
 		return ""
 	}
 	return version
 }
 
-func knownABIs() string { return strings.Join(abis[:], ", ") }
+// ABIs are all versions, for people.
+func ABIs() string { return strings.Join(abis[:], ", ") }
 
-// hostFunctions are what proxy-wasm-cpp-host registers for all versions of the interface, in module env. An Envoy links a module
+// env are what proxy-wasm-cpp-host registers for all versions of the interface, in module env. An Envoy links a module
 // whose imports exist by name and type; a test asks a real one about each name.
-var hostFunctions = strings.Fields(`
+var env = strings.Fields(`
 emscripten_notify_memory_growth
 proxy_add_header_map_value proxy_call_foreign_function proxy_clear_route_cache proxy_close_stream proxy_continue_request
 proxy_continue_response proxy_continue_stream proxy_define_metric proxy_dequeue_shared_queue proxy_done proxy_enqueue_shared_queue
@@ -36,8 +38,8 @@ proxy_replace_header_map_value proxy_resolve_shared_queue proxy_send_local_respo
 proxy_set_effective_context proxy_set_header_map_pairs proxy_set_property proxy_set_shared_data proxy_set_tick_period_milliseconds
 `)
 
-// wasiFunctions are those of WASI 0.1 (wasi_snapshot_preview1) that Envoy has, many of them to refuse by an error at run time.
-var wasiFunctions = strings.Fields(`
+// wasi are those of WASI 0.1 (wasi_snapshot_preview1) that Envoy has, many of them to refuse by an error at run time.
+var wasi = strings.Fields(`
 args_get args_sizes_get clock_res_get clock_time_get environ_get environ_sizes_get fd_advise fd_allocate fd_close fd_datasync
 fd_fdstat_get fd_fdstat_set_flags fd_fdstat_set_rights fd_filestat_get fd_filestat_set_size fd_filestat_set_times fd_pread
 fd_prestat_dir_name fd_prestat_get fd_pwrite fd_read fd_readdir fd_renumber fd_seek fd_sync fd_tell fd_write path_create_directory
@@ -45,19 +47,19 @@ path_filestat_get path_filestat_set_times path_link path_open path_readlink path
 path_unlink_file poll_oneoff proc_exit random_get sched_yield sock_accept sock_recv sock_send sock_shutdown
 `)
 
-// hostHas says whether some Envoy gives a module this function.
-func hostHas(module, name string) bool {
+// Functions are those that some Envoy gives a module, of a module of imports by its name.
+func Functions(module string) []string {
 	switch module {
 	case "env":
-		return slices.Contains(hostFunctions, name)
+		return env
 	case "wasi_snapshot_preview1", "wasi_unstable":
-		return slices.Contains(wasiFunctions, name)
+		return wasi
 	}
-	return false
+	return nil
 }
 
-// importRemedy is what helps against an import that nobody has.
-func importRemedy(module string) string {
+// Remedy is what helps against an import that nobody has.
+func Remedy(module string) string {
 	switch module {
 	case "env":
 		return "a function of its own that was not linked in, or of a host that is no Envoy; build it with a proxy-wasm SDK for Envoy"

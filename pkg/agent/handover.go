@@ -72,6 +72,7 @@ func (a *Agent) releaseListeners(e event) {
 // failHandOff: it ended without a successor.
 func (a *Agent) failHandOff(e event) {
 	a.loop.handOff.newcomer = nil
+	a.loop.sidecar.Alone()
 	a.finishAttempt(resultFailure, e.err)
 	a.log.Warn("the hand-off failed: this generation serves on", "err", e.err, "after", time.Since(a.loop.handOff.began).Round(time.Millisecond))
 }

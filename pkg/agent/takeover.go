@@ -58,6 +58,7 @@ func (a *Agent) finishTakeOver(e event) {
 // adoptOrphanedSockets: the generation before died in the middle.
 func (a *Agent) adoptOrphanedSockets(e event) {
 	a.log.Warn("the generation before died during the hand-off: its connections are lost, its sockets are not", "err", e.err)
+	e.sidecar.Alone()
 	a.finishTakeOver(e)
 }
 
@@ -271,6 +272,7 @@ func (a *Agent) followDrain(client *handoff.Client, s *sidecar.Sidecar) {
 			if err != nil {
 				d = handoff.Drained{Done: true} // it ended
 			}
+			s.Alone() // its first word comes when its Envoy has stopped accepting
 			s.InheritCounters(news)
 			if d.Done {
 				return event{kind: roles.PredecessorNews, drained: d}, true

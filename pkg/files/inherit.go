@@ -3,6 +3,7 @@ package files
 import (
 	"io"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -39,11 +40,17 @@ func discardUnreadable(snap *publish.Snapshot) (bad []string) {
 	return bad
 }
 
-// Export is what a successor is told as it arrives: all that warms it, by component.
+// holdLimit is how long names wait at most for a successor that comes into force: one that hangs must not keep them for longer.
+const holdLimit = 10 * time.Second
+
+// Export is what a successor is told as it arrives: all that warms it, by component. Its Envoy accepts connections as soon as it is
+// warm, in an order of its own: until it has let go, or Alone, a name that is new waits.
 func (f *Files) Export() map[string][]byte {
-	state := f.ExportLast()
+	state := map[string][]byte{stateVIPs: f.exportVIPs()}
 	if snap := f.publisher.Published(); snap != nil {
 		state[StateResources] = marshalSnapshot(snap)
+		f.publisher.Beside(snap.Hosts)
+		f.hold.Store(time.AfterFunc(holdLimit, f.publisher.Alone))
 	}
 	state[stateFilters] = f.filters.export()
 	if wasm := f.wasm.Export(); wasm != nil {
@@ -55,8 +62,16 @@ func (f *Files) Export() map[string][]byte {
 // ExportLast is what a successor is told as this generation lets go: what must not
 // have changed behind its back since it arrived.
 func (f *Files) ExportLast() map[string][]byte {
+	state := map[string][]byte{stateVIPs: f.exportVIPs()}
+	if snap := f.publisher.Published(); snap != nil {
+		state[stateNames] = marshalSnapshot(&publish.Snapshot{Hosts: snap.Hosts})
+	}
+	return state
+}
+
+func (f *Files) exportVIPs() []byte {
 	f.c.VIPs.Compact() // the successor may be a release that finds no change in a journal
-	return map[string][]byte{stateVIPs: f.c.VIPs.Export()}
+	return f.c.VIPs.Export()
 }
 
 // ExportFiles has none: what a successor is told fits into State.
@@ -76,6 +91,7 @@ func (f *Files) Import(state map[string][]byte, _ func(component string) io.Read
 				f.log.Warn("Envoy starts without resources of the generation before that cannot be read", "names", bad)
 			}
 			f.inherited = snap
+			f.publisher.Beside(snap.Hosts)
 			if exact {
 				f.before.Store(snap)
 			}
@@ -83,12 +99,35 @@ func (f *Files) Import(state map[string][]byte, _ func(component string) io.Read
 	}
 	f.filters.inherit(state[stateFilters])
 	f.wasm.Import(state[stateWasm])
-	f.ImportLast(state)
+	f.importVIPs(state)
 }
 
-// ImportLast takes over what may have changed up to the moment at which the generation before let go.
-// The same files come into force once more when VIPs are others than before.
+// ImportLast takes over what may have changed up to the moment at which the generation before let go. From then on that one
+// changes nothing, and until Alone its Envoy accepts as well: a name that is new waits. A release that does not say which
+// names it answers has some that are newer than what it said as this one arrived.
 func (f *Files) ImportLast(state map[string][]byte) {
+	f.importVIPs(state)
+	if data, ok := state[stateNames]; ok {
+		snap, _, err := unmarshalSnapshot(data)
+		if err == nil {
+			f.publisher.Beside(snap.Hosts)
+			return
+		}
+		f.log.Warn("names may lead nowhere until the generation before drains", "err", err)
+	}
+	f.publisher.Alone()
+}
+
+// Alone says that no Envoy of another generation accepts: names wait for none any more.
+func (f *Files) Alone() {
+	if hold := f.hold.Swap(nil); hold != nil {
+		hold.Stop()
+	}
+	f.publisher.Alone()
+}
+
+// importVIPs brings the same files into force once more when VIPs are others than before.
+func (f *Files) importVIPs(state map[string][]byte) {
 	data, ok := state[stateVIPs]
 	if !ok {
 		return

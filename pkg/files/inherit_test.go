@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -92,4 +93,72 @@ func TestUnreadableHeritage(t *testing.T) {
 	if len(snap.Resources[build.ClusterType]) != 1 || len(snap.Resources[build.ListenerType]) != 1 {
 		t.Errorf("%d clusters and %d listeners are left, want one each", len(snap.Resources[build.ClusterType]), len(snap.Resources[build.ListenerType]))
 	}
+}
+
+// answers waits until DNS answers precisely these hosts of those that Envoy has.
+func (l *containerLife) answers(what string, want ...string) {
+	l.t.Helper()
+	var got []string
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
+		got = nil
+		if snap := l.publisher.Published(); snap != nil {
+			for _, h := range snap.Hosts {
+				got = append(got, h.Name)
+			}
+		}
+		if slices.Equal(got, want) {
+			return
+		}
+	}
+	l.t.Errorf("%s: DNS answers %v, want %v", what, got, want)
+}
+
+// TestNamesWaitInAHandOff: a host that comes while two generations accept has its name in neither before one is alone. A successor that does not come into force keeps names for a while only.
+func TestNamesWaitInAHandOff(t *testing.T) {
+	t.Parallel()
+	r := newRestarts(t)
+	older, text := r.start(), ""
+	change := func(l *containerLife, hosts ...string) {
+		t.Helper()
+		for _, host := range hosts {
+			text += entryAt(host, "")
+		}
+		r.write("a.yaml", text)
+		l.next()
+		l.take()
+	}
+	r.write("a.yaml", "")
+	older.next()
+	older.take()
+	change(older, "v1.x")
+	older.answers("alone", "v1.x")
+	older.Export()
+	change(older, "v2.x")
+	older.answers("a newcomer warms", "v1.x")
+	older.Alone()
+	older.answers("it has failed", "v1.x", "v2.x")
+	older.Export()
+	begun := time.Now()
+	change(older, "v3.x")
+	older.answers("the next one hangs", "v1.x", "v2.x", "v3.x")
+	if waited := time.Since(begun); waited < holdLimit {
+		t.Errorf("the name has waited for %v only", waited)
+	}
+	last := older.ExportLast()
+	older.end()
+
+	text += entryAt("v4.x", "")
+	r.write("a.yaml", text)
+	newer := r.start()
+	newer.next()
+	newer.take()
+	newer.answers("before the older one has let go", "v1.x", "v2.x", "v3.x", "v4.x")
+	newer.ImportLast(map[string][]byte{stateNames: last[stateNames]})
+	newer.answers("the older one accepts as well", "v1.x", "v2.x", "v3.x")
+	newer.Alone()
+	newer.answers("alone", "v1.x", "v2.x", "v3.x", "v4.x")
+	newer.ImportLast(map[string][]byte{stateNames: []byte("\xff")})
+	newer.answers("what cannot be read", "v1.x", "v2.x", "v3.x", "v4.x")
+	newer.has("names may lead nowhere")
+	newer.end()
 }

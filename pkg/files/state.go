@@ -23,6 +23,8 @@ const (
 	stateVIPs = "vips"
 	// StateResources is what marshalSnapshot writes.
 	StateResources = "resources"
+	// stateNames is what marshalSnapshot writes of the names alone that DNS answers.
+	stateNames = "names"
 	// stateFilters is the EnvoyFilters that Envoy has taken: namespace/name, a line each.
 	stateFilters = "envoyfilters"
 	// stateWasm is ecds.Extensions.Export: the Wasm modules that are in force.

@@ -115,6 +115,9 @@ func (i *Istiod) Import(state map[string][]byte, open func(component string) io.
 // ImportLast takes nothing over.
 func (i *Istiod) ImportLast(map[string][]byte) {}
 
+// Alone changes nothing: istiod tells both generations what is new, as long as both accept.
+func (i *Istiod) Alone() {}
+
 // Served says that this generation has begun to serve: what Envoy does not ask for by then it does not need.
 func (i *Istiod) Served() {
 	i.before.served.Store(true)

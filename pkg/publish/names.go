@@ -87,6 +87,33 @@ func (n *Names) Answered() []table.Host { return n.names.told }
 // Withheld counts the wanted hosts that have an address, and are not answered.
 func (n *Names) Withheld() int { return n.names.withheld() }
 
+// addresses are the addresses of hosts, by name.
+type addresses map[string][]netip.Addr
+
+func addressesOf(hosts []table.Host) addresses {
+	a := make(addresses, len(hosts))
+	for _, h := range hosts {
+		if len(h.Addrs) > 0 {
+			a[h.Name] = h.Addrs
+		}
+	}
+	return a
+}
+
+// lack notes the hosts that have another answer or none, and in none those that have none.
+func (a addresses) lack(hosts []table.Host, other, none map[string]bool) {
+	for _, h := range hosts {
+		if len(h.Addrs) == 0 {
+			continue
+		}
+		if addrs, is := a[h.Name]; !is {
+			other[h.Name], none[h.Name] = true, true
+		} else if !slices.Equal(addrs, h.Addrs) {
+			other[h.Name] = true
+		}
+	}
+}
+
 // answering counts the hosts that have an address.
 func answering(hosts []table.Host) (n int) {
 	for _, h := range hosts {

@@ -78,14 +78,17 @@ type Publisher struct {
 	Config
 
 	rollout
-	shown     atomic.Pointer[Snapshot] // rollout.inForce, for other goroutines
-	inherited bool                     // wanted is what the generation before had, not the control plane's yet
-	newer     bool                     // Next has something new, as a wait for Envoy was told
-	patience  time.Duration            // with the configuration that Envoy works on
-	refused   string                   // what was logged last of Envoy's refusals; "" when it took everything
-	begun     time.Time                // when the configuration that is on its way was asked for
-	took      atomic.Int64             // nanoseconds until the last one was in force, for the metric
-	unknown   atomic.Int64             // hosts that DNS does not answer because Envoy refused them, for the metric
+	shown     atomic.Pointer[Snapshot]  // rollout.inForce, for other goroutines
+	beside    atomic.Pointer[addresses] // see Beside; nil: nobody else serves
+	others    chan struct{}             // holds a token when beside has changed
+	verdict   *xds.RejectedError        // what Envoy refuses of the configuration that it answered for last
+	inherited bool                      // wanted is what the generation before had, not the control plane's yet
+	newer     bool                      // Next has something new, as a wait for Envoy was told
+	patience  time.Duration             // with the configuration that Envoy works on
+	refused   string                    // what was logged last of Envoy's refusals; "" when it took everything
+	begun     time.Time                 // when the configuration that is on its way was asked for
+	took      atomic.Int64              // nanoseconds until the last one was in force, for the metric
+	unknown   atomic.Int64              // hosts that DNS does not answer because Envoy refused them, for the metric
 }
 
 // New starts nothing.
@@ -93,7 +96,27 @@ func New(c Config) *Publisher {
 	if c.Names == nil {
 		c.Names = func([]table.Host, []string) {}
 	}
-	return &Publisher{Config: c, rollout: rollout{keep: c.TTL + delayMargin}, patience: patienceFirst}
+	return &Publisher{Config: c, rollout: rollout{keep: c.TTL + delayMargin}, patience: patienceFirst, others: make(chan struct{}, 1)}
+}
+
+// Beside says that another Envoy accepts connections as well, one that leads hosts somewhere and no others: until Alone, a host
+// without that answer there has the answer that it had here, or none.
+func (p *Publisher) Beside(hosts []table.Host) {
+	there := addressesOf(hosts)
+	p.serves(&there)
+}
+
+// Alone ends Beside: what waited is published.
+func (p *Publisher) Alone() { p.serves(nil) }
+
+func (p *Publisher) serves(beside *addresses) {
+	if p.beside.Swap(beside) == beside {
+		return
+	}
+	select {
+	case p.others <- struct{}{}:
+	default:
+	}
 }
 
 // Unknown is how many hosts DNS does not answer because Envoy refused their resources.
@@ -132,6 +155,10 @@ func (p *Publisher) Run(ctx context.Context) {
 		case <-p.Renewed:
 			if p.wanted != nil { // what of it the new Envoy takes
 				p.bring(ctx)
+			}
+		case <-p.others:
+			if p.reached {
+				p.name(p.verdict)
 			}
 		case <-expire:
 			p.send()
@@ -197,13 +224,19 @@ func (p *Publisher) bring(ctx context.Context) {
 	if refused != nil && len(refused.Resources) == 0 {
 		return // nobody knows what is in force
 	}
+	p.name(refused)
+	if !p.inherited {
+		p.Answered(refused)
+	}
+}
+
+// name publishes the names that lead somewhere: Envoy uses what it was given last, but for what it refuses.
+func (p *Publisher) name(refused *xds.RejectedError) {
+	p.verdict, p.elsewhere = refused, p.beside.Load()
 	p.applied(refused, time.Now())
 	p.unknown.Store(int64(p.withheld()))
 	p.Names(p.change())
 	p.show()
-	if !p.inherited {
-		p.Answered(refused)
-	}
 }
 
 // together is what Envoy refuses of a configuration; what it refuses still, with earlier

@@ -386,3 +386,46 @@ func TestDifference(t *testing.T) {
 		}
 	}
 }
+
+// TestNamesWaitForAnotherEnvoy: while another Envoy accepts as well, DNS answers nothing that leads nowhere there; afterwards what
+// waited is there without another word of Envoy's.
+func TestNamesWaitForAnotherEnvoy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { s.p.Run(ctx); close(done) }()
+		step := func(what string, hosts map[string]string, want ...string) {
+			t.Helper()
+			if hosts != nil {
+				s.next(output(hosts))
+				s.applied <- nil
+				s.change()
+			}
+			synctest.Wait()
+			if got := s.nowNames(); !slices.Equal(got, want) {
+				t.Errorf("%s: names are %v, want %v", what, got, want)
+			}
+		}
+		step("alone", map[string]string{"a.example": "240.240.0.1", "b.example": "10.0.0.2"}, "a.example", "b.example")
+		before := s.p.Published().Hosts
+		s.p.Beside(before)
+		step("beside", map[string]string{"a.example": "240.240.0.1", "b.example": "10.0.0.3", "c.example": "240.240.0.3"},
+			"a.example", "b.example")
+		if i := slices.IndexFunc(s.p.Published().Hosts, func(h table.Host) bool { return h.Name == "b.example" }); s.p.Published().Hosts[i].Addrs[0] != netip.MustParseAddr("10.0.0.2") {
+			t.Errorf("b.example has moved: %v", s.p.Published().Hosts)
+		}
+		if !slices.Contains(s.nowListeners(), "240.240.0.3_80") {
+			t.Errorf("Envoy waits as well: %v", s.nowListeners())
+		}
+		s.p.Beside(before[1:])
+		step("one fewer there", nil, "b.example")
+		step("one is gone", map[string]string{"a.example": "240.240.0.1", "c.example": "240.240.0.3"})
+		s.p.Alone()
+		step("alone again", nil, "a.example", "c.example")
+		s.p.Alone()
+		step("once more", map[string]string{"d.example": "240.240.0.4"}, "d.example")
+		cancel()
+		<-done
+	})
+}

@@ -23,6 +23,7 @@ type Snapshot struct {
 //   - DNS answers a host with an address only if Envoy used all resources of that host in some
 //     version, and has been given every one of them ever since.
 //   - An address that DNS no longer answers keeps its resources for the time keep.
+//   - While another Envoy accepts as well, DNS answers nothing new that does not lead somewhere there too.
 type rollout struct {
 	names
 	keep time.Duration // how long an answer lives
@@ -34,6 +35,8 @@ type rollout struct {
 	// it was started anew, or is another release.
 	standIns map[xds.ID]xds.Resource
 	delayed  []delayedRemoval
+	// elsewhere is what leads somewhere in another Envoy that accepts as well; nil: there is none.
+	elsewhere *addresses
 }
 
 // delayedRemoval is a resource that Envoy used and that is not wanted any more, kept while clients
@@ -72,6 +75,9 @@ func (r *rollout) applied(refused *xds.RejectedError, now time.Time) {
 	each(r.wanted.Resources, lacks, func(id xds.ID, _ xds.Resource) { needed[owner(id.Name)] = true })
 	for id := range r.versions(lacks) {
 		earlier[owner(id.Name)] = true
+	}
+	if r.elsewhere != nil {
+		r.elsewhere.lack(r.wanted.Hosts, needed, earlier)
 	}
 	r.release(needed, earlier)
 	r.good, r.reached = Snapshot{Resources: used, Hosts: r.wanted.Hosts}, true

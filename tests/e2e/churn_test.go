@@ -177,8 +177,35 @@ func p99(took []time.Duration) time.Duration {
 	return took[len(took)*99/100]
 }
 
-// TestUpgradeShapes hands over from one shape of the listeners to the other under load: nothing fails, and the
-// hosts answer. With $HOSTS there are so many, and both generations have shared listeners.
+// arrivals has hosts come one after the other, and asks each as soon as it has a name.
+func (p *slotPod) arrivals(t *testing.T) (stop func()) {
+	t.Helper()
+	stopped, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for i := 0; ; i++ {
+			name := fmt.Sprintf("new-%d", i)
+			p.slots.Write(t, name+".yaml", static(name, name+".example", 80, "HTTP", "198.51.100.11", 80))
+			var addrs []netip.Addr
+			for len(addrs) == 0 {
+				select {
+				case <-stopped:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				addrs, _ = p.Pod.Lookup(name+".example", dns.TypeA)
+			}
+			if err := answers(p.Pod, "http://"+addrs[0].String()+"/"); err != nil {
+				t.Errorf("%s.example, just named %v: %v", name, addrs[0], err)
+			}
+		}
+	}()
+	return func() { close(stopped); <-ended }
+}
+
+// TestUpgradeShapes hands over from one shape of the listeners to the other under load: nothing fails, the hosts answer, and no
+// host that comes meanwhile has a name before both Envoys lead it somewhere. With $HOSTS there are so many, and both generations
+// have shared listeners.
 func TestUpgradeShapes(t *testing.T) {
 	t.Parallel()
 	cases, many := [][2]string{{"shared", "each"}, {"each", "shared"}}, int(number(t, "HOSTS", 0))
@@ -199,8 +226,9 @@ func TestUpgradeShapes(t *testing.T) {
 			}
 			startShape(0, p.older, shapes[0])
 			lab.Eventually(t, loadDeadline, "the pod is ready", p.ready)
-			load := startLoad(t, p)
+			load, stop := startLoad(t, p), p.arrivals(t)
 			startShape(1, p.newer, shapes[1])
+			stop()
 			for _, host := range []string{"h-0.example", fmt.Sprintf("h-%d.example", many-1)} {
 				vip := (&pod{Lab: p.Lab}).vip(t, host, dns.TypeA)
 				if err := answers(p.Pod, "http://"+vip.String()+"/"); err != nil {

@@ -54,6 +54,8 @@ type controlPlane interface {
 	// Import and ImportLast take that over. Import comes before Publish; open is a component that came as a file, or nil.
 	Import(state map[string][]byte, open func(component string) io.Reader)
 	ImportLast(state map[string][]byte)
+	// Alone says that no Envoy of another generation accepts connections, as one may from Export and Import on.
+	Alone()
 
 	// Overview is what people see of it at a glance, and LeadsTo where connections to a host go, "" if it does not know.
 	Overview() overview.Config

@@ -85,6 +85,10 @@ func (s *Sidecar) PassProbation() {
 	s.linkClients()
 }
 
+// Alone says that no Envoy of another generation accepts: that of the one before does until a moment after the probation, that of a
+// newcomer until it has failed.
+func (s *Sidecar) Alone() { s.plane.Alone() }
+
 // linkClients has xDS clients other than Envoy find this generation where Istio's agent serves them, unless Envoy itself was told
 // to look there.
 func (s *Sidecar) linkClients() {

@@ -50,6 +50,7 @@ func (f *Files) Export() map[string][]byte {
 	if snap := f.publisher.Published(); snap != nil {
 		state[StateResources] = marshalSnapshot(snap)
 		f.publisher.Beside(snap.Hosts)
+		f.stopHold()
 		f.hold.Store(time.AfterFunc(holdLimit, f.publisher.Alone))
 	}
 	state[stateFilters] = f.filters.export()
@@ -62,6 +63,7 @@ func (f *Files) Export() map[string][]byte {
 // ExportLast is what a successor is told as this generation lets go: what must not
 // have changed behind its back since it arrived.
 func (f *Files) ExportLast() map[string][]byte {
+	f.stopHold() // names wait on, for the successor has them from now on
 	state := map[string][]byte{stateVIPs: f.exportVIPs()}
 	if snap := f.publisher.Published(); snap != nil {
 		state[stateNames] = marshalSnapshot(&publish.Snapshot{Hosts: snap.Hosts})
@@ -120,10 +122,15 @@ func (f *Files) ImportLast(state map[string][]byte) {
 
 // Alone says that no Envoy of another generation accepts: names wait for none any more.
 func (f *Files) Alone() {
-	if hold := f.hold.Swap(nil); hold != nil {
-		hold.Stop()
-	}
+	f.stopHold()
 	f.publisher.Alone()
+}
+
+// stopHold leaves it to Alone when names come again.
+func (f *Files) stopHold() {
+	if hold := f.hold.Swap(nil); hold != nil {
+		hold.Stop() // and it keeps nothing in memory that a standby gives back
+	}
 }
 
 // importVIPs brings the same files into force once more when VIPs are others than before.

@@ -13,8 +13,14 @@ func (l *loop) give(resp *xds.Response) error {
 	return err
 }
 
-// modules gives Envoy what is due of modules. It has no nonce: istiod hears nothing of it. On a new stream what istiod says comes first.
+// modules takes in that something has become of modules: the pod may have waited for that alone.
 func (l *loop) modules() {
+	l.giveModules()
+	l.i.c.InForce()
+}
+
+// giveModules gives Envoy what is due of modules. It has no nonce: istiod hears nothing of it. On a new stream what istiod says comes first.
+func (l *loop) giveModules() {
 	if l.stream != nil && l.nonces[extensionsType] == "" {
 		return
 	}

@@ -3,6 +3,7 @@ package istiod
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	httpwasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
@@ -96,9 +98,26 @@ func TestModules(t *testing.T) {
 	if o := a.Overview(); o.ErrorsCount != 1 || o.Errors[0].Where != "EnvoyFilter a" {
 		t.Errorf("people see %+v of a filter without its module", o)
 	}
+	for len(a.inForce) > 0 {
+		<-a.inForce
+	}
+	waits := func() bool {
+		_, pending := a.ready.Check()
+		return strings.Contains(fmt.Sprint(pending), "the Wasm module of a is not in force yet")
+	}
+	if !waits() {
+		t.Error("the pod waits for no module")
+	}
 	m.put("oci://r/a:1", "one")
 	e.gets("TypedExtensionConfig +a", "")
 	s.quiet()
+	for waiting := true; waiting; waiting = waits() {
+		select {
+		case <-a.inForce:
+		case <-time.After(deadline):
+			t.Fatal("nobody is told that the pod waits for its module no more")
+		}
+	}
 	page := httptest.NewRecorder()
 	a.DebugPages()[ecds.ListPath].ServeHTTP(page, httptest.NewRequest(http.MethodGet, ecds.ListPath, nil))
 	if text := page.Body.String(); !strings.Contains(text, `"name":"a"`) || strings.Contains(text, `"name":"b"`) {

@@ -52,10 +52,13 @@ func webDeployment(t *testing.T, ns *cluster.Namespace, replicas int, patches ..
 func webLoad(t *testing.T, ns *cluster.Namespace) *cluster.Load {
 	t.Helper()
 	target := "http://web." + ns.Name + ".svc.cluster.local/"
-	return ns.Load(t, fromClient,
-		load.Flow{Name: "service: new", Kind: load.HTTP1New, Target: target, Want: "server=app", Rate: 50},
+	flows := []load.Flow{
+		{Name: "service: new", Kind: load.HTTP1New, Target: target, Want: "server=app", Rate: 50},
 		// A connection lasts no longer than the drain: what is kept is cut at its end.
-		load.Flow{Name: "service: kept", Kind: load.HTTP1Keep, Target: target, Want: "server=app", Rate: 25, Life: load.Duration(time.Second)})
+		{Name: "service: kept", Kind: load.HTTP1Keep, Target: target, Want: "server=app", Rate: 25, Life: load.Duration(time.Second)},
+	}
+	awaitServices(t, ns, fromClient, flows...)
+	return ns.Load(t, fromClient, flows...)
 }
 
 // startWeb brings the Service up under load.

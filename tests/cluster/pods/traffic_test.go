@@ -52,8 +52,15 @@ func toServices(t *testing.T, ns *cluster.Namespace) []load.Flow {
 		{Name: "ClusterIP, kept", Kind: load.HTTP1Keep, Target: clusterIP, Rate: 20, Want: "server=nginx"},
 		{Name: "NodePort, new", Kind: load.HTTP1New, Target: nodePort, Rate: 25, Want: "server=nginx"},
 	}
-	lab.Eventually(t, stepLimit, "the Services lead to the pod", func() error {
-		l := ns.Load(t, cluster.FromNode(), flows...)
+	awaitServices(t, ns, cluster.FromNode(), flows...)
+	return flows
+}
+
+// awaitServices waits until nothing fails of a load through Services for some seconds.
+func awaitServices(t *testing.T, ns *cluster.Namespace, from cluster.Where, flows ...load.Flow) {
+	t.Helper()
+	lab.Eventually(t, stepLimit, "the Services lead to the pods", func() error {
+		l := ns.Load(t, from, flows...)
 		lab.Eventually(t, stepLimit, "each flow has been answered for some seconds", func() error {
 			for _, f := range l.Report().Flows {
 				if n := f.Total.OK + f.Total.Failures(); n < settled {
@@ -67,7 +74,6 @@ func toServices(t *testing.T, ns *cluster.Namespace) []load.Flow {
 		}
 		return nil
 	})
-	return flows
 }
 
 // outboundToo is what the application asks for besides outbound: on kept connections, and by another transport.

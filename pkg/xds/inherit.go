@@ -1,98 +1,66 @@
 package xds
 
 import (
-	"bufio"
 	"cmp"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"os"
 	"slices"
 
-	"google.golang.org/protobuf/encoding/protowire"
+	"understudy.mesh/pkg/xds/internal/records"
 )
-
-// The form in which a relay's resources travel: records, each a message in the wire format of protobuf behind its length (a
-// varint), so that a release that knows more can add fields. A record names a type, or is of the type that was named last:
-// a resource, or a name of which the upstream says that there is none.
-const (
-	recordType   protowire.Number = 1
-	recordName   protowire.Number = 2
-	recordBody   protowire.Number = 3
-	recordAbsent protowire.Number = 4
-)
-
-// maxRecord bounds a record that is read. A resource comes in a response, which has a bound of its own below.
-const maxRecord = 256 << 20
-
-// exportBuffer is how much is written at once, and read at once of what is in a file.
-const exportBuffer = 64 << 10
 
 // Export writes what Envoy has taken, for the relay of the next generation, but for some types. What Envoy refuses, or has not
 // answered for, is not in it. It says what is where.
 func (r *Relay) Export(w io.Writer, without ...string) (Exported, error) {
-	out := exporter{to: bufio.NewWriterSize(w, exportBuffer)}
+	out, from := records.NewWriter(w), bodies{}
 	var e Exported
 	for _, t := range r.taken(without) {
-		out.record(nil, appendField(nil, recordType, t.url))
+		out.Type(t.url)
 		for i, k := range t.resources {
-			body, err := out.bodyOf(k)
+			body, err := from.of(k)
 			if err != nil {
 				return Exported{}, fmt.Errorf("read %s %q again: %w", kindOf(t.url), k.name, err)
 			}
-			out.head = appendField(out.head[:0], recordName, k.name)
-			out.head = protowire.AppendTag(out.head, recordBody, protowire.BytesType)
-			out.head = protowire.AppendVarint(out.head, uint64(k.size))
-			out.record(body, out.head)
-			t.places[i] = uint32(out.at) - k.size
+			t.places[i] = uint32(out.Resource(k.name, body))
 		}
 		for _, name := range t.absent {
-			out.record(nil, appendField(nil, recordAbsent, name))
+			out.Absent(name)
 		}
 		e.types = append(e.types, t)
 	}
-	if err := out.to.Flush(); err != nil { // the first error of all
+	if err := out.Flush(); err != nil {
 		return Exported{}, fmt.Errorf("write the resources of istiod: %w", err)
 	}
 	return e, nil
 }
 
-// exporter writes records.
-type exporter struct {
-	to     *bufio.Writer
-	at     int64  // what was written
-	head   []byte // of a record
+// readAhead is how much is read at once of what is in a file.
+const readAhead = 64 << 10
+
+// bodies reads the bodies of resources, those of a file in the order in which they lie there.
+type bodies struct {
 	from   *os.File
 	part   []byte // of from, from partAt on
 	partAt int64
 }
 
-// record writes one, which is a head and a body.
-func (o *exporter) record(body, head []byte) {
-	var size [binary.MaxVarintLen64]byte
-	for _, b := range [][]byte{binary.AppendUvarint(size[:0], uint64(len(head)+len(body))), head, body} {
-		n, _ := o.to.Write(b) // Flush has the error
-		o.at += int64(n)
-	}
-}
-
-// bodyOf is valid until it is called again.
-func (o *exporter) bodyOf(k *kept) ([]byte, error) {
+// of is one, valid until it is called again.
+func (b *bodies) of(k *kept) ([]byte, error) {
 	if k.raw != nil {
 		return k.body(), nil
 	}
-	begin := int64(k.at) - o.partAt
-	if o.from != k.file || begin < 0 || begin+int64(k.size) > int64(len(o.part)) {
-		o.part = slices.Grow(o.part[:0], max(exportBuffer, int(k.size)))
-		n, err := k.file.ReadAt(o.part[:cap(o.part)], int64(k.at))
+	begin := int64(k.at) - b.partAt
+	if b.from != k.file || begin < 0 || begin+int64(k.size) > int64(len(b.part)) {
+		b.part = slices.Grow(b.part[:0], max(readAhead, int(k.size)))
+		n, err := k.file.ReadAt(b.part[:cap(b.part)], int64(k.at))
 		if n < int(k.size) {
 			return nil, cmp.Or(err, io.ErrUnexpectedEOF)
 		}
-		o.from, o.part, o.partAt, begin = k.file, o.part[:n], int64(k.at), 0
+		b.from, b.part, b.partAt, begin = k.file, b.part[:n], int64(k.at), 0
 	}
-	body := o.part[begin:][:k.size]
+	body := b.part[begin:][:k.size]
 	if versionOf(body) != k.version {
 		return nil, fmt.Errorf("%s has changed", k.file.Name())
 	}
@@ -168,28 +136,27 @@ func (r *Relay) taken(without []string) (all []exported) {
 	return all
 }
 
-func appendField[T string | []byte](b []byte, number protowire.Number, value T) []byte {
-	b = protowire.AppendTag(b, number, protowire.BytesType)
-	return append(protowire.AppendVarint(b, uint64(len(value))), value...)
-}
-
 // Import takes over what the relay of the generation before has exported: Envoy is served from it, and the first responses of
 // the upstream are compared with it. Of a type for which the upstream has answered it takes nothing, and with an error nothing
 // at all.
 func (r *Relay) Import(from io.Reader) error {
 	ledgers := make(map[string]*ledger)
-	in := bufio.NewReader(from)
-	var l *ledger
-	for {
-		record, err := readRecord(in)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err == nil {
-			l, err = importRecord(ledgers, l, record)
-		}
+	for record, err := range records.Read(from) {
 		if err != nil {
 			return fmt.Errorf("read the resources of the generation before: %w", err)
+		}
+		l := ledgers[record.Type]
+		if l == nil {
+			l = newLedger(record.Type)
+			l.complete = true
+			ledgers[record.Type] = l
+		}
+		switch {
+		case record.Absent:
+			l.absent[record.Name] = struct{}{}
+		case record.Name != "":
+			k := keep(l.url, NewResource(record.Name, record.Body))
+			l.held[k.name] = entry{newest: k, taken: k}
 		}
 	}
 	r.mu.Lock()
@@ -217,65 +184,6 @@ func (r *Relay) serve(url string, l *ledger) {
 		removed[name] = entry{}
 	}
 	r.stream.respond(url, l, sub, resources, removed)
-}
-
-// errRecord says that a record is not what it ought to be.
-var errRecord = errors.New("a record that is none")
-
-// readRecord fails with io.EOF where there is no further one.
-func readRecord(in *bufio.Reader) ([]byte, error) {
-	size, err := binary.ReadUvarint(in)
-	if err != nil {
-		return nil, err // io.EOF only before the first byte
-	}
-	if size > maxRecord {
-		return nil, fmt.Errorf("%w: of %d bytes, at most %d", errRecord, size, maxRecord)
-	}
-	record, err := io.ReadAll(io.LimitReader(in, int64(size))) // what is not there is not allocated for
-	if err == nil && uint64(len(record)) < size {
-		err = io.ErrUnexpectedEOF
-	}
-	return record, err
-}
-
-// importRecord takes a record into l, and returns the ledger of the next one.
-func importRecord(ledgers map[string]*ledger, l *ledger, record []byte) (*ledger, error) {
-	fields := make(map[protowire.Number][]byte)
-	for len(record) > 0 {
-		number, kind, size := protowire.ConsumeTag(record)
-		if size < 0 {
-			return nil, fmt.Errorf("%w: %w", errRecord, protowire.ParseError(size))
-		}
-		record = record[size:]
-		if size = protowire.ConsumeFieldValue(number, kind, record); size < 0 {
-			return nil, fmt.Errorf("%w: %w", errRecord, protowire.ParseError(size))
-		}
-		if kind == protowire.BytesType {
-			fields[number], _ = protowire.ConsumeBytes(record)
-		}
-		record = record[size:]
-	}
-	if url, is := fields[recordType]; is {
-		l = newLedger(string(url))
-		l.complete = true
-		ledgers[string(url)] = l
-		return l, nil
-	}
-	name, named := fields[recordName]
-	absent, gone := fields[recordAbsent]
-	switch {
-	case !named && !gone: // of another release
-	case l == nil:
-		return nil, fmt.Errorf("%w: a resource of no type", errRecord)
-	case gone:
-		l.absent[string(absent)] = struct{}{}
-	case len(name) == 0:
-		return nil, fmt.Errorf("%w: a resource without a name", errRecord)
-	default:
-		k := keep(l.url, NewResource(string(name), fields[recordBody]))
-		l.held[k.name] = entry{newest: k, taken: k}
-	}
-	return l, nil
 }
 
 // Forget drops what was taken over, or asked for before Envoy did, and Envoy has not asked for.

@@ -267,3 +267,8 @@ func appendVersion(b []byte, version uint64) []byte {
 	b = protowire.AppendVarint(protowire.AppendTag(b, fieldVersion, protowire.BytesType), versionDigits)
 	return appendVersionText(b, version)
 }
+
+func appendField[T string | []byte](b []byte, number protowire.Number, value T) []byte {
+	b = protowire.AppendTag(b, number, protowire.BytesType)
+	return append(protowire.AppendVarint(b, uint64(len(value))), value...)
+}

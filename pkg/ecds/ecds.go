@@ -64,7 +64,8 @@ type Extensions struct {
 	mu      sync.Mutex // guards what follows
 	modules Modules    // nil before the first is wanted
 	all     map[string]*extension
-	before  map[string]bool // names of those that the generation before has in force
+	before  map[string]bool     // names of those that the generation before has in force
+	theirs  map[string]*version // what of that this Envoy runs, by name, until it is wanted here
 	loads   loads
 	served  bool      // this generation serves: it is ready whatever becomes of a module
 	began   time.Time // when the first was wanted
@@ -167,7 +168,7 @@ func (x *Extensions) want(w envoyfilter.Extension) (*extension, error) {
 		return nil, err
 	}
 	if e == nil {
-		e = &extension{cancel: func() {}, arrived: make(chan struct{})}
+		e = &extension{cancel: func() {}, arrived: make(chan struct{}), good: x.theirs[w.Name]}
 	}
 	filter, err := wasmfilter.Of(w.Config)
 	if err != nil {
@@ -183,6 +184,7 @@ func (x *Extensions) want(w envoyfilter.Extension) (*extension, error) {
 	e.cancel() // an older one never wins
 	e.Extension, e.filter, e.since, e.bad, e.placeholder = w, filter, time.Now(), "", stand
 	x.all[w.Name] = e
+	delete(x.theirs, w.Name)
 	x.begin(e)
 	return e, nil
 }
@@ -326,6 +328,20 @@ func (x *Extensions) Answered(refused map[string]string) (again bool) {
 	x.retain()
 	x.ready()
 	return again
+}
+
+// runs says what Envoy runs from the start, by name: that stays until the module is there that is wanted.
+func (x *Extensions) runs(all map[string]*version) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.theirs = all
+}
+
+// forget says that Envoy runs one no more.
+func (x *Extensions) forget(name string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.theirs, name)
 }
 
 // Served says that this generation serves from now on.

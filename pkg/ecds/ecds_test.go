@@ -206,7 +206,7 @@ func TestFirst(t *testing.T) {
 	b.Answered(nil)
 	b.readiness("")
 	b.phase("InForce", "one", "", "")
-	if got := string(b.Export()); got != `[{"name":"a","sha256":"one"}]` {
+	if got := string(b.Export()); got != `[{"name":"a","sha256":"one","size":1}]` {
 		t.Error(got)
 	}
 	if b.modules.retained != "one" {

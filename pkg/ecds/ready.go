@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"understudy.mesh/pkg/wasm"
 )
 
@@ -51,20 +53,38 @@ func (x *Extensions) lookAgain() {
 	x.c.Changed() // whoever asks for readiness then asks again
 }
 
-// inherited is one extension that the generation before has in force.
+// Component is the name of what Export gives in a hand-off, under either control plane.
+const Component = "wasm"
+
+// inherited is one extension of the generation before.
 type inherited struct {
 	Name   string `json:"name"`
-	SHA256 string `json:"sha256"`
+	SHA256 string `json:"sha256,omitempty"` // of the module that is in force; "": none is
+	Digest string `json:"digest,omitempty"`
+	Size   int64  `json:"size,omitempty"`
+	// Wanted is the configuration as a control plane has sent it that may not be there to send it again: a google.protobuf.Any in bytes, which may
+	// have a pull secret in it; nil: whoever wants it says so.
+	Wanted []byte `json:"wanted,omitempty"`
 }
 
-// Export is what is in force, for a successor, whose store is the same.
-func (x *Extensions) Export() []byte {
+// Export is what is in force, for a successor, which has the modules from the store.
+func (x *Extensions) Export() []byte { return x.export(false) }
+
+// export adds what is wanted.
+func (x *Extensions) export(wanted bool) []byte {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	all := []inherited{}
 	for _, name := range slices.Sorted(maps.Keys(x.all)) {
-		if e := x.all[name]; e.good != nil {
-			all = append(all, inherited{name, e.good.module.SHA256})
+		e, i := x.all[name], inherited{Name: name}
+		if wanted {
+			i.Wanted, _ = proto.Marshal(e.Config) // it was read from such bytes
+		}
+		if v := e.good; v != nil {
+			i.SHA256, i.Digest, i.Size = v.module.SHA256, v.module.Digest, v.module.Size
+		}
+		if i.SHA256 != "" || i.Wanted != nil {
+			all = append(all, i)
 		}
 	}
 	data, err := json.Marshal(all)
@@ -74,20 +94,25 @@ func (x *Extensions) Export() []byte {
 	return data
 }
 
-// Import takes over what Export gave, here or in another release: it is waited for. What cannot be read is none.
-func (x *Extensions) Import(data []byte) {
-	var all []inherited
+// Import takes over what Export gave, here or in another release: what is in force there is waited for. What cannot be read is none.
+func (x *Extensions) Import(data []byte) { x.inherit(data) }
+
+// inherit returns what was read.
+func (x *Extensions) inherit(data []byte) (all []inherited) {
 	if len(data) == 0 {
-		return
+		return nil
 	}
 	if err := json.Unmarshal(data, &all); err != nil {
 		x.c.Log.Warn("which Wasm modules the generation before has in force is not known", "err", err)
-		return
+		return nil
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.before = make(map[string]bool, len(all))
-	for _, e := range all {
-		x.before[e.Name] = true
+	for _, i := range all {
+		if i.SHA256 != "" {
+			x.before[i.Name] = true
+		}
 	}
+	return all
 }

@@ -5,13 +5,16 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"understudy.mesh/pkg/asmfilter"
 	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/status"
+	"understudy.mesh/pkg/wasm"
 	"understudy.mesh/pkg/wasm/wasmfilter"
 	"understudy.mesh/pkg/xds"
 )
@@ -32,16 +35,18 @@ type Relayed struct {
 // NewRelayed is as c says, but for Changed. off has none of the filters run: what is behind them gets everything.
 func NewRelayed(c Config, off bool) *Relayed {
 	r := &Relayed{changed: make(chan struct{}, 1), wanted: map[string]envoyfilter.Extension{}, given: map[string]xds.Resource{}}
-	c.Changed = func() {
-		select {
-		case r.changed <- struct{}{}:
-		default:
-		}
-	}
+	c.Changed = r.change
 	if !off {
 		r.x = New(c)
 	}
 	return r
+}
+
+func (r *Relayed) change() {
+	select {
+	case r.changed <- struct{}{}:
+	default:
+	}
 }
 
 // Changed holds a token when something may be Due.
@@ -58,18 +63,18 @@ func (r *Relayed) Take(resp *xds.Response) {
 	if r == nil || resp.Type != extensionType {
 		return
 	}
+	concerned := false
 	for _, name := range resp.Removed {
-		r.drop(name)
+		concerned = r.drop(name) || concerned
 	}
-	wants := false
 	for _, m := range resp.Resources {
 		if e, is := read(m); is {
-			r.wanted[m.Name], wants = e, true
+			r.wanted[m.Name], concerned = e, true
 		} else {
-			r.drop(m.Name)
+			concerned = r.drop(m.Name) || concerned
 		}
 	}
-	if !wants {
+	if !concerned {
 		return
 	}
 	now := r.now()
@@ -97,9 +102,15 @@ func (r *Relayed) give(now map[string]xds.Resource, name string) xds.Resource {
 	return m
 }
 
-func (r *Relayed) drop(name string) {
+// drop says whether one was wanted that is not any more.
+func (r *Relayed) drop(name string) (was bool) {
+	_, was = r.wanted[name]
 	delete(r.wanted, name)
 	delete(r.given, name)
+	if r.x != nil {
+		r.x.forget(name)
+	}
+	return was
 }
 
 // read is the configuration of a resource, if it is one of a Wasm filter that wants a module.
@@ -162,6 +173,43 @@ func (r *Relayed) Answered(refused map[string]string) {
 	if r != nil && r.x != nil && len(r.wanted) > 0 {
 		r.x.Answered(refused)
 	}
+}
+
+// Export is what istiod wants and what of that is in force, for a successor, which may find no istiod.
+func (r *Relayed) Export() []byte {
+	if r == nil || r.x == nil {
+		return nil
+	}
+	return r.x.export(true)
+}
+
+// Import takes over what Export gave, here or in another release, and the resources that the Envoy of the generation before runs: this one's
+// gets them, and keeps each until the module that is wanted is there. It comes before Take.
+func (r *Relayed) Import(data []byte, running []xds.Resource) {
+	if r == nil || r.x == nil {
+		return
+	}
+	modules := map[string]wasm.Module{}
+	for _, i := range r.x.inherit(data) {
+		modules[i.Name] = wasm.Module{SHA256: i.SHA256, Digest: i.Digest, Size: i.Size}
+		config := &anypb.Any{}
+		if len(i.Wanted) == 0 || proto.Unmarshal(i.Wanted, config) != nil {
+			continue // istiod says it
+		}
+		r.wanted[i.Name] = envoyfilter.Extension{Name: i.Name, Document: documentOf(i.Name), Config: config}
+	}
+	versions := make(map[string]*version)
+	for _, m := range running {
+		_, module := read(m) // else it may be a placeholder
+		if _, wanted := r.wanted[m.Name]; wanted || module {
+			r.given[m.Name] = m
+		}
+		if module {
+			versions[m.Name] = &version{Resource: m, module: modules[m.Name], made: time.Now(), inUse: time.Now()}
+		}
+	}
+	r.x.runs(versions)
+	r.change()
 }
 
 // Served says that this generation serves from now on.

@@ -135,10 +135,59 @@ func TestRelayed(t *testing.T) {
 	if resp := b.Due(); resp != nil || len(b.wanted)+len(b.given) > 0 {
 		t.Errorf("%+v, %v", resp, b.wanted)
 	}
+	if r := b.x.Report(); len(r) > 0 || b.modules.retained != "" {
+		t.Errorf("what is gone is reported, or in use: %+v, %s", r, b.modules.retained)
+	}
 	untouched := &xds.Response{Type: "another", Resources: []xds.Resource{sent(t, "a", "oci://r/a:1", false)}}
 	before := untouched.Resources[0].Body
 	if b.Take(untouched); !bytes.Equal(untouched.Resources[0].Body, before) {
 		t.Error("a resource of another type was changed")
+	}
+}
+
+// TestRelayedSuccessor: a newcomer whose Envoy runs what that of the generation before ran leaves it so until it has the module that is wanted
+// itself, knows what is wanted before istiod has said it, and gives nothing up that cannot be had for the moment.
+func TestRelayedSuccessor(t *testing.T) {
+	older := newRelayBench(t, false)
+	older.modules.set("oci://r/a:1", "one")
+	resp := &xds.Response{Type: extensionType, Resources: []xds.Resource{sent(t, "a", "oci://r/a:1", false), sent(t, "late", "oci://r/late", false)}}
+	older.take(resp, "wasm-default-deny", "wasm-default-deny")
+	older.due("/store/one")
+	older.Answered(nil)
+	data := older.Export()
+	running := []xds.Resource{older.given["a"], older.given["late"]}
+
+	b := newRelayBench(t, false)
+	b.Import(data, running)
+	<-b.Changed()
+	if resp := b.Due(); resp != nil {
+		t.Errorf("Envoy is given what it has: %+v", resp)
+	}
+	r := b.x.Report()
+	if len(r) != 2 || r[0].SHA256 != "one" || r[0].Instead != "" || r[1].Instead != "deny" || r[0].Document != "EnvoyFilter a" {
+		t.Errorf("%+v", r)
+	}
+	again := &xds.Response{Type: extensionType, Resources: []xds.Resource{sent(t, "a", "oci://r/a:1", false), sent(t, "late", "oci://r/late", false)}}
+	b.take(again, "/store/one", "wasm-default-deny")
+	b.modules.set("oci://r/a:1", "one")
+	<-b.Changed()
+	if resp := b.Due(); resp != nil {
+		t.Errorf("Envoy is given what it has: %+v", resp)
+	}
+	if r := b.x.Report(); r[0].Phase != inForce || b.x.modules.(*modules).retained != "one" {
+		t.Errorf("%+v, %s in use", r, b.modules.retained)
+	}
+	b.take(&xds.Response{Type: extensionType, Resources: []xds.Resource{sent(t, "a", "oci://r/a:2", false)}}, "/store/one")
+	b.modules.set("oci://r/a:2", "two")
+	b.due("/store/two")
+
+	// Of a release that does not tell what is wanted, and of one that tells nonsense.
+	for _, data := range []string{"", "nonsense", `[{"name":"a","sha256":"one"}]`, `[{"name":"a","sha256":"one","wanted":"/w=="}]`} {
+		b := newRelayBench(t, false)
+		b.Import([]byte(data), running)
+		b.take(&xds.Response{Type: extensionType, Resources: []xds.Resource{sent(t, "a", "oci://r/a:1", false)}}, "/store/one")
+		b.take(&xds.Response{Type: extensionType, Removed: []string{"a", "late"}})
+		b.take(&xds.Response{Type: extensionType, Resources: []xds.Resource{sent(t, "a", "oci://r/a:1", false)}}, "wasm-default-deny")
 	}
 }
 
@@ -176,8 +225,9 @@ func TestRelayedNil(t *testing.T) {
 	r.Take(resp)
 	r.Answered(nil)
 	r.Served()
+	r.Import(nil, nil)
 	r.Close()
-	if !bytes.Equal(resp.Resources[0].Body, before) || r.Changed() != nil || r.Due() != nil || len(r.Pages()) > 0 || r.Samples() != nil {
+	if !bytes.Equal(resp.Resources[0].Body, before) || r.Changed() != nil || r.Due() != nil || len(r.Pages()) > 0 || r.Samples() != nil || r.Export() != nil {
 		t.Errorf("%+v", resp)
 	}
 }

@@ -2,7 +2,6 @@ package ecds
 
 import (
 	"context"
-	"slices"
 	"strings"
 	"time"
 
@@ -89,11 +88,15 @@ func (x *Extensions) arrive(ctx context.Context, e *extension, filter *wasmfilte
 		e.bad = err.Error()
 		return
 	}
-	if e.newest != nil && e.newest.Name == v.Name && slices.Equal(e.newest.Body, v.Body) {
+	if e.newest.same(v) {
 		e.newest.of = e.Config
 		return
 	}
 	v.took = took
+	if e.good.same(v) { // Envoy has it, and would not answer for it again
+		v = e.good
+		v.of, v.module = e.Config, m
+	}
 	e.newest, e.refused, e.bad = v, "", ""
 	x.retain()
 	x.changed(e)

@@ -20,6 +20,11 @@ func sameConfig(a, b *anypb.Any) bool {
 	return a.GetTypeUrl() == b.GetTypeUrl() && bytes.Equal(a.GetValue(), b.GetValue())
 }
 
+// same says whether another version is the same to Envoy.
+func (v *version) same(other *version) bool {
+	return v != nil && v.Name == other.Name && bytes.Equal(v.Body, other.Body)
+}
+
 // made is the resource of an extension whose module is there.
 func made(e *extension, m wasm.Module) (*version, error) {
 	config, err := e.filter.With(m.Path)

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"understudy.mesh/pkg/ecds"
 	"understudy.mesh/pkg/mesh/build"
 	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/xds"
@@ -55,7 +56,7 @@ func (f *Files) Export() map[string][]byte {
 	}
 	state[stateFilters] = f.filters.export()
 	if wasm := f.wasm.Export(); wasm != nil {
-		state[stateWasm] = wasm
+		state[ecds.Component] = wasm
 	}
 	return state
 }
@@ -100,7 +101,7 @@ func (f *Files) Import(state map[string][]byte, _ func(component string) io.Read
 		}
 	}
 	f.filters.inherit(state[stateFilters])
-	f.wasm.Import(state[stateWasm])
+	f.wasm.Import(state[ecds.Component])
 	f.importVIPs(state)
 }
 

@@ -27,8 +27,6 @@ const (
 	stateNames = "names"
 	// stateFilters is the EnvoyFilters that Envoy has taken: namespace/name, a line each.
 	stateFilters = "envoyfilters"
-	// stateWasm is ecds.Extensions.Export: the Wasm modules that are in force.
-	stateWasm = "wasm"
 )
 
 // Fields of the serialized resources: clusters, listeners and extensions are messages of a name and

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"understudy.mesh/dnsproxy/table"
+	"understudy.mesh/pkg/ecds"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -54,6 +55,9 @@ func (i *Istiod) Export() map[string][]byte {
 		if b, err := json.Marshal(list); err == nil { // it cannot fail
 			state[component] = b
 		}
+	}
+	if modules := i.c.Modules.Export(); modules != nil {
+		state[ecds.Component] = modules
 	}
 	if hosts := i.names.answered(); hosts != nil {
 		state[stateNames] = marshalNames(*hosts)
@@ -102,6 +106,7 @@ func (i *Istiod) Import(state map[string][]byte, open func(component string) io.
 		}
 	}
 	i.c.Relay.Inherit(changes)
+	i.c.Modules.Import(state[ecds.Component], i.c.Relay.Held(extensionsType))
 	if b, ok := state[stateNames]; ok && i.names != nil {
 		hosts, err := unmarshalNames(b)
 		if err != nil {

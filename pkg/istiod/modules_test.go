@@ -1,6 +1,7 @@
 package istiod
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -93,7 +94,8 @@ func TestModules(t *testing.T) {
 	e.asks(extensionsType, "a", "b")
 	s.asked("TypedExtensionConfig +a +b")
 	s.give(extensionsType, wanting(t, "a", "oci://r/a:1"), "b=not a message")
-	e.gets("TypedExtensionConfig +a +b", "")
+	e.gets("TypedExtensionConfig +a", "")
+	e.gets("TypedExtensionConfig +b", "")
 	s.asked("TypedExtensionConfig ack n4")
 	if o := a.Overview(); o.ErrorsCount != 1 || o.Errors[0].Where != "EnvoyFilter a" {
 		t.Errorf("people see %+v of a filter without its module", o)
@@ -147,4 +149,63 @@ func TestModules(t *testing.T) {
 	again.give(extensionsType, wanting(t, "a", "oci://r/a:3"), "b=not a message")
 	again.asked("TypedExtensionConfig ack n1")
 	again.quiet()
+}
+
+// TestSuccessorModules: the Envoy of a newcomer runs the module that it inherits, and goes on while the newcomer looks for it itself; whether
+// istiod is there to say what is wanted, or not.
+func TestSuccessorModules(t *testing.T) {
+	relayed := func(m *lateModules) func(*Istiod) {
+		return func(i *Istiod) {
+			i.c.Modules = ecds.NewRelayed(ecds.Config{Open: func() (ecds.Modules, error) { return m, nil }, Ready: i.c.Ready, Log: slog.New(slog.DiscardHandler)}, false)
+			t.Cleanup(i.c.Modules.Close)
+		}
+	}
+	m := newLateModules()
+	f, a, e, s := coldWith(t, relayed(m))
+	e.asks(extensionsType, "a")
+	s.asked("TypedExtensionConfig +a")
+	s.give(extensionsType, wanting(t, "a", "oci://r/a:1"))
+	e.gets("TypedExtensionConfig +a", "")
+	m.put("oci://r/a:1", "one")
+	e.gets("TypedExtensionConfig +a", "")
+	reports := func(a *agent) string {
+		page := httptest.NewRecorder()
+		a.DebugPages()[ecds.ListPath].ServeHTTP(page, httptest.NewRequest(http.MethodGet, ecds.ListPath, nil))
+		return page.Body.String()
+	}
+	for late := time.Now().Add(deadline); !strings.Contains(reports(a), `"sha256":"one"`); time.Sleep(time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatalf("the module is not in force: %s", reports(a))
+		}
+	}
+
+	m = newLateModules()
+	from := a.tells()
+	a.stop()
+	f.stop()
+	b := newAgent(t, f, func(i *Istiod) {
+		relayed(m)(i)
+		i.loop.patience = time.Second
+		i.Import(from.state, func(component string) io.Reader {
+			if b, ok := from.files[component]; ok {
+				return bytes.NewReader(b)
+			}
+			return nil
+		})
+	})
+	e = b.inherits()
+	e.asks(extensionsType, "a")
+	e.gets("TypedExtensionConfig +a", "")
+	if text := reports(b); !strings.Contains(text, `"sha256":"one"`) || strings.Contains(text, `"instead"`) {
+		t.Errorf("without istiod: %s", text)
+	}
+	f.start()
+	s = f.stream()
+	s.asked("Cluster node held:a", "ClusterLoadAssignment +a held:a", "Listener held:virtualOutbound", "TypedExtensionConfig +a held:a", "NameTable")
+	s.give(extensionsType, wanting(t, "a", "oci://r/a:1"))
+	s.asked("TypedExtensionConfig ack n1") // and Envoy is not told
+	m.put("oci://r/a:1", "one")
+	m.put("oci://r/a:2", "two")
+	s.give(extensionsType, wanting(t, "a", "oci://r/a:2"))
+	e.gets("TypedExtensionConfig +a", "")
 }

@@ -78,6 +78,20 @@ func (r *Relay) Taken(do func(body []byte)) {
 	}
 }
 
+// Held are the resources of a type that Envoy has taken, or that Import has for it to take.
+func (r *Relay) Held(url string) (all []Resource) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l := r.ledgers[url]; l != nil {
+		for name, e := range l.held {
+			if loaded, err := e.taken.load(url); err == nil { // else Envoy gets it no more
+				all = append(all, NewResource(name, loaded.body()))
+			}
+		}
+	}
+	return all
+}
+
 // Exported is what Export has written.
 type Exported struct{ types []exported }
 

@@ -213,6 +213,31 @@ func TestRelayRefusal(t *testing.T) {
 	}
 }
 
+// TestRelayParts: of extensions each comes to Envoy in a response of its own, so that a bad one takes nothing from the others; the upstream, which
+// has sent one response, hears of all of it once.
+func TestRelayParts(t *testing.T) {
+	r := startRelay(t)
+	envoy := connect(t, r.path)
+	envoy.subscribe(extensionURL, "a", "b", "c")
+	r.told("TypedExtensionConfig first +a +b +c")
+	nonce := r.give(extensionURL, "a=1", "b=1", "-c")
+	bad := envoy.next()
+	if got := describe(bad); got != "TypedExtensionConfig +a" {
+		t.Fatalf("Envoy got %q", got)
+	}
+	envoy.nack(bad, "no such module")
+	r.quiet()
+	envoy.expect("TypedExtensionConfig +b -c")
+	r.told("TypedExtensionConfig nack " + nonce + " no such module")
+	if s := r.Status()[extensionURL]; !slices.Equal(s.Lacking, []string{"a"}) || len(s.Refused) != 1 || s.Held != 1 {
+		t.Errorf("status is %+v", s)
+	}
+	nonce = r.give(extensionURL, "a=2", "b=2")
+	envoy.expect("TypedExtensionConfig +a")
+	envoy.expect("TypedExtensionConfig +b")
+	r.told("TypedExtensionConfig ack " + nonce)
+}
+
 // TestRelayServesAnEnvoyAnew: the upstream notices nothing of an Envoy that starts again, and Envoy nothing of an upstream
 // that is away.
 func TestRelayServesAnEnvoyAnew(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -61,6 +62,7 @@ type flight struct {
 	receipts  []receipt // ascending
 	resources []*kept
 	removed   map[string]entry // as they were
+	said      *[]string        // why Envoy refuses parts of the same response that went before; nil: it is not in parts
 }
 
 func (i interest) in(name string) bool {
@@ -241,6 +243,12 @@ func (r *Relay) answer(st *relayStream, l *ledger, sub *interest, req *discovery
 		r.counters.pushes.Add(1)
 		l.take(f.resources, st.number)
 	}
+	if f.said != nil {
+		if why != "" {
+			*f.said = append(*f.said, why)
+		}
+		why = strings.Join(*f.said, "; ") // the upstream hears of all parts, with the last one
+	}
 	r.resolve(l, f.receipts, why)
 }
 
@@ -273,21 +281,32 @@ func (st *relayStream) pass(url string, l *ledger, resources []*kept, removed ma
 	st.respond(url, l, sub, resources, removed)
 }
 
-// respond queues a response, which stands for all of the ledger's that were not sent yet.
+// respond sends Envoy resources of a type, and what is gone, as the answer to all that of the type was not sent yet. What goes by name goes one by
+// one: of several in a response a bad one hides the others.
 func (st *relayStream) respond(url string, l *ledger, sub *interest, resources []*kept, removed map[string]entry) {
-	st.nonce++
 	resources = st.relay.load(l, resources)
+	st.note(url, resources)
+	st.relay.counters.resources.Add(uint64(len(resources) + len(removed)))
+	var said *[]string
+	if url == extensionURL && len(resources) > 1 {
+		for said = new([]string); len(resources) > 1; resources = resources[1:] {
+			st.enqueue(url, sub, flight{resources: resources[:1], said: said})
+		}
+	}
+	st.enqueue(url, sub, flight{receipts: l.unsent, resources: resources, removed: removed, said: said})
+	l.unsent = nil
+}
+
+func (st *relayStream) enqueue(url string, sub *interest, f flight) {
+	st.nonce++
 	q := queued{reply: &reply{
 		url: url, nonce: strconv.FormatUint(st.nonce, 10), version: strconv.FormatUint(st.relay.given, 10),
-		resources: firstOnes(resources, st.relay.first, func(k *kept) string { return k.name }), removed: slices.Sorted(maps.Keys(removed)),
+		resources: firstOnes(f.resources, st.relay.first, func(k *kept) string { return k.name }), removed: slices.Sorted(maps.Keys(f.removed)),
 	}}
-	for _, k := range resources {
+	for _, k := range f.resources {
 		q.bytes += len(k.raw)
 	}
-	st.note(url, resources)
-	sub.inflight[q.nonce] = flight{receipts: l.unsent, resources: resources, removed: removed}
-	l.unsent = nil
-	st.relay.counters.resources.Add(uint64(len(resources) + len(removed)))
+	sub.inflight[q.nonce] = f
 	st.queue = append(st.queue, q)
 	st.bytes += q.bytes
 	select {

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -209,4 +211,59 @@ func TestWasmPlugin(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// TestWasmUpgrade: hot upgrades with a module leave no response without its header: with istiod and the server of the
+// modules, without that server, and without either, where the volume of the modules is empty.
+func TestWasmUpgrade(t *testing.T) {
+	u := upgrades{t: t, p: inMesh(t, 2, map[string]string{"plugin": plugin("/one")}, "UNDERSTUDY_UPGRADE_DRAIN_DURATION="+drain)}
+	modules := serveModules(t, u.p)
+	modules.put("/one", proxywasm.Module{Header: "x-wasm", Value: "one"})
+	u.begin()
+	u.slot(1).Agent().WaitReadyWithin(t, startLimit)
+	u.finish()
+	ctx, cancel := context.WithCancel(t.Context())
+	var client sync.WaitGroup
+	asked := 0
+	client.Go(func() {
+		for ; ctx.Err() == nil; asked++ {
+			if header, status, err := ask(t, u.p); err != nil || status != http.StatusOK || header != "one" {
+				t.Errorf("a response with status %d and x-wasm: %q, %v", status, header, err)
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	defer func() {
+		cancel()
+		client.Wait()
+		t.Logf("%d requests", asked)
+	}()
+	u.next()
+	modules.mu.Lock()
+	clear(modules.all)
+	modules.mu.Unlock()
+	u.emptyStore()
+	u.next()
+	u.p.Istiod.Kill()
+	u.emptyStore()
+	u.next()
+	lab.Eventually(t, lab.SettleWithin, "the module is known without istiod", func() error {
+		status, body, err := u.p.Pod.Get("http://127.0.0.1:" + lab.StatusPort + "/debug/wasm")
+		// Its file was gone before it could be handed over, and its server has it no more: what runs goes on.
+		if err == nil && (status != http.StatusOK || !strings.Contains(body, `"phase":"Stale"`) || !strings.Contains(body, `"sha256":"`)) {
+			err = fmt.Errorf("%d %s", status, body)
+		}
+		return err
+	})
+	u.p.Istiod.Start()
+	lab.Eventually(t, lab.SettleWithin, "the newcomer has found istiod", func() error { return connected(t, u.p, 1) })
+}
+
+// emptyStore takes away what the pod's volume has of modules: the next generation finds a new one.
+func (u *upgrades) emptyStore() {
+	u.t.Helper()
+	if err := os.RemoveAll(filepath.Join(u.p.Slots.VolumePath(lab.DataVolume, 0), "understudy/wasm")); err != nil {
+		u.t.Fatal(err)
+	}
 }

@@ -96,7 +96,9 @@ func (s *Sidecar) ExportState() handoff.State {
 		maps.Copy(state, s.identity.Export())
 	}
 	if store := s.modules.opened(); store != nil {
-		state[stateModuleIndex] = store.ExportIndex()
+		if index := store.ExportIndex(); index != nil {
+			state[stateModuleIndex] = index
+		}
 	}
 	return s.fit(state)
 }

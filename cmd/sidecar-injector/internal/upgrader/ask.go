@@ -39,7 +39,7 @@ type way struct {
 func newAsker(u *Upgrader) *asker {
 	a := &asker{Upgrader: u, client: &http.Client{
 		Timeout:   directLimit,
-		Transport: &http.Transport{Proxy: nil, DialContext: (&net.Dialer{Timeout: directLimit}).DialContext, DisableKeepAlives: true},
+		Transport: &http.Transport{Proxy: nil, DialContext: u.dial, DisableKeepAlives: true},
 		// The agent answers itself; whoever sends us elsewhere is no agent.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}

@@ -94,7 +94,7 @@ func TestAskByExec(t *testing.T) {
 			u = u.ByExec()
 		}
 		a := newAsker(u)
-		pod := rollout.View((&world{t: t, server: server}).pod(1))
+		pod := rollout.View(newPod(1))
 		pod.StatusPort = 1 // where nobody listens
 		word := a.ask(t.Context(), pod)
 		switch {

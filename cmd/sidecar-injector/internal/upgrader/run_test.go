@@ -2,7 +2,6 @@ package upgrader
 
 import (
 	"context"
-	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -17,10 +16,7 @@ import (
 // do works on the upgrade of a world until it is over, and returns how it was shown.
 func (w *world) do(limit time.Duration) string {
 	w.t.Helper()
-	u, err := New(w.config(), "test", slog.New(slog.DiscardHandler))
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	u := w.upgrader("test")
 	ctx, cancel := context.WithTimeout(w.t.Context(), limit)
 	defer cancel()
 	working, stop := context.WithCancel(ctx)
@@ -29,7 +25,7 @@ func (w *world) do(limit time.Duration) string {
 	var shown strings.Builder
 	d := Display{Out: &shown}
 	var last *rollout.SidecarUpgrade
-	err = u.Follow(ctx, "shop", func(s *rollout.SidecarUpgrade) bool {
+	err := u.Follow(ctx, "shop", func(s *rollout.SidecarUpgrade) bool {
 		last = s
 		d.Show(s, time.Now())
 		return s.Status.Finished != nil
@@ -55,96 +51,94 @@ func (w *world) mustRun() {
 }
 
 func TestUpgradeOfAWorld(t *testing.T) {
-	w := newWorld(t, 3)
-	shown := w.do(time.Minute)
-	w.mustRun()
-	if !strings.Contains(shown, "Done: 3 of 3 pods run proxy:v2; in flight 0, draining 0, failed 0, held 0; --undo goes back to proxy:v1") {
-		t.Errorf("%s", shown)
-	}
-	if len(w.events) != 2 || !strings.HasPrefix(w.events[0], "Started: ") || !strings.HasPrefix(w.events[1], "Done: 3 of 3") {
-		t.Errorf("%q", w.events)
-	}
+	inWorld(t, 3, func(w *world) {
+		shown := w.do(time.Minute)
+		w.mustRun()
+		if !strings.Contains(shown, "Done: 3 of 3 pods run proxy:v2; in flight 0, draining 0, failed 0, held 0; --undo goes back to proxy:v1") {
+			w.t.Errorf("%s", shown)
+		}
+		if len(w.events) != 2 || !strings.HasPrefix(w.events[0], "Started: ") || !strings.HasPrefix(w.events[1], "Done: 3 of 3") {
+			w.t.Errorf("%q", w.events)
+		}
+	})
 }
 
 // TestServerWithFaults: whatever the API server does with a write (refuses it, asks to wait, fails, says nothing, has done it and says
 // nothing), each pod is upgraded once.
 func TestServerWithFaults(t *testing.T) {
-	w := newWorld(t, 2)
-	n := 0
-	w.fault = func(out http.ResponseWriter, r *http.Request) bool {
-		if r.Method != http.MethodPatch {
-			return false
-		}
-		w.mu.Lock()
-		n++
-		turn := n
-		w.mu.Unlock()
-		switch turn % 6 {
-		case 1:
-			refuse(out, http.StatusConflict, metav1.StatusReasonConflict)
-		case 2:
-			out.Header().Set("Retry-After", "1")
-			refuse(out, http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests)
-		case 3:
-			refuse(out, http.StatusInternalServerError, metav1.StatusReasonInternalError)
-		case 4:
-			panic(http.ErrAbortHandler)
-		case 5:
+	inWorld(t, 2, func(w *world) {
+		n := 0
+		w.fault = func(out http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodPatch {
+				return false
+			}
 			w.mu.Lock()
-			w.mute = strings.HasPrefix(r.URL.Path, apiPods)
+			n++
+			turn := n
 			w.mu.Unlock()
-			return false
-		default:
-			return false
+			switch turn % 6 {
+			case 1:
+				refuse(out, http.StatusConflict, metav1.StatusReasonConflict)
+			case 2:
+				out.Header().Set("Retry-After", "1")
+				refuse(out, http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests)
+			case 3:
+				refuse(out, http.StatusInternalServerError, metav1.StatusReasonInternalError)
+			case 4:
+				panic(http.ErrAbortHandler)
+			case 5:
+				w.mu.Lock()
+				w.mute = strings.HasPrefix(r.URL.Path, apiPods)
+				w.mu.Unlock()
+				return false
+			default:
+				return false
+			}
+			return true
 		}
-		return true
-	}
-	w.do(3 * time.Minute)
-	w.mustRun()
-	for name, p := range w.pods {
-		for _, s := range p.Status.ContainerStatuses {
-			if s.RestartCount != 1 {
-				t.Errorf("%s: %s was started %d times", name, s.Name, s.RestartCount)
+		w.do(3 * time.Minute)
+		w.mustRun()
+		for name, p := range w.pods {
+			for _, s := range p.Status.ContainerStatuses {
+				if s.RestartCount != 1 {
+					w.t.Errorf("%s: %s was started %d times", name, s.Name, s.RestartCount)
+				}
 			}
 		}
-	}
-	t.Logf("%d writes were asked for", n)
+		w.t.Logf("%d writes were asked for", n)
+	})
 }
 
 // TestEnginesTakeTurns: one that is ended in the middle is followed by another.
 func TestEnginesTakeTurns(t *testing.T) {
-	w := newWorld(t, 2)
-	for range 3 {
-		u, err := New(w.config(), "other", slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
+	inWorld(t, 2, func(w *world) {
+		for range 3 {
+			u := w.upgrader("other")
+			ctx, cancel := context.WithTimeout(w.t.Context(), 1500*time.Millisecond)
+			if err := u.Run(ctx, "shop", nil); err != nil {
+				w.t.Error(err)
+			}
+			cancel()
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
-		if err := u.Run(ctx, "shop", nil); err != nil {
-			t.Error(err)
-		}
-		cancel()
-	}
-	w.do(time.Minute)
-	w.mustRun()
+		w.do(time.Minute)
+		w.mustRun()
+	})
 }
 
 // TestStatusOfAnotherTime: what one engine has written, another does not replace that has not seen it.
 func TestStatusOfAnotherTime(t *testing.T) {
-	w := newWorld(t, 1)
-	early := *w.upgrade
-	w.do(time.Minute)
-	u, err := New(w.config(), "other", slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &runner{Upgrader: u, namespace: "shop", seen: &seen{changed: func() {}}}
-	if err := r.writeStatus(t.Context(), &early, rollout.Status{Phase: rollout.Running}); !apierrors.IsInvalid(err) {
-		t.Errorf("%v", err)
-	}
-	if s := w.upgrade.Status; s.Phase != rollout.Done {
-		t.Errorf("%+v", s)
-	}
+	inWorld(t, 1, func(w *world) {
+		early := *w.upgrade
+		w.do(time.Minute)
+		u := w.upgrader("other")
+		r := &runner{Upgrader: u, namespace: "shop", seen: &seen{changed: func() {}}}
+		if err := r.writeStatus(w.t.Context(), &early, rollout.Status{Phase: rollout.Running}); !apierrors.IsInvalid(err) {
+			w.t.Errorf("%v", err)
+		}
+		if s := w.upgrade.Status; s.Phase != rollout.Done {
+			w.t.Errorf("%+v", s)
+		}
+	})
 }
 
 // TestDisplay of JSON has an event a line.

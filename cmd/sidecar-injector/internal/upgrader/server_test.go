@@ -1,16 +1,20 @@
 package upgrader
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
+	"maps"
 	"net"
 	"net/http"
-	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -32,11 +36,12 @@ const (
 	apiBudgets                     = "/apis/policy/v1/namespaces/shop/poddisruptionbudgets"
 )
 
-// world plays an API server, the kubelets and the agents of some pods. Pod n has the address 127.0.1.n, and agents answer at the port
-// of the API server.
+// world plays an API server, the kubelets and the agents of some pods, by connections in memory: so a test has a clock of its own
+// (testing/synctest), and waits for nothing.
 type world struct {
-	t      *testing.T
-	server *httptest.Server
+	t           *testing.T
+	connections chan net.Conn
+	closed      chan struct{}
 
 	mu       sync.Mutex
 	version  int
@@ -52,20 +57,22 @@ type world struct {
 	mute bool
 }
 
+// inWorld runs a test in a world of n pods.
+func inWorld(t *testing.T, n int, test func(*world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { test(newWorld(t, n)) })
+}
+
 func newWorld(t *testing.T, n int) *world {
 	t.Helper()
-	w := &world{t: t, pods: map[string]*corev1.Pod{}, watchers: map[string]map[chan []byte]bool{}}
-	listener, err := net.Listen("tcp4", "0.0.0.0:0")
-	if err != nil {
-		t.Fatal(err)
+	w := &world{
+		t: t, connections: make(chan net.Conn), closed: make(chan struct{}), pods: map[string]*corev1.Pod{}, watchers: map[string]map[chan []byte]bool{},
 	}
-	w.server = httptest.NewUnstartedServer(http.HandlerFunc(w.serve))
-	w.server.Listener.Close()
-	w.server.Listener = listener
-	w.server.Start()
-	t.Cleanup(func() { w.server.CloseClientConnections(); w.server.Close() })
+	server := &http.Server{Handler: http.HandlerFunc(w.serve)}
+	go func() { _ = server.Serve(w) }()
+	t.Cleanup(func() { _ = server.Close() })
 	for i := range n {
-		w.store(w.pod(i + 1))
+		w.store(newPod(i + 1))
 	}
 	none := metav1.Duration{}
 	w.upgrade = &rollout.SidecarUpgrade{Spec: rollout.Spec{Image: newImage, Bake: &none, Soak: &none, Observe: &metav1.Duration{Duration: time.Millisecond}}}
@@ -74,13 +81,49 @@ func newWorld(t *testing.T, n int) *world {
 	return w
 }
 
-func (w *world) config() *rest.Config {
-	_, port, _ := net.SplitHostPort(w.server.Listener.Addr().String())
-	return &rest.Config{Host: "http://127.0.0.1:" + port}
+// dial connects with the API server, or with an agent: requests say with which.
+func (w *world) dial(context.Context, string, string) (net.Conn, error) {
+	here, there := net.Pipe()
+	select {
+	case w.connections <- there:
+		return here, nil
+	case <-w.closed:
+		return nil, net.ErrClosed
+	}
 }
 
-func (w *world) pod(n int) *corev1.Pod {
-	_, port, _ := net.SplitHostPort(w.server.Listener.Addr().String())
+// Accept is the listener's of the world's server.
+func (w *world) Accept() (net.Conn, error) {
+	select {
+	case c := <-w.connections:
+		return c, nil
+	case <-w.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends the listener.
+func (w *world) Close() error {
+	close(w.closed)
+	return nil
+}
+
+// Addr is nobody's.
+func (w *world) Addr() net.Addr { return &net.UnixAddr{Name: "world"} }
+
+// upgrader is an engine's in the world.
+func (w *world) upgrader(identity string) *Upgrader {
+	w.t.Helper()
+	u, err := New(&rest.Config{Host: "http://world", Dial: w.dial}, identity, slog.New(slog.DiscardHandler))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	u.dial = w.dial
+	return u
+}
+
+// newPod is one at the address 127.0.1.n.
+func newPod(n int) *corev1.Pod {
 	p := &corev1.Pod{
 		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
 		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("pod-%d", n), Namespace: "shop", UID: types.UID(strconv.Itoa(n)), Annotations: map[string]string{
@@ -90,7 +133,7 @@ func (w *world) pod(n int) *corev1.Pod {
 		Status: corev1.PodStatus{PodIP: fmt.Sprintf("127.0.1.%d", n), Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
 	}
 	for name, image := range map[string]string{contract.ProxyContainer: oldImage, contract.SecondContainer: emptyImage} {
-		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: name, Image: image, Args: []string{"proxy", "sidecar", "--statusPort", port}})
+		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: name, Image: image})
 		p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{Name: name, Ready: true, Started: new(true), State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}})
 	}
 	return p
@@ -128,7 +171,7 @@ func (w *world) serve(out http.ResponseWriter, r *http.Request) {
 	case r.URL.Query().Get("watch") != "":
 		w.watch(out, r)
 	case r.Method == http.MethodGet && path != apiLeases+"/"+leaseName:
-		w.list(out, path)
+		w.list(out, path, r.URL.Query().Get("continue"))
 	case strings.HasPrefix(path, apiPods+"/"):
 		w.patch(out, r, strings.TrimPrefix(path, apiPods+"/"))
 	case path == apiUpgrades+"/default/status":
@@ -172,21 +215,27 @@ func (w *world) agent(out http.ResponseWriter, r *http.Request) {
 	http.NotFound(out, r)
 }
 
-func (w *world) list(out http.ResponseWriter, path string) {
+// list lists a kind; of pods there is one on a page, after the one that is named.
+func (w *world) list(out http.ResponseWriter, path, after string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	items, kind, api := []any{}, "PodList", "v1"
+	items, kind, api, next := []any{}, "PodList", "v1", ""
 	switch path {
 	case apiPods:
-		for _, p := range w.pods {
-			items = append(items, p)
+		names := slices.Sorted(maps.Keys(w.pods))
+		names = slices.DeleteFunc(names, func(name string) bool { return name <= after })
+		if len(names) > 0 {
+			items = append(items, w.pods[names[0]])
+		}
+		if len(names) > 1 {
+			next = names[0]
 		}
 	case apiUpgrades:
 		items, kind, api = append(items, w.upgrade), "SidecarUpgradeList", "understudy.mesh/v1alpha1"
 	case apiBudgets:
 		kind, api = "PodDisruptionBudgetList", "policy/v1"
 	}
-	_ = json.NewEncoder(out).Encode(map[string]any{"kind": kind, "apiVersion": api, "metadata": map[string]any{"resourceVersion": strconv.Itoa(w.version)}, "items": items})
+	_ = json.NewEncoder(out).Encode(map[string]any{"kind": kind, "apiVersion": api, "metadata": map[string]any{"resourceVersion": strconv.Itoa(w.version), "continue": next}, "items": items})
 }
 
 func (w *world) watch(out http.ResponseWriter, r *http.Request) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -43,6 +44,7 @@ type Upgrader struct {
 	identity string
 	// outdated says which setting of a pod only a new one would get.
 	outdated func(*corev1.Pod) string
+	dial     func(ctx context.Context, network, address string) (net.Conn, error) // to agents
 	executor *executor
 	byExec   bool // agents are asked by that as well
 	log      *slog.Logger
@@ -53,7 +55,9 @@ func New(config *rest.Config, identity string, log *slog.Logger) (*Upgrader, err
 	config = rest.CopyConfig(config)
 	config.UserAgent = fieldManager
 	config.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(requestRate, requestBurst) // one for all clients
-	u := &Upgrader{identity: identity, outdated: func(*corev1.Pod) string { return "" }, log: log}
+	u := &Upgrader{
+		identity: identity, outdated: func(*corev1.Pod) string { return "" }, dial: (&net.Dialer{Timeout: directLimit}).DialContext, log: log,
+	}
 	var err error
 	if u.objects, err = dynamic.NewForConfig(config); err == nil {
 		u.leases, err = coordinationv1.NewForConfig(config)

@@ -84,8 +84,6 @@ type Files struct {
 	inherited *publish.Snapshot
 	begun     bool
 	restart
-	// hold ends what Export began; nil: names wait for no successor.
-	hold atomic.Pointer[time.Timer]
 	// refused is what Envoy refuses of the configuration that it answered for last; nil: nothing.
 	refused atomic.Pointer[xds.RejectedError]
 	// ended is closed when Run has: what is in force then stays.

@@ -3,7 +3,6 @@ package files
 import (
 	"io"
 	"slices"
-	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -41,18 +40,13 @@ func discardUnreadable(snap *publish.Snapshot) (bad []string) {
 	return bad
 }
 
-// holdLimit is how long names wait at most for a successor that comes into force: one that hangs must not keep them for longer.
-const holdLimit = 10 * time.Second
-
 // Export is what a successor is told as it arrives: all that warms it, by component. Its Envoy accepts connections as soon as it is
 // warm, in an order of its own: until it has let go, or Alone, a name that is new waits.
 func (f *Files) Export() map[string][]byte {
 	state := map[string][]byte{stateVIPs: f.exportVIPs()}
 	if snap := f.publisher.Published(); snap != nil {
 		state[StateResources] = marshalSnapshot(snap)
-		f.publisher.Beside(snap.Hosts)
-		f.stopHold()
-		f.hold.Store(time.AfterFunc(holdLimit, f.publisher.Alone))
+		f.publisher.Beside(snap.Hosts, publish.HoldLimit)
 	}
 	state[stateFilters] = f.filters.export()
 	if wasm := f.wasm.Export(); wasm != nil {
@@ -64,10 +58,10 @@ func (f *Files) Export() map[string][]byte {
 // ExportLast is what a successor is told as this generation lets go: what must not
 // have changed behind its back since it arrived.
 func (f *Files) ExportLast() map[string][]byte {
-	f.stopHold() // names wait on, for the successor has them from now on
 	state := map[string][]byte{stateVIPs: f.exportVIPs()}
 	if snap := f.publisher.Published(); snap != nil {
 		state[stateNames] = marshalSnapshot(&publish.Snapshot{Hosts: snap.Hosts})
+		f.publisher.Beside(snap.Hosts, 0) // the successor has the names that come from now on
 	}
 	return state
 }
@@ -94,7 +88,7 @@ func (f *Files) Import(state map[string][]byte, _ func(component string) io.Read
 				f.log.Warn("Envoy starts without resources of the generation before that cannot be read", "names", bad)
 			}
 			f.inherited = snap
-			f.publisher.Beside(snap.Hosts)
+			f.publisher.Beside(snap.Hosts, 0)
 			if exact {
 				f.before.Store(snap)
 			}
@@ -113,7 +107,7 @@ func (f *Files) ImportLast(state map[string][]byte) {
 	if data, ok := state[stateNames]; ok {
 		snap, _, err := unmarshalSnapshot(data)
 		if err == nil {
-			f.publisher.Beside(snap.Hosts)
+			f.publisher.Beside(snap.Hosts, 0)
 			return
 		}
 		f.log.Warn("names may lead nowhere until the generation before drains", "err", err)
@@ -122,17 +116,7 @@ func (f *Files) ImportLast(state map[string][]byte) {
 }
 
 // Alone says that no Envoy of another generation accepts: names wait for none any more.
-func (f *Files) Alone() {
-	f.stopHold()
-	f.publisher.Alone()
-}
-
-// stopHold leaves it to Alone when names come again.
-func (f *Files) stopHold() {
-	if hold := f.hold.Swap(nil); hold != nil {
-		hold.Stop() // and it keeps nothing in memory that a standby gives back
-	}
-}
+func (f *Files) Alone() { f.publisher.Alone() }
 
 // importVIPs brings the same files into force once more when VIPs are others than before.
 func (f *Files) importVIPs(state map[string][]byte) {

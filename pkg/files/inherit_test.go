@@ -141,7 +141,7 @@ func TestNamesWaitInAHandOff(t *testing.T) {
 	begun := time.Now()
 	change(older, "v3.x")
 	older.answers("the next one hangs", "v1.x", "v2.x", "v3.x")
-	if waited := time.Since(begun); waited < holdLimit {
+	if waited := time.Since(begun); waited < publish.HoldLimit {
 		t.Errorf("the name has waited for %v only", waited)
 	}
 	last := older.ExportLast()

@@ -11,6 +11,7 @@ import (
 
 	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/ecds"
+	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/xds"
 )
 
@@ -59,10 +60,17 @@ func (i *Istiod) Export() map[string][]byte {
 	if modules := i.c.Modules.Export(); modules != nil {
 		state[ecds.Component] = modules
 	}
+	i.exportNames(state, publish.HoldLimit)
+	return state
+}
+
+// exportNames adds the names that DNS answers. The successor's Envoy accepts connections as soon as it is warm: for as long as limit,
+// or until Alone, a name that is new waits if only Envoy knows its address.
+func (i *Istiod) exportNames(state map[string][]byte, limit time.Duration) {
 	if hosts := i.names.answered(); hosts != nil {
 		state[stateNames] = marshalNames(*hosts)
+		i.names.names.Beside(*hosts, limit)
 	}
-	return state
 }
 
 // ExportFiles are the resources, for a successor that knows them.
@@ -73,8 +81,13 @@ func (i *Istiod) ExportFiles() map[string]func(io.Writer) error {
 	}}
 }
 
-// ExportLast tells a successor nothing: by then it has a stream of its own, or nothing has changed.
-func (i *Istiod) ExportLast() map[string][]byte { return map[string][]byte{} }
+// ExportLast is what a successor is told as this generation lets go: by then it has a stream of its own, but it gives the names that
+// come from now on.
+func (i *Istiod) ExportLast() map[string][]byte {
+	state := make(map[string][]byte)
+	i.exportNames(state, 0)
+	return state
+}
 
 // Import takes over what the generation before exported: Envoy starts with the resources that it had last, and what istiod says
 // then is a change of these. What cannot be read is left out; istiod says it as well. It must be called before Publish.
@@ -107,21 +120,42 @@ func (i *Istiod) Import(state map[string][]byte, open func(component string) io.
 	}
 	i.c.Relay.Inherit(changes)
 	i.c.Modules.Import(state[ecds.Component], i.c.Relay.Held(extensionsType))
-	if b, ok := state[stateNames]; ok && i.names != nil {
-		hosts, err := unmarshalNames(b)
-		if err != nil {
-			i.log.Warn("the names of the generation before are not taken over", "err", err)
-			return
-		}
+	if hosts := i.importNames(state); hosts != nil {
 		i.names.want(hosts)
+		i.names.names.Beside(hosts, 0)
 	}
 }
 
-// ImportLast takes nothing over.
-func (i *Istiod) ImportLast(map[string][]byte) {}
+// importNames are the hosts that the generation before answered; nil: it does not say, or nobody wants to know.
+func (i *Istiod) importNames(state map[string][]byte) []table.Host {
+	b, ok := state[stateNames]
+	if !ok || i.names == nil {
+		return nil
+	}
+	hosts, err := unmarshalNames(b)
+	if err != nil {
+		i.log.Warn("the names of the generation before are not taken over", "err", err)
+		return nil
+	}
+	return hosts
+}
 
-// Alone changes nothing: istiod tells both generations what is new, as long as both accept.
-func (i *Istiod) Alone() {}
+// ImportLast takes over which names the generation before answered up to the moment at which it let go: until Alone its Envoy
+// accepts as well. A release that does not say has some that are newer than what it said as this one arrived.
+func (i *Istiod) ImportLast(state map[string][]byte) {
+	if hosts := i.importNames(state); hosts != nil {
+		i.names.names.Beside(hosts, 0)
+		return
+	}
+	i.Alone()
+}
+
+// Alone says that no Envoy of another generation accepts: names wait for none any more.
+func (i *Istiod) Alone() {
+	if i.names != nil {
+		i.names.names.Alone()
+	}
+}
 
 // Served says that this generation has begun to serve: what Envoy does not ask for by then it does not need.
 func (i *Istiod) Served() {

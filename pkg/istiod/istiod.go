@@ -15,6 +15,7 @@ import (
 	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/ecds"
 	"understudy.mesh/pkg/istiod/internal/store"
+	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
 )
@@ -107,7 +108,7 @@ func New(c Config) *Istiod {
 	}
 	if c.Names != nil {
 		c.Ready.Pending(taskDNS, "the DNS table is not ready yet")
-		i.names = &naming{c: &i.c, log: i.log, warm: make(chan bool, 1), patience: patience}
+		i.names = &naming{c: &i.c, log: i.log, names: publish.NewNames(), waits: all, warm: make(chan bool, 1), patience: patience}
 	}
 	i.loop = loop{i: i, backoff: newBackoff(), silence: silence, patience: reconcilePatience, giveBack: giveBack{after: giveBackAfter}}
 	if c.LastGood != "" {

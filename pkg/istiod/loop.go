@@ -131,6 +131,8 @@ func (l *loop) run(ctx context.Context) {
 		case <-l.i.names.late():
 			l.i.names.overdue()
 			l.progress(ctx)
+		case <-l.i.names.beside():
+			l.i.names.republish()
 		}
 	}
 }

@@ -32,15 +32,16 @@ type naming struct {
 	c   *Config
 	log *slog.Logger
 
-	names    publish.Names
-	begun    bool          // a table has been published
-	number   uint64        // of the relay's response that was the last one before the newest table
-	waiting  bool          // for Envoy
-	patience time.Duration // see there
-	patient  *time.Timer   // until the names that need not wait any longer appear; nil: they have, or nothing waits
-	polled   uint64        // the number for which Envoy is being asked; 0: it is not
-	warm     chan bool     // gets whether Envoy uses all that it has taken
-	used     bool          // it does, as of the newest table
+	names    *publish.Names
+	waits    func(table.Host) bool // which hosts Envoy does not lead anywhere yet
+	begun    bool                  // a table has been published
+	number   uint64                // of the relay's response that was the last one before the newest table
+	waiting  bool                  // for Envoy
+	patience time.Duration         // see there
+	patient  *time.Timer           // until the names that need not wait any longer appear; nil: they have, or nothing waits
+	polled   uint64                // the number for which Envoy is being asked; 0: it is not
+	warm     chan bool             // gets whether Envoy uses all that it has taken
+	used     bool                  // it does, as of the newest table
 	// told is what DNS answers, for whoever wants to know it besides the loop; nil: nothing yet.
 	told atomic.Pointer[[]table.Host]
 }
@@ -52,7 +53,7 @@ func (n *naming) take(resp *xds.Response) error {
 		if err != nil {
 			return err
 		}
-		n.want(n.virtual(hosts))
+		n.want(n.mark(hosts))
 		if n.begun { // before the first table DNS holds queries, which an empty one would end
 			n.tell()
 		}
@@ -63,6 +64,7 @@ func (n *naming) take(resp *xds.Response) error {
 // want makes hosts what is to be answered, once Envoy has answered for what came before them.
 func (n *naming) want(hosts []table.Host) {
 	n.names.Want(hosts)
+	n.waits = all
 	n.number, n.waiting, n.used = n.c.Relay.Given(), true, false
 	if n.patient == nil {
 		n.patient = time.NewTimer(n.patience)
@@ -86,8 +88,8 @@ func (n *naming) answered() *[]table.Host {
 	return n.told.Load()
 }
 
-// virtual marks the hosts whose addresses lead nowhere but to Envoy.
-func (n *naming) virtual(hosts []table.Host) []table.Host {
+// mark notes which hosts have addresses that lead nowhere but to Envoy.
+func (n *naming) mark(hosts []table.Host) []table.Host {
 	for i, h := range hosts {
 		for _, a := range h.Addrs {
 			for _, p := range n.c.VIPs {
@@ -105,7 +107,7 @@ func (n *naming) step(ctx context.Context) {
 	}
 	if n.used {
 		n.waiting, n.patient = false, nil
-		n.publish(func(table.Host) bool { return false })
+		n.publish(none)
 	} else if n.polled == 0 {
 		n.poll(ctx)
 	}
@@ -114,15 +116,36 @@ func (n *naming) step(ctx context.Context) {
 // overdue has those names appear that need not wait any longer.
 func (n *naming) overdue() {
 	n.patient = nil
-	n.publish(func(h table.Host) bool { return h.VIP })
+	n.publish(virtual)
+}
+
+// These say which hosts wait for Envoy.
+func all(table.Host) bool       { return true }
+func virtual(h table.Host) bool { return h.VIP }
+func none(table.Host) bool      { return false }
+
+// beside holds a token when hosts wait for the Envoy of another generation, or do not any more.
+func (n *naming) beside() <-chan struct{} {
+	if n == nil {
+		return nil
+	}
+	return n.names.Changed()
 }
 
 // publish answers the wanted names, but for those that wait.
 func (n *naming) publish(waits func(table.Host) bool) {
-	n.names.Release(waits)
+	n.waits, n.begun = waits, true
+	n.republish()
+}
+
+// republish does so again, as other hosts wait for the Envoy of another generation.
+func (n *naming) republish() {
+	if !n.begun {
+		return
+	}
+	n.names.Release(n.waits)
 	set, gone := n.tell()
 	n.log.Debug("names of istiod", "set", len(set), "gone", len(gone), "withheld", n.names.Withheld())
-	n.begun = true
 }
 
 // poll asks Envoy, beside the loop, whether it uses what it has taken.

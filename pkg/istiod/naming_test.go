@@ -38,3 +38,35 @@ func TestNamesDoNotWait(t *testing.T) {
 	s.send(nameTable("t2", "a.example=10.0.0.1", "w.example=240.240.0.2"))
 	a.answers("a.example=10.0.0.1", "w.example=240.240.0.2")
 }
+
+// TestNamesWaitInAHandOff: a host that only Envoy leads somewhere, and that comes while two generations accept, has its name in neither
+// before one is alone. Others have theirs, and a release before this one that does not say what it answers is not waited for.
+func TestNamesWaitInAHandOff(t *testing.T) {
+	patient := func(i *Istiod) { i.names.patience = time.Hour }
+	f, a, _, s := coldWith(t, patient)
+	says := func(s *fakeStream, nonce string, names ...string) {
+		t.Helper()
+		s.send(nameTable(nonce, names...))
+		s.asked("NameTable ack " + nonce)
+	}
+	s.quiet()
+	says(s, "t1", "a.example=10.0.0.1", "v1.example=240.240.0.1")
+	a.answers("a.example=10.0.0.1", "v1.example=240.240.0.1")
+	from := a.tells()
+	says(s, "t2", "b.example=10.0.0.2", "v1.example=240.240.0.1", "v2.example=240.240.0.2")
+	a.answers("b.example=10.0.0.2", "v1.example=240.240.0.1")
+	a.Alone()
+	a.answers("b.example=10.0.0.2", "v1.example=240.240.0.1", "v2.example=240.240.0.2")
+	last := a.ExportLast()
+
+	b := successor(t, f, from, deadline)
+	b.inherits()
+	next := f.stream()
+	next.asked("Cluster node held:a", "ClusterLoadAssignment +a held:a", "Listener held:virtualOutbound", "NameTable")
+	says(next, "t3", "b.example=10.0.0.2", "v1.example=240.240.0.9", "v2.example=240.240.0.2", "v3.example=240.240.0.3")
+	b.answers("b.example=10.0.0.2", "v1.example=240.240.0.1")
+	b.ImportLast(last)
+	b.answers("b.example=10.0.0.2", "v1.example=240.240.0.1", "v2.example=240.240.0.2")
+	b.ImportLast(nil)
+	b.answers("b.example=10.0.0.2", "v1.example=240.240.0.9", "v2.example=240.240.0.2", "v3.example=240.240.0.3")
+}

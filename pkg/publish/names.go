@@ -60,22 +60,34 @@ func (n *names) change() (set []table.Host, gone []string) {
 // withheld counts the wanted hosts that have an address, and are not answered.
 func (n *names) withheld() int { return answering(n.hosts) - answering(n.answered) }
 
-// Names is names for a control plane that has its resources from elsewhere. The zero value has no host.
-type Names struct{ names names }
+// Names is names for a control plane that has its resources from elsewhere. It is made by NewNames.
+type Names struct {
+	*Others
+	names names
+}
+
+// NewNames has no host.
+func NewNames() *Names { return &Names{Others: newOthers()} }
+
+// Changed holds a token when Release may have another outcome, because of Beside or Alone.
+func (n *Names) Changed() <-chan struct{} { return n.changed }
 
 // Want makes hosts, each name once, what is to be answered. Hosts that are not among them lose their names now.
 func (n *Names) Want(hosts []table.Host) { n.names.want(byName(hosts)) }
 
 // Release notes that Envoy uses what the wanted hosts lead to, but for those that wait, which keep the answer that they
-// had.
+// had. Beside another Envoy a host whose addresses lead nowhere but to Envoy must be known to that one, too.
 func (n *Names) Release(waits func(table.Host) bool) {
-	lacked := make(map[string]bool)
+	lacked, lackedBefore, there := make(map[string]bool), make(map[string]bool), n.there.Load()
 	for _, h := range n.names.hosts {
 		if waits(h) {
 			lacked[h.Name] = true
 		}
+		if there != nil && h.VIP {
+			there.lack(h, lacked, lackedBefore)
+		}
 	}
-	n.names.release(lacked, nil)
+	n.names.release(lacked, lackedBefore)
 }
 
 // Change returns what has become different in what DNS answers since it was called last.
@@ -100,17 +112,15 @@ func addressesOf(hosts []table.Host) addresses {
 	return a
 }
 
-// lack notes the hosts that have another answer or none, and in none those that have none.
-func (a addresses) lack(hosts []table.Host, other, none map[string]bool) {
-	for _, h := range hosts {
-		if len(h.Addrs) == 0 {
-			continue
-		}
-		if addrs, is := a[h.Name]; !is {
-			other[h.Name], none[h.Name] = true, true
-		} else if !slices.Equal(addrs, h.Addrs) {
-			other[h.Name] = true
-		}
+// lack notes a host that has another answer or none, and in none one that has none.
+func (a addresses) lack(h table.Host, other, none map[string]bool) {
+	if len(h.Addrs) == 0 {
+		return
+	}
+	if addrs, is := a[h.Name]; !is {
+		other[h.Name], none[h.Name] = true, true
+	} else if !slices.Equal(addrs, h.Addrs) {
+		other[h.Name] = true
 	}
 }
 

@@ -76,19 +76,18 @@ type Config struct {
 // until the last answer's TTL is over. What that means is decided in rollout.
 type Publisher struct {
 	Config
+	*Others
 
 	rollout
-	shown     atomic.Pointer[Snapshot]  // rollout.inForce, for other goroutines
-	beside    atomic.Pointer[addresses] // see Beside; nil: nobody else serves
-	others    chan struct{}             // holds a token when beside has changed
-	verdict   *xds.RejectedError        // what Envoy refuses of the configuration that it answered for last
-	inherited bool                      // wanted is what the generation before had, not the control plane's yet
-	newer     bool                      // Next has something new, as a wait for Envoy was told
-	patience  time.Duration             // with the configuration that Envoy works on
-	refused   string                    // what was logged last of Envoy's refusals; "" when it took everything
-	begun     time.Time                 // when the configuration that is on its way was asked for
-	took      atomic.Int64              // nanoseconds until the last one was in force, for the metric
-	unknown   atomic.Int64              // hosts that DNS does not answer because Envoy refused them, for the metric
+	shown     atomic.Pointer[Snapshot] // rollout.inForce, for other goroutines
+	verdict   *xds.RejectedError       // what Envoy refuses of the configuration that it answered for last
+	inherited bool                     // wanted is what the generation before had, not the control plane's yet
+	newer     bool                     // Next has something new, as a wait for Envoy was told
+	patience  time.Duration            // with the configuration that Envoy works on
+	refused   string                   // what was logged last of Envoy's refusals; "" when it took everything
+	begun     time.Time                // when the configuration that is on its way was asked for
+	took      atomic.Int64             // nanoseconds until the last one was in force, for the metric
+	unknown   atomic.Int64             // hosts that DNS does not answer because Envoy refused them, for the metric
 }
 
 // New starts nothing.
@@ -96,27 +95,7 @@ func New(c Config) *Publisher {
 	if c.Names == nil {
 		c.Names = func([]table.Host, []string) {}
 	}
-	return &Publisher{Config: c, rollout: rollout{keep: c.TTL + delayMargin}, patience: patienceFirst, others: make(chan struct{}, 1)}
-}
-
-// Beside says that another Envoy accepts connections as well, one that leads hosts somewhere and no others: until Alone, a host
-// without that answer there has the answer that it had here, or none.
-func (p *Publisher) Beside(hosts []table.Host) {
-	there := addressesOf(hosts)
-	p.serves(&there)
-}
-
-// Alone ends Beside: what waited is published.
-func (p *Publisher) Alone() { p.serves(nil) }
-
-func (p *Publisher) serves(beside *addresses) {
-	if p.beside.Swap(beside) == beside {
-		return
-	}
-	select {
-	case p.others <- struct{}{}:
-	default:
-	}
+	return &Publisher{Config: c, Others: newOthers(), rollout: rollout{keep: c.TTL + delayMargin}, patience: patienceFirst}
 }
 
 // Unknown is how many hosts DNS does not answer because Envoy refused their resources.
@@ -156,7 +135,7 @@ func (p *Publisher) Run(ctx context.Context) {
 			if p.wanted != nil { // what of it the new Envoy takes
 				p.bring(ctx)
 			}
-		case <-p.others:
+		case <-p.changed:
 			if p.reached {
 				p.name(p.verdict)
 			}
@@ -232,7 +211,7 @@ func (p *Publisher) bring(ctx context.Context) {
 
 // name publishes the names that lead somewhere: Envoy uses what it was given last, but for what it refuses.
 func (p *Publisher) name(refused *xds.RejectedError) {
-	p.verdict, p.elsewhere = refused, p.beside.Load()
+	p.verdict, p.elsewhere = refused, p.there.Load()
 	p.applied(refused, time.Now())
 	p.unknown.Store(int64(p.withheld()))
 	p.Names(p.change())

@@ -409,7 +409,7 @@ func TestNamesWaitForAnotherEnvoy(t *testing.T) {
 		}
 		step("alone", map[string]string{"a.example": "240.240.0.1", "b.example": "10.0.0.2"}, "a.example", "b.example")
 		before := s.p.Published().Hosts
-		s.p.Beside(before)
+		s.p.Beside(before, 0)
 		step("beside", map[string]string{"a.example": "240.240.0.1", "b.example": "10.0.0.3", "c.example": "240.240.0.3"},
 			"a.example", "b.example")
 		if i := slices.IndexFunc(s.p.Published().Hosts, func(h table.Host) bool { return h.Name == "b.example" }); s.p.Published().Hosts[i].Addrs[0] != netip.MustParseAddr("10.0.0.2") {
@@ -418,7 +418,7 @@ func TestNamesWaitForAnotherEnvoy(t *testing.T) {
 		if !slices.Contains(s.nowListeners(), "240.240.0.3_80") {
 			t.Errorf("Envoy waits as well: %v", s.nowListeners())
 		}
-		s.p.Beside(before[1:])
+		s.p.Beside(before[1:], 0)
 		step("one fewer there", nil, "b.example")
 		step("one is gone", map[string]string{"a.example": "240.240.0.1", "c.example": "240.240.0.3"})
 		s.p.Alone()

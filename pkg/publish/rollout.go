@@ -77,7 +77,9 @@ func (r *rollout) applied(refused *xds.RejectedError, now time.Time) {
 		earlier[owner(id.Name)] = true
 	}
 	if r.elsewhere != nil {
-		r.elsewhere.lack(r.wanted.Hosts, needed, earlier)
+		for _, h := range r.wanted.Hosts {
+			r.elsewhere.lack(h, needed, earlier)
+		}
 	}
 	r.release(needed, earlier)
 	r.good, r.reached = Snapshot{Resources: used, Hosts: r.wanted.Hosts}, true

@@ -66,3 +66,11 @@ func code(err error) codes.Code {
 	}
 	return codes.Unknown
 }
+
+// fires is when a timer does; never where there is none.
+func fires(t *time.Timer) <-chan time.Time {
+	if t == nil {
+		return nil
+	}
+	return t.C
+}

@@ -45,10 +45,7 @@ type content struct {
 
 // overdue fires when istiod has not answered in time.
 func (l *loop) overdue() <-chan time.Time {
-	if l.lastGood.after == nil {
-		return nil
-	}
-	return l.lastGood.after.C
+	return fires(l.lastGood.after)
 }
 
 // due fires when it is time for a look.

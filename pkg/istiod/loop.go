@@ -87,10 +87,6 @@ func (l *loop) run(ctx context.Context) {
 		l.succeed(false)
 		l.awaitIstiod()
 		l.open(ctx)
-		var retry <-chan time.Time
-		if l.retry != nil {
-			retry = l.retry.C
-		}
 		responses, ended := l.receives()
 		select {
 		case <-ctx.Done():
@@ -100,7 +96,7 @@ func (l *loop) run(ctx context.Context) {
 		case o := <-l.opening:
 			l.opening = nil
 			l.begin(o)
-		case <-retry:
+		case <-fires(l.retry):
 			l.retry = nil
 		case resp := <-responses:
 			l.take(resp)

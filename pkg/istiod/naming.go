@@ -187,10 +187,10 @@ func (n *naming) note(used bool) {
 
 // late fires when names need not wait any longer.
 func (n *naming) late() <-chan time.Time {
-	if n == nil || n.patient == nil {
+	if n == nil {
 		return nil
 	}
-	return n.patient.C
+	return fires(n.patient)
 }
 
 // rest waits for the poll, whose context has ended.

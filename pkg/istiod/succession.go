@@ -29,10 +29,7 @@ type succession struct {
 
 // late fires when the present step has taken too long.
 func (l *loop) late() <-chan time.Time {
-	if l.succession.late == nil {
-		return nil
-	}
-	return l.succession.late.C
+	return fires(l.succession.late)
 }
 
 // succeed goes as far as can be gone now; late says that the present step has taken too long.

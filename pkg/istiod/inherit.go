@@ -2,15 +2,13 @@ package istiod
 
 import (
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
-	"net/netip"
 	"sync/atomic"
 	"time"
 
 	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/pkg/ecds"
+	"understudy.mesh/pkg/istiod/internal/hosts"
 	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/xds"
 )
@@ -20,7 +18,7 @@ import (
 const (
 	// StateResources is a file, which xds.Relay.Export writes.
 	StateResources = "xds"
-	// stateNames is what marshalNames writes.
+	// stateNames is what hosts.Marshal writes.
 	stateNames = "names"
 	// stateHealth is a health in JSON.
 	stateHealth = "health"
@@ -67,9 +65,9 @@ func (i *Istiod) Export() map[string][]byte {
 // exportNames adds the names that DNS answers. The successor's Envoy accepts connections as soon as it is warm: for as long as limit,
 // or until Alone, a name that is new waits if only Envoy knows its address.
 func (i *Istiod) exportNames(state map[string][]byte, limit time.Duration) {
-	if hosts := i.names.answered(); hosts != nil {
-		state[stateNames] = marshalNames(*hosts)
-		i.names.names.Beside(*hosts, limit)
+	if answered := i.names.answered(); answered != nil {
+		state[stateNames] = hosts.Marshal(*answered)
+		i.names.names.Beside(*answered, limit)
 	}
 }
 
@@ -132,12 +130,12 @@ func (i *Istiod) importNames(state map[string][]byte) []table.Host {
 	if !ok || i.names == nil {
 		return nil
 	}
-	hosts, err := unmarshalNames(b)
+	answered, err := hosts.Unmarshal(b)
 	if err != nil {
 		i.log.Warn("the names of the generation before are not taken over", "err", err)
 		return nil
 	}
-	return hosts
+	return answered
 }
 
 // ImportLast takes over which names the generation before answered up to the moment at which it let go: until Alone its Envoy
@@ -174,72 +172,3 @@ func (i *Istiod) giveUp(err error) {
 	default: // an earlier one counts
 	}
 }
-
-// named is a host as a successor is told of it.
-type named struct {
-	Name      string       `json:"name"`
-	Addrs     []netip.Addr `json:"addrs,omitempty"`
-	VIP       bool         `json:"vip,omitempty"`
-	Forwarded bool         `json:"forwarded,omitempty"`
-}
-
-// marshalNames is a list of these in JSON. There are ten thousand of them, which the encoder of the standard library is slow for.
-func marshalNames(hosts []table.Host) []byte {
-	b := append(make([]byte, 0, 2+96*len(hosts)), '[')
-	for k, h := range hosts {
-		if k > 0 {
-			b = append(b, ',')
-		}
-		b = appendString(append(b, `{"name":`...), h.Name)
-		for i, addr := range h.Addrs {
-			text, _ := addr.MarshalText() // it cannot fail; "" is of none, as String is not
-			b = appendString(append(b, [...]string{`,"addrs":[`, `,`}[min(i, 1)]...), string(text))
-		}
-		if len(h.Addrs) > 0 {
-			b = append(b, ']')
-		}
-		if h.VIP {
-			b = append(b, `,"vip":true`...)
-		}
-		if h.Forwarded {
-			b = append(b, `,"forwarded":true`...)
-		}
-		b = append(b, '}')
-	}
-	return append(b, ']')
-}
-
-// appendString appends a string in JSON.
-func appendString(b []byte, s string) []byte {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
-			quoted, err := json.Marshal(s)
-			if err != nil {
-				return append(b, `""`...) // it cannot fail
-			}
-			return append(b, quoted...)
-		}
-	}
-	return append(append(append(b, '"'), s...), '"')
-}
-
-// unmarshalNames reads what marshalNames wrote, here or in another release.
-func unmarshalNames(b []byte) ([]table.Host, error) {
-	var list []named
-	if err := json.Unmarshal(b, &list); err != nil {
-		return nil, fmt.Errorf("read the names of the generation before: %w", err)
-	}
-	seen := make(map[string]bool, len(list))
-	hosts := make([]table.Host, len(list))
-	for k, h := range list {
-		if h.Name == "" || seen[h.Name] || (len(h.Addrs) == 0) != h.Forwarded {
-			return nil, fmt.Errorf("read the names of the generation before: host %q: %w", h.Name, errHost)
-		}
-		seen[h.Name] = true
-		hosts[k] = table.Host(h)
-	}
-	return hosts, nil
-}
-
-// errHost says that a host is not what it ought to be.
-var errHost = errors.New("without a name, twice, or without an address and not forwarded")

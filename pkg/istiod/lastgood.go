@@ -8,6 +8,7 @@ import (
 
 	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/internal/atomicfile"
+	"understudy.mesh/pkg/istiod/internal/hosts"
 	"understudy.mesh/pkg/istiod/internal/store"
 	"understudy.mesh/pkg/xds"
 )
@@ -99,12 +100,12 @@ func (l *loop) adopt(names []byte, resources io.Reader) error {
 	if l.i.names == nil || len(names) == 0 || l.i.names.waiting || l.i.names.begun {
 		return nil
 	}
-	hosts, err := unmarshalNames(names)
+	known, err := hosts.Unmarshal(names)
 	if err != nil {
 		l.i.log.Warn("DNS waits for istiod: the names that were kept are not used", "err", err)
 		return nil
 	}
-	l.i.names.want(hosts)
+	l.i.names.want(known)
 	return nil
 }
 
@@ -140,7 +141,7 @@ func (l *loop) save(now content) error {
 	g, relay := &l.lastGood, l.i.c.Relay
 	head := store.Head{Key: store.Key(relay.Node(), l.i.c.Dial.Address)}
 	if now.names != nil {
-		head.Names = marshalNames(*now.names)
+		head.Names = hosts.Marshal(*now.names)
 	}
 	var exported xds.Exported
 	begin, err := g.store.Save(head, func(w io.Writer) (err error) {

@@ -3,7 +3,6 @@ package istiod
 import (
 	"bytes"
 	"io"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,8 +11,6 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
-	"understudy.mesh/dnsproxy/table"
 )
 
 // told is what an agent tells its successor.
@@ -316,22 +313,4 @@ func TestNamesOfStateStay(t *testing.T) {
 			t.Errorf("a component is called %q, want %q", got, want)
 		}
 	}
-}
-
-// FuzzNames: whatever another release hands over, what is taken of it can be told again, the same.
-func FuzzNames(f *testing.F) {
-	f.Add([]byte(`[{"name":"\"\\\u00fc","addrs":["fe80::1%\"","1.2.3.4","::ffff:1.2.3.4%0",""]}]`))
-	f.Add([]byte(`[{"name":"a.example","addrs":["240.240.0.1","::1"],"vip":true},{"name":"b.example","forwarded":true}]`))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		hosts, err := unmarshalNames(b)
-		if err != nil {
-			return
-		}
-		again, err := unmarshalNames(marshalNames(hosts))
-		if err != nil || !slices.EqualFunc(hosts, again, func(a, b table.Host) bool {
-			return a.Name == b.Name && slices.Equal(a.Addrs, b.Addrs) && a.VIP == b.VIP && a.Forwarded == b.Forwarded
-		}) {
-			t.Errorf("%v: %v, %v", hosts, again, err)
-		}
-	})
 }

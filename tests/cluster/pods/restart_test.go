@@ -26,6 +26,8 @@ var restartKinds = []struct{ kind, name, spec, says string }{
 	{"DaemonSet", "node", "", ": restarted, 1 pod"},
 	{"DaemonSet", "node-by-hand", "  updateStrategy: {type: OnDelete}\n", ": restarted, 1 pod"},
 	{"ReplicaSet", "alone", "", ": restarted, 1 pod"},
+	{"ReplicationController", "controlled", "", ": restarted, 1 pod"},
+	{"Job", "job", "", ": left as it is: a Job's pods are not replaced"},
 	{"Deployment", "paused", "", ": left as it is: it is paused: spec.paused"},
 	{"Pod", "sleep", "", ": left as it is: nobody makes it anew"},
 }
@@ -35,10 +37,16 @@ var restartKinds = []struct{ kind, name, spec, says string }{
 func restartWorkloads(t *testing.T, ns *cluster.Namespace) {
 	t.Helper()
 	for _, k := range restartKinds {
-		if k.kind != "Pod" {
-			ns.Apply(t, "apiVersion: apps/v1\nkind: "+k.kind+"\nmetadata: {name: "+k.name+"}\nspec:\n  selector: {matchLabels: {app: "+k.name+"}}\n"+k.spec+
-				"  template:"+strings.ReplaceAll(restartTemplate, "NAME", k.name))
+		apiVersion, selector, template := "apps/v1", "  selector: {matchLabels: {app: NAME}}\n", restartTemplate
+		switch k.kind {
+		case "Pod":
+			continue
+		case "ReplicationController":
+			apiVersion, selector = "v1", "  selector: {app: NAME}\n"
+		case "Job":
+			apiVersion, selector, template = "batch/v1", "", restartTemplate+"      restartPolicy: Never\n"
 		}
+		ns.Apply(t, strings.ReplaceAll("apiVersion: "+apiVersion+"\nkind: "+k.kind+"\nmetadata: {name: NAME}\nspec:\n"+selector+k.spec+"  template:"+template, "NAME", k.name))
 	}
 	for _, k := range restartKinds {
 		if k.kind != "Pod" {
@@ -72,7 +80,7 @@ func restartWorkloads(t *testing.T, ns *cluster.Namespace) {
 			t.Errorf("%s %s: pods %q, before %q", k.kind, k.name, after[k.name], before[k.name])
 		}
 	}
-	if out := run(" --dry-run"); !strings.Contains(out, "6 workloads: nothing to do\n") {
+	if out := run(" --dry-run"); !strings.Contains(out, "7 workloads: nothing to do\n") {
 		t.Errorf("afterwards:\n%s", out)
 	}
 	out, err := shell(dir, "sidecar-injector versions -n "+ns.Name+" -o json")

@@ -44,7 +44,7 @@ func (w *world) crds(t *testing.T) {
 			t.Fatal(err)
 		}
 		if strings.HasSuffix(module.Path, "kruise") {
-			for _, kind := range []string{"clonesets", "statefulsets", "daemonsets", "sidecarsets"} {
+			for _, kind := range []string{"clonesets", "statefulsets", "daemonsets", "uniteddeployments", "sidecarsets"} {
 				files = append(files, filepath.Join(module.Dir, "config/crd/bases/apps.kruise.io_"+kind+".yaml"))
 			}
 		} else {
@@ -54,7 +54,7 @@ func (w *world) crds(t *testing.T) {
 	for _, file := range files {
 		w.Kubectl(t, "", "apply", "--server-side", "-f", file)
 	}
-	for _, resource := range []string{"clonesets.apps.kruise.io", "statefulsets.apps.kruise.io", "daemonsets.apps.kruise.io", "sidecarsets.apps.kruise.io", "rollouts.argoproj.io"} {
+	for _, resource := range []string{"clonesets.apps.kruise.io", "statefulsets.apps.kruise.io", "daemonsets.apps.kruise.io", "uniteddeployments.apps.kruise.io", "sidecarsets.apps.kruise.io", "rollouts.argoproj.io"} {
 		lab.Eventually(t, limit, resource+" are known", func() error {
 			_, err := w.TryKubectl("", "get", resource)
 			return err
@@ -86,16 +86,28 @@ func TestSidecarSetIsKruises(t *testing.T) {
 	}
 }
 
-// otherKinds are workloads of OpenKruise and Argo with two pods each, and whether their pods are evicted.
-var otherKinds = []struct {
+// otherKind is a workload of OpenKruise or Argo with two pods, and whether these are evicted.
+type otherKind struct {
 	apiVersion, kind, name, spec string
 	evicted                      bool
-}{
+}
+
+// maker is the workload whose own the pods are: of a UnitedDeployment that of its one subset.
+func (k otherKind) maker() otherKind {
+	if k.kind == "UnitedDeployment" {
+		k.kind, k.name = "CloneSet", k.name+"-a"
+	}
+	return k
+}
+
+var otherKinds = []otherKind{
 	{"apps.kruise.io/v1alpha1", "CloneSet", "clone", "", false},
 	{"apps.kruise.io/v1alpha1", "CloneSet", "clone-in-place", `"updateStrategy": {"type": "InPlaceIfPossible"}, `, true},
 	{"apps.kruise.io/v1beta1", "StatefulSet", "store", `"serviceName": "store", `, false},
 	{"apps.kruise.io/v1beta1", "StatefulSet", "store-in-place", `"serviceName": "store", "updateStrategy": {"rollingUpdate": {"podUpdatePolicy": "InPlaceIfPossible"}}, `, true},
 	{"apps.kruise.io/v1alpha1", "DaemonSet", "node", "", false},
+	{"apps.kruise.io/v1alpha1", "UnitedDeployment", "united", "", false},
+	{"apps.kruise.io/v1alpha1", "UnitedDeployment", "united-in-place", `"updateStrategy": {"type": "InPlaceIfPossible"}, `, true},
 	{"argoproj.io/v1alpha1", "Rollout", "rollout", `"strategy": {"canary": {}}, `, false},
 }
 
@@ -108,7 +120,7 @@ func TestRestartOfOtherKinds(t *testing.T) {
 	f.rights(t)
 	w.settings(t, `{"proxy": {"image": "proxy:v1"}}`)
 	for _, k := range otherKinds {
-		f.workload(k.apiVersion, k.kind, k.name, k.spec)
+		f.workload(k)
 	}
 	w.Kubectl(t, `{"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "held", "namespace": "`+f.namespace+`"}, "spec": {"maxUnavailable": 0, "selector": {"matchLabels": {"app": "clone-in-place"}}}}`, "create", "-f", "-")
 	if out := f.run(0, "--dry-run"); !strings.Contains(out, fmt.Sprintf("%d workloads: nothing to do", len(otherKinds))) {
@@ -186,30 +198,59 @@ func (f *otherShop) resource(apiVersion, kind string) dynamic.ResourceInterface 
 }
 
 // workload makes one with two pods as the mesh's settings have them.
-func (f *otherShop) workload(apiVersion, kind, name, spec string) {
+func (f *otherShop) workload(k otherKind) {
 	f.t.Helper()
 	replicas := `"replicas": 2, `
-	if kind == "DaemonSet" {
+	if k.kind == "DaemonSet" {
 		replicas = ""
 	}
-	f.Kubectl(f.t, fmt.Sprintf(`{"apiVersion": %q, "kind": %q, "metadata": {"name": %q, "namespace": %q}, "spec": {%s%s"selector": {"matchLabels": {"app": %[3]q}},
-		"template": {"metadata": {"labels": {"app": %[3]q}}, "spec": {"containers": [{"name": "app", "image": "app"}]}}}}`, apiVersion, kind, name, f.namespace, replicas, spec), "create", "--validate=strict", "-f", "-")
-	f.status(apiVersion, kind, name, nil)
+	selector := fmt.Sprintf(`"selector": {"matchLabels": {"app": %q}}`, k.name)
+	spec := fmt.Sprintf(`%s%s, "template": {"metadata": {"labels": {"app": %q}}, "spec": {"containers": [{"name": "app", "image": "app"}]}}`, k.spec, selector, k.name)
+	if k.kind == "UnitedDeployment" {
+		spec = fmt.Sprintf(`%s, "topology": {"subsets": [{"name": "a"}]}, "template": {"cloneSetTemplate": {"metadata": {"labels": {"app": %q}}, "spec": {%s}}}`, selector, k.name, spec)
+	}
+	f.object(k, replicas+spec, "")
+	if m := k.maker(); m != k {
+		f.object(m, replicas+fmt.Sprintf(`%s%s, "template": {"metadata": {"labels": {"app": %q}}, "spec": {"containers": [{"name": "app", "image": "app"}]}}`, k.spec, selector, k.name),
+			`, "ownerReferences": [`+f.reference(k)+`]`)
+	}
+	f.status(k, nil)
 	for range 2 {
-		f.pod(apiVersion, kind, name)
+		f.pod(k)
 	}
 }
 
-// status writes what the workload's controller would say of two pods as they are to be.
-func (f *otherShop) status(apiVersion, kind, name string, restartedAt any) {
+// object makes one of a kind with a spec, and with more metadata.
+func (f *otherShop) object(k otherKind, spec, metadata string) {
 	f.t.Helper()
-	o, err := f.resource(apiVersion, kind).Get(f.t.Context(), name, metav1.GetOptions{})
+	f.Kubectl(f.t, fmt.Sprintf(`{"apiVersion": %q, "kind": %q, "metadata": {"name": %q, "namespace": %q%s}, "spec": {%s}}`, k.apiVersion, k.kind, k.name, f.namespace, metadata, spec),
+		"create", "--validate=strict", "-f", "-")
+}
+
+// reference is how an object names the one that controls it.
+func (f *otherShop) reference(k otherKind) string {
+	f.t.Helper()
+	return fmt.Sprintf(`{"apiVersion": %q, "kind": %q, "name": %q, "uid": %q, "controller": true}`, k.apiVersion, k.kind, k.name, f.get(k).GetUID())
+}
+
+func (f *otherShop) get(k otherKind) *unstructured.Unstructured {
+	f.t.Helper()
+	o, err := f.resource(k.apiVersion, k.kind).Get(f.t.Context(), k.name, metav1.GetOptions{})
 	if err != nil {
 		f.t.Fatal(err)
 	}
+	return o
+}
+
+// status writes what the workload's controller would say of two pods as they are to be.
+func (f *otherShop) status(k otherKind, restartedAt any) {
+	f.t.Helper()
+	o := f.get(k)
 	two := int64(2)
 	status := map[string]any{"observedGeneration": o.GetGeneration(), "replicas": two, "readyReplicas": two, "availableReplicas": two, "updatedReplicas": two, "updatedReadyReplicas": two, "currentReplicas": two}
-	switch kind {
+	switch k.kind {
+	case "UnitedDeployment":
+		status["currentRevision"] = "r"
 	case "DaemonSet":
 		status = map[string]any{"observedGeneration": o.GetGeneration(), "desiredNumberScheduled": two, "updatedNumberScheduled": two, "currentNumberScheduled": two, "numberReady": two, "numberMisscheduled": int64(0), "daemonSetHash": "h"}
 	case "Rollout":
@@ -219,21 +260,17 @@ func (f *otherShop) status(apiVersion, kind, name string, restartedAt any) {
 		}
 	}
 	o.Object["status"] = status
-	if _, err := f.resource(apiVersion, kind).UpdateStatus(f.t.Context(), o, metav1.UpdateOptions{}); err != nil && !apierrors.IsConflict(err) {
-		f.t.Errorf("the status of %s %s: %v", kind, name, err)
+	if _, err := f.resource(k.apiVersion, k.kind).UpdateStatus(f.t.Context(), o, metav1.UpdateOptions{}); err != nil && !apierrors.IsConflict(err) {
+		f.t.Errorf("the status of %s %s: %v", k.kind, k.name, err)
 	}
 }
 
 // pod makes a ready pod of a workload, as the mesh's settings have it.
-func (f *otherShop) pod(apiVersion, kind, name string) {
+func (f *otherShop) pod(k otherKind) {
 	f.t.Helper()
-	o, err := f.resource(apiVersion, kind).Get(f.t.Context(), name, metav1.GetOptions{})
-	if err != nil {
-		f.t.Fatal(err)
-	}
 	text, _ := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{
-		"generateName": name + "-", "namespace": f.namespace, "labels": map[string]string{"app": name},
-		"ownerReferences": []any{map[string]any{"apiVersion": apiVersion, "kind": kind, "name": name, "uid": o.GetUID(), "controller": true}},
+		"generateName": k.maker().name + "-", "namespace": f.namespace, "labels": map[string]string{"app": k.name},
+		"ownerReferences": []any{json.RawMessage(f.reference(k.maker()))},
 	}, "spec": map[string]any{"containers": []any{map[string]any{"name": "app", "image": "app"}}}})
 	cmd := exec.Command(f.program, "inject", "-f", "-", "--kubeconfig", f.Kubeconfig)
 	cmd.Stdin = bytes.NewReader(text)
@@ -251,11 +288,7 @@ func (f *otherShop) pod(apiVersion, kind, name string) {
 func (f *otherShop) specs() map[string]string {
 	found := map[string]string{}
 	for _, k := range otherKinds {
-		o, err := f.resource(k.apiVersion, k.kind).Get(f.t.Context(), k.name, metav1.GetOptions{})
-		if err != nil {
-			f.t.Fatal(err)
-		}
-		text, _ := json.Marshal(o.Object["spec"])
+		text, _ := json.Marshal(f.get(k).Object["spec"])
 		found[k.name] = string(text)
 	}
 	return found
@@ -286,8 +319,11 @@ func (f *otherShop) control(done <-chan struct{}) {
 				return
 			}
 			at, _, _ := unstructured.NestedString(o.Object, "spec", "template", "metadata", "annotations", "kubectl.kubernetes.io/restartedAt")
-			if k.kind == "Rollout" {
+			switch k.kind {
+			case "Rollout":
 				at, _, _ = unstructured.NestedString(o.Object, "spec", "restartAt")
+			case "UnitedDeployment":
+				at, _, _ = unstructured.NestedString(o.Object, "spec", "template", "cloneSetTemplate", "spec", "template", "metadata", "annotations", "kubectl.kubernetes.io/restartedAt")
 			}
 			if at != "" && !restarted[k.name] {
 				restarted[k.name] = true
@@ -295,11 +331,11 @@ func (f *otherShop) control(done <-chan struct{}) {
 					f.Kubectl(f.t, "", "delete", "pod", pod.Name, "-n", f.namespace, "--grace-period=0", "--force")
 				}
 				pods.Items = nil
-				f.status(k.apiVersion, k.kind, k.name, at)
+				f.status(k, at)
 			}
 			there := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
 			for n := len(there); n < 2; n++ {
-				f.pod(k.apiVersion, k.kind, k.name)
+				f.pod(k)
 			}
 		}
 	}

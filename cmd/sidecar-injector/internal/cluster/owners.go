@@ -135,10 +135,14 @@ func (c *Cluster) makers(ctx context.Context, namespace string, pods []*corev1.P
 		}
 	}
 	for _, kind := range makers {
-		if group, _, _ := strings.Cut(kind.apiVersion(), "/"); wanted[group+"/"+kind.kind] {
-			if err := c.readMakers(ctx, namespace, kind, known); err != nil {
-				return nil, err
-			}
+		if group, _, _ := strings.Cut(kind.apiVersion(), "/"); !wanted[group+"/"+kind.kind] {
+			continue
+		}
+		if err := c.readMakers(ctx, namespace, kind, known); err != nil {
+			return nil, err
+		}
+		for _, m := range known {
+			want(metav1.GetControllerOf(&m.metadata))
 		}
 	}
 	return known, nil
@@ -169,10 +173,12 @@ func ownerOf(pod *corev1.Pod, known map[types.UID]made) *Owner {
 	if of == nil {
 		return &Owner{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, uid: pod.UID}
 	}
-	if set, ok := known[of.UID]; ok && set.kind == replicaSets {
-		if above := metav1.GetControllerOf(&set.metadata); above != nil {
-			of = above
+	for m, ok := known[of.UID]; ok; m, ok = known[of.UID] {
+		above := metav1.GetControllerOf(&m.metadata)
+		if above == nil || m.kind != replicaSets && above.Kind != unitedDeployment {
+			break
 		}
+		of = above
 	}
 	owner := &Owner{APIVersion: of.APIVersion, Kind: of.Kind, Namespace: pod.Namespace, Name: of.Name, uid: of.UID}
 	if m, ok := known[of.UID]; ok {
@@ -255,7 +261,7 @@ func (c *Cluster) Refresh(ctx context.Context, owner *Owner) error {
 	}
 	owner.Pods = slices.DeleteFunc(pods, func(p *corev1.Pod) bool {
 		of := metav1.GetControllerOf(p) // another workload may have the same labels, but for the hash that ReplicaSets have
-		return of == nil || of.UID != owner.uid && of.Kind != replicaSets.kind
+		return of == nil || of.UID != owner.uid && of.Kind != replicaSets.kind && owner.Kind != unitedDeployment
 	})
 	return nil
 }

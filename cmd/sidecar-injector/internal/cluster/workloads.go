@@ -17,7 +17,7 @@ type workloadKind struct {
 	kind, group, version, resource string
 }
 
-// makers are the kinds whose objects are looked for behind pods.
+// makers are the kinds whose objects are looked for behind pods, those that make others of them last.
 var makers = []workloadKind{
 	{"Deployment", "apps", "v1", "deployments"},
 	{"StatefulSet", "apps", "v1", "statefulsets"},
@@ -27,7 +27,11 @@ var makers = []workloadKind{
 	{"StatefulSet", "apps.kruise.io", "v1beta1", "statefulsets"},
 	{"DaemonSet", "apps.kruise.io", "v1alpha1", "daemonsets"},
 	{"Rollout", "argoproj.io", "v1alpha1", "rollouts"},
+	{unitedDeployment, "apps.kruise.io", "v1alpha1", "uniteddeployments"},
 }
+
+// unitedDeployment is a kind of OpenKruise that makes a workload for each of its subsets.
+const unitedDeployment = "UnitedDeployment"
 
 // replicaSets stand between their makers and the pods; one by itself is a maker as well.
 var replicaSets = workloadKind{"ReplicaSet", "apps", "v1", "replicasets"}

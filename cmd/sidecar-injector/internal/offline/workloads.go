@@ -195,13 +195,27 @@ func workloads(text []byte, at string) ([]Workload, error) {
 	if name == "" {
 		name = o.Metadata.GenerateName
 	}
+	return []Workload{{o.Kind, name, o.Metadata.Namespace, pod, selectorOf(o), o.APIVersion, raw, at + below}}, nil
+}
+
+// selectorOf is an object's; nil if it has none, or something else by that name.
+func selectorOf(o object) *metav1.LabelSelector {
+	if o.Kind == "ReplicationController" { // whose selector is of labels alone
+		var spec struct {
+			Selector map[string]string `json:"selector"`
+		}
+		if json.Unmarshal(o.Spec, &spec) != nil || len(spec.Selector) == 0 {
+			return nil
+		}
+		return &metav1.LabelSelector{MatchLabels: spec.Selector}
+	}
 	var spec struct {
 		Selector *metav1.LabelSelector `json:"selector"`
 	}
 	if json.Unmarshal(o.Spec, &spec) != nil {
-		spec.Selector = nil // a kind whose selector is something else, as a ReplicationController's
+		return nil
 	}
-	return []Workload{{o.Kind, name, o.Metadata.Namespace, pod, spec.Selector, o.APIVersion, raw, at + below}}, nil
+	return spec.Selector
 }
 
 // podTemplate is an object's, and its place in that; nil if it has none.
@@ -223,6 +237,9 @@ func podTemplate(o object, text []byte) (raw json.RawMessage, below string, err 
 	if spec.Template == nil {
 		spec.Template, below = spec.JobTemplate.Spec.Template, "/spec/jobTemplate/spec/template"
 	}
+	if o.Kind == "UnitedDeployment" {
+		spec.Template, below = subsetTemplate(spec.Template)
+	}
 	var probe struct {
 		Spec struct {
 			Containers []any `json:"containers"`
@@ -232,6 +249,27 @@ func podTemplate(o object, text []byte) (raw json.RawMessage, below string, err 
 		return nil, "", nil // of an ExternalSecret, for one
 	}
 	return spec.Template, below, nil
+}
+
+// subsetTemplate is the pod template of a UnitedDeployment's workloads: its own is that of one of four kinds, such as cloneSetTemplate.
+func subsetTemplate(template json.RawMessage) (raw json.RawMessage, below string) {
+	var kinds map[string]struct {
+		Spec struct {
+			Template json.RawMessage `json:"template"`
+		} `json:"spec"`
+	}
+	if json.Unmarshal(template, &kinds) != nil {
+		return nil, ""
+	}
+	for kind, of := range kinds { // the API server takes one alone
+		raw, below = of.Spec.Template, "/spec/template/"+kind+"/spec/template"
+	}
+	return raw, below
+}
+
+// TemplatePath are the fields that lead to the pod template in the object.
+func (w Workload) TemplatePath() []string {
+	return strings.Split(strings.Trim(w.at, "/"), "/")
 }
 
 // NewWorkload is one object that has a pod template, or is a pod, as JSON.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -62,8 +63,14 @@ func (s Settings) difference(owner *cluster.Owner, pod *corev1.Pod) (string, err
 	if err != nil {
 		return "", err
 	}
+	if owner.Kind == "UnitedDeployment" { // a pod is named after the workload of its subset
+		fields = slices.DeleteFunc(fields, func(d compare.Difference) bool { return ownerVariable.MatchString(d.Field) })
+	}
 	return shortened(fields), nil
 }
+
+// ownerVariable is a variable that names what makes a pod.
+var ownerVariable = regexp.MustCompile(`\.env\[ISTIO_META_(OWNER|WORKLOAD_NAME)\]`)
 
 // image is the one of a pod's proxy; a slot that idles has another one.
 func image(pod *corev1.Pod, s *profile.Settings) string {

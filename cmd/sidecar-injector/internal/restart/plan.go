@@ -49,27 +49,7 @@ type workload struct {
 			Time    *time.Time `json:"time"`
 		} `json:"managedFields"`
 	} `json:"metadata"`
-	Spec struct {
-		Replicas  *int       `json:"replicas"`
-		Paused    bool       `json:"paused"`
-		RestartAt *time.Time `json:"restartAt"`
-		Template  struct {
-			Metadata struct {
-				Annotations map[string]string `json:"annotations"`
-			} `json:"metadata"`
-		} `json:"template"`
-		UpdateStrategy struct {
-			Type          string              `json:"type"`
-			Partition     *intstr.IntOrString `json:"partition"`
-			Paused        bool                `json:"paused"`
-			RollingUpdate struct {
-				Partition         *intstr.IntOrString `json:"partition"`
-				Paused            bool                `json:"paused"`
-				PodUpdatePolicy   string              `json:"podUpdatePolicy"`
-				RollingUpdateType string              `json:"rollingUpdateType"`
-			} `json:"rollingUpdate"`
-		} `json:"updateStrategy"`
-	} `json:"spec"`
+	Spec   spec `json:"spec"`
 	Status struct {
 		ObservedGeneration     any        `json:"observedGeneration"` // a number; a Rollout's is a text
 		Replicas               int        `json:"replicas"`
@@ -81,12 +61,63 @@ type workload struct {
 	} `json:"status"`
 }
 
+type spec struct {
+	Replicas  *int       `json:"replicas"`
+	Paused    bool       `json:"paused"`
+	RestartAt *time.Time `json:"restartAt"`
+	Template  struct {
+		Metadata struct {
+			Annotations map[string]string `json:"annotations"`
+		} `json:"metadata"`
+	} `json:"template"`
+	UpdateStrategy struct {
+		Type          string              `json:"type"`
+		Partition     *intstr.IntOrString `json:"partition"`
+		Paused        bool                `json:"paused"`
+		RollingUpdate struct {
+			Partition         *intstr.IntOrString `json:"partition"`
+			Paused            bool                `json:"paused"`
+			PodUpdatePolicy   string              `json:"podUpdatePolicy"`
+			RollingUpdateType string              `json:"rollingUpdateType"`
+		} `json:"rollingUpdate"`
+		// ManualUpdate is a UnitedDeployment's: how many pods of each subset stay as they are.
+		ManualUpdate struct {
+			Partitions map[string]int `json:"partitions"`
+		} `json:"manualUpdate"`
+	} `json:"updateStrategy"`
+}
+
 func read(owner *cluster.Owner) (*workload, error) {
 	w := new(workload)
-	if err := json.Unmarshal(owner.Text, w); err != nil {
+	err := json.Unmarshal(owner.Text, w)
+	if err == nil && owner.Kind == "UnitedDeployment" {
+		err = w.ofSubsets(owner.Text)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read %s %s/%s: %w", owner.Kind, owner.Namespace, owner.Name, err)
 	}
 	return w, nil
+}
+
+// ofSubsets takes of a UnitedDeployment's template how its subsets' workloads get new pods.
+func (w *workload) ofSubsets(text []byte) error {
+	var united struct {
+		Spec struct {
+			Template map[string]struct {
+				Spec spec `json:"spec"`
+			} `json:"template"`
+		} `json:"spec"`
+	}
+	if err := json.Unmarshal(text, &united); err != nil {
+		return err
+	}
+	whole := w.Spec
+	for _, of := range united.Spec.Template { // the API server takes one alone
+		w.Spec = of.Spec
+	}
+	w.Spec.Replicas, w.Spec.UpdateStrategy.ManualUpdate = whole.Replicas, whole.UpdateStrategy.ManualUpdate
+	w.Spec.UpdateStrategy.Partition, w.Spec.UpdateStrategy.RollingUpdate.Partition = nil, nil // each subset gets its own
+	return nil
 }
 
 // decide fills in how the workload gets new pods, or why it is left alone.
@@ -154,6 +185,12 @@ func (w *workload) paused() string {
 // kept is how many pods stay as they are whatever the template says.
 func (w *workload) kept(owner *cluster.Owner) (pods int, field string) {
 	s, field := w.Spec.UpdateStrategy, "spec.updateStrategy.rollingUpdate.partition"
+	if subsets := s.ManualUpdate.Partitions; len(subsets) > 0 {
+		for _, n := range subsets {
+			pods += n
+		}
+		return min(pods, len(owner.Pods)), "spec.updateStrategy.manualUpdate.partitions"
+	}
 	partition := s.RollingUpdate.Partition
 	if s.Partition != nil {
 		partition, field = s.Partition, "spec.updateStrategy.partition"

@@ -51,6 +51,7 @@ var kinds = map[string][2]string{
 	"CloneSet":              {"/apis/apps.kruise.io/v1alpha1/namespaces/shop/clonesets/", "apps.kruise.io/v1alpha1"},
 	"KruiseStatefulSet":     {"/apis/apps.kruise.io/v1beta1/namespaces/shop/statefulsets/", "apps.kruise.io/v1beta1"},
 	"KruiseDaemonSet":       {"/apis/apps.kruise.io/v1alpha1/namespaces/shop/daemonsets/", "apps.kruise.io/v1alpha1"},
+	"UnitedDeployment":      {"/apis/apps.kruise.io/v1alpha1/namespaces/shop/uniteddeployments/", "apps.kruise.io/v1alpha1"},
 	"Rollout":               {"/apis/argoproj.io/v1alpha1/namespaces/shop/rollouts/", "argoproj.io/v1alpha1"},
 	"ReplicationController": {"/api/v1/namespaces/shop/replicationcontrollers/", "v1"},
 	"Job":                   {"/apis/batch/v1/namespaces/shop/jobs/", "batch/v1"},
@@ -210,6 +211,60 @@ func TestKinds(t *testing.T) {
 		if again, err := s.run(Options{}); err != nil || again != "1 workload: nothing to do\n" || strings.Join(s.wrote(), ", ") != tt.wrote {
 			t.Errorf("%s %s, again: %v\n%s", tt.kind, tt.more, err, again)
 		}
+	}
+}
+
+// united adds a UnitedDeployment x with one subset, the workload x-a with two pods.
+func (s *shop) united(of, kind, subsets, more string) {
+	s.t.Helper()
+	s.workload(kind, "x-a", 2, "")
+	united := kinds["UnitedDeployment"]
+	s.objects[kinds[kind][0]+"x-a"]["metadata"].(object)["ownerReferences"] = []any{object{"apiVersion": united[1], "kind": "UnitedDeployment", "name": "x", "uid": "united", "controller": true}}
+	s.put(united[0]+"x", fmt.Sprintf(`{"metadata": {"name": "x", "namespace": "shop", "uid": "united", "generation": 1}, "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "x-a"}},
+		"template": {%q: {"spec": {%s"template": {"metadata": {"labels": {"app": "x-a"}}, "spec": {"containers": [{"name": "app", "image": "app"}]}}}}}%s},
+		"status": {"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2}}`, of, subsets, more))
+}
+
+// TestUnitedDeployment restarts one of each kind of its subsets: what counts is its own template, and how those get new pods.
+func TestUnitedDeployment(t *testing.T) {
+	for _, tt := range []struct {
+		of, kind, subsets, more string
+		wrote, says             string
+	}{
+		{"deploymentTemplate", "Deployment", "", "", "patch x", ": restarted, 2 pods (2 of 2 pods: image proxy:v1 -> proxy:v2)"},
+		{"statefulSetTemplate", "StatefulSet", "", "", "patch x", ": restarted, 2 pods ("},
+		{"statefulSetTemplate", "StatefulSet", `"updateStrategy": {"type": "OnDelete"}, `, "", "evict x-a-0, evict x-a-1", ": restarted, 2 pods ("},
+		{"advancedStatefulSetTemplate", "KruiseStatefulSet", "", "", "patch x", ": restarted, 2 pods ("},
+		{"cloneSetTemplate", "CloneSet", "", "", "patch x", ": restarted, 2 pods ("},
+		{"cloneSetTemplate", "CloneSet", `"updateStrategy": {"type": "InPlaceIfPossible"}, `, "", "evict x-a-0, evict x-a-1", ": restarted, 2 pods ("},
+		{"cloneSetTemplate", "CloneSet", `"updateStrategy": {"paused": true}, `, "", "", ": left as it is: it is paused: spec.updateStrategy.paused ("},
+		{"cloneSetTemplate", "CloneSet", "", `, "updateStrategy": {"manualUpdate": {"partitions": {"a": 2}}}`, "", ": left as it is: spec.updateStrategy.manualUpdate.partitions keeps them ("},
+	} {
+		s := newShop(t)
+		s.united(tt.of, tt.kind, tt.subsets, tt.more)
+		var template object
+		s.patched = func(_ string, o object) {
+			template = o["spec"].(object)["template"].(object)[tt.of].(object)["spec"].(object)["template"].(object)
+			s.replace(s.new, tt.kind, "x-a")
+		}
+		s.evict = func(pod string) int {
+			delete(s.objects, pod)
+			s.pod(s.new, tt.kind, "x-a")
+			return http.StatusCreated
+		}
+		says, err := s.run(Options{})
+		if wrote := strings.Join(s.wrote(), ", "); wrote != tt.wrote || !strings.Contains(says, "UnitedDeployment.apps.kruise.io/x"+tt.says) || (err == nil) != (tt.wrote != "") {
+			t.Errorf("%s %s%s: %q, %v\n%s", tt.of, tt.subsets, tt.more, wrote, err, says)
+		}
+		if tt.wrote == "patch x" && template["metadata"].(object)["annotations"].(object)[restartedAt] != "2026-01-02T03:04:05Z" {
+			t.Errorf("%s: %v", tt.of, template)
+		}
+	}
+	s := newShop(t)
+	s.united("cloneSetTemplate", "CloneSet", "", "")
+	s.new = settingsWith(t, `{"proxy": {"image": "proxy:v1", "logLevel": "debug"}}`)
+	if says, err := s.run(Options{DryRun: true}); err != nil || !strings.Contains(says, ": 2 of 2 pods: istio-proxy.args\n") {
+		t.Errorf("%v: a pod's own maker is a difference:\n%s", err, says)
 	}
 }
 

@@ -86,7 +86,11 @@ func (r *roll) start(ctx context.Context) error {
 	if r.way == byRestartAt {
 		return r.cluster.Patch(ctx, r.owner, object{"spec": object{"restartAt": at}})
 	}
-	return r.cluster.Patch(ctx, r.owner, object{"spec": object{"template": object{"metadata": object{"annotations": object{restartedAt: at}}}}})
+	fields := object{"metadata": object{"annotations": object{restartedAt: at}}}
+	for _, field := range slices.Backward(r.owner.Template.TemplatePath()) {
+		fields = object{field: fields}
+	}
+	return r.cluster.Patch(ctx, r.owner, fields)
 }
 
 // evict replaces the pods one by one: the next one goes when all that are to be there are ready again.

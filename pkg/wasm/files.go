@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"understudy.mesh/internal/atomicfile"
+	"understudy.mesh/pkg/wasm/internal/frame"
 )
 
 // The layout of a store.
@@ -97,6 +98,9 @@ func (s *Store) save(in io.Reader, verify func(hash string) error) (Module, erro
 	s.remember(m.SHA256)
 	return m, syncDir(dir)
 }
+
+// Check reads the frame of a module of so many bytes. The error says in words what an Envoy would only call "Unable to create Wasm plugin".
+func Check(module io.ReaderAt, size int64) (frame.Info, error) { return frame.Check(module, size) }
 
 func checkFile(f *os.File, size int64) (abi string, err error) {
 	info, err := Check(f, size)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"understudy.mesh/pkg/wasm/internal/frame"
 )
 
 // key names what a source is asked with: its place and its credential. So what one credential has opened serves only who has that one.
@@ -209,5 +211,5 @@ func (e *mismatchError) Error() string {
 
 // isAbout says whether an error is of the module itself, not of the way to it.
 func isAbout(err error) bool {
-	return errors.As(err, new(*invalidError)) || errors.As(err, new(*refusedError)) || errors.As(err, new(*tooLargeError))
+	return errors.As(err, new(*frame.InvalidError)) || errors.As(err, new(*refusedError)) || errors.As(err, new(*tooLargeError))
 }

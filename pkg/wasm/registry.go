@@ -16,6 +16,8 @@ import (
 	"oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"understudy.mesh/pkg/wasm/internal/frame"
 )
 
 // maxManifest bounds a manifest or an index, as registries do.
@@ -108,7 +110,7 @@ func (f *fetched) manifest(ctx context.Context, repository *remote.Repository, r
 	}
 	defer body.Close()
 	if described.Size > maxManifest {
-		return manifest{}, invalid("its manifest has %d bytes, more than %d", described.Size, maxManifest)
+		return manifest{}, frame.Invalid("its manifest has %d bytes, more than %d", described.Size, maxManifest)
 	}
 	data, err := content.ReadAll(body, described)
 	if err != nil {
@@ -121,7 +123,7 @@ func (f *fetched) manifest(ctx context.Context, repository *remote.Repository, r
 func parseManifest(data []byte) (manifest, error) {
 	var m manifest
 	if err := json.Unmarshal(data, &m); err != nil {
-		return m, invalid("its manifest is no JSON of a manifest: %v", err)
+		return m, frame.Invalid("its manifest is no JSON of a manifest: %v", err)
 	}
 	return m, nil
 }
@@ -147,13 +149,13 @@ func (m manifest) choose() (ocispec.Descriptor, error) {
 			return checkedLayer(images[i])
 		}
 	}
-	return ocispec.Descriptor{}, invalid("its index has %d images, and none for Wasm or linux/%s", len(images), runtime.GOARCH)
+	return ocispec.Descriptor{}, frame.Invalid("its index has %d images, and none for Wasm or linux/%s", len(images), runtime.GOARCH)
 }
 
 // layer is the one that has the module: of a Wasm type, else the last one of an image.
 func (m manifest) layer() (ocispec.Descriptor, error) {
 	if len(m.Manifests) > 0 {
-		return ocispec.Descriptor{}, invalid("its index is one of indexes")
+		return ocispec.Descriptor{}, frame.Invalid("its index is one of indexes")
 	}
 	for _, kind := range []string{typeWasmLayer, typeWasm} {
 		var found []ocispec.Descriptor
@@ -167,15 +169,15 @@ func (m manifest) layer() (ocispec.Descriptor, error) {
 		case 1:
 			return checkedLayer(found[0])
 		default:
-			return ocispec.Descriptor{}, invalid("it has %d layers of type %s; want one", len(found), kind)
+			return ocispec.Descriptor{}, frame.Invalid("it has %d layers of type %s; want one", len(found), kind)
 		}
 	}
 	if len(m.Layers) == 0 {
-		return ocispec.Descriptor{}, invalid("its manifest has no layers")
+		return ocispec.Descriptor{}, frame.Invalid("its manifest has no layers")
 	}
 	last := m.Layers[len(m.Layers)-1]
 	if !slices.Contains([]string{typeLayerGzip, typeLayer, typeDockerGzip, typeDockerLayer}, last.MediaType) {
-		return ocispec.Descriptor{}, invalid("its layers are of the types %s; want one of %s, of %s, or an image whose last layer is a tar with %s",
+		return ocispec.Descriptor{}, frame.Invalid("its layers are of the types %s; want one of %s, of %s, or an image whose last layer is a tar with %s",
 			strings.Join(m.types(), ", "), typeWasmLayer, typeWasm, pluginFile)
 	}
 	return checkedLayer(last)
@@ -183,7 +185,7 @@ func (m manifest) layer() (ocispec.Descriptor, error) {
 
 func checkedLayer(layer ocispec.Descriptor) (ocispec.Descriptor, error) {
 	if err := layer.Digest.Validate(); err != nil || layer.Size < 0 {
-		return ocispec.Descriptor{}, invalid("its manifest names something of digest %.100q and %d bytes", layer.Digest, layer.Size)
+		return ocispec.Descriptor{}, frame.Invalid("its manifest names something of digest %.100q and %d bytes", layer.Digest, layer.Size)
 	}
 	return layer, nil
 }

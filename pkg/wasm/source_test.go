@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"oras.land/oras-go/v2/errdef"
+
+	"understudy.mesh/pkg/wasm/internal/frame"
 )
 
 func TestSources(t *testing.T) {
@@ -106,7 +108,7 @@ func TestBackoff(t *testing.T) {
 		{errors.New("no route"), 0, time.Second}, {errors.New("no route"), 1, 2 * time.Second}, {errors.New("no route"), 8, 256 * time.Second},
 		{errors.New("no route"), 9, 5 * time.Minute}, {errors.New("no route"), 1000, 5 * time.Minute},
 		{denied, 0, 30 * time.Second}, {denied, 3, 240 * time.Second}, {denied, 4, 5 * time.Minute},
-		{invalid("x"), 0, 30 * time.Second}, {&mismatchError{}, 0, 30 * time.Second}, {&tooLargeError{}, 0, 30 * time.Second},
+		{frame.Invalid("x"), 0, 30 * time.Second}, {&mismatchError{}, 0, 30 * time.Second}, {&tooLargeError{}, 0, 30 * time.Second},
 		{&statusError{code: 401}, 0, 30 * time.Second}, {&statusError{code: 404}, 0, 30 * time.Second},
 		{fmt.Errorf("a/b:c: %w", errdef.ErrNotFound), 0, 30 * time.Second},
 		{&statusError{code: 500}, 0, time.Second}, {&statusError{code: 429}, 0, time.Second},

@@ -10,6 +10,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"understudy.mesh/pkg/wasm/internal/frame"
 )
 
 const (
@@ -59,20 +61,20 @@ func unbox(in io.Reader, limit int64) (*boxed, error) {
 			return b, nil
 		}
 		if boxes == maxBoxes {
-			return nil, invalid("it is %s within %d other archives: want a module, a .gz, a .tar or a .tar.gz", kind, maxBoxes)
+			return nil, frame.Invalid("it is %s within %d other archives: want a module, a .gz, a .tar or a .tar.gz", kind, maxBoxes)
 		}
 		b.rest = append([]io.Reader{window}, b.rest...)
 		if kind == "gzip" {
 			unpacked, err := gzip.NewReader(window)
 			if err != nil {
-				return nil, invalid("its gzip is broken: %v", err)
+				return nil, frame.Invalid("its gzip is broken: %v", err)
 			}
 			b.Reader = &counter{in: broken{unpacked, "gzip"}, limit: limit, what: "unpacked it has", wire: wire}
 			b.rest[0] = b.Reader
 			continue
 		}
 		if b.archive != nil {
-			return nil, invalid("it is a tar within another")
+			return nil, frame.Invalid("it is a tar within another")
 		}
 		b.archive = tar.NewReader(window)
 		if b.Reader, err = findPlugin(b.archive); err != nil {
@@ -99,7 +101,7 @@ func findPlugin(archive *tar.Reader) (io.Reader, error) {
 		name, err := nextFile(archive)
 		switch {
 		case errors.Is(err, io.EOF):
-			return nil, invalid("the archive has no file %s, but %s", pluginFile, some(others))
+			return nil, frame.Invalid("the archive has no file %s, but %s", pluginFile, some(others))
 		case err != nil:
 			return nil, err
 		case name == pluginFile:
@@ -123,16 +125,16 @@ func nextFile(archive *tar.Reader) (string, error) {
 		switch {
 		case errors.Is(err, io.EOF):
 			return "", io.EOF
-		case errors.As(err, new(*tooLargeError)), errors.As(err, new(*invalidError)), errors.As(err, new(*wireError)):
+		case errors.As(err, new(*tooLargeError)), errors.As(err, new(*frame.InvalidError)), errors.As(err, new(*wireError)):
 			return "", err
 		case err != nil:
-			return "", invalid("its tar is broken: %v", err)
+			return "", frame.Invalid("its tar is broken: %v", err)
 		case slices.Contains(strings.Split(head.Name, "/"), ".."):
-			return "", invalid("the archive has an entry %.200q, which leads out of it", head.Name)
+			return "", frame.Invalid("the archive has an entry %.200q, which leads out of it", head.Name)
 		case head.Typeflag == tar.TypeDir, head.Typeflag == tar.TypeXGlobalHeader:
 			continue
 		case head.Typeflag != tar.TypeReg:
-			return "", invalid("the archive has %.200q, which is neither a file nor a directory (type %q)", head.Name, head.Typeflag)
+			return "", frame.Invalid("the archive has %.200q, which is neither a file nor a directory (type %q)", head.Name, head.Typeflag)
 		}
 		return path.Clean(head.Name), nil
 	}
@@ -150,7 +152,7 @@ func (b *boxed) finish() error {
 			return err
 		}
 		if name == pluginFile {
-			return invalid("the archive has %s twice", pluginFile)
+			return frame.Invalid("the archive has %s twice", pluginFile)
 		}
 	}
 	if _, err := io.Copy(io.Discard, b.Reader); err != nil {
@@ -181,7 +183,7 @@ func (c *counter) Read(p []byte) (int, error) {
 	case c.wire == nil && err != nil && !errors.Is(err, io.EOF):
 		return n, &wireError{err}
 	case c.wire != nil && c.n > ratioFloor && c.n/maxRatio > c.wire.n:
-		return 0, invalid("%d bytes unpack to more than %d times as many: no module does", c.wire.n, maxRatio)
+		return 0, frame.Invalid("%d bytes unpack to more than %d times as many: no module does", c.wire.n, maxRatio)
 	}
 	return n, err
 }
@@ -203,7 +205,7 @@ func (b broken) Read(p []byte) (int, error) {
 		return n, err
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, gzip.ErrHeader) || errors.Is(err, tar.ErrHeader) {
-		err = invalid("its %s is broken: %v", b.kind, err)
+		err = frame.Invalid("its %s is broken: %v", b.kind, err)
 	}
 	return n, err
 }

@@ -1,21 +1,21 @@
-package wasm_test
+package frame_test
 
 import (
 	"bytes"
 	"strings"
 	"testing"
 
-	"understudy.mesh/pkg/wasm"
+	"understudy.mesh/pkg/wasm/internal/frame"
 	"understudy.mesh/tests/proxywasm"
 )
 
-func check(module []byte) (wasm.Info, error) {
-	return wasm.Check(bytes.NewReader(module), int64(len(module)))
+func check(module []byte) (frame.Info, error) {
+	return frame.Check(bytes.NewReader(module), int64(len(module)))
 }
 
 func TestCheck(t *testing.T) {
 	info, err := check(proxywasm.Module{Header: "a", Value: "b", Pad: 1 << 20, Functions: 100}.Bytes())
-	if err != nil || info != (wasm.Info{ABI: "0.2.1", Imports: 1}) {
+	if err != nil || info != (frame.Info{ABI: "0.2.1", Imports: 1}) {
 		t.Errorf("%+v, %v", info, err)
 	}
 	for _, version := range []string{"0.1.0", "0.2.0"} {
@@ -81,7 +81,7 @@ func TestCheckSaysWhatIsWrong(t *testing.T) {
 func TestCheckOfAShorterFile(t *testing.T) {
 	valid := proxywasm.Module{}.Bytes()
 	for size := range len(valid) {
-		if _, err := wasm.Check(bytes.NewReader(valid[:size]), int64(len(valid))); size < 8 && err == nil {
+		if _, err := frame.Check(bytes.NewReader(valid[:size]), int64(len(valid))); size < 8 && err == nil {
 			t.Errorf("%d of %d bytes: no error", size, len(valid))
 		}
 	}

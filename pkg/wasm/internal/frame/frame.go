@@ -1,4 +1,5 @@
-package wasm
+// Package frame owns the frame of a Wasm module: its header, the bounds and order of its sections, its imports and exports.
+package frame
 
 import (
 	"errors"
@@ -35,22 +36,23 @@ func Check(module io.ReaderAt, size int64) (Info, error) {
 	}
 	switch {
 	case len(p.abi) == 0:
-		return Info{}, invalid("it exports no function proxy_abi_version_...: it is no proxy-wasm module, or one of a library for another host; want one of %s", host.ABIs())
+		return Info{}, Invalid("it exports no function proxy_abi_version_...: it is no proxy-wasm module, or one of a library for another host; want one of %s", host.ABIs())
 	case len(p.abi) > 1:
-		return Info{}, invalid("it exports %s: want one version of the interface", strings.Join(p.abi, " and "))
+		return Info{}, Invalid("it exports %s: want one version of the interface", strings.Join(p.abi, " and "))
 	case !p.memory:
-		return Info{}, invalid(`it exports no memory, through which host and module exchange everything: export it as "memory" (the linker's --export-memory)`)
+		return Info{}, Invalid(`it exports no memory, through which host and module exchange everything: export it as "memory" (the linker's --export-memory)`)
 	}
 	return Info{ABI: host.ABI(p.abi[0]), Imports: p.imports}, nil
 }
 
-// invalidError says what is wrong with a module itself, as its author should read it.
-type invalidError struct{ reason string }
+// InvalidError says what is wrong with a module itself, as its author should read it.
+type InvalidError struct{ reason string }
 
-func (e *invalidError) Error() string { return "not a module that Envoy runs: " + e.reason }
+func (e *InvalidError) Error() string { return "not a module that Envoy runs: " + e.reason }
 
-func invalid(format string, args ...any) error {
-	return &invalidError{fmt.Sprintf(format, args...)}
+// Invalid makes an InvalidError of a reason.
+func Invalid(format string, args ...any) error {
+	return &InvalidError{fmt.Sprintf(format, args...)}
 }
 
 // parser reads a module through a window, front to back.
@@ -82,19 +84,19 @@ func (p *parser) header() error {
 	case err != nil && !errors.Is(err, io.EOF):
 		return err
 	case n == 0:
-		return invalid("the file is empty")
+		return Invalid("the file is empty")
 	case strings.HasPrefix(text, "\x7fELF"):
-		return invalid("it is a program for this machine (ELF): compile for wasm32")
+		return Invalid("it is a program for this machine (ELF): compile for wasm32")
 	case strings.HasPrefix(text, "\x1f\x8b"), strings.HasPrefix(text, "PK"), strings.HasPrefix(text, "\x28\xb5\x2f\xfd"):
-		return invalid("it is compressed: unpack it first")
+		return Invalid("it is compressed: unpack it first")
 	case strings.HasPrefix(strings.TrimSpace(text), "(module"):
-		return invalid("it is the text form: make the binary one with wat2wasm")
+		return Invalid("it is the text form: make the binary one with wat2wasm")
 	case n < 8 || text[:4] != "\x00asm":
-		return invalid("it begins with %q, and a module with \"\\x00asm\"", text)
+		return Invalid("it begins with %q, and a module with \"\\x00asm\"", text)
 	case text[4:] == "\x0d\x00\x01\x00":
-		return invalid("it is a component of WASI 0.2, and Envoy runs core modules: compile for wasm32-wasip1 without a component")
+		return Invalid("it is a component of WASI 0.2, and Envoy runs core modules: compile for wasm32-wasip1 without a component")
 	case text[4:] != "\x01\x00\x00\x00":
-		return invalid("it is of version %x of the binary format; want 01000000", text[4:])
+		return Invalid("it is of version %x of the binary format; want 01000000", text[4:])
 	}
 	p.at = 8
 	return nil
@@ -112,16 +114,16 @@ func (p *parser) section() error {
 		return err
 	}
 	if int(id) >= len(sectionNames) {
-		return invalid("at byte %d begins a section of the unknown kind %d", start, id)
+		return Invalid("at byte %d begins a section of the unknown kind %d", start, id)
 	}
 	name := sectionNames[id]
 	if size > p.size-p.at {
-		return invalid("section %q at byte %d is to have %d bytes, of which %d are there: the file is cut off", name, start, size, p.size-p.at)
+		return Invalid("section %q at byte %d is to have %d bytes, of which %d are there: the file is cut off", name, start, size, p.size-p.at)
 	}
 	p.end = p.at + size
 	if id != 0 {
 		if sectionOrder[id] <= p.last {
-			return invalid("section %q at byte %d comes twice, or too late", name, start)
+			return Invalid("section %q at byte %d comes twice, or too late", name, start)
 		}
 		p.last = sectionOrder[id]
 	}
@@ -134,7 +136,7 @@ func (p *parser) section() error {
 		p.at = p.end // of no interest here
 	}
 	if err == nil && p.at != p.end {
-		err = invalid("section %q at byte %d is longer than what is in it", name, start)
+		err = Invalid("section %q at byte %d is longer than what is in it", name, start)
 	}
 	return err
 }
@@ -173,11 +175,11 @@ func (p *parser) importEntry() error {
 	case err != nil:
 		return err
 	case int(kind) >= len(kindNames):
-		return invalid("it imports %s.%s of the unknown kind %d", module, name, kind)
+		return Invalid("it imports %s.%s of the unknown kind %d", module, name, kind)
 	case kind != kindFunction:
-		return invalid("it imports the %s %s.%s, and an Envoy gives functions only", kindNames[kind], module, name)
+		return Invalid("it imports the %s %s.%s, and an Envoy gives functions only", kindNames[kind], module, name)
 	case !slices.Contains(host.Functions(module), name):
-		return invalid("it imports the function %s.%s, which no Envoy has: %s", module, name, host.Remedy(module))
+		return Invalid("it imports the function %s.%s, which no Envoy has: %s", module, name, host.Remedy(module))
 	}
 	p.imports++
 	_, err = p.number() // its type
@@ -201,7 +203,7 @@ func (p *parser) exportEntry() error {
 		p.memory = true
 	case kind == kindFunction && strings.HasPrefix(name, host.ABIPrefix):
 		if host.ABI(name) == "" {
-			return invalid("it exports %s, a version of the interface that no Envoy has; want one of %s", name, host.ABIs())
+			return Invalid("it exports %s, a version of the interface that no Envoy has; want one of %s", name, host.ABIs())
 		}
 		p.abi = append(p.abi, name)
 	}
@@ -215,7 +217,7 @@ func (p *parser) name() (string, error) {
 		return "", err
 	}
 	if length > maxName || length > p.end-p.at {
-		return "", invalid("the name at byte %d is to have %d bytes, more than its section, or than anybody's", start, length)
+		return "", Invalid("the name at byte %d is to have %d bytes, more than its section, or than anybody's", start, length)
 	}
 	text := make([]byte, length)
 	if _, err := p.in.ReadAt(text, p.at); err != nil {
@@ -223,7 +225,7 @@ func (p *parser) name() (string, error) {
 	}
 	p.at += length
 	if !utf8.Valid(text) {
-		return "", invalid("the name at byte %d is no UTF-8", start)
+		return "", Invalid("the name at byte %d is no UTF-8", start)
 	}
 	return string(text), nil
 }
@@ -241,12 +243,12 @@ func (p *parser) number() (int64, error) {
 			return n, nil
 		}
 	}
-	return 0, invalid("the number at byte %d is beyond 32 bits", start)
+	return 0, Invalid("the number at byte %d is beyond 32 bits", start)
 }
 
 func (p *parser) byte() (byte, error) {
 	if p.at >= p.end {
-		return 0, invalid("it ends in the middle of an entry, at byte %d", p.at)
+		return 0, Invalid("it ends in the middle of an entry, at byte %d", p.at)
 	}
 	if i := p.at - p.begin; i < 0 || i >= int64(p.filled) {
 		n, err := p.in.ReadAt(p.window[:], p.at)
@@ -263,7 +265,7 @@ func (p *parser) byte() (byte, error) {
 // broken is an error of the file, or the end of one that is shorter than was said.
 func (p *parser) broken(err error) error {
 	if errors.Is(err, io.EOF) {
-		return invalid("the file is cut off at byte %d", p.at)
+		return Invalid("the file is cut off at byte %d", p.at)
 	}
 	return err
 }

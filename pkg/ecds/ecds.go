@@ -35,6 +35,8 @@ const task = "wasm"
 // Modules is where modules come from: a wasm.Store.
 type Modules interface {
 	Resolve(ctx context.Context, src wasm.Source) (wasm.Module, error)
+	// Kept is a module that is there, by its hash, tried with a configuration.
+	Kept(ctx context.Context, sha256 string, plugin wasm.Plugin) (wasm.Module, error)
 	// Surroundings changes when a source may give another module than before, of what can be seen in the pod's files.
 	Surroundings(src wasm.Source) string
 	// State is what became of a source.
@@ -65,7 +67,8 @@ type Extensions struct {
 	modules Modules    // nil before the first is wanted
 	all     map[string]*extension
 	before  map[string]bool     // names of those that the generation before has in force
-	theirs  map[string]*version // what of that this Envoy runs, by name, until it is wanted here
+	theirs  map[string]*version // what that generation's Envoy runs, by name, until it is wanted here
+	runs    bool                // this Envoy runs these from the start
 	loads   loads
 	served  bool      // this generation serves: it is ready whatever becomes of a module
 	began   time.Time // when the first was wanted
@@ -95,6 +98,7 @@ type extension struct {
 	bad    string    // why what is wanted can never be had
 
 	placeholder *version
+	earlier     *version // what the Envoy of the generation before runs, until this one's has tried it
 	newest      *version // the last one of which the module is there, of whatever was wanted
 	good        *version // the last one that Envoy took
 	offered     *version // what Envoy was given last
@@ -168,7 +172,12 @@ func (x *Extensions) want(w envoyfilter.Extension) (*extension, error) {
 		return nil, err
 	}
 	if e == nil {
-		e = &extension{cancel: func() {}, arrived: make(chan struct{}), good: x.theirs[w.Name]}
+		e = &extension{cancel: func() {}, arrived: make(chan struct{})}
+		if x.runs {
+			e.good = x.theirs[w.Name]
+		} else if v := x.theirs[w.Name]; v != nil && v.module.SHA256 != "" {
+			e.earlier = v
+		}
 	}
 	filter, err := wasmfilter.Of(w.Config)
 	if err != nil {
@@ -274,15 +283,15 @@ func (x *Extensions) failed(e *extension) bool {
 	return e.bad != "" || st.Reason != ""
 }
 
-// Has brings the modules of extensions, and says whether all are there: a newcomer gets connections as soon as its Envoy has listeners, and
-// must not refuse what its predecessor serves.
+// Has brings the modules of extensions, and says whether each is there, or that which the generation before has in force: a newcomer gets
+// connections as soon as its Envoy has listeners, and must not refuse what its predecessor serves.
 func (x *Extensions) Has(all []envoyfilter.Extension) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	has := true
 	for _, w := range all {
 		e, err := x.want(w)
-		has = has && (err != nil || e.newest != nil)
+		has = has && (err != nil || e.newest != nil || e.good != nil)
 	}
 	x.ready()
 	return has
@@ -294,8 +303,8 @@ func (x *Extensions) Own(resources []xds.Resource) []xds.Resource {
 	defer x.mu.Unlock()
 	out := slices.Clone(resources)
 	for i, r := range out {
-		if e := x.all[r.Name]; e != nil && e.newest != nil {
-			out[i] = e.newest.Resource
+		if e := x.all[r.Name]; e != nil && (e.newest != nil || e.good != nil) {
+			out[i] = e.current().Resource
 		}
 	}
 	return out
@@ -330,11 +339,14 @@ func (x *Extensions) Answered(refused map[string]string) (again bool) {
 	return again
 }
 
-// runs says what Envoy runs from the start, by name: that stays until the module is there that is wanted.
-func (x *Extensions) runs(all map[string]*version) {
+// runsTheirs says that Envoy runs from the start what that of the generation before ran, until the modules are there that are wanted.
+func (x *Extensions) runsTheirs() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.theirs = all
+	x.runs = true
+	for _, v := range x.theirs {
+		v.inUse = v.made
+	}
 }
 
 // forget says that Envoy runs one no more.

@@ -31,6 +31,7 @@ type modules struct {
 	mu       sync.Mutex
 	there    map[string]string // to hashes; "" fails for good
 	stored   map[string]string // what the store has without asking
+	kept     []string          // what it has, by hashes
 	states   map[string]wasm.State
 	changed  chan struct{}
 	seen     string
@@ -75,6 +76,15 @@ func (m *modules) Resolve(ctx context.Context, src wasm.Source) (wasm.Module, er
 			return wasm.Module{}, ctx.Err()
 		}
 	}
+}
+
+func (m *modules) Kept(_ context.Context, hash string, plugin wasm.Plugin) (wasm.Module, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !slices.Contains(m.kept, hash) {
+		return wasm.Module{}, errors.New("there is none")
+	}
+	return wasm.Module{Path: "/store/" + hash, SHA256: hash, Size: int64(len(hash))}, nil
 }
 
 func (m *modules) Surroundings(wasm.Source) string {
@@ -294,7 +304,7 @@ func TestOpenWaitsForMoments(t *testing.T) {
 // TestInherited wants a newcomer not ready without any module that its predecessor has in force, and to say why it never will be.
 func TestInherited(t *testing.T) {
 	b := newBench(t)
-	b.Import([]byte(`[{"name":"a","sha256":"one"},{"name":"gone"}]`))
+	b.Import([]byte(`[{"name":"a","sha256":"one"},{"name":"gone"}]`), nil)
 	b.modules.set("file:///a", "one")
 	all := []envoyfilter.Extension{wanted("a", "/a", open), wanted("new", "/new", open)}
 	b.Extensions.began = time.Now()
@@ -313,7 +323,54 @@ func TestInherited(t *testing.T) {
 	b.Answered(nil)
 	b.readiness("")
 	for _, bad := range []string{"", "x", "{}", "[1]", "null"} {
-		newBench(t).Import([]byte(bad))
+		newBench(t).Import([]byte(bad), nil)
+	}
+}
+
+// TestSucceeds wants a newcomer to serve what its predecessor's Envoy runs out of its own store, where what is wanted cannot be had, and to have
+// that as soon as it can; and to wait where it has that module neither.
+func TestSucceeds(t *testing.T) {
+	for _, has := range []bool{true, false} {
+		older := newBench(t)
+		older.modules.set("file:///a", "one")
+		older.Resources([]envoyfilter.Extension{wanted("a", "/a", closed)})
+		older.next()
+		running := older.Resources([]envoyfilter.Extension{wanted("a", "/a", closed)})
+		older.Answered(nil)
+		all := []envoyfilter.Extension{wanted("a", "/none", closed), wanted("new", "/new", closed)}
+
+		b := newBench(t)
+		if has {
+			b.modules.kept = []string{"one"}
+		}
+		b.Import(older.Export(), running)
+		if b.Has(all[:1]) {
+			t.Error("it has what nobody has tried")
+		}
+		if !has {
+			b.readiness("of a is not in force yet")
+			b.modules.set("file:///none", "two")
+		}
+		b.next()
+		if !b.Has(all[:1]) {
+			t.Error("it waits for what it has")
+		}
+		if !has {
+			b.want(b.Own(running), "two")
+			continue
+		}
+		b.want(b.Own(running), "one")
+		b.want(b.Resources(all), "one", "deny")
+		b.Answered(nil)
+		b.readiness("of new is not in force yet") // and no longer of a
+		if r := b.Report()[0]; r.SHA256 != "one" || r.Phase == inForce || b.modules.retained != "one" {
+			t.Errorf("%+v, in use: %s", r, b.modules.retained)
+		}
+		b.modules.set("file:///none", "two")
+		b.next()
+		b.want(b.Resources(all), "two", "deny")
+		b.Answered(nil)
+		b.phase("InForce", "two", "", "")
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"understudy.mesh/pkg/wasm"
+	"understudy.mesh/pkg/xds"
 )
 
 // ready says what of the modules a start waits for: those that traffic may not pass without, the others for 5 s, and all that the
@@ -94,24 +95,35 @@ func (x *Extensions) export(wanted bool) []byte {
 	return data
 }
 
-// Import takes over what Export gave, here or in another release: what is in force there is waited for. What cannot be read is none.
-func (x *Extensions) Import(data []byte) { x.inherit(data) }
+// Import takes over what Export gave, here or in another release, and the resources that the Envoy of the generation before runs: what is in
+// force there is waited for, and serves on until the module is there that is wanted. What cannot be read is none.
+func (x *Extensions) Import(data []byte, running []xds.Resource) { x.inherit(data, running) }
 
 // inherit returns what was read.
-func (x *Extensions) inherit(data []byte) (all []inherited) {
-	if len(data) == 0 {
-		return nil
-	}
-	if err := json.Unmarshal(data, &all); err != nil {
-		x.c.Log.Warn("which Wasm modules the generation before has in force is not known", "err", err)
-		return nil
+func (x *Extensions) inherit(data []byte, running []xds.Resource) []inherited {
+	var all []inherited
+	if len(data) > 0 {
+		if err := json.Unmarshal(data, &all); err != nil {
+			x.c.Log.Warn("which Wasm modules the generation before has in force is not known", "err", err)
+			all = nil
+		}
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.before = make(map[string]bool, len(all))
+	modules := make(map[string]wasm.Module, len(all))
+	if all != nil {
+		x.before = make(map[string]bool, len(all))
+	}
 	for _, i := range all {
 		if i.SHA256 != "" {
 			x.before[i.Name] = true
+			modules[i.Name] = wasm.Module{SHA256: i.SHA256, Digest: i.Digest, Size: i.Size}
+		}
+	}
+	x.theirs = make(map[string]*version, len(running))
+	for _, m := range running {
+		if e, is := read(m); is { // else it may be a placeholder
+			x.theirs[m.Name] = &version{Resource: m, of: e.Config, module: modules[m.Name], made: time.Now()}
 		}
 	}
 	return all

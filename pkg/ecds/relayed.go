@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/proto"
@@ -14,7 +13,6 @@ import (
 	"understudy.mesh/pkg/asmfilter"
 	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/status"
-	"understudy.mesh/pkg/wasm"
 	"understudy.mesh/pkg/wasm/wasmfilter"
 	"understudy.mesh/pkg/xds"
 )
@@ -189,26 +187,20 @@ func (r *Relayed) Import(data []byte, running []xds.Resource) {
 	if r == nil || r.x == nil {
 		return
 	}
-	modules := map[string]wasm.Module{}
-	for _, i := range r.x.inherit(data) {
-		modules[i.Name] = wasm.Module{SHA256: i.SHA256, Digest: i.Digest, Size: i.Size}
+	for _, i := range r.x.inherit(data, running) {
 		config := &anypb.Any{}
 		if len(i.Wanted) == 0 || proto.Unmarshal(i.Wanted, config) != nil {
 			continue // istiod says it
 		}
 		r.wanted[i.Name] = envoyfilter.Extension{Name: i.Name, Document: documentOf(i.Name), Config: config}
 	}
-	versions := make(map[string]*version)
+	r.x.runsTheirs()
 	for _, m := range running {
-		_, module := read(m) // else it may be a placeholder
+		_, module := read(m)
 		if _, wanted := r.wanted[m.Name]; wanted || module {
 			r.given[m.Name] = m
 		}
-		if module {
-			versions[m.Name] = &version{Resource: m, module: modules[m.Name], made: time.Now(), inUse: time.Now()}
-		}
 	}
-	r.x.runs(versions)
 	r.change()
 }
 

@@ -16,8 +16,52 @@ func (x *Extensions) begin(e *extension) {
 	}
 	ctx, cancel := context.WithCancel(x.ctx)
 	e.cancel = cancel
-	filter, first := e.filter, e.newest == nil
-	x.running.Go(func() { x.resolve(ctx, e, filter, first) })
+	filter, earlier, first := e.filter, e.earlier, e.newest == nil
+	x.running.Go(func() {
+		if earlier != nil {
+			x.keep(ctx, e, earlier)
+		}
+		x.resolve(ctx, e, filter, first)
+	})
+}
+
+// keep has what the generation before runs serve on here, until there is what is wanted: that may not be had at all.
+func (x *Extensions) keep(ctx context.Context, e *extension, earlier *version) {
+	v, err := x.kept(ctx, earlier)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if ctx.Err() != nil {
+		return // the next one does it
+	}
+	if e.earlier = nil; err != nil {
+		x.c.Log.Warn("the Wasm module that the generation before runs cannot be had here", "name", earlier.Name, "sha256", earlier.module.SHA256, "err", err)
+		return
+	}
+	e.good = v
+	x.retain()
+	x.changed(e)
+}
+
+// kept is an earlier version with its module out of the store.
+func (x *Extensions) kept(ctx context.Context, earlier *version) (*version, error) {
+	filter, err := wasmfilter.Of(earlier.of)
+	if err != nil {
+		return nil, err
+	}
+	m, err := x.modules.Kept(ctx, earlier.module.SHA256, filter.Source.Plugin)
+	if err != nil {
+		return nil, err
+	}
+	config, err := filter.With(m.Path)
+	if err != nil {
+		return nil, err
+	}
+	v, err := resource(earlier.Name, config)
+	if err == nil {
+		v.of, v.module = earlier.of, m
+		v.module.Digest = earlier.module.Digest
+	}
+	return v, err
 }
 
 // resolve follows the source of a filter until ctx ends.

@@ -203,6 +203,10 @@ func (m *fakeModules) Resolve(ctx context.Context, src wasm.Source) (wasm.Module
 	}
 }
 
+func (m *fakeModules) Kept(context.Context, string, wasm.Plugin) (wasm.Module, error) {
+	return wasm.Module{}, errors.New("not in the store")
+}
+
 func (m *fakeModules) Surroundings(wasm.Source) string  { return "" }
 func (m *fakeModules) State(wasm.Source) (s wasm.State) { return s }
 func (m *fakeModules) Stats() (s wasm.Stats)            { return s }

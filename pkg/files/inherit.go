@@ -79,6 +79,7 @@ func (f *Files) ExportFiles() map[string]func(io.Writer) error { return nil }
 // say it as well. It must be called before Publish.
 func (f *Files) Import(state map[string][]byte, _ func(component string) io.Reader) {
 	f.succeeds = true
+	var running []xds.Resource
 	if data, ok := state[StateResources]; ok {
 		snap, exact, err := unmarshalSnapshot(data)
 		if err != nil {
@@ -87,7 +88,7 @@ func (f *Files) Import(state map[string][]byte, _ func(component string) io.Read
 			if bad := discardUnreadable(snap); len(bad) > 0 {
 				f.log.Warn("Envoy starts without resources of the generation before that cannot be read", "names", bad)
 			}
-			f.inherited = snap
+			f.inherited, running = snap, snap.Resources[build.ExtensionType]
 			f.publisher.Beside(snap.Hosts, 0)
 			if exact {
 				f.before.Store(snap)
@@ -95,7 +96,7 @@ func (f *Files) Import(state map[string][]byte, _ func(component string) io.Read
 		}
 	}
 	f.filters.inherit(state[stateFilters])
-	f.wasm.Import(state[ecds.Component])
+	f.wasm.Import(state[ecds.Component], running)
 	f.importVIPs(state)
 }
 

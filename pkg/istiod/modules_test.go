@@ -62,6 +62,10 @@ func (m *lateModules) Resolve(ctx context.Context, src wasm.Source) (wasm.Module
 	}
 }
 
+func (m *lateModules) Kept(context.Context, string, wasm.Plugin) (wasm.Module, error) {
+	return wasm.Module{}, errors.New("not in the store")
+}
+
 func (m *lateModules) Surroundings(wasm.Source) string { return "" }
 func (m *lateModules) State(wasm.Source) wasm.State    { return wasm.State{} }
 func (m *lateModules) Stats() (s wasm.Stats)           { return s }

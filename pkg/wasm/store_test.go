@@ -339,6 +339,22 @@ func TestModulesAreTried(t *testing.T) {
 	tries("another filter", network, 1)
 	s = New(s.cfg)
 	tries("after a start", src(`{"name":"b"}`), 0)
+	m, err := resolve(t, s, src(`{"name":"b"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := func(why, hash, config string, more int, want string) {
+		t.Helper()
+		before := e.tries
+		got, err := s.Kept(t.Context(), hash, Plugin{Config: []byte(config)})
+		if text := fmt.Sprint(err); e.tries-before != more || !strings.Contains(text, want) || err == nil && (got.Path != m.Path || got.Size != m.Size) {
+			t.Errorf("%s: %+v, %v, %d tries", why, got, err, e.tries-before)
+		}
+	}
+	kept("by its hash", m.SHA256, `{"name":"b"}`, 0, "<nil>")
+	kept("with a configuration that is new", m.SHA256, `{"name":"kept"}`, 1, "<nil>")
+	kept("what is not there", strings.Repeat("0", 64), `{"name":"b"}`, 0, "no module")
+	kept("what is no hash", "../a", `{"name":"b"}`, 0, "no module")
 	e.version = "2"
 	s = New(s.cfg)
 	tries("another Envoy", src(`{"name":"b"}`), 1)

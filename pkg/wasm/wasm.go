@@ -119,6 +119,15 @@ func (s *Store) Resolve(ctx context.Context, src Source) (Module, error) {
 	}
 }
 
+// Kept returns a module that the store has, by its hash, once an Envoy has tried it with a configuration.
+func (s *Store) Kept(ctx context.Context, sha256 string, plugin Plugin) (Module, error) {
+	m, missing := s.stored(entry{SHA256: sha256})
+	if missing {
+		return m, fmt.Errorf("the store has no module with the hash %q", sha256)
+	}
+	return m, s.try(ctx, m, plugin)
+}
+
 // attempt resolves once. wait is how long a server wants to be left alone.
 func (s *Store) attempt(ctx context.Context, p place, src Source, t tracker) (m Module, wait time.Duration, err error) {
 	key, credential, err := s.key(p, src)

@@ -351,6 +351,43 @@ func TestWasmUpgradeWithoutRegistry(t *testing.T) {
 	}
 }
 
+// TestWasmUpgradeStale: a document that has changed to a module that is bad, or that nobody has, does not keep a pod from an upgrade: the newcomer
+// serves with what was in force before, in each response, until what is wanted can be had.
+func TestWasmUpgradeStale(t *testing.T) {
+	t.Parallel()
+	p := newSlotPod(t, lab.SlotsOptions{Args: withMeshFile})
+	s := serveModules(t, p.Lab, map[string][]byte{
+		"/refuses": proxywasm.Module{Configure: proxywasm.Refuses}.Bytes(), "/a": proxywasm.Module{Header: "x-a", Value: "one"}.Bytes(), "/b": proxywasm.Module{Header: "x-b", Value: "one"}.Bytes(),
+	})
+	write := func(name, path string) {
+		p.slots.Write(t, name+".yaml", plugin(name, modulesURL+path, ", imagePullPolicy: Always"))
+	}
+	p.slots.Write(t, meshFile, noDetectionTimeout)
+	write("a", "/a")
+	write("b", "/b")
+	p.start(t, 0, p.newer, 1, 0)
+	p.mustServe(t, 0, p.newer)
+	want := map[string]string{"x-a": "one", "x-b": "one"}
+	must(t, headers(t.Context(), p.Out, "8080", want))
+	asked, stop := asking(t, p.Out, "8080", want)
+	defer stop()
+	write("a", "/refuses")
+	write("b", "/none")
+	wasmPhase(t, p, 0, "a", "Stale")
+	wasmPhase(t, p, 0, "b", "Stale")
+	p.takeOver(t, 1)
+	wasmPhase(t, p, 1, "a", "Stale")
+	wasmPhase(t, p, 1, "b", "Stale")
+	goesOn(t, asked, 100)
+	stop()
+	t.Logf("%d requests", asked.Load())
+	s.put("/two", proxywasm.Module{Header: "x-a", Value: "two"})
+	write("a", "/two")
+	lab.Eventually(t, wasmLimit, "what is repaired is in force", func() error {
+		return headers(t.Context(), p.Out, "8080", map[string]string{"x-a": "two", "x-b": "one"})
+	})
+}
+
 // TestServerSpeaksFirst is why a connection whose client is silent does not wait for ever by default, as under Istio, where ports have
 // protocols: a server that speaks first would not get to.
 func TestServerSpeaksFirst(t *testing.T) {

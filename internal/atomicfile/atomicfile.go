@@ -57,22 +57,34 @@ func sweep(path string) {
 
 // Read reads a regular file of at most so many bytes.
 func Read(path string, most int64) ([]byte, error) {
-	// Not blocking: a FIFO of that name must not stop whoever reads.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	f, info, err := Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > most {
-		return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", path, most)
+	if info.Size() > most {
+		return nil, fmt.Errorf("%s has %d bytes, at most %d are read", path, info.Size(), most)
 	}
 	data := make([]byte, info.Size())
 	_, err = io.ReadFull(f, data)
 	return data, err
+}
+
+// Open opens a regular file to be read, and says which it is.
+func Open(path string) (*os.File, os.FileInfo, error) {
+	// Not blocking: a FIFO of that name must not stop whoever reads.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", path)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, info, nil
 }
 
 // Rest is how long a file that is written as a whole each time is left alone after so many bytes. There is one for each pod of a node: in a

@@ -2,7 +2,6 @@ package files
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -13,14 +12,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"understudy.mesh/dnsproxy/table"
 	"understudy.mesh/internal/atomicfile"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
@@ -38,28 +36,30 @@ const (
 	// writeBuffer is what is written at once.
 	writeBuffer = 64 << 10
 	// compileAfter is how long a configuration has to be in force before it is written: files that change come in quick succession.
-	compileAfter = 10 * time.Second
-
-	// parsePatience is how long an Envoy may take to answer for what the same files have made before, until they are parsed all the same:
-	// one that hangs may need another configuration.
-	parsePatience = 30 * time.Second
+	compileAfter = time.Second
+	// muchMoved is how many bytes that are no longer in memory are worth looking for what else is not needed.
+	muchMoved = 256 << 10
 
 	// fieldWanting and fieldDeclared follow the fields of the snapshot: what the VIPs were assigned for, see vip.Pool.Assign.
 	fieldWanting  protowire.Number = 100
 	fieldDeclared protowire.Number = 101
+	// fieldShared is a resource that Envoy has in the place of several of the snapshot. It is for this agent alone, to have its body there.
+	fieldShared protowire.Number = 102
 )
 
-// compiled is a file in which what the files made, and Envoy took, outlives the container: a restart with the same files gives it to
-// Envoy before it parses them. The file says of which build and settings it is, and of which files, byte by byte; another one is of no
-// use. It is written as a whole, and the last writer wins.
+// compiled is a file in which what the files made, and Envoy took, is there instead of in memory, and outlives the container: a restart
+// with the same files gives it to Envoy before it parses them. The file says of which build and settings it is, and of which files, byte
+// by byte; another one is of no use then. It is written as a whole, and the last writer wins.
 type compiled struct {
 	path     string // "": nothing is kept
 	key      [sha256.Size]byte
-	resolver []byte // of Envoy's look-ups, whose port is of this start alone; nil: none
+	shared   func() xds.Snapshot // what Envoy has in the place of what is in force; nil: that
+	giveBack func()
+	damaged  func() // is told that it cannot be read
 	log      *slog.Logger
 
 	mu      sync.Mutex // guards what follows
-	latest  *made      // what is in force; nil: nothing that the files alone made
+	latest  *made      // what is in force; nil: it is not known
 	written bool       // the file has it
 	failing bool       // it could not be written the last time
 
@@ -74,22 +74,17 @@ type made struct {
 }
 
 func newCompiled(c Config) *compiled {
-	f := &compiled{path: c.Compiled, log: c.Log("agent"), changed: make(chan struct{}, 1)}
+	f := &compiled{path: c.Compiled, shared: c.Shared, giveBack: c.GiveBack, log: c.Log("agent"), changed: make(chan struct{}, 1)}
 	options := c.Options
 	options.DNSResolver = nil
-	f.resolver = c.Options.DNSResolver.GetTypedConfig().GetValue()
 	f.key = sha256.Sum256(fmt.Appendf(nil, "%q %+v", c.Build, options))
 	return f
 }
 
-// inForce notes what Envoy has taken as a whole. Nil, and what the files did not make alone, is not for the file: a restart might make
-// something else of them.
+// inForce notes what Envoy has taken as a whole; nil: it has refused some of it.
 func (f *compiled) inForce(m *made) {
 	if f.path == "" {
 		return
-	}
-	if m != nil && !f.keeps(m) {
-		m = nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -103,19 +98,14 @@ func (f *compiled) inForce(m *made) {
 	}
 }
 
-// keeps says whether a restart would make the same. EnvoyFilters are tried at each start, and their modules fetched.
-func (f *compiled) keeps(m *made) bool {
-	if m.registry.MadeOf() == (mesh.Digest{}) || len(m.registry.EnvoyFilters()) > 0 {
-		return false
+// of is the digest of files of which a restart would make the same; zero where it might make something else. EnvoyFilters are tried at
+// each start, and their modules fetched; and what Envoy looks up by itself, it asks at a port of this start alone.
+func (m *made) of() mesh.Digest {
+	looksUp := func(p mesh.ServicePort) bool { return p.Resolution == mesh.ResolveDynamic }
+	if len(m.registry.EnvoyFilters()) > 0 || slices.ContainsFunc(m.registry.Services(), func(s *mesh.Service) bool { return slices.ContainsFunc(s.Ports, looksUp) }) {
+		return mesh.Digest{}
 	}
-	for _, list := range m.snapshot.Resources {
-		for _, r := range list {
-			if f.resolver != nil && bytes.Contains(r.Body, f.resolver) {
-				return false
-			}
-		}
-	}
-	return true
+	return m.registry.MadeOf()
 }
 
 // run writes what is in force once it has been for a while, until ctx ends.
@@ -132,42 +122,84 @@ func (f *compiled) run(ctx context.Context) {
 			return
 		case <-time.After(max(compileAfter, rest)):
 		}
-		rest = f.save()
+		moved, size := f.save()
+		if rest = atomicfile.Rest(size); moved >= muchMoved && f.giveBack != nil {
+			f.giveBack()
+		}
 	}
 }
 
-// save writes what is in force, unless the file has it, and says for how long nothing should be written then.
-func (f *compiled) save() (rest time.Duration) {
+// save writes what is in force, unless the file has it, and says how many bytes are no longer in memory and how many were written.
+func (f *compiled) save() (moved, size int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m := f.latest
 	if m == nil || f.written {
-		return 0
+		return 0, 0
 	}
-	info, err := atomicfile.Replace(f.path, func(w io.Writer) error { return f.write(w, m) })
+	var bodies []placed
+	info, err := atomicfile.Replace(f.path, func(w io.Writer) (err error) {
+		bodies, err = f.write(w, m)
+		return err
+	})
+	if errors.Is(err, xds.ErrUnreadable) {
+		f.damaged()
+		return 0, 0
+	}
 	if err != nil {
 		if !f.failing { // its words have a name that is another each time
 			f.log.Warn("what the files make is not kept for a restart of the container", "err", err)
 		}
 		f.failing = true
-		return 0
+		return 0, 0
 	}
 	f.written, f.failing = true, false
-	return atomicfile.Rest(info.Size())
+	return f.move(bodies, info), info.Size()
+}
+
+// placed is a resource whose body begins at a place in the file.
+type placed struct {
+	resource *xds.Stored
+	begins   int64
+}
+
+// move has the bodies in the file that was written, and no longer in memory. It says how many bytes of them were.
+func (f *compiled) move(bodies []placed, written os.FileInfo) (moved int64) {
+	file, info, err := atomicfile.Open(f.path)
+	if err != nil {
+		return 0 // and they stay where they are
+	}
+	if !os.SameFile(info, written) { // another generation's is in its place already
+		_ = file.Close()
+		return 0
+	}
+	for _, p := range bodies {
+		if p.resource.InMemory() {
+			moved += int64(p.resource.Size())
+		}
+		p.resource.Move(file, p.begins)
+	}
+	return moved
 }
 
 // checksums are Castagnoli's, for which processors have an instruction.
 var checksums = crc32.MakeTable(crc32.Castagnoli)
 
-// write ends with a checksum of all before it.
-func (f *compiled) write(w io.Writer, m *made) error {
-	sum, digest := crc32.New(checksums), m.registry.MadeOf()
+// write ends with a checksum of all before it. It says where the bodies are.
+func (f *compiled) write(w io.Writer, m *made) (bodies []placed, err error) {
+	sum, digest := crc32.New(checksums), m.of()
 	out := bufio.NewWriterSize(io.MultiWriter(w, sum), writeBuffer)
 	for _, part := range [][]byte{[]byte(compiledForm), f.key[:], digest[:]} {
 		_, _ = out.Write(part) // Flush has the error
 	}
-	if err := writeSnapshot(out, m.snapshot); err != nil {
-		return err
+	resources := &snapshotWriter{to: out, at: int64(compiledHead), placed: func(r *xds.Stored, begins int64) { bodies = append(bodies, placed{r, begins}) }}
+	if err := resources.write(m.snapshot); err != nil {
+		return nil, err
+	}
+	for _, r := range f.others(m.snapshot) {
+		if err := resources.resource(fieldShared, r, nil); err != nil {
+			return nil, err
+		}
 	}
 	var field []byte
 	for _, h := range m.registry.AutoHosts() {
@@ -177,47 +209,40 @@ func (f *compiled) write(w io.Writer, m *made) error {
 	for _, p := range m.registry.Declared() {
 		text, err := p.MarshalBinary()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		field = appendBytes(field[:0], fieldDeclared, text)
 		_, _ = out.Write(field)
 	}
 	if err := out.Flush(); err != nil {
-		return err
+		return nil, err
 	}
-	_, err := w.Write(sum.Sum(nil))
-	return err
+	_, err = w.Write(sum.Sum(nil))
+	return bodies, err
 }
 
-// recalled is what a file has.
-type recalled struct {
-	of       mesh.Digest
-	snapshot *publish.Snapshot
-	wanting  []string
-	declared []netip.Prefix
-	// taken is closed by noteTaken, once Envoy has answered for it.
-	taken     chan struct{}
-	noteTaken func()
-}
-
-// restart is how far a start is with what was kept.
-type restart struct {
-	// succeeds says that there is a generation before.
-	succeeds bool
-	// recalled is what next is to return first, nil: what the files make. It was made of them before.
-	recalled atomic.Pointer[recalled]
-	// unchecked is what Envoy was given of it, until it is known what the files make.
-	unchecked *recalled
-	// checked says that it has just become known: what it took is garbage once Envoy has answered.
-	checked bool
-	// making is what next has returned last; nil: nothing that the files have made.
-	making *made
+// others are the resources that Envoy has and the snapshot has not.
+func (f *compiled) others(snap *publish.Snapshot) (others []*xds.Stored) {
+	if f.shared == nil {
+		return nil
+	}
+	shared, own := f.shared(), map[*xds.Stored]bool{}
+	for _, list := range snap.Resources {
+		for _, r := range list {
+			own[r] = true
+		}
+	}
+	for _, url := range build.Types() {
+		others = append(others, slices.DeleteFunc(slices.Clone(shared[url]), func(r *xds.Stored) bool { return own[r] })...)
+	}
+	return others
 }
 
 // Why a file is of no use.
 var (
 	errDamaged = errors.New("damaged")
 	errForeign = errors.New("of another release, Envoy or settings")
+	errPartial = errors.New("a start may make something else of these files")
 	errChanged = errors.New("the files have changed since")
 )
 
@@ -226,8 +251,25 @@ func (f *compiled) load(of mesh.Digest) (*recalled, error) {
 	if f.path == "" {
 		return nil, fs.ErrNotExist
 	}
-	data, err := atomicfile.Read(f.path, maxCompiled)
+	file, info, err := atomicfile.Open(f.path)
 	if err != nil {
+		return nil, err
+	}
+	r, err := f.read(file, info.Size(), of)
+	if err != nil {
+		_ = file.Close() // which was read
+		return nil, err
+	}
+	return r, nil
+}
+
+// read reads the file, in which the bodies stay.
+func (f *compiled) read(file *os.File, size int64, of mesh.Digest) (*recalled, error) {
+	if size > maxCompiled {
+		return nil, fmt.Errorf("it has %d bytes, at most %d are read", size, maxCompiled)
+	}
+	data := make([]byte, size)
+	if _, err := io.ReadFull(file, data); err != nil {
 		return nil, err
 	}
 	if len(data) < compiledHead+crc32.Size || string(data[:len(compiledForm)]) != compiledForm {
@@ -239,14 +281,23 @@ func (f *compiled) load(of mesh.Digest) (*recalled, error) {
 		return nil, errDamaged
 	case [sha256.Size]byte(data[len(compiledForm):]) != f.key:
 		return nil, errForeign
+	case mesh.Digest(data[len(compiledForm)+sha256.Size:]) == mesh.Digest{}:
+		return nil, errPartial
 	case mesh.Digest(data[len(compiledForm)+sha256.Size:]) != of:
 		return nil, errChanged
 	}
 	body := data[compiledHead:]
 	r := &recalled{of: of, taken: make(chan struct{})}
 	r.noteTaken = sync.OnceFunc(func() { close(r.taken) })
+	var err error
 	if r.snapshot, _, err = unmarshalSnapshot(body); err != nil {
 		return nil, err
+	}
+	for _, list := range r.snapshot.Resources {
+		for _, m := range list {
+			body, _ := m.Body() // which is a part of data
+			m.Move(file, int64(cap(data)-cap(body)))
+		}
 	}
 	return r, eachField(body, func(number protowire.Number, value []byte, _ uint64) error {
 		switch number {
@@ -260,93 +311,5 @@ func (f *compiled) load(of mesh.Digest) (*recalled, error) {
 			r.declared = append(r.declared, p)
 		}
 		return nil
-	})
-}
-
-// begin gives Envoy what the same files have made before, if that was kept, and leaves it the processor until it has answered.
-func (f *Files) begin(ctx context.Context) {
-	r := f.recall()
-	if r == nil {
-		return
-	}
-	f.recalled.Store(r)
-	f.latest.changed <- struct{}{} // nothing else has put one there
-	select {
-	case <-ctx.Done():
-	case <-r.taken:
-	case <-time.After(parsePatience):
-	}
-}
-
-// noteAnswer takes in that Envoy has answered for what next has returned last, and took all of it or not.
-func (f *Files) noteAnswer(all bool) {
-	if f.unchecked != nil {
-		f.unchecked.noteTaken()
-	}
-	if f.checked && f.c.GiveBack != nil {
-		f.c.GiveBack()
-	}
-	f.checked = false
-	if all {
-		f.compiled.inForce(f.making)
-	} else {
-		f.compiled.inForce(nil) // until a retry is taken
-	}
-}
-
-// recall is what the same files have made before, nil if nobody has kept it: then they are parsed.
-func (f *Files) recall() *recalled {
-	if f.succeeds || f.compiled.path == "" {
-		return nil
-	}
-	of, err := f.source.Digest()
-	if err != nil {
-		return nil // Load says it
-	}
-	r, err := f.compiled.load(of)
-	if err == nil && !f.hasVIPs(r) {
-		err = errors.New("hosts have other VIPs")
-	}
-	switch {
-	case err == nil:
-		f.log.Info("Envoy starts with what the same files have made before", "file", f.compiled.path)
-		return r
-	case errors.Is(err, fs.ErrNotExist): // the first start of the pod
-	default:
-		f.log.Info("the configuration files are parsed: what was kept of them is not used", "file", f.compiled.path, "reason", err)
-	}
-	return nil
-}
-
-// hasVIPs says whether all hosts that had VIPs have the same.
-func (f *Files) hasVIPs(r *recalled) bool {
-	vips, err := f.c.VIPs.Assign(r.wanting, r.declared...)
-	had := make(map[string][]netip.Addr, len(r.snapshot.Hosts))
-	for _, h := range r.snapshot.Hosts {
-		had[h.Name] = h.Addrs
-	}
-	return err == nil && !slices.ContainsFunc(r.wanting, func(host string) bool {
-		now := slices.DeleteFunc(slices.Clone(vips[host]), func(a netip.Addr) bool { return !f.c.Options.HasFamily(a) })
-		return !slices.Equal(now, had[host])
-	})
-}
-
-// check compares what was recalled with what the same files make. Envoy gets the difference as it gets every change.
-func (f *Files) check(r *recalled, now *made) {
-	now.recalled = r.of == now.registry.MadeOf() && unchanged(r.snapshot, now.snapshot)
-	if r.of == now.registry.MadeOf() && !now.recalled {
-		f.log.Warn("what was kept of the files is not what they make: Envoy gets what they make", "file", f.compiled.path)
-	}
-}
-
-// unchanged says whether two have the same resources, byte by byte, and hosts.
-func unchanged(a, b *publish.Snapshot) bool {
-	for _, url := range build.Types() {
-		if !slices.EqualFunc(a.Resources[url], b.Resources[url], func(x, y xds.Resource) bool { return x.Name == y.Name && bytes.Equal(x.Body, y.Body) }) {
-			return false
-		}
-	}
-	return slices.EqualFunc(a.Hosts, b.Hosts, func(x, y table.Host) bool {
-		return x.Name == y.Name && x.VIP == y.VIP && x.Forwarded == y.Forwarded && slices.Equal(x.Addrs, y.Addrs)
 	})
 }

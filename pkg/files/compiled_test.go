@@ -148,7 +148,7 @@ func (l *containerLife) next() xds.Snapshot {
 		for url := range snap {
 			list := slices.Clone(snap[url]) // it is the publisher's
 			snap[url] = list
-			slices.SortFunc(list, func(a, b xds.Resource) int { return strings.Compare(a.Name, b.Name) })
+			slices.SortFunc(list, func(a, b *xds.Stored) int { return strings.Compare(a.Name, b.Name) })
 		}
 		return snap
 	case <-time.After(time.Minute):
@@ -240,6 +240,80 @@ func TestRestartWithTheSameFiles(t *testing.T) {
 	}
 }
 
+// inMemory counts the resources whose bodies are in memory.
+func inMemory(snap xds.Snapshot) (n int) {
+	for _, list := range snap {
+		for _, r := range list {
+			if r.InMemory() {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// TestBodiesAreInTheFile: what is in force is in the file and not in memory, those too that Envoy has in the place of others, and after a
+// restart from the first. What cannot be read again is made again.
+func TestBodiesAreInTheFile(t *testing.T) {
+	r := newRestarts(t)
+	r.write("a.yaml", entryAt("v1.x", "")+entryAt("v2.x", ""))
+	want := r.cold()
+	if n := inMemory(want); n > 0 {
+		t.Errorf("%d resources are in memory", n)
+	}
+	l := r.start()
+	got := l.next()
+	if n := inMemory(got); n > 0 {
+		t.Errorf("after a restart %d resources are in memory", n)
+	}
+	l.take()
+	checked := l.next()
+	for url, list := range checked {
+		for i, m := range list {
+			if m != got[url][i] {
+				t.Errorf("%s is there twice", m.Name)
+			}
+		}
+	}
+	l.take()
+	l.reports()
+	shared := xds.NewStored("0.0.0.0_80", []byte("of several"))
+	l.compiled.shared = func() xds.Snapshot {
+		return xds.Snapshot{"type.googleapis.com/envoy.config.listener.v3.Listener": {shared}}
+	}
+	r.write("b.yaml", entryAt("v3.x", ""))
+	changed := l.next()
+	if n := inMemory(changed); n != 2 { // cluster and listener of the host that is new
+		t.Errorf("after a change %d resources are in memory", n)
+	}
+	l.take()
+	r.write("c.yaml", entryAt("v4.x", ""))
+	l.next() // the one before is noted by now
+	l.Keep()
+	if n := inMemory(changed); n > 0 || shared.InMemory() || string(bodyOf(shared)) != "of several" {
+		t.Errorf("%d resources are in memory, %q (%v)", n, bodyOf(shared), shared.InMemory())
+	}
+	sameResources(t, got, want)
+
+	data, err := os.ReadFile(r.compiled())
+	if err == nil {
+		err = os.WriteFile(r.compiled(), make([]byte, len(data)), 0o600) // the same file
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.take()
+	r.write("c.yaml", entryAt("v5.x", ""))
+	l.next()
+	l.Keep()
+	l.has("is the volume in order?")
+	l.take()
+	if n, again := inMemory(changed), l.next(); n > 0 || inMemory(again) != len(resourceNames(again)) {
+		t.Errorf("%d of %d resources were made anew", inMemory(again), len(resourceNames(again)))
+	}
+	l.end()
+}
+
 // TestRestartWithOthers: what is damaged, or of something else, is a start from nothing, with the reason.
 func TestRestartWithOthers(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -326,9 +400,9 @@ func TestFilesChangeDuringARestart(t *testing.T) {
 	}
 }
 
-// TestWhatIsNotKept: what a start from the same files might make otherwise, or has to try first, is not on the volume; a directory that
-// cannot be written to costs a line of the log.
-func TestWhatIsNotKept(t *testing.T) {
+// TestWhatIsNotUsed: what a start from the same files might make otherwise, or has to try first, does not begin with what is on the volume; a
+// directory that cannot be written to costs a line of the log.
+func TestWhatIsNotUsed(t *testing.T) {
 	for name, text := range map[string]string{
 		"a bad document":                 entryAt("v1.x", "") + "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: bad}\nspec: {hosts: [\"\"]}\n",
 		"look-ups at this start's port":  entryAt("v1.x", "") + dynamicEntry,
@@ -338,9 +412,11 @@ func TestWhatIsNotKept(t *testing.T) {
 			r := newRestarts(t)
 			r.write("a.yaml", text)
 			r.cold()
-			if r.kept() {
-				t.Error("it is kept")
-			}
+			l := r.start()
+			l.next()
+			l.has(errPartial.Error())
+			l.take()
+			l.end()
 		})
 	}
 	t.Run("an earlier version in force", func(t *testing.T) {
@@ -356,8 +432,12 @@ func TestWhatIsNotKept(t *testing.T) {
 		r.write("a.yaml", entryAt("v3.x", "")+"kind: [\n")
 		l.next() // the one before is noted by now
 		l.end()
-		if data, err := os.ReadFile(r.compiled()); err == nil {
-			t.Errorf("%d bytes are kept", len(data))
+		of, err := l.source.Digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.compiled.load(of); !errors.Is(err, errPartial) {
+			t.Errorf("%v, want %v", err, errPartial)
 		}
 	})
 	t.Run("no volume", func(t *testing.T) {
@@ -423,8 +503,8 @@ func TestOtherVIPs(t *testing.T) {
 	if l.hasVIPs(kept) {
 		t.Error("another VIP is the same")
 	}
-	if _, err := l.compiled.load(mesh.Digest{}); !errors.Is(err, errChanged) {
-		t.Errorf("without a digest: %v", err)
+	if _, err := l.compiled.load(mesh.Digest{1}); !errors.Is(err, errChanged) {
+		t.Errorf("with another digest: %v", err)
 	}
 }
 
@@ -443,4 +523,13 @@ func TestRefusedIsNotKept(t *testing.T) {
 	if l.noteAnswer(true); l.compiled.latest == nil {
 		t.Error("what Envoy takes at last is not to be kept")
 	}
+}
+
+// bodyOf is the body of a resource, which is in memory.
+func bodyOf(r *xds.Stored) []byte {
+	body, err := r.Body()
+	if err != nil {
+		panic(err)
+	}
+	return body
 }

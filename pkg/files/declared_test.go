@@ -84,7 +84,7 @@ func (d *declaring) look(snap xds.Snapshot) {
 	owner := map[string]string{}
 	for _, r := range snap[build.ListenerType] {
 		var l listenerv3.Listener
-		if err := proto.Unmarshal(r.Body, &l); err != nil {
+		if err := proto.Unmarshal(bodyOf(r), &l); err != nil {
 			d.t.Error(err)
 		}
 		addrs := []string{l.Address.String()}

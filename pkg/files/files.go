@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -17,16 +16,12 @@ import (
 	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
-	"understudy.mesh/pkg/overview"
 	"understudy.mesh/pkg/publish"
 	"understudy.mesh/pkg/status"
 	"understudy.mesh/pkg/xds"
 )
 
 const (
-	// debugFiles shows each document of the configuration files and what became of it.
-	debugFiles = "/debug/configz"
-
 	// Readiness tasks.
 	taskConfig = "config"
 	taskDNS    = "dns"
@@ -49,8 +44,12 @@ type Config struct {
 	Check func(ctx context.Context, bootstrap []byte, memory int64) (refused, skipped string, err error)
 	// Modules opens the store of Wasm modules, when a filter wants the first.
 	Modules func() (ecds.Modules, error)
-	// Compiled is a file in which what the files make is kept over a restart of the container; "": nowhere.
+	// Compiled is a file in which what the files make is there instead of in memory, and kept over a restart of the container; "": nowhere.
 	Compiled string
+	// Damaged holds a token when what is in Compiled instead of in memory cannot be read again; nil: nobody says so.
+	Damaged <-chan struct{}
+	// Shared is what Envoy has in the place of the resources that it was Set last; nil: these.
+	Shared func() xds.Snapshot
 	// Build names this build of the agent and that of its Envoy: what others made is not used.
 	Build string
 	// GiveBack is called when there is memory to give back to the system; nil: nobody can.
@@ -70,6 +69,7 @@ type Files struct {
 	log       *slog.Logger
 	source    *mesh.Source
 	builder   *build.Builder
+	anew      atomic.Bool // everything is to be made anew
 	filters   *filters
 	wasm      *ecds.Extensions
 	latest    latest
@@ -99,7 +99,7 @@ func New(c Config) (*Files, error) {
 	}
 	f := &Files{c: c, log: c.Log("agent"), source: source, builder: build.New(c.Options), latest: latest{changed: make(chan struct{}, 1)}, compiled: newCompiled(c)}
 	f.wasm = ecds.New(ecds.Config{Open: c.Modules, Changed: f.latest.again, Ready: c.Ready, Log: c.Log("wasm")})
-	f.filters = newFilters(c, f.wasm)
+	f.filters, f.compiled.damaged = newFilters(c, f.wasm), f.makeAnew
 	f.ended, f.endedBy = context.WithCancel(context.Background())
 	f.publisher = publish.New(publish.Config{
 		Changed: f.latest.changed, Next: f.next, Envoy: c.Envoy, Names: c.Names,
@@ -131,12 +131,37 @@ func (f *Files) Run(ctx context.Context) error {
 		defer close(tried)
 		f.filters.run(ctx, f.latest.again)
 	}()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		f.repair(ctx)
+	}()
 	defer func() {
 		<-kept
 		<-tried
+		<-watched
 		f.wasm.Close()
 	}()
 	return f.source.Run(ctx, f.latest.put)
+}
+
+// repair makes everything anew each time that Envoy cannot be given what is in a file, until ctx ends.
+func (f *Files) repair(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.c.Damaged:
+			f.makeAnew()
+		}
+	}
+}
+
+// makeAnew has everything made of the files again, and in memory.
+func (f *Files) makeAnew() {
+	f.log.Error("Envoy's configuration is made anew, as what was kept of it cannot be read: is the volume in order?", "file", f.c.Compiled)
+	f.anew.Store(true)
+	f.latest.again()
 }
 
 // Publish brings what the files say into force until ctx, or that of Run, ends; then all stays as it is.
@@ -149,8 +174,9 @@ func (f *Files) Publish(ctx context.Context) {
 		return
 	}
 	if snap := f.inherited; snap != nil {
-		snap.Resources[build.ExtensionType] = f.wasm.Own(snap.Resources[build.ExtensionType])
+		setExtensions(snap.Resources, f.wasm.Own(extensionsOf(snap)))
 		f.publisher.Inherit(snap)
+		f.builder.Reuse(snap.Resources)
 	}
 	f.inherited, f.begun = nil, true
 	f.publisher.Run(ctx)
@@ -189,6 +215,11 @@ func (f *Files) next() (*publish.Snapshot, error) {
 	if err != nil {
 		f.log.Error("some hosts get no VIP and stay unknown to DNS", "err", err)
 	}
+	if f.anew.Swap(false) {
+		f.builder = build.New(f.c.Options)
+	} else if f.unchecked != nil {
+		f.builder.Reuse(f.unchecked.snapshot.Resources)
+	}
 	out, err := f.filters.build(f.publishing, f.builder, sight{registry, vips})
 	if err != nil {
 		return nil, err
@@ -199,9 +230,7 @@ func (f *Files) next() (*publish.Snapshot, error) {
 			return nil, err
 		}
 	}
-	if extensions := f.wasm.Resources(out.Extensions); len(extensions) > 0 {
-		out.Resources[build.ExtensionType] = extensions
-	}
+	setExtensions(out.Resources, f.wasm.Resources(out.Extensions))
 	f.making = &made{registry: registry, snapshot: &publish.Snapshot{Resources: out.Resources, Hosts: out.Hosts}}
 	if r := f.unchecked; r != nil {
 		f.unchecked, f.checked = nil, true
@@ -289,7 +318,7 @@ func (f *Files) Served() {
 }
 
 // Keep writes what the files make for the agent that starts next.
-func (f *Files) Keep() { f.compiled.save() }
+func (f *Files) Keep() { _, _ = f.compiled.save() }
 
 // latest holds the newest registry; what was not taken yet is replaced.
 type latest struct {
@@ -311,81 +340,4 @@ func (l *latest) again() {
 	case l.changed <- struct{}{}:
 	default:
 	}
-}
-
-// DebugPages are pages of the status port, for loopback only.
-func (f *Files) DebugPages() map[string]http.Handler {
-	pages := f.wasm.Pages()
-	pages[debugFiles] = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		status.WriteJSON(w, report{f.source.Report(), f.filters.report(), f.wasm.Report()})
-	})
-	return pages
-}
-
-// Overview is what of it fits on a screen.
-func (f *Files) Overview() overview.Config {
-	r := f.source.Report()
-	o := overview.Config{Directory: r.Directory, Hosts: r.Services}
-	if r.Problem != "" {
-		o.Add(r.Directory, r.Problem)
-	}
-	for _, d := range r.Documents {
-		if d.Bad() {
-			o.Add(d.Where(), d.Wrong())
-		}
-	}
-	for _, filter := range f.filters.report() {
-		for i, p := range filter.Patches {
-			if p.Result == envoyfilter.Refused {
-				o.Add(fmt.Sprintf("%s, patch %d", filter.Title(), i+1), p.Reason)
-			}
-		}
-	}
-	ecds.NotInForce(f.wasm.Report(), o.Add)
-	if refused := f.refused.Load(); refused != nil {
-		for _, reason := range refused.Reasons {
-			o.Add("refused by Envoy", reason)
-		}
-		o.ErrorsCount += len(refused.Resources) - len(refused.Reasons)
-	}
-	return o
-}
-
-// LeadsTo is where connections to a host of the files go.
-func (f *Files) LeadsTo(host string) string {
-	if r := f.latest.registry.Load(); r != nil {
-		return r.LeadsTo(host)
-	}
-	return ""
-}
-
-// report is what debugFiles shows.
-type report struct {
-	mesh.Report
-	EnvoyFilters []envoyfilter.FilterReport `json:"envoyFilters,omitempty"` // in the order in which they apply
-	Wasm         []ecds.Report              `json:"wasm,omitempty"`         // by name
-}
-
-// Samples are the metrics.
-func (f *Files) Samples() []status.Sample {
-	samples := append(f.filters.samples(), f.wasm.Samples()...)
-	for state, n := range f.source.Counts() {
-		samples = append(samples, status.Sample{
-			Name: "config_documents", Help: "Documents of the configuration files by what became of them: ok, warning, error, stale or ignored.",
-			Labels: map[string]string{"status": string(state)}, Value: float64(n), Gauge: true,
-		})
-	}
-	hosts := 0
-	if published := f.publisher.Published(); published != nil {
-		hosts = len(published.Hosts)
-	}
-	return append(samples, status.Sample{
-		Name: "config_hosts", Help: "Hosts of the configuration in force.", Value: float64(hosts), Gauge: true,
-	}, status.Sample{
-		Name: "config_seconds", Help: "How long the configuration in force took from when it was made until Envoy used it.",
-		Value: f.publisher.Took().Seconds(), Gauge: true,
-	}, status.Sample{
-		Name: "config_hosts_refused", Help: "Hosts that DNS does not answer because Envoy refused their configuration.",
-		Value: float64(f.publisher.Unknown()), Gauge: true,
-	})
 }

@@ -113,7 +113,7 @@ func (b *bench) build(docs ...string) map[string]string {
 	}
 	listeners := ""
 	for _, l := range out.Resources[build.ListenerType] {
-		listeners += string(l.Body)
+		listeners += string(bodyOf(l))
 	}
 	got := map[string]string{"listeners": listeners}
 	for _, f := range b.report() {

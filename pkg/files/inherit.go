@@ -21,14 +21,17 @@ const fieldResourceName protowire.Number = 1
 func discardUnreadable(snap *publish.Snapshot) (bad []string) {
 	for _, url := range build.Types() {
 		seen := make(map[string]bool)
-		snap.Resources[url] = slices.DeleteFunc(snap.Resources[url], func(m xds.Resource) bool {
+		snap.Resources[url] = slices.DeleteFunc(snap.Resources[url], func(m *xds.Stored) bool {
 			name := ""
-			err := eachField(m.Body, func(number protowire.Number, value []byte, _ uint64) error {
-				if number == fieldResourceName {
-					name = string(value)
-				}
-				return nil
-			})
+			body, err := m.Body()
+			if err == nil {
+				err = eachField(body, func(number protowire.Number, value []byte, _ uint64) error {
+					if number == fieldResourceName {
+						name = string(value)
+					}
+					return nil
+				})
+			}
 			if err == nil && name == m.Name && !seen[name] {
 				seen[name] = true
 				return false
@@ -40,12 +43,39 @@ func discardUnreadable(snap *publish.Snapshot) (bad []string) {
 	return bad
 }
 
+// extensionsOf are those of a snapshot, which were in memory when they were read.
+func extensionsOf(snap *publish.Snapshot) (out []xds.Resource) {
+	for _, r := range snap.Resources[build.ExtensionType] {
+		body, err := r.Body()
+		if err == nil {
+			out = append(out, xds.NewResource(r.Name, body))
+		}
+	}
+	return out
+}
+
+// setExtensions makes list those of a snapshot.
+func setExtensions(snap xds.Snapshot, list []xds.Resource) {
+	if len(list) == 0 {
+		return
+	}
+	snap[build.ExtensionType] = make([]*xds.Stored, len(list))
+	for i, r := range list {
+		snap[build.ExtensionType][i] = r.Stored()
+	}
+}
+
 // Export is what a successor is told as it arrives: all that warms it, by component. Its Envoy accepts connections as soon as it is
 // warm, in an order of its own: until it has let go, or Alone, a name that is new waits.
 func (f *Files) Export() map[string][]byte {
 	state := map[string][]byte{stateVIPs: f.exportVIPs()}
 	if snap := f.publisher.Published(); snap != nil {
-		state[StateResources] = marshalSnapshot(snap)
+		resources, err := marshalSnapshot(snap)
+		if err != nil {
+			f.log.Error("the next generation starts as if there were none before it", "err", err)
+		} else {
+			state[StateResources] = resources
+		}
 		f.publisher.Beside(snap.Hosts, publish.HoldLimit)
 	}
 	state[stateFilters] = f.filters.export()
@@ -60,8 +90,8 @@ func (f *Files) Export() map[string][]byte {
 func (f *Files) ExportLast() map[string][]byte {
 	state := map[string][]byte{stateVIPs: f.exportVIPs()}
 	if snap := f.publisher.Published(); snap != nil {
-		state[stateNames] = marshalSnapshot(&publish.Snapshot{Hosts: snap.Hosts})
-		f.publisher.Beside(snap.Hosts, 0) // the successor has the names that come from now on
+		state[stateNames], _ = marshalSnapshot(&publish.Snapshot{Hosts: snap.Hosts}) // which has nothing that is read
+		f.publisher.Beside(snap.Hosts, 0)                                            // the successor has the names that come from now on
 	}
 	return state
 }
@@ -88,7 +118,7 @@ func (f *Files) Import(state map[string][]byte, _ func(component string) io.Read
 			if bad := discardUnreadable(snap); len(bad) > 0 {
 				f.log.Warn("Envoy starts without resources of the generation before that cannot be read", "names", bad)
 			}
-			f.inherited, running = snap, snap.Resources[build.ExtensionType]
+			f.inherited, running = snap, extensionsOf(snap)
 			f.publisher.Beside(snap.Hosts, 0)
 			if exact {
 				f.before.Store(snap)

@@ -78,13 +78,13 @@ func TestUnreadableHeritage(t *testing.T) {
 	}
 	snap := &publish.Snapshot{Resources: xds.Snapshot{
 		build.ClusterType: {
-			{Name: "good", Body: named("good")},
-			{Name: "bytes", Body: []byte("\xff\xff")},
-			{Name: "other", Body: named("another")},
-			{Name: "empty"},
-			{Name: "good", Body: named("good")},
+			xds.NewStored("good", named("good")),
+			xds.NewStored("bytes", []byte("\xff\xff")),
+			xds.NewStored("other", named("another")),
+			xds.NewStored("empty", nil),
+			xds.NewStored("good", named("good")),
 		},
-		build.ListenerType: {{Name: "good", Body: named("good")}, {Name: "cut", Body: named("cut")[:3]}},
+		build.ListenerType: {xds.NewStored("good", named("good")), xds.NewStored("cut", named("cut")[:3])},
 	}}
 	bad := discardUnreadable(snap)
 	if want := []string{"bytes", "other", "empty", "good", "cut"}; !slices.Equal(bad, want) {

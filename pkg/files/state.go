@@ -54,59 +54,85 @@ const (
 
 // marshalSnapshot serializes what Envoy uses and the names that DNS answers, in the wire format of
 // protobuf, so that a release that knows more can add fields.
-func marshalSnapshot(snap *publish.Snapshot) []byte {
+func marshalSnapshot(snap *publish.Snapshot) ([]byte, error) {
 	var b bytes.Buffer
-	_ = writeSnapshot(&b, snap) // a buffer takes everything
-	return b.Bytes()
+	err := (&snapshotWriter{to: &b}).write(snap)
+	return b.Bytes(), err
 }
 
-// writeSnapshot is marshalSnapshot piece by piece: the whole is several times what a collector is to find.
-func writeSnapshot(w io.Writer, snap *publish.Snapshot) error {
-	var field, inner []byte // are used again
-	put := func(number protowire.Number) error {
-		field = appendBytes(field[:0], number, inner)
-		_, err := w.Write(field)
+// snapshotWriter writes what marshalSnapshot makes, piece by piece: the whole is several times what a collector is to find.
+type snapshotWriter struct {
+	to     io.Writer
+	at     int64                             // what was written
+	placed func(r *xds.Stored, begins int64) // is told where the body of each resource begins; nil: nobody wants to know
+
+	bodies       xds.Bodies
+	field, inner []byte // are used again
+}
+
+// put writes inner as a field.
+func (w *snapshotWriter) put(number protowire.Number) error {
+	w.field = appendBytes(w.field[:0], number, w.inner)
+	n, err := w.to.Write(w.field)
+	w.at += int64(n)
+	return err
+}
+
+// resource writes one.
+func (w *snapshotWriter) resource(number protowire.Number, r *xds.Stored, extensions []*xds.Stored) error {
+	body, err := w.bodies.Of(r)
+	if err != nil {
 		return err
 	}
+	if number == fieldListener && names(body, extensions) {
+		number = fieldNaming
+	}
+	w.inner = appendBytes(appendBytes(w.inner[:0], fieldName, r.Name), fieldBody, body)
+	if err = w.put(number); err == nil && w.placed != nil {
+		w.placed(r, w.at-int64(r.Size()))
+	}
+	return err
+}
+
+func (w *snapshotWriter) host(h table.Host) error {
+	if len(h.Addrs) == 0 {
+		w.inner = append(w.inner[:0], h.Name...)
+		return w.put(fieldForwarded)
+	}
+	w.inner = appendBytes(w.inner[:0], fieldName, h.Name)
+	for _, a := range h.Addrs {
+		w.inner = appendBytes(w.inner, fieldAddr, a.AsSlice())
+	}
+	if h.VIP {
+		w.inner = appendTrue(w.inner, fieldVIP)
+	}
+	return w.put(fieldHost)
+}
+
+func (w *snapshotWriter) write(snap *publish.Snapshot) error {
 	for _, messages := range []struct {
 		number    protowire.Number
-		resources []xds.Resource
+		resources []*xds.Stored
 	}{{fieldCluster, snap.Resources[build.ClusterType]}, {fieldListener, snap.Resources[build.ListenerType]}, {fieldExtension, snap.Resources[build.ExtensionType]}} {
 		for _, m := range messages.resources {
-			number := messages.number
-			if number == fieldListener && names(m, snap.Resources[build.ExtensionType]) {
-				number = fieldNaming
-			}
-			inner = appendBytes(appendBytes(inner[:0], fieldName, m.Name), fieldBody, m.Body)
-			if err := put(number); err != nil {
+			if err := w.resource(messages.number, m, snap.Resources[build.ExtensionType]); err != nil {
 				return err
 			}
 		}
 	}
 	for _, h := range snap.Hosts {
-		number := fieldForwarded
-		if len(h.Addrs) == 0 {
-			inner = append(inner[:0], h.Name...)
-		} else {
-			number, inner = fieldHost, appendBytes(inner[:0], fieldName, h.Name)
-			for _, a := range h.Addrs {
-				inner = appendBytes(inner, fieldAddr, a.AsSlice())
-			}
-			if h.VIP {
-				inner = appendTrue(inner, fieldVIP)
-			}
-		}
-		if err := put(number); err != nil {
+		if err := w.host(h); err != nil {
 			return err
 		}
 	}
-	_, err := w.Write(appendTrue(field[:0], fieldExact))
+	n, err := w.to.Write(appendTrue(w.field[:0], fieldExact))
+	w.at += int64(n)
 	return err
 }
 
 // names says whether a listener may name one of the extensions.
-func names(listener xds.Resource, extensions []xds.Resource) bool {
-	return slices.ContainsFunc(extensions, func(e xds.Resource) bool { return bytes.Contains(listener.Body, []byte(e.Name)) })
+func names(listener []byte, extensions []*xds.Stored) bool {
+	return slices.ContainsFunc(extensions, func(e *xds.Stored) bool { return bytes.Contains(listener, []byte(e.Name)) })
 }
 
 func appendBytes[T string | []byte](b []byte, number protowire.Number, value T) []byte {
@@ -153,7 +179,7 @@ func unmarshalSnapshot(b []byte) (snap *publish.Snapshot, exact bool, err error)
 	return snap, exact, nil
 }
 
-func unmarshalMessage(b []byte) (xds.Resource, error) {
+func unmarshalMessage(b []byte) (*xds.Stored, error) {
 	var name, body []byte
 	err := eachField(b, func(number protowire.Number, value []byte, _ uint64) error {
 		switch number {
@@ -167,7 +193,7 @@ func unmarshalMessage(b []byte) (xds.Resource, error) {
 	if err == nil && len(name) == 0 {
 		err = fmt.Errorf("a resource without a name: %w", errState)
 	}
-	return xds.NewResource(string(name), body), err
+	return xds.NewStored(string(name), body), err
 }
 
 func unmarshalHost(b []byte) (h table.Host, err error) {

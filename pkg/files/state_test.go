@@ -20,8 +20,8 @@ import (
 func someSnapshot() *publish.Snapshot {
 	return &publish.Snapshot{
 		Resources: xds.Snapshot{
-			build.ClusterType:  {xds.NewResource("c1", []byte{1, 2}), xds.NewResource("c2", nil)},
-			build.ListenerType: {xds.NewResource("l1", bytes.Repeat([]byte{9}, 300))},
+			build.ClusterType:  {xds.NewStored("c1", []byte{1, 2}), xds.NewStored("c2", nil)},
+			build.ListenerType: {xds.NewStored("l1", bytes.Repeat([]byte{9}, 300))},
 		},
 		Hosts: []table.Host{
 			{Name: "a.example", Addrs: []netip.Addr{netip.MustParseAddr("240.240.0.1"), netip.MustParseAddr("2001:2::1")}, VIP: true},
@@ -32,11 +32,11 @@ func someSnapshot() *publish.Snapshot {
 }
 
 // sameSnapshot compares as Envoy does: no body is an empty one.
-var sameSnapshot = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(bytes.Equal), cmp.AllowUnexported(xds.Resource{})}
+var sameSnapshot = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(bytes.Equal), cmp.Comparer(func(a, b *xds.Stored) bool { return a.Name == b.Name && a.Equal(b) })}
 
 func TestSnapshotRoundTrip(t *testing.T) {
 	for name, want := range map[string]*publish.Snapshot{"empty": {Resources: xds.Snapshot{}}, "some": someSnapshot()} {
-		got, exact, err := unmarshalSnapshot(marshalSnapshot(want))
+		got, exact, err := unmarshalSnapshot(marshaled(want))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		} else if !exact {
@@ -51,10 +51,10 @@ func TestSnapshotRoundTrip(t *testing.T) {
 // read: it would have its Envoy refuse what the filter guards.
 func TestNamingListeners(t *testing.T) {
 	want := &publish.Snapshot{Resources: xds.Snapshot{
-		build.ListenerType:  {xds.NewResource("plain", []byte("a")), xds.NewResource("naming", []byte("..ext..")), xds.NewResource("last", nil)},
-		build.ExtensionType: {xds.NewResource("ext", []byte("e"))},
+		build.ListenerType:  {xds.NewStored("plain", []byte("a")), xds.NewStored("naming", []byte("..ext..")), xds.NewStored("last", nil)},
+		build.ExtensionType: {xds.NewStored("ext", []byte("e"))},
 	}}
-	data := marshalSnapshot(want)
+	data := marshaled(want)
 	got, exact, err := unmarshalSnapshot(data)
 	if diff := cmp.Diff(want, got, sameSnapshot); err != nil || !exact || diff != "" {
 		t.Errorf("%v, %s", err, diff)
@@ -81,7 +81,7 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := marshalSnapshot(someSnapshot()); !bytes.Equal(got, want) {
+	if got := marshaled(someSnapshot()); !bytes.Equal(got, want) {
 		t.Errorf("%x, want %x", got, want)
 	}
 }
@@ -97,7 +97,7 @@ func TestSnapshotOfALaterRelease(t *testing.T) {
 	}
 	host := protowire.AppendString(protowire.AppendTag(nil, fieldName, protowire.BytesType), "new.example")
 	host = unknown(protowire.AppendBytes(protowire.AppendTag(host, fieldAddr, protowire.BytesType), []byte{10, 0, 0, 2}))
-	b := unknown(marshalSnapshot(someSnapshot()))
+	b := unknown(marshaled(someSnapshot()))
 	b = protowire.AppendBytes(protowire.AppendTag(b, fieldHost, protowire.BytesType), host)
 	got, _, err := unmarshalSnapshot(b)
 	if err != nil {
@@ -114,7 +114,7 @@ func TestDamagedSnapshot(t *testing.T) {
 	field := func(number protowire.Number, value ...byte) []byte {
 		return protowire.AppendBytes(protowire.AppendTag(nil, number, protowire.BytesType), value)
 	}
-	good := marshalSnapshot(someSnapshot())
+	good := marshaled(someSnapshot())
 	for name, b := range map[string][]byte{
 		"cut short":              good[:len(good)-1],
 		"garbage":                {0xff, 0xff, 0xff},
@@ -132,7 +132,7 @@ func TestDamagedSnapshot(t *testing.T) {
 
 // FuzzUnmarshalSnapshot: what another release, or a damaged one, sends.
 func FuzzUnmarshalSnapshot(f *testing.F) {
-	f.Add(marshalSnapshot(someSnapshot()))
+	f.Add(marshaled(someSnapshot()))
 	f.Add([]byte{})
 	f.Add([]byte{0x1a, 0x02, 0x0a, 0x7f})
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -140,7 +140,7 @@ func FuzzUnmarshalSnapshot(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, _, err := unmarshalSnapshot(marshalSnapshot(out))
+		again, _, err := unmarshalSnapshot(marshaled(out))
 		if err != nil {
 			t.Fatalf("what was read cannot be read again: %v", err)
 		}
@@ -148,4 +148,12 @@ func FuzzUnmarshalSnapshot(f *testing.F) {
 			t.Fatal(diff)
 		}
 	})
+}
+
+func marshaled(snap *publish.Snapshot) []byte {
+	data, err := marshalSnapshot(snap)
+	if err != nil {
+		panic(err)
+	}
+	return data
 }

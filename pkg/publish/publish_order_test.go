@@ -119,7 +119,7 @@ func TestNamesAreNotStarved(t *testing.T) {
 func TestRefusalKeepsWhatIsInForce(t *testing.T) {
 	one := func(addr, body string) *Snapshot {
 		out := output(map[string]string{"a.example": addr})
-		out.Resources[listenerType][0].Body = []byte(body)
+		out.Resources[listenerType][0] = xds.NewStored(out.Resources[listenerType][0].Name, []byte(body))
 		return out
 	}
 	const x, y = "10.0.0.1", "10.0.0.2"
@@ -144,7 +144,7 @@ func TestRefusalKeepsWhatIsInForce(t *testing.T) {
 				set := s.p.Set
 				s.p.Set = func(snap xds.Snapshot) uint64 {
 					for _, l := range snap[listenerType] {
-						given[l.Name] = string(l.Body)
+						given[l.Name] = string(bodyOf(l))
 					}
 					return set(snap)
 				}

@@ -125,8 +125,8 @@ func output(addrs map[string]string) *Snapshot {
 	out := &Snapshot{Resources: xds.Snapshot{}}
 	for name, addr := range addrs {
 		out.Hosts = append(out.Hosts, table.Host{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, VIP: true})
-		out.Resources[listenerType] = append(out.Resources[listenerType], xds.NewResource(addr+"_80", []byte(name)))
-		out.Resources[clusterType] = append(out.Resources[clusterType], xds.NewResource("outbound|80||"+name, []byte(name)))
+		out.Resources[listenerType] = append(out.Resources[listenerType], xds.NewStored(addr+"_80", []byte(name)))
+		out.Resources[clusterType] = append(out.Resources[clusterType], xds.NewStored("outbound|80||"+name, []byte(name)))
 	}
 	slices.SortFunc(out.Hosts, func(a, b table.Host) int { return a.Addrs[0].Compare(b.Addrs[0]) })
 	return out
@@ -428,4 +428,13 @@ func TestNamesWaitForAnotherEnvoy(t *testing.T) {
 		cancel()
 		<-done
 	})
+}
+
+// bodyOf is the body of a resource, which is in memory.
+func bodyOf(r *xds.Stored) []byte {
+	body, err := r.Body()
+	if err != nil {
+		panic(err)
+	}
+	return body
 }

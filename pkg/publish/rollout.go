@@ -1,7 +1,6 @@
 package publish
 
 import (
-	"bytes"
 	"maps"
 	"slices"
 	"time"
@@ -33,7 +32,7 @@ type rollout struct {
 	good    Snapshot  // what Envoy used of the configuration that it reached last
 	// standIns are earlier versions, which Envoy took, of what it refuses and has in no version:
 	// it was started anew, or is another release.
-	standIns map[xds.ID]xds.Resource
+	standIns map[xds.ID]*xds.Stored
 	delayed  []delayedRemoval
 	// elsewhere is what leads somewhere in another Envoy that accepts as well; nil: there is none.
 	elsewhere *addresses
@@ -43,9 +42,9 @@ type rollout struct {
 // may still hold an answer that leads to it. One that is wanted again stays until Envoy uses it.
 type delayedRemoval struct {
 	id       xds.ID
-	shared   bool         // it belongs to no host in particular
-	resource xds.Resource // in the version that Envoy used
-	until    time.Time    // zero while DNS gives such answers
+	shared   bool        // it belongs to no host in particular
+	resource *xds.Stored // in the version that Envoy used
+	until    time.Time   // zero while DNS gives such answers
 }
 
 // seed makes snap, of the generation before, what the first snapshot is a change of.
@@ -72,7 +71,7 @@ func (r *rollout) applied(refused *xds.RejectedError, now time.Time) {
 		used, lacks = r.used(refused)
 	}
 	needed, earlier := make(map[string]bool), make(map[string]bool)
-	each(r.wanted.Resources, lacks, func(id xds.ID, _ xds.Resource) { needed[owner(id.Name)] = true })
+	each(r.wanted.Resources, lacks, func(id xds.ID, _ *xds.Stored) { needed[owner(id.Name)] = true })
 	for id := range r.versions(lacks) {
 		earlier[owner(id.Name)] = true
 	}
@@ -95,7 +94,7 @@ func (r *rollout) used(refused *xds.RejectedError) (used xds.Snapshot, lacks map
 	earlier := r.versions(refuses)
 	lacks, used = setOf(refused.Missing()), make(xds.Snapshot, len(r.wanted.Resources))
 	for url, wanted := range r.wanted.Resources {
-		var out []xds.Resource
+		var out []*xds.Stored
 		for _, m := range wanted {
 			if id := (xds.ID{Type: url, Name: m.Name}); refuses[id] {
 				version, known := earlier[id]
@@ -115,14 +114,14 @@ func (r *rollout) used(refused *xds.RejectedError) (used xds.Snapshot, lacks map
 }
 
 // versions are those resources of ids that Envoy had before, or whose removal is delayed.
-func (r *rollout) versions(ids map[xds.ID]bool) map[xds.ID]xds.Resource {
-	versions := make(map[xds.ID]xds.Resource)
+func (r *rollout) versions(ids map[xds.ID]bool) map[xds.ID]*xds.Stored {
+	versions := make(map[xds.ID]*xds.Stored)
 	for _, l := range r.delayed {
 		if ids[l.id] {
 			versions[l.id] = l.resource
 		}
 	}
-	each(r.good.Resources, ids, func(id xds.ID, m xds.Resource) { versions[id] = m })
+	each(r.good.Resources, ids, func(id xds.ID, m *xds.Stored) { versions[id] = m })
 	return versions
 }
 
@@ -130,8 +129,8 @@ func (r *rollout) versions(ids map[xds.ID]bool) map[xds.ID]xds.Resource {
 func (r *rollout) standIn(missing []xds.ID) bool {
 	lacks := setOf(missing)
 	r.standIns = r.versions(lacks)
-	each(r.wanted.Resources, lacks, func(id xds.ID, m xds.Resource) {
-		if bytes.Equal(r.standIns[id].Body, m.Body) {
+	each(r.wanted.Resources, lacks, func(id xds.ID, m *xds.Stored) {
+		if m.Equal(r.standIns[id]) {
 			delete(r.standIns, id) // it is what Envoy refuses
 		}
 	})
@@ -139,7 +138,7 @@ func (r *rollout) standIn(missing []xds.ID) bool {
 }
 
 // each visits those resources that are among ids.
-func each(resources xds.Snapshot, ids map[xds.ID]bool, visit func(xds.ID, xds.Resource)) {
+func each(resources xds.Snapshot, ids map[xds.ID]bool, visit func(xds.ID, *xds.Stored)) {
 	for url, list := range resources {
 		for _, m := range list {
 			if id := (xds.ID{Type: url, Name: m.Name}); ids[id] {
@@ -229,7 +228,7 @@ func (r *rollout) dropReturned() {
 	}
 }
 
-func namesOf(list []xds.Resource) map[string]bool {
+func namesOf(list []*xds.Stored) map[string]bool {
 	names := make(map[string]bool, len(list))
 	for _, m := range list {
 		names[m.Name] = true

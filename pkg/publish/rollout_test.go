@@ -107,12 +107,12 @@ func (th *theatre) note(format string, args ...any) {
 // "bad" in it is one that Envoy refuses.
 func (th *theatre) change() {
 	out := &Snapshot{Resources: xds.Snapshot{}}
-	message := func(name, leadsTo string) xds.Resource {
+	message := func(name, leadsTo string) *xds.Stored {
 		v := th.pick(24)
 		if v < 3 {
 			leadsTo += " bad"
 		}
-		return xds.Resource{Name: name, Body: fmt.Appendf(nil, "%d %s", v, leadsTo)}
+		return xds.NewStored(name, fmt.Appendf(nil, "%d %s", v, leadsTo))
 	}
 	for i, name := range []string{"a", "b", "c", "d"} {
 		if th.pick(4) == 0 {
@@ -134,9 +134,9 @@ func (th *theatre) change() {
 }
 
 func describeOutput(out *Snapshot) (words []string) {
-	for _, list := range [][]xds.Resource{out.Resources[clusterType], out.Resources[listenerType]} {
+	for _, list := range [][]*xds.Stored{out.Resources[clusterType], out.Resources[listenerType]} {
 		for _, m := range list {
-			words = append(words, fmt.Sprintf("%s=%q", m.Name, m.Body))
+			words = append(words, fmt.Sprintf("%s=%q", m.Name, bodyOf(m)))
 		}
 	}
 	return words
@@ -246,17 +246,17 @@ func newPaperEnvoy() paperEnvoy { return paperEnvoy{has: [2]map[string]string{{}
 func (e *paperEnvoy) step(given xds.Snapshot, version int) {
 	if len(e.queue) == 0 && e.done != version {
 		e.begun = version
-		for i, list := range [][]xds.Resource{given[clusterType], given[listenerType]} {
+		for i, list := range [][]*xds.Stored{given[clusterType], given[listenerType]} {
 			for _, r := range list {
-				if body := string(r.Body); !strings.Contains(body, "bad") {
+				if body := string(bodyOf(r)); !strings.Contains(body, "bad") {
 					e.queue = append(e.queue, func() { e.has[i][r.Name] = body })
 				}
 			}
 		}
 		for _, i := range []int{1, 0} {
-			list := [][]xds.Resource{given[clusterType], given[listenerType]}[i]
+			list := [][]*xds.Stored{given[clusterType], given[listenerType]}[i]
 			for name := range e.has[i] {
-				if !slices.ContainsFunc(list, func(r xds.Resource) bool { return r.Name == name }) {
+				if !slices.ContainsFunc(list, func(r *xds.Stored) bool { return r.Name == name }) {
 					e.queue = append(e.queue, func() { delete(e.has[i], name) })
 				}
 			}
@@ -277,7 +277,7 @@ func (e *paperEnvoy) verdict(given xds.Snapshot) *xds.RejectedError {
 	refused := &xds.RejectedError{}
 	for i, url := range []string{clusterType, listenerType} {
 		for _, r := range given[url] {
-			if !strings.Contains(string(r.Body), "bad") {
+			if !strings.Contains(string(bodyOf(r)), "bad") {
 				continue
 			}
 			id := xds.ID{Type: url, Name: r.Name}

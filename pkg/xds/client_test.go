@@ -182,11 +182,11 @@ func describe(resp *discoveryv3.DeltaDiscoveryResponse) string {
 }
 
 // list makes resources of "name" or "name=body".
-func list(specs ...string) []Resource {
-	var out []Resource
+func list(specs ...string) []*Stored {
+	var out []*Stored
 	for _, spec := range specs {
 		name, body, _ := strings.Cut(spec, "=")
-		out = append(out, NewResource(name, []byte(body)))
+		out = append(out, NewStored(name, []byte(body)))
 	}
 	return out
 }
@@ -229,7 +229,7 @@ func start(t *testing.T, snap pair, first ...string) (*Server, *client) {
 	return s, c
 }
 
-func describeAll(kind string, resources []Resource) string {
+func describeAll(kind string, resources []*Stored) string {
 	var names []string
 	for _, r := range resources {
 		names = append(names, "+"+r.Name)
@@ -247,7 +247,7 @@ const (
 var order = []string{clusterType, listenerType}
 
 // pair is a snapshot of the two.
-type pair struct{ Clusters, Listeners []Resource }
+type pair struct{ Clusters, Listeners []*Stored }
 
 func (p pair) snapshot() Snapshot {
 	return Snapshot{clusterType: p.Clusters, listenerType: p.Listeners}

@@ -27,8 +27,8 @@ func TestEveryRefusalHasAName(t *testing.T) {
 			p.launch(p.bootstrap(nil), false)
 			port := freeport.Get(t)
 			snap := pair{
-				Clusters:  []xds.Resource{resource("good", newCluster("good", upstream(t, "here")))},
-				Listeners: []xds.Resource{resource("last", newListener("last", "127.0.0.1", port, "good", false))},
+				Clusters:  []*xds.Stored{resource("good", newCluster("good", upstream(t, "here")))},
+				Listeners: []*xds.Stored{resource("last", newListener("last", "127.0.0.1", port, "good", false))},
 			}
 			var want []xds.ID
 			for _, r := range refused.Clusters {
@@ -82,17 +82,17 @@ func refusals(t *testing.T) map[string]pair {
 		many.Clusters = append(many.Clusters, resource(name, c))
 	}
 	return map[string]pair{
-		"field rule":         {Clusters: []xds.Resource{resource("rule", rule)}, Listeners: []xds.Resource{resource("chain", chain)}},
-		"no message":         {Clusters: []xds.Resource{xds.NewResource("bytes", bytes)}, Listeners: []xds.Resource{xds.NewResource("bytes-too", bytes)}},
-		"nothing":            {Clusters: []xds.Resource{xds.NewResource("empty", nil)}, Listeners: []xds.Resource{xds.NewResource("empty-too", nil)}},
-		"another type":       {Clusters: []xds.Resource{resource("listener", unknown)}},
-		"another name":       {Clusters: []xds.Resource{resource("outside", named(rule, "inside"))}},
-		"unknown extension":  {Listeners: []xds.Resource{resource("unknown", unknown)}},
-		"address in use":     {Listeners: []xds.Resource{resource("taken", taken)}},
+		"field rule":         {Clusters: []*xds.Stored{resource("rule", rule)}, Listeners: []*xds.Stored{resource("chain", chain)}},
+		"no message":         {Clusters: []*xds.Stored{xds.NewStored("bytes", bytes)}, Listeners: []*xds.Stored{xds.NewStored("bytes-too", bytes)}},
+		"nothing":            {Clusters: []*xds.Stored{xds.NewStored("empty", nil)}, Listeners: []*xds.Stored{xds.NewStored("empty-too", nil)}},
+		"another type":       {Clusters: []*xds.Stored{resource("listener", unknown)}},
+		"another name":       {Clusters: []*xds.Stored{resource("outside", named(rule, "inside"))}},
+		"unknown extension":  {Listeners: []*xds.Stored{resource("unknown", unknown)}},
+		"address in use":     {Listeners: []*xds.Stored{resource("taken", taken)}},
 		"more than it tells": many,
 		"all at once": {
-			Clusters:  []xds.Resource{xds.NewResource("bytes", bytes), resource("rule", rule)},
-			Listeners: []xds.Resource{xds.NewResource("bytes-too", bytes), resource("chain", chain), resource("taken", taken), resource("unknown", unknown)},
+			Clusters:  []*xds.Stored{xds.NewStored("bytes", bytes), resource("rule", rule)},
+			Listeners: []*xds.Stored{xds.NewStored("bytes-too", bytes), resource("chain", chain), resource("taken", taken), resource("unknown", unknown)},
 		},
 	}
 }

@@ -221,12 +221,12 @@ func newListener(name, host string, port uint16, cluster string, inbound bool) *
 	return l
 }
 
-func resource(name string, m proto.Message) xds.Resource {
+func resource(name string, m proto.Message) *xds.Stored {
 	body, err := proto.Marshal(m)
 	if err != nil {
 		panic(err) // a message of ours
 	}
-	return xds.NewResource(name, body)
+	return xds.NewStored(name, body)
 }
 
 // TestServesAndUpdates pushes two services, changes one, and looks at Envoy's own
@@ -235,19 +235,19 @@ func TestServesAndUpdates(t *testing.T) {
 	p := newProxy(t)
 	first, second, third := upstream(t, "first"), upstream(t, "second"), upstream(t, "third")
 	port1, port2 := freeport.Get(t), freeport.Get(t)
-	listeners := []xds.Resource{
+	listeners := []*xds.Stored{
 		resource("l1", newListener("l1", "127.0.0.1", port1, "c1", false)),
 		resource("l2", newListener("l2", "127.0.0.1", port2, "c2", true)),
 	}
 	c2 := resource("c2", newCluster("c2", second))
-	p.server.Set(pair{Clusters: []xds.Resource{resource("c1", newCluster("c1", first)), c2}, Listeners: listeners}.snapshot())
+	p.server.Set(pair{Clusters: []*xds.Stored{resource("c1", newCluster("c1", first)), c2}, Listeners: listeners}.snapshot())
 	p.launch(p.bootstrap(nil), true)
 	p.ready()
 	if got := ask(t, port1) + ask(t, port2); got != "firstsecond" {
 		t.Fatalf("got %q", got)
 	}
 
-	if err := p.apply(pair{Clusters: []xds.Resource{resource("c1", newCluster("c1", third)), c2}, Listeners: listeners}); err != nil {
+	if err := p.apply(pair{Clusters: []*xds.Stored{resource("c1", newCluster("c1", third)), c2}, Listeners: listeners}); err != nil {
 		t.Fatal(err)
 	}
 	if got := ask(t, port1) + ask(t, port2); got != "thirdsecond" {
@@ -278,7 +278,7 @@ func TestRefusedAndRepaired(t *testing.T) {
 	port, other := freeport.Get(t), freeport.Get(t)
 	c := resource("c", newCluster("c", upstream(t, "here")))
 	good := resource("good", newListener("good", "127.0.0.1", other, "c", false))
-	p.server.Set(pair{Clusters: []xds.Resource{c}}.snapshot())
+	p.server.Set(pair{Clusters: []*xds.Stored{c}}.snapshot())
 	p.launch(p.bootstrap(nil), false)
 	p.ready()
 
@@ -286,7 +286,7 @@ func TestRefusedAndRepaired(t *testing.T) {
 	bad.FilterChains[0].Filters[0].ConfigType = &listenerv3.Filter_TypedConfig{
 		TypedConfig: &anypb.Any{TypeUrl: "type.googleapis.com/no.such.Filter"},
 	}
-	err := p.apply(pair{Clusters: []xds.Resource{c}, Listeners: []xds.Resource{good, resource("broken", bad)}})
+	err := p.apply(pair{Clusters: []*xds.Stored{c}, Listeners: []*xds.Stored{good, resource("broken", bad)}})
 	if err == nil || !strings.Contains(err.Error(), `Listener "broken"`) || !strings.Contains(err.Error(), "no.such.Filter") {
 		t.Fatalf("got %v", err)
 	}
@@ -294,7 +294,7 @@ func TestRefusedAndRepaired(t *testing.T) {
 		t.Errorf("the good listener says %q", got)
 	}
 	fixed := resource("broken", newListener("broken", "127.0.0.1", port, "c", false))
-	if err := p.apply(pair{Clusters: []xds.Resource{c}, Listeners: []xds.Resource{good, fixed}}); err != nil {
+	if err := p.apply(pair{Clusters: []*xds.Stored{c}, Listeners: []*xds.Stored{good, fixed}}); err != nil {
 		t.Fatal(err)
 	}
 	if got := ask(t, port); got != "here" {
@@ -307,8 +307,8 @@ func TestDrainLeavesOutboundAndStats(t *testing.T) {
 	p := newProxy(t)
 	in, out := freeport.Get(t), freeport.Get(t)
 	p.server.Set(pair{
-		Clusters: []xds.Resource{resource("c", newCluster("c", upstream(t, "here")))},
-		Listeners: []xds.Resource{
+		Clusters: []*xds.Stored{resource("c", newCluster("c", upstream(t, "here")))},
+		Listeners: []*xds.Stored{
 			resource("in", newListener("in", "127.0.0.1", in, "c", true)),
 			resource("out", newListener("out", "127.0.0.1", out, "c", false)),
 		},
@@ -348,7 +348,7 @@ const (
 )
 
 // pair is a snapshot of the two.
-type pair struct{ Clusters, Listeners []xds.Resource }
+type pair struct{ Clusters, Listeners []*xds.Stored }
 
 func (p pair) snapshot() xds.Snapshot {
 	return xds.Snapshot{clusterType: p.Clusters, listenerType: p.Listeners}

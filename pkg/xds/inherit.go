@@ -8,22 +8,23 @@ import (
 	"os"
 	"slices"
 
+	"understudy.mesh/pkg/xds/internal/body"
 	"understudy.mesh/pkg/xds/internal/records"
 )
 
 // Export writes what Envoy has taken, for the relay of the next generation, but for some types. What Envoy refuses, or has not
 // answered for, is not in it. It says what is where.
 func (r *Relay) Export(w io.Writer, without ...string) (Exported, error) {
-	out, from := records.NewWriter(w), bodies{}
+	out, from := records.NewWriter(w), body.Reader{}
 	var e Exported
 	for _, t := range r.taken(without) {
 		out.Type(t.url)
 		for i, k := range t.resources {
-			body, err := from.of(k)
+			content, err := k.read(&from)
 			if err != nil {
 				return Exported{}, fmt.Errorf("read %s %q again: %w", kindOf(t.url), k.name, err)
 			}
-			t.places[i] = uint32(out.Resource(k.name, body))
+			t.places[i] = uint32(out.Resource(k.name, content))
 		}
 		for _, name := range t.absent {
 			out.Absent(name)
@@ -34,37 +35,6 @@ func (r *Relay) Export(w io.Writer, without ...string) (Exported, error) {
 		return Exported{}, fmt.Errorf("write the resources of istiod: %w", err)
 	}
 	return e, nil
-}
-
-// readAhead is how much is read at once of what is in a file.
-const readAhead = 64 << 10
-
-// bodies reads the bodies of resources, those of a file in the order in which they lie there.
-type bodies struct {
-	from   *os.File
-	part   []byte // of from, from partAt on
-	partAt int64
-}
-
-// of is one, valid until it is called again.
-func (b *bodies) of(k *kept) ([]byte, error) {
-	if k.raw != nil {
-		return k.body(), nil
-	}
-	begin := int64(k.at) - b.partAt
-	if b.from != k.file || begin < 0 || begin+int64(k.size) > int64(len(b.part)) {
-		b.part = slices.Grow(b.part[:0], max(readAhead, int(k.size)))
-		n, err := k.file.ReadAt(b.part[:cap(b.part)], int64(k.at))
-		if n < int(k.size) {
-			return nil, cmp.Or(err, io.ErrUnexpectedEOF)
-		}
-		b.from, b.part, b.partAt, begin = k.file, b.part[:n], int64(k.at), 0
-	}
-	body := b.part[begin:][:k.size]
-	if versionOf(body) != k.version {
-		return nil, fmt.Errorf("%s has changed", k.file.Name())
-	}
-	return body, nil
 }
 
 // Taken passes to do the body of each resource that Envoy has taken, which does not change any more.

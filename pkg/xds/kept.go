@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"understudy.mesh/internal/grpcsock"
+	"understudy.mesh/pkg/xds/internal/body"
+	"understudy.mesh/pkg/xds/internal/wire"
 )
 
 // kept is one version of a resource as a relay keeps it, in memory or in a file. It does not change.
@@ -22,7 +24,7 @@ func keep(url string, m Resource) *kept {
 	k := &kept{name: m.Name, version: m.version, raw: m.raw, at: m.at, size: uint32(len(m.Body))}
 	if m.raw == nil {
 		k.raw = encode(url, m)
-		k.at = uint32(len(k.raw)-versionSize) - k.size
+		k.at = uint32(len(k.raw)-wire.VersionSize) - k.size
 	}
 	return k
 }
@@ -40,14 +42,19 @@ func (k *kept) load(url string) (*kept, error) {
 	if k.raw != nil {
 		return k, nil
 	}
-	m := Resource{Name: k.name, Body: make([]byte, k.size), version: k.version}
-	if _, err := k.file.ReadAt(m.Body, int64(k.at)); err != nil {
+	content, err := k.read(new(body.Reader))
+	if err != nil {
 		return nil, fmt.Errorf("read %s %q again: %w", kindOf(url), k.name, err)
 	}
-	if versionOf(m.Body) != k.version {
-		return nil, fmt.Errorf("read %s %q again: %s has changed", kindOf(url), k.name, k.file.Name())
+	return keep(url, Resource{Name: k.name, Body: content, version: k.version}), nil
+}
+
+// read is the body, valid until from reads again.
+func (k *kept) read(from *body.Reader) ([]byte, error) {
+	if k.raw != nil {
+		return k.body(), nil
 	}
-	return keep(url, m), nil
+	return from.Read(body.Place{File: k.file, At: k.at, Size: k.size}, k.version)
 }
 
 // reply is a response to Envoy.
@@ -59,11 +66,7 @@ type reply struct {
 
 // frame is the message: the resources are in it as they are, and not copied.
 func (r *reply) frame() *grpcsock.Frame {
-	head := appendField(appendField(appendField(nil, fieldSystemVersion, r.version), fieldType, r.url), fieldNonce, r.nonce)
-	for _, name := range r.removed {
-		head = appendField(head, fieldRemoved, name)
-	}
-	pieces := [][]byte{head}
+	pieces := [][]byte{r.head()}
 	for _, k := range r.resources {
 		last := &pieces[len(pieces)-1]
 		if follows(*last, k.raw) {
@@ -73,6 +76,15 @@ func (r *reply) frame() *grpcsock.Frame {
 		}
 	}
 	return grpcsock.NewFrame(pieces...)
+}
+
+// head is all of the message but the resources.
+func (r *reply) head() []byte {
+	head := wire.AppendField(wire.AppendField(wire.AppendField(nil, wire.SystemVersion, r.version), wire.Type, r.url), wire.Nonce, r.nonce)
+	for _, name := range r.removed {
+		head = wire.AppendField(head, wire.Removed, name)
+	}
+	return head
 }
 
 // follows says whether b lies behind a in the same memory.

@@ -7,6 +7,7 @@ import (
 
 	"understudy.mesh/pkg/xds/internal/history"
 	"understudy.mesh/pkg/xds/internal/refusal"
+	"understudy.mesh/pkg/xds/internal/wire"
 )
 
 // ledger is one type of resources as a relay knows it: what Envoy wants, what the upstream gave, and how much of that
@@ -172,7 +173,7 @@ func (l *ledger) take(resources []*kept, by uint64) {
 // retain notes what the Envoy of a stream has from an earlier one, by version.
 func (l *ledger) retain(has map[string]string, by uint64) {
 	for name, version := range has {
-		if e := l.held[name]; e.taken != nil && e.taken.version == parseVersion(version) {
+		if e := l.held[name]; e.taken != nil && e.taken.version == wire.ParseVersion(version) {
 			e.by = by
 			l.held[name] = e
 		}
@@ -223,7 +224,7 @@ func (l *ledger) refuse(f flight, message string, by uint64) {
 // missing is what an Envoy with these resources, by version, lacks of what it asks for, and what it has to lose.
 func (l *ledger) missing(asked interest, has map[string]string) (resources []*kept, removed []string) {
 	for name, e := range l.held {
-		if asked.in(name) && parseVersion(has[name]) != e.newest.version {
+		if asked.in(name) && wire.ParseVersion(has[name]) != e.newest.version {
 			resources = append(resources, e.newest)
 		}
 	}
@@ -259,7 +260,7 @@ func (l *ledger) news() (n News, some bool) {
 		n.Held = make(map[string]string, len(l.held))
 		for name, e := range l.held {
 			if l.wants(name) { // else it would count as asked for
-				n.Held[name] = versionText(e.newest.version)
+				n.Held[name] = wire.VersionText(e.newest.version)
 			}
 		}
 	default:

@@ -315,11 +315,11 @@ func FuzzNACK(f *testing.F) {
 		kinds = kinds[:min(len(kinds), 64)]
 		sub := newSubscription(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusterType})
 		var want, has []string
-		var resources []Resource
+		var resources []*Stored
 		fault := make(map[string]byte)
 		for i, kind := range kinds {
 			name := fmt.Sprintf("outbound|%d||a", i)
-			resources = append(resources, NewResource(name, nil))
+			resources = append(resources, NewStored(name, nil))
 			if fault[name] = kind % 3; kind%3 != 0 {
 				want = append(want, name)
 			}

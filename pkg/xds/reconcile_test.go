@@ -9,6 +9,8 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"understudy.mesh/pkg/xds/internal/wire"
 )
 
 // edsCluster is "name=body" of a cluster that gets its endpoints by another name, or by its own; revision makes its bytes differ.
@@ -204,7 +206,7 @@ func TestReconcileOfAnotherStream(t *testing.T) {
 	envoy.close()
 	again := connect(t, r.path)
 	again.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: endpointType, ResourceNamesSubscribe: []string{"a"},
-		InitialResourceVersions: map[string]string{"a": versionText(NewResource("a", []byte("1")).version)}})
+		InitialResourceVersions: map[string]string{"a": wire.VersionText(NewResource("a", []byte("1")).version)}})
 	again.subscribe(endpointType, "other")
 	r.told("ClusterLoadAssignment +other")
 	r.Begin()

@@ -42,7 +42,7 @@ func TestReleased(t *testing.T) {
 	envoy.subscribe(clusterType)
 	envoy.subscribe(endpointType, "e")
 	r.told("Cluster first", "ClusterLoadAssignment first +e")
-	large := strings.Repeat("x", 3*readAhead)
+	large := strings.Repeat("x", 192<<10)
 	r.give(clusterType, "a=1", "empty=", "large="+large, "z=26")
 	envoy.expect("Cluster +a +empty +large +z")
 	r.give(endpointType, "e=5")

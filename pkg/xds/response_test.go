@@ -13,6 +13,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"understudy.mesh/internal/grpcsock"
+	"understudy.mesh/pkg/xds/internal/body"
+	"understudy.mesh/pkg/xds/internal/wire"
 )
 
 // sent is what Envoy is sent of a response: all of it.
@@ -58,7 +60,7 @@ func TestResponseAsItCame(t *testing.T) {
 		want := proto.Clone(in).(*discoveryv3.DeltaDiscoveryResponse)
 		want.Nonce, want.SystemVersionInfo, want.ResourceErrors = "7", "3", nil
 		for _, m := range want.Resources {
-			m.Version, m.Ttl, m.Aliases = versionText(versionOf(m.Resource.Value)), nil, nil
+			m.Version, m.Ttl, m.Aliases = wire.VersionText(body.Version(m.Resource.Value)), nil, nil
 		}
 		if got := sent(t, resp); !proto.Equal(got, want) {
 			t.Errorf("in pieces of %d bytes: Envoy gets another response", size)
@@ -110,7 +112,7 @@ func TestNoResponse(t *testing.T) {
 		"a huge field":    "\x12\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
 		"a huge resource": "\x12\x0a\x12\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
 	} {
-		if _, err := readPieces([]byte(b), 2); !errors.Is(err, errResponse) {
+		if _, err := readPieces([]byte(b), 2); !errors.Is(err, wire.ErrResponse) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

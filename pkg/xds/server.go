@@ -40,6 +40,7 @@ type Server struct {
 	stopped bool
 	served  bool          // an Envoy has answered for a configuration in full
 	renewed chan struct{} // see Renewed
+	damaged chan struct{} // see Damaged
 }
 
 // progress is how far one stream is; Server.mu guards it.
@@ -62,6 +63,7 @@ func New(l net.Listener, order []string, log *slog.Logger) *Server {
 		streams:   make(map[*stream]progress),
 		changed:   make(chan struct{}),
 		renewed:   make(chan struct{}, 1),
+		damaged:   make(chan struct{}, 1),
 	}
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.sock, s)
 	return s
@@ -103,6 +105,14 @@ func (s *Server) Set(snap Snapshot) (version uint64) {
 		st.wake()
 	}
 	return version
+}
+
+// Given is the desired state, nil before the first Set. Nobody may change it.
+func (s *Server) Given() Snapshot {
+	if st := s.desired(); st != nil {
+		return st.resources
+	}
+	return nil
 }
 
 // Applied blocks until a connected Envoy has answered for version, or a newer one, in
@@ -151,6 +161,10 @@ func (s *Server) look(version uint64) (waiting string, changed <-chan struct{}, 
 // Renewed holds a token once an Envoy that came after another one has answered for its
 // first configuration: it may refuse what that one took.
 func (s *Server) Renewed() <-chan struct{} { return s.renewed }
+
+// Damaged holds a token once Envoy could not be given a resource that is ErrUnreadable: its stream has ended, as will those that it opens
+// until a further Set.
+func (s *Server) Damaged() <-chan struct{} { return s.damaged }
 
 // answered notes that a stream has answered for its first configuration. The caller has
 // reported that.

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"understudy.mesh/pkg/xds/internal/wire"
 )
 
 // TestOrder: clusters come, then listeners, then clusters go, and no step begins
@@ -184,13 +186,13 @@ func TestReconnect(t *testing.T) {
 	version := s.Set(snap.snapshot())
 	c := connect(t, path)
 	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusterType, InitialResourceVersions: map[string]string{
-		"a":     versionText(snap.Clusters[0].version), // has it
-		"b":     "old",                                 // has another
-		"stale": "1",                                   // is to go
+		"a":     wire.VersionText(snap.Clusters[0].version), // has it
+		"b":     "old",                                      // has another
+		"stale": "1",                                        // is to go
 	}})
 	c.send(&discoveryv3.DeltaDiscoveryRequest{
 		TypeUrl: listenerType, ResourceNamesSubscribe: []string{"*"},
-		InitialResourceVersions: map[string]string{"l": versionText(snap.Listeners[0].version), "old": "1"},
+		InitialResourceVersions: map[string]string{"l": wire.VersionText(snap.Listeners[0].version), "old": "1"},
 	})
 	c.expect("Cluster +b")
 	c.expect("Listener -old")
@@ -261,11 +263,11 @@ func TestUnsubscribeUnderWildcard(t *testing.T) {
 func TestChunks(t *testing.T) {
 	const n = 20
 	body := strings.Repeat("x", maxResponse/4)
-	var clusters []Resource
+	var clusters []*Stored
 	for i := range n {
-		clusters = append(clusters, NewResource(fmt.Sprintf("c%02d", i), []byte(body)))
+		clusters = append(clusters, NewStored(fmt.Sprintf("c%02d", i), []byte(body)))
 	}
-	clusters = append(clusters, NewResource("huge", []byte(strings.Repeat("x", 3*maxResponse))))
+	clusters = append(clusters, NewStored("huge", []byte(strings.Repeat("x", 3*maxResponse))))
 	s, path := startServer(t)
 	version := s.Set(pair{Clusters: clusters}.snapshot())
 	c := connect(t, path)
@@ -407,7 +409,7 @@ func TestSnapshotStaysTheCallers(t *testing.T) {
 	c.expect("Cluster +a +b +c")
 }
 
-func describeNames(resources []Resource) string {
+func describeNames(resources []*Stored) string {
 	var names []string
 	for _, r := range resources {
 		names = append(names, r.Name)
@@ -469,10 +471,10 @@ func TestAppliedAfterStop(t *testing.T) {
 func FuzzVersion(f *testing.F) {
 	f.Add(uint64(1), "ff")
 	f.Fuzz(func(t *testing.T, v uint64, s string) {
-		if got := parseVersion(versionText(v)); got != v {
+		if got := wire.ParseVersion(wire.VersionText(v)); got != v {
 			t.Errorf("%d came back as %d", v, got)
 		}
-		parseVersion(s)
+		wire.ParseVersion(s)
 	})
 }
 

@@ -9,7 +9,8 @@ import (
 	"strings"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/protobuf/types/known/anypb"
+
+	"understudy.mesh/internal/grpcsock"
 )
 
 const (
@@ -213,11 +214,11 @@ func (st *stream) send(sub *subscription) (sent bool, err error) {
 	if len(sub.parts) > 0 {
 		return st.sendParts(sub)
 	}
-	var changed []Resource
+	var changed []*Stored
 	var removed []string
 	last := len(st.server.order) - 1
 	if int(st.phase) <= last {
-		changed = firstOnes(sub.changed(st.pushed), st.server.first, func(r Resource) string { return r.Name })
+		changed = firstOnes(sub.changed(st.pushed), st.server.first, func(r *Stored) string { return r.Name })
 	}
 	if int(st.phase) >= last {
 		removed = sub.removed(st.pushed)
@@ -287,10 +288,10 @@ func leading(parts [][]string, names []string) [][]string {
 }
 
 // chunk is how many of the resources go into one response: of those that go by name one, as a bad one would hide the others.
-func chunk(url string, resources []Resource) int {
+func chunk(url string, resources []*Stored) int {
 	size := 0
 	for i, r := range resources {
-		if size += len(r.Name) + len(r.Body); i > 0 && (size > maxResponse || named(url)) {
+		if size += len(r.Name) + r.Size(); i > 0 && (size > maxResponse || named(url)) {
 			return i
 		}
 	}
@@ -307,28 +308,24 @@ func (st *stream) sendNothing(sub *subscription) error {
 	return st.respond(sub, nil, none)
 }
 
-func (st *stream) respond(sub *subscription, changed []Resource, removed []string) error {
+func (st *stream) respond(sub *subscription, changed []*Stored, removed []string) error {
 	st.nonce++
-	nonce := strconv.FormatUint(st.nonce, 10)
-	resp := &discoveryv3.DeltaDiscoveryResponse{
-		TypeUrl:          sub.url,
-		Nonce:            nonce,
-		Resources:        make([]*discoveryv3.Resource, len(changed)),
-		RemovedResources: removed,
-	}
+	r := reply{url: sub.url, nonce: strconv.FormatUint(st.nonce, 10), removed: removed}
 	if st.pushed != nil {
-		resp.SystemVersionInfo = strconv.FormatUint(st.pushed.version, 10)
+		r.version = strconv.FormatUint(st.pushed.version, 10)
 	}
-	for i, r := range changed {
-		resp.Resources[i] = &discoveryv3.Resource{
-			Name: r.Name, Version: versionText(r.version),
-			Resource: &anypb.Any{TypeUrl: sub.url, Value: r.Body},
+	resources, err := frame(sub.url, changed)
+	if err != nil {
+		select {
+		case st.server.damaged <- struct{}{}:
+		default:
 		}
+		return err
 	}
-	sub.sent(nonce, changed, removed)
+	sub.sent(r.nonce, changed, removed)
 	st.server.counters.responses.Add(1)
 	st.server.counters.resources.Add(uint64(len(changed) + len(removed)))
-	if err := st.conn.Send(resp); err != nil {
+	if err := st.conn.SendMsg(grpcsock.NewFrame(r.head(), resources)); err != nil {
 		return fmt.Errorf("send to Envoy: %w", err)
 	}
 	return nil

@@ -4,6 +4,8 @@ import (
 	"slices"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"understudy.mesh/pkg/xds/internal/wire"
 )
 
 // wildcard is the name that stands for every resource of a type.
@@ -53,7 +55,7 @@ func newSubscription(first *discoveryv3.DeltaDiscoveryRequest) *subscription {
 		wildcard: len(first.GetResourceNamesSubscribe()) == 0,
 	}
 	for name, version := range first.GetInitialResourceVersions() {
-		s.known[name] = item{parseVersion(version), true}
+		s.known[name] = item{wire.ParseVersion(version), true}
 	}
 	for _, name := range first.GetResourceNamesSubscribe() {
 		_, has := s.known[name]
@@ -120,8 +122,8 @@ func (s *subscription) wants(name string) bool {
 }
 
 // changed gives the resources of st that Envoy wants and does not have in this version.
-func (s *subscription) changed(st *state) []Resource {
-	var out []Resource
+func (s *subscription) changed(st *state) []*Stored {
+	var out []*Stored
 	for _, r := range st.resources[s.url] {
 		if s.wants(r.Name) && s.known[r.Name].version != r.version {
 			out = append(out, r)
@@ -145,7 +147,7 @@ func (s *subscription) removed(st *state) []string {
 }
 
 // among gives what changed and removed do, of names alone.
-func (s *subscription) among(st *state, names []string) (changed []Resource, removed []string) {
+func (s *subscription) among(st *state, names []string) (changed []*Stored, removed []string) {
 	for _, name := range names {
 		it, known := s.known[name]
 		switch r, has := st.find(s.url, name); {
@@ -159,7 +161,7 @@ func (s *subscription) among(st *state, names []string) (changed []Resource, rem
 }
 
 // sent notes a response on its way.
-func (s *subscription) sent(nonce string, changed []Resource, removed []string) {
+func (s *subscription) sent(nonce string, changed []*Stored, removed []string) {
 	names := make([]string, 0, len(changed)+len(removed))
 	for _, r := range changed {
 		s.known[r.Name] = item{r.version, s.known[r.Name].held}

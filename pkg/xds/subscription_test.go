@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"understudy.mesh/pkg/xds/internal/wire"
 )
 
 // subscriber is a subscription, with the state that it is to follow.
@@ -19,7 +21,7 @@ type subscriber struct {
 func subscribed(t *testing.T, names []string, has ...string) *subscriber {
 	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusterType, ResourceNamesSubscribe: names, InitialResourceVersions: map[string]string{}}
 	for _, r := range list(has...) {
-		req.InitialResourceVersions[r.Name] = versionText(r.version)
+		req.InitialResourceVersions[r.Name] = wire.VersionText(r.version)
 	}
 	return &subscriber{subscription: newSubscription(req), t: t}
 }
@@ -50,7 +52,7 @@ func (s *subscriber) getsOf(names []string, want string) []string {
 	return s.takes(want, changed, removed)
 }
 
-func (s *subscriber) takes(want string, changed []Resource, removed []string) (names []string) {
+func (s *subscriber) takes(want string, changed []*Stored, removed []string) (names []string) {
 	s.t.Helper()
 	var words []string
 	for _, r := range changed {
@@ -164,10 +166,19 @@ func TestDuplicates(t *testing.T) {
 	if !slices.Equal(duplicates, []string{"b"}) {
 		t.Errorf("duplicates are %q, want b", duplicates)
 	}
-	if r, has := st.find(clusterType, "b"); !has || string(r.Body) != "1" {
-		t.Errorf("b is %q (there: %v), want the first", r.Body, has)
+	if r, has := st.find(clusterType, "b"); !has || string(bodyOf(t, r)) != "1" {
+		t.Errorf("b is %q (there: %v), want the first", bodyOf(t, r), has)
 	}
 	if r, has := st.find(listenerType, "b"); has {
 		t.Errorf("there is no listener b, and it is %v", r)
 	}
+}
+
+func bodyOf(t testing.TB, r *Stored) []byte {
+	t.Helper()
+	body, err := r.Body()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body
 }

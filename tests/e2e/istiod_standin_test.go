@@ -97,7 +97,9 @@ func resources(t *testing.T, dir string) map[string][]*discoveryv3.Resource {
 	all := map[string][]*discoveryv3.Resource{namesType: {{Resource: &anypb.Any{TypeUrl: namesType, Value: nameTable(out.Hosts)}}}}
 	for url, list := range out.Resources {
 		for _, r := range list {
-			all[url] = append(all[url], &discoveryv3.Resource{Name: r.Name, Resource: &anypb.Any{TypeUrl: url, Value: r.Body}})
+			body, err := r.Body()
+			must(t, err)
+			all[url] = append(all[url], &discoveryv3.Resource{Name: r.Name, Resource: &anypb.Any{TypeUrl: url, Value: body}})
 		}
 	}
 	return all

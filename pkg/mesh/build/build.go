@@ -4,6 +4,7 @@ package build
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -46,26 +47,46 @@ type Output struct {
 // The same input gives the same bytes. What a service's resources are made of is hashed, and resources whose input did
 // not change since the last Build are taken from there, so that the cost is that of the change.
 type Builder struct {
-	o         mesh.Options
-	last, now map[uint64]made // what the last Build made, by the hash of what it was made from
+	o      mesh.Options
+	made   map[uint64]made // what the last Build made, by the hash of what it was made from
+	builds uint32
+	known  map[xds.ID]*xds.Stored // see Reuse
 }
 
 // made is serialized resources, and what EnvoyFilters did to them.
 type made struct {
-	resources  []xds.Resource
-	patched    []envoyfilter.Note
+	resources []*xds.Stored
+	by        *patches // nil: nothing
+	build     uint32   // the last that used it
+}
+
+type patches struct {
+	notes      []envoyfilter.Note
 	extensions []envoyfilter.Extension
 }
 
 // New returns a builder that has built nothing yet.
-func New(o mesh.Options) *Builder { return &Builder{o: o} }
+func New(o mesh.Options) *Builder { return &Builder{o: o, made: map[uint64]made{}} }
+
+// Reuse has the next Build give those resources of snap themselves that it would make again, whose bodies then are there once.
+func (b *Builder) Reuse(snap xds.Snapshot) {
+	b.known = make(map[xds.ID]*xds.Stored)
+	for url, list := range snap {
+		for _, r := range list {
+			b.known[xds.ID{Type: url, Name: r.Name}] = r
+		}
+	}
+}
 
 // Build makes the resources of a registry and the VIPs of its AutoHosts, patched by filters. A host that wants a VIP and
 // has none in vips gets clusters only: traffic to it is traffic to an unknown destination. An EnvoyFilter that makes what
 // Envoy would never take is withheld as a whole, as Output.Filters says.
 func (b *Builder) Build(r *mesh.Registry, vips map[string][]netip.Addr, filters *envoyfilter.Set) (*Output, error) {
-	b.last, b.now = b.now, make(map[uint64]made, len(b.now))
-	defer func() { b.last = nil }() // what this build did not use
+	b.builds++
+	defer func() {
+		maps.DeleteFunc(b.made, func(_ uint64, m made) bool { return m.build != b.builds })
+		b.known = nil
+	}()
 	hosts := r.Hosts(vips)
 	for {
 		m, err := newMaker(b.o)
@@ -88,10 +109,13 @@ func (b *Builder) all(m *maker, r *mesh.Registry, vips map[string][]netip.Addr, 
 		if url == ListenerType {
 			sum = mix(sum, m.filters.Sum())
 		}
-		made, err := b.get(m, sum, make)
+		made, err := b.get(m, url, sum, make)
 		out.Resources[url] = append(out.Resources[url], made.resources...)
-		out.Patched = append(out.Patched, made.patched...)
-		for _, e := range made.extensions {
+		if made.by == nil {
+			return err
+		}
+		out.Patched = append(out.Patched, made.by.notes...)
+		for _, e := range made.by.extensions {
 			if !slices.ContainsFunc(out.Extensions, func(has envoyfilter.Extension) bool { return has.Name == e.Name }) {
 				out.Extensions = append(out.Extensions, e)
 			}
@@ -99,8 +123,8 @@ func (b *Builder) all(m *maker, r *mesh.Registry, vips map[string][]netip.Addr, 
 		return err
 	}
 	const basics, clusters, listeners, shared = 1, 2, 3, 4 // keep equal sums of different kinds apart
-	out.Resources[ClusterType] = make([]xds.Resource, 0, 2*len(r.Services())+8)
-	out.Resources[ListenerType] = make([]xds.Resource, 0, 2*len(r.Services())+2)
+	out.Resources[ClusterType] = make([]*xds.Stored, 0, 2*len(r.Services())+8)
+	out.Resources[ListenerType] = make([]*xds.Stored, 0, 2*len(r.Services())+2)
 	if err := add(ClusterType, mix(basics, clusters), m.basicClusters); err != nil {
 		return err
 	}
@@ -145,19 +169,17 @@ type resource interface {
 	GetName() string
 }
 
-func (b *Builder) get(m *maker, sum uint64, build func() []resource) (made, error) {
-	if same, ok := b.last[sum]; ok {
-		b.now[sum] = same
-		return same, nil
-	}
-	if same, ok := b.now[sum]; ok { // of a try that an EnvoyFilter ended
+func (b *Builder) get(m *maker, url string, sum uint64, build func() []resource) (made, error) {
+	if same, ok := b.made[sum]; ok {
+		same.build = b.builds
+		b.made[sum] = same
 		return same, nil
 	}
 	resources := build()
 	if m.err != nil {
 		return made{}, m.err
 	}
-	out := made{resources: make([]xds.Resource, len(resources))}
+	out := made{resources: make([]*xds.Stored, len(resources)), build: b.builds}
 	for i, r := range resources {
 		patched, err := m.patch(r)
 		if err != nil {
@@ -171,10 +193,18 @@ func (b *Builder) get(m *maker, sum uint64, build func() []resource) (made, erro
 		if err != nil {
 			return made{}, fmt.Errorf("serialize %s: %w", r.GetName(), err)
 		}
-		out.resources[i] = xds.NewResource(r.GetName(), body)
-		out.patched, out.extensions = append(out.patched, patched.Notes...), append(out.extensions, patched.Extensions...)
+		out.resources[i] = xds.NewStored(r.GetName(), body)
+		if known := b.known[xds.ID{Type: url, Name: r.GetName()}]; known.Equal(out.resources[i]) {
+			out.resources[i] = known
+		}
+		if len(patched.Notes)+len(patched.Extensions) > 0 {
+			if out.by == nil {
+				out.by = &patches{}
+			}
+			out.by.notes, out.by.extensions = append(out.by.notes, patched.Notes...), append(out.by.extensions, patched.Extensions...)
+		}
 	}
-	b.now[sum] = out
+	b.made[sum] = out
 	return out, nil
 }
 

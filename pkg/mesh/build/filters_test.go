@@ -60,7 +60,7 @@ func TestFilterTransitions(t *testing.T) {
 		}
 		all := map[string][]byte{}
 		for _, m := range out.Resources[ListenerType] {
-			all[m.Name] = m.Body
+			all[m.Name] = bodyOf(m)
 		}
 		return all
 	}
@@ -109,7 +109,7 @@ spec: {hosts: [tcp.x], ports: [{number: 3306, name: tcp, protocol: TCP}], resolu
 		r, _ := load(t, filteredServices+tcp+strings.Replace(bufferFilter("a", "80", "1"), "portNumber: 80", `name: "`+name+`"`, 1), testOptions())
 		var got []string
 		for _, m := range build(t, r, testOptions()).Resources[ListenerType] {
-			if bytes.Contains(m.Body, []byte("buffer.v3.Buffer")) {
+			if bytes.Contains(bodyOf(m), []byte("buffer.v3.Buffer")) {
 				got = append(got, m.Name)
 			}
 		}
@@ -140,7 +140,7 @@ func TestFilterModule(t *testing.T) {
 	}
 	all := ""
 	for _, l := range out.Resources[ListenerType] {
-		all += string(l.Body)
+		all += string(bodyOf(l))
 	}
 	if !strings.Contains(all, name) || strings.Contains(all, "example-filter.wasm") {
 		t.Error("the listener has the module, or does not name it")

@@ -105,12 +105,12 @@ func filterSet(r *mesh.Registry) *envoyfilter.Set {
 	return envoyfilter.NewSet(r.EnvoyFilters(), p, func(*envoyfilter.Filter) string { return "" })
 }
 
-func parseClusters(t testing.TB, msgs []xds.Resource) []*clusterv3.Cluster {
+func parseClusters(t testing.TB, msgs []*xds.Stored) []*clusterv3.Cluster {
 	t.Helper()
 	var out []*clusterv3.Cluster
 	for _, m := range msgs {
 		c := &clusterv3.Cluster{}
-		if err := proto.Unmarshal(m.Body, c); err != nil {
+		if err := proto.Unmarshal(bodyOf(m), c); err != nil {
 			t.Fatal(err)
 		}
 		out = append(out, c)
@@ -118,12 +118,12 @@ func parseClusters(t testing.TB, msgs []xds.Resource) []*clusterv3.Cluster {
 	return out
 }
 
-func parseListeners(t testing.TB, msgs []xds.Resource) []*listenerv3.Listener {
+func parseListeners(t testing.TB, msgs []*xds.Stored) []*listenerv3.Listener {
 	t.Helper()
 	var out []*listenerv3.Listener
 	for _, m := range msgs {
 		l := &listenerv3.Listener{}
-		if err := proto.Unmarshal(m.Body, l); err != nil {
+		if err := proto.Unmarshal(bodyOf(m), l); err != nil {
 			t.Fatal(err)
 		}
 		out = append(out, l)
@@ -189,4 +189,13 @@ func validate(t testing.TB, out *Output) {
 	if bytes.Contains(text, []byte("[warning]")) {
 		t.Fatalf("envoy warns:\n%s", text)
 	}
+}
+
+// bodyOf is the body of a resource, which is in memory.
+func bodyOf(r *xds.Stored) []byte {
+	body, err := r.Body()
+	if err != nil {
+		panic(err)
+	}
+	return body
 }

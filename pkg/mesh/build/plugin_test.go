@@ -24,7 +24,7 @@ func TestBadPluginRefuses(t *testing.T) {
 		}
 		for _, l := range out.Resources[ListenerType] {
 			kind, named := want[l.Name]
-			if has := strings.Contains(string(l.Body), "wasm-default-deny") && strings.Contains(string(l.Body), kind); named && has != (kind != "") {
+			if has := strings.Contains(string(bodyOf(l)), "wasm-default-deny") && strings.Contains(string(bodyOf(l)), kind); named && has != (kind != "") {
 				t.Errorf("%s: listener %s refuses: %v", spec, l.Name, has)
 			}
 		}

@@ -74,18 +74,18 @@ func TestOneOfManyChanges(t *testing.T) {
 }
 
 // checkDelta compares two sets of resources: "-name" is gone, "+name" is new, "~name" differs.
-func checkDelta(t *testing.T, old, now []xds.Resource, want ...string) {
+func checkDelta(t *testing.T, old, now []*xds.Stored, want ...string) {
 	t.Helper()
 	before := map[string][]byte{}
 	for _, m := range old {
-		before[m.Name] = m.Body
+		before[m.Name] = bodyOf(m)
 	}
 	var got []string
 	for _, m := range now {
 		body, was := before[m.Name]
 		if !was {
 			got = append(got, "+"+m.Name)
-		} else if !bytes.Equal(body, m.Body) {
+		} else if !bytes.Equal(body, bodyOf(m)) {
 			got = append(got, "~"+m.Name)
 		}
 		delete(before, m.Name)
@@ -149,7 +149,7 @@ func BenchmarkLoadBuild(b *testing.B) {
 				b.ReportMetric(float64(int64(heap())-int64(empty))/(1<<20), "heap-MiB")
 				bytes := 0
 				for _, m := range slices.Concat(out.Resources[ClusterType], out.Resources[ListenerType]) {
-					bytes += len(m.Body)
+					bytes += len(bodyOf(m))
 				}
 				b.ReportMetric(float64(bytes)/float64(n), "resource-B/entry")
 				runtime.KeepAlive(s)

@@ -44,10 +44,14 @@ func (o *Output) trial(serving []byte, names map[string]bool) ([]byte, error) {
 			continue
 		}
 		l := &listenerv3.Listener{}
-		if err := proto.Unmarshal(r.Body, l); err != nil {
+		body, err := r.Body()
+		if err == nil {
+			err = proto.Unmarshal(body, l)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("read listener %s: %w", r.Name, err)
 		}
-		static.Listeners, bodies = append(static.Listeners, l), append(bodies, r.Body)
+		static.Listeners, bodies = append(static.Listeners, l), append(bodies, body)
 	}
 	all := bytes.Join(bodies, nil)
 	for _, r := range o.Resources[ClusterType] {
@@ -55,7 +59,11 @@ func (o *Output) trial(serving []byte, names map[string]bool) ([]byte, error) {
 			continue
 		}
 		c := &clusterv3.Cluster{}
-		if err := proto.Unmarshal(r.Body, c); err != nil {
+		body, err := r.Body()
+		if err == nil {
+			err = proto.Unmarshal(body, c)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("read cluster %s: %w", r.Name, err)
 		}
 		static.Clusters = append(static.Clusters, c)

@@ -25,17 +25,17 @@ const (
 // many more as it takes. A host stays in its part, so that a change is one of its part alone.
 type port struct {
 	number   uint16
-	there    []byte // the listener that takes the port on every address, if there is one
+	there    *xds.Stored // the listener that takes the port on every address, if there is one
 	parts    []*part
 	gone     map[string]int // the parts of members that went
-	listener xds.Resource
+	listener *xds.Stored
 }
 
 // part is some of the members of a port; none, if all that it had went.
 type part struct {
 	members  []*member // by address
 	accepted []*member // those of the version that Envoy took last
-	routes   xds.Resource
+	routes   *xds.Stored
 }
 
 func newPort(number uint16) *port { return &port{number: number, gone: map[string]int{}} }
@@ -49,7 +49,7 @@ func (p *port) routesOf(i int) string {
 }
 
 // routes are the route configurations of all parts that have members.
-func (p *port) routes() (out []xds.Resource) {
+func (p *port) routes() (out []*xds.Stored) {
 	for _, part := range p.parts {
 		if len(part.members) > 0 {
 			out = append(out, part.routes)
@@ -60,7 +60,7 @@ func (p *port) routes() (out []xds.Resource) {
 
 // place makes members those of the port, each in the part that it is or was in, or else in the first that has room, and
 // makes the routes of the parts that change. changed is false where none does.
-func (p *port) place(members []*member) (changed bool) {
+func (p *port) place(members []*member) (changed bool, err error) {
 	var lists [][]*member
 	var fresh []*member
 	add := func(m *member) {
@@ -100,11 +100,13 @@ func (p *port) place(members []*member) (changed bool) {
 		}
 		if !slices.Equal(part.members, now) {
 			p.remember(i, part.members, now)
+			if part.routes, err = routes(p.routesOf(i), now); err != nil {
+				return false, err
+			}
 			part.members, changed = now, true
-			part.routes = routes(p.routesOf(i), now)
 		}
 	}
-	return changed
+	return changed, nil
 }
 
 // remember keeps the places of those members of a part that are not there now.
@@ -176,9 +178,16 @@ func (l *pool) chain(listener string) string {
 
 // make makes the shared listener. The chain of a pool that was there before is the same as before, byte by byte: Envoy
 // drains no connection of a chain that stays.
-func (p *port) make(o *outbound, there []byte) error {
+func (p *port) make(o *outbound, there *xds.Stored) error {
 	name := o.listenerName(p.number)
-	body, others, ok := o.base(p.number, there)
+	var of []byte
+	var err error
+	if there != nil {
+		if of, err = there.Body(); err != nil {
+			return err
+		}
+	}
+	body, others, ok := o.base(p.number, of)
 	if !ok {
 		return fmt.Errorf("read the %s that is there: %w", name, errListener)
 	}
@@ -206,7 +215,7 @@ func (p *port) make(o *outbound, there []byte) error {
 		list = appendBytes(list, listMatchers, c.matcher())
 	}
 	body = appendBytes(body, listenerMatcher, appendBytes(nil, matcherList, list))
-	p.there, p.listener = there, xds.NewResource(name, body)
+	p.there, p.listener = there, xds.NewStored(name, body)
 	return nil
 }
 

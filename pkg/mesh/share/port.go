@@ -38,7 +38,7 @@ var errListener = errors.New("it is not a listener as this release makes them")
 // outbound is the listener that captures: what becomes of a connection to an address that is no member's is as if there
 // were no shared listener.
 type outbound struct {
-	body       []byte
+	resource   *xds.Stored
 	host       string // of its address, as it is in Istio's names
 	address    []byte
 	additional [][]byte
@@ -46,8 +46,12 @@ type outbound struct {
 	refusing   [][]byte // its chains for prefixes, those of the VIPs: they close connections
 }
 
-func newOutbound(body []byte) (*outbound, error) {
-	o := &outbound{body: body}
+func newOutbound(r *xds.Stored) (*outbound, error) {
+	body, err := r.Body()
+	if err != nil {
+		return nil, err
+	}
+	o := &outbound{resource: r}
 	ok := fields(body, func(number protowire.Number, whole, value []byte, _ uint64) bool {
 		switch number {
 		case listenerAddress:
@@ -127,12 +131,16 @@ func withPort(address []byte, port uint16) (out []byte) {
 
 // managerChain is the chain of a template: that of a member, but that its routes are those of the given name.
 func managerChain(name, routes string, m *member) ([]byte, error) {
+	body, err := m.resource.Body()
+	if err != nil {
+		return nil, err
+	}
 	more, err := byDestination(routes)
 	if err != nil {
 		return nil, fmt.Errorf("serialize the connection manager of %s: %w", name, err)
 	}
 	chain := appendBytes(nil, chainNamed, name)
-	fields(m.body, func(number protowire.Number, _, value []byte, _ uint64) bool {
+	fields(body, func(number protowire.Number, _, value []byte, _ uint64) bool {
 		return number != listenerChains || fields(value, func(number protowire.Number, _, value []byte, _ uint64) bool {
 			if number == chainFilters {
 				chain = appendBytes(chain, chainFilters, withRoutes(value, more))
@@ -187,17 +195,22 @@ func byDestination(name string) ([]byte, error) {
 
 // routes is a route configuration of members in their order. Which of its routes a request takes is told by the address that
 // the application dialled, and by nothing that it says.
-func routes(called string, members []*member) xds.Resource {
+func routes(called string, members []*member) (*xds.Stored, error) {
 	size := 0
 	for _, m := range members {
-		size += len(m.addrs) * (len(m.route) + entrySize)
+		size += len(m.addrs) * (int(m.route.size) + entrySize)
 	}
+	var bodies xds.Bodies
 	w := &backwards{b: make([]byte, size)}
 	name, url := appendBytes(nil, extensionName, "route"), appendBytes(nil, anyType, typePrefix+routeMessage)
 	for _, m := range slices.Backward(members) {
+		body, err := bodies.Of(m.resource)
+		if err != nil {
+			return nil, err
+		}
 		for _, a := range slices.Backward(m.addrs) {
 			begun := w.n
-			w.bytes(anyValue, m.route)
+			w.bytes(anyValue, m.route.of(body))
 			w.put(url)
 			w.close(extensionConfig, begun)
 			w.put(name)
@@ -217,5 +230,5 @@ func routes(called string, members []*member) xds.Resource {
 	w.bytes(routesRemove, []byte(destinationHeader))
 	w.bytes(routesValidate, nil) // false: a cluster that is late is a 503
 	w.bytes(routesName, []byte(called))
-	return xds.NewResource(called, w.message())
+	return xds.NewStored(called, w.message()), nil
 }

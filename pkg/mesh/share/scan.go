@@ -13,11 +13,15 @@ import (
 // scan finds out whether a listener is a member of its port: it binds nothing, and of its one chain the last filter is a
 // connection manager with one route for all hosts. Anything else about it is its template, and what scan does not expect
 // leaves the listener as it is.
-func scan(r xds.Resource) *member {
-	m := &member{name: r.Name, body: r.Body, part: unplaced}
+func scan(r *xds.Stored) (*member, error) {
+	body, err := r.Body()
+	if err != nil {
+		return nil, err
+	}
+	m := &member{name: r.Name, resource: r, part: unplaced}
 	rest := fnv.New64a()
 	s := scanner{rest: rest.Write}
-	ok := s.message(r.Body, func(number protowire.Number, value []byte, n uint64) bool {
+	ok := s.message(body, func(number protowire.Number, value []byte, n uint64) bool {
 		switch number {
 		case listenerName:
 			return true
@@ -34,15 +38,15 @@ func scan(r xds.Resource) *member {
 			return s.unbound
 		case listenerChains:
 			s.chains++
-			return s.chain(value, m)
+			return s.chain(value)
 		}
 		return false
 	})
-	if !ok || !s.unbound || s.chains != 1 || m.route == nil || len(m.addrs) == 0 {
-		return nil
+	if !ok || !s.unbound || s.chains != 1 || s.route == nil || len(m.addrs) == 0 {
+		return nil, nil
 	}
-	m.template = rest.Sum64()
-	return m
+	m.template, m.route = rest.Sum64(), spanOf(body, s.route)
+	return m, nil
 }
 
 // scanner walks a listener without making objects of it: there are ten thousand of them.
@@ -50,6 +54,7 @@ type scanner struct {
 	rest    func([]byte) (int, error) // takes what is the template's
 	unbound bool
 	chains  int
+	route   []byte // nil: none was found
 }
 
 // message calls visit for each field, until it says no; ok is false then, and where b is no message.
@@ -107,27 +112,27 @@ func (s *scanner) address(b []byte, m *member) bool {
 	return port != 0
 }
 
-func (s *scanner) chain(b []byte, m *member) bool {
+func (s *scanner) chain(b []byte) bool {
 	return s.message(b, func(number protowire.Number, value []byte, _ uint64) bool {
 		switch number {
 		case chainMatch:
 			return len(value) == 0
 		case chainFilters:
-			if m.route != nil {
+			if s.route != nil {
 				return false // a filter behind the one that ends the chain
 			}
-			return s.filter(value, m)
+			return s.filter(value)
 		}
 		return false
 	})
 }
 
-func (s *scanner) filter(b []byte, m *member) bool {
+func (s *scanner) filter(b []byte) bool {
 	return fields(b, func(number protowire.Number, whole, value []byte, _ uint64) bool {
 		if number == filterConfig {
 			url, config, ok := unpack(value)
 			if ok && url == managerType {
-				return s.manager(config, m)
+				return s.manager(config)
 			}
 		}
 		_, _ = s.rest(whole)
@@ -151,17 +156,17 @@ func unpack(b []byte) (url string, value []byte, ok bool) {
 	return url, value, ok
 }
 
-func (s *scanner) manager(b []byte, m *member) bool {
+func (s *scanner) manager(b []byte) bool {
 	return fields(b, func(number protowire.Number, whole, value []byte, _ uint64) bool {
 		if number == managerRoutes {
-			return m.route == nil && s.routes(value, m)
+			return s.route == nil && s.routes(value)
 		}
 		_, _ = s.rest(whole)
 		return true
 	})
 }
 
-func (s *scanner) routes(b []byte, m *member) bool {
+func (s *scanner) routes(b []byte) bool {
 	hosts := 0
 	return s.message(b, func(number protowire.Number, value []byte, n uint64) bool {
 		switch number {
@@ -171,13 +176,13 @@ func (s *scanner) routes(b []byte, m *member) bool {
 			return len(value) == 0 // false
 		case routesHosts:
 			hosts++
-			return hosts == 1 && s.host(value, m)
+			return hosts == 1 && s.host(value)
 		}
 		return false
 	})
 }
 
-func (s *scanner) host(b []byte, m *member) bool {
+func (s *scanner) host(b []byte) bool {
 	return s.message(b, func(number protowire.Number, value []byte, _ uint64) bool {
 		switch number {
 		case hostName:
@@ -185,8 +190,8 @@ func (s *scanner) host(b []byte, m *member) bool {
 		case hostDomains:
 			return string(value) == "*"
 		case hostRoutes:
-			first := m.route == nil
-			m.route = value
+			first := s.route == nil
+			s.route = value
 			return first
 		}
 		return false

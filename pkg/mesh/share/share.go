@@ -34,8 +34,8 @@ type Sharer struct {
 
 // seen is what a listener was found to be.
 type seen struct {
-	body   []byte
-	member *member // nil: it stays as it is
+	resource *xds.Stored
+	member   *member // nil: it stays as it is
 }
 
 // New returns a sharer for the Envoys of a server. It leaves listeners on taken ports as they are: others bind them.
@@ -61,23 +61,26 @@ func (s *Sharer) Applied(ctx context.Context, version uint64) error {
 // share returns snap with shared listeners in the place of those that can be shared. Where nothing changed since the last
 // call, nothing is made.
 func (s *Sharer) share(snap xds.Snapshot) (xds.Snapshot, error) {
-	listeners := make([]xds.Resource, 0, len(snap[build.ListenerType]))
-	groups, others := map[uint16][]*member{}, map[string][]byte{}
+	listeners := make([]*xds.Stored, 0, len(snap[build.ListenerType]))
+	groups, others := map[uint16][]*member{}, map[string]*xds.Stored{}
 	last := s.seen
 	s.seen = make(map[string]seen, len(snap[build.ListenerType]))
 	for _, r := range snap[build.ListenerType] {
 		now, hit := last[r.Name]
-		if !hit || !sameBytes(now.body, r.Body) {
-			before := now.member
-			now = seen{r.Body, scan(r)}
-			now.member.placeAs(before)
+		if !hit || now.resource != r {
+			found, err := scan(r)
+			if err != nil {
+				return nil, err
+			}
+			found.placeAs(now.member)
+			now = seen{r, found}
 		}
 		s.seen[r.Name] = now
 		if m := now.member; m != nil && !slices.Contains(s.taken, m.port) {
 			groups[m.port] = append(groups[m.port], m)
 			continue
 		}
-		others[r.Name] = r.Body
+		others[r.Name] = r
 		listeners = append(listeners, r)
 	}
 	changed, err := s.setOutbound(others[build.OutboundListener])
@@ -90,13 +93,17 @@ func (s *Sharer) share(snap xds.Snapshot) (xds.Snapshot, error) {
 		if p == nil {
 			p = newPort(number)
 		}
-		if p.place(groups[number]) || changed || !sameBytes(p.there, there) {
+		placed, err := p.place(groups[number])
+		if err != nil {
+			return nil, fmt.Errorf("make the routes of port %d: %w", number, err)
+		}
+		if placed || changed || p.there != there {
 			if err := p.make(s.outbound, there); err != nil {
 				return nil, fmt.Errorf("make the listener of port %d: %w", number, err)
 			}
 		}
 		ports[number] = p
-		listeners = slices.DeleteFunc(listeners, func(r xds.Resource) bool { return r.Name == p.listener.Name })
+		listeners = slices.DeleteFunc(listeners, func(r *xds.Stored) bool { return r.Name == p.listener.Name })
 		listeners = append(listeners, p.listener)
 		out[build.RouteType] = append(out[build.RouteType], p.routes()...)
 	}
@@ -104,20 +111,15 @@ func (s *Sharer) share(snap xds.Snapshot) (xds.Snapshot, error) {
 	return out, nil
 }
 
-func (s *Sharer) setOutbound(body []byte) (changed bool, err error) {
+func (s *Sharer) setOutbound(r *xds.Stored) (changed bool, err error) {
 	switch {
-	case body == nil:
+	case r == nil:
 		changed, s.outbound = s.outbound != nil, nil
-	case s.outbound == nil || !sameBytes(s.outbound.body, body):
+	case s.outbound == nil || s.outbound.resource != r:
 		changed = true
-		s.outbound, err = newOutbound(body)
+		s.outbound, err = newOutbound(r)
 	}
 	return changed, err
-}
-
-// sameBytes says whether a and b are the same array, which nobody changes.
-func sameBytes(a, b []byte) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
 // answer is what Envoy's answer to what share returned last means for what share was given: a shared listener or its routes
@@ -147,9 +149,9 @@ type member struct {
 	addrs    []netip.Addr
 	port     uint16
 	template uint64 // of all but name, addresses and route
-	body     []byte
-	route    []byte // the one route, within body
-	part     int    // of its port's routes; unplaced before it has one
+	resource *xds.Stored
+	route    span // the one route, within the body
+	part     int  // of its port's routes; unplaced before it has one
 }
 
 func (m *member) id() xds.ID { return xds.ID{Type: build.ListenerType, Name: m.name} }
@@ -165,3 +167,11 @@ func (m *member) placeAs(before *member) {
 		m.part = before.part
 	}
 }
+
+// span is a part of a body.
+type span struct{ at, size uint32 }
+
+// spanOf is where a part lies in the body that it was cut out of.
+func spanOf(body, part []byte) span { return span{uint32(cap(body) - cap(part)), uint32(len(part))} }
+
+func (s span) of(body []byte) []byte { return body[s.at : s.at+s.size] }

@@ -94,7 +94,7 @@ func mustShare(t testing.TB, s *Sharer, snap xds.Snapshot) xds.Snapshot {
 	return out
 }
 
-func namesOf(list []xds.Resource) (names []string) {
+func namesOf(list []*xds.Stored) (names []string) {
 	for _, r := range list {
 		names = append(names, r.Name)
 	}
@@ -130,7 +130,7 @@ func TestShape(t *testing.T) {
 			again := mustShare(t, s, snap)
 			for url, list := range out {
 				for i, r := range list {
-					if !sameBytes(r.Body, again[url][i].Body) {
+					if r != again[url][i] {
 						t.Errorf("%s was made once more", r.Name)
 					}
 				}
@@ -151,7 +151,7 @@ func chains(t testing.TB, snap xds.Snapshot, name string) map[string]string {
 			continue
 		}
 		l := &listenerv3.Listener{}
-		if err := proto.Unmarshal(r.Body, l); err != nil {
+		if err := proto.Unmarshal(bodyOf(r), l); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.ValidateAll(); err != nil {
@@ -202,7 +202,7 @@ func TestTemplates(t *testing.T) {
 	}
 	for _, r := range out[build.RouteType] {
 		rc := &routev3.RouteConfiguration{}
-		if err := proto.Unmarshal(r.Body, rc); err != nil {
+		if err := proto.Unmarshal(bodyOf(r), rc); err != nil {
 			t.Fatal(err)
 		}
 		table := rc.GetVirtualHosts()[0].GetMatcher().GetMatcherTree().GetExactMatchMap().GetMap()
@@ -256,7 +256,7 @@ func TestHostCalledAddresses(t *testing.T) {
 	if len(out[build.RouteType]) != 1 {
 		t.Fatalf("routes %q", namesOf(out[build.RouteType]))
 	}
-	if err := proto.Unmarshal(out[build.RouteType][0].Body, rc); err != nil {
+	if err := proto.Unmarshal(bodyOf(out[build.RouteType][0]), rc); err != nil {
 		t.Fatal(err)
 	}
 	hosts := rc.GetVirtualHosts()
@@ -280,13 +280,13 @@ func TestParts(t *testing.T) {
 	state := func(what string, changes string, documents ...string) {
 		t.Helper()
 		now := mustShare(t, s, source.snapshot(documents...))
-		before := map[string][]byte{}
+		before := map[string]*xds.Stored{}
 		for _, r := range last[build.RouteType] {
-			before[r.Name] = r.Body
+			before[r.Name] = r
 		}
 		var changed []string
 		for _, r := range now[build.RouteType] {
-			if !sameBytes(before[r.Name], r.Body) {
+			if before[r.Name] != r {
 				changed = append(changed, r.Name)
 			}
 		}
@@ -331,8 +331,10 @@ func TestPartsRefused(t *testing.T) {
 func TestForget(t *testing.T) {
 	p := newPort(80)
 	for i := range 3 * remembered {
-		m := &member{name: fmt.Sprint(i), addrs: []netip.Addr{netip.AddrFrom4([4]byte{240, 240, byte(i >> 8), byte(i)})}, part: unplaced}
-		p.place([]*member{m})
+		m := &member{name: fmt.Sprint(i), resource: xds.NewStored("", nil), addrs: []netip.Addr{netip.AddrFrom4([4]byte{240, 240, byte(i >> 8), byte(i)})}, part: unplaced}
+		if _, err := p.place([]*member{m}); err != nil {
+			t.Fatal(err)
+		}
 		if len(p.gone) > remembered || len(p.parts) != 1 {
 			t.Fatalf("after %d hosts, %d places and %d parts", i, len(p.gone), len(p.parts))
 		}
@@ -343,11 +345,14 @@ func TestForget(t *testing.T) {
 func FuzzScan(f *testing.F) {
 	source := newBuilder(f)
 	for _, r := range source.snapshot(entryOf("a.x", 80, "HTTP"), entryOf("b.x", 443, "TLS"))[build.ListenerType] {
-		f.Add(r.Body)
+		f.Add(bodyOf(r))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		m := scan(xds.NewResource("name", body))
-		if m == nil {
+		m, err := scan(xds.NewStored("name", body))
+		if m == nil || err != nil {
+			if err != nil {
+				t.Error(err)
+			}
 			return
 		}
 		l := &listenerv3.Listener{}
@@ -374,4 +379,13 @@ func BenchmarkChange(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		mustShare(b, s, states[(i+1)%2])
 	}
+}
+
+// bodyOf is the body of a resource, which is in memory.
+func bodyOf(r *xds.Stored) []byte {
+	body, err := r.Body()
+	if err != nil {
+		panic(err)
+	}
+	return body
 }

@@ -12,6 +12,7 @@ import (
 	"understudy.mesh/pkg/config"
 	"understudy.mesh/pkg/mesh"
 	"understudy.mesh/pkg/mesh/build"
+	"understudy.mesh/pkg/xds"
 )
 
 // TestDetectionTimeoutOfZeroWaitsForEver wants what docs/settings.md says of protocolDetectionTimeout: 0s is no default.
@@ -43,7 +44,7 @@ func TestDetectionTimeoutOfZeroWaitsForEver(t *testing.T) {
 	}
 	for _, m := range out.Resources[build.ListenerType] {
 		var l listenerv3.Listener
-		if err := proto.Unmarshal(m.Body, &l); err != nil {
+		if err := proto.Unmarshal(bodyOf(m), &l); err != nil {
 			t.Fatal(err)
 		}
 		if m.Name == build.InboundListener {
@@ -61,4 +62,13 @@ func TestConnectTimeoutOfZeroIsRefused(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "connectTimeout is 0s") {
 		t.Error(err)
 	}
+}
+
+// bodyOf is the body of a resource, which is in memory.
+func bodyOf(r *xds.Stored) []byte {
+	body, err := r.Body()
+	if err != nil {
+		panic(err)
+	}
+	return body
 }

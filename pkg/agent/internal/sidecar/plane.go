@@ -141,6 +141,8 @@ func (s *Sidecar) newFiles() error {
 		Check:     s.helper.Validate,
 		Bootstrap: s.dir.BootstrapFile(),
 		Modules:   func() (ecds.Modules, error) { return s.modules.open() },
+		Shared:    server.Given,
+		Damaged:   server.Damaged(),
 		GiveBack:  s.world.GiveBack,
 		TTL:       s.cfg.DNSTTL, Ready: s.Ready, InForce: s.progress, Log: s.world.Log,
 	}

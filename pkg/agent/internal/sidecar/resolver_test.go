@@ -39,7 +39,7 @@ func TestLookupsOfResources(t *testing.T) {
 	}
 	for _, m := range append(out.Resources[build.ClusterType], out.Resources[build.ListenerType]...) {
 		needs := m.Name == "outbound|80||*.a.x" || m.Name == "0.0.0.0_80"
-		if asks := bytes.Contains(m.Body, []byte(server)); asks != needs {
+		if asks := bytes.Contains(bodyOf(m), []byte(server)); asks != needs {
 			t.Errorf("%s asks the agent: %v", m.Name, asks)
 		}
 	}

@@ -79,7 +79,7 @@ func meshSettings() []Setting {
 		{name: "connectTimeout", mesh: "connectTimeout", Kind: Duration, Default: "10s", field: "ConnectTimeout",
 			Doc: "Longest time that Envoy takes to connect to an upstream"},
 		{name: "protocolDetectionTimeout", mesh: "protocolDetectionTimeout", Kind: Duration, Default: "100ms", field: "DetectionTimeout",
-			Doc: "How long a connection may stay silent before it counts as TCP; 0s waits for ever"},
+			Doc: "How long a connection may stay silent before it counts as TCP; 0s waits for ever, as it does with files where a Wasm filter of HTTP fails closed"},
 	}
 }
 

@@ -61,6 +61,7 @@ type Set struct {
 	// networkPlugins and httpPlugins are those that are no patch's.
 	networkPlugins, httpPlugins []*entry
 	ports                       []uint16
+	inbound, outbound           bool // see Guards
 	sum                         uint64
 	again                       func(refused func(*Filter) string) *Set // the same set, of which other documents are withheld
 }
@@ -181,10 +182,25 @@ func (s *Set) fill(noWasm string) {
 			s.http = append(s.http, e)
 		}
 		s.ports = append(s.ports, e.inboundPorts()...)
+		s.guarded(e)
 	}
 	slices.Sort(s.ports)
 	s.ports = slices.Compact(s.ports)
 	s.sum = hash.Sum64()
+}
+
+// guarded notes whose traffic an active entry guards, if it does.
+func (s *Set) guarded(e *entry) {
+	_, config, _ := parts(e.value)
+	switch plugin := wasmPlugin(config); {
+	case e.plugin != nil && !e.plugin.Network && (plugin == nil || !failsOpen(plugin)): // without a module it is in the place of a bad document
+		all := len(e.plugin.Match) == 0
+		s.inbound = s.inbound || all || slices.ContainsFunc(e.plugin.Match, func(m Match) bool { return m.Server })
+		s.outbound = s.outbound || all || slices.ContainsFunc(e.plugin.Match, func(m Match) bool { return m.Client })
+	case e.plugin == nil && e.applyTo == networking.EnvoyFilter_HTTP_FILTER && plugin != nil && !failsOpen(plugin):
+		s.inbound = s.inbound || e.context != networking.EnvoyFilter_SIDECAR_OUTBOUND
+		s.outbound = s.outbound || e.context != networking.EnvoyFilter_SIDECAR_INBOUND
+	}
 }
 
 // extensions are the configurations that filters may name.
@@ -251,6 +267,17 @@ func (s *Set) Ports() []uint16 {
 		return nil
 	}
 	return s.ports
+}
+
+// Guards says whether no HTTP request of a direction may pass without a Wasm filter, which fails closed.
+func (s *Set) Guards(inbound bool) bool {
+	switch {
+	case s == nil:
+		return false
+	case inbound:
+		return s.inbound
+	}
+	return s.outbound
 }
 
 // Sum is of everything that patches depend on: two sets with one Sum patch alike.

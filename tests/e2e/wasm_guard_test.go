@@ -77,11 +77,10 @@ func (p *slotPod) takeOver(t *testing.T, modules int) {
 // replaced, by a bad one too, while other filters come and go, in an upgrade, nor when Envoy is killed. It goes without a request that fails.
 func TestWasmGuard(t *testing.T) {
 	t.Parallel()
-	p := newSlotPod(t, lab.SlotsOptions{Args: withMeshFile})
+	p := newSlotPod(t, lab.SlotsOptions{})
 	s := serveModules(t, p.Lab, map[string][]byte{
 		"/refuses": proxywasm.Module{Configure: proxywasm.Refuses}.Bytes(), "/other": proxywasm.Module{Header: "x-other", Value: "on"}.Bytes(),
 	})
-	p.slots.Write(t, meshFile, noDetectionTimeout)
 	guard := func(path, more string) { p.slots.Write(t, "guard.yaml", plugin("guard", modulesURL+path, more)) }
 	guard("/one", "")
 	counts := &guarded{}

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -183,7 +185,7 @@ func TestWasmBadModules(t *testing.T) {
 // filters from the moment at which it can; a module that is at hand costs no request, neither when its filter comes nor when it goes.
 func TestWasmFailClosed(t *testing.T) {
 	t.Parallel()
-	p := newPod(t, podOptions{agent: lab.AgentOptions{Args: withMeshFile}, files: map[string]string{meshFile: noDetectionTimeout}})
+	p := newPod(t, podOptions{})
 	lab.ServeHTTP(t, p.Pod.Listen(t, "[::]:8080"), "app")
 	s := serveModules(t, p.Lab, map[string][]byte{"/one": proxywasm.Module{Header: "resp-header-demo", Value: "one"}.Bytes()})
 	const at = "http://198.51.100.70"
@@ -389,21 +391,74 @@ func TestWasmUpgradeStale(t *testing.T) {
 }
 
 // TestServerSpeaksFirst is why a connection whose client is silent does not wait for ever by default, as under Istio, where ports have
-// protocols: a server that speaks first would not get to.
+// protocols: a server that speaks first would not get to, but at the ports that istiod knows.
 func TestServerSpeaksFirst(t *testing.T) {
 	t.Parallel()
 	for timeout, greets := range map[string]bool{"": true, noDetectionTimeout: false} {
 		p := newPod(t, podOptions{agent: lab.AgentOptions{Args: withMeshFile}, files: map[string]string{meshFile: timeout}})
-		lab.ServeTCP(p.Pod.Listen(t, "[::]:3306"), func(c net.Conn) { _, _ = io.WriteString(c, "hello") })
-		c := dial(t, p.Out, net.JoinHostPort(lab.PodIP, "3306"))
-		wait := 2 * time.Second
-		if greets {
-			wait = lab.Deadline
+		speakFirst(t, p.Pod)
+		greeted(t, p.Out, 3306, true)
+		greeted(t, p.Out, 2121, greets)
+	}
+}
+
+// speakFirst has two servers in the pod that say something before their clients do.
+func speakFirst(t *testing.T, pod *lab.Namespace) {
+	t.Helper()
+	for _, address := range []string{"[::]:3306", "[::]:2121"} {
+		lab.ServeTCP(pod.Listen(t, address), func(c net.Conn) { _, _ = io.WriteString(c, "hello") })
+	}
+}
+
+// greeted demands that such a server gets to speak, or does not.
+func greeted(t *testing.T, out *lab.Namespace, port int, want bool) {
+	t.Helper()
+	c := dial(t, out, net.JoinHostPort(lab.PodIP, strconv.Itoa(port)))
+	wait := 2 * time.Second
+	if want {
+		wait = lab.Deadline
+	}
+	must(t, c.SetReadDeadline(time.Now().Add(wait)))
+	if n, err := c.Read(make([]byte, 5)); want != (n == 5) {
+		t.Errorf("port %d: %d bytes of the greeting, %v", port, n, err)
+	}
+}
+
+// TestWasmSilentClient: no client gets past a filter that fails closed by saying nothing for longer than other connections may, which then count
+// as none of HTTP. What such a filter does not guard is as ever once it has gone.
+func TestWasmSilentClient(t *testing.T) {
+	t.Parallel()
+	p := newPod(t, podOptions{})
+	lab.ServeHTTP(t, p.Pod.Listen(t, "[::]:8080"), "app")
+	speakFirst(t, p.Pod)
+	late := func() (*http.Response, error) {
+		c := dial(t, p.Out, net.JoinHostPort(lab.PodIP, "8080"))
+		time.Sleep(time.Second) // ten times protocolDetectionTimeout
+		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: app\r\n\r\n"); err != nil {
+			return nil, err
 		}
-		must(t, c.SetReadDeadline(time.Now().Add(wait)))
-		n, err := c.Read(make([]byte, 5))
-		if greets != (n == 5) {
-			t.Errorf("mesh file %q: %d bytes of the greeting, %v", timeout, n, err)
+		must(t, c.SetReadDeadline(time.Now().Add(lab.Deadline)))
+		return http.ReadResponse(bufio.NewReader(c), nil)
+	}
+	status := func(want int) {
+		t.Helper()
+		if resp, err := late(); err != nil || resp.StatusCode != want {
+			t.Errorf("a client that was silent got %+v, %v, want %d", resp, err, want)
 		}
 	}
+	status(http.StatusOK)
+	p.c.Write(t, "guard.yaml", plugin("guard", modulesURL+"/none", ""))
+	eventually(t, "it is refused", func() error {
+		status, _, err := p.Out.Get("http://" + lab.PodIP + ":8080/")
+		if err == nil && status != http.StatusForbidden {
+			err = fmt.Errorf("status %d", status)
+		}
+		return err
+	})
+	status(http.StatusForbidden)
+	greeted(t, p.Out, 3306, true)
+	p.c.Remove(t, "guard.yaml")
+	eventually(t, "it is gone", func() error { return answers(p.Out, "http://"+lab.PodIP+":8080/") })
+	status(http.StatusOK)
+	greeted(t, p.Out, 2121, true)
 }

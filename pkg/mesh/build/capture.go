@@ -77,12 +77,12 @@ func (b *maker) outbound() *listenerv3.Listener {
 // without TLS go through an HTTP filter, so that they can be drained politely; everything else is bytes.
 func (b *maker) inbound() *listenerv3.Listener {
 	l := b.captureListener(InboundListener, b.o.InboundPort, corev3.TrafficDirection_INBOUND)
-	b.setDetection(l)
+	b.setDetection(l, true)
 	if b.o.TransparentMark != 0 {
 		l.Transparent = wrapperspb.Bool(true)
 	}
 	refused := b.refusedPorts()
-	l.ListenerFilters = b.inboundFilters(refused)
+	l.ListenerFilters = b.inboundFilters(append(b.serverFirstPorts(), refused...))
 	hole := b.tcpFilter(blackHoleCluster)
 	for _, p := range refused {
 		l.FilterChains = append(l.FilterChains, named(InboundListener+refusing, newChain(portMatch(p), hole)))
@@ -127,15 +127,24 @@ func (b *maker) refusedPorts() []uint16 {
 	return slices.Compact(ports)
 }
 
+// serverFirst are the ports of SMTP, DNS, MySQL and MongoDB, which count as TCP whatever comes there: as under istiod, where a Service says
+// nothing else.
+var serverFirst = [...]uint16{25, 53, 3306, 27017}
+
+// serverFirstPorts returns those of them that no EnvoyFilter or plugin names.
+func (b *maker) serverFirstPorts() []uint16 {
+	return slices.DeleteFunc(slices.Clone(serverFirst[:]), func(p uint16) bool { return slices.Contains(b.filters.Ports(), p) })
+}
+
 // inboundFilters find out the original destination, with TPROXY have the application called from the original
-// source, and then find out whether the client speaks HTTP; to a refused port it need not speak first.
-func (b *maker) inboundFilters(refused []uint16) []*listenerv3.ListenerFilter {
+// source, and then find out whether the client speaks HTTP; to some ports it need not speak first.
+func (b *maker) inboundFilters(silent []uint16) []*listenerv3.ListenerFilter {
 	out := []*listenerv3.ListenerFilter{b.listenerFilter("envoy.filters.listener.original_dst", &originaldstv3.OriginalDst{})}
 	if mark := b.o.TransparentMark; mark != 0 {
 		out = append(out, b.listenerFilter("envoy.filters.listener.original_src", &originalsrcv3.OriginalSrc{Mark: mark}))
 	}
 	inspector := b.listenerFilter("envoy.filters.listener.http_inspector", &httpinspectorv3.HttpInspector{})
-	inspector.FilterDisabled = anyPort(refused)
+	inspector.FilterDisabled = anyPort(silent)
 	return append(out, inspector)
 }
 

@@ -173,8 +173,7 @@ func (b *maker) unknownFilter() *listenerv3.Filter {
 	return b.tcpFilter(passthroughCluster)
 }
 
-// inspect adds the listener filters that the chains need. A connection that says nothing for DetectionTimeout is a
-// server-first protocol, and goes where unrecognised bytes go.
+// inspect adds the listener filters that the chains need.
 func (d *dispatch) inspect() {
 	l := d.listener
 	if d.tls {
@@ -184,12 +183,18 @@ func (d *dispatch) inspect() {
 		l.ListenerFilters = append(l.ListenerFilters, d.listenerFilter("envoy.filters.listener.http_inspector", &httpinspectorv3.HttpInspector{}))
 	}
 	if d.tls || d.http {
-		d.setDetection(l)
+		d.setDetection(l, false)
 	}
 }
 
-func (b *maker) setDetection(l *listenerv3.Listener) {
-	l.ListenerFiltersTimeout = durationpb.New(b.o.DetectionTimeout)
+// setDetection says how long a connection may say nothing. Then it is a server-first protocol, and goes where unrecognised bytes go; but where
+// no request may pass without its filter, as the client might only be waiting for that.
+func (b *maker) setDetection(l *listenerv3.Listener, inbound bool) {
+	timeout := b.o.DetectionTimeout
+	if b.filters.Guards(inbound) {
+		timeout = 0 // for ever
+	}
+	l.ListenerFiltersTimeout = durationpb.New(timeout)
 	l.ContinueOnListenerFiltersTimeout = true
 }
 

@@ -92,6 +92,7 @@ func (s *scraper) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", format)
 	out := newOutput(w, r)
 	s.writeAgent(ctx, out)
+	s.writeOmitted(out, format, envoy == nil)
 	_ = out.send() // at once, however slow Envoy is; close has the error again
 	for _, src := range append([]*source{envoy}, apps...) {
 		s.write(ctx, out, src)
@@ -210,6 +211,24 @@ func (s *scraper) writeAgent(ctx context.Context, out *output) {
 			return
 		}
 	}
+}
+
+// omittedMetric is a gauge of this answer alone, which the registry, that is everybody's, cannot have.
+const omittedMetric = metricPrefix + "envoy_metrics_omitted"
+
+// writeOmitted says whether Envoy's metrics are left out of this answer. OpenMetrics has no comments.
+func (s *scraper) writeOmitted(out *output, format string, omitted bool) {
+	if s.envoy == nil {
+		return
+	}
+	value := 0
+	if omitted {
+		value = 1
+		if format == textFormat {
+			out.WriteString("# Envoy's metrics are omitted: it has not answered in time. It does not while a new configuration or a Wasm module keeps it busy.\n")
+		}
+	}
+	fmt.Fprintf(out, "# HELP %[1]s 1 in an answer without Envoy's metrics.\n# TYPE %[1]s gauge\n%[1]s %[2]d\n", omittedMetric, value)
 }
 
 // write copies one source to its end. What has been sent stays sent when it

@@ -109,6 +109,7 @@ func TestMerge(t *testing.T) {
 		{name: "formats differ", targets: []string{om("a 1\n# EOF\n"), text("b 1\n")}, want: "a 1\nb 1\n", format: textFormat},
 		{name: "no content type is text", targets: []string{app(t, "", "a 1\n")}, want: "a 1\n", format: textFormat},
 		{name: "Envoy fails", err: errors.New("no Envoy"), targets: []string{text("app 1\n")}, want: "app 1\n", format: textFormat, envoyF: 1},
+		{name: "Envoy fails, OpenMetrics", err: errors.New("no Envoy"), targets: []string{om("app 1\n# EOF\n")}, want: "app 1\n# EOF\n", format: openMetrics1, envoyF: 1},
 		{name: "Envoy breaks off", envoy: broken, targets: []string{text("app 1\n")}, want: "envoy_x 1\napp 1\n", format: textFormat, envoyF: 1},
 		{name: "a line too long", envoy: strings.NewReader("a 1\n" + long + "b 1\n"), want: "a 1\nb 1\n", format: textFormat, envoyF: 1},
 		{name: "app is not there", envoy: strings.NewReader("envoy_x 1\n"), targets: []string{deadPort(t)}, want: "envoy_x 1\n", format: textFormat, appF: 1},
@@ -137,8 +138,20 @@ func TestMerge(t *testing.T) {
 			s.scrape.registry = prometheus.NewRegistry() // the agent's part is empty
 			w := httptest.NewRecorder()
 			s.Local().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/stats/prometheus", nil))
-			if got := w.Body.String(); w.Code != 200 || got != tt.want {
-				t.Errorf("%d %q, want %q", w.Code, got, tt.want)
+			want := tt.want
+			if c.MergeEnvoyStats {
+				const help = "# HELP istio_agent_envoy_metrics_omitted 1 in an answer without Envoy's metrics.\n# TYPE istio_agent_envoy_metrics_omitted gauge\nistio_agent_envoy_metrics_omitted "
+				value, comment := "0\n", ""
+				if tt.err != nil {
+					value = "1\n"
+				}
+				if tt.err != nil && tt.format == textFormat {
+					comment = "# Envoy's metrics are omitted: it has not answered in time. It does not while a new configuration or a Wasm module keeps it busy.\n"
+				}
+				want = comment + help + value + want
+			}
+			if got := w.Body.String(); w.Code != 200 || got != want {
+				t.Errorf("%d %q, want %q", w.Code, got, want)
 			}
 			if got := w.Header().Get("Content-Type"); got != tt.format {
 				t.Errorf("Content-Type %q, want %q", got, tt.format)
@@ -244,7 +257,7 @@ func TestMergeStuckApplication(t *testing.T) {
 	r.Header.Set(timeoutHeader, "0.5")
 	w := httptest.NewRecorder()
 	s.Local().ServeHTTP(w, r)
-	if got := w.Body.String(); got != "envoy_x 1\n" {
+	if got := w.Body.String(); !strings.HasSuffix(got, "_omitted 0\nenvoy_x 1\n") {
 		t.Errorf("got %q", got)
 	}
 	if got := failures(t, s, sourceApplication); got != 1 {

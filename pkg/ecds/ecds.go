@@ -113,7 +113,6 @@ type version struct {
 	xds.Resource
 	of     *anypb.Any  // what was wanted
 	module wasm.Module // none in a placeholder
-	took   time.Duration
 	made   time.Time
 	inUse  time.Time // when Envoy took it
 }

@@ -68,7 +68,7 @@ func (m *modules) Resolve(ctx context.Context, src wasm.Source) (wasm.Module, er
 			m.mu.Lock()
 			m.states[src.URL] = wasm.State{From: src.URL, Phase: wasm.InStore}
 			m.mu.Unlock()
-			return wasm.Module{Path: "/store/" + hash, SHA256: hash, Size: 1}, nil
+			return wasm.Module{Path: "/store/" + hash, SHA256: hash, Size: 1, Took: wasm.Steps{Resolve: time.Second, Verify: 2 * time.Second, Preflight: 3 * time.Second}}, nil
 		}
 		select {
 		case <-changed:
@@ -216,6 +216,15 @@ func TestFirst(t *testing.T) {
 	b.Answered(nil)
 	b.readiness("")
 	b.phase("InForce", "one", "", "")
+	steps := map[string]float64{}
+	for _, s := range b.Samples() {
+		if s.Name == "wasm_load_seconds" {
+			steps[s.Labels["step"]] = s.Value
+		}
+	}
+	if _, pushed := steps["push"]; steps["resolve"] != 1 || steps["verify"] != 2 || steps["preflight"] != 3 || !pushed || len(steps) != 4 {
+		t.Errorf("it took %v", steps)
+	}
 	if got := string(b.Export()); got != `[{"name":"a","sha256":"one","size":1}]` {
 		t.Error(got)
 	}

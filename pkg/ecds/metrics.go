@@ -87,8 +87,9 @@ func (x *Extensions) Samples() []status.Sample {
 		gauge("wasm_placeholder", "1 while a filter without its module lets all traffic pass, or none.", placeholder, map[string]string{"name": name})
 		if v := e.good; v != nil {
 			gauge("wasm_in_force_timestamp", "When the module of a filter came into force, in seconds since 1970.", float64(v.inUse.UnixMilli())/1000, map[string]string{"name": name})
-			for step, took := range map[string]time.Duration{"resolve": v.took, "push": v.inUse.Sub(v.made)} {
-				gauge("wasm_load_seconds", "How long the last load of a module took: to have it, check it and try it (resolve), and until Envoy had it (push).",
+			took := v.module.Took
+			for step, took := range map[string]time.Duration{"resolve": took.Resolve, "verify": took.Verify, "preflight": took.Preflight, "push": v.inUse.Sub(v.made)} {
+				gauge("wasm_load_seconds", "How long the last load of a module took: to fetch it (resolve), to check it (verify), to have another Envoy try it (preflight), and until Envoy had it (push).",
 					took.Seconds(), map[string]string{"name": name, "step": step})
 			}
 		}

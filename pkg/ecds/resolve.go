@@ -136,7 +136,6 @@ func (x *Extensions) arrive(ctx context.Context, e *extension, filter *wasmfilte
 		e.newest.of = e.Config
 		return
 	}
-	v.took = took
 	if e.good.same(v) { // Envoy has it, and would not answer for it again
 		v = e.good
 		v.of, v.module = e.Config, m

@@ -81,9 +81,11 @@ func (s *Store) save(in io.Reader, verify func(hash string) error) (Module, erro
 	}
 	s.step("written")
 	m.Path = s.modulePath(m.SHA256)
+	began := time.Now()
 	if m.ABI, err = checkFile(f, size); err != nil {
 		return Module{}, err
 	}
+	m.Took.Verify = time.Since(began)
 	if err := s.makeRoom(size); err != nil {
 		return Module{}, err
 	}

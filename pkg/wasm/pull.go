@@ -64,7 +64,9 @@ func (s *Store) pull(ctx context.Context, p place, o pullOrder) (m Module, wait 
 		return m, 0, err
 	}
 	defer t.done()
+	began := time.Now()
 	m, err = s.pullBy(within, t, p, o)
+	m.Took.Resolve = time.Since(began) - m.Took.Verify
 	if cause := context.Cause(within); err != nil && cause != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%w (%w)", cause, err)
 	}

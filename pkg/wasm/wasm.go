@@ -50,6 +50,14 @@ type Module struct {
 	Size   int64  `json:"size"`             // in bytes
 	Digest string `json:"digest,omitempty"` // of the image's manifest, in hexadecimal; "": it is of no image
 	ABI    string `json:"abi"`              // the version of proxy-wasm's interface
+	Took   Steps  `json:"-"`
+}
+
+// Steps are how long the last attempt at a module took, in each of its steps; 0 in one that was not needed.
+type Steps struct {
+	Resolve   time.Duration // its source was asked for it, and it was fetched
+	Verify    time.Duration // its frame was read; of one in the store, its hash
+	Preflight time.Duration // an Envoy tried it
 }
 
 // Store keeps modules. Two processes may share its directory.
@@ -125,7 +133,7 @@ func (s *Store) Kept(ctx context.Context, sha256 string, plugin Plugin) (Module,
 	if missing {
 		return m, fmt.Errorf("the store has no module with the hash %q", sha256)
 	}
-	return m, s.try(ctx, m, plugin)
+	return m, s.try(ctx, &m, plugin)
 }
 
 // attempt resolves once. wait is how long a server wants to be left alone.
@@ -155,7 +163,7 @@ func (s *Store) attempt(ctx context.Context, p place, src Source, t tracker) (m 
 	land()
 	if err == nil {
 		t.phase(Verifying)
-		err = s.try(ctx, m, src.Plugin)
+		err = s.try(ctx, &m, src.Plugin)
 	}
 	if err != nil {
 		err = &scrubbedError{err}
@@ -165,11 +173,12 @@ func (s *Store) attempt(ctx context.Context, p place, src Source, t tracker) (m 
 
 // stored is the module of an entry; missing says that the store has it no more.
 func (s *Store) stored(e entry) (m Module, missing bool) {
+	began := time.Now()
 	size, ok := s.whole(e.SHA256)
 	if !ok {
 		return m, true
 	}
-	m = Module{Path: s.modulePath(e.SHA256), SHA256: e.SHA256, Size: size, ABI: e.ABI}
+	m = Module{Took: Steps{Verify: time.Since(began)}, Path: s.modulePath(e.SHA256), SHA256: e.SHA256, Size: size, ABI: e.ABI}
 	if n := len(e.Digests); n > 0 {
 		m.Digest = e.Digests[n-1]
 	}
@@ -177,10 +186,12 @@ func (s *Store) stored(e entry) (m Module, missing bool) {
 }
 
 // try has an Envoy try a module with its configuration, if none of this version has done so.
-func (s *Store) try(ctx context.Context, m Module, plugin Plugin) error {
+func (s *Store) try(ctx context.Context, m *Module, plugin Plugin) error {
 	if s.cfg.Envoy == nil {
 		return nil
 	}
+	began := time.Now()
+	defer func() { m.Took.Preflight = time.Since(began) }()
 	version, err := s.envoyVersion(ctx)
 	if err != nil {
 		return fmt.Errorf("try the module in an Envoy: %w", err)

@@ -30,8 +30,8 @@ func newPreflightCommand() *cobra.Command {
 		Use:   "preflight -A",
 		Short: "Say what a move from Istio's injector would change",
 		Long: `Looks at each workload that Istio injects, and says what its pods would have otherwise if its namespace were labelled istio.io/rev=understudy: what would
-break (blocker), what the proxy's containers would have otherwise, what the injector would warn of. The settings are those that import makes of Istio's, or
-those of --settings. It changes nothing.
+break (blocker), what the proxy's containers would have otherwise, and the volumes, metadata and pod-wide fields around them, what the injector would warn of.
+The settings are those that import makes of Istio's, or those of --settings. It changes nothing.
 
 Exit status: 0 nothing would break, 1 something would, 2 a wrong command line.`,
 		Example: "  sidecar-injector preflight -A\n  sidecar-injector preflight -n shop --settings settings.yaml",

@@ -30,8 +30,11 @@ func sorted(all []Difference) []Difference {
 	return all
 }
 
-// injected are the containers that an injection makes.
+// injected are the containers that an injection makes, Istio's or ours.
 var injected = []string{contract.ProxyContainer, contract.SecondContainer, "istio-init", "istio-validation"}
+
+// Injected reports whether a container of that name is one that an injection makes, Istio's or ours.
+func Injected(name string) bool { return slices.Contains(injected, name) }
 
 // Containers are the differences between the containers that an injection has put into a pod that runs and those of another one, as JSON; the
 // proxy's come first.
@@ -75,7 +78,7 @@ func containers(pod []byte) ([]any, error) {
 	}
 	var found []any
 	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
-		if name, _ := c["name"].(string); slices.Contains(injected, name) {
+		if name, _ := c["name"].(string); Injected(name) {
 			mounts, _ := c["volumeMounts"].([]any)
 			mounts = slices.DeleteFunc(mounts, func(m any) bool {
 				mount, _ := m.(map[string]any)

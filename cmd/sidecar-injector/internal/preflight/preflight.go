@@ -67,6 +67,9 @@ func (s Settings) Of(owner *cluster.Owner, now inject.Namespace) *Report {
 	if err == nil && running != nil {
 		err = r.compare(running, made)
 	}
+	if err == nil && running != nil {
+		err = r.compareAround(running, made)
+	}
 	if err != nil {
 		r.Blockers = append(r.Blockers, strings.Split(err.Error(), "\n")...)
 	}
@@ -127,6 +130,12 @@ func (r *Report) compare(running *corev1.Pod, made []byte) error {
 	if err != nil {
 		return err
 	}
+	r.differ(all)
+	return nil
+}
+
+// differ notes differences, but for those that always are.
+func (r *Report) differ(all []compare.Difference) {
 	for _, d := range all {
 		for _, d := range parts(d) {
 			if !always.MatchString(d.Field) && !sameValue(d.Before, d.After) {
@@ -134,7 +143,6 @@ func (r *Report) compare(running *corev1.Pod, made []byte) error {
 			}
 		}
 	}
-	return nil
 }
 
 // always are fields that differ in every pod, whatever is set.

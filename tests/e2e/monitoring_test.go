@@ -27,10 +27,21 @@ const (
 	prometheusAPI = "http://127.0.0.1:9090/api/v1/"
 	// relayAddress is where the Prometheus of one lab finds the pod of another.
 	relayAddress = lab.OutIP + ":19020"
+	// kubeletAddress is where it finds what a kubelet says of containers.
+	kubeletAddress = lab.OutIP + ":10250"
 )
 
-// metricName is one of ours in a query.
-var metricName = regexp.MustCompile(`\b(?:istio_agent|envoy)_[a-z0-9_]+\b(\{[^}]*\})?`)
+// kubeletMetrics are some of a kubelet's at /metrics/cadvisor, of a pod with two slots of which one was started anew a moment ago.
+const kubeletMetrics = `# TYPE container_memory_working_set_bytes gauge
+container_memory_working_set_bytes{container="",id="/kubepods/pod1",image="",name="",namespace="default",pod="files"} 3e8
+container_memory_working_set_bytes{container="app",id="/kubepods/pod1/a",image="app",name="a",namespace="default",pod="files"} 1e8
+container_memory_working_set_bytes{container="istio-proxy",id="/kubepods/pod1/b",image="proxy",name="b",namespace="default",pod="files"} 1.2e8
+container_memory_working_set_bytes{container="istio-proxy-2",id="/kubepods/pod1/c",image="empty",name="c",namespace="default",pod="files"} 3e6
+container_memory_working_set_bytes{container="istio-proxy-2",id="/kubepods/pod1/d",image="proxy",name="d",namespace="default",pod="files"} 1.1e8
+`
+
+// metricName is one of ours, of Envoy or of the kubelet in a query.
+var metricName = regexp.MustCompile(`\b(?:istio_agent|envoy|container)_[a-z0-9_]+\b(\{[^}]*\})?`)
 
 // TestMonitoring evaluates each query of the dashboard and each alert on what a real Prometheus scrapes of two real pods, of which
 // one has its configuration from files and is upgraded meanwhile, and the other is under istiod.
@@ -48,30 +59,39 @@ func TestMonitoring(t *testing.T) {
 	under, _ := newIstiodPod(t, "ENVOY_SECURE_METRICS_PORT="+securePort) // for which its Envoy needs a certificate
 	under.start(t, 0, under.older, 1, 0)
 	under.mustServe(t, 0, under.older)
-	relay := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	serve := func(address string, handler http.HandlerFunc) {
+		server := &http.Server{Handler: handler}
+		listener := p.Out.Listen(t, address)
+		go func() { _ = server.Serve(listener) }()
+		t.Cleanup(func() { server.Close() })
+	}
+	serve(relayAddress, func(w http.ResponseWriter, r *http.Request) {
 		_, body, err := under.Out.Get("http://" + lab.PodIP + ":" + lab.StatusPort + r.URL.Path)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
 		}
 		io.WriteString(w, body)
-	})}
-	go func() { _ = relay.Serve(p.Out.Listen(t, relayAddress)) }()
-	t.Cleanup(func() { relay.Close() })
+	})
+	serve(kubeletAddress, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, kubeletMetrics) })
 
 	db := startPrometheus(t, p)
 	lab.Eventually(t, lab.Deadline, "Prometheus has scraped both pods", func() error { return db.finds(`count(istio_agent_scrapes_total > 1) == 2`) })
 	held := dial(t, p.Out, lab.PodIP+":9000")
-	send(t, held, "x")
-	expect(t, held, "x")
+	const noHTTP = "\x00" // at the first byte: Envoy waits for no more of it
+	send(t, held, noHTTP)
+	expect(t, held, noHTTP)
 	p.start(t, 1, p.newer, 2, 1)
 	p.waitRole(t, 1, roleServing)
 
-	for what, q := range dashboardQueries(t) {
+	queries := dashboardQueries(t)
+	for what, q := range queries {
 		lab.Eventually(t, lab.Deadline, what+": "+q.expr, func() error {
 			return errors.Join(db.knows(q.expr), db.finds(q.expr, q.labels...))
 		})
 	}
+	slots := queries["Memory of both slots A"].expr
+	must(t, errors.Join(db.finds("count("+slots+") == 2"), db.finds("max("+strings.Replace(slots, "istio-proxy(-[12])?", "istio-proxy-2", 1)+") == 1.1e8")))
 	names := db.alerts(t)
 	if len(names) == 0 {
 		t.Error("no alerts")
@@ -155,7 +175,12 @@ scrape_configs:
   static_configs:
   - {targets: ['%s:%s'], labels: {namespace: default, pod: files}}
   - {targets: ['%s'], labels: {namespace: default, pod: istiod}}
-`, lab.PodIP, lab.StatusPort, relayAddress)
+- job_name: kubelet
+  metrics_path: /metrics/cadvisor
+  honor_labels: true
+  static_configs:
+  - {targets: ['%s']}
+`, lab.PodIP, lab.StatusPort, relayAddress, kubeletAddress)
 	must(t, os.WriteFile(filepath.Join(dir, "prometheus.yaml"), []byte(config), 0o644))
 	must(t, os.WriteFile(filepath.Join(dir, "rules.yaml"), alertGroups(t), 0o644))
 	log, err := os.Create(filepath.Join(dir, "log"))

@@ -445,3 +445,16 @@ func TestPages(t *testing.T) {
 		}
 	}
 }
+
+// TestWithPatches wants a filter's patches beside it, and a document that wants a module and has no filter named with the reason.
+func TestWithPatches(t *testing.T) {
+	applied, skipped := envoyfilter.PatchReport{Result: envoyfilter.Applied}, envoyfilter.PatchReport{Result: envoyfilter.Skipped, Reason: "not for this pod"}
+	got := WithPatches([]Report{{Name: "a", Document: "WasmPlugin ns/a"}, {Name: "b", Document: "WasmPlugin ns/b"}}, []envoyfilter.FilterReport{
+		{Kind: "WasmPlugin", Namespace: "ns", Name: "a", Modules: true, Patches: []envoyfilter.PatchReport{applied}},
+		{Namespace: "ns", Name: "lua", Patches: []envoyfilter.PatchReport{applied}},
+		{Kind: "ASMFilterDeployment", Namespace: "ns", Name: "c", Modules: true, Patches: []envoyfilter.PatchReport{skipped}},
+	})
+	if len(got) != 3 || len(got[0].Patches) != 1 || got[1].Patches != nil || got[2].Name != "ASMFilterDeployment ns/c" || got[2].Phase != Unused || got[2].Reason != skipped.Reason {
+		t.Errorf("%+v", got)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"understudy.mesh/pkg/envoyfilter"
 	"understudy.mesh/pkg/wasm"
 )
 
@@ -14,13 +15,15 @@ import (
 const (
 	inForce = "InForce"
 	stale   = "Stale" // what served before serves, as what is wanted fails
+	// Unused is one of a document of which nothing applies in this pod.
+	Unused = "Unused"
 )
 
 // Report is what became of one extension, for people.
 type Report struct {
 	Name     string    `json:"name"`
 	Document string    `json:"document"` // kind, namespace and name
-	Phase    string    `json:"phase"`    // Pending, Pulling, Verifying, InForce, Stale or Failed
+	Phase    string    `json:"phase"`    // Pending, Pulling, Verifying, InForce, Stale, Failed or Unused
 	From     string    `json:"from"`
 	SHA256   string    `json:"sha256,omitempty"` // of the module that serves, as are digest and size
 	Digest   string    `json:"digest,omitempty"`
@@ -29,6 +32,32 @@ type Report struct {
 	Reason   string    `json:"reason,omitempty"`
 	Since    time.Time `json:"since"`
 	NextTry  time.Time `json:"nextTry,omitzero"`
+	// Patches are what became of those of the document; nil where istiod has applied them.
+	Patches []envoyfilter.PatchReport `json:"patches,omitempty"`
+}
+
+// WithPatches adds to reports what became of the patches of their documents; and a report, which has the document's title for a name, of each
+// document that wants a module and applies nowhere.
+func WithPatches(all []Report, documents []envoyfilter.FilterReport) []Report {
+	for _, d := range documents {
+		if !d.Modules {
+			continue
+		}
+		used := false
+		for i := range all {
+			if all[i].Document == d.Title() {
+				all[i].Patches, used = d.Patches, true
+			}
+		}
+		if !used {
+			r := Report{Name: d.Title(), Document: d.Title(), Phase: Unused, Patches: d.Patches}
+			for _, p := range d.Patches {
+				r.Reason = cmp.Or(r.Reason, p.Reason)
+			}
+			all = append(all, r)
+		}
+	}
+	return all
 }
 
 // NotInForce tells add of each extension that does not serve as it is wanted: which, and why.

@@ -101,6 +101,8 @@ type FilterReport struct {
 	Namespace string        `json:"namespace"`
 	Name      string        `json:"name"`
 	Patches   []PatchReport `json:"patches"`
+	// Modules says whether the document adds Wasm filters whose modules are to be had.
+	Modules bool `json:"-"`
 }
 
 // Title is that of the document.
@@ -130,6 +132,7 @@ func (s *Set) Report(notes []Note) []FilterReport {
 	out := make([]FilterReport, len(s.members))
 	for i, m := range s.members {
 		out[i] = FilterReport{Kind: m.Kind, Namespace: m.Namespace, Name: m.Name, Patches: []PatchReport{}}
+		out[i].Modules, _ = m.Modules()
 		for _, e := range m.entries {
 			out[i].Patches = append(out[i].Patches, e.report(reports[e.id]))
 		}

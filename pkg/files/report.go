@@ -17,6 +17,9 @@ const debugFiles = "/debug/configz"
 // DebugPages are pages of the status port, for loopback only.
 func (f *Files) DebugPages() map[string]http.Handler {
 	pages := f.wasm.Pages()
+	pages[ecds.ListPath] = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		status.WriteList(w, "", ecds.WithPatches(f.wasm.Report(), f.filters.report()), func(ecds.Report) bool { return true })
+	})
 	pages[debugFiles] = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		status.WriteJSON(w, report{f.source.Report(), f.filters.report(), f.wasm.Report()})
 	})

@@ -193,6 +193,11 @@ func TestWasmFailClosed(t *testing.T) {
 	p.c.Write(t, "one.yaml", plugin("one", at+"/one", ""))
 	lab.Eventually(t, wasmLimit, "the filter is in force", func() error { return header(t, p, "8080", "resp-header-demo", "one") })
 	filtered, stopFiltered := asking(t, p.Out, "8080", map[string]string{"resp-header-demo": "one"})
+	must(t, wasmList(t, p, "one", "patch 1:  HTTP_FILTER INSERT_FIRST, applied to virtualInbound"))
+	p.c.Write(t, "other.yaml", plugin("other", at+"/one", ", selector: {matchLabels: {app: other}}"))
+	eventually(t, "another pod's is named", func() error {
+		return contains(p.c.Run(t, lab.As{UID: lab.AgentUID}, lab.AgentPath, "wasm", "list").Stdout, "WasmPlugin default/other", "Unused", "its selector wants the label app=other")
+	})
 	p.c.Write(t, "one.yaml", plugin("one", at+"/late", "")) // which nobody has
 	eventually(t, "another module cannot be had", func() error { return wasmList(t, p, "one", "phase:    Stale", "404", "is filtered") })
 	if r := p.c.Run(t, lab.As{UID: lab.AgentUID}, lab.AgentPath, "wasm", "reload", "one"); !strings.Contains(r.Stdout, "reloaded extensions.istio.io/wasmplugin/default.one") {

@@ -15,10 +15,12 @@ import (
 	"understudy.mesh/cmd/pilot-agent/internal/cli"
 	"understudy.mesh/pkg/control"
 	"understudy.mesh/pkg/ecds"
+	"understudy.mesh/pkg/envoyfilter"
 )
 
 const listHelp = `Asks the running agent which Wasm filters there are, which module each of them runs, and what stands in its place while it has none. Phases are
-Pending, Pulling, Verifying, InForce, Stale (what served before serves, as what is wanted fails) and Failed.`
+Pending, Pulling, Verifying, InForce, Stale (what served before serves, as what is wanted fails), Failed, and Unused: with files, a document of which
+nothing applies in this pod. With -v, each patch of the document as well: what it applies to, or why it does not.`
 
 const reloadHelp = `Has the running agent start the module of a filter anew, in every worker: one that has crashed may stay so otherwise, by its failStrategy. NAME is that of
 the filter, or of its document.`
@@ -84,10 +86,12 @@ func printFilters(w io.Writer, in *json.Decoder) error {
 
 // traffic is what becomes of it.
 func traffic(r ecds.Report) string {
-	switch r.Instead {
-	case "allow":
+	switch {
+	case r.Phase == ecds.Unused:
+		return "-"
+	case r.Instead == "allow":
 		return "passes unfiltered"
-	case "deny":
+	case r.Instead == "deny":
 		return "is refused"
 	}
 	return "is filtered"
@@ -121,5 +125,23 @@ func printAll(w io.Writer, in *json.Decoder) error {
 		if r.Size > 0 {
 			line("bytes", fmt.Sprint(r.Size))
 		}
+		for i, p := range r.Patches {
+			line(fmt.Sprint("patch ", i+1), patch(p))
+		}
 	})
+}
+
+// patch is what became of one.
+func patch(p envoyfilter.PatchReport) string {
+	text := fmt.Sprintf("%s %s, %s", p.ApplyTo, p.Operation, p.Result)
+	if len(p.Names) > 0 {
+		text += " to " + strings.Join(p.Names, ", ")
+		if more := p.Listeners - len(p.Names); more > 0 {
+			text += fmt.Sprintf(" and %d more", more)
+		}
+	}
+	if p.Reason != "" {
+		text += ": " + p.Reason
+	}
+	return text
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -107,6 +108,40 @@ func TestStateRequest(t *testing.T) {
 	want := state{server: live, workersStarted: true, cds: updates{3, 0}, lds: updates{4, 5}}
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
+	}
+}
+
+// TestGauges: gauges are asked for in the form for Prometheus, in which Envoy finds them at once, and in the other one where a user's tag has
+// another name of one.
+func TestGauges(t *testing.T) {
+	for name, tc := range map[string]struct {
+		clusters string
+		asked    []string
+	}{
+		"as they are":      {"envoy_cluster_manager_warming_clusters{} 3\n", []string{"/stats/prometheus"}},
+		"with a label":     {"envoy_cluster_manager_warming_clusters{a=\"b 9\"} 3\n", []string{"/stats/prometheus"}},
+		"another name":     {"envoy_cluster_warming{of=\"manager\"} 3\n", []string{"/stats/prometheus", "/stats"}},
+		"none":             {"", []string{"/stats/prometheus", "/stats"}},
+		"no number at all": {"envoy_cluster_manager_warming_clusters{} NaN\n", []string{"/stats/prometheus", "/stats"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked []string
+			a := fakeAdmin(t, func(w http.ResponseWriter, r *http.Request) {
+				asked = append(asked, r.URL.Path)
+				if got, want := r.URL.Query().Get("filter"), `^(cluster_manager\.warming_clusters|listener_manager\.total_listeners_warming)$`; got != want || r.URL.Query().Get("type") != "Gauges" {
+					t.Errorf("asks for %s, want %s", r.URL, want)
+				}
+				if r.URL.Path == "/stats" {
+					fmt.Fprint(w, "cluster_manager.warming_clusters: 3\nlistener_manager.total_listeners_warming: 4\n")
+					return
+				}
+				fmt.Fprint(w, "# TYPE envoy_listener_manager_total_listeners_warming gauge\nenvoy_listener_manager_total_listeners_warming{} 4\n\n"+tc.clusters)
+			})
+			clusters, listeners, err := a.Warming(t.Context())
+			if clusters != 3 || listeners != 4 || err != nil || !slices.Equal(asked, tc.asked) {
+				t.Errorf("%d clusters and %d listeners warm, %v; asked %q, want %q", clusters, listeners, err, asked, tc.asked)
+			}
+		})
 	}
 }
 

@@ -3,6 +3,8 @@ package envoy
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -49,7 +51,7 @@ func bootstrapFile(t *testing.T, dir string) string {
 }
 
 // TestWithoutSharedMemory: a read-only /dev/shm, as under a read-only root, must not
-// matter to an Envoy that does not take part in a hot restart.
+// matter to an Envoy that does not take part in a hot restart. It has its gauges in the form for Prometheus under the names that are asked for.
 func TestWithoutSharedMemory(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
@@ -66,6 +68,18 @@ func TestWithoutSharedMemory(t *testing.T) {
 	await(t, a, p)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
+	err = a.do(ctx, http.MethodGet, "/stats/prometheus?type=Gauges", func(body io.Reader) error {
+		samples, err := parseSamples(body)
+		for _, g := range []gauge{gaugeWorkers, gaugeWarmingClusters, gaugeWarmingListeners} {
+			if _, has := samples[g.prometheus]; !has {
+				t.Errorf("Envoy has no %s, which is %s", g.prometheus, g.name)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
 	p.stop(ctx)
 	if p.Exit() != (Exit{}) {
 		t.Errorf("after SIGTERM: %v, want exit status 0", p.Exit())

@@ -9,21 +9,23 @@ import (
 
 // Names of the statistics that readiness and the end look at.
 const (
-	statServerState     = "server.state"
-	statWorkersStarted  = "listener_manager.workers_started"
-	statCDSSuccess      = "cluster_manager.cds.update_success"
-	statCDSRejected     = "cluster_manager.cds.update_rejected"
-	statLDSSuccess      = "listener_manager.lds.update_success"
-	statLDSRejected     = "listener_manager.lds.update_rejected"
-	statWarmingCluster  = "cluster_manager.warming_clusters"
-	statWarmingListener = "listener_manager.total_listeners_warming"
-	statStreams         = "cluster.xds-grpc.upstream_rq_active" // package bootstrap names the cluster
+	statServerState    = "server.state"
+	statWorkersStarted = "listener_manager.workers_started"
+	statCDSSuccess     = "cluster_manager.cds.update_success"
+	statCDSRejected    = "cluster_manager.cds.update_rejected"
+	statLDSSuccess     = "listener_manager.lds.update_success"
+	statLDSRejected    = "listener_manager.lds.update_rejected"
 
 	stateFilter = `^(server\.state|listener_manager\.workers_started|` +
 		`cluster_manager\.cds\.update_(success|rejected)|listener_manager\.lds\.update_(success|rejected))$`
-	workersFilter = `^listener_manager\.workers_started$`
-	streamFilter  = `^cluster\.xds-grpc\.upstream_rq_active$`
-	warmingFilter = `^(cluster_manager\.warming_clusters|listener_manager\.total_listeners_warming)$`
+)
+
+// Gauges that are asked for while Envoy has much to do.
+var (
+	gaugeWorkers          = gauge{statWorkersStarted, "envoy_listener_manager_workers_started"}
+	gaugeWarmingClusters  = gauge{"cluster_manager.warming_clusters", "envoy_cluster_manager_warming_clusters"}
+	gaugeWarmingListeners = gauge{"listener_manager.total_listeners_warming", "envoy_listener_manager_total_listeners_warming"}
+	gaugeStreams          = gauge{"cluster.xds-grpc.upstream_rq_active", "envoy_cluster_upstream_rq_active"} // package bootstrap names the cluster
 )
 
 // serverState is Envoy's life-cycle (envoy.admin.v3.ServerInfo.State, the gauge
@@ -68,10 +70,9 @@ func (a *Admin) isLive(ctx context.Context) error {
 	return body.Close()
 }
 
-// workersRun is nil when Envoy's workers run. It looks at every gauge that it has for that: tens of milliseconds of its main
-// thread in a large mesh.
+// workersRun is nil when Envoy's workers run.
 func (a *Admin) workersRun(ctx context.Context) error {
-	stats, err := a.stats(ctx, "type=Gauges&", workersFilter)
+	stats, err := a.gauges(ctx, gaugeWorkers)
 	if err == nil && stats[statWorkersStarted] == 0 {
 		err = errWorkers
 	}
@@ -139,11 +140,11 @@ func (s state) updates() string {
 // Warming gives the numbers of clusters and of listeners that Envoy has accepted but
 // does not use yet, because something that they need (a DNS answer) is not there.
 func (a *Admin) Warming(ctx context.Context) (clusters, listeners uint64, err error) {
-	stats, err := a.stats(ctx, "type=Gauges&", warmingFilter)
+	stats, err := a.gauges(ctx, gaugeWarmingClusters, gaugeWarmingListeners)
 	if err != nil {
 		return 0, 0, err
 	}
-	return stats[statWarmingCluster], stats[statWarmingListener], nil
+	return stats[gaugeWarmingClusters.name], stats[gaugeWarmingListeners.name], nil
 }
 
 // counters gives every counter that was written to since Envoy's start.

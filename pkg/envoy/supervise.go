@@ -340,8 +340,8 @@ func (s *Supervisor) Release() {
 func (s *Supervisor) AwaitStreamEnd(ctx context.Context) {
 	gone := s.Exited()
 	for {
-		stats, err := s.cfg.Admin.stats(ctx, "type=Gauges&", streamFilter)
-		if err != nil || stats[statStreams] == 0 || !sleep(ctx, readyPoll, gone) {
+		stats, err := s.cfg.Admin.gauges(ctx, gaugeStreams)
+		if err != nil || stats[gaugeStreams.name] == 0 || !sleep(ctx, readyPoll, gone) {
 			return
 		}
 	}

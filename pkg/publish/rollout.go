@@ -201,7 +201,7 @@ func (r *rollout) expiry() (first time.Time) {
 
 // delayRemovals keeps what Envoy used and snap does not have.
 func (r *rollout) delayRemovals(snap *Snapshot) {
-	hosts := ownersOf(r.good.Hosts)
+	var hosts map[string]bool // mostly nothing goes, and nobody wants to know
 	for url, used := range r.good.Resources {
 		names := namesOf(snap.Resources[url])
 		for _, l := range r.delayed {
@@ -211,6 +211,9 @@ func (r *rollout) delayRemovals(snap *Snapshot) {
 		}
 		for _, m := range used {
 			if !names[m.Name] {
+				if hosts == nil {
+					hosts = ownersOf(r.good.Hosts)
+				}
 				r.delayed = append(r.delayed, delayedRemoval{id: xds.ID{Type: url, Name: m.Name}, shared: !hosts[owner(m.Name)], resource: m})
 			}
 		}

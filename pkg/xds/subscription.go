@@ -135,6 +135,15 @@ func (s *subscription) changed(st *state) []*Stored {
 // removed gives the names, sorted, that Envoy has or asked for and st has not. What it has by name, it has for a listener that
 // drains: without it, that one would answer everything with 500.
 func (s *subscription) removed(st *state) []string {
+	kept := 0
+	for _, r := range st.resources[s.url] {
+		if _, known := s.known[r.Name]; known {
+			kept++
+		}
+	}
+	if kept == len(s.known) {
+		return nil
+	}
 	var out []string
 	for name, it := range s.known {
 		lingers := named(s.url) && (it.held || it.version != 0)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"syscall"
 	"time"
@@ -14,15 +13,8 @@ import (
 // benchListeners starts the agent on files with shared listeners, with one for each VIP and port, and Istio's agent under a real
 // istiod with the same hosts, in turn: from the first instant to ready, what the two processes take then, and one change of
 // the many.
-func benchListeners(t lab.T, s settings) (results []result) {
-	programs, err := istiod.Build(context.Background(), lab.RepoRoot(t), s.cache, func(what string) { t.Logf("%s", what) })
-	if err != nil {
-		t.Fatalf("%v", err)
-	}
-	for _, hosts := range []int{s.entries, manyTimes * s.entries} {
-		results = append(results, benchShapes(t, s, programs, hosts)...)
-	}
-	return results
+func benchListeners(t lab.T, s settings) []result {
+	return atBothSizes(t, s, func(b beside) []result { return benchShapes(t, s, b) })
 }
 
 // shapeSample is one start.
@@ -32,23 +24,14 @@ type shapeSample struct {
 	change, changeCPU float64 // until a host that comes has a name, and what that takes Envoy
 }
 
-func benchShapes(t lab.T, s settings, programs istiod.Programs, hosts int) []result {
-	l := lab.New(t)
-	l.StartDNS(t, nil)
-	c := l.NewContainer(t, lab.ContainerOptions{ReadOnly: true, Envoy: lab.EnvoyBinary(t)})
-	c.Write(t, "hosts.yaml", istiod.Hosts(hosts))
-	p := istiod.NewPod(t, programs, 1)
-	defer p.Istiod.Kill() // the next number of hosts has one of its own
-	p.Istiod.Write("hosts", istiod.Hosts(hosts))
-	p.StartIstiod()
-	startQuickly(t, p, p.Istios) // warms the page cache, and istiod's own
+func benchShapes(t lab.T, s settings, b beside) []result {
 	var shared, each, istios []shapeSample
 	for range s.rounds {
-		istios = append(istios, startIstios(t, p))
-		each = append(each, startShape(t, l, c, "each"))
-		shared = append(shared, startShape(t, l, c, "shared"))
+		istios = append(istios, startIstios(t, b.istios))
+		each = append(each, startShape(t, b, "each"))
+		shared = append(shared, startShape(t, b, "shared"))
 	}
-	n, of := fmt.Sprintf("%d hosts, shared listeners: ", hosts), func(samples []shapeSample, value func(shapeSample) float64) (out []float64) {
+	n, of := fmt.Sprintf("%d hosts, shared listeners: ", b.hosts), func(samples []shapeSample, value func(shapeSample) float64) (out []float64) {
 		for _, s := range samples {
 			out = append(out, value(s))
 		}
@@ -76,8 +59,9 @@ func benchShapes(t lab.T, s settings, programs istiod.Programs, hosts int) []res
 	return results
 }
 
-func startShape(t lab.T, l *lab.Lab, c *lab.Container, shape string) (sample shapeSample) {
-	_ = c.Run(t, lab.As{UID: lab.RootUID}, "sh", "-c", "rm -rf /etc/istio/proxy/* /var/lib/istio/data/*")
+func startShape(t lab.T, b beside, shape string) (sample shapeSample) {
+	l, c := b.lab, b.container
+	b.clear(t)
 	c.Remove(t, "one.yaml")
 	begin := time.Now()
 	agent := c.StartAgent(t, lab.AgentOptions{Env: []string{"UNDERSTUDY_LISTENERS=" + shape}})

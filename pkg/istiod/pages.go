@@ -1,9 +1,11 @@
 package istiod
 
 import (
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"understudy.mesh/pkg/ecds"
@@ -58,8 +60,39 @@ func (i *Istiod) Overview() overview.Config {
 	return o
 }
 
-// LeadsTo is "": only istiod knows.
-func (i *Istiod) LeadsTo(string) string { return "" }
+// shownPorts is how many ports of a host LeadsTo shows: it is a line.
+const shownPorts = 3
+
+// LeadsTo says by which of Envoy's clusters connections to a host go, port by port, as istiod calls them: outbound|PORT||HOST. What these lead to
+// only Envoy knows. It is "" for a host without one, such as a single pod's name.
+func (i *Istiod) LeadsTo(host string) string {
+	pod := i.c.Pod
+	// A short form is answered as well: the host's own name goes first.
+	hosts := []string{host, host + "." + pod.Domain, host + "." + pod.Namespace + "." + pod.Domain, host + "." + strings.TrimPrefix(pod.Domain, "svc.")}
+	ports := make([][]int, len(hosts))
+	i.c.Relay.EachName(clusterType, func(name string) {
+		rest, outbound := strings.CutPrefix(name, "outbound|")
+		text, of, whole := strings.Cut(rest, "||") // a subset's name is between them
+		port, err := strconv.Atoi(text)
+		if at := slices.Index(hosts, of); outbound && whole && err == nil && at >= 0 {
+			ports[at] = append(ports[at], port)
+		}
+	})
+	at := slices.IndexFunc(ports, func(p []int) bool { return len(p) > 0 })
+	if at < 0 {
+		return ""
+	}
+	slices.Sort(ports[at])
+	var all []string
+	for n, port := range ports[at] {
+		if n == shownPorts {
+			all = append(all, fmt.Sprintf("%d more ports", len(ports[at])-n))
+			break
+		}
+		all = append(all, fmt.Sprintf("%d -> outbound|%d||%s", port, port, hosts[at]))
+	}
+	return strings.Join(all, "; ")
+}
 
 // configLog writes a change on each line.
 func (i *Istiod) configLog(w http.ResponseWriter, r *http.Request) {

@@ -117,6 +117,29 @@ func (a *agent) counted(name string) map[string]float64 {
 	return counted
 }
 
+// TestLeadsTo: a name leads to the clusters that Envoy has taken of its host, also in its short forms.
+func TestLeadsTo(t *testing.T) {
+	_, a, e, s := cold(t)
+	names := []string{
+		"outbound|443||web.default.svc.cluster.local", "outbound|80||web.default.svc.cluster.local", "outbound|80|v1|web.default.svc.cluster.local", "inbound|9000||",
+		"outbound|80||web.other.svc.cluster.local", "PassthroughCluster", "outbound|x||odd.example.com",
+		"outbound|1||*.example.com", "outbound|2||*.example.com", "outbound|3||*.example.com", "outbound|4||*.example.com", "outbound|5||*.example.com",
+	}
+	s.give(clusterType, strings.Split(strings.Join(names, "=1 ")+"=1", " ")...)
+	e.gets("Cluster +"+strings.Join(names, " +"), "")
+	s.asked("Cluster ack n4")
+	const web = "80 -> outbound|80||web.default.svc.cluster.local; 443 -> outbound|443||web.default.svc.cluster.local"
+	for host, want := range map[string]string{
+		"web.default.svc.cluster.local": web, "web.default.svc": web, "web.default": web, "web": web, "web.other": "80 -> outbound|80||web.other.svc.cluster.local",
+		"*.example.com": "1 -> outbound|1||*.example.com; 2 -> outbound|2||*.example.com; 3 -> outbound|3||*.example.com; 2 more ports",
+		"":              "", "default.svc.cluster.local": "", "web-0.web.default.svc.cluster.local": "", "odd.example.com": "",
+	} {
+		if got := a.LeadsTo(host); got != want {
+			t.Errorf("%s leads to %q, want %q", host, got, want)
+		}
+	}
+}
+
 // TestTypedMetrics: how streams have ended, and what Envoy refuses now.
 func TestTypedMetrics(t *testing.T) {
 	f, a, e, s := cold(t)

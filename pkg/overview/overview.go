@@ -101,6 +101,6 @@ type Name struct {
 	Host      string       `json:"host"`
 	Addresses []netip.Addr `json:"addresses"`
 	VIP       bool         `json:"vip,omitempty"`
-	// LeadsTo is where connections go; "" where only istiod knows.
+	// LeadsTo is where connections go, under istiod by which of Envoy's clusters; "" where that is not known.
 	LeadsTo string `json:"leadsTo,omitempty"`
 }

@@ -64,6 +64,10 @@ func underIstiod() Overview {
 			Config: Config{Istiod: &Stream{Address: "istiod.istio-system.svc:15012", Since: before(7 * time.Minute), LastError: "connection refused"},
 				Errors: []Error{{"Cluster outbound|80||x", "no such extension"}}, ErrorsCount: 25},
 			Certificate: &Certificate{ID: "spiffe://cluster.local/ns/prod/sa/web", State: "valid", Since: before(23 * time.Hour), NotAfter: seenAt.Add(time.Hour), LastError: "no CA"},
+			DNS: &DNS{NamesCount: 2, Names: []Name{
+				{Host: "web.shop.svc.cluster.local", Addresses: []netip.Addr{netip.MustParseAddr("10.96.3.4")}, LeadsTo: "80 -> outbound|80||web.shop.svc.cluster.local"},
+				{Host: "web-0.web.shop.svc.cluster.local", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.7")}},
+			}},
 		},
 	}
 }

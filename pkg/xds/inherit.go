@@ -48,6 +48,19 @@ func (r *Relay) Taken(do func(body []byte)) {
 	}
 }
 
+// EachName calls do with the name of each resource of a type that Envoy has taken. The relay waits meanwhile.
+func (r *Relay) EachName(url string, do func(name string)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l := r.ledgers[url]; l != nil {
+		for name, e := range l.held {
+			if e.taken != nil {
+				do(name)
+			}
+		}
+	}
+}
+
 // Held are the resources of a type that Envoy has taken, or that Import has for it to take.
 func (r *Relay) Held(url string) (all []Resource) {
 	r.mu.Lock()

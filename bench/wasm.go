@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 	"understudy.mesh/tests/lab"
@@ -28,43 +27,15 @@ const detection = "protocolDetectionTimeout: 0s\n"
 
 var withDetection = []string{"--meshConfig", lab.ConfigMount + "/mesh/mesh.cfg"}
 
-// moduleServer has modules at the outside, by path.
-type moduleServer struct {
-	*http.Server
-	mu      sync.Mutex
-	modules map[string][]byte
-}
-
-func (s *moduleServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	module, has := s.modules[r.URL.Path]
-	s.mu.Unlock()
-	if !has {
-		http.NotFound(w, r)
-		return
-	}
-	_, _ = w.Write(module)
-}
-
-func (s *moduleServer) put(path string, m proxywasm.Module) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.modules[path] = m.Bytes()
-}
-
-func serveModules(t lab.T, l *lab.Lab) *moduleServer {
-	s := &moduleServer{modules: map[string][]byte{}}
-	s.Server = &http.Server{Handler: s}
-	listener := l.Out.Listen(t, modulesAddress)
-	go func() { _ = s.Serve(listener) }()
-	t.Cleanup(func() { _ = s.Close() })
+func serveModules(t lab.T, l *lab.Lab) *proxywasm.Server {
+	s := &proxywasm.Server{}
+	t.Cleanup(s.Start(l.Out.Listen(t, modulesAddress)))
 	return s
 }
 
 // wasmPlugin is a WasmPlugin for captured inbound requests.
 func wasmPlugin(path, more string) string {
-	return fmt.Sprintf("apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: bench}\nspec: {url: %q, match: [{mode: SERVER}]%s}\n",
-		"http://"+modulesAddress+path, more)
+	return proxywasm.Plugin("bench", "http://"+modulesAddress+path, more)
 }
 
 // newWasmPod is a pod that serves, with an application, modules at the outside and one of them in force.
@@ -82,7 +53,7 @@ func newWasmPod(t lab.T) *wasmPod {
 // wasmPod is a pod with a module, which each load replaces.
 type wasmPod struct {
 	*slotPod
-	modules    *moduleServer
+	modules    *proxywasm.Server
 	generation *generation
 	loads      int
 }
@@ -93,7 +64,7 @@ func (p *wasmPod) load(t lab.T, m proxywasm.Module) (took time.Duration, grown f
 	p.loads++
 	m.Header, m.Value, m.Salt = wasmHeader, fmt.Sprint("v", p.loads), uint64(p.loads)
 	path := fmt.Sprint("/", p.loads)
-	p.modules.put(path, m)
+	p.modules.Put(path, m)
 	client := p.Out.Client()
 	defer client.CloseIdleConnections()
 	agent := p.generation.agent.PID()
@@ -173,15 +144,16 @@ func benchWasmStart(t lab.T, s settings) []result {
 	c := l.NewContainer(t, lab.ContainerOptions{ReadOnly: true, Envoy: lab.EnvoyBinary(t)})
 	c.Write(t, "bench.yaml", entriesYAML(fewEntries))
 	c.Write(t, "mesh.cfg", detection)
-	modules := serveModules(t, l)
-	modules.put("/kept", proxywasm.Module{Header: wasmHeader, Value: "kept"})
+	modules := &proxywasm.Server{}
+	modules.Put("/kept", proxywasm.Module{Header: wasmHeader, Value: "kept"})
+	stop := modules.Start(l.Out.Listen(t, modulesAddress))
 	document := map[string]string{
 		"filled": wasmPlugin("/kept", ", imagePullPolicy: Always"),
 		"empty":  wasmPlugin("/none", ", failStrategy: FAIL_OPEN"),
 		"off":    "",
 	}
 	startWasm(t, l, c, document["filled"]) // which fills the store
-	_ = modules.Close()
+	stop()
 	all := map[string][]wasmStart{}
 	for range s.rounds {
 		for _, name := range []string{"off", "filled", "empty"} {

@@ -81,7 +81,9 @@ func TestWasmGuard(t *testing.T) {
 	s := serveModules(t, p.Lab, map[string][]byte{
 		"/refuses": proxywasm.Module{Configure: proxywasm.Refuses}.Bytes(), "/other": proxywasm.Module{Header: "x-other", Value: "on"}.Bytes(),
 	})
-	guard := func(path, more string) { p.slots.Write(t, "guard.yaml", plugin("guard", modulesURL+path, more)) }
+	guard := func(path, more string) {
+		p.slots.Write(t, "guard.yaml", proxywasm.Plugin("guard", modulesURL+path, more))
+	}
 	guard("/one", "")
 	counts := &guarded{}
 	asked, stop := repeatedly(t, func(ctx context.Context) error { return counts.ask(ctx, p.Out) })
@@ -95,13 +97,13 @@ func TestWasmGuard(t *testing.T) {
 		return err
 	})
 	goesOn(t, asked, 100)
-	s.put("/one", marked("one"))
+	s.Put("/one", marked("one"))
 	guard("/one?again", "") // at once, not when it is tried for again
 	p.waitRole(t, 0, roleServing)
 	guards(t, p, "one")
 
 	for _, value := range []string{"two", "three"} {
-		s.put("/"+value, marked(value))
+		s.Put("/"+value, marked(value))
 		guard("/"+value, "")
 		guards(t, p, value)
 	}
@@ -109,7 +111,7 @@ func TestWasmGuard(t *testing.T) {
 	wasmPhase(t, p, 0, "guard", "InForce")
 	guard("/refuses", "")
 	wasmPhase(t, p, 0, "guard", "Stale")
-	p.slots.Write(t, "other.yaml", plugin("other", modulesURL+"/other", ""))
+	p.slots.Write(t, "other.yaml", proxywasm.Plugin("other", modulesURL+"/other", ""))
 	wasmPhase(t, p, 0, "other", "InForce")
 	goesOn(t, asked, 100)
 	p.slots.Remove(t, "other.yaml")
@@ -145,7 +147,7 @@ func TestWasmFailOpen(t *testing.T) {
 	s := serveModules(t, p.Lab, map[string][]byte{"/refuses": proxywasm.Module{Configure: proxywasm.Refuses}.Bytes(), "/corrupt": []byte("\x00asm")})
 	p.slots.Write(t, meshFile, noDetectionTimeout)
 	open := func(path string) {
-		p.slots.Write(t, "open.yaml", plugin("open", modulesURL+path, ", failStrategy: FAIL_OPEN"))
+		p.slots.Write(t, "open.yaml", proxywasm.Plugin("open", modulesURL+path, ", failStrategy: FAIL_OPEN"))
 	}
 	open("/one")
 	p.start(t, 0, p.newer, 1, 0)
@@ -157,7 +159,7 @@ func TestWasmFailOpen(t *testing.T) {
 		wasmPhase(t, p, 0, "open", "Failed")
 	}
 	for _, value := range []string{"one", "two"} {
-		s.put("/"+value, marked(value))
+		s.Put("/"+value, marked(value))
 		open("/" + value + "?there")
 		guards(t, p, value)
 		open("/none")
@@ -191,8 +193,8 @@ func TestWasmManyModules(t *testing.T) {
 		var all []string
 		for i := range modules {
 			path := fmt.Sprintf("/%d/%s", i, version)
-			s.put(path, proxywasm.Module{Header: fmt.Sprint("x-many-", i), Value: version})
-			all = append(all, plugin(fmt.Sprint("many-", i), modulesURL+path, ""))
+			s.Put(path, proxywasm.Module{Header: fmt.Sprint("x-many-", i), Value: version})
+			all = append(all, proxywasm.Plugin(fmt.Sprint("many-", i), modulesURL+path, ""))
 		}
 		p.slots.Write(t, "many.yaml", documents(all...))
 	}
@@ -236,7 +238,7 @@ func TestWasmSlowModule(t *testing.T) {
 	slow := marked("slow")
 	slow.Functions = functions
 	serveModules(t, p.Lab, map[string][]byte{"/quick": marked("quick").Bytes(), "/slow": slow.Bytes()})
-	p.c.Write(t, "guard.yaml", plugin("guard", modulesURL+"/quick", ""))
+	p.c.Write(t, "guard.yaml", proxywasm.Plugin("guard", modulesURL+"/quick", ""))
 	lab.Eventually(t, wasmLimit, "a module is in force", func() error { return header(t, p, "8080", "x-guard", "quick") })
 	asked, stop := asking(t, p.Out, "8080", map[string]string{"x-guard": "*"})
 	defer stop()
@@ -245,7 +247,7 @@ func TestWasmSlowModule(t *testing.T) {
 	})
 	defer stopProbes()
 	began := time.Now()
-	p.c.Write(t, "guard.yaml", plugin("guard", modulesURL+"/slow", ""))
+	p.c.Write(t, "guard.yaml", proxywasm.Plugin("guard", modulesURL+"/slow", ""))
 	lab.Eventually(t, wasmLimit, "the large module is in force", func() error { return header(t, p, "8080", "x-guard", "slow") })
 	t.Logf("it took %v, in which %d requests and %d probes were answered", time.Since(began), asked.Load(), probed.Load())
 }

@@ -38,43 +38,15 @@ const wasmLimit = 4 * time.Minute
 // wasmLong says whether tests are to take their long forms.
 func wasmLong() bool { return os.Getenv(wasmUpdatesEnv) != "" }
 
-// wasmServer has modules at the outside, by path; any other is answered with 404.
-type wasmServer struct {
-	mu      sync.Mutex
-	modules map[string][]byte
-}
-
-func (s *wasmServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	module, has := s.modules[r.URL.Path]
-	s.mu.Unlock()
-	if !has {
-		http.Error(w, "there is no such module", http.StatusNotFound)
-		return
-	}
-	_, _ = w.Write(module)
-}
-
-func (s *wasmServer) put(path string, m proxywasm.Module) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.modules[path] = m.Bytes()
-}
-
-// serveModules begins to.
-func serveModules(t *testing.T, l *lab.Lab, modules map[string][]byte) *wasmServer {
+// serveModules serves modules at the outside, by path.
+func serveModules(t *testing.T, l *lab.Lab, modules map[string][]byte) *proxywasm.Server {
 	t.Helper()
-	s := &wasmServer{modules: modules}
-	server := &http.Server{Handler: s}
-	ln := l.Out.Listen(t, "198.51.100.70:80")
-	go func() { _ = server.Serve(ln) }()
-	t.Cleanup(func() { _ = server.Close() })
+	s := &proxywasm.Server{}
+	for path, module := range modules {
+		s.PutBytes(path, module)
+	}
+	t.Cleanup(s.Start(l.Out.Listen(t, "198.51.100.70:80")))
 	return s
-}
-
-// plugin is a WasmPlugin for captured inbound requests.
-func plugin(name, url, more string) string {
-	return fmt.Sprintf("apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: %s}\nspec: {url: %q, match: [{mode: SERVER}]%s}\n", name, url, more)
 }
 
 // wasmList demands words of what `wasm list -v` says of a plugin.
@@ -152,18 +124,18 @@ func TestWasmBadModules(t *testing.T) {
 	const at = "http://198.51.100.70"
 	type badModule struct{ doc, reason string }
 	bad := map[string]badModule{
-		"none":    {plugin("none", at+"/none", ", failStrategy: FAIL_OPEN"), "404"},
-		"corrupt": {plugin("corrupt", at+"/corrupt", ", failStrategy: FAIL_OPEN"), "cut off"},
-		"html":    {plugin("html", at+"/html", ", failStrategy: FAIL_OPEN"), `it begins with "<html>"`},
-		"large":   {plugin("large", at+"/large", ", failStrategy: FAIL_OPEN"), "more than 2000000 bytes"},
-		"bomb":    {plugin("bomb", at+"/bomb", ", failStrategy: FAIL_OPEN"), "more than 200 times"},
-		"digest":  {plugin("digest", at+"/good", ", failStrategy: FAIL_OPEN, sha256: "+strings.Repeat("ab", 32)), "is wanted"},
-		"refuses": {plugin("refuses", at+"/refuses", ", failStrategy: FAIL_OPEN"), "Envoy does not start it"},
-		"traps":   {plugin("traps", at+"/traps", ", failStrategy: FAIL_OPEN"), "Envoy does not start it"},
-		"nobody":  {plugin("nobody", "http://198.51.100.71/a", ", failStrategy: FAIL_OPEN"), "198.51.100.71"},
+		"none":    {proxywasm.Plugin("none", at+"/none", ", failStrategy: FAIL_OPEN"), "404"},
+		"corrupt": {proxywasm.Plugin("corrupt", at+"/corrupt", ", failStrategy: FAIL_OPEN"), "cut off"},
+		"html":    {proxywasm.Plugin("html", at+"/html", ", failStrategy: FAIL_OPEN"), `it begins with "<html>"`},
+		"large":   {proxywasm.Plugin("large", at+"/large", ", failStrategy: FAIL_OPEN"), "more than 2000000 bytes"},
+		"bomb":    {proxywasm.Plugin("bomb", at+"/bomb", ", failStrategy: FAIL_OPEN"), "more than 200 times"},
+		"digest":  {proxywasm.Plugin("digest", at+"/good", ", failStrategy: FAIL_OPEN, sha256: "+strings.Repeat("ab", 32)), "is wanted"},
+		"refuses": {proxywasm.Plugin("refuses", at+"/refuses", ", failStrategy: FAIL_OPEN"), "Envoy does not start it"},
+		"traps":   {proxywasm.Plugin("traps", at+"/traps", ", failStrategy: FAIL_OPEN"), "Envoy does not start it"},
+		"nobody":  {proxywasm.Plugin("nobody", "http://198.51.100.71/a", ", failStrategy: FAIL_OPEN"), "198.51.100.71"},
 	}
 	if wasmLong() { // it takes its time
-		bad["loops"] = badModule{plugin("loops", at+"/loops", ", failStrategy: FAIL_OPEN"), "endless loop"}
+		bad["loops"] = badModule{proxywasm.Plugin("loops", at+"/loops", ", failStrategy: FAIL_OPEN"), "endless loop"}
 	}
 	for name, b := range bad {
 		p.c.Write(t, name+".yaml", b.doc)
@@ -174,7 +146,7 @@ func TestWasmBadModules(t *testing.T) {
 	if _, stats, err := p.Pod.Get("http://127.0.0.1:15000/stats?filter=config_reload|config_fail|update_rejected"); err != nil || strings.Contains(stats, "config_fail: 1") || strings.Contains(stats, "rejected: 1") {
 		t.Errorf("the Envoy that serves has seen one: %v, %s", err, stats)
 	}
-	p.c.Write(t, "none.yaml", plugin("none", at+"/good", ", failStrategy: FAIL_OPEN"))
+	p.c.Write(t, "none.yaml", proxywasm.Plugin("none", at+"/good", ", failStrategy: FAIL_OPEN"))
 	lab.Eventually(t, wasmLimit, "what is repaired is in force", func() error {
 		return errors.Join(wasmList(t, p, "none", "phase:    InForce"), header(t, p, "8080", "resp-header-demo", "good"))
 	})
@@ -190,15 +162,15 @@ func TestWasmFailClosed(t *testing.T) {
 	s := serveModules(t, p.Lab, map[string][]byte{"/one": proxywasm.Module{Header: "resp-header-demo", Value: "one"}.Bytes()})
 	const at = "http://198.51.100.70"
 	asked, stop := asking(t, p.Out, "8080", nil)
-	p.c.Write(t, "one.yaml", plugin("one", at+"/one", ""))
+	p.c.Write(t, "one.yaml", proxywasm.Plugin("one", at+"/one", ""))
 	lab.Eventually(t, wasmLimit, "the filter is in force", func() error { return header(t, p, "8080", "resp-header-demo", "one") })
 	filtered, stopFiltered := asking(t, p.Out, "8080", map[string]string{"resp-header-demo": "one"})
 	must(t, wasmList(t, p, "one", "patch 1:  HTTP_FILTER INSERT_FIRST, applied to virtualInbound"))
-	p.c.Write(t, "other.yaml", plugin("other", at+"/one", ", selector: {matchLabels: {app: other}}"))
+	p.c.Write(t, "other.yaml", proxywasm.Plugin("other", at+"/one", ", selector: {matchLabels: {app: other}}"))
 	eventually(t, "another pod's is named", func() error {
 		return contains(p.c.Run(t, lab.As{UID: lab.AgentUID}, lab.AgentPath, "wasm", "list").Stdout, "WasmPlugin default/other", "Unused", "its selector wants the label app=other")
 	})
-	p.c.Write(t, "one.yaml", plugin("one", at+"/late", "")) // which nobody has
+	p.c.Write(t, "one.yaml", proxywasm.Plugin("one", at+"/late", "")) // which nobody has
 	eventually(t, "another module cannot be had", func() error { return wasmList(t, p, "one", "phase:    Stale", "404", "is filtered") })
 	if r := p.c.Run(t, lab.As{UID: lab.AgentUID}, lab.AgentPath, "wasm", "reload", "one"); !strings.Contains(r.Stdout, "reloaded extensions.istio.io/wasmplugin/default.one") {
 		t.Errorf("%+v", r)
@@ -210,7 +182,7 @@ func TestWasmFailClosed(t *testing.T) {
 	stop()
 	t.Logf("%d requests, %d of them demanded the header", asked.Load()+filtered.Load(), filtered.Load())
 
-	p.c.Write(t, "late.yaml", plugin("late", at+"/late", ""))
+	p.c.Write(t, "late.yaml", proxywasm.Plugin("late", at+"/late", ""))
 	eventually(t, "it is refused", func() error {
 		status, _, err := p.Out.Get("http://" + lab.PodIP + ":8080/")
 		if err == nil && status != http.StatusForbidden {
@@ -219,7 +191,7 @@ func TestWasmFailClosed(t *testing.T) {
 		return err
 	})
 	must(t, answers(p.Out, "http://"+lab.PodIP+":15021/healthz/ready"))
-	s.put("/late", proxywasm.Module{Header: "resp-header-demo", Value: "late"})
+	s.Put("/late", proxywasm.Module{Header: "resp-header-demo", Value: "late"})
 	lab.Eventually(t, wasmLimit, "its module has come", func() error { // at the next try
 		status, _, err := p.Out.Get("http://" + lab.PodIP + ":8080/")
 		if err == nil && status == http.StatusOK {
@@ -270,7 +242,7 @@ func TestWasmStart(t *testing.T) {
 	s := serveModules(t, p.Lab, map[string][]byte{})
 	const at = "http://198.51.100.70"
 	p.c.Write(t, meshFile, noDetectionTimeout)
-	p.c.Write(t, "closed.yaml", plugin("closed", at+"/late", ""))
+	p.c.Write(t, "closed.yaml", proxywasm.Plugin("closed", at+"/late", ""))
 	p.c.Write(t, "http.yaml", entry("http", "http.example", 80, "HTTP", "DNS"))
 	p.agent = p.c.StartAgent(t, lab.AgentOptions{Args: withMeshFile})
 	eventually(t, "it says what it waits for", func() error {
@@ -281,11 +253,11 @@ func TestWasmStart(t *testing.T) {
 	if err != nil || status != http.StatusForbidden {
 		t.Errorf("what it guards is answered: %d, %v", status, err)
 	}
-	s.put("/late", proxywasm.Module{Header: "resp-header-demo", Value: "late"})
-	p.c.Write(t, "closed.yaml", plugin("closed", at+"/late?again", ""))
+	s.Put("/late", proxywasm.Module{Header: "resp-header-demo", Value: "late"})
+	p.c.Write(t, "closed.yaml", proxywasm.Plugin("closed", at+"/late?again", ""))
 	p.agent.WaitReadyWithin(t, wasmLimit)
 	must(t, header(t, p, "8080", "resp-header-demo", "late"))
-	p.c.Write(t, "closed.yaml", plugin("closed", at+"/none", ", failStrategy: FAIL_OPEN"))
+	p.c.Write(t, "closed.yaml", proxywasm.Plugin("closed", at+"/none", ", failStrategy: FAIL_OPEN"))
 	p.agent.Signal(syscall.SIGTERM)
 	p.agent.Wait(t, lab.Deadline)
 	p.agent = p.c.StartAgent(t, lab.AgentOptions{Args: withMeshFile})
@@ -305,18 +277,18 @@ func TestWasmRefusedByEnvoy(t *testing.T) {
 	const at = "http://198.51.100.70"
 	_, stop := asking(t, p.Out, "8080", nil)
 	defer stop()
-	p.c.Write(t, "new.yaml", plugin("new", at+"/refuses", ", failStrategy: FAIL_OPEN"))
+	p.c.Write(t, "new.yaml", proxywasm.Plugin("new", at+"/refuses", ", failStrategy: FAIL_OPEN"))
 	eventually(t, "it is refused", func() error {
 		return wasmList(t, p, "new", "phase:    Failed", "Envoy refuses it", "passes unfiltered")
 	})
-	p.c.Write(t, "one.yaml", plugin("one", at+"/good", ""))
+	p.c.Write(t, "one.yaml", proxywasm.Plugin("one", at+"/good", ""))
 	eventually(t, "another is in force", func() error { return header(t, p, "8080", "resp-header-demo", "good") })
 	filtered, stopFiltered := asking(t, p.Out, "8080", map[string]string{"resp-header-demo": "good"})
-	p.c.Write(t, "one.yaml", plugin("one", at+"/refuses", ""))
+	p.c.Write(t, "one.yaml", proxywasm.Plugin("one", at+"/refuses", ""))
 	eventually(t, "it is refused", func() error { return wasmList(t, p, "one", "phase:    Stale", "Envoy refuses it", "is filtered") })
 	goesOn(t, filtered, 100)
 	stopFiltered()
-	p.c.Write(t, "new.yaml", plugin("new", at+"/good", ", failStrategy: FAIL_OPEN"))
+	p.c.Write(t, "new.yaml", proxywasm.Plugin("new", at+"/good", ", failStrategy: FAIL_OPEN"))
 	eventually(t, "what is repaired is in force", func() error { return wasmList(t, p, "new", "phase:    InForce") })
 }
 
@@ -333,14 +305,12 @@ func TestWasmUpgradeWithoutRegistry(t *testing.T) {
 			module := proxywasm.Module{Header: "resp-header-demo", Value: "one"}.Bytes()
 			s := serveModules(t, p.Lab, map[string][]byte{"/one": module})
 			p.slots.Write(t, meshFile, noDetectionTimeout)
-			p.slots.Write(t, "one.yaml", plugin("one", "http://198.51.100.70/one", ", imagePullPolicy: Always"))
+			p.slots.Write(t, "one.yaml", proxywasm.Plugin("one", "http://198.51.100.70/one", ", imagePullPolicy: Always"))
 			p.start(t, 0, p.older, 1, 0)
 			p.mustServe(t, 0, p.older)
 			want := map[string]string{"resp-header-demo": "one"}
 			must(t, headers(t.Context(), p.Out, "8080", want))
-			s.mu.Lock()
-			delete(s.modules, "/one")
-			s.mu.Unlock()
+			s.Clear()
 			asked, stop := asking(t, p.Out, "8080", want)
 			defer stop()
 			p.start(t, 1, p.newer, 2, 1)
@@ -367,7 +337,7 @@ func TestWasmUpgradeStale(t *testing.T) {
 		"/refuses": proxywasm.Module{Configure: proxywasm.Refuses}.Bytes(), "/a": proxywasm.Module{Header: "x-a", Value: "one"}.Bytes(), "/b": proxywasm.Module{Header: "x-b", Value: "one"}.Bytes(),
 	})
 	write := func(name, path string) {
-		p.slots.Write(t, name+".yaml", plugin(name, modulesURL+path, ", imagePullPolicy: Always"))
+		p.slots.Write(t, name+".yaml", proxywasm.Plugin(name, modulesURL+path, ", imagePullPolicy: Always"))
 	}
 	p.slots.Write(t, meshFile, noDetectionTimeout)
 	write("a", "/a")
@@ -388,7 +358,7 @@ func TestWasmUpgradeStale(t *testing.T) {
 	goesOn(t, asked, 100)
 	stop()
 	t.Logf("%d requests", asked.Load())
-	s.put("/two", proxywasm.Module{Header: "x-a", Value: "two"})
+	s.Put("/two", proxywasm.Module{Header: "x-a", Value: "two"})
 	write("a", "/two")
 	lab.Eventually(t, wasmLimit, "what is repaired is in force", func() error {
 		return headers(t.Context(), p.Out, "8080", map[string]string{"x-a": "two", "x-b": "one"})
@@ -452,7 +422,7 @@ func TestWasmSilentClient(t *testing.T) {
 		}
 	}
 	status(http.StatusOK)
-	p.c.Write(t, "guard.yaml", plugin("guard", modulesURL+"/none", ""))
+	p.c.Write(t, "guard.yaml", proxywasm.Plugin("guard", modulesURL+"/none", ""))
 	eventually(t, "it is refused", func() error {
 		status, _, err := p.Out.Get("http://" + lab.PodIP + ":8080/")
 		if err == nil && status != http.StatusForbidden {

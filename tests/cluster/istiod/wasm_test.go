@@ -21,29 +21,6 @@ import (
 // modulesAddress is where the modules are, outside of the pod.
 const modulesAddress = "198.51.100.80:8090"
 
-// moduleServer serves modules by their paths.
-type moduleServer struct {
-	mu  sync.Mutex
-	all map[string][]byte
-}
-
-func (s *moduleServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	module, there := s.all[r.URL.Path]
-	if !there {
-		http.NotFound(w, r)
-		return
-	}
-	_, _ = w.Write(module)
-}
-
-func (s *moduleServer) put(path string, m proxywasm.Module) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.all[path] = m.Bytes()
-}
-
 // plugin is a WasmPlugin for the pod's inbound traffic, in the form that an istiod gives it: one which reads files has only that.
 func plugin(path string) string {
 	return fmt.Sprintf(`apiVersion: extensions.istio.io/v1alpha1
@@ -57,13 +34,10 @@ spec:
 }
 
 // serveModules serves modules outside of the pod, at modulesAddress.
-func serveModules(t *testing.T, p *istiod.Pod) *moduleServer {
+func serveModules(t *testing.T, p *istiod.Pod) *proxywasm.Server {
 	t.Helper()
-	modules := &moduleServer{all: map[string][]byte{}}
-	server := &http.Server{Handler: modules}
-	listener := p.Out.Listen(t, modulesAddress)
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { _ = server.Close() })
+	modules := &proxywasm.Server{}
+	t.Cleanup(modules.Start(p.Out.Listen(t, modulesAddress)))
 	return modules
 }
 
@@ -86,7 +60,7 @@ func ask(t *testing.T, p *istiod.Pod) (header string, status int, err error) {
 // TestASMFilterDeployment: istiod and Envoy take the EnvoyFilter that one becomes, and its module is in force.
 func TestASMFilterDeployment(t *testing.T) {
 	p := inMesh(t, 1, nil, `ISTIO_METAJSON_LABELS={"app": "details"}`)
-	serveModules(t, p).put("/module", proxywasm.Module{Header: "x-wasm", Value: "asm"})
+	serveModules(t, p).Put("/module", proxywasm.Module{Header: "x-wasm", Value: "asm"})
 	spec := map[string]any{
 		"workload": map[string]any{"kind": "Deployment", "labels": map[string]any{"app": "details"}},
 		"filter":   map[string]any{"image": "registry.example.com/headers:v1", "parameters": `{"name":"hello"}`},
@@ -166,19 +140,19 @@ func TestWasmPlugin(t *testing.T) {
 		t.Errorf("ready without the module: %d %s, %v", status, body, err)
 	}
 	pushes := metric(t, p, "istiod_connections_total")
-	modules.put("/one", proxywasm.Module{Header: "x-wasm", Value: "one"})
+	modules.Put("/one", proxywasm.Module{Header: "x-wasm", Value: "one"})
 	in("one", "")
 	p.Slots.List[0].Agent().WaitReadyWithin(t, startLimit)
 	phase("InForce", "")
 
 	// Another one; then one that is not there, which leaves it; then one that Envoy does not take.
-	modules.put("/two", proxywasm.Module{Header: "x-wasm", Value: "two"})
+	modules.Put("/two", proxywasm.Module{Header: "x-wasm", Value: "two"})
 	p.Istiod.Write("plugin", plugin("/two"))
 	in("two", "one")
 	p.Istiod.Write("plugin", plugin("/three"))
 	phase("Stale", "404")
 	in("two", "two")
-	modules.put("/bad", proxywasm.Module{Configure: proxywasm.Refuses})
+	modules.Put("/bad", proxywasm.Module{Configure: proxywasm.Refuses})
 	p.Istiod.Write("plugin", plugin("/bad"))
 	phase("Stale", "Envoy")
 	in("two", "two")
@@ -190,7 +164,7 @@ func TestWasmPlugin(t *testing.T) {
 	p.Istiod.Write("plugin", plugin("/four"))
 	phase("Stale", "404")
 	p.Istiod.Kill()
-	modules.put("/four", proxywasm.Module{Header: "x-wasm", Value: "four"})
+	modules.Put("/four", proxywasm.Module{Header: "x-wasm", Value: "four"})
 	in("four", "two")
 	p.Istiod.Start()
 	lab.Eventually(t, lab.SettleWithin, "the agent has found istiod", func() error { return connected(t, p, 1) })
@@ -218,7 +192,7 @@ func TestWasmPlugin(t *testing.T) {
 func TestWasmUpgrade(t *testing.T) {
 	u := upgrades{t: t, p: inMesh(t, 2, map[string]string{"plugin": plugin("/one")}, "UNDERSTUDY_UPGRADE_DRAIN_DURATION="+drain)}
 	modules := serveModules(t, u.p)
-	modules.put("/one", proxywasm.Module{Header: "x-wasm", Value: "one"})
+	modules.Put("/one", proxywasm.Module{Header: "x-wasm", Value: "one"})
 	u.begin()
 	u.slot(1).Agent().WaitReadyWithin(t, startLimit)
 	u.finish()
@@ -240,9 +214,7 @@ func TestWasmUpgrade(t *testing.T) {
 		t.Logf("%d requests", asked)
 	}()
 	u.next()
-	modules.mu.Lock()
-	clear(modules.all)
-	modules.mu.Unlock()
+	modules.Clear()
 	u.emptyStore()
 	u.next()
 	u.p.Istiod.Kill()

@@ -82,6 +82,7 @@ func main() {
 		{"vips", benchVIPs}, {"listeners", benchListeners}, {"restart", benchRestart}, {"upgrade-start", benchUpgradeStart}, {"upgrade-load", benchUpgradeLoad},
 		{"upgrade-crash", benchUpgradeCrash}, {"upgrade-memory", benchUpgradeMemory}, {"istiod", benchIstiod}, {"inject", benchInject},
 		{"wasm-start", benchWasmStart}, {"wasm-load", benchWasmLoad}, {"wasm-updates", benchWasmUpdates},
+		{"wasm-bad", benchWasmBad},
 	} {
 		if !s.wants(section.name) {
 			continue

@@ -124,6 +124,7 @@ func TestWasmBadModules(t *testing.T) {
 	const at = "http://198.51.100.70"
 	type badModule struct{ doc, reason string }
 	bad := map[string]badModule{
+		"private": {proxywasm.Plugin("private", at+proxywasm.Private, ", failStrategy: FAIL_OPEN"), "401"},
 		"none":    {proxywasm.Plugin("none", at+"/none", ", failStrategy: FAIL_OPEN"), "404"},
 		"corrupt": {proxywasm.Plugin("corrupt", at+"/corrupt", ", failStrategy: FAIL_OPEN"), "cut off"},
 		"html":    {proxywasm.Plugin("html", at+"/html", ", failStrategy: FAIL_OPEN"), `it begins with "<html>"`},

@@ -140,6 +140,7 @@ func (o *upgradeOptions) validate() error {
 }
 
 func (o *upgradeOptions) run(ctx context.Context, out, notes io.Writer) error {
+	spareMemory()
 	config, err := kubectlConfig(o.settings.kubeconfig)
 	if err != nil {
 		return err

@@ -31,6 +31,7 @@ own that can do no more. The command then only shows how it goes.`,
 			if err != nil {
 				return fmt.Errorf("--log_output_level %q: %w", levels, err)
 			}
+			spareMemory()
 			log := logging.New(c.ErrOrStderr(), logging.Options{JSON: asJSON, Levels: scopes})
 			klog.SetSlogLogger(logging.For(log, "client-go"))
 			config, err := kubectlConfig(kubeconfig)

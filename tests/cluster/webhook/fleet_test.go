@@ -72,8 +72,8 @@ type fakeSlot struct {
 	given                corev1.ResourceList
 }
 
-// newFleet makes n pods as the injector makes them. Agents take starts from their image to their service, and drain for drains.
-func newFleet(t *testing.T, n int, starts, drains time.Duration) *fleet {
+// newFleet makes n pods as the injector makes them, changed. Agents take starts from their image to their service, and drain for drains.
+func newFleet(t *testing.T, n int, starts, drains time.Duration, change ...func(*corev1.Pod)) *fleet {
 	t.Helper()
 	w := newWorld(t)
 	manifests, err := os.ReadFile(filepath.Join(lab.RepoRoot(t), "deploy/sidecar-upgrader.yaml"))
@@ -88,7 +88,11 @@ func newFleet(t *testing.T, n int, starts, drains time.Duration) *fleet {
 	w.settings(t, fmt.Sprintf(`{"proxy": {"image": %q, "statusPort": %d}, "hotUpgrade": {"emptyImage": %q}}`, firstImage, f.port, idleImage))
 	f.node()
 	f.serveAgents()
-	f.create(f.template(), n)
+	template := f.template()
+	for _, c := range change {
+		c(template)
+	}
+	f.create(template, n)
 	f.runKubelets()
 	return f
 }
@@ -456,7 +460,8 @@ type gate struct {
 	forward    http.Handler
 
 	mu      sync.Mutex
-	seconds map[int64]int // requests by second
+	seconds map[int64]int  // requests by second
+	kinds   map[string]int // and by what they are, with the status of the answer
 	spoil   func(out http.ResponseWriter, r *http.Request, forward http.Handler)
 }
 
@@ -471,10 +476,11 @@ func newGate(t *testing.T, config *rest.Config) *gate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &gate{seconds: map[int64]int{}, kubeconfig: filepath.Join(t.TempDir(), "kubeconfig")}
+	g := &gate{seconds: map[int64]int{}, kinds: map[string]int{}, kubeconfig: filepath.Join(t.TempDir(), "kubeconfig")}
 	g.forward = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }, Transport: transport, FlushInterval: -1,
-		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+		ErrorHandler:   func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+		ModifyResponse: g.note,
 	}
 	server := httptest.NewServer(g)
 	t.Cleanup(func() { server.CloseClientConnections(); server.Close() })
@@ -496,6 +502,19 @@ func (g *gate) ServeHTTP(out http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.forward.ServeHTTP(out, r)
+}
+
+// note counts an answer by its request: the method, the kind of object with its subresource, and the status.
+func (g *gate) note(r *http.Response) error {
+	kind := r.Request.URL.Path
+	if _, of, ok := strings.Cut(kind, "/namespaces/"); ok {
+		parts := append(strings.Split(of, "/"), "", "", "")
+		kind = strings.TrimSuffix(parts[1]+"/"+parts[3], "/")
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.kinds[fmt.Sprintf("%s %s %d", r.Request.Method, kind, r.StatusCode)]++
+	return nil
 }
 
 // spoils has every request judged from now on.

@@ -59,6 +59,7 @@ func (p *pass) count(pod *Pod, m *memory, what class, reason string) {
 		p.candidates = append(p.candidates, pod)
 	case done:
 		c.Done++
+		m.word = nil // it would be kept for every pod to the end
 		if mine {
 			p.passed++
 			p.watch(pod, m)

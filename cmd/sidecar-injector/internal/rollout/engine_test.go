@@ -122,7 +122,7 @@ func TestResize(t *testing.T) {
 	f.run(30 * time.Minute)
 	f.images(newImage, emptyImage)
 	for name, p := range f.pods {
-		if working, idle := View(p.Pod).roles(); working.requests.Memory().String() != "1Gi" || idle.requests.Memory().String() != "16Mi" {
+		if working, idle := View(p.Pod).roles(); working.requests.memory != 1<<30 || idle.requests.memory != 16<<20 {
 			t.Errorf("%s: %s works with %v, %s idles with %v", name, working.name, working.requests, idle.name, idle.requests)
 		}
 	}
@@ -140,7 +140,7 @@ func TestNoRoom(t *testing.T) {
 	}
 	f.images(oldImage, emptyImage)
 	for _, p := range f.pods {
-		if _, idle := View(p.Pod).roles(); idle.requests.Memory().String() != "16Mi" {
+		if _, idle := View(p.Pod).roles(); idle.requests.memory != 16<<20 {
 			t.Errorf("the idle slot has %v", idle.requests)
 		}
 	}

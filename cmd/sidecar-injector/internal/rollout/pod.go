@@ -41,8 +41,8 @@ type Pod struct {
 type slot struct {
 	name, image  string
 	version      int64 // 0: it is idle
-	requests     corev1.ResourceList
-	actual       corev1.ResourceList // what the kubelet has given it; nil: it does not say
+	requests     requests
+	actual       *requests // what the kubelet has given it; nil: it does not say
 	ready        bool
 	restarts     int32
 	running      bool
@@ -138,7 +138,7 @@ func (p *Pod) findSlots(of *corev1.Pod) {
 				continue
 			}
 			p.list = in.list
-			p.slots[at] = slot{name: c.Name, image: c.Image, requests: c.Resources.Requests}
+			p.slots[at] = slot{name: c.Name, image: c.Image, requests: requestsOf(c.Resources.Requests)}
 			s := &p.slots[at]
 			s.version, _ = strconv.ParseInt(of.Annotations[contract.VersionAnnotation+c.Name], 10, 64)
 			if n := slices.IndexFunc(in.statuses, func(s corev1.ContainerStatus) bool { return s.Name == c.Name }); n >= 0 {
@@ -163,8 +163,8 @@ func statusPort(args []string) int {
 
 func (s *slot) status(from *corev1.ContainerStatus) {
 	s.ready, s.restarts = from.Ready && (from.Started == nil || *from.Started), from.RestartCount
-	if from.Resources != nil {
-		s.actual = from.Resources.Requests
+	if from.Resources != nil && from.Resources.Requests != nil {
+		s.actual = new(requestsOf(from.Resources.Requests))
 	}
 	if last := from.LastTerminationState.Terminated; last != nil {
 		s.lastExitCode, s.message, s.cutOff = last.ExitCode, cmp.Or(last.Message, last.Reason), strings.Contains(last.Message, contract.HookCutOff)

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"understudy.mesh/pkg/contract"
 )
 
@@ -44,7 +42,7 @@ type record struct {
 	Reason     string `json:"reason,omitempty"`
 	Superseded bool   `json:"superseded,omitempty"`
 	// Idle are the requests of a slot that idles, if they are lower.
-	Idle corev1.ResourceList `json:"idle,omitempty"`
+	Idle *requests `json:"idle,omitempty"`
 	// Starts are what the kubelet remembers: which slot got which image, and when.
 	Starts []start `json:"starts,omitempty"`
 	// Injected is the image that the pod was created with.

@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"understudy.mesh/pkg/contract"
 )
 
@@ -101,8 +99,8 @@ func (p *pass) begin(pod *Pod, m *memory) string {
 		Step: stepResizing, Run: p.status.Run, Slot: idle.name, Version: working.version + 1, New: p.Upgrade.Spec.Image, Old: working.image, Empty: idle.image,
 		Starts: pod.record.Starts, Injected: cmp.Or(pod.record.Injected, working.image),
 	}
-	if lower(idle.requests, working.requests) {
-		r.Idle, r.At = idle.requests, p.now.UTC()
+	if idle.requests.lower(working.requests) {
+		r.Idle, r.At = new(idle.requests), p.now.UTC()
 		p.write(pod, "raise the requests of "+idle.name, r, nil)
 		return ""
 	}
@@ -129,7 +127,7 @@ func (p *pass) change(pod *Pod, m *memory, r record) {
 func (p *pass) resizing(pod *Pod, m *memory) (class, string) {
 	r := pod.record
 	slot, working := pod.slot(r.Slot), pod.other(r.Slot)
-	asked := !lower(slot.requests, working.requests)
+	asked := !slot.requests.lower(working.requests)
 	if m.pressed.IsZero() {
 		m.pressed = p.now
 	}
@@ -138,7 +136,7 @@ func (p *pass) resizing(pod *Pod, m *memory) (class, string) {
 		r.Step, r.At, r.Reason = stepNoRoom, p.now.UTC(), "it was given up"
 		r.Run = 0 // nothing was tried that would count
 		p.write(pod, "put the requests of "+r.Slot+" back", r, nil)
-	case asked && slot.actual != nil && !lower(slot.actual, working.requests) && pod.resize.reason == "":
+	case asked && slot.actual != nil && !slot.actual.lower(working.requests) && pod.resize.reason == "":
 		p.change(pod, m, r)
 	case p.now.Sub(m.pressed) >= roomLimit:
 		r.Step, r.At = stepNoRoom, p.now.UTC()
@@ -324,27 +322,17 @@ func (p *pass) resetting(pod *Pod) (class, string) {
 // lowered reports whether an idle slot has its low requests again, and sees to it.
 func (p *pass) lowered(pod *Pod, name string) bool {
 	slot, low := pod.slot(name), pod.record.Idle
-	if low == nil || !lower(low, slot.requests) {
+	if low == nil || !low.lower(slot.requests) {
 		return true
 	}
-	p.raise(pod, slot, low)
+	p.raise(pod, slot, *low)
 	return false
 }
 
 // raise gives a slot requests by the subresource.
-func (p *pass) raise(pod *Pod, s *slot, requests corev1.ResourceList) {
-	patch := pod.patch(nil, map[string]any{"name": s.name, "resources": map[string]any{"requests": requests}})
+func (p *pass) raise(pod *Pod, s *slot, to requests) {
+	patch := pod.patch(nil, map[string]any{"name": s.name, "resources": map[string]any{"requests": to}})
 	p.plan.Writes = append(p.plan.Writes, Write{Pod: pod, Resize: true, Patch: patch, What: "the requests of " + s.name})
-}
-
-// lower reports whether one of some requests is less than the other's.
-func lower(a, b corev1.ResourceList) bool {
-	for name, want := range b {
-		if has, ok := a[name]; ok && has.Cmp(want) < 0 {
-			return true
-		}
-	}
-	return false
 }
 
 func image(slot, image string) map[string]any { return map[string]any{"name": slot, "image": image} }

@@ -128,33 +128,50 @@ func holds(l *coordinationv1.Lease, now time.Time) bool {
 		now.Sub(s.RenewTime.Time) < time.Duration(*s.LeaseDurationSeconds)*time.Second
 }
 
-// pageSize is how many pods the API server is asked for at once.
-const pageSize = 500
+const (
+	// pageSize is how many pods the API server is asked for at once.
+	pageSize = 500
+	// notEnded selects the pods that count.
+	notEnded = "status.phase!=Succeeded,status.phase!=Failed"
+)
 
 // Pods are a namespace's that have two slots, as they are now.
 func (u *Upgrader) Pods(ctx context.Context, namespace string) ([]*rollout.Pod, error) {
 	var all []*rollout.Pod
-	options := metav1.ListOptions{Limit: pageSize, FieldSelector: "status.phase!=Succeeded,status.phase!=Failed"}
-	for {
-		list := new(corev1.PodList)
-		err := func() error {
-			ctx, cancel := call(ctx)
-			defer cancel()
-			return u.pods.Get().Namespace(namespace).Resource("pods").Param("limit", fmt.Sprint(options.Limit)).Param("continue", options.Continue).
-				Param("fieldSelector", options.FieldSelector).Do(ctx).Into(list)
-		}()
+	_, err := u.pages(ctx, namespace, func(p *rollout.Pod) {
+		if p.Slotted() {
+			all = append(all, p)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the pods of namespace %s: %w", namespace, err)
+	}
+	return all, nil
+}
+
+// pages calls note with a namespace's pods. version is the state of the cluster that they are of.
+func (u *Upgrader) pages(ctx context.Context, namespace string, note func(*rollout.Pod)) (version string, err error) {
+	for next := ""; ; {
+		list, err := u.page(ctx, namespace, next)
 		if err != nil {
-			return nil, fmt.Errorf("read the pods of namespace %s: %w", namespace, err)
+			return "", err
 		}
 		for i := range list.Items {
-			if v := u.viewOf(&list.Items[i]); v.Slotted() {
-				all = append(all, v)
-			}
+			note(u.viewOf(&list.Items[i]))
 		}
-		if options.Continue = list.Continue; options.Continue == "" {
-			return all, nil
+		if next = list.Continue; next == "" {
+			return list.ResourceVersion, nil
 		}
 	}
+}
+
+// page is what the API server has of pods after those before.
+func (u *Upgrader) page(ctx context.Context, namespace, next string) (*corev1.PodList, error) {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	list := new(corev1.PodList)
+	return list, u.pods.Get().Namespace(namespace).Resource("pods").Param("limit", fmt.Sprint(pageSize)).Param("continue", next).
+		Param("fieldSelector", notEnded).Do(ctx).Into(list)
 }
 
 // Try says what would become of pods by a spec: one look of the engine, which writes nothing.

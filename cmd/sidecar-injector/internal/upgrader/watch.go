@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/apimachinery/pkg/watch"
@@ -114,8 +115,7 @@ func (s *seen) world() (w rollout.World, ok bool) {
 // watch follows a namespace's pods and budgets until ctx ends, and what is asked for in it.
 func (u *Upgrader) watch(ctx context.Context, namespace string, changed func()) *seen {
 	s := &seen{pods: map[types.UID]*rollout.Pod{}, budgets: map[string]rollout.Budget{}, changed: changed}
-	pods := cache.NewListWatchFromClient(u.pods, "pods", namespace, fields.ParseSelectorOrDie("status.phase!=Succeeded,status.phase!=Failed"))
-	s.follow(ctx, pods, &corev1.Pod{}, u.view, cache.ResourceEventHandlerFuncs{
+	s.follow(ctx, u.podLists(namespace), &corev1.Pod{}, u.view, cache.ResourceEventHandlerFuncs{
 		AddFunc: s.addPod, UpdateFunc: func(_, object any) { s.addPod(object) },
 		DeleteFunc: func(object any) {
 			if p, ok := last(object).(*rollout.Pod); ok {
@@ -159,13 +159,37 @@ func (s *seen) addPod(object any) {
 	}
 }
 
+// podLists lists and watches a namespace's pods. Where they are not streamed (KEP-3157), what is kept of them is taken page by page: all of
+// them at once, as an API server sends them otherwise, are fifty times as much.
+func (u *Upgrader) podLists(namespace string) cache.ListerWatcher {
+	pods := cache.NewListWatchFromClient(u.pods, "pods", namespace, fields.ParseSelectorOrDie(notEnded))
+	pods.ListWithContextFunc = func(ctx context.Context, _ metav1.ListOptions) (runtime.Object, error) {
+		all := new(corev1.List)
+		var err error
+		all.ResourceVersion, err = u.pages(ctx, namespace, func(p *rollout.Pod) { all.Items = append(all.Items, runtime.RawExtension{Object: listed{p}}) })
+		return all, err
+	}
+	return pods
+}
+
+// listed is what is kept of a pod, as a list has it.
+type listed struct{ *rollout.Pod }
+
+// GetObjectKind says nothing: nobody asks.
+func (listed) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
+
+// DeepCopyObject returns the same pod, which nobody changes.
+func (l listed) DeepCopyObject() runtime.Object { return l }
+
 // view is all that is kept of a pod.
 func (u *Upgrader) view(object any) (any, error) {
-	p, ok := object.(*corev1.Pod)
-	if !ok {
-		return object, nil
+	switch o := object.(type) {
+	case *corev1.Pod:
+		return u.viewOf(o), nil
+	case listed:
+		return o.Pod, nil
 	}
-	return u.viewOf(p), nil
+	return object, nil
 }
 
 func (u *Upgrader) viewOf(p *corev1.Pod) *rollout.Pod {

@@ -17,7 +17,7 @@ const (
 	// scaleLimit is how long they may take on a machine that does something else besides.
 	scaleLimit = 40 * time.Minute
 	// bucket is how many requests a second the upgrader sends at most in the long run.
-	bucket = 40
+	bucket = 50
 	// mostPods is how many an upgrade may have, and mostDone how many of them are upgraded to see what that costs.
 	mostPods, mostDone = 20000, 1000
 	// mostRequests is what the upgrader may ask of the API server in a second, on average, and upgraderMiB how much memory it may have.

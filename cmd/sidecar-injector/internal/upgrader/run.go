@@ -26,7 +26,7 @@ const (
 	// statusEvery is how often numbers are written that only people read.
 	statusEvery = 2 * time.Second
 	// writers and askers are how many calls there are at once.
-	writers, askers = 16, 32
+	writers, askers = 32, 32
 	// writeAgain is how long a pod is left alone whose write has failed.
 	writeAgain = 2 * time.Second
 )
@@ -135,7 +135,11 @@ func (r *runner) step(ctx context.Context, w rollout.World) {
 		r.ask(ctx, p)
 	}
 	for _, write := range plan.Writes {
+		if len(r.writes) == cap(r.writes) { // the next look decides anew
+			break
+		}
 		if r.take(write.Pod, now) {
+			r.writes <- struct{}{}
 			r.working.Go(func() { r.write(finish, write) })
 		}
 	}
@@ -161,9 +165,8 @@ func (r *runner) take(p *rollout.Pod, now time.Time) bool {
 	return true
 }
 
-// write does one write. What came of it is known from the answer; of one without, from what is watched.
+// write does one write, which has its place among the writes at once. What came of it is known from the answer; of one without, from what is watched.
 func (r *runner) write(ctx context.Context, w rollout.Write) {
-	r.writes <- struct{}{}
 	defer func() { <-r.writes }()
 	ctx, cancel := call(ctx)
 	defer cancel()

@@ -23,7 +23,7 @@ import (
 
 const (
 	// requestRate and requestBurst bound what the API server is asked in a second: sixty together.
-	requestRate, requestBurst = 40, 20
+	requestRate, requestBurst = 50, 10
 	// callLimit is how long one call of the API server may take.
 	callLimit = 30 * time.Second
 	// fieldManager is who we are to the API server.

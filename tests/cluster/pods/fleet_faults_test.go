@@ -198,6 +198,23 @@ func TestLongFleetFaults(t *testing.T) {
 	f.mustAnswer()
 }
 
+// TestLongAbortAfterUpgrade: an image whose proxy never serves, right after an upgrade. The kubelet does not let the slot wait for the empty image, which
+// it had a moment ago.
+func TestLongAbortAfterUpgrade(t *testing.T) {
+	if !*long {
+		t.Skip("a long form: make soak")
+	}
+	f := newFleet(t, "abort", fleetProfile, 2) // the other one answers while the bad one is unready
+	f.must(0, "Done: 2 of 2 pods run "+cluster.ProxyV2, append([]string{"--image", cluster.ProxyV2}, quick...)...)
+	image := scripted(t, "abort-gated", gated)
+	f.must(1, "its new proxy does not serve after 10s", append([]string{"--image", image, "--deadline=10s"}, quick...)...)
+	f.mustRun(cluster.ProxyV2)
+	f.mustAnswer()
+	if events := f.ns.Kubectl(t, "get", "events", "--field-selector", "reason=BackOff", "-o", "jsonpath={.items[*].message}"); strings.Contains(events, "restarting failed container") {
+		t.Errorf("the kubelet let a slot wait: %s", events)
+	}
+}
+
 // TestLongFleetWithoutRoom: a node without room for a second proxy. The pod is held, as it was, and is upgraded once there is room.
 func TestLongFleetWithoutRoom(t *testing.T) {
 	if !*long {

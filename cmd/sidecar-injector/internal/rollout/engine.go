@@ -72,10 +72,10 @@ type memory struct {
 	good          bool  // the new proxy was watched long enough
 	// failing is why a pod is to go back once the old generation idles.
 	failing string
-	// pressed is since when the kubelet does not give the requests, stalled since when it does not start the image, held since when a pod
-	// cannot be begun, unready since when it is.
-	pressed, stalled, held, unready time.Time
-	pass                            int
+	// pressed is since when the kubelet does not give the requests, stalled since when it does not start the image, lowering since when
+	// its slot's requests are to be low again, held since when a pod cannot be begun, unready since when it is.
+	pressed, stalled, lowering, held, unready time.Time
+	pass                                      int
 }
 
 // New returns an engine that knows nothing yet.
@@ -90,6 +90,8 @@ const (
 	roomLimit = time.Minute
 	// unreadyLimit is how long a pod that was upgraded may be unready in a pause before it counts as failed.
 	unreadyLimit = 30 * time.Second
+	// lowerLimit is how long the API server may take to lower the requests of a slot that is to go back.
+	lowerLimit = 10 * time.Second
 	// stallLimit is how long a slot may be ended and not started again.
 	stallLimit = 20 * time.Second
 	// heldLimit is how long pods that are held are waited for at least: longer than the kubelet remembers.

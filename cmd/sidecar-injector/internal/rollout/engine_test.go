@@ -64,6 +64,27 @@ func TestBadImageStopsAtOnePod(t *testing.T) {
 	}
 }
 
+// TestAbortAfterUpgrade: a bad image right after an upgrade, whose slot has had the empty image a moment ago. It gets that again with other
+// requests, for which the kubelet lets it not wait. Where the API server refuses these, it goes back all the same.
+func TestAbortAfterUpgrade(t *testing.T) {
+	for _, refused := range []bool{false, true} {
+		f := newNode(t, 1, small)
+		f.run(30 * time.Minute)
+		f.ask(badImage)
+		if refused {
+			f.upgrade.Spec.Force = true // the kubelet lets the slot wait
+			f.refuse = func(w Write) bool {
+				return w.Resize && f.pods["pod-00000"].image(slotA) == badImage
+			}
+		}
+		f.run(30 * time.Minute)
+		if s := f.upgrade.Status; s.Phase != Stopped || s.Pods.Failed != 1 || s.Failed[0].Reason != "ErrImagePull: no such image" {
+			t.Errorf("refused %v: %+v", refused, s)
+		}
+		f.images(newImage, emptyImage)
+	}
+}
+
 // TestSilentKubelet: of a native sidecar it says nothing but that what ran before has ended.
 func TestSilentKubelet(t *testing.T) {
 	f := newNode(t, 3)

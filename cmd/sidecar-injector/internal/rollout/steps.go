@@ -282,6 +282,9 @@ func (p *pass) turnBack(pod *Pod, m *memory) (class, string) {
 func (p *pass) abort(pod *Pod, reason string, superseded bool) (class, string) {
 	const enough = 512
 	r := pod.record
+	if !p.lowerFirst(pod) {
+		return inFlight, ""
+	}
 	slot, old := pod.slot(r.Slot), pod.other(r.Slot)
 	r.Step, r.At, r.Restarts, r.Superseded = stepAborting, p.now.UTC(), slot.restarts, superseded
 	reason = strings.Join(strings.Fields(reason), " ") // of several lines, as a termination message is
@@ -295,6 +298,20 @@ func (p *pass) abort(pod *Pod, reason string, superseded bool) (class, string) {
 		return inFlight, ""
 	}
 	return failed, r.Reason
+}
+
+// lowerFirst reports whether the new slot may have the empty image now. To the kubelet its requests are part of what it remembers of a start: where the
+// upgrade before has just given the slot the empty image, with the requests of a proxy, the same with those of an idle slot is another start,
+// and the pod is spared a wait of 10 s.
+func (p *pass) lowerFirst(pod *Pod) bool {
+	r, m := &pod.record, p.of(pod)
+	if !r.free(r.Slot, r.Empty).After(p.now) {
+		return true
+	}
+	if m.lowering.IsZero() {
+		m.lowering = p.now
+	}
+	return p.now.Sub(m.lowering) >= lowerLimit || p.lowered(pod, r.Slot)
 }
 
 // back reports whether the slot of a pod that failed runs the empty image again.

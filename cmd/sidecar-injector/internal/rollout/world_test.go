@@ -193,7 +193,7 @@ func (f *node) write(w Write) {
 
 // started is that a slot was given another image: what ran ends, and the kubelet remembers.
 func (f *node) started(p *fakePod, c corev1.Container) {
-	key := c.Name + "/" + c.Image
+	key := c.Name + "/" + c.Image + "/" + c.Resources.Requests.Memory().String()
 	if last, ok := p.starts[key]; ok && f.now.Sub(last) < kubeletRemembers && !f.upgrade.Spec.Force {
 		f.t.Errorf("%s %s: %s starts for the second time within %s: its pod would be unready", f.now.Format(time.TimeOnly), p.Name, key, f.now.Sub(last))
 	}

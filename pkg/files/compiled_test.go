@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -476,7 +477,7 @@ func TestSuccessorRecallsNothing(t *testing.T) {
 	l.next()
 	l.take()
 	l.end()
-	l.Import(map[string][]byte{}, nil)
+	l.Import(map[string][]byte{}, func(string) io.Reader { return nil })
 	if l.recall() != nil {
 		t.Error("it begins with what was kept")
 	}

@@ -83,6 +83,7 @@ type Files struct {
 	// inherited is what Publish is to begin with, nil of nothing; begun says that it has.
 	inherited *publish.Snapshot
 	begun     bool
+	inline    int // maxInline
 	restart
 	// refused is what Envoy refuses of the configuration that it answered for last; nil: nothing.
 	refused atomic.Pointer[xds.RejectedError]
@@ -97,7 +98,7 @@ func New(c Config) (*Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Files{c: c, log: c.Log("agent"), source: source, builder: build.New(c.Options), latest: latest{changed: make(chan struct{}, 1)}, compiled: newCompiled(c)}
+	f := &Files{c: c, log: c.Log("agent"), inline: maxInline, source: source, builder: build.New(c.Options), latest: latest{changed: make(chan struct{}, 1)}, compiled: newCompiled(c)}
 	f.wasm = ecds.New(ecds.Config{Open: c.Modules, Changed: f.latest.again, Ready: c.Ready, Log: c.Log("wasm")})
 	f.filters, f.compiled.damaged = newFilters(c, f.wasm), f.makeAnew
 	f.ended, f.endedBy = context.WithCancel(context.Background())

@@ -1,6 +1,8 @@
 package files
 
 import (
+	"bufio"
+	"fmt"
 	"io"
 	"slices"
 
@@ -70,11 +72,13 @@ func setExtensions(snap xds.Snapshot, list []xds.Resource) {
 func (f *Files) Export() map[string][]byte {
 	state := map[string][]byte{stateVIPs: f.exportVIPs()}
 	if snap := f.publisher.Published(); snap != nil {
-		resources, err := marshalSnapshot(snap)
-		if err != nil {
-			f.log.Error("the next generation starts as if there were none before it", "err", err)
-		} else {
-			state[StateResources] = resources
+		if sizeOf(snap) <= f.inline {
+			resources, err := marshalSnapshot(snap)
+			if err != nil {
+				f.log.Error("the next generation starts as if there were none before it", "err", err)
+			} else {
+				state[StateResources] = resources
+			}
 		}
 		f.publisher.Beside(snap.Hosts, publish.HoldLimit)
 	}
@@ -101,33 +105,74 @@ func (f *Files) exportVIPs() []byte {
 	return f.c.VIPs.Export()
 }
 
-// ExportFiles has none: what a successor is told fits into State.
-func (f *Files) ExportFiles() map[string]func(io.Writer) error { return nil }
+// maxInline is how large a component may be that is told in messages; a larger one is a file, for a successor that takes such.
+const maxInline = 16 << 20
+
+// sizeOf is about how many bytes marshalSnapshot makes.
+func sizeOf(snap *publish.Snapshot) (size int) {
+	const more = 16 // of tags and lengths, and of a host its addresses
+	for _, list := range snap.Resources {
+		for _, r := range list {
+			size += len(r.Name) + r.Size() + more
+		}
+	}
+	for _, h := range snap.Hosts {
+		size += len(h.Name) + 3*more
+	}
+	return size
+}
+
+// ExportFiles are the resources, if they are too large for Export.
+func (f *Files) ExportFiles() map[string]func(io.Writer) error {
+	snap := f.publisher.Published()
+	if snap == nil || sizeOf(snap) <= f.inline {
+		return nil
+	}
+	return map[string]func(io.Writer) error{StateSnapshot: func(w io.Writer) error {
+		out := bufio.NewWriterSize(w, writeBuffer)
+		if err := (&snapshotWriter{to: out}).write(snap); err != nil {
+			return err
+		}
+		return out.Flush()
+	}}
+}
 
 // Import takes over what the generation before exported: Envoy starts with the resources that it had
 // last, and what the files say then is a change of these. What cannot be read is left out; the files
 // say it as well. It must be called before Publish.
-func (f *Files) Import(state map[string][]byte, _ func(component string) io.Reader) {
+func (f *Files) Import(state map[string][]byte, open func(component string) io.Reader) {
 	f.succeeds = true
 	var running []xds.Resource
-	if data, ok := state[StateResources]; ok {
-		snap, exact, err := unmarshalSnapshot(data)
-		if err != nil {
-			f.log.Warn("Envoy starts without them", "err", err)
-		} else {
-			if bad := discardUnreadable(snap); len(bad) > 0 {
-				f.log.Warn("Envoy starts without resources of the generation before that cannot be read", "names", bad)
-			}
-			f.inherited, running = snap, extensionsOf(snap)
-			f.publisher.Beside(snap.Hosts, 0)
-			if exact {
-				f.before.Store(snap)
-			}
+	if snap, exact, err := inheritedOf(state, open); err != nil {
+		f.log.Warn("Envoy starts without them", "err", err)
+	} else if snap != nil {
+		if bad := discardUnreadable(snap); len(bad) > 0 {
+			f.log.Warn("Envoy starts without resources of the generation before that cannot be read", "names", bad)
+		}
+		f.inherited, running = snap, extensionsOf(snap)
+		f.publisher.Beside(snap.Hosts, 0)
+		if exact {
+			f.before.Store(snap)
 		}
 	}
 	f.filters.inherit(state[stateFilters])
 	f.wasm.Import(state[ecds.Component], running)
 	f.importVIPs(state)
+}
+
+// inheritedOf is the snapshot in what the generation before exported, nil if there is none.
+func inheritedOf(state map[string][]byte, open func(component string) io.Reader) (snap *publish.Snapshot, exact bool, err error) {
+	data, told := state[StateResources]
+	if from := open(StateSnapshot); from != nil {
+		told = true
+		if data, err = io.ReadAll(from); err != nil {
+			return nil, false, fmt.Errorf("read the resources of the generation before: %w", err)
+		}
+	}
+	if !told {
+		return nil, false, nil
+	}
+	return unmarshalSnapshot(data)
 }
 
 // ImportLast takes over what may have changed up to the moment at which the generation before let go. From then on that one

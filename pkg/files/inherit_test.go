@@ -1,6 +1,8 @@
 package files
 
 import (
+	"bytes"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -161,4 +163,39 @@ func TestNamesWaitInAHandOff(t *testing.T) {
 	newer.answers("what cannot be read", "v1.x", "v2.x", "v3.x", "v4.x")
 	newer.has("names may lead nowhere")
 	newer.end()
+}
+
+// TestLargeHeritage: what is too large for a component moves as a file, and what is not as before.
+func TestLargeHeritage(t *testing.T) {
+	for name, inline := range map[string]int{"small": maxInline, "large": 1} {
+		t.Run(name, func(t *testing.T) {
+			r := newRestarts(t)
+			r.write("a.yaml", entryAt("v1.x", ""))
+			from := r.start()
+			from.next()
+			from.take()
+			from.reports()
+			from.inline = inline
+			published := from.publisher.Published()
+			state, files := from.Export(), from.ExportFiles()
+			from.end()
+			if _, told := state[StateResources]; told == (name == "large") || (len(files) > 0) == told {
+				t.Errorf("told: %v, with %d files", told, len(files))
+			}
+			got, exact, err := inheritedOf(state, func(component string) io.Reader {
+				if files[component] == nil {
+					return nil
+				}
+				var b bytes.Buffer
+				if err := files[component](&b); err != nil {
+					t.Error(err)
+				}
+				return &b
+			})
+			if got == nil || !exact || err != nil {
+				t.Fatalf("%v, %v, %v", got, exact, err)
+			}
+			sameResources(t, got.Resources, published.Resources)
+		})
+	}
 }

@@ -23,6 +23,8 @@ const (
 	stateVIPs = "vips"
 	// StateResources is what marshalSnapshot writes.
 	StateResources = "resources"
+	// StateSnapshot is the same as a file, where it is larger than a component may be.
+	StateSnapshot = "snapshot"
 	// stateNames is what marshalSnapshot writes of the names alone that DNS answers.
 	stateNames = "names"
 	// stateFilters is the EnvoyFilters that Envoy has taken: namespace/name, a line each.

@@ -4,7 +4,7 @@ import "testing"
 
 // TestNamesOfStateStay: other releases know what a generation tells by these names.
 func TestNamesOfStateStay(t *testing.T) {
-	for got, want := range map[string]string{stateVIPs: "vips", StateResources: "resources", stateFilters: "envoyfilters", stateNames: "names"} {
+	for got, want := range map[string]string{stateVIPs: "vips", StateResources: "resources", StateSnapshot: "snapshot", stateFilters: "envoyfilters", stateNames: "names"} {
 		if got != want {
 			t.Errorf("a component is called %q, want %q", got, want)
 		}

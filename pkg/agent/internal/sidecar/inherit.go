@@ -40,6 +40,8 @@ type Inheritance struct {
 func TakesFiles(c *config.Config) (components []string) {
 	if c.ConfigDir == "" {
 		components = append(components, istiod.StateResources)
+	} else {
+		components = append(components, files.StateSnapshot)
 	}
 	if c.Wasm {
 		components = append(components, stateModules)

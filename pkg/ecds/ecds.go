@@ -67,6 +67,7 @@ type Extensions struct {
 	modules Modules    // nil before the first is wanted
 	all     map[string]*extension
 	before  map[string]bool     // names of those that the generation before has in force
+	lacking map[string]bool     // names of those that it has without a module
 	theirs  map[string]*version // what that generation's Envoy runs, by name, until it is wanted here
 	runs    bool                // this Envoy runs these from the start
 	loads   loads
@@ -282,15 +283,15 @@ func (x *Extensions) failed(e *extension) bool {
 	return e.bad != "" || st.Reason != ""
 }
 
-// Has brings the modules of extensions, and says whether each is there, or that which the generation before has in force: a newcomer gets
-// connections as soon as its Envoy has listeners, and must not refuse what its predecessor serves.
+// Has brings the modules of extensions, and says whether each is there, or that which the generation before has in force, if it has any: a
+// newcomer gets connections as soon as its Envoy has listeners, and must not refuse what its predecessor serves.
 func (x *Extensions) Has(all []envoyfilter.Extension) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	has := true
 	for _, w := range all {
 		e, err := x.want(w)
-		has = has && (err != nil || e.newest != nil || e.good != nil)
+		has = has && (err != nil || e.newest != nil || e.good != nil || x.lacking[w.Name])
 	}
 	x.ready()
 	return has
@@ -359,6 +360,6 @@ func (x *Extensions) forget(name string) {
 func (x *Extensions) Served() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.served, x.before = true, nil
+	x.served, x.before, x.lacking = true, nil, nil
 	x.ready()
 }

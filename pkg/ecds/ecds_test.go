@@ -383,6 +383,27 @@ func TestSucceeds(t *testing.T) {
 	}
 }
 
+// TestLacking wants a newcomer to wait for no module that its predecessor serves without: whatever guards the traffic there does so here.
+func TestLacking(t *testing.T) {
+	all := []envoyfilter.Extension{wanted("a", "/none", closed)}
+	older := newBench(t)
+	older.want(older.Resources(all), "deny")
+	older.readiness("not in force yet")
+	older.Served()
+	older.readiness("")
+	b := newBench(t)
+	b.Import(older.Export(), older.Resources(all))
+	if !b.Has(all) {
+		t.Error("it waits for what nobody has")
+	}
+	b.want(b.Resources(all), "deny")
+	b.Answered(nil)
+	b.readiness("")
+	fresh := append(all, wanted("fresh", "/none", closed))
+	b.want(b.Resources(fresh), "deny", "deny")
+	b.readiness("of fresh is not in force yet")
+}
+
 // TestPrepare wants a document that is new to find its modules there, those that come in time.
 func TestPrepare(t *testing.T) {
 	b := newBench(t)

@@ -15,7 +15,7 @@ import (
 )
 
 // ready says what of the modules a start waits for: those that traffic may not pass without, the others for 5 s, and all that the
-// generation before has in force. A pod that was ready once stays so. The caller holds mu.
+// generation before has in force, but none that it lacks as well. A pod that was ready once stays so. The caller holds mu.
 func (x *Extensions) ready() {
 	if len(x.all) == 0 && x.before == nil {
 		return
@@ -27,7 +27,7 @@ func (x *Extensions) ready() {
 	waited := time.Since(x.began)
 	for _, name := range slices.Sorted(maps.Keys(x.all)) {
 		e := x.all[name]
-		if e.inForce() {
+		if e.inForce() || x.lacking[name] {
 			continue
 		}
 		why := fmt.Sprintf("the Wasm module of %s is not in force yet: %s", name, x.why(e))
@@ -60,7 +60,7 @@ const Component = "wasm"
 // inherited is one extension of the generation before.
 type inherited struct {
 	Name   string `json:"name"`
-	SHA256 string `json:"sha256,omitempty"` // of the module that is in force; "": none is
+	SHA256 string `json:"sha256,omitempty"` // of the module that is in force; "": what stands in its place is
 	Digest string `json:"digest,omitempty"`
 	Size   int64  `json:"size,omitempty"`
 	// Wanted is the configuration as a control plane has sent it that may not be there to send it again: a google.protobuf.Any in bytes, which may
@@ -84,9 +84,7 @@ func (x *Extensions) export(wanted bool) []byte {
 		if v := e.good; v != nil {
 			i.SHA256, i.Digest, i.Size = v.module.SHA256, v.module.Digest, v.module.Size
 		}
-		if i.SHA256 != "" || i.Wanted != nil {
-			all = append(all, i)
-		}
+		all = append(all, i)
 	}
 	data, err := json.Marshal(all)
 	if err != nil || len(all) == 0 {
@@ -112,13 +110,15 @@ func (x *Extensions) inherit(data []byte, running []xds.Resource) []inherited {
 	defer x.mu.Unlock()
 	modules := make(map[string]wasm.Module, len(all))
 	if all != nil {
-		x.before = make(map[string]bool, len(all))
+		x.before, x.lacking = make(map[string]bool, len(all)), map[string]bool{}
 	}
 	for _, i := range all {
-		if i.SHA256 != "" {
-			x.before[i.Name] = true
-			modules[i.Name] = wasm.Module{SHA256: i.SHA256, Digest: i.Digest, Size: i.Size}
+		if i.SHA256 == "" {
+			x.lacking[i.Name] = true
+			continue
 		}
+		x.before[i.Name] = true
+		modules[i.Name] = wasm.Module{SHA256: i.SHA256, Digest: i.Digest, Size: i.Size}
 	}
 	x.theirs = make(map[string]*version, len(running))
 	for _, m := range running {

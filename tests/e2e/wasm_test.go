@@ -330,7 +330,7 @@ func TestWasmUpgradeWithoutRegistry(t *testing.T) {
 }
 
 // TestWasmUpgradeStale: a document that has changed to a module that is bad, or that nobody has, does not keep a pod from an upgrade: the newcomer
-// serves with what was in force before, in each response, until what is wanted can be had.
+// serves with what was in force before, in each response, until what is wanted can be had. Nor does one that never had a module.
 func TestWasmUpgradeStale(t *testing.T) {
 	t.Parallel()
 	p := newSlotPod(t, lab.SlotsOptions{Args: withMeshFile})
@@ -353,7 +353,10 @@ func TestWasmUpgradeStale(t *testing.T) {
 	write("b", "/none")
 	wasmPhase(t, p, 0, "a", "Stale")
 	wasmPhase(t, p, 0, "b", "Stale")
+	p.slots.Write(t, "c.yaml", strings.Replace(proxywasm.Plugin("c", modulesURL+"/none", ""), "mode: SERVER", "mode: SERVER, ports: [{number: 9999}]", 1))
+	wasmPhase(t, p, 0, "c", "Failed") // nothing passes on that port, here and there
 	p.takeOver(t, 1)
+	wasmPhase(t, p, 1, "c", "Failed")
 	wasmPhase(t, p, 1, "a", "Stale")
 	wasmPhase(t, p, 1, "b", "Stale")
 	goesOn(t, asked, 100)

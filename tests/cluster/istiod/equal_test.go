@@ -6,9 +6,11 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"understudy.mesh/pkg/overview"
 	"understudy.mesh/tests/cluster/istiod"
 	"understudy.mesh/tests/lab"
 )
@@ -53,6 +55,30 @@ func mustEqualIstios(t *testing.T, hosts int) {
 		return fmt.Errorf("%d of %d are different: %.1000q: ours %.2000s, Istio's %.2000s", len(different), len(want), different, got[name], want[name])
 	})
 	t.Logf("%d resources are the same", len(want))
+}
+
+// TestNamesLead: the page of the agent says by which of Envoy's clusters a name goes, as istiod calls it.
+func TestNamesLead(t *testing.T) {
+	p := newPod(t, 1, map[string]string{"hosts": istiod.Hosts(1)})
+	start(t, p, 0, p.Ours)
+	status, body, err := p.Pod.Get("http://127.0.0.1:" + lab.StatusPort + overview.Path)
+	var o overview.Overview
+	if err == nil {
+		err = json.Unmarshal([]byte(body), &o)
+	}
+	if err != nil || status != http.StatusOK || o.Sidecar == nil || o.Sidecar.DNS == nil {
+		t.Fatalf("%d, %v: %s", status, err, body)
+	}
+	led := 0
+	for _, n := range o.Sidecar.DNS.Names {
+		if strings.HasSuffix(n.LeadsTo, "||"+n.Host) {
+			led++
+		}
+	}
+	if led == 0 {
+		t.Errorf("no name leads anywhere: %+v", o.Sidecar.DNS.Names)
+	}
+	t.Logf("%+v", o.Sidecar.DNS.Names)
 }
 
 func merged(a, b map[string]string) map[string]string {

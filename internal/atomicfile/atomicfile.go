@@ -41,6 +41,18 @@ func Replace(path string, write func(io.Writer) error) (info os.FileInfo, err er
 	return info, nil
 }
 
+// Unnamed is an empty file for the owner alone on the volume of path, which is gone when nobody has it open any more.
+func Unnamed(path string) (*os.File, error) {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // Replace sweeps it up if this process is killed now
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 // sweep removes what killed processes have left of theirs beside the file at path.
 func sweep(path string) {
 	entries, err := os.ReadDir(filepath.Dir(path))

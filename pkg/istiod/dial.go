@@ -18,7 +18,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
 
 	"understudy.mesh/internal/compliance"
 )
@@ -90,6 +92,7 @@ func (d *Dial) connect(log *slog.Logger) (*grpc.ClientConn, error) {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: d.KeepaliveTime, Timeout: d.KeepaliveTimeout}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(d.MaxMessage)),
 		grpc.WithDisableServiceConfig(),
+		experimental.WithBufferPool(mem.NopBufferPool{}), // the buffers of a large response would stay in a pool for a while
 	}
 	if d.Plain {
 		options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))

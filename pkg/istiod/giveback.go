@@ -29,13 +29,13 @@ func (g *giveBack) begin(wanted bool) {
 	}
 }
 
-// note takes in that istiod has said something.
-func (g *giveBack) note(resp *xds.Response) {
-	given := 0
+// note takes in that istiod has said something, and returns how many bytes.
+func (g *giveBack) note(resp *xds.Response) (given int) {
 	for _, r := range resp.Resources {
 		given += len(r.Body)
 	}
 	g.add(given)
+	return given
 }
 
 // add takes in that so many bytes more are in use no longer, or soon will not be.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"runtime"
+	"slices"
 	"time"
 
 	"understudy.mesh/dnsproxy/table"
@@ -18,6 +20,8 @@ const (
 	storedAfter = 2 * time.Second
 	// storeEvery is the time between two looks at whether there is something to keep.
 	storeEvery = 10 * time.Second
+	// muchTaken is how much of a response is put into a file as soon as Envoy has taken it: the next ones come while this one is in memory.
+	muchTaken = 2 << 20
 )
 
 // Types that are not kept on a disk: they may have secrets in them.
@@ -36,6 +40,7 @@ type lastGood struct {
 	kept    content       // what the file has
 	rest    time.Time     // until then nothing is written
 	failing bool          // nothing could be written the last time
+	much    []string      // types of which istiod has said much at a time
 }
 
 // content is what istiod has said.
@@ -65,6 +70,13 @@ func (l *loop) awaitIstiod() {
 	}
 	if g.after = time.NewTimer(storedAfter); l.retry != nil { // it could not be reached before Envoy was there
 		l.restore()
+	}
+}
+
+// note takes in that istiod has said so many bytes of a type.
+func (g *lastGood) note(url string, given int) {
+	if given >= muchTaken && g.store != nil && g.kept == (content{}) && url != secretType && url != extensionType {
+		g.much = append(g.much, url)
 	}
 }
 
@@ -157,6 +169,26 @@ func (l *loop) save(now content) error {
 	}
 	l.giveBack.add(relay.Release(exported, f, begin))
 	return nil
+}
+
+// spill puts what Envoy has taken of a type into a file, if it is much and the pod starts: later the store's has it.
+func (l *loop) spill(url string) {
+	g, at := &l.lastGood, slices.Index(l.lastGood.much, url)
+	if at < 0 {
+		return
+	}
+	g.much = slices.Delete(g.much, at, at+1)
+	f, err := g.store.Beside()
+	if err != nil {
+		return // keep will say so
+	}
+	exported, err := l.i.c.Relay.Export(f, slices.DeleteFunc(order(), func(other string) bool { return other == url })...)
+	if err != nil {
+		_ = f.Close()
+		return
+	}
+	l.i.c.Relay.Release(exported, f, 0)
+	runtime.GC() // it would let the heap grow to twice of what was there before
 }
 
 // keepNow does so whenever the last time was.

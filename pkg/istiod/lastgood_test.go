@@ -247,3 +247,63 @@ func TestLastGoodIsDamaged(t *testing.T) {
 		}
 	}
 }
+
+// TestLastGoodSpills: what Envoy has taken of a large response is in a file at once, of which only this process knows, and an Envoy that
+// starts anew gets it from there. Where no file can be made it stays in memory.
+func TestLastGoodSpills(t *testing.T) {
+	for _, tc := range []struct {
+		name, dir string
+		spills    bool
+	}{{"there is room", "", true}, {"there is no volume", "missing", false}} {
+		t.Run(tc.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), tc.dir, "istiod.resources")
+			_, a, e, s := coldWith(t, func(i *Istiod) {
+				keeping(path)(i)
+				i.loop.lastGood.every, i.c.Dial.MaxMessage = time.Hour, 2*muchTaken
+			})
+			s.quiet()
+			body := strings.Repeat("x", muchTaken)
+			s.give(clusterType, "big="+body)
+			e.gets("Cluster +big", "")
+			s.asked("Cluster ack n4")
+			if tc.spills {
+				for end := time.Now().Add(deadline); len(unnamed(t, path)) != 1; time.Sleep(time.Millisecond) {
+					if time.Now().After(end) {
+						t.Fatal("the resources are in no file")
+					}
+				}
+			}
+			e.close()
+			again := a.envoy()
+			again.asks(clusterType)
+			resp, err := again.stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range resp.GetResources() {
+				if got := string(r.GetResource().GetValue()); r.Name == "big" && got != body || len(resp.GetResources()) != 2 {
+					t.Errorf("Envoy gets %d resources, and of %s %d bytes", len(resp.GetResources()), r.Name, len(got))
+				}
+			}
+			if files, _ := filepath.Glob(path + "*"); len(files) > 0 || !tc.spills && len(unnamed(t, path)) > 0 {
+				t.Errorf("left behind: %q, %q", files, unnamed(t, path))
+			}
+		})
+	}
+}
+
+// unnamed are the files of this process beside path that have no name any more.
+func unnamed(t *testing.T, path string) (targets []string) {
+	t.Helper()
+	fds, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		target, err := os.Readlink(fd)
+		if err == nil && strings.HasPrefix(target, path+".") && strings.HasSuffix(target, " (deleted)") {
+			targets = append(targets, target)
+		}
+	}
+	return targets
+}

@@ -307,6 +307,9 @@ func (l *loop) tell() {
 				l.answer(n.Type, a.Nonce, a.Refusal)
 			}
 		}
+		if len(n.Answers) > 0 {
+			l.spill(n.Type)
+		}
 		listeners = listeners || n.First && n.Type == listenerType
 	}
 	if listeners && !l.named {
@@ -358,7 +361,7 @@ func (l *loop) take(resp *xds.Response) {
 	}
 	l.nonces[url] = nonce
 	l.heard()
-	l.giveBack.note(resp)
+	l.lastGood.note(url, l.giveBack.note(resp))
 	l.awaited = slices.DeleteFunc(l.awaited, func(awaited string) bool { return awaited == url })
 	if len(l.awaited) == 0 {
 		l.silent.Stop()

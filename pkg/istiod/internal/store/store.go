@@ -119,6 +119,9 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return b.Writer.Write(p)
 }
 
+// Beside is an empty file on the same volume, which is gone when nobody has it open any more.
+func (s *Store) Beside() (*os.File, error) { return atomicfile.Unnamed(s.path) }
+
 // Size is the file's in bytes, 0 if there is none.
 func (s *Store) Size() int64 {
 	info, err := os.Stat(s.path)

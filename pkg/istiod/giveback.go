@@ -49,11 +49,6 @@ func (g *giveBack) add(bytes int) {
 	}
 }
 
-// due fires when there is memory to give back.
-func (g *giveBack) due() <-chan time.Time {
-	return fires(g.timer)
-}
-
 // done says that memory was given back. Pools of buffers let go of theirs when they have not been used from one time to the next.
 func (g *giveBack) done() {
 	g.given = 0

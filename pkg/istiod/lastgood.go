@@ -49,11 +49,6 @@ type content struct {
 	names *[]table.Host // that DNS answers
 }
 
-// overdue fires when istiod has not answered in time.
-func (l *loop) overdue() <-chan time.Time {
-	return fires(l.lastGood.after)
-}
-
 // due fires when it is time for a look.
 func (l *loop) due() <-chan time.Time {
 	if l.lastGood.ticks == nil {

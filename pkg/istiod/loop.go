@@ -109,13 +109,13 @@ func (l *loop) run(ctx context.Context) {
 			l.tellHealth()
 		case <-l.i.resync:
 			l.resync()
-		case <-l.late():
+		case <-fires(l.succession.late):
 			l.succeed(true)
-		case <-l.overdue():
+		case <-fires(l.lastGood.after):
 			l.restore()
 		case <-l.due():
 			l.keep()
-		case <-l.giveBack.due():
+		case <-fires(l.giveBack.timer):
 			l.release()
 		case <-l.i.keeps:
 			l.keepNow()

@@ -27,11 +27,6 @@ type succession struct {
 	over  bool        // this generation may say that it is ready
 }
 
-// late fires when the present step has taken too long.
-func (l *loop) late() <-chan time.Time {
-	return fires(l.succession.late)
-}
-
 // succeed goes as far as can be gone now; late says that the present step has taken too long.
 func (l *loop) succeed(late bool) {
 	l.vet()

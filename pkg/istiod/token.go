@@ -1,56 +1,31 @@
 package istiod
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
+
+	"understudy.mesh/pkg/istiod/internal/token"
 )
-
-// claims are what a token says of itself (RFC 7519). Nobody here checks its signature.
-type claims struct {
-	Audience audiences `json:"aud"`
-	Subject  string    `json:"sub"`
-	Issued   int64     `json:"iat"`
-	Expires  int64     `json:"exp"`
-}
-
-// audiences is one or a list, in JSON.
-type audiences []string
-
-func (a *audiences) UnmarshalJSON(b []byte) error {
-	var one string
-	if json.Unmarshal(b, &one) == nil {
-		*a = audiences{one}
-		return nil
-	}
-	return json.Unmarshal(b, (*[]string)(a))
-}
 
 // errNoToken says that no file of a token is there.
 var errNoToken = errors.New("no token is there")
 
 // claims reads those of the token that goes with a call, and names its file. The error has nothing of the token itself.
-func (d *Dial) claims() (path string, c claims, err error) {
-	path, token, err := firstFile(d.Tokens)
+func (d *Dial) claims() (path string, c token.Claims, err error) {
+	path, text, err := firstFile(d.Tokens)
 	if err == nil && path == "" {
 		err = errNoToken
 	}
 	if err != nil {
 		return path, c, err
 	}
-	parts := strings.Split(strings.TrimSpace(string(token)), ".")
-	if len(parts) != 3 {
-		return path, c, fmt.Errorf("%s is no JSON Web Token: it has %d parts, want 3", path, len(parts))
+	if c, err = token.Read(string(text)); err != nil {
+		err = fmt.Errorf("%s is %w", path, err)
 	}
-	text, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil || json.Unmarshal(text, &c) != nil {
-		return path, c, fmt.Errorf("%s is no JSON Web Token: its claims cannot be read", path)
-	}
-	return path, c, nil
+	return path, c, err
 }
 
 // token says what the token is good for.

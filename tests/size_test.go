@@ -8,7 +8,7 @@ const (
 	// A package is one sitting to read.
 	maxPackageFiles, maxPackageLines = 20, 3000
 	// maxShippedLines is what an agent may take that does all that this one does, tests aside; a new part has a new bound.
-	maxShippedLines = 85_900
+	maxShippedLines = 86_000
 )
 
 // shippedRooms hold the code of the release; the rest shows, measures and tests it.

@@ -67,8 +67,9 @@ func (s *Source) Load() (*Registry, error) {
 // assemble makes a registry of what was read, unless there are more hosts than may be: then the one before is to stay.
 func (s *Source) assemble() (*Registry, error) {
 	r := s.dir.registry(s.o, s.seed)
-	r.madeOf = s.madeOf()
-	s.tell()
+	if whole := s.tell(); whole {
+		r.madeOf = s.dir.digest()
+	}
 	if n := len(r.services); s.o.MaxHosts > 0 && n > s.o.MaxHosts {
 		return nil, fmt.Errorf("the documents have %d hosts, at most %d are taken: remove some, or raise UNDERSTUDY_MAX_HOSTS", n, s.o.MaxHosts)
 	}
@@ -105,21 +106,13 @@ func (s *Source) read() (*Registry, error) {
 	return s.assemble()
 }
 
-// madeOf is the digest of the files, none where a document is in force in another version than they have, or not at all. The caller holds
-// mu.
-func (s *Source) madeOf() Digest {
-	for d := range s.documents() {
-		if d.Status == statusStale || d.Status == statusError {
-			return Digest{}
-		}
-	}
-	return s.dir.digest()
-}
-
-// tell logs each trouble once, and once more when it is over.
-func (s *Source) tell() {
+// tell logs each trouble once, and once more when it is over. It says whether each document is in force as the files have it. The caller
+// holds mu.
+func (s *Source) tell() (whole bool) {
 	now := map[string]bool{}
+	whole = true
 	for doc := range s.documents() {
+		whole = whole && doc.Status != statusStale && doc.Status != statusError
 		if doc.Status == statusOK || doc.ofBadFile {
 			continue
 		}
@@ -145,6 +138,7 @@ func (s *Source) tell() {
 		}
 	}
 	s.told = now
+	return whole
 }
 
 // text is the document's place, name and trouble in one line.

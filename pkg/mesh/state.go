@@ -60,7 +60,8 @@ func (d *directory) scan() error {
 	if err != nil {
 		return err
 	}
-	if err := d.fits(names); err != nil {
+	seen, err := d.look(names)
+	if err != nil {
 		return err
 	}
 	old := make(map[string]*fileState, len(d.files))
@@ -69,8 +70,8 @@ func (d *directory) scan() error {
 	}
 	d.unsettled = false
 	files := make([]*fileState, 0, len(names))
-	for _, name := range names {
-		files = append(files, d.file(name, old[name]))
+	for i, name := range names {
+		files = append(files, d.file(name, seen[i], old[name]))
 	}
 	d.files = files
 	d.chooseVersions()
@@ -101,18 +102,24 @@ func (d *directory) list() ([]string, error) {
 	return names, nil
 }
 
-// fits is an error when the files are too large together. What one of them alone is wrong with, file says.
-func (d *directory) fits(names []string) error {
+// look identifies the files. It is an error when they are too large together; what one of them alone is wrong with is in its sight.
+func (d *directory) look(names []string) ([]sight, error) {
 	var total int64
-	for _, name := range names {
-		if id, err := statFile(filepath.Join(d.path, name), d.o.maxFileBytes); err == nil {
-			total += id.size
-		}
+	seen := make([]sight, len(names))
+	for i, name := range names {
+		seen[i].id, seen[i].err = statFile(filepath.Join(d.path, name), d.o.maxFileBytes)
+		total += seen[i].id.size
 	}
 	if total > d.o.maxBytes {
-		return fmt.Errorf("its %d files have %d bytes, at most %d are read: remove what no pod of this workload needs", len(names), total, d.o.maxBytes)
+		return nil, fmt.Errorf("its %d files have %d bytes, at most %d are read: remove what no pod of this workload needs", len(names), total, d.o.maxBytes)
 	}
-	return nil
+	return seen, nil
+}
+
+// sight is a file as its directory has it, or why it cannot be read.
+type sight struct {
+	id  stamp
+	err error
 }
 
 // leadsOut says whether a link's target is changed without this directory changing. The links of a ConfigMap
@@ -123,16 +130,14 @@ func (d *directory) leadsOut(name string) bool {
 }
 
 // file returns the state of one file: the old one when the file did not change.
-func (d *directory) file(name string, old *fileState) *fileState {
-	path := filepath.Join(d.path, name)
-	id, err := statFile(path, d.o.maxFileBytes)
-	if err != nil {
-		return failedFile(name, err, old)
+func (d *directory) file(name string, seen sight, old *fileState) *fileState {
+	if seen.err != nil {
+		return failedFile(name, seen.err, old)
 	}
-	if old != nil && old.err == nil && old.fresh && old.id == id {
+	if old != nil && old.err == nil && old.fresh && old.id == seen.id {
 		return old
 	}
-	data, id, err := readFile(path, d.o.maxFileBytes)
+	data, id, err := readFile(filepath.Join(d.path, name), d.o.maxFileBytes)
 	if err != nil {
 		return failedFile(name, err, old)
 	}

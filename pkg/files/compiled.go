@@ -58,10 +58,12 @@ type compiled struct {
 	damaged  func() // is told that it cannot be read
 	log      *slog.Logger
 
-	mu      sync.Mutex // guards what follows
+	saving  sync.Mutex // is held by who writes, and guards failing
+	failing bool       // it could not be written the last time
+
+	mu      sync.Mutex // guards what follows, and is not held while the disk is at work: a change waits for it
 	latest  *made      // what is in force; nil: it is not known
 	written bool       // the file has it
-	failing bool       // it could not be written the last time
 
 	changed chan struct{} // holds a token when latest has changed
 }
@@ -131,10 +133,12 @@ func (f *compiled) run(ctx context.Context) {
 
 // save writes what is in force, unless the file has it, and says how many bytes are no longer in memory and how many were written.
 func (f *compiled) save() (moved, size int64) {
+	f.saving.Lock()
+	defer f.saving.Unlock()
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	m := f.latest
-	if m == nil || f.written {
+	m, written := f.latest, f.written
+	f.mu.Unlock()
+	if m == nil || written {
 		return 0, 0
 	}
 	var bodies []placed
@@ -153,7 +157,10 @@ func (f *compiled) save() (moved, size int64) {
 		f.failing = true
 		return 0, 0
 	}
-	f.written, f.failing = true, false
+	f.failing = false
+	f.mu.Lock()
+	f.written = f.latest == m // else the file is of an older one
+	f.mu.Unlock()
 	return f.move(bodies, info), info.Size()
 }
 

@@ -46,42 +46,54 @@ type container struct {
 }
 
 // compareAround notes in what the pods differ around the proxy's containers: volumes, secrets and metadata of the injection, and what counts for the whole
-// pod. What the workload would lack is a blocker: a container that Istio's templates add, and a volume of theirs that another container mounts.
+// pod. What the workload would lack is a blocker.
 func (r *Report) compareAround(running *corev1.Pod, made []byte) error {
 	text, err := json.Marshal(running)
 	if err != nil {
 		return fmt.Errorf("write pod %s/%s: %w", running.Namespace, running.Name, err)
 	}
-	var pods [2]pod
-	var by [2]injection
-	for i, text := range [][]byte{text, made} {
-		if err := json.Unmarshal(text, &pods[i]); err != nil {
-			return fmt.Errorf("compare with pod %s/%s: %w", running.Namespace, running.Name, err)
-		}
-		// One that cannot be read is another injector's, and says nothing.
-		_ = json.Unmarshal([]byte(pods[i].Metadata.Annotations[inject.AnnotationStatus]), &by[i])
+	var before, after pod
+	if err = json.Unmarshal(text, &before); err == nil {
+		err = json.Unmarshal(made, &after)
 	}
-	istios := by[0]
-	for _, name := range slices.Concat(istios.InitContainers, istios.Containers) {
-		if !compare.Injected(name) && !pods[1].has(name) {
-			r.Blockers = append(r.Blockers, fmt.Sprintf("Istio's templates add the container %s, and ours would not", name))
-		}
+	if err != nil {
+		return fmt.Errorf("compare with pod %s/%s: %w", running.Namespace, running.Name, err)
 	}
-	for _, c := range slices.Concat(pods[0].Spec.InitContainers, pods[0].Spec.Containers) {
-		for _, m := range c.VolumeMounts {
-			if pods[1].has(c.Name) && !compare.Injected(c.Name) && slices.Contains(istios.Volumes, m.Name) && !slices.ContainsFunc(pods[1].Spec.Volumes, isNamed(m.Name)) {
-				r.Blockers = append(r.Blockers, fmt.Sprintf("container %s mounts the volume %s, which Istio's templates add, and ours would not", c.Name, m.Name))
-			}
-		}
-	}
-	ours := by[1]
+	istios, ours := before.injection(), after.injection()
+	r.Blockers = append(r.Blockers, lacking(&before, &after, istios)...)
 	both := injection{Volumes: slices.Concat(istios.Volumes, ours.Volumes), ImagePullSecrets: slices.Concat(istios.ImagePullSecrets, ours.ImagePullSecrets)}
-	all := compare.Fields("", pods[0].fields(both), pods[1].fields(both))
+	all := compare.Fields("", before.fields(both), after.fields(both))
 	for i := range all {
 		all[i].Field = strings.TrimPrefix(all[i].Field, ".")
 	}
 	r.differ(all)
 	return nil
+}
+
+// lacking is what the application would miss of Istio's own templates: containers that they add, and volumes of theirs that it mounts.
+func lacking(before, after *pod, istios injection) (found []string) {
+	for _, name := range slices.Concat(istios.InitContainers, istios.Containers) {
+		if !compare.Injected(name) && !after.has(name) {
+			found = append(found, fmt.Sprintf("Istio's templates add the container %s, and ours would not", name))
+		}
+	}
+	for _, c := range slices.Concat(before.Spec.InitContainers, before.Spec.Containers) {
+		if compare.Injected(c.Name) || !after.has(c.Name) {
+			continue
+		}
+		for _, m := range c.VolumeMounts {
+			if slices.Contains(istios.Volumes, m.Name) && !slices.ContainsFunc(after.Spec.Volumes, isNamed(m.Name)) {
+				found = append(found, fmt.Sprintf("container %s mounts the volume %s, which Istio's templates add, and ours would not", c.Name, m.Name))
+			}
+		}
+	}
+	return found
+}
+
+// injection is what the pod's annotation says. One that cannot be read says nothing.
+func (p *pod) injection() (by injection) {
+	_ = json.Unmarshal([]byte(p.Metadata.Annotations[inject.AnnotationStatus]), &by)
+	return by
 }
 
 // has reports whether the pod has a container.

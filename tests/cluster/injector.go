@@ -91,7 +91,8 @@ func (c *Cluster) StartIstioInjector(t lab.T, root string) {
 	})
 }
 
-// istioInjector renders what Istio's chart has of its injector. Without telemetry, as istiod here: only Istio's own Envoy has that.
+// istioInjector renders what Istio's chart has of its injector. Without telemetry, as istiod here: only Istio's own Envoy has that. And
+// without what the MeshConfig of istiod here, which is another file, has not.
 func istioInjector(ctx context.Context, root string) (string, error) {
 	source, err := build.ModuleDir(ctx, root, build.Istiod(), "istio.io/istio")
 	if err != nil {
@@ -99,6 +100,7 @@ func istioInjector(ctx context.Context, root string) (string, error) {
 	}
 	cmd := exec.CommandContext(ctx, "go", "run", ".", "-chart", filepath.Join(source, "manifests/charts/istio-control/istio-discovery"),
 		"-release", "istiod", "-namespace", IstioNamespace, "-set", "global.hub="+istioHub, "-set", "global.tag="+istioTag, "-set", "telemetry.enabled=false",
+		"-set", "meshConfig.enablePrometheusMerge=false",
 		"-show-only", "configmap.yaml,istiod-injector-configmap.yaml,mutatingwebhook.yaml")
 	cmd.Dir = filepath.Join(root, "build", "chart")
 	cmd.WaitDelay = time.Second

@@ -125,15 +125,31 @@ func differing(at string, before, after any) (found []Difference) {
 		return found
 	case []any:
 		after, ok := after.([]any)
-		if !ok || !named(before) || !named(after) {
-			break
+		switch {
+		case !ok:
+		case named(before) && named(after):
+			return differingByName(at, before, after)
+		case sameInTurn(before, after):
+			return nil
 		}
-		return differingByName(at, before, after)
 	}
 	if !reflect.DeepEqual(before, after) {
 		return []Difference{{at, before, after}}
 	}
 	return nil
+}
+
+// sameInTurn reports whether the elements of two lists do not differ, whose place is all that they are known by.
+func sameInTurn(before, after []any) bool {
+	if len(before) != len(after) {
+		return false
+	}
+	for i := range before {
+		if len(differing("", before[i], after[i])) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // isDefault reports whether a field that only one side has says what counts without it.

@@ -55,6 +55,18 @@ func TestCompareAround(t *testing.T) {
 	if !slices.Equal(r.Blockers, blockers) || !slices.Equal(r.Differences, differences) {
 		t.Errorf("blockers\n%s\ndifferences\n%s", strings.Join(r.Blockers, "\n"), strings.Join(r.Differences, "\n"))
 	}
+	// What the API server fills in is no difference, in a list without names either.
+	const labels = `{"metadata": {"annotations": {` + ours + `}}, "spec": {"volumes": [{"name": "data", "downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]}}`
+	filled := strings.Replace(labels, `"fieldPath"`, `"apiVersion": "v1", "fieldPath"`, 1)
+	for made, differs := range map[string]bool{labels: false, strings.Replace(labels, "metadata.labels", "metadata.name", 1): true} {
+		r, pod := Report{}, new(corev1.Pod)
+		if err := json.Unmarshal([]byte(filled), pod); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.compareAround(pod, []byte(made)); err != nil || len(r.Blockers) > 0 || len(r.Differences) > 0 != differs {
+			t.Errorf("%s: %v, %+v", made, err, r)
+		}
+	}
 	r = Report{}
 	if err := r.compareAround(pod, []byte(running)); err != nil || len(r.Blockers)+len(r.Differences) > 0 {
 		t.Errorf("with itself: %v, %+v", err, r)

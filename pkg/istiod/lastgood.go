@@ -24,11 +24,8 @@ const (
 	muchTaken = 2 << 20
 )
 
-// Types that are not kept on a disk: they may have secrets in them.
-const (
-	secretType    = envoyPrefix + "extensions.transport_sockets.tls.v3.Secret"
-	extensionType = envoyPrefix + "config.core.v3.TypedExtensionConfig"
-)
+// unkept are types that are not kept on a disk: they may have secrets in them.
+func unkept() []string { return []string{secretType, extensionsType} }
 
 // lastGood keeps what istiod has said over a restart of the container. The zero value keeps nothing.
 type lastGood struct {
@@ -70,7 +67,7 @@ func (l *loop) awaitIstiod() {
 
 // note takes in that istiod has said so many bytes of a type.
 func (g *lastGood) note(url string, given int) {
-	if given >= muchTaken && g.store != nil && g.kept == (content{}) && url != secretType && url != extensionType {
+	if given >= muchTaken && g.store != nil && g.kept == (content{}) && !slices.Contains(unkept(), url) {
 		g.much = append(g.much, url)
 	}
 }
@@ -152,7 +149,7 @@ func (l *loop) save(now content) error {
 	}
 	var exported xds.Exported
 	begin, err := g.store.Save(head, func(w io.Writer) (err error) {
-		exported, err = relay.Export(w, secretType, extensionType)
+		exported, err = relay.Export(w, unkept()...)
 		return err
 	})
 	if err != nil {

@@ -27,14 +27,14 @@ const (
 	clusterType  = envoyPrefix + "config.cluster.v3.Cluster"
 	endpointType = envoyPrefix + "config.endpoint.v3.ClusterLoadAssignment"
 	listenerType = envoyPrefix + "config.listener.v3.Listener"
+	secretType   = envoyPrefix + "extensions.transport_sockets.tls.v3.Secret"
 	workloadType = typePrefix + "istio.workload.Workload"
 	namesType    = typePrefix + "istio.networking.nds.v1.NameTable"
 )
 
 func order() []string {
 	return []string{
-		clusterType, endpointType, listenerType, envoyPrefix + "config.route.v3.RouteConfiguration",
-		envoyPrefix + "extensions.transport_sockets.tls.v3.Secret", extensionsType,
+		clusterType, endpointType, listenerType, envoyPrefix + "config.route.v3.RouteConfiguration", secretType, extensionsType,
 	}
 }
 
